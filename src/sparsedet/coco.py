@@ -1,0 +1,205 @@
+"""COCO-format ground truth: read, checked and handed out by image.
+
+Needs the JSON alone; images are found beside it by `file_name`. Single bad annotations are
+skipped or mended and counted, a file that is no COCO data set is an error. No torch here.
+
+Glossary: labels are contiguous 1..K in the order of `categories`; `category_id` is the
+file's own. Boxes are xyxy float pixels of the photograph.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """One photograph with its ground truth.
+
+    Attributes:
+        id, file_name, width, height: as in the file, pixels.
+        boxes: (N, 4) float32 xyxy, inside the photograph, of positive area.
+        labels: (N,) int64, 1..K.
+        crowd: (N,) bool.
+    """
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A checked data set.
+
+    Attributes:
+        path: the JSON file.
+        root: folder of the photographs.
+        images: in the file's order.
+        class_names, category_ids: of label 1, 2, ... K.
+        problems: what was skipped or mended -> how often.
+    """
+
+    path: Path
+    root: Path
+    images: tuple[CocoImage, ...]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    problems: Counter[str] = field(default_factory=Counter)
+
+    def image_path(self, image: CocoImage) -> Path:
+        return self.root / image.file_name
+
+    def warnings(self) -> list[str]:
+        """One line for each kind of problem."""
+        return [f"{self.path}: {count} {what}" for what, count in sorted(self.problems.items())]
+
+    def require_images(self) -> None:
+        """Check that every photograph exists.
+
+        Raises:
+            InputError: says how many are missing and names the first.
+        """
+        missing = [i.file_name for i in self.images if not self.image_path(i).is_file()]
+        if missing:
+            raise InputError(
+                f"{self.root}: {len(missing)} of {len(self.images)} images are missing, "
+                f"first {missing[0]!r}"
+            )
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        InputError: it cannot be read or is not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def load_coco(
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+) -> CocoDataset:
+    """Read and check a COCO-format data set.
+
+    Args:
+        annotations: the JSON file with `images`, `annotations` and `categories`.
+        images: folder of the photographs.
+        class_names: the classes that count, in label order, matched by name; annotations of
+            other categories are skipped and counted. Default: all, ordered by category id.
+
+    Raises:
+        InputError: unreadable, no COCO data set, keys missing, no images, or no usable class.
+    """
+    path = Path(annotations)
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: not a COCO data set (the top level is no object)")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data.get(key), list):
+            raise InputError(f"{path}: not a COCO data set (no list {key!r})")
+    if not data["images"]:
+        raise InputError(f"{path}: the data set has no images")
+
+    categories: dict[int, str] = {}
+    for entry in data["categories"]:
+        categories[_get(path, "categories", entry, "id", int)] = _get(
+            path, "categories", entry, "name", str
+        )
+    names = tuple(class_names) if class_names else tuple(n for _, n in sorted(categories.items()))
+    by_name = {name: id_ for id_, name in categories.items()}
+    present = [name for name in names if name in by_name]
+    if not present:
+        raise InputError(f"{path}: none of its categories is among the {len(names)} classes asked for")
+    ids = tuple(by_name.get(name, -1) for name in names)
+    label_of = {id_: label for label, id_ in enumerate(ids, start=1) if id_ != -1}
+
+    problems: Counter[str] = Counter()
+    sizes: dict[int, tuple[int, int]] = {}
+    for entry in data["images"]:
+        image_id = _get(path, "images", entry, "id", int)
+        if image_id in sizes:
+            raise InputError(f"{path}: image id {image_id} appears twice")
+        width = _get(path, "images", entry, "width", int)
+        height = _get(path, "images", entry, "height", int)
+        if width < 1 or height < 1:
+            raise InputError(f"{path}: image {image_id} has size {width}x{height}")
+        sizes[image_id] = (width, height)
+
+    rows: dict[int, list[tuple[list[float], int, bool]]] = {id_: [] for id_ in sizes}
+    for entry in data["annotations"]:
+        image_id = _get(path, "annotations", entry, "image_id", int)
+        category = _get(path, "annotations", entry, "category_id", int)
+        box = _get(path, "annotations", entry, "bbox", list)
+        if image_id not in sizes:
+            problems["annotations of an unknown image skipped"] += 1
+            continue
+        if category not in label_of:
+            problems["annotations of an unknown category skipped"] += 1
+            continue
+        try:
+            x, y, w, h = (float(v) for v in box)
+        except (TypeError, ValueError):
+            problems["annotations whose bbox is not four numbers skipped"] += 1
+            continue
+        width, height = sizes[image_id]
+        x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+        if not np.isfinite([x, y, w, h]).all() or w <= 0 or h <= 0:
+            problems["boxes without area skipped"] += 1
+            continue
+        if x1 <= x0 or y1 <= y0:
+            problems["boxes outside the image skipped"] += 1
+            continue
+        if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+            problems["boxes reaching over the image's edge clipped"] += 1
+        rows[image_id].append(([x0, y0, x1, y1], label_of[category], bool(entry.get("iscrowd"))))
+
+    result = []
+    for entry in data["images"]:
+        mine = rows[entry["id"]]
+        result.append(
+            CocoImage(
+                entry["id"],
+                _get(path, "images", entry, "file_name", str),
+                *sizes[entry["id"]],
+                np.array([b for b, _, _ in mine], dtype=np.float32).reshape(-1, 4),
+                np.array([label for _, label, _ in mine], dtype=np.int64),
+                np.array([c for _, _, c in mine], dtype=np.bool_),
+            )
+        )
+    return CocoDataset(path, Path(images), tuple(result), names, ids, problems)
+
+
+def _get(path: Path, what: str, entry: Any, key: str, kind: type) -> Any:
+    """`entry[key]`, of the right type; integral floats pass as integers."""
+    if not isinstance(entry, dict) or key not in entry:
+        raise InputError(f"{path}: an entry of {what!r} has no {key!r}")
+    value = entry[key]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{path}: {what}.{key} is {value!r}, expected {kind.__name__}")
+    return value

@@ -1,0 +1,233 @@
+"""What a model is: one frozen dataclass and its named presets.
+
+Every number on which the two families of existing weights differ (TensorPack, the published
+network's lineage, and Detectron2) is a field here, never a branch elsewhere. Nothing in this
+module computes: the layer table is in `network`, anchors and deltas are in `boxes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_type_hints
+
+COCO_NAMES: tuple[str, ...] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""The 80 detection classes in COCO's category order; label = index + 1."""
+
+# COCO's own category_id runs from 1 to 90 with ten ids unused.
+_COCO_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+COCO_CATEGORY_IDS: tuple[int, ...] = tuple(i for i in range(1, 91) if i not in _COCO_UNUSED_IDS)
+"""COCO's category_id of label 1, 2, ... 80."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A Faster R-CNN with a ResNet C4 backbone, completely described.
+
+    Lengths are canvas pixels, colours are in BGR order and 0..255. Paddings are
+    (before, after) along both axes; a negative `after` drops the last row and column.
+    """
+
+    name: str
+
+    # --- input
+    canvas_height: int = 800
+    canvas_width: int = 1280
+    resize: Literal["fit", "stretch"] = "fit"
+    pixel_mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
+    pixel_std: tuple[float, float, float] = (57.375, 57.12, 58.395)
+
+    # --- backbone (res2, res3, res4) and head (res5)
+    blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
+    stem_channels: int = 64
+    bottleneck_channels: tuple[int, int, int, int] = (64, 128, 256, 512)
+    stage_channels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
+    stride_in: Literal["conv1", "conv2"] = "conv2"
+    stem_padding: tuple[int, int] = (3, 2)
+    pool_padding: tuple[int, int] = (1, 0)
+    stride_conv1_padding: tuple[int, int] = (0, -1)
+    stride_conv2_padding: tuple[int, int] = (1, 0)
+    batch_norm_eps: float = 1e-5
+
+    # --- region proposal network
+    rpn_channels: int = 1024
+    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_stride: int = 16
+    anchor_offset: float = 0.0
+    cell_anchors: tuple[tuple[float, float, float, float], ...] | None = None
+    rpn_box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    rpn_pre_nms: int = 6000
+    proposals: int = 300
+    rpn_nms_threshold: float = 0.7
+    rpn_remove_empty: bool = False
+    delta_clamp: float = math.log(1333 / 16)
+
+    # --- regions of interest
+    roi_size: int = 14
+    roi_sampling_ratio: int = 2
+    class_names: tuple[str, ...] = COCO_NAMES
+    category_ids: tuple[int, ...] = COCO_CATEGORY_IDS
+    background: Literal["first", "last"] = "first"
+    background_deltas: bool = True
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+
+    # --- output
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, field: str, expected: str) -> None:
+            if not ok:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+
+        for field in ("canvas_height", "canvas_width"):
+            require(16 <= getattr(self, field) <= 8192, field, "16..8192 pixels")
+        require(self.resize in ("fit", "stretch"), "resize", "'fit' or 'stretch'")
+        require(self.stride_in in ("conv1", "conv2"), "stride_in", "'conv1' or 'conv2'")
+        require(self.background in ("first", "last"), "background", "'first' or 'last'")
+        require(all(s > 0 for s in self.pixel_std), "pixel_std", "positive numbers")
+        for field in ("blocks", "bottleneck_channels", "stage_channels"):
+            value = getattr(self, field)
+            require(len(value) == 4 and min(value) >= 1, field, "four numbers of at least 1")
+        for field in ("stem_channels", "rpn_channels", "proposals", "rpn_pre_nms",
+                      "max_detections", "roi_size", "anchor_stride"):  # fmt: skip
+            require(getattr(self, field) >= 1, field, "at least 1")
+        require(self.roi_sampling_ratio >= 0, "roi_sampling_ratio", "0 (adaptive) or more")
+        require(self.roi_size % 2 == 0, "roi_size", "an even number")
+        require(len(self.class_names) >= 1, "class_names", "at least one name")
+        require(
+            len(self.category_ids) == len(self.class_names), "category_ids",
+            f"{len(self.class_names)} ids, one for each class name",
+        )  # fmt: skip
+        for field in ("rpn_nms_threshold", "nms_threshold", "score_threshold"):
+            require(0.0 <= getattr(self, field) <= 1.0, field, "0..1")
+        require(
+            self.cell_anchors is None or len(self.cell_anchors) >= 1,
+            "cell_anchors", "None or at least one box",
+        )  # fmt: skip
+
+    @property
+    def num_classes(self) -> int:
+        """Object classes, background not counted."""
+        return len(self.class_names)
+
+    @property
+    def anchors_per_cell(self) -> int:
+        if self.cell_anchors is not None:
+            return len(self.cell_anchors)
+        return len(self.anchor_sizes) * len(self.anchor_ratios)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values, one for each field."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Rebuild a configuration from `to_dict`'s values (lists are accepted for tuples).
+
+        Raises:
+            ValueError: an unknown key, a missing name, a value of the wrong type or range.
+        """
+        hints = get_type_hints(cls)
+        unknown = sorted(set(values) - set(hints))
+        if unknown:
+            raise ValueError(f"unknown configuration key {unknown[0]!r}")
+        if "name" not in values:
+            raise ValueError("the configuration has no 'name'")
+        try:
+            return cls(**{key: _coerce(key, value, hints[key]) for key, value in values.items()})
+        except TypeError as error:
+            raise ValueError(f"bad configuration: {error}") from None
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """JSON has no tuples and writes 1.0 as 1: restore both, refuse everything else."""
+    if isinstance(value, list | tuple):
+        if "tuple" not in str(hint):
+            raise ValueError(f"{key} is a list, expected {hint}")
+        return tuple(_coerce(key, v, str(hint)) if isinstance(v, list | tuple) else v for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(value, hint):
+        raise ValueError(f"{key} is {value!r}, expected {hint.__name__}")
+    if hint is int and isinstance(value, bool):
+        raise ValueError(f"{key} is {value!r}, expected int")
+    return value
+
+
+# The published network's form: TensorPack's arithmetic, 300 proposals at test.
+_R101 = ModelConfig(name="r101-c4")
+
+PRESETS: dict[str, ModelConfig] = {
+    "r101-c4": _R101,
+    "r50-c4": replace(_R101, name="r50-c4", blocks=(3, 4, 6, 3)),
+    # Detectron2's COCO-Detection/faster_rcnn_R_101_C4_3x: MSRA weights (stride in the first 1x1,
+    # BGR mean and no std), symmetric padding, background last and without box deltas.
+    "r101-c4-detectron2": replace(
+        _R101,
+        name="r101-c4-detectron2",
+        pixel_mean=(103.53, 116.28, 123.675),
+        pixel_std=(1.0, 1.0, 1.0),
+        stride_in="conv1",
+        stem_padding=(3, 3),
+        pool_padding=(1, 1),
+        stride_conv1_padding=(0, 0),
+        stride_conv2_padding=(1, 1),
+        proposals=1000,
+        rpn_remove_empty=True,
+        delta_clamp=math.log(1000 / 16),
+        roi_sampling_ratio=0,
+        background="last",
+        background_deltas=False,
+    ),
+    # The small default: a ResNet-50 at half bottleneck width. Its backbone's shape, pixel
+    # statistics (BGR mean 104, 117, 123 and no std) and pooling window (Caffe's ceil mode, which
+    # pads one row after and none before) are those of Yahoo's open_nsfw classifier.
+    "r50half-c4": ModelConfig(
+        name="r50half-c4",
+        canvas_height=320,
+        canvas_width=480,
+        pixel_mean=(104.0, 117.0, 123.0),
+        pixel_std=(1.0, 1.0, 1.0),
+        blocks=(3, 4, 6, 3),
+        bottleneck_channels=(32, 64, 128, 256),
+        stage_channels=(128, 256, 512, 1024),
+        stride_in="conv1",
+        stem_padding=(3, 3),
+        pool_padding=(0, 1),
+        stride_conv1_padding=(0, 0),
+        stride_conv2_padding=(1, 1),
+        rpn_channels=512,
+        anchor_sizes=(20.0, 40.0, 80.0, 160.0, 320.0),
+        rpn_pre_nms=1000,
+        proposals=100,
+        rpn_remove_empty=True,
+    ),
+}
+"""Named configurations. `r101-c4` is the published network."""
+
+
+def preset(name: str) -> ModelConfig:
+    """The preset of that name.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown model {name!r}; presets: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,1 @@
+"""Weights of other projects -> tensors of our layer table, one file for each foreign form."""

@@ -1,0 +1,93 @@
+"""When and where zeros appear: the cubic schedule and its allocation to layers. No torch.
+
+Source: Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..network import Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CubicSchedule:
+    """Sparsity over training steps.
+
+    s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin))^3 for begin <= t <= end.
+    Masks are recomputed at begin, begin + every, ... and at end.
+
+    Attributes:
+        initial, final: fraction of zeros, 0..1.
+        begin, end: steps.
+        every: steps between two updates of the masks.
+    """
+
+    initial: float = 0.0
+    final: float
+    begin: int = 0
+    end: int
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.initial <= self.final < 1.0:
+            raise ValueError(
+                f"sparsity from {self.initial} to {self.final}, expected 0 <= initial <= final < 1"
+            )
+        if not 0 <= self.begin < self.end:
+            raise ValueError(f"steps {self.begin}..{self.end}, expected 0 <= begin < end")
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}, expected at least 1")
+
+    def sparsity(self, step: int) -> float:
+        """The target at `step`; initial before `begin`, final from `end` on."""
+        if step <= self.begin:
+            return self.initial
+        if step >= self.end:
+            return self.final
+        progress = (step - self.begin) / (self.end - self.begin)
+        return self.final + (self.initial - self.final) * (1.0 - progress) ** 3
+
+    def updates_at(self, step: int) -> bool:
+        """Are masks recomputed at `step`?"""
+        if not self.begin <= step <= self.end:
+            return False
+        return step == self.end or (step - self.begin) % self.every == 0
+
+
+def prunable_layers(network: Network, exclude: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the layers that may carry zeros: all but stem, predictors and `exclude`.
+
+    Raises:
+        ValueError: a name in `exclude` is no layer, or nothing is left.
+    """
+    names = {layer.name for layer in network.weighted}
+    if unknown := sorted(set(exclude) - names):
+        raise ValueError(f"cannot exclude {unknown[0]!r}: no such layer")
+    kept = tuple(n.name for n in network.weighted if n.prunable and n.name not in exclude)
+    if not kept:
+        raise ValueError("every prunable layer is excluded")
+    return kept
+
+
+def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
+    """Zeros a layer so that `sparsity` of ALL parameters of the network are zero.
+
+    Every layer of `layers` gets the same sparsity, rounded up.
+
+    Raises:
+        ValueError: the layers hold too few weights for the target.
+    """
+    total = network.parameters
+    available = sum(network.by_name[name].weights for name in layers)
+    needed = math.ceil(sparsity * total)
+    if needed > available:
+        raise ValueError(
+            f"sparsity {sparsity:.3f} of all {total} parameters needs {needed} zeros, "
+            f"but the pruned layers have {available} weights"
+        )
+    share = needed / available
+    weights: Mapping[str, int] = {name: network.by_name[name].weights for name in layers}
+    return {name: min(count, math.ceil(share * count)) for name, count in weights.items()}
