@@ -1,0 +1,30 @@
+"""A pruned Faster R-CNN whose zeros are time saved on an ordinary CPU.
+
+>>> import sparsedet
+>>> detector = sparsedet.Detector.load()
+>>> for name, score, box in detector(sparsedet.read_image("street.jpg"), 0.5):
+...     print(name, score, box)
+"""
+
+from .config import PRESETS, ModelConfig, preset
+from .detections import Detections
+from .detector import Detector
+from .engine import available_isas
+from .errors import InputError
+from .preprocess import read_image
+from .weights import load_model, save_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Detections",
+    "Detector",
+    "InputError",
+    "ModelConfig",
+    "available_isas",
+    "load_model",
+    "preset",
+    "read_image",
+    "save_model",
+]

@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ class CocoDataset:
         Raises:
             InputError: says how many are missing and names the first.
         """
-        missing = [i.file_name for i in self.images if not self.image_path(i).is_file()]
+        # os.path.isfile also answers for names that the file system refuses; Path.is_file raises.
+        missing = [i.file_name for i in self.images if not os.path.isfile(self.image_path(i))]
         if missing:
             raise InputError(
                 f"{self.root}: {len(missing)} of {len(self.images)} images are missing, "
@@ -94,7 +96,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             return json.load(file)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number too long to hold
         raise InputError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -112,7 +114,8 @@ def load_coco(
             other categories are skipped and counted. Default: all, ordered by category id.
 
     Raises:
-        InputError: unreadable, no COCO data set, keys missing, no images, or no usable class.
+        InputError: unreadable, no COCO data set, keys missing, no images, an id or class name
+            that appears twice, or no usable class.
     """
     path = Path(annotations)
     data = read_json(path)
@@ -124,16 +127,23 @@ def load_coco(
     if not data["images"]:
         raise InputError(f"{path}: the data set has no images")
 
-    categories: dict[int, str] = {}
+    by_name: dict[str, int] = {}
+    known: set[int] = set()
     for entry in data["categories"]:
-        categories[_get(path, "categories", entry, "id", int)] = _get(
-            path, "categories", entry, "name", str
-        )
-    names = tuple(class_names) if class_names else tuple(n for _, n in sorted(categories.items()))
-    by_name = {name: id_ for id_, name in categories.items()}
+        category = _get(path, "categories", entry, "id", int)
+        name = _get(path, "categories", entry, "name", str)
+        if category < 0 or name in by_name or category in known:
+            raise InputError(f"{path}: category {category} {name!r} is negative or appears twice")
+        by_name[name] = category
+        known.add(category)
+    names = tuple(class_names) if class_names else tuple(sorted(by_name, key=lambda n: by_name[n]))
+    if len(set(names)) < len(names):
+        raise InputError(f"class_names has a name twice: {', '.join(names)}")
     present = [name for name in names if name in by_name]
     if not present:
-        raise InputError(f"{path}: none of its categories is among the {len(names)} classes asked for")
+        raise InputError(
+            f"{path}: none of its categories is among the {len(names)} classes asked for"
+        )
     ids = tuple(by_name.get(name, -1) for name in names)
     label_of = {id_: label for label, id_ in enumerate(ids, start=1) if id_ != -1}
 
@@ -145,7 +155,7 @@ def load_coco(
             raise InputError(f"{path}: image id {image_id} appears twice")
         width = _get(path, "images", entry, "width", int)
         height = _get(path, "images", entry, "height", int)
-        if width < 1 or height < 1:
+        if not (1 <= width <= 1_000_000 and 1 <= height <= 1_000_000):
             raise InputError(f"{path}: image {image_id} has size {width}x{height}")
         sizes[image_id] = (width, height)
 
@@ -158,39 +168,56 @@ def load_coco(
             problems["annotations of an unknown image skipped"] += 1
             continue
         if category not in label_of:
-            problems["annotations of an unknown category skipped"] += 1
+            kind = "a class not asked for" if category in known else "an unknown category"
+            problems[f"annotations of {kind} skipped"] += 1
             continue
-        try:
-            x, y, w, h = (float(v) for v in box)
-        except (TypeError, ValueError):
+        numbers = finite_numbers(box, 4)
+        if numbers is None:
             problems["annotations whose bbox is not four numbers skipped"] += 1
             continue
+        x, y, w, h = numbers
         width, height = sizes[image_id]
-        x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-        if not np.isfinite([x, y, w, h]).all() or w <= 0 or h <= 0:
+        if w <= 0 or h <= 0:
             problems["boxes without area skipped"] += 1
             continue
-        if x1 <= x0 or y1 <= y0:
+        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             problems["boxes outside the image skipped"] += 1
+            continue
+        corners = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
+        x0, y0, x1, y1 = np.array(corners, dtype=np.float32).tolist()
+        if x1 <= x0 or y1 <= y0:  # a sliver so thin that float32 closes it
+            problems["boxes without area skipped"] += 1
             continue
         if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
             problems["boxes reaching over the image's edge clipped"] += 1
         rows[image_id].append(([x0, y0, x1, y1], label_of[category], bool(entry.get("iscrowd"))))
 
     result = []
-    for entry in data["images"]:
-        mine = rows[entry["id"]]
+    for entry, (image_id, mine) in zip(data["images"], rows.items(), strict=True):
         result.append(
             CocoImage(
-                entry["id"],
+                image_id,
                 _get(path, "images", entry, "file_name", str),
-                *sizes[entry["id"]],
+                *sizes[image_id],
                 np.array([b for b, _, _ in mine], dtype=np.float32).reshape(-1, 4),
                 np.array([label for _, label, _ in mine], dtype=np.int64),
                 np.array([c for _, _, c in mine], dtype=np.bool_),
             )
         )
     return CocoDataset(path, Path(images), tuple(result), names, ids, problems)
+
+
+def finite_numbers(value: Any, count: int) -> list[float] | None:
+    """A JSON list of exactly `count` finite numbers as floats, or None for anything else."""
+    if not isinstance(value, list | tuple) or len(value) != count:
+        return None
+    if not all(isinstance(v, Real) and not isinstance(v, bool) for v in value):
+        return None
+    try:
+        numbers = [float(v) for v in value]
+    except OverflowError:  # JSON's integers have no upper limit
+        return None
+    return numbers if np.isfinite(numbers).all() else None
 
 
 def _get(path: Path, what: str, entry: Any, key: str, kind: type) -> Any:

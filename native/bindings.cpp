@@ -1,0 +1,244 @@
+// Python bindings: the only file that includes nanobind. Arrays are copied in and out; the
+// interpreter lock is released while the engine works.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <cstring>
+#include <optional>
+
+#include "dispatch.h"
+#include "engine.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace sparsedet {
+namespace {
+
+template <class T, class Shape>
+using Array = nb::ndarray<const T, Shape, nb::c_contig, nb::device::cpu>;
+template <class... Dims>
+using Out = nb::ndarray<nb::numpy, float, Dims...>;
+
+// A numpy array that owns a copy of `values`.
+nb::ndarray<nb::numpy, float> to_numpy(const std::vector<float>& values,
+                                       std::initializer_list<size_t> shape) {
+  auto* data = new float[values.size() + 1];
+  std::memcpy(data, values.data(), values.size() * sizeof(float));
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return nb::ndarray<nb::numpy, float>(data, shape, owner);
+}
+
+std::vector<Box> to_boxes(const Array<float, nb::shape<-1, 4>>& array) {
+  std::vector<Box> boxes(array.shape(0));
+  if (!boxes.empty()) std::memcpy(boxes[0].data(), array.data(), boxes.size() * sizeof(Box));
+  return boxes;
+}
+
+std::vector<float> flatten(const std::vector<Box>& boxes) {
+  std::vector<float> out;
+  for (const Box& b : boxes) out.insert(out.end(), b.begin(), b.end());
+  return out;
+}
+
+std::vector<float> to_rows(const std::vector<Detection>& found, float height, float width) {
+  std::vector<float> rows;
+  for (const Detection& d : found)
+    rows.insert(rows.end(), {0.0f, static_cast<float>(d.label), d.score, d.box[0] / width,
+                             d.box[1] / height, d.box[2] / width, d.box[3] / height});
+  return rows;
+}
+
+EngineParams to_params(nb::dict d) {
+  auto number = [&](const char* key) { return nb::cast<float>(d[key]); };
+  auto integer = [&](const char* key) { return nb::cast<int>(d[key]); };
+  auto flag = [&](const char* key) { return nb::cast<bool>(d[key]); };
+  auto floats = [&](const char* key, float* to, size_t count) {
+    const auto values = nb::cast<std::vector<float>>(d[key]);
+    if (values.size() != count) throw std::invalid_argument(std::string(key) + ": wrong length");
+    std::copy(values.begin(), values.end(), to);
+  };
+  EngineParams p{};
+  floats("pixel_mean", p.pixel_mean, 3);
+  floats("pixel_std", p.pixel_std, 3);
+  p.roi = {number("roi_scale"), integer("roi_size"), integer("roi_sampling_ratio"),
+           integer("roi_step")};
+  for (const auto& box : nb::cast<std::vector<std::vector<float>>>(d["cell_anchors"])) {
+    if (box.size() != 4) throw std::invalid_argument("cell_anchors: boxes have four numbers");
+    p.boxes.cell_anchors.push_back({box[0], box[1], box[2], box[3]});
+  }
+  p.boxes.anchor_stride = integer("anchor_stride");
+  floats("rpn_box_weights", p.boxes.rpn_weights.data(), 4);
+  floats("box_weights", p.boxes.box_weights.data(), 4);
+  p.boxes.delta_clamp = number("delta_clamp");
+  p.boxes.pre_nms = integer("rpn_pre_nms");
+  p.boxes.proposals = integer("proposals");
+  p.boxes.rpn_nms_threshold = number("rpn_nms_threshold");
+  p.boxes.remove_empty = flag("rpn_remove_empty");
+  p.boxes.num_classes = integer("num_classes");
+  p.boxes.background_first = flag("background_first");
+  p.boxes.background_deltas = flag("background_deltas");
+  p.boxes.score_threshold = number("score_threshold");
+  p.boxes.nms_threshold = number("nms_threshold");
+  p.boxes.max_detections = integer("max_detections");
+  p.hoist = flag("hoist");
+  return p;
+}
+
+// The engine with its instruction set chosen; see engine.h.
+class PyEngine {
+ public:
+  PyEngine(const std::string& isa, int threads, bool pin, nb::dict params)
+      : engine_(choose_kernels(isa), threads, pin, to_params(params)) {}
+
+  void add(const std::string& name, const std::string& source, const std::string& residual,
+           const std::string& part, int in_channels, int out_channels, int kernel, int stride,
+           std::pair<int, int> padding, bool relu,
+           std::optional<Array<float, nb::shape<-1, -1, -1, -1>>> weight,
+           std::optional<Array<float, nb::shape<-1>>> bias) {
+    const Part p = part == "backbone" ? Part::backbone : part == "rpn" ? Part::rpn : Part::roi;
+    OpSpec spec{name, source, residual, p, !weight, in_channels, out_channels, kernel, stride,
+                padding.first, padding.second, relu};
+    if (weight) {
+      const size_t k = static_cast<size_t>(kernel);
+      if (!bias || weight->shape(0) != size_t(out_channels) || weight->shape(1) != size_t(in_channels) ||
+          weight->shape(2) != k || weight->shape(3) != k || bias->shape(0) != size_t(out_channels))
+        throw std::invalid_argument(name + ": weight or bias has the wrong shape");
+    }
+    nb::gil_scoped_release release;
+    engine_.add(spec, weight ? weight->data() : nullptr, bias ? bias->data() : nullptr);
+  }
+
+  template <class T>
+  nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> canvas) {
+    std::vector<Detection> found;
+    {
+      nb::gil_scoped_release release;
+      engine_.plan(static_cast<int>(canvas.shape(0)), static_cast<int>(canvas.shape(1)));
+      found = engine_.run(canvas.data());
+    }
+    return to_numpy(to_rows(found, float(canvas.shape(0)), float(canvas.shape(1))), {found.size(), 7});
+  }
+
+  nb::ndarray<nb::numpy, float> features(Array<float, nb::shape<-1, -1, 3>> canvas) {
+    engine_.plan(static_cast<int>(canvas.shape(0)), static_cast<int>(canvas.shape(1)));
+    return to_numpy(engine_.features(canvas.data()),
+                    {size_t(engine_.feature_channels()), size_t(engine_.feature_height()),
+                     size_t(engine_.feature_width())});
+  }
+
+  nb::tuple rpn(Array<float, nb::ndim<3>> features) {
+    check(features);
+    std::vector<float> logits, deltas;
+    engine_.rpn(features.data(), logits, deltas);
+    return nb::make_tuple(to_numpy(logits, {logits.size()}), to_numpy(deltas, {logits.size(), 4}));
+  }
+
+  nb::ndarray<nb::numpy, float> proposals(Array<float, nb::ndim<1>> logits,
+                                          Array<float, nb::shape<-1, 4>> deltas) {
+    const size_t anchors = engine_.params().boxes.cell_anchors.size();
+    const size_t expected = size_t(engine_.feature_height()) * engine_.feature_width() * anchors;
+    if (logits.shape(0) != expected || deltas.shape(0) != expected)
+      throw std::invalid_argument("logits and deltas do not fit the planned canvas");
+    const auto boxes = find_proposals(engine_.params().boxes, logits.data(), deltas.data(),
+                                      engine_.feature_height(), engine_.feature_width(),
+                                      float(engine_.canvas_height()), float(engine_.canvas_width()));
+    return to_numpy(flatten(boxes), {boxes.size(), 4});
+  }
+
+  nb::ndarray<nb::numpy, float> roi_features(Array<float, nb::ndim<3>> features,
+                                             Array<float, nb::shape<-1, 4>> boxes) {
+    check(features);
+    const size_t bins = engine_.params().roi.size;
+    return to_numpy(engine_.roi_features(features.data(), to_boxes(boxes)),
+                    {boxes.shape(0), features.shape(0), bins, bins});
+  }
+
+  nb::tuple regions(Array<float, nb::ndim<3>> features, Array<float, nb::shape<-1, 4>> boxes) {
+    check(features);
+    const BoxParams& b = engine_.params().boxes;
+    std::vector<float> logits, deltas;
+    if (boxes.shape(0)) engine_.regions(features.data(), to_boxes(boxes), logits, deltas);
+    return nb::make_tuple(
+        to_numpy(logits, {boxes.shape(0), size_t(b.num_classes + 1)}),
+        to_numpy(deltas, {boxes.shape(0), size_t(b.num_classes + b.background_deltas), 4}));
+  }
+
+  nb::ndarray<nb::numpy, float> detect(Array<float, nb::ndim<2>> logits,
+                                       Array<float, nb::ndim<3>> deltas,
+                                       Array<float, nb::shape<-1, 4>> boxes) {
+    const BoxParams& b = engine_.params().boxes;
+    if (logits.shape(0) != boxes.shape(0) || deltas.shape(0) != boxes.shape(0) ||
+        logits.shape(1) != size_t(b.num_classes + 1) ||
+        deltas.shape(1) != size_t(b.num_classes + b.background_deltas) || deltas.shape(2) != 4)
+      throw std::invalid_argument("logits, deltas and boxes do not fit the model");
+    const float h = float(engine_.canvas_height()), w = float(engine_.canvas_width());
+    const auto found = find_detections(b, logits.data(), deltas.data(), to_boxes(boxes), h, w);
+    return to_numpy(to_rows(found, h, w), {found.size(), 7});
+  }
+
+  nb::ndarray<nb::numpy, float> run_op(const std::string& name, Array<float, nb::ndim<4>> x,
+                                       std::optional<Array<float, nb::ndim<4>>> residual) {
+    int h = 0, w = 0;
+    const auto out =
+        engine_.run_op(name, x.data(), static_cast<int>(x.shape(0)), static_cast<int>(x.shape(2)),
+                       static_cast<int>(x.shape(3)), residual ? residual->data() : nullptr, h, w);
+    const size_t batch = x.shape(0), channels = out.size() / (batch * h * w);
+    return to_numpy(out, {batch, channels, size_t(h), size_t(w)});
+  }
+
+  void plan(int height, int width) { engine_.plan(height, width); }
+  size_t arena_bytes() const { return engine_.arena_bytes(); }
+  std::string isa() const { return engine_.kernels().isa; }
+  int threads() const { return engine_.threads(); }
+  int64_t nonzero_weights() const { return engine_.nonzero_weights(); }
+  const std::vector<std::pair<std::string, double>>& timings() const { return engine_.timings(); }
+
+ private:
+  void check(const Array<float, nb::ndim<3>>& features) const {
+    if (!engine_.canvas_height()) throw std::invalid_argument("plan a canvas size first");
+    if (features.shape(0) != size_t(engine_.feature_channels()) ||
+        features.shape(1) != size_t(engine_.feature_height()) ||
+        features.shape(2) != size_t(engine_.feature_width()))
+      throw std::invalid_argument("features do not fit the planned canvas");
+  }
+
+  Engine engine_;
+};
+
+}  // namespace
+}  // namespace sparsedet
+
+NB_MODULE(_native, m) {
+  using sparsedet::PyEngine;
+  m.doc() = "The sparse engine's core; use sparsedet.engine instead.";
+  m.def("available_isas", &sparsedet::available_isas);
+  m.def("choose_isa", [](const std::string& isa) { return std::string(sparsedet::choose_kernels(isa).isa); },
+        "isa"_a = "");
+  nb::class_<PyEngine>(m, "Engine")
+      .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a, "params"_a)
+      .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
+           "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
+           "weight"_a.none(), "bias"_a.none())
+      .def("run", &PyEngine::run<uint8_t>, "canvas"_a)
+      .def("run", &PyEngine::run<float>, "canvas"_a)
+      .def("features", &PyEngine::features, "canvas"_a)
+      .def("rpn", &PyEngine::rpn, "features"_a)
+      .def("proposals", &PyEngine::proposals, "logits"_a, "deltas"_a)
+      .def("roi_features", &PyEngine::roi_features, "features"_a, "boxes"_a)
+      .def("regions", &PyEngine::regions, "features"_a, "boxes"_a)
+      .def("detect", &PyEngine::detect, "logits"_a, "deltas"_a, "boxes"_a)
+      .def("run_op", &PyEngine::run_op, "name"_a, "x"_a, "residual"_a.none() = nb::none())
+      .def("plan", &PyEngine::plan, "height"_a, "width"_a)
+      .def_prop_ro("arena_bytes", &PyEngine::arena_bytes)
+      .def_prop_ro("isa", &PyEngine::isa)
+      .def_prop_ro("threads", &PyEngine::threads)
+      .def_prop_ro("nonzero_weights", &PyEngine::nonzero_weights)
+      .def_prop_ro("timings", &PyEngine::timings);
+}

@@ -1,0 +1,17 @@
+// Which kernels run here.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace sparsedet {
+
+// Names of the instruction sets that were compiled in and that this CPU has, best first.
+std::vector<std::string> available_isas();
+
+// The kernels of that name; "" means SPARSEDET_ISA from the environment, else the best.
+// Throws std::invalid_argument for a name that is unknown or that this CPU lacks.
+const Kernels& choose_kernels(std::string isa);
+
+}  // namespace sparsedet

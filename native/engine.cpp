@@ -1,0 +1,570 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <new>
+#include <stdexcept>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace sparsedet {
+
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+int out_length(int length, const OpSpec& s) {
+  return (length + s.padding_before + s.padding_after - s.kernel) / s.stride + 1;
+}
+
+// Rows of zeros that an operation reads above or below its input.
+int border_needed(int in_height, const OpSpec& s) {
+  const int below = (out_length(in_height, s) - 1) * s.stride - s.padding_before + s.kernel - in_height;
+  return std::max({s.padding_before, below, 0});
+}
+
+template <class Pairs>
+auto& find(Pairs& pairs, const std::string& name) {
+  for (auto& [key, value] : pairs)
+    if (key == name) return value;
+  throw std::logic_error("no tensor '" + name + "'");
+}
+
+// Appends the time since its construction to a list.
+class Timer {
+ public:
+  Timer(std::vector<std::pair<std::string, double>>& list, std::string name)
+      : list_(list), name_(std::move(name)), start_(Clock::now()) {}
+  ~Timer() {
+    list_.emplace_back(name_, std::chrono::duration<double>(Clock::now() - start_).count());
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::vector<std::pair<std::string, double>>& list_;
+  std::string name_;
+  Clock::time_point start_;
+};
+
+Map make_map(float* data, int channels, int height, int width, int border, int lanes) {
+  Map m;
+  m.data = data;
+  m.channels = channels;
+  m.height = height;
+  m.width = width;
+  m.border = border;
+  m.lanes = lanes;
+  return m;
+}
+
+Regions make_regions(float* data, int blocks, int channels, int height, int width, int lanes) {
+  Regions r;
+  r.data = data;
+  r.blocks = blocks;
+  r.channels = channels;
+  r.height = height;
+  r.width = width;
+  r.lanes = lanes;
+  return r;
+}
+
+// [channels][height][width] <-> map; the lanes beyond the width are zeroed.
+void fill_map(const float* from, const Map& to) {
+  for (int y = 0; y < to.height; y++)
+    for (int c = 0; c < to.channels; c++) {
+      std::memset(to.at(y, c, 0), 0, (to.stride() - to.lanes) * sizeof(float));
+      std::memcpy(to.at(y, c, 0), from + (ptrdiff_t(c) * to.height + y) * to.width,
+                  to.width * sizeof(float));
+    }
+}
+
+std::vector<float> read_map(const Map& from) {
+  std::vector<float> out(size_t(from.channels) * from.height * from.width);
+  for (int c = 0; c < from.channels; c++)
+    for (int y = 0; y < from.height; y++)
+      std::memcpy(out.data() + (ptrdiff_t(c) * from.height + y) * from.width, from.at(y, c, 0),
+                  from.width * sizeof(float));
+  return out;
+}
+
+// [count][channels][height][width] <-> regions.
+void fill_regions(const float* from, int count, const Regions& to) {
+  for (int r = 0; r < count; r++)
+    for (int c = 0; c < to.channels; c++)
+      for (int y = 0; y < to.height; y++)
+        for (int x = 0; x < to.width; x++)
+          to.at(r / to.lanes, y, x, c)[r % to.lanes] =
+              from[((ptrdiff_t(r) * to.channels + c) * to.height + y) * to.width + x];
+}
+
+void read_regions(const Regions& from, int count, float* out) {
+  for (int r = 0; r < count; r++)
+    for (int c = 0; c < from.channels; c++)
+      for (int y = 0; y < from.height; y++)
+        for (int x = 0; x < from.width; x++)
+          *out++ = from.at(r / from.lanes, y, x, c)[r % from.lanes];
+}
+
+}  // namespace
+
+Arena::~Arena() { std::free(data_); }
+
+void Arena::reserve(size_t floats) {
+  if (floats <= floats_) return;
+  std::free(data_);
+  floats_ = 0;
+  const size_t bytes = (floats * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage;
+  data_ = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
+  if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+  std::memset(data_, 0, bytes);
+  floats_ = bytes / sizeof(float);
+}
+
+Engine::Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params)
+    : kernels_(kernels), params_(params), pool_(threads, pin), scratch_(threads),
+      context_{kernels_, pool_, scratch_} {}
+
+void Engine::add(const OpSpec& spec, const float* weight, const float* bias) {
+  Op op{spec, {}, false, {}};
+  if (spec.part == Part::backbone) feature_name_ = spec.name;
+  if (!spec.is_pool) {
+    ConvShape shape{spec.in_channels, spec.out_channels, spec.kernel, spec.stride,
+                    spec.padding_before, spec.relu};
+    op.hoisted = params_.hoist && spec.source == "rois";
+    if (op.hoisted) {
+      if (spec.kernel != 1 || spec.padding_before != 0)
+        throw std::invalid_argument(spec.name + ": only a 1x1 convolution without padding hoists");
+      shape.stride = 1;
+      shape.relu = false;
+      op.roi_bias.assign(pitch(spec.out_channels, kernels_.lanes), 0.0f);
+      std::copy(bias, bias + spec.out_channels, op.roi_bias.begin());
+      bias = nullptr;
+    }
+    op.conv = pack_conv(kernels_, shape, weight, bias, spec.part == Part::roi && !op.hoisted);
+  }
+  ops_.push_back(std::move(op));
+  canvas_height_ = canvas_width_ = 0;
+}
+
+const Engine::Op& Engine::op(const std::string& name) const {
+  for (const Op& o : ops_)
+    if (o.spec.name == name) return o;
+  throw std::invalid_argument("no operation '" + name + "'");
+}
+
+const Map& Engine::map(const std::string& name) const { return find(maps_, name); }
+
+const Regions& Engine::region_tensor(const std::string& name) const {
+  return find(regions_, name);
+}
+
+int64_t Engine::nonzero_weights() const {
+  int64_t n = 0;
+  for (const Op& o : ops_) n += o.conv.nonzero;
+  return n;
+}
+
+// ------------------------------------------------------------------------------------ planning
+
+// First fit, largest first: spans whose times overlap must not overlap in memory.
+void Engine::place(std::vector<Span*>& spans, size_t& total) {
+  std::stable_sort(spans.begin(), spans.end(),
+                   [](const Span* a, const Span* b) { return a->floats > b->floats; });
+  std::vector<Span*> placed;
+  for (Span* s : spans) {
+    s->floats = (s->floats + 15) / 16 * 16;
+    s->offset = 0;
+    for (const Span* other : placed)  // sorted by offset
+      if (other->from <= s->to && s->from <= other->to && other->offset < s->offset + s->floats)
+        s->offset = std::max(s->offset, other->offset + other->floats);
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), s,
+                                   [](const Span* a, const Span* b) { return a->offset < b->offset; }),
+                  s);
+    total = std::max(total, s->offset + s->floats);
+  }
+}
+
+void Engine::plan(int height, int width) {
+  if (height == canvas_height_ && width == canvas_width_) return;
+  canvas_height_ = canvas_width_ = 0;
+  maps_.clear();
+  regions_.clear();
+  transposed_.clear();
+  clean_.clear();
+  const int lanes = kernels_.lanes, count = static_cast<int>(ops_.size());
+
+  // Shapes, and the operation after which each tensor is last read. Time 0 is the canvas,
+  // operation i has time i + 1. Hoisted operations write a map, then its transpose.
+  struct Tensor {
+    std::string name;
+    bool is_map;
+    int channels, height, width, border;
+    Span span;
+    int alias = -1;  // lives in that tensor's span instead
+  };
+  std::vector<Tensor> tensors;
+  std::map<std::string, int> index;
+  auto add = [&](const std::string& name, bool is_map, int c, int h, int w, int time) {
+    index[name] = static_cast<int>(tensors.size());
+    tensors.push_back({name, is_map, c, h, w, 0, {0, 0, time, time}, -1});
+  };
+  const int bins = (params_.roi.size + params_.roi.step - 1) / params_.roi.step;
+  int roi_start = count + 1;
+  for (int i = count - 1; i >= 0; i--)
+    if (ops_[i].spec.part == Part::roi) roi_start = i + 1;
+  add("canvas", true, 3, height, width, 0);
+  std::string last_region;
+  for (int i = 0; i < count; i++) {
+    const OpSpec& s = ops_[i].spec;
+    const int time = i + 1;
+    if (s.source == "rois") {
+      // The regions' input: read through transposed copies while blocks of regions are run.
+      Tensor& features = tensors[index.at(feature_name_)];
+      features.span.to = std::max(features.span.to, roi_start);
+      if (!params_.hoist && !index.count("rois"))
+        add("rois", false, features.channels, bins, bins, roi_start);
+    } else if (s.source == "pooled" && !index.count("pooled")) {
+      const Tensor& last = tensors[index.at(last_region)];
+      add("pooled", false, last.channels, 1, 1, time);
+      tensors[index.at(last_region)].span.to = time;
+    }
+    int h, w;
+    if (s.part == Part::roi && (ops_[i].hoisted || s.source == "rois")) {
+      h = w = (params_.roi.size - s.kernel + s.padding_before + s.padding_after) / s.stride + 1;
+    } else {
+      const Tensor& source = tensors[index.at(s.source)];
+      h = out_length(source.height, s);
+      w = out_length(source.width, s);
+    }
+    if (h < 1 || w < 1)
+      throw std::invalid_argument("canvas " + std::to_string(height) + "x" + std::to_string(width) +
+                                  " is too small: " + s.name + " would be empty");
+    add(s.name, s.part != Part::roi, s.out_channels, h, w, time);
+    auto read = [&](const std::string& name) {
+      if (!index.count(name)) return;
+      Span& span = tensors[index[name]].span;
+      span.to = std::max(span.to, time);
+    };
+    read(s.source);
+    if (!s.residual.empty()) read(s.residual);
+    if (s.part != Part::roi && s.source != "rois") {
+      Tensor& source = tensors[index.at(s.source)];
+      source.border = std::max(source.border, border_needed(source.height, s));
+    }
+    if (s.part == Part::roi) last_region = s.name;
+  }
+  // A residual that is last read here may be overwritten in place.
+  for (int i = 0; i < count; i++) {
+    const OpSpec& s = ops_[i].spec;
+    if (s.residual.empty()) continue;
+    const int out = index.at(s.name);
+    int in = index.at(s.residual);
+    if (tensors[in].span.to != i + 1 || tensors[in].border != tensors[out].border) continue;
+    while (tensors[in].alias >= 0) in = tensors[in].alias;
+    tensors[out].alias = in;
+    tensors[in].span.to = tensors[out].span.to;
+  }
+  std::vector<Span*> spans;
+  const int region_lanes = kVectors * lanes;
+  const int most_blocks = (params_.boxes.proposals + region_lanes - 1) / region_lanes;
+  const int blocks = pool_.size() > 4 ? most_blocks : 1;  // regions in flight
+  for (Tensor& t : tensors) {
+    if (t.alias >= 0) continue;
+    t.span.floats = t.is_map
+                        ? make_map(nullptr, t.channels, t.height, t.width, t.border, lanes).size()
+                        : make_regions(nullptr, blocks, t.channels, t.height, t.width, region_lanes).size();
+    spans.push_back(&t.span);
+  }
+  // Hoisted maps and transposed copies, alive from the start of the region phase to its end.
+  const Tensor& features = tensors[index.at(feature_name_)];
+  const size_t cells = size_t(features.height) * features.width;
+  std::vector<std::pair<std::string, Span>> hoisted, copies;
+  hoisted.reserve(count);
+  copies.reserve(count + 1);
+  auto copy = [&](const std::string& name, int channels) {
+    copies.emplace_back(name, Span{0, cells * pitch(channels, lanes), roi_start, count + 1});
+    spans.push_back(&copies.back().second);
+  };
+  for (const Op& o : ops_)
+    if (o.hoisted) {
+      const Map m = make_map(nullptr, o.spec.out_channels, features.height, features.width, 0, lanes);
+      hoisted.emplace_back(o.spec.name, Span{0, m.size(), roi_start, roi_start});
+      spans.push_back(&hoisted.back().second);
+      copy(o.spec.name, o.spec.out_channels);
+    }
+  if (!params_.hoist) copy("rois", features.channels);
+  size_t total = 0;
+  place(spans, total);
+  arena_.reserve(total);
+
+  for (const Tensor& t : tensors) {
+    const int root = t.alias >= 0 ? t.alias : index.at(t.name);
+    float* data = arena_.data() + tensors[root].span.offset;
+    if (t.is_map)
+      maps_.emplace_back(t.name, make_map(data, t.channels, t.height, t.width, t.border, lanes));
+    else
+      regions_.emplace_back(
+          t.name, make_regions(data, blocks, t.channels, t.height, t.width, region_lanes));
+  }
+  for (const auto& [name, span] : hoisted) {
+    const int channels = op(name).spec.out_channels;
+    maps_.emplace_back(name, make_map(arena_.data() + span.offset, channels, features.height,
+                                      features.width, 0, lanes));
+  }
+  for (const auto& [name, span] : copies) transposed_.emplace_back(name, arena_.data() + span.offset);
+  canvas_height_ = height;
+  canvas_width_ = width;
+}
+
+// ------------------------------------------------------------------------------------- running
+
+// Tensors share memory, so a map's border has to be zeroed again unless exactly this map was the
+// last to use these bytes.
+void Engine::prepare_border(const Map& map) {
+  auto end = [](const Map& m) { return m.data + m.size(); };
+  for (const Map& m : clean_)
+    if (m.data == map.data && m.channels == map.channels && m.height == map.height &&
+        m.width == map.width && m.border == map.border)
+      return;
+  std::erase_if(clean_, [&](const Map& m) { return m.data < end(map) && map.data < end(m); });
+  clear_border(context_, map);
+  clean_.push_back(map);
+}
+
+void Engine::run_maps(Part part) {
+  for (const Op& o : ops_) {
+    if (o.spec.part != part) continue;
+    Timer timer(timings_, o.spec.name);
+    const Map& out = map(o.spec.name);
+    prepare_border(out);
+    if (o.spec.is_pool) {
+      pool_map(context_, map(o.spec.source), o.spec.padding_before, out);
+    } else {
+      const Map* residual = o.spec.residual.empty() ? nullptr : &map(o.spec.residual);
+      conv_map(context_, o.conv, map(o.spec.source), residual, out);
+    }
+  }
+}
+
+void Engine::find_boxes(std::vector<float>& logits, std::vector<float>& deltas) {
+  const std::string* name = nullptr;
+  for (const Op& o : ops_)
+    if (o.spec.part == Part::rpn) name = &o.spec.name;
+  if (!name) throw std::logic_error("the network has no RPN");
+  const Map& m = map(*name);
+  const int anchors = static_cast<int>(params_.boxes.cell_anchors.size());
+  logits.resize(size_t(m.height) * m.width * anchors);
+  deltas.resize(logits.size() * 4);
+  size_t i = 0;
+  for (int y = 0; y < m.height; y++)
+    for (int x = 0; x < m.width; x++)
+      for (int a = 0; a < anchors; a++, i++) {
+        logits[i] = *m.at(y, a, x);
+        for (int d = 0; d < 4; d++) deltas[i * 4 + d] = *m.at(y, anchors + a * 4 + d, x);
+      }
+}
+
+void Engine::transpose_sources() {
+  for (const Op& o : ops_) {
+    if (!o.hoisted) continue;
+    Timer timer(timings_, o.spec.name);
+    const Map& out = map(o.spec.name);
+    prepare_border(out);
+    conv_map(context_, o.conv, feature_map(), nullptr, out);
+    transpose_map(context_, out, find(transposed_, o.spec.name));
+  }
+  if (!params_.hoist) {
+    Timer timer(timings_, "transpose");
+    transpose_map(context_, feature_map(), find(transposed_, "rois"));
+  }
+  clean_.clear();  // transposed copies and regions overwrite borders from here on
+}
+
+void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logits,
+                         std::vector<float>& deltas) {
+  const BoxParams& b = params_.boxes;
+  const int classes = b.num_classes + 1, box_columns = 4 * (b.num_classes + b.background_deltas);
+  logits.resize(boxes.size() * classes);
+  deltas.resize(boxes.size() * box_columns);
+  transpose_sources();
+  const Map& features = feature_map();
+  const int in_flight = regions_.front().second.blocks * regions_.front().second.lanes;
+  for (size_t from = 0; from < boxes.size(); from += in_flight) {
+    const int count = static_cast<int>(std::min<size_t>(in_flight, boxes.size() - from));
+    auto used = [&](Regions r) {
+      r.blocks = (count + r.lanes - 1) / r.lanes;
+      return r;
+    };
+    auto align = [&](const std::string& name, int channels, const float* bias, bool relu, int step) {
+      Timer timer(timings_, "roialign." + name);
+      RoiParams params = params_.roi;
+      params.step = step;
+      roi_align(context_, params, find(transposed_, name), channels, features.height,
+                features.width, boxes[from].data(), count, bias, relu, used(region_tensor(name)));
+    };
+    if (!params_.hoist) align("rois", features.channels, nullptr, false, params_.roi.step);
+    bool pooled = false;
+    const std::string* last = nullptr;
+    for (const Op& o : ops_) {
+      if (o.spec.part != Part::roi) continue;
+      if (o.hoisted) {
+        align(o.spec.name, o.spec.out_channels, o.roi_bias.data(), o.spec.relu, o.spec.stride);
+      } else {
+        if (o.spec.source == "pooled" && !pooled) {
+          Timer timer(timings_, "mean");
+          mean_regions(context_, used(region_tensor(*last)), used(region_tensor("pooled")));
+          pooled = true;
+        }
+        Timer timer(timings_, o.spec.name);
+        // Bins that a stride would skip were never computed.
+        const int stride = o.spec.source == "rois" ? o.spec.stride / params_.roi.step : o.spec.stride;
+        const Regions residual = o.spec.residual.empty() ? Regions{} : used(region_tensor(o.spec.residual));
+        conv_regions(context_, o.conv, stride, used(region_tensor(o.spec.source)),
+                     o.spec.residual.empty() ? nullptr : &residual,
+                     used(region_tensor(o.spec.name)), count);
+      }
+      last = &o.spec.name;
+    }
+    const Regions out = used(region_tensor(*last));
+    for (int r = 0; r < count; r++) {
+      const float* column = out.at(r / out.lanes, 0, 0, 0) + r % out.lanes;
+      for (int k = 0; k < classes; k++) logits[(from + r) * classes + k] = column[k * out.lanes];
+      for (int k = 0; k < box_columns; k++)
+        deltas[(from + r) * box_columns + k] = column[(classes + k) * out.lanes];
+    }
+  }
+}
+
+template <class T>
+std::vector<Detection> Engine::run(const T* canvas) {
+  timings_.clear();
+  {
+    Timer timer(timings_, "normalise");
+    prepare_border(map("canvas"));
+    normalise(context_, canvas, params_.pixel_mean, params_.pixel_std, map("canvas"));
+  }
+  run_maps(Part::backbone);
+  run_maps(Part::rpn);
+  std::vector<float> logits, deltas;
+  const float h = static_cast<float>(canvas_height_), w = static_cast<float>(canvas_width_);
+  std::vector<Box> boxes;
+  {
+    Timer timer(timings_, "proposals");
+    find_boxes(logits, deltas);
+    boxes = find_proposals(params_.boxes, logits.data(), deltas.data(), feature_height(),
+                           feature_width(), h, w);
+  }
+  if (boxes.empty()) return {};
+  run_regions(boxes, logits, deltas);
+  Timer timer(timings_, "detections");
+  return find_detections(params_.boxes, logits.data(), deltas.data(), boxes, h, w);
+}
+
+template std::vector<Detection> Engine::run(const uint8_t*);
+template std::vector<Detection> Engine::run(const float*);
+
+// -------------------------------------------------------------------------------------- stages
+
+template <class T>
+std::vector<float> Engine::features(const T* canvas) {
+  prepare_border(map("canvas"));
+  normalise(context_, canvas, params_.pixel_mean, params_.pixel_std, map("canvas"));
+  run_maps(Part::backbone);
+  return read_map(feature_map());
+}
+
+template std::vector<float> Engine::features(const uint8_t*);
+template std::vector<float> Engine::features(const float*);
+
+void Engine::load_features(const float* features) {
+  clean_.clear();
+  prepare_border(feature_map());
+  fill_map(features, feature_map());
+}
+
+void Engine::rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas) {
+  load_features(features);
+  run_maps(Part::rpn);
+  find_boxes(logits, deltas);
+}
+
+void Engine::regions(const float* features, const std::vector<Box>& boxes,
+                     std::vector<float>& logits, std::vector<float>& deltas) {
+  load_features(features);
+  run_regions(boxes, logits, deltas);
+}
+
+std::vector<float> Engine::roi_features(const float* features, const std::vector<Box>& boxes) {
+  const Map& m = feature_map();
+  load_features(features);
+  const int bins = params_.roi.size, lanes = kVectors * kernels_.lanes;
+  const int count = static_cast<int>(boxes.size()), blocks = (count + lanes - 1) / lanes;
+  std::vector<float> copy(size_t(m.height) * m.width * pitch(m.channels, m.lanes) + 16);
+  float* flat = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(copy.data()) + 63) & ~uintptr_t{63});
+  transpose_map(context_, m, flat);
+  Arena memory;
+  Regions out = make_regions(nullptr, blocks, m.channels, bins, bins, lanes);
+  memory.reserve(out.size());
+  out.data = memory.data();
+  RoiParams params = params_.roi;
+  params.step = 1;
+  if (count)
+    roi_align(context_, params, flat, m.channels, m.height, m.width, boxes[0].data(), count,
+              nullptr, false, out);
+  std::vector<float> result(size_t(count) * m.channels * bins * bins);
+  read_regions(out, count, result.data());
+  return result;
+}
+
+std::vector<float> Engine::run_op(const std::string& name, const float* x, int batch, int height,
+                                  int width, const float* residual, int& out_height,
+                                  int& out_width) {
+  const Op& o = op(name);
+  const OpSpec& s = o.spec;
+  if (o.hoisted) throw std::invalid_argument(name + " is hoisted: build the engine without hoisting");
+  out_height = out_length(height, s);
+  out_width = out_length(width, s);
+  Arena memory[3];
+  if (s.part == Part::roi) {
+    const int lanes = kVectors * kernels_.lanes, blocks = (batch + lanes - 1) / lanes;
+    Regions in = make_regions(nullptr, blocks, s.in_channels, height, width, lanes);
+    Regions out = make_regions(nullptr, blocks, s.out_channels, out_height, out_width, lanes);
+    Regions add = out;
+    Regions* const all[] = {&in, &out, &add};
+    for (int i = 0; i < 3; i++) {
+      memory[i].reserve(all[i]->size());
+      all[i]->data = memory[i].data();
+    }
+    fill_regions(x, batch, in);
+    if (residual) fill_regions(residual, batch, add);
+    conv_regions(context_, o.conv, s.stride, in, residual ? &add : nullptr, out, batch);
+    std::vector<float> result(size_t(batch) * s.out_channels * out_height * out_width);
+    read_regions(out, batch, result.data());
+    return result;
+  }
+  const int lanes = kernels_.lanes;
+  Map in = make_map(nullptr, s.in_channels, height, width, border_needed(height, s), lanes);
+  Map out = make_map(nullptr, s.out_channels, out_height, out_width, 0, lanes);
+  Map add = out;
+  Map* const all[] = {&in, &out, &add};
+  for (int i = 0; i < 3; i++) {
+    memory[i].reserve(all[i]->size());
+    all[i]->data = memory[i].data();
+  }
+  fill_map(x, in);
+  if (residual) fill_map(residual, add);
+  if (s.is_pool)
+    pool_map(context_, in, s.padding_before, out);
+  else
+    conv_map(context_, o.conv, in, residual ? &add : nullptr, out);
+  return read_map(out);
+}
+
+}  // namespace sparsedet

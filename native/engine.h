@@ -1,0 +1,133 @@
+// The whole inference path: a canvas in, detections out.
+//
+// An engine is given its operations one by one (from Python's layer table, batch norm folded),
+// packs their weights at once, and plans one activation arena for a canvas size. One run at a
+// time; the caller guards that.
+#pragma once
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "detection.h"
+#include "layers.h"
+
+namespace sparsedet {
+
+enum class Part { backbone, rpn, roi };
+
+// An operation by the names of its tensors; its output bears its own name. "canvas", "rois" and
+// "pooled" (the mean of the last residual block over the region) are sources without an operation.
+struct OpSpec {
+  std::string name, source, residual;  // residual: "" for none
+  Part part;
+  bool is_pool;
+  int in_channels, out_channels, kernel, stride, padding_before, padding_after;
+  bool relu;
+};
+
+struct EngineParams {
+  float pixel_mean[3], pixel_std[3];
+  RoiParams roi;
+  BoxParams boxes;
+  // Run the linear part of the layers that read "rois" once on the map and RoIAlign their output
+  // instead of their input: the same up to rounding, as both are linear.
+  bool hoist;
+};
+
+// Memory for activations: aligned to huge pages where the system has them.
+class Arena {
+ public:
+  ~Arena();
+  void reserve(size_t floats);
+  float* data() const { return data_; }
+  size_t floats() const { return floats_; }
+
+ private:
+  float* data_ = nullptr;
+  size_t floats_ = 0;
+};
+
+class Engine {
+ public:
+  Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params);
+
+  // weight [out][in][k][k] and bias [out]; both null for pooling. In table order.
+  void add(const OpSpec& spec, const float* weight, const float* bias);
+
+  // Plan for a canvas size; does nothing if it is the planned one already.
+  void plan(int height, int width);
+
+  // BGR canvas [height][width][3] of the planned size, 0..255.
+  template <class T>
+  std::vector<Detection> run(const T* canvas);
+
+  // ---- the stages of `run`, for tests: on plain row-major arrays
+  template <class T>
+  std::vector<float> features(const T* canvas);                 // [channels][Hf][Wf]
+  void rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas);
+  void regions(const float* features, const std::vector<Box>& boxes, std::vector<float>& logits,
+               std::vector<float>& deltas);
+  // RoIAlign of the features as the regions' layers would read it without hoisting:
+  // [boxes][channels][bins][bins].
+  std::vector<float> roi_features(const float* features, const std::vector<Box>& boxes);
+  // One operation on its own: x and residual [batch][channels][h][w]; batch 1 for map operations.
+  std::vector<float> run_op(const std::string& name, const float* x, int batch, int height,
+                            int width, const float* residual, int& out_height, int& out_width);
+
+  const EngineParams& params() const { return params_; }
+  const Kernels& kernels() const { return kernels_; }
+  int threads() const { return pool_.size(); }
+  int feature_height() const { return feature_map().height; }
+  int feature_width() const { return feature_map().width; }
+  int feature_channels() const { return feature_map().channels; }
+  int canvas_height() const { return canvas_height_; }
+  int canvas_width() const { return canvas_width_; }
+  size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
+  int64_t nonzero_weights() const;
+  // (operation, seconds) of the last run, in order.
+  const std::vector<std::pair<std::string, double>>& timings() const { return timings_; }
+
+ private:
+  struct Op {
+    OpSpec spec;
+    PackedConv conv;
+    bool hoisted = false;
+    std::vector<float> roi_bias;  // of a hoisted operation: added after RoIAlign
+  };
+  // A span of the arena that one tensor occupies from operation `from` to operation `to`.
+  struct Span {
+    size_t offset = 0, floats = 0;
+    int from = 0, to = 0;
+  };
+
+  const Op& op(const std::string& name) const;
+  const Map& map(const std::string& name) const;
+  const Regions& region_tensor(const std::string& name) const;
+  const Map& feature_map() const { return map(feature_name_); }
+  void prepare_border(const Map& map);
+  void run_maps(Part part);
+  void find_boxes(std::vector<float>& logits, std::vector<float>& deltas);
+  void transpose_sources();
+  void run_regions(const std::vector<Box>& boxes, std::vector<float>& logits,
+                   std::vector<float>& deltas);
+  void load_features(const float* features);
+  static void place(std::vector<Span*>& spans, size_t& total);
+
+  const Kernels& kernels_;
+  EngineParams params_;
+  Pool pool_;
+  Scratch scratch_;
+  Context context_;
+  Arena arena_;
+  std::vector<Op> ops_;
+  std::string feature_name_;
+  int canvas_height_ = 0, canvas_width_ = 0;
+  std::vector<std::pair<std::string, Map>> maps_;
+  std::vector<std::pair<std::string, Regions>> regions_;
+  std::vector<std::pair<std::string, float*>> transposed_;
+  std::vector<Map> clean_;  // maps whose border is zero now
+  std::vector<std::pair<std::string, double>> timings_;
+};
+
+}  // namespace sparsedet

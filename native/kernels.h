@@ -1,0 +1,124 @@
+// The contract of a kernel. A kernel allocates nothing, starts no thread, keeps no state and
+// throws nothing; its argument struct states every precondition. One source file an
+// instruction set fills a Kernels table, and nothing but that table leaves the file.
+//
+// Glossary
+//   L      lanes: floats a vector (scalar and NEON 4, AVX2 8, AVX-512 16)
+//   P      vectors of pixels (or regions) that one tile holds in registers; kVectors at most
+//   G      output channels that one group holds in registers
+//   column one input value a pixel: an input channel at one tap of the filter
+//   panel  the activations of one tile for one block of columns:
+//
+//            column 0: | vector 0 | vector 1 | ... | vector kVectors-1 |
+//            column 1: | vector 0 | ...
+//          kVectors * L floats a column, whatever P is, aligned to a vector
+//
+// Packed weights of one group of G rows and one block of columns. Every column has a pattern,
+// the G-bit mask of the rows whose weight is not zero; columns of equal pattern lie together:
+//
+//            counts:  | columns with pattern 1 | with pattern 2 | ... | with 2^G - 1 |
+//            index:   | panel offset of a column, one for each, in units of 8 bytes |
+//            values:  | popcount(pattern) weights of a column, lowest row first |
+//
+// so that each activation vector is loaded once and used by all rows of the pattern, and
+// columns of pattern 0 are never touched.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace sparsedet {
+
+constexpr int kVectors = 4;   // vectors a panel column
+constexpr int kMaxLanes = 16;
+constexpr int kMaxGroup = 6;  // rows a group, at most
+
+// One panel times the packed weights of `groups` groups.
+struct SparseArgs {
+  const float* panel;
+  const uint16_t* index;   // streams as drawn above, all groups one after the other
+  const float* values;
+  const uint16_t* counts;  // [groups][2^G - 1]
+  int groups;
+  int vectors;             // P, 1..kVectors
+  float* partial;          // [groups][G][kVectors][L] sums between blocks; aligned
+  bool first;              // start from the bias instead of `partial`
+  bool last;               // finish into `out` instead of `partial`
+  // Used when `first`: one value for each row, G * groups of them.
+  const float* bias;
+  // Used when `last`:
+  const float* residual;   // added before the ReLU, or null; same strides as `out`; may be `out`
+  float* out;              // row r, vector v at out + r * row_stride + offset[v]
+  ptrdiff_t row_stride;    // floats
+  int rows;                // rows that exist: 0 < rows <= G * groups; the others are not stored
+  ptrdiff_t offset[kVectors];
+  int valid[kVectors];     // lanes of each vector that exist, 1..L; the others are stored as zero
+  bool relu;
+  // Prefetched while the kernel runs, or null: lines of `prefetch_bytes` a group.
+  const char* prefetch;
+  int prefetch_rows;       // rows fetched a group
+  ptrdiff_t prefetch_stride;
+};
+
+// Gather `count` channels of a map into a panel.
+struct PackArgs {
+  const float* source[kVectors];  // first channel of each vector's first pixel; any alignment
+  ptrdiff_t channel_stride;       // floats between channels
+  int count;                      // channels
+  int vectors;                    // 1..kVectors
+  int stride;                     // 1 or 2: every or every second pixel; 2 * L floats are read
+  float* panel;                   // where the first channel goes; aligned
+};
+
+// 3x3, stride 2 max pooling of one output row of one channel.
+struct PoolArgs {
+  const float* rows[3];  // first tap of output pixel 0 in each of the three input rows
+  float* out;            // rounded up to whole vectors; lanes from `width` on are set to zero
+  int width;             // output pixels
+};
+
+// [channels][pixels] -> [pixels][pitch] of one row of a map.
+struct TransposeArgs {
+  const float* source;     // channel c, pixel x at source + c * channel_stride + x
+  ptrdiff_t channel_stride;
+  int channels;
+  int pixels;
+  float* out;              // pixel x, channel c at out + x * pitch + c; aligned
+  ptrdiff_t pitch;         // channels rounded up to L; the excess is set to zero
+};
+
+// Weighted sums of map cells for L regions at once, laid out with regions as lanes.
+struct RoiArgs {
+  const float* map;        // [cells][pitch], aligned
+  int channels;
+  ptrdiff_t pitch;         // channels rounded up to L
+  const int32_t* cells[kMaxLanes];  // for each region: the cells of its bin ...
+  const float* weights[kMaxLanes];  // ... and their weights
+  int count[kMaxLanes];             // how many; 0 gives zeros
+  const float* bias;       // `pitch` values, added afterwards, or null
+  bool relu;
+  float* out;              // channel c at out + c * channel_stride, L lanes; aligned
+  ptrdiff_t channel_stride;
+};
+
+struct Kernels {
+  const char* isa;
+  int lanes;
+  bool (*supported)();
+  // By G; null where there is none.
+  void (*sparse[kMaxGroup + 1])(const SparseArgs&);
+  void (*pack)(const PackArgs&);
+  void (*pool)(const PoolArgs&);
+  void (*transpose)(const TransposeArgs&);
+  void (*roi)(const RoiArgs&);
+};
+
+extern const Kernels kernels_scalar;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+#if defined(__aarch64__)
+extern const Kernels kernels_neon;
+#endif
+
+}  // namespace sparsedet

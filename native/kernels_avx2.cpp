@@ -1,0 +1,12 @@
+// AVX2 with FMA: 16 registers of 8 lanes; 3 rows x 4 vectors.
+#define SPARSEDET_LANES 8
+#include "kernels_vector.h"
+
+namespace sparsedet {
+namespace {
+bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+}  // namespace
+const Kernels kernels_avx2 = {
+    "avx2", L, supported, {nullptr, nullptr, sparse<2>, sparse<3>, nullptr, nullptr, nullptr},
+    pack, pool, transpose, roi};
+}  // namespace sparsedet

@@ -1,0 +1,16 @@
+// AVX-512: 32 registers of 16 lanes; 5 rows x 4 vectors leave room for weights and one load.
+#define SPARSEDET_LANES 16
+#include "kernels_vector.h"
+
+namespace sparsedet {
+namespace {
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma");
+}
+}  // namespace
+const Kernels kernels_avx512 = {
+    "avx512", L, supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, sparse<6>},
+    pack, pool, transpose, roi};
+}  // namespace sparsedet

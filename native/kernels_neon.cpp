@@ -1,0 +1,12 @@
+// NEON (AArch64): 32 registers of 4 lanes; 5 rows x 4 vectors.
+#define SPARSEDET_LANES 4
+#include "kernels_vector.h"
+
+namespace sparsedet {
+namespace {
+bool supported() { return true; }
+}  // namespace
+const Kernels kernels_neon = {
+    "neon", L, supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
+    pack, pool, transpose, roi};
+}  // namespace sparsedet

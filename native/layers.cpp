@@ -1,0 +1,331 @@
+#include "layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace sparsedet {
+
+namespace {
+
+int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+// Tiles (or positions) that one unit of work sweeps with the same chunk of weights: enough to
+// keep the branch predictor trained, few enough that every thread gets several units.
+int tiles_a_unit(int tiles, int chunks, int threads) {
+  const int units_wanted = 4 * threads;
+  const int most = std::max(1, tiles * chunks / units_wanted);
+  return std::clamp(most, 1, 8);
+}
+
+// Arguments that depend on the chunk of rows and the block of columns alone.
+SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
+  const Stream& stream = conv.streams[block][chunk];
+  const int first = chunk * conv.chunk_groups;
+  SparseArgs a{};
+  a.index = stream.index.data();
+  a.values = stream.values.data();
+  a.counts = stream.counts.data();
+  a.groups = std::min(conv.chunk_groups, conv.groups - first);
+  a.bias = conv.bias.data() + first * conv.group;
+  a.rows = std::min(conv.out_channels - first * conv.group, a.groups * conv.group);
+  a.relu = conv.relu;
+  return a;
+}
+
+}  // namespace
+
+float* Scratch::get(int worker, size_t floats) {
+  auto& buffer = buffers_[worker];
+  if (buffer.size() < floats + 16) buffer.resize(floats + 16);
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) & ~uintptr_t{63});
+}
+
+void clear_border(Context& context, const Map& map) {
+  if (map.border > 0) {
+    std::memset(map.data, 0, map.border * map.row() * sizeof(float));
+    std::memset(map.data + (map.border + map.height) * map.row(), 0,
+                (map.border * map.row() + 4 * map.lanes) * sizeof(float));
+  }
+  context.pool.parallel(map.height, [&](int y, int) {
+    for (int c = 0; c < map.channels; c++)
+      std::memset(map.at(y, c, -map.lanes), 0, map.lanes * sizeof(float));
+  });
+}
+
+template <class T>
+void normalise(Context& context, const T* pixels, const float mean[3], const float std[3],
+               const Map& out) {
+  const float scale[3] = {1 / std[0], 1 / std[1], 1 / std[2]};
+  const int excess = static_cast<int>(out.stride()) - out.lanes - out.width;
+  context.pool.parallel(out.height, [&](int y, int) {
+    const T* row = pixels + static_cast<ptrdiff_t>(y) * out.width * 3;
+    for (int c = 0; c < 3; c++) {
+      float* to = out.at(y, c, 0);
+      for (int x = 0; x < out.width; x++) to[x] = (row[x * 3 + c] - mean[c]) * scale[c];
+      std::memset(to + out.width, 0, excess * sizeof(float));
+    }
+  });
+}
+
+template void normalise(Context&, const uint8_t*, const float[3], const float[3], const Map&);
+template void normalise(Context&, const float*, const float[3], const float[3], const Map&);
+
+void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map* residual,
+              const Map& out) {
+  const int lanes = out.lanes, row_vectors = divide_up(out.width, lanes);
+  const int vectors = row_vectors * out.height, tiles = divide_up(vectors, kVectors);
+  const int unit_tiles = tiles_a_unit(tiles, conv.chunks, context.pool.size());
+  const int sweeps = divide_up(tiles, unit_tiles);
+  size_t panel_floats = 0;
+  for (size_t b = 0; b < conv.segments.size(); b++)
+    panel_floats = std::max(panel_floats, size_t(conv.columns(b)) * kVectors * lanes);
+  const size_t partial_floats = size_t(conv.chunk_groups) * conv.group * kVectors * lanes;
+  const auto kernel = context.kernels.sparse[conv.group];
+
+  context.pool.parallel(sweeps * conv.chunks, [&](int unit, int worker) {
+    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks;
+    const int first = static_cast<int>(int64_t(tiles) * sweep / sweeps);
+    const int last = static_cast<int>(int64_t(tiles) * (sweep + 1) / sweeps);
+    float* panel = context.scratch.get(worker, panel_floats + partial_floats * (last - first));
+    float* partial = panel + panel_floats;
+    const ptrdiff_t chunk_offset = chunk * conv.chunk_groups * conv.group * out.stride();
+    // Source of vector v's first pixel at filter tap (dy, dx) of a channel.
+    auto source = [&](int v, int dy, int dx, int channel) {
+      const int y = v / row_vectors, x = v % row_vectors * lanes;
+      return in.at(y * conv.stride + dy, channel, x * conv.stride + dx);
+    };
+    for (size_t block = 0; block < conv.segments.size(); block++) {
+      SparseArgs a = chunk_args(conv, block, chunk);
+      a.panel = panel;
+      a.first = block == 0;
+      a.last = block + 1 == conv.segments.size();
+      a.residual = residual ? residual->at(0, 0, 0) + chunk_offset : nullptr;
+      a.out = out.at(0, 0, 0) + chunk_offset;
+      a.row_stride = out.stride();
+      for (int tile = first; tile < last; tile++) {
+        const int v0 = tile * kVectors;
+        a.vectors = std::min(kVectors, vectors - v0);
+        a.partial = partial + (tile - first) * partial_floats;
+        PackArgs pack{};
+        pack.channel_stride = in.stride();
+        pack.vectors = a.vectors;
+        pack.stride = conv.stride;
+        pack.panel = panel;
+        for (const Segment& s : conv.segments[block]) {
+          for (int p = 0; p < a.vectors; p++) pack.source[p] = source(v0 + p, s.dy, s.dx, s.channel);
+          pack.count = s.count;
+          context.kernels.pack(pack);
+          pack.panel += s.count * kVectors * lanes;
+        }
+        for (int p = 0; p < a.vectors; p++) {
+          const int y = (v0 + p) / row_vectors, x = (v0 + p) % row_vectors * lanes;
+          a.offset[p] = y * out.row() + x;
+          a.valid[p] = std::min(lanes, out.width - x);
+        }
+        // What is packed next: the next tile of this block, else the first of the next block.
+        const bool wraps = tile + 1 == last;
+        const size_t next_block = block + wraps;
+        a.prefetch = nullptr;
+        if (conv.kernel == 1 && conv.stride == 1 && next_block < conv.segments.size()) {
+          const Segment& s = conv.segments[next_block][0];
+          a.prefetch = reinterpret_cast<const char*>(
+              source((wraps ? first : tile + 1) * kVectors, 0, 0, s.channel));
+          a.prefetch_rows = divide_up(s.count, a.groups);
+          a.prefetch_stride = in.stride() * static_cast<ptrdiff_t>(sizeof(float));
+        }
+        kernel(a);
+      }
+    }
+  });
+}
+
+void pool_map(Context& context, const Map& in, int padding_before, const Map& out) {
+  context.pool.parallel(out.height, [&](int y, int) {
+    PoolArgs a{};
+    a.width = out.width;
+    for (int c = 0; c < out.channels; c++) {
+      for (int r = 0; r < 3; r++)
+        a.rows[r] = in.at(2 * y - padding_before + r, c, -padding_before);
+      a.out = out.at(y, c, 0);
+      context.kernels.pool(a);
+    }
+  });
+}
+
+void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
+                  const Regions* residual, const Regions& out, int regions) {
+  const int positions = out.height * out.width;
+  const int unit_positions =
+      tiles_a_unit(positions, conv.chunks * out.blocks, context.pool.size());
+  const int sweeps = divide_up(positions, unit_positions);
+  const size_t partial_floats = size_t(conv.chunk_groups) * conv.group * out.lanes;
+  const auto kernel = context.kernels.sparse[conv.group];
+  auto source = [&](int b, int position, const Segment& s) -> const float* {
+    const int y = position / out.width * stride + s.dy;
+    const int x = position % out.width * stride + s.dx;
+    if (y < 0 || x < 0 || y >= in.height || x >= in.width) return nullptr;  // a padding tap
+    return in.at(b, y, x, s.channel);
+  };
+
+  context.pool.parallel(out.blocks * sweeps * conv.chunks, [&](int unit, int worker) {
+    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks % sweeps;
+    const int b = unit / conv.chunks / sweeps;
+    const int first = static_cast<int>(int64_t(positions) * sweep / sweeps);
+    const int last = static_cast<int>(int64_t(positions) * (sweep + 1) / sweeps);
+    float* partial = context.scratch.get(worker, partial_floats * (last - first));
+    const int vectors =
+        divide_up(std::min(out.lanes, regions - b * out.lanes), context.kernels.lanes);
+    const int row = chunk * conv.chunk_groups * conv.group;
+    const int blocks = static_cast<int>(conv.segments.size());
+    for (int block = 0; block < blocks; block++) {
+      SparseArgs a = chunk_args(conv, block, chunk);
+      const Segment& segment = conv.segments[block][0];
+      a.row_stride = out.lanes;
+      a.vectors = vectors;
+      for (int p = 0; p < vectors; p++) {
+        a.offset[p] = p * context.kernels.lanes;
+        a.valid[p] = context.kernels.lanes;
+      }
+      for (int position = first; position < last; position++) {
+        a.panel = source(b, position, segment);
+        if (!a.panel) continue;
+        // The first and last block of this position, padding taps left out.
+        a.first = a.last = true;
+        for (int i = 0; i < block && a.first; i++)
+          a.first = !source(b, position, conv.segments[i][0]);
+        for (int i = block + 1; i < blocks && a.last; i++)
+          a.last = !source(b, position, conv.segments[i][0]);
+        const int y = position / out.width, x = position % out.width;
+        a.out = out.at(b, y, x, row);
+        a.residual = residual ? residual->at(b, y, x, row) : nullptr;
+        a.partial = partial + (position - first) * partial_floats;
+        const bool wraps = position + 1 == last;
+        const float* next = block + wraps < blocks
+                                ? source(b, wraps ? first : position + 1, conv.segments[block + wraps][0])
+                                : nullptr;
+        a.prefetch = reinterpret_cast<const char*>(next);
+        a.prefetch_rows = divide_up(segment.count, a.groups);
+        a.prefetch_stride = out.lanes * static_cast<ptrdiff_t>(sizeof(float));
+        kernel(a);
+      }
+    }
+  });
+}
+
+void mean_regions(Context& context, const Regions& in, const Regions& out) {
+  const int positions = in.height * in.width;
+  const float scale = 1.0f / static_cast<float>(positions);
+  context.pool.parallel(in.blocks * in.channels, [&](int item, int) {
+    const int b = item / in.channels, c = item % in.channels;
+    float* sum = out.at(b, 0, 0, c);
+    std::fill(sum, sum + in.lanes, 0.0f);
+    for (int i = 0; i < positions; i++) {
+      const float* from = in.at(b, i / in.width, i % in.width, c);
+      for (int l = 0; l < in.lanes; l++) sum[l] += from[l];
+    }
+    for (int l = 0; l < in.lanes; l++) sum[l] *= scale;
+  });
+}
+
+void transpose_map(Context& context, const Map& in, float* out) {
+  context.pool.parallel(in.height, [&](int y, int) {
+    const ptrdiff_t to = pitch(in.channels, in.lanes);
+    TransposeArgs a{in.at(y, 0, 0), in.stride(), in.channels, in.width, out + y * in.width * to, to};
+    context.kernels.transpose(a);
+  });
+}
+
+namespace {
+
+// Bilinear weights of one axis of one box: cells and weights of every bin.
+struct Axis {
+  std::vector<int> start;  // [bins + 1] into the lists below
+  std::vector<int32_t> cell;
+  std::vector<float> weight;
+
+  void fill(float low, float length, const RoiParams& params, int cells) {
+    start.clear();
+    cell.clear();
+    weight.clear();
+    const float bin = length / static_cast<float>(params.size);
+    const int samples = params.sampling_ratio > 0
+                            ? params.sampling_ratio
+                            : static_cast<int>(std::ceil(length / static_cast<float>(params.size)));
+    for (int b = 0; b < params.size; b += params.step) {
+      start.push_back(static_cast<int>(cell.size()));
+      for (int s = 0; s < samples; s++) {
+        float at = low - 0.5f + static_cast<float>(b) * bin +
+                   (static_cast<float>(s) + 0.5f) * bin / static_cast<float>(samples);
+        if (at < -1.0f || at > static_cast<float>(cells)) continue;  // too far outside: zero
+        at = std::clamp(at, 0.0f, static_cast<float>(cells - 1));
+        const int below = static_cast<int>(at);
+        const float above = at - static_cast<float>(below);
+        add(below, (1.0f - above) / static_cast<float>(samples));
+        if (below + 1 < cells) add(below + 1, above / static_cast<float>(samples));
+      }
+    }
+    start.push_back(static_cast<int>(cell.size()));
+  }
+
+ private:
+  // Samples come in ascending order, so an equal cell is one of the bin's last two.
+  void add(int c, float w) {
+    for (int k = static_cast<int>(cell.size()) - 1; k >= start.back(); k--)
+      if (cell[k] == c) {
+        weight[k] += w;
+        return;
+      }
+    cell.push_back(c);
+    weight.push_back(w);
+  }
+};
+
+}  // namespace
+
+void roi_align(Context& context, const RoiParams& params, const float* map, int channels,
+               int height, int width, const float* boxes, int count, const float* bias, bool relu,
+               const Regions& out) {
+  const int lanes = context.kernels.lanes;
+  std::vector<Axis> ys(count), xs(count);
+  for (int r = 0; r < count; r++) {
+    const float* box = boxes + r * 4;
+    const float x0 = box[0] * params.scale, y0 = box[1] * params.scale;
+    xs[r].fill(x0, box[2] * params.scale - x0, params, width);
+    ys[r].fill(y0, box[3] * params.scale - y0, params, height);
+  }
+  const int groups = divide_up(count, lanes);
+  context.pool.parallel(groups * out.height, [&](int item, int) {
+    const int group = item / out.height, by = item % out.height;
+    const int block = group * lanes / out.lanes, lane = group * lanes % out.lanes;
+    std::vector<int32_t> cells[kMaxLanes];
+    std::vector<float> weights[kMaxLanes];
+    for (int bx = 0; bx < out.width; bx++) {
+      RoiArgs a{};
+      a.map = map;
+      a.channels = channels;
+      a.pitch = pitch(channels, lanes);
+      a.bias = bias;
+      a.relu = relu;
+      a.out = out.at(block, by, bx, 0) + lane;
+      a.channel_stride = out.lanes;
+      for (int l = 0; l < lanes && group * lanes + l < count; l++) {
+        const Axis &ay = ys[group * lanes + l], &ax = xs[group * lanes + l];
+        cells[l].clear();
+        weights[l].clear();
+        for (int i = ay.start[by]; i < ay.start[by + 1]; i++)
+          for (int j = ax.start[bx]; j < ax.start[bx + 1]; j++) {
+            cells[l].push_back(ay.cell[i] * width + ax.cell[j]);
+            weights[l].push_back(ay.weight[i] * ax.weight[j]);
+          }
+        a.cells[l] = cells[l].data();
+        a.weights[l] = weights[l].data();
+        a.count[l] = static_cast<int>(cells[l].size());
+      }
+      context.kernels.roi(a);
+    }
+  });
+}
+
+}  // namespace sparsedet

@@ -1,0 +1,107 @@
+// Layers over the two activation layouts, spread over a pool of threads.
+//
+// Map: one image, pixels as lanes. A row of one channel starts with L zeros, so that filter
+// taps to the left read zeros, and so does its right end: the next row's zeros.
+//
+//   y = -border .. height-1+border (border rows are zero)
+//     channel 0: | L zeros | width pixels, rounded up to L (the excess is zero) |
+//     channel 1: | L zeros | ...
+//
+// Regions: blocks of lanes = kVectors * L regions, regions as lanes; every tap is aligned and
+// nothing is ever packed or padded.
+//
+//   [block][y][x][channel][lanes]
+#pragma once
+#include <cstddef>
+#include <vector>
+
+#include "kernels.h"
+#include "pack.h"
+#include "threads.h"
+
+namespace sparsedet {
+
+struct Map {
+  float* data = nullptr;
+  int channels = 0, height = 0, width = 0, border = 0, lanes = 0;
+
+  // Floats between two channels of a row.
+  ptrdiff_t stride() const { return lanes + (width + lanes - 1) / lanes * lanes; }
+  ptrdiff_t row() const { return channels * stride(); }
+  // Floats to allocate; loads may run up to 4 vectors past the last row.
+  size_t size() const { return (height + 2 * border) * row() + 4 * lanes; }
+  float* at(int y, int c, int x) const {
+    return data + (y + border) * row() + c * stride() + lanes + x;
+  }
+};
+
+struct Regions {
+  float* data = nullptr;
+  int blocks = 0, channels = 0, height = 0, width = 0, lanes = 0;
+
+  size_t size() const {
+    return static_cast<size_t>(blocks) * height * width * channels * lanes;
+  }
+  float* at(int block, int y, int x, int c) const {
+    return data + (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * channels + c) * lanes;
+  }
+};
+
+// Memory of each worker: a panel and the partial sums of a unit of work.
+class Scratch {
+ public:
+  explicit Scratch(int workers) : buffers_(workers) {}
+  // At least `floats` floats for that worker, aligned to 64 bytes; grows, never shrinks.
+  float* get(int worker, size_t floats);
+
+ private:
+  std::vector<std::vector<float>> buffers_;
+};
+
+struct Context {
+  const Kernels& kernels;
+  Pool& pool;
+  Scratch& scratch;
+};
+
+// Zero a map's border: what every layer before has to leave zero.
+void clear_border(Context& context, const Map& map);
+
+// BGR pixels [height][width][3] -> (pixel - mean) / std.
+template <class T>
+void normalise(Context& context, const T* pixels, const float mean[3], const float std[3],
+               const Map& out);
+
+void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map* residual,
+              const Map& out);
+
+// Max pooling 3x3, stride 2; the input is not negative, so zero padding is as good as none.
+void pool_map(Context& context, const Map& in, int padding_before, const Map& out);
+
+// stride: overrides the packed one. regions: how many exist, counted over all blocks.
+void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
+                  const Regions* residual, const Regions& out, int regions);
+
+// Mean over the map of every region: [block][1][1][channel][lanes].
+void mean_regions(Context& context, const Regions& in, const Regions& out);
+
+// Channels rounded up to whole vectors.
+inline int pitch(int channels, int lanes) { return (channels + lanes - 1) / lanes * lanes; }
+
+// [height][width][pitch] copy of a map.
+void transpose_map(Context& context, const Map& in, float* out);
+
+struct RoiParams {
+  float scale;         // map cells a canvas pixel
+  int size;            // bins an axis
+  int sampling_ratio;  // samples a bin and axis; 0: one a cell, rounded up
+  int step;            // bins 0, step, 2 * step ... are computed
+};
+
+// RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, canvas pixels).
+// map: [height][width][pitch]. bias: null or `pitch` values.
+void roi_align(Context& context, const RoiParams& params, const float* map, int channels,
+               int height, int width, const float* boxes, int count, const float* bias, bool relu,
+               const Regions& out);
+
+}  // namespace sparsedet

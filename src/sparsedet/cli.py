@@ -1,0 +1,435 @@
+"""The command line: one thin function a capability. Imports lazily; errors are one line.
+
+Exit codes: 0 done, 2 an input could not be used (a message says which and why), 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .detections import Detections
+
+SHOWN = 0.5
+"""`detect` shows detections of this score and above unless told otherwise."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except InputError as error:
+        print(f"sparsedet: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `sparsedet info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    from . import __version__
+
+    parser = argparse.ArgumentParser(prog="sparsedet", description="Sparse Faster R-CNN on CPUs.")
+    parser.add_argument("--version", action="version", version=f"sparsedet {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    detect = command("detect", run_detect, "Find objects in photographs and draw them.")
+    detect.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
+    detect.add_argument("-o", "--output", type=Path, help="annotated picture (one photograph) or "
+                        "folder; default: NAME_detected.EXT beside the photograph")  # fmt: skip
+    detect.add_argument("--overwrite", action="store_true", help="replace existing output files")
+    detect.add_argument("--no-picture", action="store_true", help="draw nothing")
+    detect.add_argument("--format", choices=("table", "json", "csv"), default="table",
+                        help="of what is printed; json: one line a photograph")  # fmt: skip
+    detect.add_argument("--score-threshold", type=float, default=SHOWN, metavar="S",
+                        help=f"show scores of at least S (default {SHOWN})")  # fmt: skip
+    detect.add_argument("--resize", choices=("fit", "stretch"),
+                        help="keep the aspect ratio or fill the canvas (default: the model's)")  # fmt: skip
+    _running_flags(detect)
+
+    info = command("info", run_info, "Layers, parameters, sparsity and cost of a model.")
+    info.add_argument("file", nargs="?", type=Path, help="model file; default: the embedded model")
+    info.add_argument("--model", metavar="PRESET", help="a preset instead of a file")
+    info.add_argument("--rois", type=int, help="regions an image for the cost (default: the model's)")
+
+    evaluate = command("eval", run_eval, "COCO average precision of a model.")
+    evaluate.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
+    evaluate.add_argument("--images", type=Path, required=True, help="folder of the photographs")
+    evaluate.add_argument("--limit", type=int, help="only the first photographs")
+    evaluate.add_argument("--json", type=Path, help="write the figures to this file")
+    evaluate.add_argument("--results", type=Path, help="write COCO results to this file")
+    evaluate.add_argument("--skip-bad", action="store_true",
+                          help="count unreadable photographs as without detections")  # fmt: skip
+    evaluate.add_argument("--overwrite", action="store_true", help="replace existing output files")
+    _running_flags(evaluate)
+
+    train = command("train", run_train, "Train a model on COCO-format data.")
+    train.add_argument("--model", metavar="PRESET", help="default: that of --init, else r50half-c4")
+    prune = command("prune", run_prune, "Prune a trained model gradually while fine-tuning it.")
+    prune.set_defaults(model=None)
+    for sub in (train, prune):
+        sub.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
+        sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
+        sub.add_argument("--init", type=Path, required=sub is prune,
+                         help="run folder, checkpoint, model file or open_nsfw ONNX file")  # fmt: skip
+        sub.add_argument("--output", type=Path, required=True, help="run folder")
+        sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
+        sub.add_argument("--threads", type=int, help="CPU threads")
+        sub.add_argument("--recipe", type=Path, help="JSON file of the settings below")
+        _recipe_flags(sub)
+    return parser
+
+
+def _running_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="FILE",
+                        help="model file; default: the embedded model")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
+    parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
+
+
+def _recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of `Recipe`, named after it."""
+    from .training.recipe import Recipe
+
+    group = parser.add_argument_group("recipe")
+    hints = get_type_hints(Recipe)
+    for field in dataclasses.fields(Recipe):
+        hint, flag = hints[field.name], "--" + field.name.replace("_", "-")
+        common: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default {field.default}",
+                                  "dest": f"recipe.{field.name}"}  # fmt: skip
+        if hint is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif hint in (int, float):
+            group.add_argument(flag, type=hint, metavar=hint.__name__.upper(), **common)
+        elif get_args(hint) and get_args(hint)[-1] is Ellipsis:
+            group.add_argument(flag, type=get_args(hint)[0], nargs="*", metavar="X", **common)
+        else:
+            group.add_argument(flag, choices=get_args(hint), **common)
+
+
+# ------------------------------------------------------------------------ detect
+
+
+def run_detect(arguments: argparse.Namespace) -> int:
+    from .detector import Detector
+
+    photos: list[Path] = arguments.photos
+    output: Path | None = arguments.output
+    into_folder = output is not None and (output.is_dir() or len(photos) > 1)
+    if into_folder and output is not None:
+        _make_folder(output)
+    detector = Detector.load(
+        arguments.model, num_threads=arguments.threads, isa=arguments.isa, resize=arguments.resize
+    )
+    failed = 0
+    for photo in photos:
+        try:
+            _detect_one(detector, photo, output, into_folder, arguments)
+        except InputError as error:
+            print(f"sparsedet: {error}", file=sys.stderr)
+            failed += 1
+    if failed and len(photos) > 1:
+        print(f"sparsedet: {failed} of {len(photos)} photographs failed", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _detect_one(
+    detector: Any, photo: Path, output: Path | None, into_folder: bool,
+    arguments: argparse.Namespace,
+) -> None:  # fmt: skip
+    from .preprocess import read_image
+
+    image = read_image(photo)
+    target = None
+    if not arguments.no_picture:
+        target = _picture_path(photo, output, into_folder, arguments.overwrite)
+    start = time.perf_counter()
+    found = detector(image, arguments.score_threshold)
+    seconds = time.perf_counter() - start
+    if target is not None:
+        _write_picture(found.draw(image), target, photo, arguments.overwrite)
+    if arguments.format == "json":
+        print(json.dumps({"photo": str(photo), **json.loads(found.to_json())}, ensure_ascii=False))
+    elif arguments.format == "csv":
+        print(found.to_csv(), end="")
+    else:
+        print(_table(photo, found, seconds))
+        if target is not None:
+            print(f"-> {target}")
+
+
+def _table(photo: Path, found: Detections, seconds: float) -> str:
+    lines = [f"{photo}: {len(found)} objects in {seconds * 1000:.0f} ms"]
+    width = max((len(name) for name in found.names), default=0)
+    for name, score, box in found:
+        corners = "  ".join(f"{value:7.1f}" for value in box)
+        lines.append(f"  {name:<{width}}  {score:.2f}  {corners}")
+    return "\n".join(lines)
+
+
+def _picture_path(photo: Path, output: Path | None, into_folder: bool, overwrite: bool) -> Path:
+    """Where the annotated picture goes; never the photograph itself."""
+    suffix = photo.suffix if photo.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else ".jpg"
+    if output is None:
+        # A picture of an earlier run stays: street_detected.jpg, street_detected-2.jpg, ...
+        target = photo.with_name(f"{photo.stem}_detected{suffix}")
+        number = 2
+        while target.exists() and not overwrite:
+            target = photo.with_name(f"{photo.stem}_detected-{number}{suffix}")
+            number += 1
+    else:
+        target = output / f"{photo.stem}{suffix}" if into_folder else output
+    if target.exists() and target.samefile(photo):
+        raise InputError(f"{target}: is the photograph itself, choose another output")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already; choose another output or give --overwrite")
+    return target
+
+
+def _write_picture(picture: Any, target: Path, photo: Path, overwrite: bool) -> None:
+    import cv2
+
+    from .files import write_atomic
+
+    try:
+        ok, data = cv2.imencode(target.suffix or ".", picture)
+    except cv2.error:
+        ok = False
+    if not ok:
+        raise InputError(f"{target}: cannot write this kind of picture, use .jpg or .png")
+    write_atomic(target, data.tobytes(), overwrite=overwrite)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be used as a folder ({error.strerror})") from None
+
+
+# -------------------------------------------------------------------------- info
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    from .config import preset
+    from .detector import embedded_model
+    from .engine import choose_isa
+    from .network import build_network
+    from .weights import load_model, sparsity_report
+
+    if arguments.rois is not None and arguments.rois < 1:
+        raise InputError(f"--rois is {arguments.rois}, expected at least 1")
+    if arguments.model and arguments.file:
+        raise InputError("give a file or --model PRESET, not both")
+    if arguments.model:
+        try:
+            config = preset(arguments.model)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        rois = arguments.rois or config.proposals
+        print(_describe(config))
+        network = build_network(config)
+        rows = [
+            (layer.name, layer.weight_shape, layer.parameters, None,
+             layer.macs * (rois if layer.part == "roi" else 1), None)
+            for layer in network.weighted
+        ]  # fmt: skip
+        print(_layer_table(rows, rois))
+        print(_costs(config, rois))
+        return 0
+    path = arguments.file or embedded_model()
+    model = load_model(path)
+    report = sparsity_report(model.config, model.tensors, arguments.rois)
+    print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB, {model.storage_dtype})")
+    print(_describe(model.config))
+    print(_layer_table(
+        [(r.name, r.shape, r.parameters, r.sparsity, r.macs, r.sparse_macs) for r in report.layers],
+        report.rois,
+    ))  # fmt: skip
+    print(
+        f"{report.zeros:,} of {report.parameters:,} parameters are zero: "
+        f"sparsity {100 * report.sparsity:.2f} % of all weights and biases, batch norm folded"
+    )
+    print(_costs(model.config, report.rois))
+    print(
+        f"After pruning {report.sparse_gflops:.2f} of {report.gflops:.2f} GFLOPs remain "
+        f"({report.rois} regions)."
+    )
+    for key, value in model.provenance.items():
+        print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    print(f"instruction set here: {choose_isa()}")
+    return 0
+
+
+def _describe(config: ModelConfig) -> str:
+    return (
+        f"{config.name}: Faster R-CNN C4, {config.num_classes} classes, canvas "
+        f"{config.canvas_width}x{config.canvas_height}, {config.proposals} proposals, "
+        f"{config.max_detections} rows"
+    )
+
+
+def _layer_table(rows: list[tuple[Any, ...]], rois: int) -> str:
+    """name, weight shape, parameters, sparsity, MACs and MACs after pruning of each layer."""
+    lines = [f"{'layer':<18}{'weights':>20}{'parameters':>13}{'sparsity':>10}{'GMACs':>10}{'pruned':>10}"]
+    for name, shape, parameters, sparsity, macs, pruned in rows:
+        lines.append(
+            f"{name:<18}{'x'.join(map(str, shape)):>20}{parameters:>13,}"
+            f"{'' if sparsity is None else f'{100 * sparsity:.1f} %':>10}{macs / 1e9:>10.3f}"
+            f"{'' if pruned is None else f'{pruned / 1e9:.3f}':>10}"
+        )
+    lines.append(f"(GMACs of one image with {rois} regions)")
+    return "\n".join(lines)
+
+
+def _costs(config: ModelConfig, rois: int) -> str:
+    """Parameters and GFLOPs of the configuration, the published figures beside them."""
+    from .config import preset
+    from .network import build_network
+
+    network = build_network(config)
+    many, one = network.flops(rois) / 1e9, network.flops(1) / 1e9
+    text = (
+        f"{network.parameters:,} parameters (batch norm folded)\n"
+        f"{many:.2f} GFLOPs by convolutions and fully connected layers with {rois} regions, "
+        f"{one:.2f} with one (2 FLOPs a multiply-add)"
+    )
+    if config == preset("r101-c4"):
+        text += (
+            "\nPublished: 52.79 M parameters; 849.91 GFLOPs (current description) and 364.21 "
+            "(first one).\nBoth are this network: the first counts res5 and the predictors for "
+            "300 regions, the second\nfor one; the rest, 2.4 and 1.2 GFLOPs, is element-wise "
+            "work that is not counted here."
+        )
+    return text
+
+
+# -------------------------------------------------------------------------- eval
+
+
+def run_eval(arguments: argparse.Namespace) -> int:
+    from .coco import load_coco
+    from .detector import Detector
+    from .evaluate import evaluate
+    from .files import write_atomic
+
+    for path in (arguments.json, arguments.results):
+        if path is not None and path.exists() and not arguments.overwrite:
+            raise InputError(f"{path}: exists already; give --overwrite or another name")
+    detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa)
+    dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
+    for line in dataset.warnings():
+        print(f"sparsedet: warning: {line}", file=sys.stderr)
+    scores, results = evaluate(
+        detector, dataset, limit=arguments.limit, skip_bad=arguments.skip_bad, progress=_progress
+    )
+    for line in scores.warnings:
+        print(f"sparsedet: warning: {line}", file=sys.stderr)
+    print(scores.table())
+    for path, value in ((arguments.json, scores.to_json()), (arguments.results, results)):
+        if path is not None:
+            write_atomic(path, json.dumps(value).encode(), overwrite=arguments.overwrite)
+    return 0
+
+
+def _progress(done: int, total: int) -> None:
+    """A counter on a terminal, nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- train and prune
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    return _train(arguments, {})
+
+
+def run_prune(arguments: argparse.Namespace) -> int:
+    # A fine-tuning recipe: zeros grow over the first two thirds, then the rest recovers.
+    steps = getattr(arguments, "recipe.steps", 1000)
+    return _train(
+        arguments,
+        {"steps": steps, "sparsity": 0.6, "prune_end": max(1, steps * 2 // 3),
+         "learning_rate": 0.001, "warmup_steps": min(100, steps // 10)},
+    )  # fmt: skip
+
+
+def _train(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int:
+    from .coco import load_coco, read_json
+    from .config import COCO_NAMES, preset
+    from .training.recipe import Recipe
+
+    values = dict(defaults)
+    if arguments.recipe:
+        given = read_json(arguments.recipe)
+        if not isinstance(given, dict):
+            raise InputError(f"{arguments.recipe}: expected a JSON object of recipe settings")
+        values |= given
+    values |= {key.removeprefix("recipe."): value for key, value in vars(arguments).items()
+               if key.startswith("recipe.")}  # fmt: skip
+    recipe = Recipe.from_dict(values)
+    try:
+        import torch
+
+        from .training import loop
+    except ImportError as error:
+        raise InputError(f"training needs: pip install 'sparsedet[train]' ({error})") from None
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = None
+    if arguments.model:
+        try:
+            config = preset(arguments.model)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    elif arguments.init:
+        config = loop.initial_config(arguments.init)
+    config = config or preset("r50half-c4")
+    dataset = load_coco(arguments.annotations, arguments.images)
+    if set(dataset.class_names) == set(COCO_NAMES):
+        dataset = load_coco(arguments.annotations, arguments.images, COCO_NAMES)
+    else:  # the data's own classes; labels and predictors follow
+        config = dataclasses.replace(
+            config, class_names=dataset.class_names, category_ids=dataset.category_ids
+        )
+    for line in dataset.warnings():
+        print(f"sparsedet: warning: {line}", file=sys.stderr)
+    dataset.require_images()
+    initial = loop.initial_tensors(arguments.init, config) if arguments.init else {}
+    model = loop.build_model(config, initial)
+    loop.prepare_folder(arguments.output, arguments.resume)
+    trainer = loop.Trainer(model, dataset, recipe, arguments.output)
+    if arguments.resume:
+        print(f"continuing from {trainer.resume()}")
+    trainer.describe(sys.argv[1:])
+    trainer.run()
+    path = trainer.save_model({"made_by": "sparsedet", "recipe": recipe.to_dict(),
+                               "data": str(arguments.annotations.name)})  # fmt: skip
+    print(f"-> {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Rows of seven -> detections on the photograph: the contract's output side.
+
+Maps a model's rows back to the photograph and hands them out as arrays, rows, COCO results,
+CSV, JSON or an annotated picture. It suppresses nothing and reads or writes no files.
+
+Glossary: N detections, K classes. A row is (image_id, class_id, confidence, x0, y0, x1, y1)
+with coordinates divided by the canvas size; image_id -1 marks a padding row. Labels are
+contiguous 1..K, category_id is the data set's own. Boxes are xyxy float pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .preprocess import Placement, check_image
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+# Okabe and Ito's palette without black (BGR), made for colour-blind readers: orange, sky blue,
+# bluish green, yellow, blue, vermilion, reddish purple. Each has a lighter and a darker shade.
+_PALETTE = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0),
+            (0, 94, 213), (167, 121, 204))  # fmt: skip
+_CORNERS = ("x0", "y0", "x1", "y1")
+_FONT = cv2.FONT_HERSHEY_DUPLEX
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found on one photograph, best first.
+
+    Attributes:
+        normalised: (N, 4) float32 xyxy, fractions of the canvas size, as the model gave them.
+        scores: (N,) float32, descending.
+        labels: (N,) int64, 1..K.
+        class_names, category_ids: of label 1, 2, ... K.
+        placement: where the photograph lies on the canvas.
+    """
+
+    normalised: F32
+    scores: F32
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    placement: Placement
+
+    @cached_property
+    def boxes(self) -> F32:
+        """(N, 4) float32 xyxy, pixels of the photograph and clipped to it.
+
+        A box that lies in the canvas padding has no area.
+        """
+        return self.placement.to_photo(self.normalised)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.class_names[label - 1] for label in self.labels]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[tuple[str, float, F32]]:
+        """(class name, score, box (4,)) of each detection."""
+        return zip(self.names, self.scores.tolist(), self.boxes, strict=True)
+
+    def above(self, threshold: float) -> Detections:
+        """Those with a score of `threshold` and above."""
+        keep = self.scores >= threshold
+        return replace(
+            self,
+            normalised=self.normalised[keep],
+            scores=self.scores[keep],
+            labels=self.labels[keep],
+        )
+
+    # ---------------------------------------------------------------- as data
+
+    def rows(self, max_detections: int | None = None) -> F32:
+        """The contract's rows, with image_id 0.
+
+        Args:
+            max_detections: give exactly that many, padded or cut as by `pad_rows`.
+
+        Returns:
+            [N or max_detections, 7] float32.
+        """
+        image_id = np.zeros(len(self))
+        columns = (image_id, self.labels, self.scores, self.normalised)
+        rows = np.column_stack(columns).astype(np.float32)
+        return rows if max_detections is None else pad_rows(rows, max_detections)
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a COCO results file; `bbox` is [x, y, width, height] in pixels."""
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[label - 1],
+                "bbox": [round(v, 3) for v in (*box[:2].tolist(), *size.tolist())],
+                "score": score,
+            }
+            for label, score, box, size in zip(
+                self.labels, self.scores.tolist(), self.boxes, sizes, strict=True
+            )
+        ]
+
+    def _records(self) -> list[dict[str, Any]]:
+        """One flat dictionary a detection, rounded for people."""
+        return [
+            {
+                "name": name,
+                "label": int(label),
+                "category_id": self.category_ids[label - 1],
+                "score": round(score, 4),
+                **{key: round(v, 2) for key, v in zip(_CORNERS, box.tolist(), strict=True)},
+            }
+            for label, (name, score, box) in zip(self.labels, self, strict=True)
+        ]
+
+    def to_csv(self) -> str:
+        """A header and one line a detection; pixels of the photograph."""
+        text = io.StringIO()
+        fields = ("name", "label", "category_id", "score", *_CORNERS)
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._records())
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        """One line: the photograph's size and a list of detections, pixels of the photograph."""
+        size = {"width": self.placement.width, "height": self.placement.height}
+        return json.dumps({**size, "detections": self._records()}, ensure_ascii=False)
+
+    # ---------------------------------------------------------------- as a picture
+
+    def draw(self, image: U8) -> U8:
+        """An annotated copy of the photograph.
+
+        Boxes are coloured by class; line width and text size follow the picture's size. Where
+        detections overlap, the better one lies on top, and labels avoid each other as far as
+        there is room.
+
+        Args:
+            image: (H, W, 3) uint8 BGR, the photograph that these detections belong to.
+
+        Raises:
+            InputError: the image is of another form or size.
+        """
+        check_image(image)
+        height, width = self.placement.height, self.placement.width
+        if image.shape[:2] != (height, width):
+            raise InputError(
+                f"image has {image.shape[1]}x{image.shape[0]} pixels, "
+                f"but the detections belong to a photograph of {width}x{height}"
+            )
+        out = np.array(image, order="C")
+        extent = float(np.sqrt(height * width))
+        line = max(1, round(extent / 260))
+        taken = np.zeros((0, 4), dtype=np.int64)
+        labels = []
+        for name, score, box in self:
+            label = _Label.fitting(f"{name} {score:.2f}", extent, width)
+            at = label.place(box, taken, height, width, line)
+            taken = np.vstack([taken, at])
+            labels.append((label, at))
+        colours = [_colour(label) for label in self.labels]
+        for colour, box in reversed(list(zip(colours, self.boxes, strict=True))):
+            x0, y0 = np.floor(box[:2]).astype(int).tolist()
+            x1, y1 = np.ceil(box[2:]).astype(int).tolist()
+            corners = ((x0, y0), (max(x0, x1 - 1), max(y0, y1 - 1)))  # the last pixel inside
+            if line > 1:  # a rim keeps the box visible on a ground of its own colour
+                cv2.rectangle(out, *corners, _BLACK, line + 2)
+            cv2.rectangle(out, *corners, colour, line)
+        for colour, (label, at) in reversed(list(zip(colours, labels, strict=True))):
+            label.draw(out, at, colour)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A line of text on a filled ground; lengths in pixels."""
+
+    text: str
+    scale: float
+    thickness: int
+    width: int
+    height: int
+    padding: int
+    baseline: int
+
+    @classmethod
+    def fitting(cls, text: str, extent: float, limit: int) -> _Label:
+        """Sized for a picture of `extent`, the root of its area, and at most `limit` wide."""
+        (full_width, full_height), _ = cv2.getTextSize(text, _FONT, 1.0, 1)
+        pixels = max(9.0, extent / 44)
+        padding = max(1, round(pixels / 4))
+        room = max(1, limit - 2 * padding)
+        scale = max(0.2, min(pixels / full_height, room / full_width))
+        thickness = max(1, round(0.6 * scale))
+        (width, height), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
+        return cls(text, scale, thickness, width + 2 * padding,
+                   height + baseline + padding, padding, baseline)  # fmt: skip
+
+    def place(
+        self, box: F32, taken: NDArray[np.int64], height: int, width: int, line: int
+    ) -> NDArray[np.int64]:
+        """The place (4,) xyxy inside the picture that hides least of the labels in `taken`."""
+        edge = line // 2 + 1
+        x0, y0, x1, y1 = (int(v) for v in box)
+        left, right = x0 - edge, x1 + edge - self.width
+        best, least = np.zeros(4, dtype=np.int64), np.inf
+        # In order of preference: on top of the box, inside at the top, inside at the bottom,
+        # below; each at the left end and then at the right end.
+        for y in (y0 - self.height, y0, y1 - self.height, y1):
+            for x in (left, right):
+                corner = (max(0, min(x, width - self.width)), max(0, min(y, height - self.height)))
+                at = np.array([*corner, corner[0] + self.width, corner[1] + self.height])
+                common = np.minimum(at[2:], taken[:, 2:]) - np.maximum(at[:2], taken[:, :2])
+                hidden = np.maximum(common, 0).prod(axis=1).sum()
+                if hidden < least:
+                    best, least = at, hidden
+        return best
+
+    def draw(self, out: U8, at: NDArray[np.int64], colour: tuple[int, int, int]) -> None:
+        x0, y0, x1, y1 = at.tolist()
+        cv2.rectangle(out, (x0, y0), (x1 - 1, y1 - 1), colour, cv2.FILLED)
+        blue, green, red = colour
+        ink = _BLACK if 0.114 * blue + 0.587 * green + 0.299 * red > 110 else _WHITE
+        origin = (x0 + self.padding, y1 - self.baseline - self.padding // 2)
+        cv2.putText(out, self.text, origin, _FONT, self.scale, ink, self.thickness, cv2.LINE_AA)
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """The colour (BGR) of a label, always the same.
+
+    The 7 hues in 3 shades make 21 colours. Label 1, COCO's person and by far the most frequent
+    class, shares its colour with no other; 20 neighbouring labels never share one.
+    """
+    index = 0 if label == 1 else 1 + (int(label) - 2) % (3 * len(_PALETTE) - 1)
+    shade, hue = divmod(index, len(_PALETTE))
+    towards, share = ((0, 0.0), (255, 0.5), (0, 0.4))[shade]
+    blue, green, red = (round(c + (towards - c) * share) for c in _PALETTE[hue])
+    return blue, green, red
+
+
+# -------------------------------------------------------------------- rows
+
+
+def from_rows(
+    rows: NDArray[Any],
+    placement: Placement,
+    class_names: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    score_threshold: float | None = None,
+) -> Detections:
+    """The detections in a model's output for one photograph.
+
+    Args:
+        rows: [N, 7] or [1, 1, N, 7], in any order; rows with image_id -1 or confidence 0 are
+            padding, wherever they stand.
+        placement: where the photograph lies on the canvas.
+        class_names, category_ids: of label 1, 2, ... K.
+        score_threshold: leave out lower scores.
+
+    Raises:
+        InputError: rows of another shape, of several images, or with values that no detection
+            can have.
+    """
+    array = np.asarray(rows, dtype=np.float32)
+    if array.shape[-1:] != (7,) or array.ndim not in (2, 4) or array.shape[:-2] not in ((), (1, 1)):
+        raise InputError(f"rows have shape {list(array.shape)}, expected [N, 7] or [1, 1, N, 7]")
+    array = array.reshape(-1, 7)
+    # A NaN confidence passes this filter, to be refused by the next test.
+    array = array[(array[:, 0] != -1) & ~(array[:, 2] <= 0)]
+    if not np.isfinite(array).all():
+        raise InputError("rows hold NaN or infinite values, expected finite numbers")
+    if len(images := np.unique(array[:, 0])) > 1:
+        raise InputError(f"rows belong to {len(images)} images, expected those of one image")
+    labels = array[:, 1].astype(np.int64)
+    bad = (labels != array[:, 1]) | (labels < 1) | (labels > len(class_names))
+    if bad.any():
+        raise InputError(f"rows hold class_id {array[bad][0, 1]:g}, expected 1..{len(class_names)}")
+    order = np.argsort(-array[:, 2], kind="stable")
+    array = array[order]
+    found = Detections(
+        array[:, 3:].copy(), array[:, 2].copy(), labels[order],
+        class_names, category_ids, placement,
+    )  # fmt: skip
+    return found if score_threshold is None else found.above(score_threshold)
+
+
+def pad_rows(rows: F32, count: int) -> F32:
+    """Exactly `count` rows: surplus ones cut, missing ones filled up with padding.
+
+    Args:
+        rows: [N, 7], best first.
+
+    Returns:
+        [count, 7] float32; padding has image_id -1 and zeros otherwise.
+    """
+    out = np.zeros((count, 7), dtype=np.float32)
+    out[:, 0] = -1
+    out[: len(rows)] = rows[:count]
+    return out
+
+
+def contract_rows(rows: F32, count: int, four_d: bool) -> F32:
+    """Rows [N, 7] in one of the published forms: [count, 7], or [1, 1, count, 7] if `four_d`."""
+    padded = pad_rows(rows, count)
+    return padded[None, None] if four_d else padded

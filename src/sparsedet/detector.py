@@ -1,0 +1,129 @@
+"""The detector that users hold: a photograph in, detections out.
+
+Loads a model file (or the embedded model), packs it for this CPU and runs it. It trains and
+converts nothing, and never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+from .detections import Detections, contract_rows, from_rows
+from .engine import Engine
+from .errors import InputError
+from .preprocess import as_blob, to_canvas
+from .weights import ModelFile, load_model, sparsity_report
+
+EMBEDDED = "r50half-c4-sparse-60.safetensors"
+"""The model file inside the package."""
+
+
+def embedded_model() -> Path:
+    """Path of the model that ships with the package."""
+    return Path(str(resources.files("sparsedet") / "models" / EMBEDDED))
+
+
+class Detector:
+    """A model, ready to run.
+
+    Calling it with a photograph gives `Detections`. One instance may be shared by threads;
+    calls then take turns.
+    """
+
+    def __init__(self, model: ModelFile, engine: Engine) -> None:
+        self.model = model
+        self.engine = engine
+        self._sparsity: float | None = None
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str] | None = None, *, num_threads: int | None = None,
+        precision: Literal["f32"] = "f32", isa: str = "",
+        resize: Literal["fit", "stretch"] | None = None,
+    ) -> Detector:  # fmt: skip
+        """Load a model file.
+
+        Args:
+            path: a sparsedet model file; default: the embedded model.
+            num_threads: default: the CPUs that this process may use.
+            precision: of activations and weights while running.
+            isa: instruction set, see `sparsedet.available_isas()`; default: SPARSEDET_ISA from
+                the environment, else the best that this CPU has.
+            resize: how photographs go on the canvas, "fit" or "stretch"; default: the model's.
+
+        Raises:
+            InputError: the file is no model, or an argument is unknown or cannot be had here.
+        """
+        if precision != "f32":
+            raise InputError(f"precision is {precision!r}, expected 'f32'")
+        model = load_model(embedded_model() if path is None else path)
+        if resize is not None:
+            if resize not in ("fit", "stretch"):
+                raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
+            model = replace(model, config=replace(model.config, resize=resize))
+        return cls(model, Engine(model.config, model.tensors, threads=num_threads, isa=isa))
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self.engine.isa
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros among all weights and biases, 0..1."""
+        if self._sparsity is None:
+            self._sparsity = sparsity_report(self.config, self.model.tensors).sparsity
+        return self._sparsity
+
+    def __call__(self, image: NDArray[np.uint8], score_threshold: float | None = None) -> Detections:
+        """Detect objects in a photograph.
+
+        Args:
+            image: (H, W, 3) uint8, BGR, as `read_image` and OpenCV give it.
+            score_threshold: keep scores of at least this; default: the model's own threshold
+                (0.05 in all presets). A lower value than the model's has no effect.
+
+        Raises:
+            InputError: the image is of another shape or type.
+        """
+        config = self.config
+        canvas, placement = to_canvas(image, config.canvas_height, config.canvas_width, config.resize)
+        rows = self.engine.run(canvas)
+        return from_rows(rows, placement, config.class_names, config.category_ids, score_threshold)
+
+    def infer(self, blob: NDArray[Any], *, four_d: bool = False) -> NDArray[np.float32]:
+        """The published network's bare contract: canvases in, rows of seven out.
+
+        Args:
+            blob: [B, 3, H, W] or [B, H, W, 3], BGR, whole numbers 0..255, any canvas size.
+            four_d: give [1, 1, N, 7] instead of [N, 7].
+
+        Returns:
+            N = B * max_detections rows (image_id, class_id, confidence, x0, y0, x1, y1):
+            image_id is the index in the batch, coordinates are fractions of the canvas. Images
+            come in order, best detection first; then padding rows with image_id -1.
+
+        Raises:
+            InputError: the blob has another shape or other values.
+        """
+        batch = as_blob(blob)
+        found = []
+        for index, canvas in enumerate(batch):
+            rows = self.engine.run(canvas)
+            rows[:, 0] = index
+            found.append(rows)
+        return contract_rows(
+            np.concatenate(found), len(batch) * self.config.max_detections, four_d
+        )

@@ -1,0 +1,170 @@
+"""The sparse engine: a layer table and folded weights, lowered to the native core and run.
+
+Lowering is short: layers that read the same tensor and predict from it are merged, and each
+operation is handed to the core, which packs its weights. The core knows shapes and names,
+not architectures.
+
+Glossary: Hf x Wf the stride-16 map, A anchors a cell, R regions, K classes without background.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import boxes as np_boxes
+from ._native import Engine as NativeEngine
+from ._native import available_isas, choose_isa
+from .config import ModelConfig
+from .errors import InputError
+from .network import Layer, build_network
+
+F32 = NDArray[np.float32]
+
+MERGED = {
+    "rpn.predictors": ("rpn.objectness", "rpn.deltas"),
+    "box.predictors": ("box.logits", "box.deltas"),
+}
+"""Operations of the engine that run several layers of the table as one."""
+
+
+def lower(
+    config: ModelConfig, tensors: Mapping[str, NDArray[Any]], merge: bool = True
+) -> Iterator[tuple[Layer, F32 | None, F32 | None]]:
+    """The engine's operations: the layer table with the predictors merged.
+
+    Args:
+        tensors: folded weights, `NAME.weight` and `NAME.bias` of every layer.
+        merge: without it, the layer table as it is.
+
+    Yields:
+        layer, weight [out, in, k, k] and bias [out] (None for pooling).
+    """
+    members = {name: merged for merged, names in MERGED.items() for name in names if merge}
+    pending: list[Layer] = []
+    for layer in build_network(config).layers:
+        if not layer.weights:
+            yield layer, None, None
+            continue
+        pending.append(layer)
+        name = members.get(layer.name, layer.name)
+        if name in MERGED and len(pending) < len(MERGED[name]):
+            continue
+        shapes = [p.weight_shape if len(p.weight_shape) == 4 else (*p.weight_shape, 1, 1) for p in pending]
+        weight = np.concatenate(
+            [np.asarray(tensors[f"{p.name}.weight"], dtype=np.float32).reshape(shape)
+             for p, shape in zip(pending, shapes, strict=True)]
+        )  # fmt: skip
+        bias = np.concatenate(
+            [np.asarray(tensors[f"{p.name}.bias"], dtype=np.float32) for p in pending]
+        )
+        yield replace(layer, name=name, out_channels=len(bias)), weight, bias
+        pending = []
+
+
+def default_threads() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Engine:
+    """A model, packed for this CPU.
+
+    Args:
+        config: the model.
+        tensors: folded weights by name.
+        threads: default: the CPUs that this process may use.
+        isa: instruction set, one of `available_isas()`; default: SPARSEDET_ISA from the
+            environment, else the best that the CPU has.
+        pin: keep each worker thread on one CPU.
+        hoist: run res5's linear parts before RoIAlign, once for the map instead of once for
+            each region; the same up to rounding.
+        linear: drop ReLUs and residuals and merge nothing, for looking at single layers with
+            `native.run_op`.
+
+    Raises:
+        InputError: an instruction set that is unknown or that this CPU lacks, or a bad number
+            of threads.
+    """
+
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *,
+        threads: int | None = None, isa: str = "", pin: bool = False, hoist: bool = True,
+        linear: bool = False,
+    ) -> None:  # fmt: skip
+        threads = default_threads() if threads is None else threads
+        if not 1 <= threads <= 1024:
+            raise InputError(f"threads is {threads}, expected 1..1024")
+        self.config = config
+        self._lock = threading.Lock()
+        try:
+            self.native = NativeEngine(isa, threads, pin, _params(config, hoist))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        for layer, weight, bias in lower(config, tensors, merge=not linear):
+            residual = "" if linear or not layer.residual else layer.residual
+            self.native.add(
+                layer.name, layer.source, residual, layer.part, layer.in_channels,
+                layer.out_channels, layer.kernel, layer.stride, layer.padding,
+                layer.relu and not linear, weight, bias,
+            )  # fmt: skip
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return str(self.native.isa)
+
+    @property
+    def threads(self) -> int:
+        return int(self.native.threads)
+
+    def run(self, canvas: NDArray[Any]) -> F32:
+        """Detections of one canvas.
+
+        Args:
+            canvas: BGR (H, W, 3), uint8 or float, values 0..255; any size of at least 16x16.
+
+        Returns:
+            (N, 7) rows of the contract, best first, N <= max_detections, image_id 0, no padding.
+        """
+        if canvas.dtype != np.uint8:
+            canvas = canvas.astype(np.float32, copy=False)
+        with self._lock:
+            return np.asarray(self.native.run(np.ascontiguousarray(canvas)))
+
+
+def _params(config: ModelConfig, hoist: bool) -> dict[str, Any]:
+    """What the core needs to know beside the operations."""
+    skip_bins = config.stride_in == "conv1" and config.stride_conv1_padding[0] == 0
+    return {
+        "pixel_mean": config.pixel_mean,
+        "pixel_std": config.pixel_std,
+        "roi_scale": 1.0 / config.anchor_stride,
+        "roi_size": config.roi_size,
+        "roi_sampling_ratio": config.roi_sampling_ratio,
+        # With the stride in the first 1x1, res5 reads only every second bin.
+        "roi_step": 2 if skip_bins else 1,
+        "cell_anchors": np_boxes.cell_anchors(config).tolist(),
+        "num_classes": config.num_classes,
+        "background_first": config.background == "first",
+        "hoist": hoist,
+        **{
+            key: getattr(config, key)
+            for key in (
+                "anchor_stride", "rpn_box_weights", "box_weights", "delta_clamp", "rpn_pre_nms",
+                "proposals", "rpn_nms_threshold", "rpn_remove_empty", "background_deltas",
+                "score_threshold", "nms_threshold", "max_detections",
+            )
+        },
+    }  # fmt: skip
+
+
+__all__ = ["MERGED", "Engine", "available_isas", "choose_isa", "default_threads", "lower"]

@@ -1,0 +1,35 @@
+"""Writing files so that nothing is ever half-written or lost."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import InputError
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
+    """Write `data` to a temporary file beside `path`, then move it there.
+
+    Raises:
+        InputError: `path` exists and `overwrite` is not asked for, or cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already and is not overwritten")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 is not what a user expects
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None

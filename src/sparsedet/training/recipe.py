@@ -1,0 +1,109 @@
+"""How a model is trained: one frozen dataclass, written into every run folder.
+
+No torch here, so that the command line can generate its flags without importing it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Settings of a training run. Steps are optimizer steps; a batch is the images of one step.
+
+    The defaults of the losses and of SGD are Detectron2's and TensorPack's common ones for one
+    image; `small` below is the recipe of the embedded model.
+    """
+
+    # --- length and optimizer
+    steps: int = 1000
+    batch: int = 4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.005
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_steps: int = 100
+    decay: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    clip_gradient: float = 0.0
+    backbone_rate: float = 1.0
+    freeze_at: int = 2
+    seed: int = 0
+
+    # --- data
+    flip: float = 0.5
+    scale_low: float = 1.0
+    scale_high: float = 1.0
+
+    # --- sampling and losses
+    rpn_batch: int = 256
+    rpn_beta: float = 0.0
+    rpn_anchors_inside: bool = False
+    rpn_pre_nms: int = 2000
+    rpn_post_nms: int = 1000
+    roi_batch: int = 512
+    roi_positive: float = 0.25
+    roi_beta: float = 0.0
+
+    # --- gradual pruning
+    sparsity: float = 0.0
+    allocation: Literal["uniform", "global"] = "uniform"
+    prune_begin: int = 0
+    prune_end: int = 0
+    prune_every: int = 50
+    exclude: tuple[str, ...] = ()
+
+    # --- keeping work
+    checkpoint_minutes: float = 5.0
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, field: str, expected: str) -> None:
+            if not ok:
+                raise InputError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+
+        for field in ("steps", "batch", "rpn_batch", "roi_batch", "prune_every", "log_every",
+                      "rpn_pre_nms", "rpn_post_nms"):  # fmt: skip
+            require(getattr(self, field) >= 1, field, "at least 1")
+        require(self.learning_rate > 0, "learning_rate", "a positive number")
+        require(0 <= self.momentum < 1, "momentum", "0 <= momentum < 1")
+        require(0 <= self.freeze_at <= 5, "freeze_at", "0..5")
+        require(self.optimizer in ("sgd", "adamw"), "optimizer", "'sgd' or 'adamw'")
+        require(self.decay in ("cosine", "step", "constant"), "decay", "'cosine', 'step' or 'constant'")
+        require(self.allocation in ("uniform", "global"), "allocation", "'uniform' or 'global'")
+        require(0 <= self.sparsity < 1, "sparsity", "0 <= sparsity < 1")
+        require(0 < self.scale_low <= self.scale_high, "scale_low", "0 < scale_low <= scale_high")
+        if self.sparsity:
+            require(self.prune_begin < self.prune_end <= self.steps, "prune_end",
+                    f"prune_begin < prune_end <= steps ({self.prune_begin}..{self.steps})")  # fmt: skip
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ... steps - 1: linear warm-up, then the decay."""
+        import math
+
+        factor = 1.0
+        if self.decay == "cosine":
+            factor = 0.5 * (1.0 + math.cos(math.pi * min(step / self.steps, 1.0)))
+        elif self.decay == "step":
+            factor = 0.1 ** sum(step >= m for m in self.milestones)
+        if step < self.warmup_steps:
+            factor *= (step + 1) / (self.warmup_steps + 1)
+        return self.learning_rate * factor
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Rebuild from JSON; unknown keys are refused by name."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise InputError(f"unknown recipe key {key!r}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

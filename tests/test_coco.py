@@ -1,0 +1,248 @@
+"""COCO-format ground truth: what is read, what is mended and counted, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsedet.coco import CocoDataset, finite_numbers, load_coco, read_json
+from sparsedet.config import COCO_CATEGORY_IDS, COCO_NAMES
+from sparsedet.errors import InputError
+
+EVAL = Path(__file__).parent / "data" / "eval"
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """A sound data set: two photographs, two classes in falling id order, three boxes."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.jpg", "width": 100, "height": 50},
+            {"id": 3, "file_name": "b.jpg", "width": 60, "height": 80},
+        ],
+        "categories": [{"id": 20, "name": "dog"}, {"id": 10, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 20, "bbox": [10, 5, 30, 20], "iscrowd": 0},
+            {"id": 2, "image_id": 3, "category_id": 10, "bbox": [0, 0, 60, 80], "iscrowd": 1},
+            {"id": 3, "image_id": 7, "category_id": 10, "bbox": [0.5, 0.25, 2.5, 4]},
+        ],
+        **changes,
+    }
+
+
+def load(folder: Path, content: Any, class_names: list[str] | None = None) -> CocoDataset:
+    path = folder / "instances.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return load_coco(path, folder, class_names)
+
+
+def with_boxes(*boxes: Any, **extra: Any) -> dict[str, Any]:
+    entries = [{"id": i, "image_id": 7, "category_id": 10, "bbox": b, **extra}
+               for i, b in enumerate(boxes)]  # fmt: skip
+    return document(annotations=entries)
+
+
+# ----------------------------------------------------------------------------- sound data
+
+
+def test_a_sound_data_set(tmp_path: Path) -> None:
+    data = load(tmp_path, document())
+    assert (data.class_names, data.category_ids) == (("cat", "dog"), (10, 20))
+    assert not data.problems and not data.warnings()
+    first, second = data.images
+    assert (first.id, first.file_name, first.width, first.height) == (7, "a.jpg", 100, 50)
+    assert first.boxes.tolist() == [[10, 5, 40, 25], [0.5, 0.25, 3, 4.25]]
+    assert first.labels.tolist() == [2, 1] and first.crowd.tolist() == [False, False]
+    assert second.labels.tolist() == [1] and second.crowd.tolist() == [True]
+    assert data.image_path(first) == tmp_path / "a.jpg"
+
+
+def test_the_real_development_set() -> None:
+    data = load_coco(EVAL / "instances_dev_val.json", EVAL)
+    assert len(data.images) == 220
+    assert sum(len(image.boxes) for image in data.images) == 2019
+    assert sum(int(image.crowd.sum()) for image in data.images) == 27
+    assert data.class_names == COCO_NAMES and data.category_ids == COCO_CATEGORY_IDS
+    assert all((image.labels == 1).any() for image in data.images)  # a person on every one
+    assert not data.problems
+
+
+def test_classes_by_name_in_the_order_asked_for(tmp_path: Path) -> None:
+    data = load(tmp_path, document(), ["horse", "dog"])
+    assert (data.class_names, data.category_ids) == (("horse", "dog"), (-1, 20))
+    assert [image.labels.tolist() for image in data.images] == [[2], []]
+    assert data.problems == {"annotations of a class not asked for skipped": 2}
+    person = load_coco(EVAL / "instances_dev_val.json", EVAL, ["person"])
+    everything = load_coco(EVAL / "instances_dev_val.json", EVAL)
+    for few, all_ in zip(person.images, everything.images, strict=True):
+        np.testing.assert_array_equal(few.boxes, all_.boxes[all_.labels == 1])
+
+
+def test_photographs_without_objects_stay(tmp_path: Path) -> None:
+    data = load(tmp_path, document(annotations=[]))
+    assert [image.boxes.shape for image in data.images] == [(0, 4), (0, 4)]
+    assert data.images[0].labels.dtype == np.int64 and data.images[0].crowd.dtype == np.bool_
+
+
+def test_ids_written_as_floats_become_integers(tmp_path: Path) -> None:
+    content = document()
+    for entry in content["images"] + content["categories"] + content["annotations"]:
+        for key in {"id", "image_id", "category_id", "width", "height"} & set(entry):
+            entry[key] = float(entry[key])
+    floats, integers = load(tmp_path, content), load(tmp_path, document())
+    assert floats.category_ids == integers.category_ids
+    for a, b in zip(floats.images, integers.images, strict=True):
+        assert (a.id, a.width, a.height) == (b.id, b.width, b.height)
+        assert all(type(v) is int for v in (a.id, a.width, a.height))
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+# ------------------------------------------------------------------ mended and counted
+
+
+@pytest.mark.parametrize(
+    ("box", "problem"),
+    [
+        ([10, 10, 0, 5], "boxes without area skipped"),
+        ([10, 10, 5, -5], "boxes without area skipped"),
+        ([99.9999999, 10, 1e-7, 5], "boxes without area skipped"),  # closes in float32
+        ([100, 10, 5, 5], "boxes outside the image skipped"),
+        ([-20, 10, 20, 5], "boxes outside the image skipped"),
+        ([10, 1e300, 1e300, 1e300], "boxes outside the image skipped"),
+        ([10, 10, 5], "annotations whose bbox is not four numbers skipped"),
+        ([10, 10, 5, None], "annotations whose bbox is not four numbers skipped"),
+        ([10, 10, 5, "5"], "annotations whose bbox is not four numbers skipped"),
+        ([10, 10, 5, True], "annotations whose bbox is not four numbers skipped"),
+        ([10, 10, 5, float("nan")], "annotations whose bbox is not four numbers skipped"),
+        ([10, 10, float("inf"), 5], "annotations whose bbox is not four numbers skipped"),
+        ([10, 10, 5, 10**400], "annotations whose bbox is not four numbers skipped"),
+    ],
+)
+def test_a_bad_box_is_skipped_and_counted(tmp_path: Path, box: Any, problem: str) -> None:
+    data = load(tmp_path, with_boxes(box, [1, 2, 3, 4], box))
+    assert data.images[0].boxes.tolist() == [[1, 2, 4, 6]]
+    assert data.problems == {problem: 2}
+    assert data.warnings() == [f"{data.path}: 2 {problem}"]
+
+
+def test_boxes_over_the_edge_are_clipped_and_counted_from_a_pixel_on(tmp_path: Path) -> None:
+    data = load(tmp_path, with_boxes([-5, -6, 20, 30], [90, 40, 10.5, 10.9], [0, 0, 1e30, 1e30]))
+    assert data.images[0].boxes.tolist() == [[0, 0, 15, 24], [90, 40, 100, 50], [0, 0, 100, 50]]
+    assert data.problems == {"boxes reaching over the image's edge clipped": 2}
+
+
+def test_unknown_images_and_categories_are_skipped_and_counted(tmp_path: Path) -> None:
+    content = document()
+    content["annotations"] += [
+        {"image_id": 99, "category_id": 10, "bbox": [1, 1, 2, 2]},
+        {"image_id": 7, "category_id": 11, "bbox": [1, 1, 2, 2]},
+    ]
+    data = load(tmp_path, content)
+    assert sum(len(image.boxes) for image in data.images) == 3
+    assert data.problems == {
+        "annotations of an unknown image skipped": 1,
+        "annotations of an unknown category skipped": 1,
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_the_boxes_what_is_kept_can_be_trained_on(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scale = 10.0 ** random.integers(-9, 10, size=(200, 4))
+    boxes = (random.normal(size=(200, 4)) * scale).tolist()
+    data = load(tmp_path, with_boxes(*boxes))
+    kept = data.images[0].boxes
+    assert len(kept) + sum(n for what, n in data.problems.items() if "skipped" in what) == 200
+    assert len(kept) > 0
+    assert (kept[:, 2:] > kept[:, :2]).all()
+    assert (kept >= 0).all() and (kept <= [100, 50, 100, 50]).all()
+
+
+# ----------------------------------------------------------------------------- refused
+
+
+IMAGE = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("", "not valid JSON"),
+        ('{"images": [', "not valid JSON"),
+        ("[" * 200_000, "not valid JSON"),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "not valid JSON"),
+        ([], "top level"),
+        ({}, "'images'"),
+        (document(annotations={}), "'annotations'"),
+        (document(categories=None), "'categories'"),
+        (document(images=[]), "no images"),
+        (document(categories=[]), "none of its categories"),
+        (document(images=["a.jpg"]), "'images' has no 'id'"),
+        (document(images=[{"id": 1, "file_name": "a.jpg", "width": 10}]), "'height'"),
+        (document(images=[IMAGE, {**IMAGE, "file_name": "b.jpg"}]), "id 1 appears twice"),
+        (document(images=[{**IMAGE, "id": "1"}]), r"images.id is '1', expected int"),
+        (document(images=[{**IMAGE, "id": True}]), r"images.id is True, expected int"),
+        (document(images=[{**IMAGE, "id": 1.5}]), r"images.id is 1.5, expected int"),
+        (document(images=[{**IMAGE, "width": 0}]), "size 0x10"),
+        (document(images=[{**IMAGE, "height": 1e30}]), "size 10x1000"),
+        (document(images=[{**IMAGE, "width": float("nan")}]), "images.width is nan"),
+        (document(images=[{**IMAGE, "file_name": 5}], annotations=[]), "images.file_name is 5"),
+        (document(categories=[{"id": 1}]), "'categories' has no 'name'"),
+        (document(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category 1 'b'"),
+        (document(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "category 2 'a'"),
+        (document(categories=[{"id": -1, "name": "a"}]), "negative"),
+        (document(annotations=[{"category_id": 10, "bbox": [0, 0, 1, 1]}]), "'image_id'"),
+        (document(annotations=[{"image_id": 7, "bbox": [0, 0, 1, 1]}]), "'category_id'"),
+        (document(annotations=[{"image_id": 7, "category_id": 10}]), "'bbox'"),
+        (document(annotations=[{"image_id": 7, "category_id": 10, "bbox": "1"}]), "bbox is '1'"),
+        (document(annotations=[None]), "'annotations' has no 'image_id'"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_in_one_line(tmp_path: Path, content, named) -> None:
+    with pytest.raises(InputError, match=named) as caught:
+        load(tmp_path, content)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'instances.json'}: ")
+    assert "\n" not in message
+
+
+def test_no_usable_class(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none of its categories is among the 2 classes"):
+        load(tmp_path, document(), ["horse", "cow"])
+    with pytest.raises(InputError, match="twice"):
+        load(tmp_path, document(), ["cat", "cat"])
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.json: No such file"):
+        read_json(tmp_path / "absent.json")
+    with pytest.raises(InputError, match="directory"):
+        read_json(tmp_path)
+    (tmp_path / "latin.json").write_bytes('{"name": "é"}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.json: not valid JSON"):
+        read_json(tmp_path / "latin.json")
+
+
+def test_missing_photographs_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    content = document()
+    content["images"].append({**content["images"][0], "id": 8, "file_name": "x" * 5000})
+    data = load(tmp_path, content)
+    with pytest.raises(InputError, match=r"3 of 3 images are missing, first 'a\.jpg'"):
+        data.require_images()
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.jpg").mkdir()
+    with pytest.raises(InputError, match=r"2 of 3 images are missing, first 'b\.jpg'"):
+        data.require_images()
+    (tmp_path / "b.jpg").rmdir()
+    (tmp_path / "b.jpg").touch()
+    load(tmp_path, document()).require_images()
+
+
+def test_finite_numbers() -> None:
+    assert finite_numbers([1, 2.5], 2) == [1.0, 2.5]
+    assert finite_numbers((np.float32(0.5), np.int64(3)), 2) == [0.5, 3.0]
+    for bad in ([1], [1, 2, 3], "12", None, [1, "2"], [1, False], [1, float("inf")], [1, 10**400]):
+        assert finite_numbers(bad, 2) is None

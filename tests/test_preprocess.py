@@ -1,0 +1,530 @@
+"""Photographs: reading them, refusing bad ones, and their way to the canvas and back."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from sparsedet.errors import InputError
+from sparsedet.preprocess import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    Placement,
+    as_blob,
+    check_image,
+    decode_image,
+    place,
+    read_image,
+    to_canvas,
+)
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+lengths = st.one_of(st.integers(1, 40), st.integers(1, 5000))
+
+
+def photograph(height: int = 37, width: int = 53, seed: int = 0) -> NDArray[np.uint8]:
+    """A smooth coloured picture (BGR) that lossy formats keep recognisable."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 4)
+    return np.asarray(cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX), dtype=np.uint8)
+
+
+def encode(kind: str, mode: str = "RGB", bgr: NDArray[np.uint8] | None = None, **how: Any) -> bytes:
+    """A file's content, written by Pillow and not by the library under test."""
+    image = Image.fromarray((photograph() if bgr is None else bgr)[..., ::-1].copy())
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: encode("JPEG"),
+    "jpeg-progressive": lambda: encode("JPEG", progressive=True),
+    "jpeg-restart": lambda: encode("JPEG", restart_marker_blocks=1),
+    "png": lambda: encode("PNG"),
+    "webp-lossy": lambda: encode("WEBP"),
+    "webp-lossless": lambda: encode("WEBP", lossless=True),
+    "webp-extended": lambda: encode("WEBP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
+    "bmp": lambda: encode("BMP"),
+    "gif": lambda: encode("GIF"),
+    "tiff": lambda: encode("TIFF"),
+    "tiff-lzw": lambda: encode("TIFF", compression="tiff_lzw"),
+    "tiff-big": lambda: encode("TIFF", big_tiff=True),
+    "avif": lambda: encode("AVIF"),
+}
+
+
+def file_of(kind: str) -> bytes:
+    try:
+        data = FILES[kind]()
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow cannot write {kind}")
+    if kind in ("gif", "avif") and cv2.imdecode(np.frombuffer(data, np.uint8), 1) is None:
+        pytest.skip(f"this OpenCV cannot read {kind}")
+    return data
+
+
+def refused(data: bytes, name: str = "x.jpg", **limit: int) -> str:
+    """The one-line error for these bytes."""
+    with pytest.raises(InputError) as caught:
+        decode_image(data, name, **limit)
+    message = str(caught.value)
+    assert message.startswith(f"{name}: ") and "\n" not in message
+    return message
+
+
+# -------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_format_is_read(kind: str) -> None:
+    image = decode_image(file_of(kind), kind)
+    assert image.shape == (37, 53, 3) and image.dtype == np.uint8 and image.flags.c_contiguous
+    assert np.abs(image.astype(int) - photograph()).mean() < 12  # GIF has 256 colours
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "tiff-big", "webp-lossless"])
+def test_lossless_formats_keep_every_pixel_in_bgr_order(kind: str) -> None:
+    assert np.array_equal(decode_image(file_of(kind), kind), photograph())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2), (7, 5)])
+def test_extreme_sizes(size: tuple[int, int]) -> None:
+    image = photograph(*size)
+    assert np.array_equal(decode_image(encode("PNG", bgr=image), "x"), image)
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    grey = photograph()[..., 0]
+    for mode in ("L", "LA"):
+        data = encode("PNG", mode, np.dstack([grey] * 3))
+        assert np.array_equal(decode_image(data, "x"), np.dstack([grey] * 3))
+
+
+def test_alpha_is_dropped_not_composited() -> None:
+    bgra = np.dstack([photograph(), np.zeros((37, 53), np.uint8)])  # fully transparent
+    assert np.array_equal(decode_image(cv2.imencode(".png", bgra)[1].tobytes(), "x"), bgra[..., :3])
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    for image in (deep, np.dstack([deep, deep[::-1], deep.T])):
+        got = decode_image(cv2.imencode(".png", image)[1].tobytes(), "x")
+        expected = image / 257 if image.ndim == 3 else np.dstack([image / 257] * 3)
+        assert got.dtype == np.uint8 and np.abs(got - expected).max() <= 1.0
+
+
+def test_palette_and_black_and_white() -> None:
+    buffer = io.BytesIO()
+    palette = Image.fromarray(photograph()[..., ::-1].copy()).quantize(16)
+    palette.save(buffer, "PNG")
+    expected = np.asarray(palette.convert("RGB"))[..., ::-1]
+    assert np.array_equal(decode_image(buffer.getvalue(), "x"), expected)
+    assert set(np.unique(decode_image(encode("PNG", "1"), "x"))) == {0, 255}
+
+
+def test_cmyk_jpeg() -> None:
+    patches = np.zeros((32, 96, 3), np.uint8)
+    patches[:, :32], patches[:, 32:64], patches[:, 64:] = (200, 40, 90), (30, 180, 220), 128
+    got = decode_image(encode("JPEG", "CMYK", patches, quality=100), "x")
+    assert got.shape == patches.shape
+    for column in (16, 48, 80):
+        assert np.abs(got[16, column].astype(int) - patches[16, column]).max() <= 6
+
+
+def with_exif(jpeg: bytes, orientation: int, thumbnail: bytes = b"") -> bytes:
+    """A JPEG with an APP1 segment that holds an orientation, and a thumbnail after it."""
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4) + thumbnail
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    jpeg = encode("JPEG")
+    stored = decode_image(jpeg, "x")
+    # The EXIF standard says where the stored picture's row 0 and column 0 are to be seen.
+    upright = {
+        1: stored,  # top, left
+        2: stored[:, ::-1],  # top, right
+        3: stored[::-1, ::-1],  # bottom, right
+        4: stored[::-1],  # bottom, left
+        5: stored.transpose(1, 0, 2),  # left, top
+        6: stored[::-1].transpose(1, 0, 2),  # right, top
+        7: stored[::-1, ::-1].transpose(1, 0, 2),  # right, bottom
+        8: stored[:, ::-1].transpose(1, 0, 2),  # left, bottom
+    }[orientation]
+    got = decode_image(with_exif(jpeg, orientation), "x")
+    assert got.flags.c_contiguous and np.array_equal(got, upright)
+
+
+# -------------------------------------------------------------------- bad files
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_truncated_files_are_refused(kind: str) -> None:
+    data = file_of(kind)
+    cuts = {1, 2, 3, 4, 10, 20, 30, len(data) - 2, len(data) - 1}
+    for cut in sorted(cuts | {len(data) * i // 12 for i in range(1, 12)}):
+        refused(data[:cut])
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "jpeg-progressive", "jpeg-restart"])
+def test_a_cut_jpeg_is_noticed_by_our_own_walk(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every OpenCV notices; neither zeros after the cut nor a thumbnail's end may deceive."""
+    data = file_of(kind)
+    thumbnail = with_exif(data, 1, encode("JPEG", bgr=photograph(8, 8)))
+    assert np.array_equal(decode_image(thumbnail, "x"), decode_image(data, "x"))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("a cut file was decoded"))
+    for whole in (data, thumbnail):
+        for part in (0.75, 0.99):
+            cut = whole[: int(len(whole) * part)]
+            assert "truncated" in refused(cut)
+            assert "truncated" in refused(cut + bytes(5000))
+
+
+@pytest.mark.parametrize("tail", [b"garbage" * 50, b"\0" * 999, b"\xff\xd8\xff\xc0\0\x11", b"\xff"])
+@pytest.mark.parametrize("kind", ["jpeg", "jpeg-progressive", "png"])
+def test_bytes_after_the_end_do_no_harm(kind: str, tail: bytes) -> None:
+    data = file_of(kind)
+    assert np.array_equal(decode_image(data + tail, "x"), decode_image(data, "x"))
+
+
+def test_jpeg_filling_between_segments_does_no_harm() -> None:
+    data = file_of("jpeg")
+    filled = data[:2] + b"\xff" * 20 + data[2:-2] + b"\xff" * 20 + data[-2:]
+    assert np.array_equal(decode_image(filled, "x"), decode_image(data, "x"))
+
+
+def test_a_long_run_of_filling_costs_linear_time() -> None:
+    refused(b"\xff\xd8" + b"\xff" * 3_000_000 + b"\0")  # quadratic time would take hours
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"\0", b"hello, this is no image\n", b"BM", b"BMW builds no bitmaps, whatever you say",
+        b"\xff\xd8\xff", b"\xff\xd8\xff\xd9", b"II*\0", b"MM\0+" + bytes(3), b"GIF89a",
+        b"RIFF\0\0\0\0WEBP", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04" + bytes(99), bytes(4096),
+        b"\0\0\0\x18ftypavif\0\0\0\0", b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    refused(data)
+
+
+def test_random_damage_never_escapes_as_another_error() -> None:
+    rng = np.random.default_rng(1)
+    for kind in ("png", "bmp", "gif", "tiff", "webp-lossy"):
+        data = np.frombuffer(file_of(kind), np.uint8)
+        for _ in range(20):
+            bad = data.copy()
+            bad[rng.integers(0, min(len(bad), 200), 4)] = rng.integers(0, 256, 4)
+            try:
+                image = decode_image(bad.tobytes(), "x", max_pixels=1_000_000)
+            except InputError:
+                continue
+            check_image(image)
+
+
+def test_truncated_pngs_and_jpegs_leave_stderr_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    for kind in ("png", "jpeg"):
+        data = file_of(kind)
+        for cut in range(1, len(data), 97):
+            refused(data[:cut])
+    assert capfd.readouterr().err == ""
+
+
+def test_opencvs_log_is_silent_while_any_thread_decodes_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: Any = getattr(cv2.utils, "logging", cv2)
+    before, data, imdecode = log.getLogLevel(), file_of("png"), cv2.imdecode
+    both, one_left, levels = threading.Barrier(2), threading.Event(), []
+
+    def slow(*arguments: Any) -> Any:
+        both.wait(10)
+        if threading.current_thread() is not late:
+            return imdecode(*arguments)
+        assert one_left.wait(10)
+        levels.append(log.getLogLevel())
+        raise cv2.error("damaged")
+
+    monkeypatch.setattr(cv2, "imdecode", slow)
+    early = threading.Thread(target=decode_image, args=(data, "x"))
+    late = threading.Thread(target=lambda: refused(data))
+    log.setLogLevel(3)
+    try:
+        for thread in (early, late):
+            thread.start()
+        early.join(10)
+        one_left.set()
+        late.join(10)
+        assert levels == [0] and log.getLogLevel() == 3
+    finally:
+        log.setLogLevel(before)
+
+
+# -------------------------------------------------------------------- the pixel limit
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_the_limit_counts_the_pixels_that_the_file_declares(kind: str) -> None:
+    data = file_of(kind)
+    decode_image(data, "x", max_pixels=37 * 53)
+    assert "53x37 = 1961 pixels" in refused(data, max_pixels=37 * 53 - 1)
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def tiff_bomb(order: str, big: bool) -> bytes:
+    mark = {"<": b"II", ">": b"MM"}[order]
+    tags = [(256, 60000), (257, 50000)]
+    if big:
+        head = mark + struct.pack(order + "HHHQQ", 43, 8, 0, 16, len(tags))
+        return head + b"".join(struct.pack(order + "HHQQ", t, 16, 1, v) for t, v in tags)
+    head = mark + struct.pack(order + "HIH", 42, 8, len(tags))
+    kinds = ((3, "Hxx"), (4, "I"))  # one SHORT, which is left-justified, and one LONG
+    return head + b"".join(
+        struct.pack(f"{order}HHI{code}", tag, kind, 1, value)
+        for (tag, value), (kind, code) in zip(tags, kinds, strict=True)
+    )
+
+
+BOMBS = {
+    "png": b"\x89PNG\r\n\x1a\n"
+    + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 50000, 8, 2, 0, 0, 0))
+    + png_chunk(b"IDAT", zlib.compress(bytes(1000)))
+    + png_chunk(b"IEND", b""),
+    "jpeg": b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HH", 50000, 60000)
+    + bytes(10) + b"\xff\xd9",
+    "bmp": b"BM" + bytes(12) + struct.pack("<Iii", 40, 60000, 50000) + bytes(28),
+    "bmp from the top": b"BM" + bytes(12) + struct.pack("<Iii", 40, 60000, -50000) + bytes(28),
+    "bmp core": b"BM" + bytes(12) + struct.pack("<IHH", 12, 60000, 50000) + bytes(28),
+    "gif": b"GIF89a" + struct.pack("<HH", 60000, 50000) + bytes(20),
+    "webp": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4)
+    + (59999).to_bytes(3, "little") + (49999).to_bytes(3, "little"),
+    "tiff": tiff_bomb("<", False),
+    "tiff big-endian": tiff_bomb(">", False),
+    "bigtiff": tiff_bomb("<", True),
+    "bigtiff big-endian": tiff_bomb(">", True),
+    "avif": b"\0\0\0\x18ftypavif" + bytes(8) + b"\0\0\0\x14ispe\0\0\0\0"
+    + struct.pack(">II", 65000, 1) + b"\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", 60000, 50000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_are_refused_before_anything_is_decoded(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("the bomb was decoded"))
+    message = refused(BOMBS[kind])
+    assert "60000x50000 = 3000000000 pixels" in message and str(MAX_PIXELS) in message
+
+
+@pytest.mark.parametrize("kind", ["VP8 ", "VP8L"])
+def test_webp_bombs_of_the_simple_forms(kind: str) -> None:
+    lossy = b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16383, 0x4000 | 16383)  # with scaling bits
+    body = lossy if kind == "VP8 " else b"\x2f" + struct.pack("<I", 16382 | 16382 << 14)
+    data = b"RIFF" + bytes(4) + b"WEBP" + kind.encode() + bytes(4) + body + bytes(20)
+    assert "16383x16383" in refused(data)
+
+
+# -------------------------------------------------------------------- files
+
+
+def test_read_image_reads_files_of_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "fenêtre 窓.png"
+    path.write_bytes(encode("PNG"))
+    assert np.array_equal(read_image(path), photograph())
+    assert np.array_equal(read_image(str(path), max_pixels=37 * 53), photograph())
+    with pytest.raises(InputError, match=r"窓\.png: the image has 53x37"):
+        read_image(path, max_pixels=100)
+
+
+def test_read_image_names_the_file_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    with open(tmp_path / "huge.png", "wb") as sparse:
+        sparse.truncate(MAX_FILE_BYTES + 1)
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
+    reasons = {
+        "missing.jpg": "No such file", "empty.jpg": "empty", "text.jpg": "not a JPEG",
+        "huge.png": "expected at most", "pipe.jpg": "not a file", ".": "not a file",
+        "null\0.jpg": "null",
+    }  # fmt: skip
+    for name, reason in reasons.items():
+        path = os.path.join(tmp_path, name)
+        with pytest.raises(InputError) as caught:
+            read_image(path)
+        message = str(caught.value)
+        assert message.startswith(path) and reason in message and "\n" not in message
+
+
+# -------------------------------------------------------------------- placing
+
+
+def test_fit_truncates() -> None:
+    assert place(480, 640, 800, 1280) == Placement(480, 640, 800, 1066, 800, 1280)
+    assert place(427, 640, 800, 1280) == Placement(427, 640, 800, 1199, 800, 1280)
+    assert place(1, 5000, 800, 1280) == Placement(1, 5000, 1, 1280, 800, 1280)
+    assert place(480, 640, 320, 480, "stretch") == Placement(480, 640, 320, 480, 320, 480)
+
+
+def test_fit_keeps_the_contracts_rounding_errors() -> None:
+    heights = [h for h in range(1, 3000) if int((800 / h) * h) == 799]
+    widths = [w for w in range(1, 3000) if int((1280 / w) * w) == 1279]
+    assert heights and widths
+    assert all(place(h, 1, 800, 1280).dst_height == 799 for h in heights)
+    assert all(place(1, w, 800, 1280).dst_width == 1279 for w in widths)
+
+
+@given(lengths, lengths, st.integers(16, 1300), st.integers(16, 1300))
+def test_fit_stays_on_the_canvas_and_keeps_the_shape(h: int, w: int, ch: int, cw: int) -> None:
+    at = place(h, w, ch, cw)
+    assert 1 <= at.dst_height <= ch and 1 <= at.dst_width <= cw
+    assert at.dst_height >= ch - 1 or at.dst_width >= cw - 1
+    scale = min(cw / w, ch / h)
+    assert -1 < at.dst_height - scale * h <= max(0, 1 - scale * h)
+    assert -1 < at.dst_width - scale * w <= max(0, 1 - scale * w)
+
+
+@given(lengths, lengths, st.sampled_from(["fit", "stretch"]), st.data())
+def test_boxes_make_the_round_trip(h: int, w: int, resize: Any, data: st.DataObject) -> None:
+    at = place(h, w, 320, 480, resize)
+    fractions = data.draw(st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=4))
+    low_high = np.sort(np.reshape(np.array(fractions, dtype=np.float64), (-1, 2, 2)), axis=1)
+    boxes = low_high.reshape(-1, 4) * [w, h, w, h]
+    to_canvas_scale = [at.dst_width / w / 480, at.dst_height / h / 320] * 2
+    got = at.to_photo((boxes * to_canvas_scale).astype(np.float32))
+    assert got.shape == boxes.shape and got.dtype == np.float32
+    # Half a unit of float32 is 3e-8 of the canvas, whose sides are so many photograph pixels:
+    sides = np.array([480 * w / at.dst_width, 320 * h / at.dst_height] * 2)
+    assert (np.abs(got - boxes) <= 7e-8 * sides).all()
+    assert (got >= 0).all() and (got <= [w, h, w, h]).all()
+
+
+def test_boxes_follow_the_contracts_formula_and_are_clipped() -> None:
+    at = place(427, 640, 800, 1280)
+    got = at.to_photo(np.array([[0.5, 0.25, 0.9, 0.75], [-0.5, 0.1, 1.0, 1.5]], np.float32))
+    expected = [
+        [0.5 * 1280 / (1199 / 640), 0.25 * 800 / (800 / 427),
+         0.9 * 1280 / (1199 / 640), 0.75 * 800 / (800 / 427)],
+        [0, 0.1 * 800 / (800 / 427), 640, 427],
+    ]  # fmt: skip
+    assert np.allclose(got, expected, rtol=1e-6)
+    assert at.to_photo(np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
+def bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float64]:
+    """Textbook bilinear resizing with pixel centres at .5, in float64."""
+
+    def weights(out: int, size: int) -> NDArray[np.float64]:
+        at = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0, size - 1)
+        return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
+
+    rows, columns = weights(height, image.shape[0]), weights(width, image.shape[1])
+    return np.einsum("yi,xj,ijc->yxc", rows, columns, image.astype(np.float64), optimize=True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 53), (53, 37), (1, 211), (211, 1), (90, 120)])
+@pytest.mark.parametrize("resize", ["fit", "stretch"])
+def test_canvas_is_bilinear_in_the_corner_and_zero_elsewhere(
+    size: tuple[int, int], resize: Any
+) -> None:
+    image = np.maximum(photograph(*size), 1)
+    canvas, at = to_canvas(image, 60, 90, resize)
+    assert at == place(*size, 60, 90, resize)
+    assert canvas.shape == (60, 90, 3) and canvas.dtype == np.uint8 and canvas.flags.c_contiguous
+    assert not canvas[at.dst_height :].any() and not canvas[:, at.dst_width :].any()
+    inside = canvas[: at.dst_height, : at.dst_width]
+    assert np.abs(inside - bilinear(image, at.dst_height, at.dst_width)).max() <= 1.0
+
+
+def test_a_photograph_of_the_canvas_size_is_copied() -> None:
+    image = photograph(60, 90)
+    canvas, _ = to_canvas(image, 60, 90)
+    assert np.array_equal(canvas, image) and not np.shares_memory(canvas, image)
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (4999, 3)])
+def test_very_long_photographs_reach_the_reference_canvas(size: tuple[int, int]) -> None:
+    canvas, at = to_canvas(np.full((*size, 3), 200, np.uint8), 800, 1280)
+    assert (canvas == 200).all(axis=2).sum() == at.dst_height * at.dst_width
+
+
+def test_views_are_accepted() -> None:
+    image = photograph()
+    assert np.array_equal(
+        to_canvas(image[::-1, ::2, ::-1], 60, 90)[0],
+        to_canvas(image[::-1, ::2, ::-1].copy(), 60, 90)[0],
+    )
+
+
+def test_bad_images_and_canvases_are_refused() -> None:
+    with pytest.raises(InputError, match=r"shape \(4, 5\) and type uint8, expected \(H, W, 3\)"):
+        to_canvas(np.zeros((4, 5), np.uint8), 60, 90)
+    for bad in (np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3)), np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(InputError, match="expected"):
+            to_canvas(bad, 60, 90)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="image is str"):
+        to_canvas("photo.jpg", 60, 90)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'crop'"):
+        place(4, 5, 60, 90, "crop")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least 1x1"):
+        place(4, 0, 60, 90)
+
+
+# -------------------------------------------------------------------- ready-made canvases
+
+
+def test_both_layouts_give_the_same_blob() -> None:
+    nhwc = np.stack([photograph(16, 20, seed) for seed in (1, 2)])
+    nchw = nhwc.transpose(0, 3, 1, 2)
+    assert as_blob(nhwc) is nhwc
+    floats, integers = nchw.astype(np.float32), nhwc.astype(np.int64)
+    for blob in (nchw, nchw.copy(), np.asfortranarray(nhwc), floats, integers):
+        got = as_blob(blob)
+        assert np.array_equal(got, nhwc) and got.dtype == np.uint8 and got.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "shape", [(16, 20, 3), (1, 4, 16, 20), (0, 3, 16, 20), (1, 3, 0, 20), (2, 16, 3, 20)]
+)
+def test_blobs_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        as_blob(np.zeros(shape, np.uint8))
+    assert str(list(shape)) in str(caught.value) and "[B, 3, H, W]" in str(caught.value)
+
+
+def test_blobs_that_fit_both_layouts_are_refused() -> None:
+    with pytest.raises(InputError, match=r"\[1, 3, 20, 3\], which fits both layouts"):
+        as_blob(np.zeros((1, 3, 20, 3), np.uint8))
+
+
+@pytest.mark.parametrize("value", [0.5, -1, 256, 1e30, np.nan, np.inf])
+def test_blobs_with_other_values_are_refused(value: float) -> None:
+    blob = np.zeros((1, 3, 16, 20), np.float32)
+    blob[0, 1, 2, 3] = value
+    with pytest.raises(InputError, match=r"expected whole numbers 0\.\.255"):
+        as_blob(blob)
+    with pytest.raises(InputError, match="type bool"):
+        as_blob(blob > 0)
