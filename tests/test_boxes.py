@@ -7,11 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-import torchvision.ops as ops
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from sparsedet import boxes, reference
+from sparsedet import boxes
 from sparsedet.config import PRESETS, preset
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
@@ -46,7 +43,12 @@ def test_cell_anchors_offset_and_override() -> None:
     assert np.array_equal(boxes.cell_anchors(replace(config, cell_anchors=own)), np.array(own))
 
 
+@pytest.mark.slow
 def test_anchors_equal_torchvision() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchvision")
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
     config = preset("r101-c4")
     generator = AnchorGenerator((config.anchor_sizes,), (config.anchor_ratios,))
     # torchvision rounds to whole pixels and has ratios as the outer loop.
@@ -112,8 +114,12 @@ def test_decode_by_class_equals_one_at_a_time() -> None:
         assert np.array_equal(found[:, k], one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_torch_copies_equal_numpy(weights: tuple[float, float, float, float]) -> None:
+    torch = pytest.importorskip("torch")
+    from sparsedet import reference
+
     rng = np.random.default_rng(4)
     source, target = random_boxes(rng, 200), random_boxes(rng, 200)
     deltas = rng.normal(0, 3, (200, 7, 4)).astype(np.float32)
@@ -137,7 +143,10 @@ def test_clip_and_area() -> None:
     assert boxes.area(np.array([[0, 0, 2, 3], [2, 0, 0, 3]], np.float32)).tolist() == [6, 0]
 
 
+@pytest.mark.slow
 def test_iou_equals_torchvision() -> None:
+    torch = pytest.importorskip("torch")
+    ops = pytest.importorskip("torchvision.ops")
     rng = np.random.default_rng(5)
     a, b = random_boxes(rng, 60), random_boxes(rng, 40)
     found = boxes.iou(a, b)
@@ -156,9 +165,14 @@ def test_iou_of_empty_boxes_is_zero() -> None:
 # ------------------------------------------------------------------------ RoIAlign
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("ratio", [1, 2, 3])
 def test_roi_align_matmul_equals_torchvision(ratio: int, step: int) -> None:
+    torch = pytest.importorskip("torch")
+    ops = pytest.importorskip("torchvision.ops")
+    from sparsedet import reference
+
     generator = torch.Generator().manual_seed(6)
     features = torch.randn(2, 5, 9, 13, generator=generator)  # canvas 144 x 208
     rois = [
@@ -183,7 +197,11 @@ def test_roi_align_matmul_equals_torchvision(ratio: int, step: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_roi_align_matmul_without_regions() -> None:
+    torch = pytest.importorskip("torch")
+    from sparsedet import reference
+
     found = reference.roi_align_matmul(
         torch.zeros(1, 3, 4, 4), [torch.zeros(0, 4)], 14, 1 / 16, 2, 2
     )

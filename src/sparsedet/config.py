@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 COCO_NAMES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -93,33 +95,36 @@ class ModelConfig:
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, expected: str) -> None:
             if not ok:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+                got = reprlib.repr(getattr(self, field))
+                raise ValueError(f"{field} is {got}, expected {expected}")
 
-        for field in ("canvas_height", "canvas_width"):
-            require(16 <= getattr(self, field) <= 8192, field, "16..8192 pixels")
+        for field, (low, high) in _RANGES.items():
+            value = getattr(self, field)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if field == "cell_anchors":
+                numbers = (0.0,) if value is None else sum(value, ())
+            ok = len(numbers) > 0 and all(low <= n <= high for n in numbers)  # NaN never is
+            require(ok, field, f"{low:g}..{high:g}")
         require(self.resize in ("fit", "stretch"), "resize", "'fit' or 'stretch'")
         require(self.stride_in in ("conv1", "conv2"), "stride_in", "'conv1' or 'conv2'")
         require(self.background in ("first", "last"), "background", "'first' or 'last'")
-        require(all(s > 0 for s in self.pixel_std), "pixel_std", "positive numbers")
-        for field in ("blocks", "bottleneck_channels", "stage_channels"):
-            value = getattr(self, field)
-            require(len(value) == 4 and min(value) >= 1, field, "four numbers of at least 1")
-        for field in ("stem_channels", "rpn_channels", "proposals", "rpn_pre_nms",
-                      "max_detections", "roi_size", "anchor_stride"):  # fmt: skip
-            require(getattr(self, field) >= 1, field, "at least 1")
-        require(self.roi_sampling_ratio >= 0, "roi_sampling_ratio", "0 (adaptive) or more")
+        require(self.anchors_per_cell <= 1000, "anchor_sizes", "at most 1000 anchors a cell")
+        for box in self.cell_anchors or ():
+            require(box[0] < box[2] and box[1] < box[3], "cell_anchors", "x0 < x1 and y0 < y1")
         require(self.roi_size % 2 == 0, "roi_size", "an even number")
-        require(len(self.class_names) >= 1, "class_names", "at least one name")
-        require(
-            len(self.category_ids) == len(self.class_names), "category_ids",
-            f"{len(self.class_names)} ids, one for each class name",
-        )  # fmt: skip
-        for field in ("rpn_nms_threshold", "nms_threshold", "score_threshold"):
-            require(0.0 <= getattr(self, field) <= 1.0, field, "0..1")
-        require(
-            self.cell_anchors is None or len(self.cell_anchors) >= 1,
-            "cell_anchors", "None or at least one box",
-        )  # fmt: skip
+        # A 1x1 window needs no padding; its output and that of the 3x3 are added, so that they
+        # must have one size for every input.
+        require(self.stride_conv1_padding[0] == 0, "stride_conv1_padding", "(0, 0) or (0, -1)")
+        total = sum(self.stride_conv1_padding) + 2
+        require(sum(self.stride_conv2_padding) == total, "stride_conv2_padding",
+                f"two numbers of sum {total} beside that stride_conv1_padding")  # fmt: skip
+        # Names go to terminals: no control characters.
+        require(self.name.isprintable() and self.name != "", "name", "printable text")
+        names, ids = self.class_names, self.category_ids
+        require(all(n.isprintable() and n for n in names), "class_names", "printable names")
+        require(len(set(names)) == len(names) > 0, "class_names", "one name or more, none twice")
+        require(len(set(ids)) == len(ids) == len(names), "category_ids",
+                f"{len(names)} ids, one for each class name, none twice")  # fmt: skip
 
     @property
     def num_classes(self) -> int:
@@ -149,25 +154,41 @@ class ModelConfig:
             raise ValueError(f"unknown configuration key {unknown[0]!r}")
         if "name" not in values:
             raise ValueError("the configuration has no 'name'")
-        try:
-            return cls(**{key: _coerce(key, value, hints[key]) for key, value in values.items()})
-        except TypeError as error:
-            raise ValueError(f"bad configuration: {error}") from None
+        return cls(**{key: _coerce(key, value, hints[key]) for key, value in values.items()})
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """JSON has no tuples and writes 1.0 as 1: restore both, refuse everything else."""
-    if isinstance(value, list | tuple):
-        if "tuple" not in str(hint):
-            raise ValueError(f"{key} is a list, expected {hint}")
-        return tuple(_coerce(key, v, str(hint)) if isinstance(v, list | tuple) else v for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    """`value` in the type `hint`: JSON has no tuples and writes 1.0 as 1; all else is refused."""
+    args = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):  # ... | None
+        return None if value is None else _coerce(key, value, args[0])
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) == len(value):
+            return tuple(_coerce(key, v, kind) for v, kind in zip(value, kinds, strict=True))
+    if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
-        raise ValueError(f"{key} is {value!r}, expected {hint.__name__}")
-    if hint is int and isinstance(value, bool):
-        raise ValueError(f"{key} is {value!r}, expected int")
-    return value
+    if type(value) is hint or get_origin(hint) is Literal:  # its choices: __post_init__
+        return value
+    expected = str(hint) if args else hint.__name__
+    raise ValueError(f"{key} is {reprlib.repr(value)}, expected {expected}")
+
+
+# What every number lies in, each member of a tuple alike. A model file may come from anywhere,
+# and buffers are sized by some of these.
+_RANGES: dict[str, tuple[float, float]] = {
+    "canvas_height": (16, 8192), "canvas_width": (16, 8192),
+    "pixel_mean": (-1000, 1000), "pixel_std": (1e-3, 1000),
+    "blocks": (1, 1000), "stem_channels": (1, 65536), "bottleneck_channels": (1, 65536),
+    "stage_channels": (1, 65536), "stem_padding": (0, 6), "pool_padding": (0, 2),
+    "stride_conv1_padding": (-1, 0), "stride_conv2_padding": (0, 2), "batch_norm_eps": (0, 1),
+    "rpn_channels": (1, 65536), "anchor_sizes": (1e-3, 1e5), "anchor_ratios": (1e-3, 1e3),
+    "anchor_stride": (1, 64), "anchor_offset": (-1, 1), "cell_anchors": (-1e5, 1e5),
+    "rpn_box_weights": (1e-3, 1e3), "rpn_pre_nms": (1, 1e6), "proposals": (1, 1e6),
+    "rpn_nms_threshold": (0, 1), "delta_clamp": (0, 20), "roi_size": (2, 64),
+    "roi_sampling_ratio": (0, 16), "category_ids": (0, 2**53), "box_weights": (1e-3, 1e3),
+    "score_threshold": (0, 1), "nms_threshold": (0, 1), "max_detections": (1, 1e6),
+}  # fmt: skip
 
 
 # The published network's form: TensorPack's arithmetic, 300 proposals at test.

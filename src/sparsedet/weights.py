@@ -65,8 +65,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every folded tensor of the model, in the layer table's order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in build_network(config).weighted:
+        shapes[f"{layer.name}.weight"] = layer.weight_shape
         # index() because a hand-written configuration may say 64.0 channels.
-        shapes[f"{layer.name}.weight"] = tuple(operator.index(n) for n in layer.weight_shape)
         shapes[f"{layer.name}.bias"] = (operator.index(layer.out_channels),)
     return shapes
 
@@ -243,8 +243,7 @@ def _read(file: BinaryIO, size: int) -> ModelFile:
             raise ValueError(f"tensor {name!r} has {length} bytes, which does not fit its shape")
         file.seek(start + entry.begin)
         value = np.frombuffer(file.read(length), _DTYPES[kind]).reshape(shape)
-        with np.errstate(invalid="ignore"):  # check_tensors reports NaNs
-            return value if kind == "U8" else value.astype(np.float32)
+        return value if kind == "U8" else value.astype(np.float32)
 
     tensors: Tensors = {}
     for name, shape in shapes.items():

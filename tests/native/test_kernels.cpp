@@ -1,0 +1,440 @@
+// Every kernel of every instruction set that this CPU has, and the packing of weights, against
+// plain loops written here from the contract in kernels.h. Operands are whole numbers from -4 to
+// 4, so that results are exact in any order of summation; a second pass with fractions allows
+// the rounding errors that a sum of n products can have. Outputs are filled with a canary and
+// compared as a whole: whatever a kernel must not write is part of the expectation.
+//
+// Prints a line for each group of cases; exits with 1 if one failed.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "kernels.h"
+#include "pack.h"
+
+namespace {
+
+using namespace sparsedet;
+
+constexpr float kCanary = 777.25f;
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+template <class T>
+struct Aligned {
+  using value_type = T;
+  T* allocate(size_t n) {
+    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64}));
+  }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const Aligned&) const { return true; }
+};
+using Floats = std::vector<float, Aligned<float>>;
+
+std::mt19937 rng(1);
+
+float draw(bool fraction) {
+  if (fraction) return static_cast<float>(rng()) * 0x1p-31f - 1.0f;
+  return static_cast<float>(rng() % 9) - 4.0f;
+}
+
+float draw_nonzero(bool fraction) {
+  float v;
+  do v = draw(fraction);
+  while (v == 0);
+  return v;
+}
+
+bool with_probability(double p) { return rng() * 0x1p-32 < p; }
+
+int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+// A buffer that a kernel writes, with guards on both sides, and what it should hold afterwards.
+class Output {
+ public:
+  explicit Output(size_t size)
+      : floats_(size + 2 * kGuard, kCanary), want_(floats_.begin(), floats_.end()),
+        tolerance_(floats_.size(), 0.0) {}
+  float* data() { return floats_.data() + kGuard; }
+  // The content before the call.
+  void put(ptrdiff_t at, float value) { want_[at + kGuard] = data()[at] = value; }
+  void expect(ptrdiff_t at, double value, double tolerance = 0) {
+    want_[at + kGuard] = value;
+    tolerance_[at + kGuard] = tolerance;
+  }
+  bool good() const {
+    for (size_t i = 0; i < floats_.size(); i++)
+      if (!(std::abs(floats_[i] - want_[i]) <= tolerance_[i])) return false;
+    return true;
+  }
+
+ private:
+  static constexpr int kGuard = 64;
+  Floats floats_;
+  std::vector<double> want_, tolerance_;
+};
+
+// A sum of products in double, and how far a float sum in any order may lie from it.
+struct Sum {
+  double value = 0, magnitude = 0;
+  int terms = 0;
+  void add(double x) {
+    value += x;
+    magnitude += std::abs(x);
+    terms++;
+  }
+  double tolerance(bool fraction) const { return fraction ? (terms + 2) * 0x1p-24 * magnitude : 0; }
+};
+
+// ------------------------------------------------------------------------------------ the sum
+
+struct SparseCase {
+  int G, P, rows, columns, valid;
+  double density;
+  bool first, last, relu, fraction;
+  enum { none, separate, in_place } residual;
+};
+
+bool sparse_case(const Kernels& k, const SparseCase& c) {
+  const int L = k.lanes, groups = divide_up(c.rows, c.G), width = kVectors * L;
+  Floats panel(static_cast<size_t>(c.columns) * width, kNaN);  // vectors from P on stay NaN
+  for (int i = 0; i < c.columns; i++)
+    for (int j = 0; j < c.P * L; j++) panel[i * width + j] = draw(c.fraction);
+  // Rows that only fill up the last group have weights too: they must not be stored.
+  std::vector<float> weight(static_cast<size_t>(groups) * c.G * c.columns);
+  for (float& w : weight) w = with_probability(c.density) ? draw_nonzero(c.fraction) : 0;
+  std::vector<uint16_t> index, counts;
+  std::vector<float> values;
+  for (int group = 0; group < groups; group++)
+    for (int pattern = 1; pattern < 1 << c.G; pattern++) {
+      counts.push_back(0);
+      for (int i = 0; i < c.columns; i++) {
+        int bits = 0;
+        for (int g = 0; g < c.G; g++)
+          bits |= (weight[(group * c.G + g) * c.columns + i] != 0) << g;
+        if (bits != pattern) continue;
+        counts.back()++;
+        index.push_back(static_cast<uint16_t>(i * width * sizeof(float) / 8));
+        for (int g = 0; g < c.G; g++)
+          if (bits >> g & 1) values.push_back(weight[(group * c.G + g) * c.columns + i]);
+      }
+    }
+  std::vector<float> bias(static_cast<size_t>(groups) * c.G);
+  for (float& b : bias) b = draw(c.fraction);
+
+  // Vectors in descending order and rows with gaps, none of them aligned.
+  SparseArgs a{};
+  a.row_stride = kVectors * (L + 1) + 2;
+  for (int p = 0; p < c.P; p++) {
+    a.offset[p] = (c.P - 1 - p) * (L + 1) + 1;
+    a.valid[p] = p == c.P - 1 ? c.valid : L;
+  }
+  Output out(c.rows * a.row_stride), partial(static_cast<size_t>(groups) * c.G * width);
+  std::vector<float> residual((c.rows - 1) * a.row_stride + a.offset[0] + L, kNaN);
+  for (int row = 0; row < groups * c.G; row++)
+    for (int p = 0; p < c.P; p++)
+      for (int l = 0; l < L; l++) {
+        Sum sum;
+        const ptrdiff_t sum_at = row * width + p * L + l;
+        const ptrdiff_t at = row * a.row_stride + a.offset[p] + l;
+        if (!c.first) partial.put(sum_at, draw(c.fraction));
+        sum.add(c.first ? bias[row] : partial.data()[sum_at]);
+        for (int i = 0; i < c.columns; i++)
+          sum.add(double{weight[row * c.columns + i]} * panel[i * width + p * L + l]);
+        if (!c.last) {
+          partial.expect(sum_at, sum.value, sum.tolerance(c.fraction));
+        } else if (row < c.rows) {
+          const bool exists = l < a.valid[p];
+          if (c.residual && exists) sum.add(residual[at] = draw(c.fraction));
+          if (c.residual == SparseCase::in_place) out.put(at, residual[at]);
+          const double value = c.relu && sum.value < 0 ? 0 : sum.value;
+          out.expect(at, exists ? value : 0, exists ? sum.tolerance(c.fraction) : 0);
+        }
+      }
+  a.panel = panel.data();
+  a.index = index.data();
+  a.values = values.data();
+  a.counts = counts.data();
+  a.groups = groups;
+  a.vectors = c.P;
+  a.first = c.first;
+  a.last = c.last;
+  a.partial = c.first && c.last ? nullptr : partial.data();
+  a.bias = c.first ? bias.data() : nullptr;
+  if (c.last) {
+    a.out = out.data();
+    if (c.residual) a.residual = c.residual == SparseCase::in_place ? out.data() : residual.data();
+    a.rows = c.rows;
+    a.relu = c.relu;
+  }
+  if (c.P % 2) {  // far outside: prefetching is harmless
+    a.prefetch = reinterpret_cast<const char*>(panel.data());
+    a.prefetch_rows = 2;
+    a.prefetch_stride = 1 << 20;
+  }
+  k.sparse[c.G](a);
+  return out.good() && partial.good();
+}
+
+// ---------------------------------------------------------------------------- the other kernels
+
+bool pack_case(const Kernels& k, int stride, int vectors, int count) {
+  const int L = k.lanes, channel_stride = 2 * L + 5;
+  std::vector<float> source(3 * vectors + (count - 1) * channel_stride + stride * L);
+  for (float& v : source) v = draw(false);
+  Output panel(static_cast<size_t>(count) * kVectors * L);
+  PackArgs a{};
+  for (int p = 0; p < vectors; p++) a.source[p] = source.data() + 3 * (p + 1);
+  a.channel_stride = channel_stride;
+  a.count = count;
+  a.vectors = vectors;
+  a.stride = stride;
+  a.panel = panel.data();
+  for (int c = 0; c < count; c++)
+    for (int p = 0; p < vectors; p++)
+      for (int l = 0; l < L; l++)
+        panel.expect((c * kVectors + p) * L + l, a.source[p][c * channel_stride + l * stride]);
+  k.pack(a);
+  return panel.good();
+}
+
+bool pool_case(const Kernels& k, int width) {
+  const int L = k.lanes, whole = divide_up(width, L) * L;
+  std::vector<float> rows[3];
+  PoolArgs a{};
+  for (int r = 0; r < 3; r++) {
+    rows[r].resize(2 * whole + 2);  // the taps of whole vectors
+    for (float& v : rows[r]) v = draw(false);
+    a.rows[r] = rows[r].data();
+  }
+  Output out(whole);
+  for (int x = 0; x < whole; x++) {
+    float best = rows[0][2 * x];
+    for (const auto& row : rows)
+      for (int t = 0; t < 3; t++) best = std::max(best, row[2 * x + t]);
+    out.expect(x, x < width ? best : 0);
+  }
+  a.out = out.data();
+  a.width = width;
+  k.pool(a);
+  return out.good();
+}
+
+bool transpose_case(const Kernels& k, int channels, int pixels) {
+  const int L = k.lanes, pitch = divide_up(channels, L) * L;
+  const int channel_stride = divide_up(pixels, L) * L + 1;  // whole vectors are read
+  std::vector<float> source(static_cast<size_t>(channels) * channel_stride, kNaN);
+  Output out(static_cast<size_t>(pixels) * pitch);
+  for (int x = 0; x < pixels; x++)
+    for (int c = 0; c < pitch; c++)
+      out.expect(x * pitch + c,
+                 c < channels ? source[c * channel_stride + x] = draw(false) : 0.0f);
+  k.transpose({source.data(), channel_stride, channels, pixels, out.data(), pitch});
+  return out.good();
+}
+
+bool roi_case(const Kernels& k, int channels, bool bias, bool relu, bool fraction) {
+  const int L = k.lanes, pitch = divide_up(channels, L) * L, map_cells = 23;
+  Floats map(static_cast<size_t>(map_cells) * pitch, kNaN), offset(pitch, kNaN);
+  for (int c = 0; c < channels; c++) {
+    offset[c] = draw(fraction);
+    for (int i = 0; i < map_cells; i++) map[i * pitch + c] = draw(fraction);
+  }
+  RoiArgs a{};
+  std::vector<int32_t> cells[kMaxLanes];
+  std::vector<float> weights[kMaxLanes];
+  a.channel_stride = kVectors * L;
+  Output out(channels * a.channel_stride);
+  for (int l = 0; l < L; l++) {
+    for (int n = l * 5 % 7; n > 0; n--) {  // none for lane 0
+      cells[l].push_back(static_cast<int32_t>(rng() % map_cells));
+      weights[l].push_back(draw(fraction));
+    }
+    a.cells[l] = cells[l].data();
+    a.weights[l] = weights[l].data();
+    a.count[l] = static_cast<int>(cells[l].size());
+    for (int c = 0; c < channels; c++) {
+      Sum sum;
+      for (int n = 0; n < a.count[l]; n++)
+        sum.add(double{weights[l][n]} * map[cells[l][n] * pitch + c]);
+      if (bias) sum.add(offset[c]);
+      out.expect(c * a.channel_stride + L + l, relu && sum.value < 0 ? 0 : sum.value,
+                 sum.tolerance(fraction));
+    }
+  }
+  a.map = map.data();
+  a.channels = channels;
+  a.pitch = pitch;
+  a.bias = bias ? offset.data() : nullptr;
+  a.relu = relu;
+  a.out = out.data() + L;
+  k.roi(a);
+  return out.good();
+}
+
+// ------------------------------------------------------------------------------- packed weights
+
+// Unpacks the streams again: every column and every weight is there exactly once.
+bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split_taps) {
+  const int taps = s.kernel * s.kernel;
+  std::vector<float> weight(static_cast<size_t>(s.out_channels) * s.in_channels * taps);
+  for (float& w : weight) w = with_probability(density) ? draw_nonzero(true) : 0;
+  std::vector<float> bias(s.out_channels), unpacked(weight.size());
+  for (float& b : bias) b = draw(true);
+  const PackedConv conv = pack_conv(k, s, weight.data(), split_taps ? nullptr : bias.data(), split_taps);
+
+  const int G = conv.group, column_bytes = kVectors * k.lanes * static_cast<int>(sizeof(float));
+  bool good = k.sparse[G] && conv.segments.size() == conv.streams.size() &&
+              conv.bias.size() == static_cast<size_t>(conv.groups) * G;
+  for (size_t row = 0; row < conv.bias.size(); row++)
+    good &= conv.bias[row] == (split_taps || row >= bias.size() ? 0 : bias[row]);
+  std::vector<int> seen(static_cast<size_t>(s.in_channels) * taps);
+  int64_t nonzero = 0;
+  for (size_t block = 0; good && block < conv.segments.size(); block++) {
+    std::vector<int> columns;  // places in a row of weights
+    for (const Segment& g : conv.segments[block]) {
+      const int y = g.dy + s.padding_before, x = g.dx + s.padding_before;
+      good &= y >= 0 && x >= 0 && y < s.kernel && x < s.kernel && g.count > 0 && g.channel >= 0 &&
+              g.channel + g.count <= s.in_channels;
+      for (int c = g.channel; good && c < g.channel + g.count; c++) {
+        columns.push_back(c * taps + y * s.kernel + x);
+        seen[columns.back()]++;
+      }
+    }
+    good &= columns.size() * column_bytes <= 36 * 1024 && columns.size() == size_t(conv.columns(block));
+    good &= !split_taps || conv.segments[block].size() == 1;
+    good &= conv.streams[block].size() == static_cast<size_t>(conv.chunks);
+    int row = 0;
+    for (const Stream& stream : conv.streams[block]) {
+      size_t i = 0, v = 0, groups = stream.counts.size() / ((1 << G) - 1);
+      good &= groups == size_t(std::min(conv.chunk_groups, conv.groups - row / G));
+      for (size_t group = 0; good && group < groups; group++, row += G)
+        for (int pattern = 1; good && pattern < 1 << G; pattern++)
+          for (int n = stream.counts[group * ((1 << G) - 1) + pattern - 1]; good && n > 0; n--) {
+            good &= i < stream.index.size() && stream.index[i] * 8 % column_bytes == 0;
+            const size_t column = good ? size_t(stream.index[i++]) * 8 / column_bytes : 0;
+            good &= column < columns.size();
+            for (int g = 0; good && g < G; g++)
+              if (pattern >> g & 1) {
+                good &= row + g < s.out_channels && v < stream.values.size();
+                if (!good) break;
+                float& w = unpacked[size_t(row + g) * s.in_channels * taps + columns[column]];
+                good &= w == 0 && stream.values[v] != 0;
+                w = stream.values[v++];
+                nonzero++;
+              }
+          }
+      good &= i == stream.index.size() && v == stream.values.size();
+    }
+    good &= row == conv.groups * G;
+  }
+  for (int n : seen) good &= n == 1;
+  return good && unpacked == weight && nonzero == conv.nonzero;
+}
+
+// ------------------------------------------------------------------------------------- the runs
+
+// Counts the cases of a group and reports them.
+class Group {
+ public:
+  explicit Group(std::string name) : name_(std::move(name)) {}
+  template <class... Args>
+  void check(bool good, const char* format, Args... args) {
+    cases_++;
+    if (good) return;
+    if (failed_++ < 5) {
+      std::printf("FAILED %s: ", name_.c_str());
+      std::printf(format, args...);
+      std::printf("\n");
+    }
+  }
+  bool report() const {
+    std::printf("%-4s %s: %d cases, %d failed\n", failed_ ? "BAD" : "ok", name_.c_str(), cases_, failed_);
+    return failed_ == 0;
+  }
+
+ private:
+  std::string name_;
+  int cases_ = 0, failed_ = 0;
+};
+
+bool test_sparse(const Kernels& k, int G, bool fraction) {
+  Group group(std::string(k.isa) + " sparse G=" + std::to_string(G) + (fraction ? " fractions" : ""));
+  const int L = k.lanes;
+  SparseCase c{};
+  c.G = G;
+  c.fraction = fraction;
+  // One row, one row less than a group, exactly one group, one row more, several groups.
+  for (int rows : {1, G - 1, G, G + 1, 3 * G - 1})
+    for (int columns : {1, 37})
+      for (double density : {0.0, 0.4, 1.0})
+        for (c.P = 1; c.P <= kVectors; c.P++)
+          for (int valid : {1, L - 1, L})
+            for (int flags = 0; flags < 16; flags++)
+              for (int residual = 0; residual < 3; residual++) {
+                c.rows = rows;
+                c.columns = columns;
+                c.density = density;
+                c.valid = valid;
+                c.first = flags & 1;
+                c.last = flags & 2;
+                c.relu = flags & 4;
+                c.residual = static_cast<decltype(c.residual)>(residual);
+                if (flags & 8 || (!c.last && (c.relu || residual))) continue;  // they do not matter
+                group.check(sparse_case(k, c),
+                            "rows %d columns %d density %g P %d valid %d first %d last %d relu %d residual %d",
+                            rows, columns, density, c.P, valid, c.first, c.last, c.relu, residual);
+              }
+  return group.report();
+}
+
+bool test_others(const Kernels& k) {
+  const int L = k.lanes;
+  const std::string isa = k.isa;
+  const int lengths[] = {1, L - 1, L, L + 1, 3 * L + 2};
+  Group pack(isa + " pack"), pool(isa + " pool"), transpose(isa + " transpose"), roi(isa + " roi");
+  for (int vectors = 1; vectors <= kVectors; vectors++)
+    for (int stride : {1, 2})
+      for (int count : {1, 5})
+        pack.check(pack_case(k, stride, vectors, count), "vectors %d stride %d count %d", vectors, stride, count);
+  for (int a : lengths) {
+    pool.check(pool_case(k, a), "width %d", a);
+    for (int b : lengths) transpose.check(transpose_case(k, a, b), "channels %d pixels %d", a, b);
+    for (int flags = 0; flags < 8; flags++)
+      roi.check(roi_case(k, a, flags & 1, flags & 2, flags & 4), "channels %d flags %d", a, flags);
+  }
+  bool good = true;
+  for (const Group* g : {&pack, &pool, &transpose, &roi}) good &= g->report();
+  return good;
+}
+
+bool test_pack_conv(const Kernels& k) {
+  Group group(std::string(k.isa) + " pack_conv");
+  const int shapes[][3] = {{1, 1, 1}, {13, 7, 3}, {3, 11, 7}, {129, 85, 3}, {1000, 401, 1}};
+  for (const auto& [in, out, kernel] : shapes)
+    for (double density : {0.0, 0.4, 1.0})
+      for (bool split : {false, true})
+        group.check(round_trip(k, {in, out, kernel, 1, kernel / 2, false}, density, split),
+                    "%d -> %d, kernel %d, density %g, split %d", in, out, kernel, density, split);
+  return group.report();
+}
+
+}  // namespace
+
+int main() {
+  bool good = true;
+  for (const std::string& isa : available_isas()) {
+    const Kernels& k = choose_kernels(isa);
+    for (int G = 1; G <= kMaxGroup; G++)
+      for (bool fraction : {false, true})
+        if (k.sparse[G]) good &= test_sparse(k, G, fraction);
+    good &= test_others(k);
+    good &= test_pack_conv(k);
+  }
+  return good ? 0 : 1;
+}
