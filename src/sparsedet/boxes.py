@@ -131,7 +131,8 @@ def clip(boxes: F32, height: float, width: float) -> F32:
 def area(boxes: F32) -> F32:
     """Areas (...,) of boxes (..., 4); 0 where a box is inverted."""
     size = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
-    return size[..., 0] * size[..., 1]
+    product: F32 = size[..., 0] * size[..., 1]
+    return product
 
 
 def iou(a: F32, b: F32) -> F32:

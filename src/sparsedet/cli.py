@@ -6,7 +6,9 @@ Exit codes: 0 done, 2 an input could not be used (a message says which and why),
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -20,6 +22,8 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .config import ModelConfig
     from .detections import Detections
+    from .detector import Detector
+    from .training.recipe import Recipe
 
 SHOWN = 0.5
 """`detect` shows detections of this score and above unless told otherwise."""
@@ -29,16 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(arguments.run(arguments))
-    except InputError as error:
-        print(f"sparsedet: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `sparsedet info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (InputError, OSError) as error:  # OSError: a full disk, a name too long
+        _complain(error)
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(what: object) -> None:
+    """One line on stderr."""
+    print("sparsedet:", " ".join(str(what).splitlines()), file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,14 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
                         help="of what is printed; json: one line a photograph")  # fmt: skip
     detect.add_argument("--score-threshold", type=float, default=SHOWN, metavar="S",
                         help=f"show scores of at least S (default {SHOWN})")  # fmt: skip
-    detect.add_argument("--resize", choices=("fit", "stretch"),
-                        help="keep the aspect ratio or fill the canvas (default: the model's)")  # fmt: skip
+    detect.add_argument("--resize", choices=("fit", "stretch"), help="keep the aspect ratio or "
+                        "fill the canvas (default: the model's)")  # fmt: skip
     _running_flags(detect)
 
     info = command("info", run_info, "Layers, parameters, sparsity and cost of a model.")
-    info.add_argument("file", nargs="?", type=Path, help="model file; default: the embedded model")
+    info.add_argument("file", nargs="?", type=Path, help="default: the embedded model")
     info.add_argument("--model", metavar="PRESET", help="a preset instead of a file")
-    info.add_argument("--rois", type=int, help="regions an image for the cost (default: the model's)")
+    info.add_argument("--rois", type=int, help="regions an image (default: the model's)")
 
     evaluate = command("eval", run_eval, "COCO average precision of a model.")
     evaluate.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
@@ -91,8 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (train, prune):
         sub.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
         sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
-        sub.add_argument("--init", type=Path, required=sub is prune,
-                         help="run folder, checkpoint, model file or open_nsfw ONNX file")  # fmt: skip
+        sub.add_argument("--init", type=Path, required=sub is prune, help="run folder, "
+                         "checkpoint, model file or open_nsfw ONNX file")  # fmt: skip
         sub.add_argument("--output", type=Path, required=True, help="run folder")
         sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
         sub.add_argument("--threads", type=int, help="CPU threads")
@@ -136,47 +147,60 @@ def run_detect(arguments: argparse.Namespace) -> int:
 
     photos: list[Path] = arguments.photos
     output: Path | None = arguments.output
+    if not 0 <= arguments.score_threshold <= 1:
+        raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
     into_folder = output is not None and (output.is_dir() or len(photos) > 1)
     if into_folder and output is not None:
-        _make_folder(output)
+        _check_folder(output)
     detector = Detector.load(
         arguments.model, num_threads=arguments.threads, isa=arguments.isa, resize=arguments.resize
     )
+    # What this run never writes over: its photographs and what it has written itself.
+    taken = {os.path.realpath(photo) for photo in photos}
     failed = 0
-    for photo in photos:
+    for index, photo in enumerate(photos):
         try:
-            _detect_one(detector, photo, output, into_folder, arguments)
-        except InputError as error:
-            print(f"sparsedet: {error}", file=sys.stderr)
+            found, seconds, target = _detect_one(
+                detector, photo, output, into_folder, taken, arguments
+            )
+        except (InputError, OSError) as error:
+            _complain(error)
             failed += 1
+            continue
+        if arguments.format == "json":
+            record = {"photo": str(photo), **json.loads(found.to_json())}
+            print(json.dumps(record, ensure_ascii=False))
+        elif arguments.format == "csv":
+            _print_csv(photo, found, header=index == failed)
+        else:
+            print(_table(photo, found, seconds))
+            if target is not None:
+                print(f"-> {target}")
     if failed and len(photos) > 1:
-        print(f"sparsedet: {failed} of {len(photos)} photographs failed", file=sys.stderr)
+        _complain(f"{failed} of {len(photos)} photographs failed")
     return 2 if failed else 0
 
 
 def _detect_one(
-    detector: Any, photo: Path, output: Path | None, into_folder: bool,
+    detector: Detector, photo: Path, output: Path | None, into_folder: bool, taken: set[str],
     arguments: argparse.Namespace,
-) -> None:  # fmt: skip
+) -> tuple[Detections, float, Path | None]:  # fmt: skip
+    """Detections, seconds, and the annotated picture's path, which is added to `taken`."""
     from .preprocess import read_image
 
     image = read_image(photo)
     target = None
     if not arguments.no_picture:
-        target = _picture_path(photo, output, into_folder, arguments.overwrite)
+        target = _picture_path(photo, output, into_folder, taken, arguments.overwrite)
     start = time.perf_counter()
     found = detector(image, arguments.score_threshold)
     seconds = time.perf_counter() - start
     if target is not None:
-        _write_picture(found.draw(image), target, photo, arguments.overwrite)
-    if arguments.format == "json":
-        print(json.dumps({"photo": str(photo), **json.loads(found.to_json())}, ensure_ascii=False))
-    elif arguments.format == "csv":
-        print(found.to_csv(), end="")
-    else:
-        print(_table(photo, found, seconds))
-        if target is not None:
-            print(f"-> {target}")
+        if into_folder:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        _write_picture(found.draw(image), target, arguments.overwrite)
+        taken.add(os.path.realpath(target))
+    return found, seconds, target
 
 
 def _table(photo: Path, found: Detections, seconds: float) -> str:
@@ -188,26 +212,37 @@ def _table(photo: Path, found: Detections, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _picture_path(photo: Path, output: Path | None, into_folder: bool, overwrite: bool) -> Path:
-    """Where the annotated picture goes; never the photograph itself."""
+def _print_csv(photo: Path, found: Detections, header: bool) -> None:
+    """`Detections.to_csv` with the photograph's name before each line."""
+    first, *rows = csv.reader(found.to_csv().splitlines())
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if header:
+        writer.writerow(["photo", *first])
+    writer.writerows([photo, *row] for row in rows)
+
+
+def _picture_path(
+    photo: Path, output: Path | None, into_folder: bool, taken: set[str], overwrite: bool
+) -> Path:
+    """Where the annotated picture goes; never a file in `taken`."""
     suffix = photo.suffix if photo.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else ".jpg"
     if output is None:
         # A picture of an earlier run stays: street_detected.jpg, street_detected-2.jpg, ...
         target = photo.with_name(f"{photo.stem}_detected{suffix}")
         number = 2
-        while target.exists() and not overwrite:
+        while (target.exists() and not overwrite) or os.path.realpath(target) in taken:
             target = photo.with_name(f"{photo.stem}_detected-{number}{suffix}")
             number += 1
     else:
         target = output / f"{photo.stem}{suffix}" if into_folder else output
-    if target.exists() and target.samefile(photo):
-        raise InputError(f"{target}: is the photograph itself, choose another output")
+    if os.path.realpath(target) in taken:
+        raise InputError(f"{target}: is a photograph or picture of this run, choose another output")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; choose another output or give --overwrite")
     return target
 
 
-def _write_picture(picture: Any, target: Path, photo: Path, overwrite: bool) -> None:
+def _write_picture(picture: Any, target: Path, overwrite: bool) -> None:
     import cv2
 
     from .files import write_atomic
@@ -221,11 +256,11 @@ def _write_picture(picture: Any, target: Path, photo: Path, overwrite: bool) -> 
     write_atomic(target, data.tobytes(), overwrite=overwrite)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be used as a folder ({error.strerror})") from None
+def _check_folder(folder: Path) -> None:
+    """Fail before the work, and leave no empty folder if the work fails."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{folder}: cannot be used as a folder ({existing} is none or read-only)")
 
 
 # -------------------------------------------------------------------------- info
@@ -243,10 +278,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     if arguments.model and arguments.file:
         raise InputError("give a file or --model PRESET, not both")
     if arguments.model:
-        try:
-            config = preset(arguments.model)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        config = preset(arguments.model)
         rois = arguments.rois or config.proposals
         print(_describe(config))
         network = build_network(config)
@@ -260,6 +292,10 @@ def run_info(arguments: argparse.Namespace) -> int:
         return 0
     path = arguments.file or embedded_model()
     model = load_model(path)
+    try:
+        isa = choose_isa()
+    except ValueError as error:  # SPARSEDET_ISA
+        raise InputError(str(error)) from None
     report = sparsity_report(model.config, model.tensors, arguments.rois)
     print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB, {model.storage_dtype})")
     print(_describe(model.config))
@@ -278,7 +314,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     )
     for key, value in model.provenance.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
-    print(f"instruction set here: {choose_isa()}")
+    print(f"instruction set here: {isa}")
     return 0
 
 
@@ -292,7 +328,8 @@ def _describe(config: ModelConfig) -> str:
 
 def _layer_table(rows: list[tuple[Any, ...]], rois: int) -> str:
     """name, weight shape, parameters, sparsity, MACs and MACs after pruning of each layer."""
-    lines = [f"{'layer':<18}{'weights':>20}{'parameters':>13}{'sparsity':>10}{'GMACs':>10}{'pruned':>10}"]
+    heads = ("parameters", 13), ("sparsity", 10), ("GMACs", 10), ("pruned", 10)
+    lines = [f"{'layer':<18}{'weights':>20}" + "".join(f"{text:>{width}}" for text, width in heads)]
     for name, shape, parameters, sparsity, macs, pruned in rows:
         lines.append(
             f"{name:<18}{'x'.join(map(str, shape)):>20}{parameters:>13,}"
@@ -337,6 +374,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
     for path in (arguments.json, arguments.results):
         if path is not None and path.exists() and not arguments.overwrite:
             raise InputError(f"{path}: exists already; give --overwrite or another name")
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: cannot be written ({path.parent} is no folder)")
     detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa)
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     for line in dataset.warnings():
@@ -363,50 +402,49 @@ def _progress(done: int, total: int) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    return _train(arguments, {})
+    return _train(arguments, prune=False)
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    # A fine-tuning recipe: zeros grow over the first two thirds, then the rest recovers.
-    steps = getattr(arguments, "recipe.steps", 1000)
-    return _train(
-        arguments,
-        {"steps": steps, "sparsity": 0.6, "prune_end": max(1, steps * 2 // 3),
-         "learning_rate": 0.001, "warmup_steps": min(100, steps // 10)},
-    )  # fmt: skip
+    return _train(arguments, prune=True)
 
 
-def _train(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int:
-    from .coco import load_coco, read_json
-    from .config import COCO_NAMES, preset
+def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
+    """The settings: those of the command, of the recipe file, of the flags; the last one wins."""
+    from .coco import read_json
     from .training.recipe import Recipe
 
-    values = dict(defaults)
+    values: dict[str, Any] = {}
     if arguments.recipe:
-        given = read_json(arguments.recipe)
-        if not isinstance(given, dict):
+        values = read_json(arguments.recipe)
+        if not isinstance(values, dict):
             raise InputError(f"{arguments.recipe}: expected a JSON object of recipe settings")
-        values |= given
     values |= {key.removeprefix("recipe."): value for key, value in vars(arguments).items()
                if key.startswith("recipe.")}  # fmt: skip
-    recipe = Recipe.from_dict(values)
-    try:
-        import torch
+    steps = values.get("steps", Recipe().steps)
+    if prune and isinstance(steps, int):
+        # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
+        values = {"sparsity": 0.6, "prune_end": max(1, steps * 2 // 3), "learning_rate": 0.001,
+                  "warmup_steps": min(100, steps // 10), **values}  # fmt: skip
+    return Recipe.from_dict(values)
 
+
+def _train(arguments: argparse.Namespace, prune: bool) -> int:
+    from .coco import load_coco
+    from .config import COCO_NAMES, preset
+
+    recipe = _recipe(arguments, prune)
+    try:
         from .training import loop
     except ImportError as error:
         raise InputError(f"training needs: pip install 'sparsedet[train]' ({error})") from None
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    config = None
-    if arguments.model:
-        try:
-            config = preset(arguments.model)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    elif arguments.init:
-        config = loop.initial_config(arguments.init)
-    config = config or preset("r50half-c4")
+    if arguments.threads is not None:
+        loop.set_threads(arguments.threads)
+    start: Path | None = arguments.output if arguments.resume else arguments.init
+    if start is not None and start.is_dir():
+        start = loop.newest_checkpoint(start)
+    source = loop.initial_config(start) if start else None
+    config = preset(arguments.model) if arguments.model else source or preset("r50half-c4")
     dataset = load_coco(arguments.annotations, arguments.images)
     if set(dataset.class_names) == set(COCO_NAMES):
         dataset = load_coco(arguments.annotations, arguments.images, COCO_NAMES)
@@ -417,14 +455,20 @@ def _train(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int:
     for line in dataset.warnings():
         print(f"sparsedet: warning: {line}", file=sys.stderr)
     dataset.require_images()
-    initial = loop.initial_tensors(arguments.init, config) if arguments.init else {}
+    initial = loop.initial_tensors(start, config) if start else {}
+    if source and source.class_names != config.class_names and not arguments.resume:
+        print(f"{start} knows other classes: the predictors begin at random")
+        initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
     model = loop.build_model(config, initial)
     loop.prepare_folder(arguments.output, arguments.resume)
     trainer = loop.Trainer(model, dataset, recipe, arguments.output)
-    if arguments.resume:
-        print(f"continuing from {trainer.resume()}")
+    if arguments.resume and start:
+        print(f"continuing from {start}")
+        trainer.resume(start)
     trainer.describe(sys.argv[1:])
-    trainer.run()
+    if not trainer.run():
+        print(f"stopped after step {trainer.step} of {recipe.steps}; --resume continues")
+        return 130
     path = trainer.save_model({"made_by": "sparsedet", "recipe": recipe.to_dict(),
                                "data": str(arguments.annotations.name)})  # fmt: skip
     print(f"-> {path}")

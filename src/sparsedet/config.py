@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .errors import InputError
+
 COCO_NAMES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
     "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
@@ -96,7 +98,7 @@ class ModelConfig:
         def require(ok: bool, field: str, expected: str) -> None:
             if not ok:
                 got = reprlib.repr(getattr(self, field))
-                raise ValueError(f"{field} is {got}, expected {expected}")
+                raise InputError(f"{field} is {got}, expected {expected}")
 
         for field, (low, high) in _RANGES.items():
             value = getattr(self, field)
@@ -146,32 +148,36 @@ class ModelConfig:
         """Rebuild a configuration from `to_dict`'s values (lists are accepted for tuples).
 
         Raises:
-            ValueError: an unknown key, a missing name, a value of the wrong type or range.
+            InputError: an unknown key, a missing name, a value of the wrong type or range.
         """
         hints = get_type_hints(cls)
         unknown = sorted(set(values) - set(hints))
         if unknown:
-            raise ValueError(f"unknown configuration key {unknown[0]!r}")
+            raise InputError(f"unknown configuration key {unknown[0]!r}")
         if "name" not in values:
-            raise ValueError("the configuration has no 'name'")
-        return cls(**{key: _coerce(key, value, hints[key]) for key, value in values.items()})
+            raise InputError("the configuration has no 'name'")
+        return cls(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
 
 
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """`value` in the type `hint`: JSON has no tuples and writes 1.0 as 1; all else is refused."""
+def coerce(key: str, value: Any, hint: Any) -> Any:
+    """`value` in the type `hint`: JSON has no tuples and writes 1.0 as 1; all else is refused.
+
+    Raises:
+        InputError: names `key`.
+    """
     args = get_args(hint)
     if get_origin(hint) in (Union, UnionType):  # ... | None
-        return None if value is None else _coerce(key, value, args[0])
+        return None if value is None else coerce(key, value, args[0])
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):
-            return tuple(_coerce(key, v, kind) for v, kind in zip(value, kinds, strict=True))
+            return tuple(coerce(key, v, kind) for v, kind in zip(value, kinds, strict=True))
     if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is hint or get_origin(hint) is Literal:  # its choices: __post_init__
         return value
     expected = str(hint) if args else hint.__name__
-    raise ValueError(f"{key} is {reprlib.repr(value)}, expected {expected}")
+    raise InputError(f"{key} is {reprlib.repr(value)}, expected {expected}")
 
 
 # What every number lies in, each member of a tuple alike. A model file may come from anywhere,
@@ -247,8 +253,8 @@ def preset(name: str) -> ModelConfig:
     """The preset of that name.
 
     Raises:
-        ValueError: there is none; the message lists the names.
+        InputError: there is none; the message lists the names.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown model {name!r}; presets: {', '.join(PRESETS)}")
+        raise InputError(f"unknown model {name!r}; presets: {', '.join(PRESETS)}")
     return PRESETS[name]

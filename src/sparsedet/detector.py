@@ -87,7 +87,9 @@ class Detector:
             self._sparsity = sparsity_report(self.config, self.model.tensors).sparsity
         return self._sparsity
 
-    def __call__(self, image: NDArray[np.uint8], score_threshold: float | None = None) -> Detections:
+    def __call__(
+        self, image: NDArray[np.uint8], score_threshold: float | None = None
+    ) -> Detections:
         """Detect objects in a photograph.
 
         Args:
@@ -99,7 +101,8 @@ class Detector:
             InputError: the image is of another shape or type.
         """
         config = self.config
-        canvas, placement = to_canvas(image, config.canvas_height, config.canvas_width, config.resize)
+        size = (config.canvas_height, config.canvas_width)
+        canvas, placement = to_canvas(image, *size, config.resize)
         rows = self.engine.run(canvas)
         return from_rows(rows, placement, config.class_names, config.category_ids, score_threshold)
 

@@ -56,7 +56,7 @@ def lower(
         name = members.get(layer.name, layer.name)
         if name in MERGED and len(pending) < len(MERGED[name]):
             continue
-        shapes = [p.weight_shape if len(p.weight_shape) == 4 else (*p.weight_shape, 1, 1) for p in pending]
+        shapes = [(*p.weight_shape, 1, 1)[:4] for p in pending]  # fully connected: a 1x1 kernel
         weight = np.concatenate(
             [np.asarray(tensors[f"{p.name}.weight"], dtype=np.float32).reshape(shape)
              for p, shape in zip(pending, shapes, strict=True)]
@@ -101,10 +101,11 @@ class Engine:
         linear: bool = False,
     ) -> None:  # fmt: skip
         threads = default_threads() if threads is None else threads
-        if not 1 <= threads <= 1024:
-            raise InputError(f"threads is {threads}, expected 1..1024")
+        if not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise InputError(f"threads is {threads!r}, expected a whole number 1..1024")
         self.config = config
         self._lock = threading.Lock()
+        self._size = (0, 0)  # a canvas size that the network can take
         try:
             self.native = NativeEngine(isa, threads, pin, _params(config, hoist))
         except ValueError as error:
@@ -134,7 +135,13 @@ class Engine:
 
         Returns:
             (N, 7) rows of the contract, best first, N <= max_detections, image_id 0, no padding.
+
+        Raises:
+            InputError: the canvas is too small for the network.
         """
+        if canvas.shape[:2] != self._size:
+            build_network(self.config, canvas.shape[:2])  # the core relies on this check
+            self._size = canvas.shape[:2]
         if canvas.dtype != np.uint8:
             canvas = canvas.astype(np.float32, copy=False)
         with self._lock:

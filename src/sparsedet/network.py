@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Literal
 
 from .config import ModelConfig
+from .errors import InputError
 
 Part = Literal["backbone", "rpn", "roi"]
 
@@ -128,12 +129,12 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
         canvas: (height, width) in pixels; default: the configuration's own canvas.
 
     Raises:
-        ValueError: the canvas is too small for the network.
+        InputError: the canvas is too small for the network.
     """
     layers: list[Layer] = []
     size = canvas or (config.canvas_height, config.canvas_width)
     if min(size) < 16:
-        raise ValueError(f"canvas is {size[0]}x{size[1]} pixels, expected at least 16x16")
+        raise InputError(f"canvas is {size[0]}x{size[1]} pixels, expected at least 16x16")
     channels = {"canvas": 3}
     sizes = {"canvas": size}
 
@@ -149,7 +150,7 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
             output_length(in_w, kernel, stride, padding),
         )
         if min(out_size) < 1:
-            raise ValueError(f"canvas {size[0]}x{size[1]} is too small: {name} would be empty")
+            raise InputError(f"canvas {size[0]}x{size[1]} is too small: {name} would be empty")
         layers.append(
             Layer(name, part, source, kind, channels[source], out, kernel, stride, padding, relu,
                   (in_h, in_w), out_size, residual, norm, prunable)

@@ -25,6 +25,20 @@ from .config import ModelConfig
 from .network import Layer, Network, build_network
 
 
+class FrozenBatchNorm(nn.Module):
+    """Scale and offset are trained, the running statistics stay as they are."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+
 class Conv(nn.Module):
     """One weighted layer of the table, with or without its batch norm."""
 
@@ -32,20 +46,14 @@ class Conv(nn.Module):
         super().__init__()
         self.layer, self.eps = layer, eps
         self.weight = nn.Parameter(torch.empty(layer.weight_shape))
-        self.norm: nn.Module | None = None
-        if norm and layer.norm:
-            self.norm = nn.Module()
-            self.norm.weight = nn.Parameter(torch.ones(layer.out_channels))
-            self.norm.bias = nn.Parameter(torch.zeros(layer.out_channels))
-            self.norm.register_buffer("running_mean", torch.zeros(layer.out_channels))
-            self.norm.register_buffer("running_var", torch.ones(layer.out_channels))
-            self.register_parameter("bias", None)
-        else:
-            self.bias = nn.Parameter(torch.zeros(layer.out_channels))
+        has_norm = norm and layer.norm
+        self.norm = FrozenBatchNorm(layer.out_channels) if has_norm else None
+        self.bias = None if has_norm else nn.Parameter(torch.zeros(layer.out_channels))
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias with batch norm folded in."""
         if self.norm is None:
+            assert self.bias is not None
             return self.weight, self.bias
         scale = self.norm.weight * (self.norm.running_var + self.eps).rsqrt()
         bias = self.norm.bias - self.norm.running_mean * scale
@@ -229,7 +237,8 @@ class FasterRCNN(nn.Module):
     @property
     def roi_step(self) -> int:
         """2 where res5 reads only every second RoI bin, else 1."""
-        return 2 if self.config.stride_in == "conv1" and self.config.stride_conv1_padding[0] == 0 else 1
+        skips = self.config.stride_in == "conv1" and self.config.stride_conv1_padding[0] == 0
+        return 2 if skips else 1
 
     def regions(self, features: Tensor, rois: list[Tensor]) -> tuple[Tensor, Tensor]:
         """`roi_features` and `head` together, skipping the bins that are never read."""
@@ -256,7 +265,7 @@ class FasterRCNN(nn.Module):
         decoded, scores = decoded[roi, label], scores[roi, label]
         order = scores.argsort(descending=True, stable=True)
         kept = []
-        for k in label.unique():
+        for k in range(classes):
             mine = order[label[order] == k]
             kept.append(mine[ops.nms(decoded[mine], scores[mine], config.nms_threshold)])
         if kept:

@@ -31,15 +31,18 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
     Raises:
         InputError: not an ONNX file, or its convolutions do not fit `config`.
     """
-    import onnx
-    from onnx import numpy_helper
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        raise InputError(f"{path}: reading it needs: pip install 'sparsedet[train]'") from None
 
     try:
         graph = onnx.load(os.fspath(path)).graph
     except Exception as error:
         raise InputError(f"{path}: not a readable ONNX file ({type(error).__name__})") from None
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    renamed = {}  # outputs of operations that only pass a value on
+    renamed: dict[str, str] = {}  # outputs of operations that only pass a value on
     consumers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         if node.op_type == "Identity" and node.input[0] in constants:
@@ -57,9 +60,9 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
         if len(after) != 1 or after[0].op_type != op_type:
             raise InputError(f"{path}: after {node.name!r} expected one {op_type}")
         for name in after[0].input:
-            if name in constants:
+            if name in constants and constants[name].size == layer.out_channels:
                 return after[0], constants[name].reshape(-1)
-        raise InputError(f"{path}: {after[0].name!r} has no constant operand")
+        raise InputError(f"{path}: {after[0].name!r} has no constant for {layer.name}'s channels")
 
     wanted = [layer for layer in build_network(config).weighted if layer.norm]
     # Within a block the graph runs conv1, conv2, shortcut, conv3: the table's own order.
@@ -68,7 +71,7 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
         raise InputError(f"{path}: has {len(found)} convolutions, {config.name} has {len(wanted)}")
     tensors: dict[str, np.ndarray] = {}
     for layer, conv in zip(wanted, found, strict=True):
-        weight = constants[conv.input[1]]
+        weight = constants.get(conv.input[1], np.empty(0))
         if weight.shape != layer.weight_shape:
             raise InputError(
                 f"{path}: {conv.name!r} has shape {weight.shape}, {layer.name} needs "

@@ -28,6 +28,9 @@ class MagnitudePruner:
         allocation: "uniform" gives each pruned layer the same sparsity, "global" ranks all
             weights together.
         exclude: layers left dense beside stem and predictors.
+
+    Raises:
+        InputError: a name in `exclude` is no layer, or too few weights are left for the target.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class MagnitudePruner:
     ) -> None:  # fmt: skip
         self.model, self.schedule, self.allocation = model, schedule, allocation
         self.layers = prunable_layers(model.network, exclude)
+        uniform_zeros(model.network, self.layers, schedule.final)  # refuses the impossible now
         self.masks: dict[str, Tensor] = {
             name: torch.ones_like(model.layers[name].weight, dtype=torch.bool)
             for name in self.layers
@@ -67,7 +71,8 @@ class MagnitudePruner:
         """Clear the `count` places with the smallest scores, exactly that many."""
         keep = torch.ones_like(scores, dtype=torch.bool)
         keep[scores.argsort(stable=True)[:count]] = False
-        for mask, part in zip(masks, keep.split([m.numel() for m in masks]), strict=True):
+        parts = torch.split(keep, [mask.numel() for mask in masks])
+        for mask, part in zip(masks, parts, strict=True):
             mask.copy_(part.view_as(mask))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..errors import InputError
 from ..network import Network
 
 
@@ -33,13 +34,13 @@ class CubicSchedule:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.initial <= self.final < 1.0:
-            raise ValueError(
+            raise InputError(
                 f"sparsity from {self.initial} to {self.final}, expected 0 <= initial <= final < 1"
             )
         if not 0 <= self.begin < self.end:
-            raise ValueError(f"steps {self.begin}..{self.end}, expected 0 <= begin < end")
+            raise InputError(f"steps {self.begin}..{self.end}, expected 0 <= begin < end")
         if self.every < 1:
-            raise ValueError(f"every is {self.every}, expected at least 1")
+            raise InputError(f"every is {self.every}, expected at least 1")
 
     def sparsity(self, step: int) -> float:
         """The target at `step`; initial before `begin`, final from `end` on."""
@@ -61,14 +62,14 @@ def prunable_layers(network: Network, exclude: Sequence[str] = ()) -> tuple[str,
     """Names of the layers that may carry zeros: all but stem, predictors and `exclude`.
 
     Raises:
-        ValueError: a name in `exclude` is no layer, or nothing is left.
+        InputError: a name in `exclude` is no layer, or nothing is left.
     """
     names = {layer.name for layer in network.weighted}
     if unknown := sorted(set(exclude) - names):
-        raise ValueError(f"cannot exclude {unknown[0]!r}: no such layer")
+        raise InputError(f"cannot exclude {unknown[0]!r}: no such layer")
     kept = tuple(n.name for n in network.weighted if n.prunable and n.name not in exclude)
     if not kept:
-        raise ValueError("every prunable layer is excluded")
+        raise InputError("every prunable layer is excluded")
     return kept
 
 
@@ -78,13 +79,13 @@ def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> d
     Every layer of `layers` gets the same sparsity, rounded up.
 
     Raises:
-        ValueError: the layers hold too few weights for the target.
+        InputError: the layers hold too few weights for the target.
     """
     total = network.parameters
     available = sum(network.by_name[name].weights for name in layers)
     needed = math.ceil(sparsity * total)
     if needed > available:
-        raise ValueError(
+        raise InputError(
             f"sparsity {sparsity:.3f} of all {total} parameters needs {needed} zeros, "
             f"but the pruned layers have {available} weights"
         )

@@ -1,1 +1,1 @@
-"""Training: losses, data and the loop. Everything here needs torch (`pip install sparsedet[train]`)."""
+"""Training: losses, data and the loop, which need torch (`pip install sparsedet[train]`)."""

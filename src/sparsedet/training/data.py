@@ -10,14 +10,13 @@ import math
 import random
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..coco import CocoDataset, CocoImage
 from ..config import ModelConfig
-from ..preprocess import place, read_image
+from ..preprocess import read_image, to_canvas
 from .losses import Target
 from .recipe import Recipe
 
@@ -49,21 +48,21 @@ def load_sample(
     """One augmented photograph (H, W, 3) uint8 BGR with its target."""
     rng = random.Random(f"{recipe.seed}/{epoch}/{image.id}")
     photo = read_image(dataset.image_path(image))
-    height, width = photo.shape[:2]
     scale = rng.uniform(recipe.scale_low, recipe.scale_high)
-    at = place(height, width, round(config.canvas_height * scale), round(config.canvas_width * scale))
-    photo = cv2.resize(photo, (at.dst_width, at.dst_height), interpolation=cv2.INTER_LINEAR)
+    window = (round(config.canvas_height * scale), round(config.canvas_width * scale))
+    resized, at = to_canvas(photo, *window)
+    resized = resized[: at.dst_height, : at.dst_width]
     real = ~image.crowd
     factor = np.array([at.dst_width / image.width, at.dst_height / image.height] * 2)
     boxes = (image.boxes[real] * factor).astype(np.float32)
     if rng.random() < recipe.flip:
-        photo = photo[:, ::-1]
+        resized = resized[:, ::-1]
         boxes[:, [0, 2]] = at.dst_width - boxes[:, [2, 0]]
     target = Target(
         torch.from_numpy(boxes), torch.from_numpy(image.labels[real]),
         at.dst_height, at.dst_width, rng.getrandbits(48),
     )  # fmt: skip
-    return photo, target
+    return resized, target
 
 
 def load_batch(

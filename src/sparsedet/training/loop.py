@@ -11,14 +11,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -39,20 +48,38 @@ from .recipe import Recipe
 KEEP_CHECKPOINTS = 2
 
 
-def initial_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensors to start from: a run folder, a checkpoint, a model file or open_nsfw's ONNX file.
+def set_threads(count: int) -> None:
+    """Let torch use that many CPU threads."""
+    if not 1 <= count <= 1024:
+        raise InputError(f"threads is {count}, expected 1..1024")
+    torch.set_num_threads(count)
 
-    A run folder stands for its newest checkpoint. Checkpoints give the training form (batch
-    norms separate), model files the folded one.
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run folder that can be read; says which ones cannot.
 
     Raises:
-        InputError: none of these, or made for another configuration.
+        InputError: there is none.
     """
-    if path.is_dir():
-        found = sorted(path.glob("checkpoint-*.safetensors"))
-        if not found:
-            raise InputError(f"{path}: holds no checkpoint")
-        path = found[-1]
+    for path in sorted(folder.glob("checkpoint-*.safetensors"), reverse=True):
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                int((file.metadata() or {})["step"])
+            return path
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            print(f"{path}: cannot be read ({error}), trying the one before", file=sys.stderr)
+    raise InputError(f"{folder}: holds no readable checkpoint")
+
+
+def initial_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Tensors to start from: a checkpoint, a model file or open_nsfw's ONNX file.
+
+    Checkpoints give the training form (batch norms separate where the run had them so), model
+    files the folded one.
+
+    Raises:
+        InputError: none of these, or an ONNX file of another network than `config`.
+    """
     if path.suffix == ".onnx":
         return load_open_nsfw(path, config)
     try:
@@ -67,8 +94,6 @@ def initial_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
 
 def initial_config(path: Path) -> ModelConfig | None:
     """The configuration inside a checkpoint or model file; None for an ONNX file."""
-    if path.is_dir():
-        path = max(path.glob("checkpoint-*.safetensors"), default=path / "checkpoint")
     if path.suffix == ".onnx":
         return None
     try:
@@ -136,7 +161,10 @@ class Trainer:
         model: trained in place.
         dataset: checked ground truth with its photographs.
         recipe: all settings.
-        folder: the run folder; created, must be empty unless resuming.
+        folder: the run folder, as `prepare_folder` leaves it.
+
+    Raises:
+        InputError: no photograph has a box, or the pruning asked for is impossible.
     """
 
     def __init__(
@@ -144,6 +172,8 @@ class Trainer:
     ) -> None:
         self.model, self.dataset, self.recipe, self.folder = model, dataset, recipe, folder
         self.step = 0
+        if all(image.crowd.all() for image in dataset.images):
+            raise InputError(f"{dataset.path}: no photograph has a box to train on")
         freeze(model, recipe.freeze_at)
         self.optimizer = build_optimizer(model, recipe)
         self.pruner: MagnitudePruner | None = None
@@ -164,7 +194,8 @@ class Trainer:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
-        write_atomic(self.folder / "run.json", json.dumps(content, indent=1).encode(), overwrite=True)
+        text = json.dumps(content, indent=1)
+        write_atomic(self.folder / "run.json", text.encode(), overwrite=True)
 
     # ------------------------------------------------------------ checkpoints
 
@@ -189,20 +220,17 @@ class Trainer:
             old.unlink()
         return path
 
-    def resume(self) -> Path:
-        """Load the newest checkpoint of the folder that can be read.
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of this run.
 
         Raises:
-            InputError: there is none.
+            InputError: it belongs to another model or recipe.
         """
-        for path in sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True):
-            try:
-                self._restore(path)
-            except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-                print(f"{path}: cannot be read ({error}), trying the one before")
-                continue
-            return path
-        raise InputError(f"{self.folder}: no readable checkpoint to resume from")
+        try:
+            self._restore(path)
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: of another model or recipe ({reason})") from None
 
     def _restore(self, path: Path) -> None:
         with safe_open(str(path), framework="pt") as file:
@@ -224,8 +252,11 @@ class Trainer:
 
     # ------------------------------------------------------------ the loop
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Train to the recipe's last step, or until SIGTERM or SIGINT; then checkpoint.
+
+        Returns:
+            whether the last step was reached.
 
         Raises:
             InputError: a loss is not finite; the batch's image ids are in `nan_batch.json`.
@@ -235,7 +266,7 @@ class Trainer:
         batches = iter(torch.utils.data.DataLoader(data, batch_size=None))
         saved = time.monotonic()
         log = _Log(self.folder / "metrics.jsonl", self.recipe, self.step)
-        with _stop_signals(self):
+        with closing(log), _stop_signals(self):
             while self.step < self.recipe.steps and not self._stop:
                 canvas, targets, ids = next(batches)
                 values = self.train_step(canvas, targets)
@@ -251,8 +282,8 @@ class Trainer:
                 if time.monotonic() - saved > 60 * self.recipe.checkpoint_minutes:
                     self.checkpoint()
                     saved = time.monotonic()
-        log.close()
         self.checkpoint()
+        return self.step >= self.recipe.steps
 
     def train_step(self, canvas: Tensor, targets: list[Any]) -> dict[str, float]:
         """One optimizer step; returns the losses before it."""
@@ -301,17 +332,27 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
 
 
 class _Log:
-    """Means of the losses every few steps, to metrics.jsonl and the terminal."""
+    """Means of the losses every few steps: to metrics.jsonl, and to a progress bar or, where
+    there is no terminal, to lines of text.
+    """
 
     def __init__(self, path: Path, recipe: Recipe, first: int) -> None:
         self.recipe, self.first, self.began = recipe, first, time.monotonic()
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self.pending: list[dict[str, float]] = []
+        self.bar = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
+            disable=not sys.stdout.isatty(),
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=recipe.steps, completed=first)
+        self.bar.start()
 
     def add(
         self, step: int, values: dict[str, float], rate: float, pruner: MagnitudePruner | None
     ) -> None:
         self.pending.append(values)
+        self.bar.update(self.task, completed=step)
         if step % self.recipe.log_every and step != self.recipe.steps:
             return
         means = {k: float(np.mean([v[k] for v in self.pending])) for k in values}
@@ -321,16 +362,16 @@ class _Log:
                 "sparsity": pruner.sparsity() if pruner else 0.0, "seconds": seconds}  # fmt: skip
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        left = seconds * (self.recipe.steps - step)
-        print(
-            f"step {step}/{self.recipe.steps}  loss {line['loss']:.3f}  "
-            + "  ".join(f"{k} {v:.3f}" for k, v in means.items())
-            + f"  rate {rate:.2e}  sparsity {line['sparsity']:.3f}  {seconds:.2f} s/step  "
-            f"{int(left // 3600)}:{int(left % 3600 // 60):02d} left",
-            flush=True,
-        )
+        text = f"loss {line['loss']:.3f}  sparsity {line['sparsity']:.3f}  {seconds:.2f} s/step"
+        self.bar.update(self.task, description=text)
+        if self.bar.disable:
+            parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+            minutes = seconds * (self.recipe.steps - step) / 60
+            print(f"step {step}/{self.recipe.steps}  {text}  {parts}  rate {rate:.2e}  "
+                  f"{minutes:.0f} min left", flush=True)  # fmt: skip
 
     def close(self) -> None:
+        self.bar.stop()
         self.file.close()
 
 

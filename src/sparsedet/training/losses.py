@@ -178,8 +178,10 @@ def losses(
     rpn_objectness, rpn_box = rpn_losses(model, recipe, logits, deltas, anchors, targets)
     rois, labels, wanted = [], [], []
     for i, target in enumerate(targets):
-        proposals = model.proposals(logits[i].detach(), deltas[i].detach(), anchors, target.height,
-                                    target.width, recipe.rpn_pre_nms, recipe.rpn_post_nms)  # fmt: skip
+        proposals = model.proposals(
+            logits[i].detach(), deltas[i].detach(), anchors, target.height, target.width,
+            recipe.rpn_pre_nms, recipe.rpn_post_nms,
+        )  # fmt: skip
         boxes, label, delta = sample_regions(recipe, proposals, target, model.config.box_weights)
         rois.append(boxes)
         labels.append(label)

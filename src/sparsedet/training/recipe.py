@@ -6,10 +6,12 @@ No torch here, so that the command line can generate its flags without importing
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
+from ..config import coerce
 from ..errors import InputError
 
 
@@ -18,7 +20,7 @@ class Recipe:
     """Settings of a training run. Steps are optimizer steps; a batch is the images of one step.
 
     The defaults of the losses and of SGD are Detectron2's and TensorPack's common ones for one
-    image; `small` below is the recipe of the embedded model.
+    image; `recipes/embedded` holds those of the embedded model.
     """
 
     # --- length and optimizer
@@ -68,25 +70,24 @@ class Recipe:
             if not ok:
                 raise InputError(f"{field} is {getattr(self, field)!r}, expected {expected}")
 
-        for field in ("steps", "batch", "rpn_batch", "roi_batch", "prune_every", "log_every",
-                      "rpn_pre_nms", "rpn_post_nms"):  # fmt: skip
-            require(getattr(self, field) >= 1, field, "at least 1")
-        require(self.learning_rate > 0, "learning_rate", "a positive number")
-        require(0 <= self.momentum < 1, "momentum", "0 <= momentum < 1")
-        require(0 <= self.freeze_at <= 5, "freeze_at", "0..5")
+        for field, (low, high) in _RANGES.items():
+            value = getattr(self, field)
+            numbers = value if isinstance(value, tuple) else (value,)
+            require(all(low <= n <= high for n in numbers), field, f"{low:g}..{high:g}")
+        require(self.learning_rate > 0, "learning_rate", "more than 0")
+        require(self.momentum < 1, "momentum", "less than 1")
+        require(self.sparsity < 1, "sparsity", "less than 1")
         require(self.optimizer in ("sgd", "adamw"), "optimizer", "'sgd' or 'adamw'")
-        require(self.decay in ("cosine", "step", "constant"), "decay", "'cosine', 'step' or 'constant'")
+        require(self.decay in ("cosine", "step", "constant"), "decay",
+                "'cosine', 'step' or 'constant'")  # fmt: skip
         require(self.allocation in ("uniform", "global"), "allocation", "'uniform' or 'global'")
-        require(0 <= self.sparsity < 1, "sparsity", "0 <= sparsity < 1")
-        require(0 < self.scale_low <= self.scale_high, "scale_low", "0 < scale_low <= scale_high")
+        require(self.scale_low <= self.scale_high, "scale_low", f"at most {self.scale_high}")
         if self.sparsity:
             require(self.prune_begin < self.prune_end <= self.steps, "prune_end",
-                    f"prune_begin < prune_end <= steps ({self.prune_begin}..{self.steps})")  # fmt: skip
+                    f"more than {self.prune_begin} and at most {self.steps} steps")  # fmt: skip
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ... steps - 1: linear warm-up, then the decay."""
-        import math
-
         factor = 1.0
         if self.decay == "cosine":
             factor = 0.5 * (1.0 + math.cos(math.pi * min(step / self.steps, 1.0)))
@@ -101,9 +102,22 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Rebuild from JSON; unknown keys are refused by name."""
-        known = {f.name: f for f in dataclasses.fields(cls)}
+        """Rebuild from JSON; unknown keys and values of another type are refused by name."""
+        hints = get_type_hints(cls)
         for key in values:
-            if key not in known:
+            if key not in hints:
                 raise InputError(f"unknown recipe key {key!r}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, 9e6), "batch": (1, 1024), "learning_rate": (0, 1e3), "momentum": (0, 1),
+    "weight_decay": (0, 10), "warmup_steps": (0, 1e9), "milestones": (0, 1e9),
+    "clip_gradient": (0, 1e6), "backbone_rate": (0, 1e3), "freeze_at": (0, 5),
+    "seed": (0, 2**53), "flip": (0, 1), "scale_low": (0.05, 8), "scale_high": (0.05, 8),
+    "rpn_batch": (1, 1e6), "rpn_beta": (0, 1e3), "rpn_pre_nms": (1, 1e6),
+    "rpn_post_nms": (1, 1e6), "roi_batch": (1, 1e6), "roi_positive": (0, 1),
+    "roi_beta": (0, 1e3), "sparsity": (0, 1), "prune_begin": (0, 1e9), "prune_end": (0, 1e9),
+    "prune_every": (1, 1e9), "checkpoint_minutes": (0, 1e6), "log_every": (1, 1e9),
+}  # fmt: skip
+"""What every number lies in."""

@@ -1,0 +1,1 @@
+"""Our models -> other runtimes' forms, one file for each."""

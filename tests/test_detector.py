@@ -1,0 +1,280 @@
+"""The detector's two doors: a photograph in, or bare canvases in; and what both refuse."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import SMALL, picture
+
+from sparsedet import Detector, InputError, available_isas, read_image
+from sparsedet.detections import from_rows
+from sparsedet.preprocess import to_canvas
+from sparsedet.weights import load_model, save_model
+
+HEIGHT, WIDTH = SMALL.canvas_height, SMALL.canvas_width
+
+
+@pytest.fixture(scope="module")
+def detector(small_model: Path) -> Detector:
+    return Detector.load(small_model, num_threads=1)
+
+
+def canvases(count: int = 2) -> np.ndarray:
+    """[B, H, W, 3] uint8: different pictures on the model's canvas."""
+    return np.stack([to_canvas(picture(seed=s), HEIGHT, WIDTH)[0] for s in range(count)])
+
+
+# ------------------------------------------------------------------------ photographs
+
+
+def test_a_photograph_gives_detections_on_it(detector: Detector) -> None:
+    image = picture(90, 120)
+    found = detector(image)
+    assert len(found) >= 10 and set(found.names) == set(SMALL.class_names)
+    assert found.scores.min() > SMALL.score_threshold
+    assert (np.diff(found.scores) <= 0).all()
+    assert (found.boxes >= 0).all() and (found.boxes <= [120, 90, 120, 90]).all()
+    assert ((found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1) > 0).sum() >= 10
+    assert {entry["category_id"] for entry in found.to_coco(5)} == set(SMALL.category_ids)
+    assert found.draw(image).shape == image.shape
+
+
+@pytest.mark.parametrize("shape", [(90, 120), (61, 33), (1, 1), (500, 3), (64, 96)])
+@pytest.mark.parametrize("resize", ["fit", "stretch"])
+def test_a_call_is_canvas_rows_and_mapping(small_model: Path, shape, resize) -> None:
+    detector = Detector.load(small_model, num_threads=1, resize=resize)
+    image = picture(90, 120)[: shape[0], : shape[1]]
+    if image.shape[:2] != shape:
+        image = cv2.resize(image, shape[::-1])
+    canvas, placement = to_canvas(image, HEIGHT, WIDTH, resize)
+    rows = detector.infer(canvas[None])
+    expected = from_rows(rows, placement, SMALL.class_names, SMALL.category_ids)
+    found = detector(image)
+    assert np.array_equal(found.boxes, expected.boxes)
+    assert np.array_equal(found.scores, expected.scores)
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.placement == placement
+
+
+def test_score_threshold(detector: Detector) -> None:
+    everything = detector(picture())
+    threshold = float(everything.scores[4])
+    assert len(detector(picture(), threshold)) == 5  # the threshold itself counts
+    assert len(detector(picture(), 1.0)) == 0
+    assert len(detector(picture(), 0.0)) == len(everything)
+
+
+def test_from_file_to_boxes(detector: Detector, photo: Path) -> None:
+    found = detector(read_image(photo))
+    assert np.array_equal(found.boxes, detector(picture()).boxes)
+
+
+# ------------------------------------------------------------------------ bare canvases
+
+
+def test_layouts_and_types_of_a_blob_are_one(detector: Detector) -> None:
+    blob = canvases(2)
+    rows = detector.infer(blob)
+    for same in (blob.transpose(0, 3, 1, 2), blob.astype(np.float32), blob.astype(np.int64),
+                 np.asfortranarray(blob), blob.transpose(0, 3, 1, 2).astype(float)):  # fmt: skip
+        assert np.array_equal(detector.infer(same), rows)
+
+
+def test_image_id_is_the_index_in_the_batch(detector: Detector) -> None:
+    blob = canvases(3)[[0, 1, 2, 0]]
+    rows = detector.infer(blob)
+    assert rows.shape == (4 * SMALL.max_detections, 7) and rows.dtype == np.float32
+    for index in range(4):
+        alone = detector.infer(blob[index : index + 1])
+        alone = alone[alone[:, 0] == 0]
+        assert len(alone) >= 5
+        mine = rows[rows[:, 0] == index]
+        assert np.array_equal(mine[:, 1:], alone[:, 1:])
+        assert (np.diff(mine[:, 2]) <= 0).all()
+    valid = rows[rows[:, 0] >= 0]
+    assert (np.diff(valid[:, 0]) >= 0).all()
+    assert set(valid[:, 1]) <= {1, 2, 3}
+    assert (valid[:, 3:] >= 0).all() and (valid[:, 3:] <= 1).all()
+
+
+def variant(small_model: Path, path: Path, **changes: Any) -> Detector:
+    """A detector with the same weights and other settings."""
+    model = load_model(small_model)
+    save_model(path, replace(model.config, **changes), model.tensors, {})
+    return Detector.load(path, num_threads=1)
+
+
+def test_padding_rows(small_model: Path, tmp_path: Path) -> None:
+    detector = variant(small_model, tmp_path / "m", score_threshold=0.85)
+    rows = detector.infer(canvases(2))
+    assert set(rows[:, 0]) == {-1, 0, 1}
+    valid = int((rows[:, 0] >= 0).sum())
+    assert 0 < valid < len(rows)
+    assert (rows[:valid, 2] > 0).all()
+    assert np.array_equal(rows[valid:], np.tile([[-1, 0, 0, 0, 0, 0, 0]], (len(rows) - valid, 1)))
+
+
+def test_the_four_dimensional_form(detector: Detector) -> None:
+    flat = detector.infer(canvases(2))
+    rows = detector.infer(canvases(2), four_d=True)
+    assert rows.shape == (1, 1, 2 * SMALL.max_detections, 7)
+    assert np.array_equal(rows[0, 0], flat)
+
+
+def test_any_canvas_size(detector: Detector) -> None:
+    blob = canvases(1)
+    before = detector.infer(blob)
+    for height, width in ((48, 80), (65, 97), (16, 16)):
+        assert detector.infer(np.full((1, height, width, 3), 77, np.uint8)).shape == before.shape
+    assert np.array_equal(detector.infer(blob), before)  # plans of other sizes leave no trace
+
+
+# ------------------------------------------------------------------------ threads, instruction sets
+
+
+def test_every_number_of_threads_gives_the_same_bits(small_model: Path) -> None:
+    expected = Detector.load(small_model, num_threads=1).infer(canvases(2))
+    for count in (2, 3, 5):
+        rows = Detector.load(small_model, num_threads=count).infer(canvases(2))
+        assert np.array_equal(rows, expected)
+
+
+def test_every_instruction_set_agrees(small_model: Path) -> None:
+    expected = Detector.load(small_model, num_threads=1, isa="scalar").infer(canvases(2))
+    for isa in available_isas():
+        detector = Detector.load(small_model, num_threads=1, isa=isa)
+        assert detector.isa == isa
+        assert np.allclose(detector.infer(canvases(2)), expected, atol=1e-4)
+
+
+def test_the_environment_chooses_the_instruction_set(small_model: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SPARSEDET_ISA", "scalar")
+    assert Detector.load(small_model).isa == "scalar"
+    assert Detector.load(small_model, isa=available_isas()[0]).isa == available_isas()[0]
+
+
+def test_python_threads_share_a_detector(small_model: Path) -> None:
+    detector = Detector.load(small_model, num_threads=2)
+    # Different sizes, so that the calls would disturb each other's plan.
+    blobs = [canvases(1), np.ascontiguousarray(canvases(2)[1:, :48, :80])]
+    expected = [detector.infer(blob) for blob in blobs]
+    assert not np.array_equal(*expected)
+    wrong: list[int] = []
+
+    def work(which: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(detector.infer(blobs[which]), expected[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ------------------------------------------------------------------------ what a detector says
+
+
+def test_sparsity_counts_zeros_among_all_parameters(detector: Detector, small_model: Path) -> None:
+    tensors = load_model(small_model).tensors.values()
+    zeros = sum(int((t == 0).sum()) for t in tensors)
+    assert detector.sparsity == zeros / sum(t.size for t in tensors)
+    assert 0.4 <= detector.sparsity < 0.41
+
+
+def test_the_embedded_model_is_the_default(embedded: Path) -> None:
+    detector = Detector.load()
+    assert detector.config == load_model(embedded).config
+    assert detector.config.class_names[0] == "person" and len(detector.config.class_names) == 80
+    assert detector.sparsity >= 0.6
+    assert embedded.stat().st_size <= 12_000_000
+    assert detector.model.provenance
+
+
+# ------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((9, 9), np.uint8),
+        np.zeros((9, 9, 1), np.uint8),
+        np.zeros((9, 9, 4), np.uint8),
+        np.zeros((1, 9, 9, 3), np.uint8),
+        np.zeros((3, 9, 9), np.uint8),
+        np.zeros((9, 9, 3), np.float32),
+        np.zeros((9, 9, 3), np.uint16),
+        np.zeros((0, 9, 3), np.uint8),
+        None,
+        "street.jpg",
+    ],
+    ids=lambda image: f"{getattr(image, 'shape', image)}",
+)
+def test_bad_photographs(detector: Detector, image) -> None:
+    with pytest.raises(InputError, match=r"image .*expected"):
+        detector(image)
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        np.zeros((HEIGHT, WIDTH, 3), np.uint8),
+        np.zeros((1, 4, HEIGHT, WIDTH), np.uint8),
+        np.zeros((0, 3, HEIGHT, WIDTH), np.uint8),
+        np.zeros((1, 3, HEIGHT, 3), np.uint8),
+        np.full((1, 3, HEIGHT, WIDTH), 0.5),
+        np.full((1, 3, HEIGHT, WIDTH), -1),
+        np.full((1, 3, HEIGHT, WIDTH), 256),
+        np.full((1, 3, HEIGHT, WIDTH), np.nan, np.float32),
+        np.full((1, 3, HEIGHT, WIDTH), "a"),
+    ],
+    ids=lambda blob: f"{blob.shape} {blob.flat[0] if blob.size else ''}",
+)
+def test_bad_blobs(detector: Detector, blob) -> None:
+    with pytest.raises(InputError, match=r"blob .*expected"):
+        detector.infer(blob)
+
+
+def test_a_canvas_too_small_for_the_network(small_model: Path, tmp_path: Path) -> None:
+    detector = variant(small_model, tmp_path / "m", pool_padding=(0, 0),
+                       stride_conv1_padding=(0, -1), stride_conv2_padding=(0, 1))  # fmt: skip
+    for height, width, message in ((8, 300, "is 8x300 pixels"), (64, 15, "64x15"),
+                                   (16, 64, "16x64 is too small")):  # fmt: skip
+        for _ in range(2):  # a refused size is refused again
+            with pytest.raises(InputError, match=message):
+                detector.infer(np.zeros((1, height, width, 3), np.uint8))
+    assert len(detector.infer(canvases(1))) == SMALL.max_detections
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_threads": 0}, "threads is 0"),
+        ({"num_threads": -2}, "threads is -2"),
+        ({"num_threads": 100_000}, "threads is 100000"),
+        ({"num_threads": 1.5}, "threads is 1.5"),
+        ({"num_threads": "2"}, "threads is '2'"),
+        ({"isa": "mmx"}, "'mmx'"),
+        ({"precision": "int3"}, "precision is 'int3'"),
+        ({"resize": "crop"}, "resize is 'crop'"),
+    ],
+)
+def test_bad_arguments(small_model: Path, arguments, message) -> None:
+    with pytest.raises(InputError, match=message):
+        Detector.load(small_model, **arguments)
+
+
+def test_bad_model_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.safetensors"):
+        Detector.load(tmp_path / "none.safetensors")
+    (tmp_path / "m").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(InputError, match="pickle"):
+        Detector.load(tmp_path / "m")

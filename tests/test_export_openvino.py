@@ -1,0 +1,91 @@
+"""The exported graph, run by OpenVINO, against the engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from sparsedet.config import PRESETS, ModelConfig
+from sparsedet.engine import Engine
+from sparsedet.errors import InputError
+from sparsedet.exporters.openvino import save_openvino, to_openvino
+from sparsedet.pruning.synthetic import lively_tensors
+
+ov = pytest.importorskip("openvino")
+
+SMALL = {
+    "blocks": (1, 1, 2, 1), "stem_channels": 16, "bottleneck_channels": (8, 8, 16, 24),
+    "stage_channels": (32, 32, 48, 64), "rpn_channels": 32, "proposals": 50,
+    "anchor_sizes": (16.0, 32.0, 64.0, 96.0, 128.0),
+}  # fmt: skip
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Smooth random colours with some edges."""
+    rng = np.random.default_rng(3)
+    small = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3)).astype(np.uint8)
+    out = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    out[height // 3 : height // 2, width // 4 : width // 2] = (20, 200, 90)
+    return out
+
+
+def compiled(config: ModelConfig, tensors: dict, layout: str = "NCHW"):
+    model = to_openvino(config, tensors, layout=layout)
+    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+@pytest.mark.parametrize("family", ["r101-c4", "r101-c4-detectron2", "r50half-c4"])
+@pytest.mark.parametrize("canvas", [(160, 224), (113, 151)])
+def test_equals_engine(family: str, canvas: tuple[int, int]) -> None:
+    config = replace(PRESETS[family], canvas_height=canvas[0], canvas_width=canvas[1], **SMALL)
+    image = picture(*canvas)
+    tensors = lively_tensors(config, 0.4, image)
+    ours = Engine(config, tensors).run(image)
+    blob = image.transpose(2, 0, 1)[None].astype(np.float32)
+    rows = compiled(config, tensors)(blob)[0]
+    assert rows.shape == (1, 1, config.max_detections, 7)
+    theirs = rows[0, 0][rows[0, 0, :, 0] >= 0]
+    assert (rows[0, 0, len(theirs) :] == [-1, 0, 0, 0, 0, 0, 0]).all()
+    assert len(ours) >= 20 and len(ours) == len(theirs)
+    # Scores that are equal up to rounding may stand in another order.
+    for row in ours:
+        same = theirs[(theirs[:, 1] == row[1]) & (abs(theirs[:, 2] - row[2]) < 1e-4)]
+        assert len(same) and abs(same[:, 3:] - row[3:]).max(axis=1).min() < 1e-4
+
+
+def test_nhwc_form() -> None:
+    config = replace(PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, **SMALL)
+    image = picture(96, 128)
+    tensors = lively_tensors(config, 0.4, image)
+    nchw, nhwc = compiled(config, tensors), compiled(config, tensors, "NHWC")
+    assert nchw.input(0).any_name == "input" and nhwc.input(0).any_name == "image"
+    blob = image[None].astype(np.float32)
+    first = nchw(np.ascontiguousarray(blob.transpose(0, 3, 1, 2)))[0]
+    np.testing.assert_array_equal(first, nhwc(blob)[0])
+
+
+def test_nothing_detected_is_all_padding() -> None:
+    config = replace(
+        PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, score_threshold=1.0, **SMALL
+    )
+    image = picture(96, 128)
+    rows = compiled(config, lively_tensors(config, 0.4, image))(
+        image.transpose(2, 0, 1)[None].astype(np.float32)
+    )[0]
+    assert (rows[0, 0] == [-1, 0, 0, 0, 0, 0, 0]).all()
+
+
+def test_save_refuses_to_overwrite(tmp_path: Path) -> None:
+    config = replace(PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, **SMALL)
+    tensors = lively_tensors(config, 0.4, picture(96, 128))
+    path = tmp_path / "model.xml"
+    save_openvino(path, config, tensors)
+    assert ov.Core().read_model(path).output(0).shape == ov.Shape([1, 1, 100, 7])
+    with pytest.raises(InputError, match=r"model\.xml: exists already"):
+        save_openvino(path, config, tensors)
+    with pytest.raises(InputError, match=r"ends in \.xml"):
+        save_openvino(tmp_path / "model.onnx", config, tensors)

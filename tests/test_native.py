@@ -1,0 +1,204 @@
+"""The native core: its own test program, what its files export, and the choice of kernels."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sparsedet.config import preset
+from sparsedet.engine import Engine, available_isas
+from sparsedet.errors import InputError
+from sparsedet.pruning.synthetic import random_tensors
+
+ROOT = Path(__file__).parents[1]
+NATIVE = ROOT / "native"
+X86 = platform.machine() in ("x86_64", "AMD64")
+ARM = platform.machine() in ("aarch64", "arm64")
+
+# The flags of each instruction set's file, as in CMakeLists.txt.
+ISA_FLAGS: dict[str, list[str]] = {"scalar": []}
+if X86:
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx512"] = [
+        "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma",
+        "-mprefer-vector-width=512",
+    ]  # fmt: skip
+elif ARM:
+    ISA_FLAGS["neon"] = []
+
+needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
+
+
+def compile_cpp(source: Path, to: Path, *flags: str) -> Path:
+    """An object file of `source`; unoptimised, which compiles several times faster."""
+    command = ["c++", "-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast"]
+    out = to / f"{source.stem}.o"
+    subprocess.run([*command, f"-I{NATIVE}", *flags, "-c", source, "-o", out], check=True)
+    return out
+
+
+def compile_all(sources: dict[Path, list[str]], to: Path) -> list[Path]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda item: compile_cpp(item[0], to, *item[1]), sources.items()))
+
+
+def kernel_sources(*flags: str) -> dict[Path, list[str]]:
+    return {NATIVE / f"kernels_{isa}.cpp": [*f, *flags] for isa, f in reversed(ISA_FLAGS.items())}
+
+
+def test_flags_are_those_of_the_build() -> None:
+    build = (ROOT / "CMakeLists.txt").read_text()
+    for isa, flags in ISA_FLAGS.items():
+        assert f"native/kernels_{isa}.cpp" in build
+        assert not flags or f'"{";".join(flags)}"' in build
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_kernels(tmp_path: Path) -> None:
+    """Against plain loops, with the compiler's checks for memory errors and undefined behaviour."""
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    program = tmp_path / "test_kernels"
+    probe = tmp_path / "probe.cpp"
+    probe.write_text("int main() {}\n")
+    if subprocess.run(["c++", *checks, probe, "-o", program], capture_output=True).returncode:
+        checks = []  # a compiler without the checks' libraries
+    others = (NATIVE / "pack.cpp", NATIVE / "dispatch.cpp", ROOT / "tests/native/test_kernels.cpp")
+    sources = kernel_sources(*checks) | {path: ["-O1", *checks] for path in others}
+    subprocess.run(["c++", *checks, *compile_all(sources, tmp_path), "-o", program], check=True)
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for isa in available_isas():
+        assert f"ok   {isa} sparse" in run.stdout and f"ok   {isa} pack_conv" in run.stdout
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("nm"), reason="there is no nm")
+def test_nothing_but_the_table_leaves_a_kernel_file(tmp_path: Path) -> None:
+    """A weak or global function compiled for AVX-512 could be linked into code for every CPU."""
+    for source, object_file in zip(
+        kernel_sources(), compile_all(kernel_sources(), tmp_path), strict=True
+    ):
+        listing = subprocess.run(
+            ["nm", "--extern-only", "--defined-only", "--format=posix", object_file],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        symbols = [line.split()[:2] for line in listing.splitlines()]
+        table = f"_ZN9sparsedet{len(source.stem)}{source.stem}E"
+        assert [name for name, _ in symbols] == [table], listing
+        assert symbols[0][1] in "RD", "the table must be constant data, filled by the compiler"
+
+
+# -------------------------------------------------------------------- the choice of kernels
+
+TINY = replace(
+    preset("r50half-c4"), canvas_height=32, canvas_width=32, blocks=(1, 1, 1, 1), stem_channels=3,
+    bottleneck_channels=(3, 3, 3, 3), stage_channels=(5, 5, 5, 5), rpn_channels=3,
+)  # fmt: skip
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )  # fmt: skip
+
+
+PRINT_ISA = f"""
+from sparsedet.config import ModelConfig
+from sparsedet.engine import Engine
+from sparsedet.errors import InputError
+from sparsedet.pruning.synthetic import random_tensors
+config = ModelConfig.from_dict({TINY.to_dict()!r})
+try:
+    print(Engine(config, random_tensors(config, 0.0), threads=1).isa)
+except InputError as error:
+    print("InputError:", error)
+"""
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_a_forced_instruction_set_is_active(isa: str) -> None:
+    assert Engine(TINY, random_tensors(TINY, 0.0), threads=1, isa=isa).isa == isa
+    assert run_python(PRINT_ISA, SPARSEDET_ISA=isa).stdout == f"{isa}\n"
+
+
+def test_the_best_instruction_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "scalar" in available_isas()
+    monkeypatch.delenv("SPARSEDET_ISA", raising=False)
+    assert Engine(TINY, random_tensors(TINY, 0.0), threads=1).isa == available_isas()[0]
+    monkeypatch.setenv("SPARSEDET_ISA", "")  # as good as none
+    assert Engine(TINY, random_tensors(TINY, 0.0), threads=1).isa == available_isas()[0]
+
+
+def test_the_argument_outranks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEDET_ISA", "no-such-set")
+    assert Engine(TINY, random_tensors(TINY, 0.0), threads=1, isa="scalar").isa == "scalar"
+
+
+MISSING = sorted({"avx512", "avx2", "neon"} - set(available_isas()))
+
+
+@pytest.mark.parametrize("isa", [*MISSING, "sse9", "AVX2", "scalar "])
+def test_an_unusable_instruction_set_is_refused(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=f"instruction set '{isa}'") as refused:
+        Engine(TINY, random_tensors(TINY, 0.0), threads=1, isa=isa)
+    assert "\n" not in str(refused.value)
+    monkeypatch.setenv("SPARSEDET_ISA", isa)
+    with pytest.raises(InputError, match=f"instruction set '{isa}'"):
+        Engine(TINY, random_tensors(TINY, 0.0), threads=1)
+
+
+def test_an_unknown_instruction_set_in_the_environment_of_a_process() -> None:
+    out = run_python(PRINT_ISA, SPARSEDET_ISA="sse9").stdout
+    assert out.startswith("InputError:") and "sse9" in out and "scalar" in out
+
+
+FAKE_CPU = """
+#include <cstdio>
+#include <stdexcept>
+#include "dispatch.h"
+namespace sparsedet {
+static bool yes() { return true; }
+[[maybe_unused]] static bool no() { return false; }
+extern const Kernels kernels_scalar = {"scalar", 4, yes, {}, {}, {}, {}, {}};
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2 = {"avx2", 8, yes, {}, {}, {}, {}, {}};
+extern const Kernels kernels_avx512 = {"avx512", 16, no, {}, {}, {}, {}, {}};
+#endif
+}  // namespace sparsedet
+int main() {
+  for (const auto& name : sparsedet::available_isas()) std::printf("%s ", name.c_str());
+  for (const char* isa : {"", "scalar", "avx512"}) try {
+      std::printf("[%s] ", sparsedet::choose_kernels(isa).isa);
+    } catch (const std::invalid_argument& error) { std::printf("refused: %s", error.what()); }
+}
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(not X86, reason="needs two instruction sets besides scalar")
+def test_a_cpu_without_a_compiled_instruction_set(tmp_path: Path) -> None:
+    """dispatch.cpp on a CPU that has AVX2 and lacks AVX-512."""
+    source = tmp_path / "fake_cpu.cpp"
+    source.write_text(FAKE_CPU)
+    objects = compile_all({source: [], NATIVE / "dispatch.cpp": []}, tmp_path)
+    subprocess.run(["c++", *objects, "-o", tmp_path / "fake_cpu"], check=True)
+
+    def run(**environment: str) -> str:
+        return subprocess.run([tmp_path / "fake_cpu"], check=True, capture_output=True, text=True,
+                              env={**os.environ, **environment}).stdout  # fmt: skip
+
+    refused = "refused: instruction set 'avx512' is not available on this CPU"
+    assert run(SPARSEDET_ISA="") == f"avx2 scalar [avx2] [scalar] {refused}"
+    # Neither does the environment fall back to what there is.
+    assert run(SPARSEDET_ISA="avx512") == f"avx2 scalar {refused}[scalar] {refused}"
