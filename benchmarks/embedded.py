@@ -32,7 +32,9 @@ def cpu_name() -> str:
     """The CPU's name as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -73,7 +75,7 @@ def whole_process(photo: Path) -> float:
 def table(result: dict[str, Any]) -> str:
     """The result as a Markdown table with its circumstances."""
     lines = [
-        "| Model | Zeros of all parameters | AP | AP50 | AP50 of `person` | File | Time a photograph |",
+        "| Model | Zeros of all parameters | AP | AP50 | AP50 of `person` | File | Time a photo |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in ("dense", "sparse"):
@@ -100,7 +102,9 @@ def insert(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--dense", type=Path, required=True)

@@ -18,7 +18,8 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 
 int out_length(int length, const OpSpec& s) {
-  return (length + s.padding_before + s.padding_after - s.kernel) / s.stride + 1;
+  const int room = length + s.padding_before + s.padding_after - s.kernel;
+  return room < 0 ? 0 : room / s.stride + 1;
 }
 
 // Rows of zeros that an operation reads above or below its input.

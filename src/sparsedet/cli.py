@@ -33,10 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    arguments.command_line = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # `sparsedet info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -460,12 +463,12 @@ def _train(arguments: argparse.Namespace, prune: bool) -> int:
         print(f"{start} knows other classes: the predictors begin at random")
         initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
     model = loop.build_model(config, initial)
-    loop.prepare_folder(arguments.output, arguments.resume)
     trainer = loop.Trainer(model, dataset, recipe, arguments.output)
+    loop.prepare_folder(arguments.output, arguments.resume)
     if arguments.resume and start:
         print(f"continuing from {start}")
         trainer.resume(start)
-    trainer.describe(sys.argv[1:])
+    trainer.describe(arguments.command_line)
     if not trainer.run():
         print(f"stopped after step {trainer.step} of {recipe.steps}; --resume continues")
         return 130

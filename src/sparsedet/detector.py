@@ -127,6 +127,4 @@ class Detector:
             rows = self.engine.run(canvas)
             rows[:, 0] = index
             found.append(rows)
-        return contract_rows(
-            np.concatenate(found), len(batch) * self.config.max_detections, four_d
-        )
+        return contract_rows(np.concatenate(found), len(batch) * self.config.max_detections, four_d)

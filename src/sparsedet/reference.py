@@ -59,7 +59,9 @@ class Conv(nn.Module):
         bias = self.norm.bias - self.norm.running_mean * scale
         return self.weight * scale.view(-1, 1, 1, 1), bias
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, stride: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, stride: int | None = None
+    ) -> Tensor:
         layer = self.layer
         weight, bias = self.folded()
         if layer.kind == "linear":
@@ -163,7 +165,9 @@ class FasterRCNN(nn.Module):
             x = tensors[layer.source]
             if layer.kind == "maxpool":
                 before, after = layer.padding  # zeros equal -inf: the input is never negative
-                x = F.max_pool2d(F.pad(x, (before, after, before, after)), layer.kernel, layer.stride)
+                x = F.max_pool2d(
+                    F.pad(x, (before, after, before, after)), layer.kernel, layer.stride
+                )
             else:
                 residual = tensors[layer.residual] if layer.residual else None
                 stride = 1 if subsampled and layer.source == "rois" else None
@@ -225,7 +229,8 @@ class FasterRCNN(nn.Module):
         if features.device.type == "cpu" and features[0, 0].numel() <= 2048 and ratio > 0:
             return roi_align_matmul(features, rois, size, scale, ratio, step)
         rois = [r.to(features.dtype) for r in rois]
-        return ops.roi_align(features, rois, size, scale, ratio, True)[:, :, ::step, ::step]
+        out: Tensor = ops.roi_align(features, rois, size, scale, ratio, True)
+        return out[:, :, ::step, ::step]
 
     def head(self, roi_features: Tensor, subsampled: bool = False) -> tuple[Tensor, Tensor]:
         """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of regions."""

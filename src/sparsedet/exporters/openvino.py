@@ -49,8 +49,11 @@ def to_openvino(
 
 
 def save_openvino(
-    path: str | os.PathLike[str], config: ModelConfig, tensors: Mapping[str, NDArray[Any]], **options: Any
-) -> None:  # fmt: skip
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    tensors: Mapping[str, NDArray[Any]],
+    **options: Any,
+) -> None:
     """Write `path` (.xml) and its .bin; options as for `to_openvino`.
 
     Raises:
@@ -78,7 +81,11 @@ class _Builder:
     def build(self, ov: Any, layout: str) -> Any:
         config, op = self.config, self.op
         height, width = config.canvas_height, config.canvas_width
-        shape, name = ([1, 3, height, width], "input") if layout == "NCHW" else ([1, height, width, 3], "image")
+        shape, name = (
+            ([1, 3, height, width], "input")
+            if layout == "NCHW"
+            else ([1, height, width, 3], "image")
+        )
         parameter = op.parameter(shape, np.float32, name=name)
         canvas = parameter if layout == "NCHW" else op.transpose(parameter, self.ints(0, 3, 1, 2))
         mean = np.asarray(config.pixel_mean, dtype=np.float32).reshape(1, 3, 1, 1)
@@ -105,6 +112,10 @@ class _Builder:
 
     def ints(self, *values: int) -> Any:
         return self.op.constant(np.array(values, dtype=np.int64))
+
+    def cut(self, x: Any, start: int, stop: int, axis: int) -> Any:
+        """x[..., start:stop, ...] along one axis."""
+        return self.op.slice(x, *(self.ints(v) for v in (start, stop, 1, axis)))
 
     def number(self, value: float) -> Any:
         return self.op.constant(np.array(value, dtype=np.float32))
@@ -141,9 +152,13 @@ class _Builder:
             with_all = output_length(layer.in_size[0], layer.kernel, layer.stride, (before, 0))
             with_all_x = output_length(layer.in_size[1], layer.kernel, layer.stride, (before, 0))
             if (with_all, with_all_x) != layer.out_size:
-                x = op.slice(x, self.ints(0, 0), self.ints(after, after), self.ints(1, 1), self.ints(2, 3))
+                x = op.slice(
+                    x, self.ints(0, 0), self.ints(after, after), self.ints(1, 1), self.ints(2, 3)
+                )
             after = 0
-        x = op.convolution(x, op.constant(weight), [layer.stride] * 2, [before] * 2, [after] * 2, [1, 1])
+        x = op.convolution(
+            x, op.constant(weight), [layer.stride] * 2, [before] * 2, [after] * 2, [1, 1]
+        )
         return op.add(x, op.constant(bias.reshape(1, -1, 1, 1)))
 
     # ----------------------------------------------------------------- boxes
@@ -151,10 +166,9 @@ class _Builder:
     def decode(self, deltas: Any, boxes: Any, weights: tuple[float, ...]) -> Any:
         """deltas [..., 4] and boxes broadcastable to it -> clipped xyxy boxes."""
         op, config = self.op, self.config
-        axis = self.ints(-1)
 
         def part(x: Any, start: int) -> Any:
-            return op.slice(x, self.ints(start), self.ints(start + 2), self.ints(1), axis)
+            return self.cut(x, start, start + 2, -1)
 
         scaled = op.divide(deltas, op.constant(np.asarray(weights, dtype=np.float32)))
         low, high = part(boxes, 0), part(boxes, 2)
@@ -173,7 +187,7 @@ class _Builder:
         op = self.op
         tail = op.constant(np.tile(filler, (count, 1)))
         both = op.concat([x, tail], 0)
-        cut = op.slice(both, self.ints(0), self.ints(count), self.ints(1), self.ints(0))
+        cut = self.cut(both, 0, count, 0)
         return op.reshape(cut, self.ints(count, len(filler)), False)
 
     def proposals(self, objectness: Any, deltas: Any) -> tuple[Any, Any]:
@@ -186,15 +200,17 @@ class _Builder:
         nhwc = self.ints(0, 2, 3, 1)
         logits = op.reshape(op.transpose(objectness, nhwc), self.ints(-1), False)
         deltas = op.reshape(op.transpose(deltas, nhwc), self.ints(-1, 4), False)
-        top = op.topk(logits, op.constant(np.array(count, dtype=np.int64)), 0, "max", "value", stable=True)
+        top = op.topk(
+            logits, op.constant(np.array(count, dtype=np.int64)), 0, "max", "value", stable=True
+        )
         scores, order = top.output(0), top.output(1)
         zero = op.constant(np.array(0, dtype=np.int64))
-        boxes = self.decode(op.gather(deltas, order, zero), op.gather(op.constant(anchors), order, zero),
-                            config.rpn_box_weights)  # fmt: skip
+        deltas = op.gather(deltas, order, zero)
+        best = op.gather(op.constant(anchors), order, zero)
+        boxes = self.decode(deltas, best, config.rpn_box_weights)
         if config.rpn_remove_empty:
-            axis = self.ints(-1)
-            low = op.slice(boxes, self.ints(0), self.ints(2), self.ints(1), axis)
-            high = op.slice(boxes, self.ints(2), self.ints(4), self.ints(1), axis)
+            low = self.cut(boxes, 0, 2, -1)
+            high = self.cut(boxes, 2, 4, -1)
             full = op.reduce_min(op.subtract(high, low), self.ints(1), keep_dims=False)
             scores = op.select(op.greater(full, self.number(0.0)), scores, self.number(-np.inf))
         kept = op.non_max_suppression(
@@ -203,24 +219,24 @@ class _Builder:
             self.number(config.rpn_nms_threshold), self.number(-1e30),
             box_encoding="corner", sort_result_descending=False, output_type="i64",
         ).output(0)  # fmt: skip
-        index = op.squeeze(op.slice(kept, self.ints(2), self.ints(3), self.ints(1), self.ints(1)), self.ints(1))
+        index = op.squeeze(self.cut(kept, 2, 3, 1), self.ints(1))
         chosen = op.gather(boxes, index, zero)  # [M, 4]
         flags = op.broadcast(self.number(1.0), op.concat([op.shape_of(index), self.ints(1)], 0))
-        padded = self.first_rows(op.concat([chosen, flags], 1), np.zeros(5, dtype=np.float32), config.proposals)
-        return (op.slice(padded, self.ints(0), self.ints(4), self.ints(1), self.ints(1)),
-                op.slice(padded, self.ints(4), self.ints(5), self.ints(1), self.ints(1)))  # fmt: skip
+        padded = self.first_rows(
+            op.concat([chosen, flags], 1), np.zeros(5, dtype=np.float32), config.proposals
+        )
+        return self.cut(padded, 0, 4, 1), self.cut(padded, 4, 5, 1)
 
     def detections(self, logits: Any, deltas: Any, boxes: Any, valid: Any) -> Any:
         """Rows of the contract [1, 1, max_detections, 7]."""
         op, config = self.op, self.config
         classes, rois = config.num_classes, config.proposals
         first = 1 if config.background == "first" else 0
-        scores = op.slice(op.softmax(logits, 1), self.ints(first), self.ints(first + classes),
-                          self.ints(1), self.ints(1))  # fmt: skip
+        scores = self.cut(op.softmax(logits, 1), first, first + classes, 1)
         scores = op.transpose(op.multiply(scores, valid), self.ints(1, 0))  # [K, R]
         deltas = op.reshape(deltas, self.ints(rois, -1, 4), False)
         if config.background_deltas:
-            deltas = op.slice(deltas, self.ints(first), self.ints(first + classes), self.ints(1), self.ints(1))
+            deltas = self.cut(deltas, first, first + classes, 1)
         decoded = self.decode(deltas, op.unsqueeze(boxes, self.ints(1)), config.box_weights)
         decoded = op.transpose(decoded, self.ints(1, 0, 2))  # [K, R, 4]
         kept = op.multiclass_nms(

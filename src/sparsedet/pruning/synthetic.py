@@ -42,9 +42,9 @@ def random_tensors(config: ModelConfig, sparsity: float, seed: int = 0) -> dict[
         gain = 0.3 if layer.residual else 1.4  # a residual branch adds little to its trunk
         weight *= np.float32(gain / np.sqrt(max(fan_in, 1.0)))
         tensors[f"{layer.name}.weight"] = weight.reshape(layer.weight_shape)
-        tensors[f"{layer.name}.bias"] = (
-            rng.standard_normal(layer.out_channels).astype(np.float32) * np.float32(0.05)
-        )
+        tensors[f"{layer.name}.bias"] = rng.standard_normal(layer.out_channels).astype(
+            np.float32
+        ) * np.float32(0.05)
     return tensors
 
 

@@ -161,7 +161,7 @@ class Trainer:
         model: trained in place.
         dataset: checked ground truth with its photographs.
         recipe: all settings.
-        folder: the run folder, as `prepare_folder` leaves it.
+        folder: the run folder; `prepare_folder` creates it before anything is written.
 
     Raises:
         InputError: no photograph has a box, or the pruning asked for is impossible.
@@ -236,6 +236,12 @@ class Trainer:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        before, now = json.loads(metadata["recipe"]), self.recipe.to_dict()
+        if any(key.startswith("mask/") for key in tensors) and not self.pruner:
+            raise InputError(f"{path}: is of a pruning run, but the recipe's sparsity is 0")
+        for key in sorted(now):
+            if json.dumps(now[key]) != json.dumps(before.get(key)):
+                print(f"{path}: changed setting {key}: {before.get(key)} -> {now[key]}")
         prefix = "model/"
         self.model.load_state_dict(
             {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

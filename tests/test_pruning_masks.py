@@ -1,0 +1,227 @@
+"""Masks: exactly the scheduled zeros, chosen by folded magnitude, and zeros that stay zero."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from conftest import SMALL  # noqa: E402
+
+from sparsedet import InputError, load_model, save_model  # noqa: E402
+from sparsedet.pruning.masks import MagnitudePruner  # noqa: E402
+from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros  # noqa: E402
+from sparsedet.reference import FasterRCNN  # noqa: E402
+from sparsedet.weights import sparsity_report  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+# Large enough that rounding up a layer is far below a thousandth of all parameters.
+CONFIG = replace(SMALL, name="masks", bottleneck_channels=(16, 24, 32, 40),
+                 stage_channels=(32, 48, 64, 80), rpn_channels=48)  # fmt: skip
+SCHEDULE = CubicSchedule(final=0.6, begin=2, end=20, every=5)
+DENSE = {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def model(seed: int = 0) -> FasterRCNN:
+    """In training form, with batch norms whose scales differ by orders of magnitude."""
+    made = FasterRCNN(CONFIG, norm=True)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for conv in made.layers.values():
+            conv.weight.normal_(0, 1, generator=generator)
+            if conv.norm is not None:
+                conv.norm.weight.copy_(torch.empty(len(conv.weight)).exponential_(generator=generator))
+                conv.norm.bias.normal_(0, 1, generator=generator)
+                conv.norm.running_mean.normal_(0, 1, generator=generator)
+                conv.norm.running_var.uniform_(0.01, 4, generator=generator)
+    return made
+
+
+def jitter(made: FasterRCNN, seed: int) -> None:
+    """Change all live weights, as training would: their order changes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for conv in made.layers.values():
+            noise = torch.empty_like(conv.weight).normal_(0, 0.5, generator=generator)
+            conv.weight.add_(noise * (conv.weight != 0))
+
+
+def zero_weights(made: FasterRCNN) -> dict[str, int]:
+    return {name: int((conv.weight == 0).sum()) for name, conv in made.layers.items()}
+
+
+# ------------------------------------------------------------------------ how many
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_every_update_reaches_exactly_the_scheduled_zeros(allocation) -> None:
+    made = model()
+    pruner = MagnitudePruner(made, SCHEDULE, allocation)
+    layers = prunable_layers(made.network)
+    updates, seen = [], []
+    for step in range(25):
+        jitter(made, step)
+        if pruner.update(step):
+            updates.append(step)
+            planned = uniform_zeros(made.network, layers, SCHEDULE.sparsity(step))
+            found = zero_weights(made)
+            assert sum(found.values()) == sum(planned.values())
+            if allocation == "uniform":
+                assert {name: found[name] for name in layers} == planned
+            # Over ALL parameters, at most one weight a layer more than asked for.
+            excess = sum(found.values()) - SCHEDULE.sparsity(step) * made.network.parameters
+            assert 0 <= excess + 1e-6 < len(layers) + 1
+            assert pruner.sparsity() == sum(found.values()) / made.network.parameters
+        seen.append(sum(zero_weights(made).values()))
+    assert updates == [2, 7, 12, 17, 20]
+    assert seen == sorted(seen) and seen[1] == 0 and len(set(seen)) == 5  # the first asks for none
+    assert pruner.sparsity() >= 0.6
+
+
+def test_allocations_differ_as_they_say() -> None:
+    shares = {}
+    for allocation in ("uniform", "global"):
+        made = model()
+        with torch.no_grad():
+            made.layers["rpn.conv"].weight.mul_(0.01)
+        MagnitudePruner(made, CubicSchedule(final=0.5, end=1), allocation).update(1)
+        found = zero_weights(made)
+        shares[allocation] = {n: found[n] / made.layers[n].weight.numel() for n in found}
+        assert {name for name, share in shares[allocation].items() if share == 0} == DENSE
+    uniform = {share for name, share in shares["uniform"].items() if name not in DENSE}
+    assert max(uniform) - min(uniform) < 0.01
+    assert shares["global"]["rpn.conv"] > 0.9 > shares["global"]["res5.0.conv2"]
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_masks_only_grow(allocation) -> None:
+    made = model()
+    pruner = MagnitudePruner(made, SCHEDULE, allocation)
+    history = []
+    for step in range(21):
+        jitter(made, step)
+        if pruner.update(step):
+            history.append({name: mask.clone() for name, mask in pruner.masks.items()})
+            with torch.no_grad():  # even if something gave them the largest magnitude
+                for name, mask in pruner.masks.items():
+                    made.layers[name].weight.add_(1000.0 * ~mask)
+    for before, after in pairwise(history):
+        assert all((after[name] <= before[name]).all() for name in after)
+        assert any((after[name] < before[name]).any() for name in after)
+
+
+def test_excluded_layers_stay_dense() -> None:
+    made = model()
+    exclude = ("res2.0.conv1", "res5.0.conv2")
+    pruner = MagnitudePruner(made, CubicSchedule(final=0.6, end=1), "global", exclude)
+    pruner.update(1)
+    dense = {name for name, count in zero_weights(made).items() if count == 0}
+    assert dense == DENSE | set(exclude)
+    assert pruner.sparsity() >= 0.6  # the others carry more
+
+
+def test_impossible_pruning_is_refused_at_once() -> None:
+    made = model()
+    with pytest.raises(InputError, match="needs"):
+        MagnitudePruner(made, CubicSchedule(final=0.995, end=1))
+    with pytest.raises(InputError, match="res9"):
+        MagnitudePruner(made, CubicSchedule(final=0.5, end=1), exclude=("res9",))
+
+
+# ------------------------------------------------------------------------ which ones
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_folded_magnitudes_are_ranked(allocation) -> None:
+    made = model()
+    folded = made.folded_tensors()
+    pruner = MagnitudePruner(made, CubicSchedule(final=0.5, end=1), allocation)
+    pruner.update(1)
+    live = {n: np.abs(folded[f"{n}.weight"])[m.numpy()] for n, m in pruner.masks.items()}
+    dead = {n: np.abs(folded[f"{n}.weight"])[~m.numpy()] for n, m in pruner.masks.items()}
+    if allocation == "global":
+        live, dead = ({"all": np.concatenate(list(part.values()))} for part in (live, dead))
+    for name in live:
+        assert dead[name].max() <= live[name].min()
+    # Raw magnitudes would have chosen others: the test can tell them apart.
+    conv, mask = made.layers["res4.0.conv2"], pruner.masks["res4.0.conv2"]
+    raw = model().layers["res4.0.conv2"].weight.abs()
+    assert raw[~mask].max() > raw[mask].min()
+    assert (conv.weight[mask] == model().layers["res4.0.conv2"].weight[mask]).all()
+
+
+# ------------------------------------------------------------------------ zeros stay zeros
+
+
+def optimizers(made: FasterRCNN) -> dict[str, Any]:
+    return {
+        "sgd": torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01),
+        "nesterov": torch.optim.SGD(
+            made.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=True
+        ),
+        "adamw": torch.optim.AdamW(made.parameters(), lr=0.01, weight_decay=0.1),
+    }
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
+def test_zeros_stay_zero_through_100_steps(name: str) -> None:
+    made = model()
+    optimizer = optimizers(made)[name]
+    pruner = MagnitudePruner(made, CubicSchedule(final=0.6, end=1))
+    generator = torch.Generator().manual_seed(9)
+
+    def step() -> None:
+        for parameter in made.parameters():
+            parameter.grad = torch.empty_like(parameter).normal_(0, 1, generator=generator)
+        optimizer.step()
+        pruner.apply(optimizer)
+
+    for _ in range(5):  # momentum is there before the masks come
+        step()
+    assert sum(zero_weights(made).values()) == 0
+    assert pruner.update(1)
+    pruner.apply(optimizer)
+    zeros, before = zero_weights(made), made.layers["rpn.conv"].weight.detach().clone()
+    masks = {layer: mask.clone() for layer, mask in pruner.masks.items()}
+    for _ in range(100):
+        step()
+        for layer, mask in masks.items():
+            assert (made.layers[layer].weight[~mask] == 0).all()
+    assert zero_weights(made) == zeros and pruner.sparsity() >= 0.6
+    live = masks["rpn.conv"]
+    assert (made.layers["rpn.conv"].weight[live] != before[live]).float().mean() > 0.99
+    for layer, mask in masks.items():
+        for value in optimizer.state[made.layers[layer].weight].values():
+            if value.shape == mask.shape:
+                assert (value[~mask] == 0).all() and (value[mask] != 0).any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_the_saved_file_counts_at_least_the_target(tmp_path: Path, allocation, dtype) -> None:
+    made = model()
+    pruner = MagnitudePruner(made, CubicSchedule(final=0.6, end=1), allocation)
+    pruner.update(1)
+    save_model(tmp_path / "m", CONFIG, made.folded_tensors(), {}, dtype=dtype)
+    report = sparsity_report(CONFIG, load_model(tmp_path / "m").tensors)
+    assert report.parameters == made.network.parameters
+    assert report.sparsity >= 0.6
+    # Beside the masked weights only the biases that start at zero count.
+    biases = sum(int((t == 0).sum()) for n, t in made.folded_tensors().items() if "bias" in n)
+    assert report.zeros - biases - sum(zero_weights(made).values()) in range(20)  # float16 rounds
