@@ -259,7 +259,8 @@ struct Axis {
       for (int s = 0; s < samples; s++) {
         float at = low - 0.5f + static_cast<float>(b) * bin +
                    (static_cast<float>(s) + 0.5f) * bin / static_cast<float>(samples);
-        if (at < -1.0f || at > static_cast<float>(cells)) continue;  // too far outside: zero
+        // Too far outside, or not a number: zero.
+        if (!(at >= -1.0f && at <= static_cast<float>(cells))) continue;
         at = std::clamp(at, 0.0f, static_cast<float>(cells - 1));
         const int below = static_cast<int>(at);
         const float above = at - static_cast<float>(below);

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ pytest.importorskip("torchvision")
 
 import torchvision.ops as ops  # noqa: E402
 
-from sparsedet import reference  # noqa: E402
 from sparsedet.reference import FasterRCNN  # noqa: E402
 
 F32 = NDArray[np.float32]
@@ -96,6 +95,15 @@ def deviation(got: NDArray[Any], want: NDArray[Any] | torch.Tensor) -> float:
     return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
 
 
+@pytest.fixture(autouse=True)
+def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On small networks torch's threads spend ten times as long waiting as working."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if request.node.get_closest_marker("slow") else 1)
+    yield
+    torch.set_num_threads(before)
+
+
 # ------------------------------------------------------------------------- single operations
 
 
@@ -103,7 +111,7 @@ def check_operations(
     config: ModelConfig, tensors: Tensors, isa: str, sizes: Callable[[Layer], list[tuple[int, ...]]]
 ) -> None:
     """Every operation on random inputs (batch, rows, columns) against the torch layer."""
-    engine = Engine(config, tensors, threads=2, isa=isa, hoist=False).native
+    engine = Engine(config, tensors, threads=1, isa=isa, hoist=False).native
     model = truth(config, tensors)
     rng = np.random.default_rng(1)
     for layer, _, _ in lower(config, tensors):
@@ -150,7 +158,6 @@ def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) 
     )  # fmt: skip
     tensors = random_tensors(config, 0.6)
 
-
     def size(layer: Layer) -> list[tuple[int, ...]]:
         if layer.kind == "linear":
             return [(3, 1, 1)]
@@ -162,7 +169,9 @@ def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) 
 # ------------------------------------------------------------------------------------ stages
 
 
-def check_stages(engine: Engine, model: FasterRCNN, canvas: NDArray[np.uint8], tolerance: float) -> None:
+def check_stages(
+    engine: Engine, model: FasterRCNN, canvas: NDArray[np.uint8], tolerance: float
+) -> None:
     """Each stage on the torch reference's input of that stage."""
     native, (height, width) = engine.native, canvas.shape[:2]
     native.plan(height, width)
@@ -339,7 +348,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[str], Tensors]]] = {
 def test_variants(family: str, variant: str, hoist: bool) -> None:
     changes, make = VARIANTS[variant]
     config, tensors = small(family, **changes), make(family)
-    engine, model = Engine(config, tensors, threads=2, hoist=hoist), truth(config, tensors)
+    engine, model = Engine(config, tensors, threads=1, hoist=hoist), truth(config, tensors)
     canvas = picture(160, 208, seed=2)
     check_stages(engine, model, canvas, 1e-4)
     check_end_to_end(engine, model, canvas, 1, 1)
@@ -360,12 +369,12 @@ def test_one_engine_serves_canvases_of_any_size_in_any_order(
 ) -> None:
     """Exactly as engines of their own do: nothing is left over from what memory held before."""
     config, tensors = small(family), lively(family)
-    engine, model = Engine(config, tensors, threads=2, isa=isa, hoist=hoist), truth(config, tensors)
+    engine, model = Engine(config, tensors, threads=1, isa=isa, hoist=hoist), truth(config, tensors)
     own = {}
     for i, size in enumerate(CANVASES + CANVASES[::-1] + CANVASES[::2]):
         canvas = picture(*size, seed=sum(size))
         if size not in own:
-            fresh = Engine(config, tensors, threads=2, isa=isa, hoist=hoist)
+            fresh = Engine(config, tensors, threads=1, isa=isa, hoist=hoist)
             own[size] = fresh.native.features(canvas), fresh.run(canvas)
             features = model.features(as_batch(canvas))[0]
             assert deviation(own[size][0], features) < 1e-4, size
@@ -386,8 +395,9 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
     features = plain.features(canvas)
     rois = plain.proposals(*plain.rpn(features))
     # With boxes outside the map and without any area.
-    rois = np.vstack([rois, [[0, 0, 208, 160], [0, 0, 0, 0], [208, 160, 208, 160], [-90, -70, 5, 4],
-                             [200, 150, 400, 300], [500, 500, 600, 600]]]).astype(np.float32)  # fmt: skip
+    odd = [[0, 0, 208, 160], [0, 0, 0, 0], [208, 160, 208, 160], [-90, -70, 5, 4],
+           [200, 150, 400, 300], [500, 500, 600, 600]]  # fmt: skip
+    rois = np.vstack([rois, odd]).astype(np.float32)
     for a, b in zip(hoisted.regions(features, rois), plain.regions(features, rois), strict=True):
         assert deviation(a, b) < 1e-5
 
@@ -401,7 +411,7 @@ def test_threads_and_runs_change_nothing_at_all(isa: str, hoist: bool) -> None:
     for threads, pin in [(1, False), (2, False), (2, True), (3, False), (7, False), (7, True)]:
         engine = Engine(config, tensors, threads=threads, isa=isa, pin=pin, hoist=hoist)
         assert engine.threads == threads
-        for _ in range(3):
+        for _ in range(2):
             rows = engine.run(canvas)
             want = rows if want is None else want
             assert len(rows) == 100 and np.array_equal(rows, want)
@@ -440,6 +450,18 @@ def test_python_threads_take_turns() -> None:
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("value", [3e38, np.inf, np.nan])
+@pytest.mark.parametrize("name", ["stem.conv.bias", "rpn.deltas.bias", "rpn.objectness.bias"])
+@families
+def test_absurd_weights_are_no_way_out_of_memory(family: str, name: str, value: float) -> None:
+    """Boxes and logits that are not numbers once made RoIAlign read outside the map."""
+    bias = lively(family)[name].copy()
+    bias[::3] = value
+    for hoist in (True, False):
+        engine = Engine(small(family), lively(family) | {name: bias}, threads=1, hoist=hoist)
+        assert engine.run(picture(97, 131)).shape[1] == 7
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
@@ -494,10 +516,8 @@ def test_proposals_are_those_of_torchvisions_nms(
     anchors = np_boxes.grid_anchors(cells, build_network(config, (160, 208)).feature_size, 16)
     boxes = crowd(kind, len(anchors))
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-30)  # the logarithm of an empty box
-    deltas = np.concatenate(
-        [((boxes[:, :2] + boxes[:, 2:]) - (anchors[:, :2] + anchors[:, 2:])) / 96, np.log(size / 48)],
-        axis=1, dtype=np.float32,
-    )  # fmt: skip
+    shift = (boxes[:, :2] + boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2
+    deltas = np.concatenate([shift / 48, np.log(size / 48)], axis=1, dtype=np.float32)
     logits = np.random.default_rng(1).integers(-3, 4, len(anchors)).astype(np.float32)  # many ties
     decoded = np_boxes.decode(deltas, anchors, config.rpn_box_weights, config.delta_clamp)
     decoded = np_boxes.clip(decoded, 160, 208)
@@ -508,7 +528,7 @@ def test_proposals_are_those_of_torchvisions_nms(
     kept = ops.nms(*(torch.from_numpy(v[order]) for v in (decoded, logits)), threshold)
     got = native.proposals(logits, deltas)
     want = decoded[order][kept.numpy()[:70]]
-    assert 20 < len(want) and got.shape == want.shape and np.abs(got - want).max() < 1e-3
+    assert len(want) > 20 and got.shape == want.shape and np.abs(got - want).max() < 1e-3
 
 
 def test_no_proposals_and_no_detections() -> None:
