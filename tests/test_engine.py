@@ -241,6 +241,8 @@ def differences(
     ends = [f.scores[-1] for f in (ours, theirs) if len(f.scores) == limit]
     lines = []
     for i in np.flatnonzero(alone):
+        is_ours = i < len(ours.boxes)
+        rank = i if is_ours else i - len(ours.boxes)
         box, score, label = both.boxes[i], both.scores[i], both.labels[i]
         rival = (both.labels == label) & (np.arange(len(alone)) != i)
         overlap = np.where(rival, np_boxes.iou(box[None], both.boxes)[0], 0)
@@ -251,13 +253,34 @@ def differences(
             "follows from another": ((overlap > nms) & alone & (both.scores > score)).any(),
             # Of a whole list, as many fall off its end as came in above.
             "top-k cut": any(score - end < tie for end in ends)
-            or (bool(ends) and i % len(ours.boxes) >= limit - alone.sum()),
+            or (bool(ends) and rank >= limit - alone.sum()),
         }
-        side = "ours" if i < len(ours.boxes) else "theirs"
+        side = "ours" if is_ours else "theirs"
         line = f"only {side}: label {label:g}, score {score:.5f}, box {box.round(1)}: "
         assert any(reasons.values()), line + "no reason"
         lines.append(line + ", ".join(k for k, holds in reasons.items() if holds))
     return lines
+
+
+def test_only_ties_may_differ() -> None:
+    boxes = np.array([[0, 0, 40, 40], [1, 0, 41, 40], [90, 0, 99, 9], [50, 50, 70, 80]], np.float32)
+    scores, labels = np.array([0.9, 0.90005, 0.5, 0.05005], np.float32), np.array([1, 1, 1, 2])
+
+    def check(ours: list[int], theirs: list[int], limit: int = 10, score_error: float = 0) -> int:
+        a, b = (Found(boxes[i], scores[i], labels[i]) for i in (ours, theirs))
+        return len(differences(a, replace(b, scores=b.scores + score_error), 0.5, limit, 0.05))
+
+    assert check([0, 2, 3], [0, 2, 3], score_error=5e-5) == 0
+    assert check([0, 2, 3], [0, 2]) == 1  # at the threshold
+    assert check([0, 2], [1, 2]) == 2  # nearly equal scores, the one suppresses the other
+    assert check([0], [1, 2], limit=2) == 3  # and then the next one finds room or not
+    for wrong in (
+        lambda: check([0, 2, 3], [0, 3]),
+        lambda: check([0, 2, 3], [0, 2, 3], score_error=2e-4),
+        lambda: check([0, 1, 2], [0, 2]),
+    ):
+        with pytest.raises(AssertionError, match="no reason"):
+            wrong()
 
 
 def check_end_to_end(
