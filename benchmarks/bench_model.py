@@ -3,9 +3,9 @@
     python benchmarks/bench_model.py --photo examples/beach.jpg --json docs/results/bench_model.json
 
 Random weights at each sparsity (zeros of all parameters, equally in each pruned convolution, fixed
-seed), scaled so that many objects are detected; or a model file. Both sides start from the photograph
-in memory and end with boxes on it. Their detections are compared before anything is timed. The last
-line gives the ratios.
+seed), scaled so that many objects are detected; or a model file. Both sides start from the
+photograph in memory and end with boxes on it. Their detections are compared before anything is
+timed. The last line gives the ratios.
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ def openvino_peer(model: ModelFile, photo: np.ndarray, threads: int) -> Run:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = ov.Core().compile_model(to_openvino(config, model.tensors, layout="NHWC"), "CPU", options)
+    compiled = ov.Core().compile_model(
+        to_openvino(config, model.tensors, layout="NHWC"), "CPU", options
+    )
     request = compiled.create_infer_request()
 
     def run() -> Detections:
-        canvas, placement = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
+        canvas, placement = to_canvas(
+            photo, config.canvas_height, config.canvas_width, config.resize
+        )
         rows = request.infer({0: canvas[None].astype(np.float32)})[0]
         return from_rows(rows, placement, config.class_names, config.category_ids)
 
@@ -76,7 +80,9 @@ def compare(
     model: ModelFile, photo: np.ndarray, threads: int, repeats: int, isa: str
 ) -> dict[str, Any]:
     """Check, warm up, then time both in turn."""
-    detector = sparsedet.Detector(model, Engine(model.config, model.tensors, threads=threads, isa=isa))
+    detector = sparsedet.Detector(
+        model, Engine(model.config, model.tensors, threads=threads, isa=isa)
+    )
     theirs = openvino_peer(model, photo, threads)
     found = agreement(detector(photo), theirs())
     if found["matched"] < 0.98 * max(found["ours"], found["theirs"]):
@@ -102,7 +108,9 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--preset", default="r101-c4")
     parser.add_argument("--model", type=Path, help="a model file instead of random weights")
     parser.add_argument("--photo", type=Path, required=True)
@@ -129,8 +137,8 @@ def main() -> None:
         results.append(result)
         median = {name: statistics.median(t) for name, t in result["seconds"].items()}
         print(
-            f"{model.config.name} {100 * result['sparsity']:.1f} % zeros, {arguments.threads} threads, "
-            f"{result['isa']}: OpenVINO {median['openvino']:.3f} s, sparsedet "
+            f"{model.config.name} {100 * result['sparsity']:.1f} % zeros, "
+            f"{arguments.threads} threads, {result['isa']}: OpenVINO {median['openvino']:.3f} s, sparsedet "
             f"{median['sparsedet']:.3f} s, ratio {result['ratio']:.2f} "
             f"({result['ratio_range'][0]:.2f}..{result['ratio_range'][1]:.2f}), detections "
             f"{result['agreement']}",

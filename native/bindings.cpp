@@ -8,7 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -30,7 +30,7 @@ using Out = nb::ndarray<nb::numpy, float, Dims...>;
 nb::ndarray<nb::numpy, float> to_numpy(const std::vector<float>& values,
                                        std::initializer_list<size_t> shape) {
   auto* data = new float[values.size() + 1];
-  std::memcpy(data, values.data(), values.size() * sizeof(float));
+  std::copy(values.begin(), values.end(), data);
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
   return nb::ndarray<nb::numpy, float>(data, shape, owner);
 }

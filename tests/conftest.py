@@ -72,7 +72,4 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def embedded() -> Path:
     """The model inside the package."""
-    path = embedded_model()
-    if not path.exists():
-        pytest.skip("the embedded model is not there yet")
-    return path
+    return embedded_model()

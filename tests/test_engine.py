@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from sparsedet import boxes as np_boxes
 from sparsedet.config import COCO_NAMES, ModelConfig, preset
+from sparsedet.detector import embedded_model
 from sparsedet.engine import MERGED, Engine, available_isas, lower
 from sparsedet.errors import InputError
 from sparsedet.network import Layer, build_network
 from sparsedet.preprocess import read_image, to_canvas
 from sparsedet.pruning.synthetic import lively_tensors, random_tensors
+from sparsedet.weights import load_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -34,6 +36,7 @@ from sparsedet.reference import FasterRCNN  # noqa: E402
 
 F32 = NDArray[np.float32]
 ISAS = available_isas()
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 # Odd channel counts everywhere, a canvas that 16 does not divide.
 SMALL: dict[str, Any] = dict(
@@ -601,11 +604,8 @@ def test_detections_are_those_of_torchvisions_nms(
 @pytest.mark.slow
 def test_the_published_network_at_full_size() -> None:
     config = preset("r101-c4")
-    photographs = sorted((Path(__file__).parent / "data").rglob("*.jpg"))
-    if photographs:
-        canvas, _ = to_canvas(read_image(photographs[0]), config.canvas_height, config.canvas_width)
-    else:
-        canvas = picture(config.canvas_height, config.canvas_width)
+    photo = read_image(EXAMPLES / "frisbee.jpg")
+    canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width)
     tensors = lively_tensors(config, 0.6, canvas)
     # Logits up to 24 magnify rounding: two correct float32 programs then differ by 1e-4 in a
     # score, each of them 5e-5 away from what float64 gives. A trained network's reach half that.
@@ -615,3 +615,14 @@ def test_the_published_network_at_full_size() -> None:
     engine, model = Engine(config, tensors), truth(config, tensors)
     check_stages(engine, model, canvas, 1e-4)
     check_end_to_end(engine, model, canvas, 50, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["beach.jpg", "frisbee.jpg"])
+def test_the_embedded_model_on_photographs(name: str) -> None:
+    file = load_model(embedded_model())
+    config = file.config
+    canvas, _ = to_canvas(read_image(EXAMPLES / name), config.canvas_height, config.canvas_width)
+    engine, model = Engine(config, file.tensors), truth(config, file.tensors)
+    check_stages(engine, model, canvas, 1e-4)
+    check_end_to_end(engine, model, canvas, 5, 1)
