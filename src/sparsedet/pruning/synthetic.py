@@ -97,7 +97,7 @@ def lively_tensors(
     return tensors
 
 
-_DEVIATIONS = {"rpn.objectness": 1.0, "rpn.deltas": 0.2, "box.logits": 3.0, "box.deltas": 0.5}
+_DEVIATIONS = {"rpn.objectness": 1.0, "rpn.deltas": 0.2, "box.logits": 1.5, "box.deltas": 0.5}
 
 
 def _rpn_outputs(
