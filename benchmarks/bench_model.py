@@ -61,8 +61,11 @@ def openvino_peer(model: ModelFile, photo: np.ndarray, threads: int) -> Run:
 
 
 def agreement(ours: Detections, theirs: Detections) -> dict[str, Any]:
-    """How many of ours have a partner of the same class with IoU > 0.99 and score within 1e-3."""
-    overlap = iou(ours.boxes, theirs.boxes)
+    """How many of ours have a partner of the same class with IoU > 0.99 and score within 1e-3.
+
+    On the canvas: a box in its padding has no area on the photograph.
+    """
+    overlap = iou(ours.normalised, theirs.normalised)
     same = (
         (overlap > 0.99)
         & (ours.labels[:, None] == theirs.labels)
@@ -138,8 +141,8 @@ def main() -> None:
         median = {name: statistics.median(t) for name, t in result["seconds"].items()}
         print(
             f"{model.config.name} {100 * result['sparsity']:.1f} % zeros, "
-            f"{arguments.threads} threads, {result['isa']}: OpenVINO {median['openvino']:.3f} s, sparsedet "
-            f"{median['sparsedet']:.3f} s, ratio {result['ratio']:.2f} "
+            f"{arguments.threads} threads, {result['isa']}: "
+            f"OpenVINO {median['openvino']:.3f} s, sparsedet {median['sparsedet']:.3f} s, ratio {result['ratio']:.2f} "
             f"({result['ratio_range'][0]:.2f}..{result['ratio_range'][1]:.2f}), detections "
             f"{result['agreement']}",
             flush=True,
