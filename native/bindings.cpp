@@ -23,8 +23,6 @@ namespace {
 
 template <class T, class Shape>
 using Array = nb::ndarray<const T, Shape, nb::c_contig, nb::device::cpu>;
-template <class... Dims>
-using Out = nb::ndarray<nb::numpy, float, Dims...>;
 
 // A numpy array that owns a copy of `values`.
 nb::ndarray<nb::numpy, float> to_numpy(const std::vector<float>& values,

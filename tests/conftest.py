@@ -73,3 +73,13 @@ def photo(tmp_path: Path) -> Path:
 def embedded() -> Path:
     """The model inside the package."""
     return embedded_model()
+
+
+@pytest.fixture
+def one_torch_thread():
+    """For tests whose tensors are too small to share out."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

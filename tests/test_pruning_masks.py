@@ -21,21 +21,13 @@ from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_z
 from sparsedet.reference import FasterRCNN  # noqa: E402
 from sparsedet.weights import sparsity_report  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 # Large enough that rounding up a layer is far below a thousandth of all parameters.
 CONFIG = replace(SMALL, name="masks", bottleneck_channels=(16, 24, 32, 40),
                  stage_channels=(32, 48, 64, 80), rpn_channels=48)  # fmt: skip
 SCHEDULE = CubicSchedule(final=0.6, begin=2, end=20, every=5)
 DENSE = {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model(seed: int = 0) -> FasterRCNN:
@@ -46,7 +38,9 @@ def model(seed: int = 0) -> FasterRCNN:
         for conv in made.layers.values():
             conv.weight.normal_(0, 1, generator=generator)
             if conv.norm is not None:
-                conv.norm.weight.copy_(torch.empty(len(conv.weight)).exponential_(generator=generator))
+                conv.norm.weight.copy_(
+                    torch.empty(len(conv.weight)).exponential_(generator=generator)
+                )
                 conv.norm.bias.normal_(0, 1, generator=generator)
                 conv.norm.running_mean.normal_(0, 1, generator=generator)
                 conv.norm.running_var.uniform_(0.01, 4, generator=generator)

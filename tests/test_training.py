@@ -51,15 +51,7 @@ from sparsedet.training.losses import (  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
 from sparsedet.weights import sparsity_report  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 
 NAMES = ("red box", "green box", "blue bär")
