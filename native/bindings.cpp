@@ -14,6 +14,7 @@
 
 #include "dispatch.h"
 #include "engine.h"
+#include "peak.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -86,6 +87,7 @@ EngineParams to_params(nb::dict d) {
   p.boxes.nms_threshold = number("nms_threshold");
   p.boxes.max_detections = integer("max_detections");
   p.hoist = flag("hoist");
+  p.precision = flag("bfloat16") ? Type::bfloat16 : Type::float32;
   return p;
 }
 
@@ -93,16 +95,16 @@ EngineParams to_params(nb::dict d) {
 class PyEngine {
  public:
   PyEngine(const std::string& isa, int threads, bool pin, nb::dict params)
-      : engine_(choose_kernels(isa), threads, pin, to_params(params)) {}
+      : engine_(choose(isa, to_params(params)), threads, pin, to_params(params)) {}
 
   void add(const std::string& name, const std::string& source, const std::string& residual,
            const std::string& part, int in_channels, int out_channels, int kernel, int stride,
-           std::pair<int, int> padding, bool relu,
+           std::pair<int, int> padding, bool relu, bool output,
            std::optional<Array<float, nb::shape<-1, -1, -1, -1>>> weight,
            std::optional<Array<float, nb::shape<-1>>> bias) {
     const Part p = part == "backbone" ? Part::backbone : part == "rpn" ? Part::rpn : Part::roi;
     OpSpec spec{name, source, residual, p, !weight, in_channels, out_channels, kernel, stride,
-                padding.first, padding.second, relu};
+                padding.first, padding.second, relu, output};
     if (weight) {
       const size_t k = static_cast<size_t>(kernel);
       if (!bias || weight->shape(0) != size_t(out_channels) || weight->shape(1) != size_t(in_channels) ||
@@ -199,6 +201,14 @@ class PyEngine {
   const std::vector<std::pair<std::string, double>>& timings() const { return engine_.timings(); }
 
  private:
+  static const Kernels& choose(const std::string& isa, const EngineParams& params) {
+    const Kernels& kernels = choose_kernels(isa);
+    if (params.precision == Type::bfloat16 && !has_bfloat16(kernels))
+      throw std::invalid_argument(std::string("precision 'bf16' is not available with '") +
+                                  kernels.isa + "' on this CPU");
+    return kernels;
+  }
+
   void check(const Array<float, nb::ndim<3>>& features) const {
     if (!engine_.canvas_height()) throw std::invalid_argument("plan a canvas size first");
     if (features.shape(0) != size_t(engine_.feature_channels()) ||
@@ -217,13 +227,25 @@ NB_MODULE(_native, m) {
   using sparsedet::PyEngine;
   m.doc() = "The sparse engine's core; use sparsedet.engine instead.";
   m.def("available_isas", &sparsedet::available_isas);
+  m.def("has_bfloat16", [](const std::string& isa) { return sparsedet::has_bfloat16(sparsedet::choose_kernels(isa)); },
+        "isa"_a = "");
+  m.def("peak_gflops", [](const std::string& isa, int threads, double seconds) {
+          nb::gil_scoped_release release;
+          return sparsedet::peak_gflops(sparsedet::choose_kernels(isa).peak, threads, seconds);
+        }, "isa"_a, "threads"_a, "seconds"_a);
+  m.def("peak_gflops_bf16", [](const std::string& isa, int threads, double seconds) {
+          nb::gil_scoped_release release;
+          const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
+          if (!sparsedet::has_bfloat16(kernels)) return 0.0;
+          return sparsedet::peak_gflops(kernels.words->peak, threads, seconds);
+        }, "isa"_a, "threads"_a, "seconds"_a);
   m.def("choose_isa", [](const std::string& isa) { return std::string(sparsedet::choose_kernels(isa).isa); },
         "isa"_a = "");
   nb::class_<PyEngine>(m, "Engine")
       .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a, "params"_a)
       .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
            "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
-           "weight"_a.none(), "bias"_a.none())
+           "output"_a, "weight"_a.none(), "bias"_a.none())
       .def("run", &PyEngine::run<uint8_t>, "canvas"_a)
       .def("run", &PyEngine::run<float>, "canvas"_a)
       .def("features", &PyEngine::features, "canvas"_a)

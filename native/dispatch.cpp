@@ -38,4 +38,6 @@ const Kernels& choose_kernels(std::string isa) {
   throw std::invalid_argument("unknown instruction set '" + isa + "'; compiled in: " + known);
 }
 
+bool has_bfloat16(const Kernels& kernels) { return kernels.words && kernels.words->supported(); }
+
 }  // namespace sparsedet

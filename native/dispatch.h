@@ -14,4 +14,7 @@ std::vector<std::string> available_isas();
 // Throws std::invalid_argument for a name that is unknown or that this CPU lacks.
 const Kernels& choose_kernels(std::string isa);
 
+// Whether bfloat16 activations can be had with these kernels on this CPU.
+bool has_bfloat16(const Kernels& kernels);
+
 }  // namespace sparsedet

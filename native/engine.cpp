@@ -11,6 +11,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "bfloat16.h"
+
 namespace sparsedet {
 
 namespace {
@@ -51,55 +53,48 @@ class Timer {
   Clock::time_point start_;
 };
 
-Map make_map(float* data, int channels, int height, int width, int border, int lanes) {
-  Map m;
-  m.data = data;
-  m.channels = channels;
-  m.height = height;
-  m.width = width;
-  m.border = border;
-  m.lanes = lanes;
-  return m;
-}
-
-Regions make_regions(float* data, int blocks, int channels, int height, int width, int lanes) {
-  Regions r;
-  r.data = data;
-  r.blocks = blocks;
-  r.channels = channels;
-  r.height = height;
-  r.width = width;
-  r.lanes = lanes;
-  return r;
-}
-
 // [channels][height][width] <-> map; the lanes beyond the width are zeroed.
 void fill_map(const float* from, const Map& to) {
+  auto row = [&](int c, int y) { return from + (ptrdiff_t(c) * to.height + y) * to.width; };
   for (int y = 0; y < to.height; y++)
-    for (int c = 0; c < to.channels; c++) {
-      std::memset(to.at(y, c, 0), 0, (to.stride() - to.lanes) * sizeof(float));
-      std::memcpy(to.at(y, c, 0), from + (ptrdiff_t(c) * to.height + y) * to.width,
-                  to.width * sizeof(float));
+    for (int c = 0; c < to.words(); c++) {
+      float* out = to.at(y, c, 0);
+      std::memset(out, 0, (to.stride() - to.lanes) * sizeof(float));
+      for (int x = 0; x < to.width; x++)
+        out[x] = to.type == Type::float32 ? row(c, y)[x]
+                 : join_bfloat16(row(2 * c, y)[x], 2 * c + 1 < to.channels ? row(2 * c + 1, y)[x] : 0);
     }
 }
 
+float value_at(Type type, const float* word, int channel) {
+  if (type == Type::float32) return *word;
+  return channel % 2 ? odd_of(*word) : even_of(*word);
+}
+
+int word_at(Type type, int channel) { return type == Type::float32 ? channel : channel / 2; }
+
 std::vector<float> read_map(const Map& from) {
-  std::vector<float> out(size_t(from.channels) * from.height * from.width);
+  std::vector<float> out;
+  out.reserve(size_t(from.channels) * from.height * from.width);
   for (int c = 0; c < from.channels; c++)
     for (int y = 0; y < from.height; y++)
-      std::memcpy(out.data() + (ptrdiff_t(c) * from.height + y) * from.width, from.at(y, c, 0),
-                  from.width * sizeof(float));
+      for (int x = 0; x < from.width; x++)
+        out.push_back(value_at(from.type, from.at(y, word_at(from.type, c), x), c));
   return out;
 }
 
 // [count][channels][height][width] <-> regions.
 void fill_regions(const float* from, int count, const Regions& to) {
+  auto value = [&](int r, int c, int y, int x) {
+    return c < to.channels ? from[((ptrdiff_t(r) * to.channels + c) * to.height + y) * to.width + x] : 0.0f;
+  };
   for (int r = 0; r < count; r++)
-    for (int c = 0; c < to.channels; c++)
+    for (int c = 0; c < to.words(); c++)
       for (int y = 0; y < to.height; y++)
         for (int x = 0; x < to.width; x++)
           to.at(r / to.lanes, y, x, c)[r % to.lanes] =
-              from[((ptrdiff_t(r) * to.channels + c) * to.height + y) * to.width + x];
+              to.type == Type::float32 ? value(r, c, y, x)
+                                       : join_bfloat16(value(r, 2 * c, y, x), value(r, 2 * c + 1, y, x));
 }
 
 void read_regions(const Regions& from, int count, float* out) {
@@ -107,7 +102,8 @@ void read_regions(const Regions& from, int count, float* out) {
     for (int c = 0; c < from.channels; c++)
       for (int y = 0; y < from.height; y++)
         for (int x = 0; x < from.width; x++)
-          *out++ = from.at(r / from.lanes, y, x, c)[r % from.lanes];
+          *out++ = value_at(from.type,
+                            from.at(r / from.lanes, y, x, word_at(from.type, c)) + r % from.lanes, c);
 }
 
 }  // namespace
@@ -132,20 +128,29 @@ Engine::Engine(const Kernels& kernels, int threads, bool pin, const EngineParams
     : kernels_(kernels), params_(params), pool_(threads, pin), scratch_(threads),
       context_{kernels_, pool_, scratch_} {}
 
+Type Engine::type_of(const std::string& name) const {
+  if (name == "canvas" || name == "pooled") return Type::float32;
+  return name == "rois" ? params_.precision : op(name).type;
+}
+
 void Engine::add(const OpSpec& spec, const float* weight, const float* bias) {
-  Op op{spec, {}, false, {}};
+  Op op{spec, {}, false, {}, params_.precision};
   if (spec.part == Part::backbone) feature_name_ = spec.name;
   if (!spec.is_pool) {
+    const Type in = type_of(spec.source);
+    op.type = spec.output ? Type::float32 : in;
     ConvShape shape{spec.in_channels, spec.out_channels, spec.kernel, spec.stride,
-                    spec.padding_before, spec.relu};
+                    spec.padding_before, spec.relu, in, op.type};
     op.hoisted = params_.hoist && spec.source == "rois";
     if (op.hoisted) {
       if (spec.kernel != 1 || spec.padding_before != 0)
         throw std::invalid_argument(spec.name + ": only a 1x1 convolution without padding hoists");
       shape.stride = 1;
       shape.relu = false;
-      op.roi_bias.assign(pitch(spec.out_channels, kernels_.lanes), 0.0f);
-      std::copy(bias, bias + spec.out_channels, op.roi_bias.begin());
+      const int words = pitch(words_of(op.type, spec.out_channels), kernels_.lanes);
+      op.roi_bias.assign(2 * words, 0.0f);
+      for (int c = 0; c < spec.out_channels; c++)
+        op.roi_bias[op.type == Type::float32 ? c : c / 2 + c % 2 * words] = bias[c];
       bias = nullptr;
     }
     op.conv = pack_conv(kernels_, shape, weight, bias, spec.part == Part::roi && !op.hoisted);
@@ -207,14 +212,22 @@ void Engine::plan(int height, int width) {
     std::string name;
     bool is_map;
     int channels, height, width, border;
+    Type type;
     Span span;
     int alias = -1;  // lives in that tensor's span instead
+
+    Map map(float* data, int lanes) const {
+      return {data, channels, height, width, border, lanes, type};
+    }
+    Regions regions(float* data, int blocks, int lanes) const {
+      return {data, blocks, channels, height, width, lanes, type};
+    }
   };
   std::vector<Tensor> tensors;
   std::map<std::string, int> index;
   auto add = [&](const std::string& name, bool is_map, int c, int h, int w, int time) {
     index[name] = static_cast<int>(tensors.size());
-    tensors.push_back({name, is_map, c, h, w, 0, {0, 0, time, time}, -1});
+    tensors.push_back({name, is_map, c, h, w, 0, type_of(name), {0, 0, time, time}, -1});
   };
   const int bins = (params_.roi.size + params_.roi.step - 1) / params_.roi.step;
   int roi_start = count + 1;
@@ -278,11 +291,14 @@ void Engine::plan(int height, int width) {
   const int blocks = pool_.size() > 4 ? most_blocks : 1;  // regions in flight
   for (Tensor& t : tensors) {
     if (t.alias >= 0) continue;
-    t.span.floats = t.is_map
-                        ? make_map(nullptr, t.channels, t.height, t.width, t.border, lanes).size()
-                        : make_regions(nullptr, blocks, t.channels, t.height, t.width, region_lanes).size();
+    t.span.floats = t.is_map ? t.map(nullptr, lanes).size()
+                             : t.regions(nullptr, blocks, region_lanes).size();
     spans.push_back(&t.span);
   }
+  auto hoisted_map = [&](float* data, const Op& o) {
+    const Tensor& on = tensors[index.at(feature_name_)];
+    return Map{data, o.spec.out_channels, on.height, on.width, 0, lanes, o.type};
+  };
   // Hoisted maps and transposed copies, alive from the start of the region phase to its end.
   const Tensor& features = tensors[index.at(feature_name_)];
   const size_t cells = size_t(features.height) * features.width;
@@ -290,12 +306,13 @@ void Engine::plan(int height, int width) {
   hoisted.reserve(count);
   copies.reserve(count + 1);
   auto copy = [&](const std::string& name, int channels) {
-    copies.emplace_back(name, Span{0, cells * pitch(channels, lanes), roi_start, count + 1});
+    const size_t words = pitch(words_of(type_of(name), channels), lanes);
+    copies.emplace_back(name, Span{0, cells * words, roi_start, count + 1});
     spans.push_back(&copies.back().second);
   };
   for (const Op& o : ops_)
     if (o.hoisted) {
-      const Map m = make_map(nullptr, o.spec.out_channels, features.height, features.width, 0, lanes);
+      const Map m = hoisted_map(nullptr, o);
       hoisted.emplace_back(o.spec.name, Span{0, m.size(), roi_start, roi_start});
       spans.push_back(&hoisted.back().second);
       copy(o.spec.name, o.spec.out_channels);
@@ -309,16 +326,12 @@ void Engine::plan(int height, int width) {
     const int root = t.alias >= 0 ? t.alias : index.at(t.name);
     float* data = arena_.data() + tensors[root].span.offset;
     if (t.is_map)
-      maps_.emplace_back(t.name, make_map(data, t.channels, t.height, t.width, t.border, lanes));
+      maps_.emplace_back(t.name, t.map(data, lanes));
     else
-      regions_.emplace_back(
-          t.name, make_regions(data, blocks, t.channels, t.height, t.width, region_lanes));
+      regions_.emplace_back(t.name, t.regions(data, blocks, region_lanes));
   }
-  for (const auto& [name, span] : hoisted) {
-    const int channels = op(name).spec.out_channels;
-    maps_.emplace_back(name, make_map(arena_.data() + span.offset, channels, features.height,
-                                      features.width, 0, lanes));
-  }
+  for (const auto& [name, span] : hoisted)
+    maps_.emplace_back(name, hoisted_map(arena_.data() + span.offset, op(name)));
   for (const auto& [name, span] : copies) transposed_.emplace_back(name, arena_.data() + span.offset);
   canvas_height_ = height;
   canvas_width_ = width;
@@ -332,7 +345,7 @@ void Engine::prepare_border(const Map& map) {
   auto end = [](const Map& m) { return m.data + m.size(); };
   for (const Map& m : clean_)
     if (m.data == map.data && m.channels == map.channels && m.height == map.height &&
-        m.width == map.width && m.border == map.border)
+        m.width == map.width && m.border == map.border && m.type == map.type)
       return;
   std::erase_if(clean_, [&](const Map& m) { return m.data < end(map) && map.data < end(m); });
   clear_border(context_, map);
@@ -403,20 +416,20 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
       r.blocks = (count + r.lanes - 1) / r.lanes;
       return r;
     };
-    auto align = [&](const std::string& name, int channels, const float* bias, bool relu, int step) {
+    auto align = [&](const std::string& name, const float* bias, bool relu, int step) {
       Timer timer(timings_, "roialign." + name);
       RoiParams params = params_.roi;
       params.step = step;
-      roi_align(context_, params, find(transposed_, name), channels, features.height,
+      roi_align(context_, params, find(transposed_, name), features.height,
                 features.width, boxes[from].data(), count, bias, relu, used(region_tensor(name)));
     };
-    if (!params_.hoist) align("rois", features.channels, nullptr, false, params_.roi.step);
+    if (!params_.hoist) align("rois", nullptr, false, params_.roi.step);
     bool pooled = false;
     const std::string* last = nullptr;
     for (const Op& o : ops_) {
       if (o.spec.part != Part::roi) continue;
       if (o.hoisted) {
-        align(o.spec.name, o.spec.out_channels, o.roi_bias.data(), o.spec.relu, o.spec.stride);
+        align(o.spec.name, o.roi_bias.data(), o.spec.relu, o.spec.stride);
       } else {
         if (o.spec.source == "pooled" && !pooled) {
           Timer timer(timings_, "mean");
@@ -507,17 +520,17 @@ std::vector<float> Engine::roi_features(const float* features, const std::vector
   load_features(features);
   const int bins = params_.roi.size, lanes = kVectors * kernels_.lanes;
   const int count = static_cast<int>(boxes.size()), blocks = (count + lanes - 1) / lanes;
-  std::vector<float> copy(size_t(m.height) * m.width * pitch(m.channels, m.lanes) + 16);
+  std::vector<float> copy(size_t(m.height) * m.width * pitch(m.words(), m.lanes) + 16);
   float* flat = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(copy.data()) + 63) & ~uintptr_t{63});
   transpose_map(context_, m, flat);
   Arena memory;
-  Regions out = make_regions(nullptr, blocks, m.channels, bins, bins, lanes);
+  Regions out{nullptr, blocks, m.channels, bins, bins, lanes, m.type};
   memory.reserve(out.size());
   out.data = memory.data();
   RoiParams params = params_.roi;
   params.step = 1;
   if (count)
-    roi_align(context_, params, flat, m.channels, m.height, m.width, boxes[0].data(), count,
+    roi_align(context_, params, flat, m.height, m.width, boxes[0].data(), count,
               nullptr, false, out);
   std::vector<float> result(size_t(count) * m.channels * bins * bins);
   read_regions(out, count, result.data());
@@ -535,8 +548,8 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, int b
   Arena memory[3];
   if (s.part == Part::roi) {
     const int lanes = kVectors * kernels_.lanes, blocks = (batch + lanes - 1) / lanes;
-    Regions in = make_regions(nullptr, blocks, s.in_channels, height, width, lanes);
-    Regions out = make_regions(nullptr, blocks, s.out_channels, out_height, out_width, lanes);
+    Regions in{nullptr, blocks, s.in_channels, height, width, lanes, type_of(s.source)};
+    Regions out{nullptr, blocks, s.out_channels, out_height, out_width, lanes, o.type};
     Regions add = out;
     Regions* const all[] = {&in, &out, &add};
     for (int i = 0; i < 3; i++) {
@@ -551,8 +564,8 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, int b
     return result;
   }
   const int lanes = kernels_.lanes;
-  Map in = make_map(nullptr, s.in_channels, height, width, border_needed(height, s), lanes);
-  Map out = make_map(nullptr, s.out_channels, out_height, out_width, 0, lanes);
+  Map in{nullptr, s.in_channels, height, width, border_needed(height, s), lanes, type_of(s.source)};
+  Map out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type};
   Map add = out;
   Map* const all[] = {&in, &out, &add};
   for (int i = 0; i < 3; i++) {

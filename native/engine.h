@@ -24,6 +24,7 @@ struct OpSpec {
   bool is_pool;
   int in_channels, out_channels, kernel, stride, padding_before, padding_after;
   bool relu;
+  bool output;  // its values leave the network: always float32
 };
 
 struct EngineParams {
@@ -33,6 +34,9 @@ struct EngineParams {
   // Run the linear part of the layers that read "rois" once on the map and RoIAlign their output
   // instead of their input: the same up to rounding, as both are linear.
   bool hoist;
+  // Of activations and weights; the canvas, the stem, the mean over a region and the predictors
+  // that read it are float32 in any case, and so are all sums.
+  Type precision;
 };
 
 // Memory for activations: aligned to huge pages where the system has them.
@@ -94,6 +98,7 @@ class Engine {
     PackedConv conv;
     bool hoisted = false;
     std::vector<float> roi_bias;  // of a hoisted operation: added after RoIAlign
+    Type type = Type::float32;    // of its output
   };
   // A span of the arena that one tensor occupies from operation `from` to operation `to`.
   struct Span {
@@ -105,6 +110,8 @@ class Engine {
   const Map& map(const std::string& name) const;
   const Regions& region_tensor(const std::string& name) const;
   const Map& feature_map() const { return map(feature_name_); }
+  // Type of a tensor that the operations added so far write.
+  Type type_of(const std::string& name) const;
   void prepare_border(const Map& map);
   void run_maps(Part part);
   void find_boxes(std::vector<float>& logits, std::vector<float>& deltas);

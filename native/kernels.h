@@ -7,6 +7,11 @@
 //   P      vectors of pixels (or regions) that one tile holds in registers; kVectors at most
 //   G      output channels that one group holds in registers
 //   column one input value a pixel: an input channel at one tap of the filter
+//   word   what one pixel of a channel takes, 4 bytes: a float32, or two bfloat16, of channels 2c
+//          (low half) and 2c + 1; kept in float arrays either way. Of an odd number of channels
+//          the last word's high half is finite and has zero weights. "Column", "channel" and "row" of a kernel's
+//          arguments count words: in bfloat16 a column is a pair of input channels, its weight a
+//          pair of weights, its product the sum of two
 //   panel  the activations of one tile for one block of columns:
 //
 //            column 0: | vector 0 | vector 1 | ... | vector kVectors-1 |
@@ -53,6 +58,10 @@ struct SparseArgs {
   ptrdiff_t offset[kVectors];
   int valid[kVectors];     // lanes of each vector that exist, 1..L; the others are stored as zero
   bool relu;
+  // bfloat16 only: rows of `out` and `residual` are words. Group 2h then holds the even and group
+  // 2h + 1 the odd channels of G words; `groups` is even, `partial` is always given, `rows` and
+  // `row_stride` count words. Otherwise rows are float32, as above.
+  bool words;
   // Prefetched while the kernel runs, or null: lines of `prefetch_bytes` a group.
   const char* prefetch;
   int prefetch_rows;       // rows fetched a group
@@ -72,6 +81,7 @@ struct PackArgs {
 // 3x3, stride 2 max pooling of one output row of one channel.
 struct PoolArgs {
   const float* rows[3];  // first tap of output pixel 0 in each of the three input rows
+  const float* odd[3];   // bfloat16: the same of channel 2c + 1, the output is words
   float* out;            // rounded up to whole vectors; lanes from `width` on are set to zero
   int width;             // output pixels
 };
@@ -94,10 +104,38 @@ struct RoiArgs {
   const int32_t* cells[kMaxLanes];  // for each region: the cells of its bin ...
   const float* weights[kMaxLanes];  // ... and their weights
   int count[kMaxLanes];             // how many; 0 gives zeros
-  const float* bias;       // `pitch` values, added afterwards, or null
+  const float* bias;       // added afterwards, or null: `pitch` values; for words `pitch` of even
+                           // channels, then as many of odd ones
   bool relu;
   float* out;              // channel c at out + c * channel_stride, L lanes; aligned
   ptrdiff_t channel_stride;
+};
+
+// Multiply-adds on registers alone, as fast as the instruction set can: what everything else is
+// measured against. Returns the floating-point operations done.
+struct PeakArgs {
+  int64_t rounds;
+  float* sink;  // gets a number that depends on all of them
+};
+
+// Mean over the cells of a map, regions as lanes.
+struct MeanArgs {
+  const float* source;  // cell i, lane l at source + i * cell_stride + l; aligned
+  ptrdiff_t cell_stride;
+  int cells;
+  int lanes;            // a multiple of L
+  float* out;           // `lanes` float32 values; of words: of the even channel ...
+  float* odd;           // ... and of the odd one, or null if there is none
+};
+
+// What differs when activations and weights are bfloat16 words. Sums are float32.
+struct WordKernels {
+  bool (*supported)();
+  void (*sparse[kMaxGroup + 1])(const SparseArgs&);  // by G; null where there is none
+  void (*pool)(const PoolArgs&);                     // float32 in, words out
+  void (*roi)(const RoiArgs&);                       // words in, words out
+  void (*mean)(const MeanArgs&);                     // words in, float32 out
+  int64_t (*peak)(const PeakArgs&);
 };
 
 struct Kernels {
@@ -110,10 +148,14 @@ struct Kernels {
   void (*pool)(const PoolArgs&);
   void (*transpose)(const TransposeArgs&);
   void (*roi)(const RoiArgs&);
+  void (*mean)(const MeanArgs&);
+  int64_t (*peak)(const PeakArgs&);
+  const WordKernels* words;  // null where there are none
 };
 
 extern const Kernels kernels_scalar;
 #if defined(__x86_64__)
+extern const WordKernels kernels_avx512_bf16;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif

@@ -1,4 +1,5 @@
 // The specification: every kernel in plain loops. Other instruction sets are tested against it.
+#include "bfloat16.h"
 #include "kernels.h"
 
 namespace sparsedet {
@@ -6,41 +7,63 @@ namespace {
 
 constexpr int L = 4;
 
-template <int G>
+struct Float32 {
+  static void add_product(float& sum, float weight, float x) { sum += weight * x; }
+};
+
+struct Bfloat16 {
+  static void add_product(float& sum, float weight, float x) {
+    sum += odd_of(weight) * odd_of(x);
+    sum += even_of(weight) * even_of(x);
+  }
+};
+
+template <class Type, int G>
 void sparse(const SparseArgs& a) {
   const uint16_t *index = a.index, *counts = a.counts;
   const float* values = a.values;
   for (int group = 0; group < a.groups; group++, counts += (1 << G) - 1) {
     float sum[G][kVectors][L];
-    float(*partial)[kVectors][L] =
-        reinterpret_cast<float(*)[kVectors][L]>(a.partial + group * G * kVectors * L);
+    using Sums = float(*)[kVectors][L];
+    Sums partial = reinterpret_cast<Sums>(a.partial + group * G * kVectors * L);
     for (int g = 0; g < G; g++)
       for (int p = 0; p < a.vectors; p++)
         for (int l = 0; l < L; l++)
           sum[g][p][l] = a.first ? a.bias[group * G + g] : partial[g][p][l];
     for (int pattern = 1; pattern < 1 << G; pattern++)
       for (int n = 0; n < counts[pattern - 1]; n++) {
-        const float* column = a.panel + *index++ * 2;  // 8 bytes are two floats
+        const float* column = a.panel + *index++ * 2;  // 8 bytes are two words
         for (int g = 0; g < G; g++) {
           if (!(pattern >> g & 1)) continue;
           const float weight = *values++;
           for (int p = 0; p < a.vectors; p++)
-            for (int l = 0; l < L; l++) sum[g][p][l] += weight * column[p * L + l];
+            for (int l = 0; l < L; l++)
+              Type::add_product(sum[g][p][l], weight, column[p * L + l]);
         }
       }
+    const bool odd = group & 1;
     for (int g = 0; g < G; g++)
       for (int p = 0; p < a.vectors; p++)
         for (int l = 0; l < L; l++) {
-          if (!a.last) {
-            partial[g][p][l] = sum[g][p][l];
+          float v = sum[g][p][l];
+          if (!a.last || (a.words && !odd)) {
+            partial[g][p][l] = v;
             continue;
           }
-          const int row = group * G + g;
+          const int row = a.words ? group / 2 * G + g : group * G + g;
           if (row >= a.rows) continue;
           const ptrdiff_t at = row * a.row_stride + a.offset[p] + l;
-          float v = sum[g][p][l];
-          if (a.residual) v += a.residual[at];
-          if (a.relu && !(v > 0)) v = 0;
+          const float residual = a.residual ? a.residual[at] : 0;
+          if (a.words) {
+            float low = (partial - G)[g][p][l];
+            if (a.residual) low += even_of(residual), v += odd_of(residual);
+            if (a.relu && !(low > 0)) low = 0;
+            if (a.relu && !(v > 0)) v = 0;
+            v = join_bfloat16(low, v);
+          } else {
+            if (a.residual) v += residual;
+            if (a.relu && !(v > 0)) v = 0;
+          }
           a.out[at] = l < a.valid[p] ? v : 0;
         }
   }
@@ -53,13 +76,19 @@ void pack(const PackArgs& a) {
         a.panel[(c * kVectors + p) * L + l] = a.source[p][c * a.channel_stride + l * a.stride];
 }
 
+float largest(const float* const rows[3], int x) {
+  float best = rows[0][2 * x];
+  for (int r = 0; r < 3; r++)
+    for (int t = 0; t < 3; t++)
+      if (rows[r][2 * x + t] > best) best = rows[r][2 * x + t];
+  return best;
+}
+
+template <bool WORDS>
 void pool(const PoolArgs& a) {
   for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
-    float best = a.rows[0][2 * x];
-    for (int r = 0; r < 3; r++)
-      for (int t = 0; t < 3; t++)
-        if (a.rows[r][2 * x + t] > best) best = a.rows[r][2 * x + t];
-    a.out[x] = x < a.width ? best : 0;
+    const float best = largest(a.rows, x);
+    a.out[x] = x >= a.width ? 0 : WORDS ? join_bfloat16(best, largest(a.odd, x)) : best;
   }
 }
 
@@ -81,10 +110,61 @@ void roi(const RoiArgs& a) {
     }
 }
 
+void roi_words(const RoiArgs& a) {
+  for (int c = 0; c < a.channels; c++)
+    for (int i = 0; i < L; i++) {
+      float low = 0, high = 0;
+      for (int k = 0; k < a.count[i]; k++) {
+        const float word = a.map[a.cells[i][k] * a.pitch + c];
+        low += a.weights[i][k] * even_of(word);
+        high += a.weights[i][k] * odd_of(word);
+      }
+      if (a.bias) low += a.bias[c], high += a.bias[a.pitch + c];
+      if (a.relu && !(low > 0)) low = 0;
+      if (a.relu && !(high > 0)) high = 0;
+      a.out[c * a.channel_stride + i] = join_bfloat16(low, high);
+    }
+}
+
+void mean(const MeanArgs& a) {
+  for (int l = 0; l < a.lanes; l++) {
+    float sum = 0;
+    for (int i = 0; i < a.cells; i++) sum += a.source[i * a.cell_stride + l];
+    a.out[l] = sum * (1.0f / static_cast<float>(a.cells));
+  }
+}
+
+void mean_words(const MeanArgs& a) {
+  for (int l = 0; l < a.lanes; l++) {
+    float low = 0, high = 0;
+    for (int i = 0; i < a.cells; i++) {
+      low += even_of(a.source[i * a.cell_stride + l]);
+      high += odd_of(a.source[i * a.cell_stride + l]);
+    }
+    a.out[l] = low * (1.0f / static_cast<float>(a.cells));
+    if (a.odd) a.odd[l] = high * (1.0f / static_cast<float>(a.cells));
+  }
+}
+
+template <class Type, int FLOPS>
+int64_t peak(const PeakArgs& a) {
+  float sum[8] = {};
+  for (int64_t round = 0; round < a.rounds; round++)
+    for (float& s : sum) Type::add_product(s, *a.sink, 0.5f);
+  for (float s : sum) *a.sink += s;
+  return a.rounds * 8 * FLOPS;
+}
+
 bool supported() { return true; }
+
+const WordKernels words = {
+    supported,
+    {nullptr, nullptr, nullptr, sparse<Bfloat16, 3>, nullptr, sparse<Bfloat16, 5>, nullptr},
+    pool<true>, roi_words, mean_words, peak<Bfloat16, 4>};
 
 }  // namespace
 const Kernels kernels_scalar = {
-    "scalar", L, supported, {nullptr, nullptr, nullptr, sparse<3>, nullptr, sparse<5>, nullptr},
-    pack, pool, transpose, roi};
+    "scalar", L, supported,
+    {nullptr, nullptr, nullptr, sparse<Float32, 3>, nullptr, sparse<Float32, 5>, nullptr},
+    pack, pool<false>, transpose, roi, mean, peak<Float32, 2>, &words};
 }  // namespace sparsedet

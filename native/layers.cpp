@@ -21,6 +21,11 @@ int tiles_a_unit(int tiles, int chunks, int threads) {
   return std::clamp(most, 1, kSweepTiles);
 }
 
+auto sparse_kernel(const Context& context, const PackedConv& conv) {
+  const Kernels& k = context.kernels;
+  return conv.in == Type::bfloat16 ? k.words->sparse[conv.group] : k.sparse[conv.group];
+}
+
 // Arguments that depend on the chunk of rows and the block of columns alone.
 SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   const Stream& stream = conv.streams[block][chunk];
@@ -31,7 +36,9 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   a.counts = stream.counts.data();
   a.groups = std::min(conv.chunk_groups, conv.groups - first);
   a.bias = conv.bias.data() + first * conv.group;
-  a.rows = std::min(conv.out_channels - first * conv.group, a.groups * conv.group);
+  a.words = conv.out == Type::bfloat16;
+  a.rows = std::min(words_of(conv.out, conv.out_channels) - conv.out_row(chunk),
+                    a.groups * conv.group / (a.words ? 2 : 1));
   a.relu = conv.relu;
   return a;
 }
@@ -50,7 +57,7 @@ void clear_border(Context& context, const Map& map) {
   std::memset(map.data + (map.border + map.height) * map.row(), 0,
               (map.border * map.row() + 4 * map.lanes) * sizeof(float));
   context.pool.parallel(map.height, [&](int y, int) {
-    for (int c = 0; c < map.channels; c++)
+    for (int c = 0; c < map.words(); c++)
       std::memset(map.at(y, c, -map.lanes), 0, map.lanes * sizeof(float));
   });
 }
@@ -83,7 +90,7 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
   for (size_t b = 0; b < conv.segments.size(); b++)
     panel_floats = std::max(panel_floats, size_t(conv.columns(b)) * kVectors * lanes);
   const size_t partial_floats = size_t(conv.chunk_groups) * conv.group * kVectors * lanes;
-  const auto kernel = context.kernels.sparse[conv.group];
+  const auto kernel = sparse_kernel(context, conv);
 
   context.pool.parallel(sweeps * conv.chunks, [&](int unit, int worker) {
     const int chunk = unit % conv.chunks, sweep = unit / conv.chunks;
@@ -91,7 +98,7 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
     const int last = static_cast<int>(int64_t(tiles) * (sweep + 1) / sweeps);
     float* panel = context.scratch.get(worker, panel_floats + partial_floats * (last - first));
     float* partial = panel + panel_floats;
-    const ptrdiff_t chunk_offset = chunk * conv.chunk_groups * conv.group * out.stride();
+    const ptrdiff_t chunk_offset = conv.out_row(chunk) * out.stride();
     // Source of vector v's first pixel at filter tap (dy, dx) of a channel.
     auto source = [&](int v, int dy, int dx, int channel) {
       const int y = v / row_vectors, x = v % row_vectors * lanes;
@@ -143,14 +150,19 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
 }
 
 void pool_map(Context& context, const Map& in, int padding_before, const Map& out) {
+  const bool words = out.type == Type::bfloat16;
+  const auto kernel = words ? context.kernels.words->pool : context.kernels.pool;
   context.pool.parallel(out.height, [&](int y, int) {
     PoolArgs a{};
     a.width = out.width;
-    for (int c = 0; c < out.channels; c++) {
-      for (int r = 0; r < 3; r++)
-        a.rows[r] = in.at(2 * y - padding_before + r, c, -padding_before);
+    for (int c = 0; c < out.words(); c++) {
+      const int even = words ? 2 * c : c, odd = std::min(even + 1, in.channels - 1);
+      for (int r = 0; r < 3; r++) {
+        a.rows[r] = in.at(2 * y - padding_before + r, even, -padding_before);
+        a.odd[r] = in.at(2 * y - padding_before + r, odd, -padding_before);
+      }
       a.out = out.at(y, c, 0);
-      context.kernels.pool(a);
+      kernel(a);
     }
   });
 }
@@ -162,7 +174,7 @@ void conv_regions(Context& context, const PackedConv& conv, int stride, const Re
       tiles_a_unit(positions, conv.chunks * out.blocks, context.pool.size());
   const int sweeps = divide_up(positions, unit_positions);
   const size_t partial_floats = size_t(conv.chunk_groups) * conv.group * out.lanes;
-  const auto kernel = context.kernels.sparse[conv.group];
+  const auto kernel = sparse_kernel(context, conv);
   auto source = [&](int b, int position, const Segment& s) -> const float* {
     const int y = position / out.width * stride + s.dy;
     const int x = position % out.width * stride + s.dx;
@@ -178,7 +190,7 @@ void conv_regions(Context& context, const PackedConv& conv, int stride, const Re
     float* partial = context.scratch.get(worker, partial_floats * (last - first));
     const int vectors =
         divide_up(std::min(out.lanes, regions - b * out.lanes), context.kernels.lanes);
-    const int row = chunk * conv.chunk_groups * conv.group;
+    const int row = conv.out_row(chunk);
     const int blocks = static_cast<int>(conv.segments.size());
     for (int block = 0; block < blocks; block++) {
       SparseArgs a = chunk_args(conv, block, chunk);
@@ -216,24 +228,25 @@ void conv_regions(Context& context, const PackedConv& conv, int stride, const Re
 }
 
 void mean_regions(Context& context, const Regions& in, const Regions& out) {
-  const int positions = in.height * in.width;
-  const float scale = 1.0f / static_cast<float>(positions);
-  context.pool.parallel(in.blocks * in.channels, [&](int item, int) {
-    const int b = item / in.channels, c = item % in.channels;
-    float* sum = out.at(b, 0, 0, c);
-    std::fill(sum, sum + in.lanes, 0.0f);
-    for (int i = 0; i < positions; i++) {
-      const float* from = in.at(b, i / in.width, i % in.width, c);
-      for (int l = 0; l < in.lanes; l++) sum[l] += from[l];
-    }
-    for (int l = 0; l < in.lanes; l++) sum[l] *= scale;
+  const bool words = in.type == Type::bfloat16;
+  const auto kernel = words ? context.kernels.words->mean : context.kernels.mean;
+  context.pool.parallel(in.blocks * in.words(), [&](int item, int) {
+    const int b = item / in.words(), c = item % in.words(), even = words ? 2 * c : c;
+    MeanArgs a{};
+    a.source = in.at(b, 0, 0, c);
+    a.cell_stride = ptrdiff_t(in.words()) * in.lanes;
+    a.cells = in.height * in.width;
+    a.lanes = in.lanes;
+    a.out = out.at(b, 0, 0, even);
+    a.odd = words && even + 1 < in.channels ? out.at(b, 0, 0, even + 1) : nullptr;
+    kernel(a);
   });
 }
 
 void transpose_map(Context& context, const Map& in, float* out) {
   context.pool.parallel(in.height, [&](int y, int) {
-    const ptrdiff_t to = pitch(in.channels, in.lanes);
-    TransposeArgs a{in.at(y, 0, 0), in.stride(), in.channels, in.width, out + y * in.width * to, to};
+    const ptrdiff_t to = pitch(in.words(), in.lanes);
+    TransposeArgs a{in.at(y, 0, 0), in.stride(), in.words(), in.width, out + y * in.width * to, to};
     context.kernels.transpose(a);
   });
 }
@@ -286,10 +299,11 @@ struct Axis {
 
 }  // namespace
 
-void roi_align(Context& context, const RoiParams& params, const float* map, int channels,
-               int height, int width, const float* boxes, int count, const float* bias, bool relu,
-               const Regions& out) {
+void roi_align(Context& context, const RoiParams& params, const float* map, int height, int width,
+               const float* boxes, int count, const float* bias, bool relu, const Regions& out) {
   const int lanes = context.kernels.lanes;
+  const auto kernel =
+      out.type == Type::bfloat16 ? context.kernels.words->roi : context.kernels.roi;
   std::vector<Axis> ys(count), xs(count);
   for (int r = 0; r < count; r++) {
     const float* box = boxes + r * 4;
@@ -306,8 +320,8 @@ void roi_align(Context& context, const RoiParams& params, const float* map, int 
     for (int bx = 0; bx < out.width; bx++) {
       RoiArgs a{};
       a.map = map;
-      a.channels = channels;
-      a.pitch = pitch(channels, lanes);
+      a.channels = out.words();
+      a.pitch = pitch(out.words(), lanes);
       a.bias = bias;
       a.relu = relu;
       a.out = out.at(block, by, bx, 0) + lane;
@@ -325,7 +339,7 @@ void roi_align(Context& context, const RoiParams& params, const float* map, int 
         a.weights[l] = weights[l].data();
         a.count[l] = static_cast<int>(cells[l].size());
       }
-      context.kernels.roi(a);
+      kernel(a);
     }
   });
 }

@@ -21,13 +21,17 @@
 
 namespace sparsedet {
 
+// Both hold words (kernels.h): float32 channels, or pairs of bfloat16 ones.
 struct Map {
   float* data = nullptr;
   int channels = 0, height = 0, width = 0, border = 0, lanes = 0;
+  Type type = Type::float32;
 
-  // Floats between two channels of a row.
+  int words() const { return words_of(type, channels); }
+
+  // Floats between two words of a row.
   ptrdiff_t stride() const { return lanes + (width + lanes - 1) / lanes * lanes; }
-  ptrdiff_t row() const { return channels * stride(); }
+  ptrdiff_t row() const { return words() * stride(); }
   // Floats to allocate; loads may run up to 4 vectors past the last row.
   size_t size() const { return (height + 2 * border) * row() + 4 * lanes; }
   float* at(int y, int c, int x) const {
@@ -38,12 +42,12 @@ struct Map {
 struct Regions {
   float* data = nullptr;
   int blocks = 0, channels = 0, height = 0, width = 0, lanes = 0;
+  Type type = Type::float32;
 
-  size_t size() const {
-    return static_cast<size_t>(blocks) * height * width * channels * lanes;
-  }
+  int words() const { return words_of(type, channels); }
+  size_t size() const { return static_cast<size_t>(blocks) * height * width * words() * lanes; }
   float* at(int block, int y, int x, int c) const {
-    return data + (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * channels + c) * lanes;
+    return data + (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * words() + c) * lanes;
   }
 };
 
@@ -75,20 +79,20 @@ void normalise(Context& context, const T* pixels, const float mean[3], const flo
 void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map* residual,
               const Map& out);
 
-// Max pooling 3x3, stride 2; the input is not negative, so zero padding is as good as none.
+// Max pooling 3x3, stride 2, of a float32 map into either type; the input is not negative, so zero padding is as good as none.
 void pool_map(Context& context, const Map& in, int padding_before, const Map& out);
 
 // stride: overrides the packed one. regions: how many exist, counted over all blocks.
 void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
                   const Regions* residual, const Regions& out, int regions);
 
-// Mean over the map of every region: [block][1][1][channel][lanes].
+// Mean over the map of every region, float32: [block][1][1][channel][lanes].
 void mean_regions(Context& context, const Regions& in, const Regions& out);
 
-// Channels rounded up to whole vectors.
-inline int pitch(int channels, int lanes) { return (channels + lanes - 1) / lanes * lanes; }
+// Words rounded up to whole vectors.
+inline int pitch(int words, int lanes) { return (words + lanes - 1) / lanes * lanes; }
 
-// [height][width][pitch] copy of a map.
+// [height][width][pitch] copy of a map's words.
 void transpose_map(Context& context, const Map& in, float* out);
 
 struct RoiParams {
@@ -99,9 +103,8 @@ struct RoiParams {
 };
 
 // RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, canvas pixels).
-// map: [height][width][pitch]. bias: null or `pitch` values.
-void roi_align(Context& context, const RoiParams& params, const float* map, int channels,
-               int height, int width, const float* boxes, int count, const float* bias, bool relu,
-               const Regions& out);
+// map: [height][width][pitch] words of the type of `out`. bias: as the kernel takes it.
+void roi_align(Context& context, const RoiParams& params, const float* map, int height, int width,
+               const float* boxes, int count, const float* bias, bool relu, const Regions& out);
 
 }  // namespace sparsedet

@@ -1,6 +1,9 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <bit>
+
+#include "bfloat16.h"
 
 namespace sparsedet {
 
@@ -11,9 +14,10 @@ constexpr int kChunkGroups = 52;  // x 31 patterns a block: within the branch pr
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-int choose_group(const Kernels& kernels) {
+int choose_group(const Kernels& kernels, Type type) {
+  const auto& sparse = type == Type::bfloat16 ? kernels.words->sparse : kernels.sparse;
   for (int group : {5, 3})
-    if (kernels.sparse[group]) return group;
+    if (sparse[group]) return group;
   return 0;
 }
 
@@ -25,66 +29,99 @@ int block_length(int total, int target) {
 }
 
 std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target, bool split_taps) {
-  const int taps = shape.kernel * shape.kernel;
+  const int taps = shape.kernel * shape.kernel, words = words_of(shape.in, shape.in_channels);
   std::vector<std::vector<Segment>> blocks;
   auto segment = [&](int tap, int channel, int count) {
     return Segment{tap / shape.kernel - shape.padding_before,
                    tap % shape.kernel - shape.padding_before, channel, count};
   };
   if (split_taps) {
-    const int length = block_length(shape.in_channels, target);
-    for (int c = 0; c < shape.in_channels; c += length)
+    const int length = block_length(words, target);
+    for (int c = 0; c < words; c += length)
       for (int tap = 0; tap < taps; tap++)
-        blocks.push_back({segment(tap, c, std::min(length, shape.in_channels - c))});
+        blocks.push_back({segment(tap, c, std::min(length, words - c))});
     return blocks;
   }
-  const int total = taps * shape.in_channels, length = block_length(total, target);
+  const int total = taps * words, length = block_length(total, target);
   for (int from = 0; from < total; from += length) {
     blocks.emplace_back();
     for (int k = from, end = std::min(total, from + length); k < end;) {
-      const int channel = k % shape.in_channels;
-      const int count = std::min(end - k, shape.in_channels - channel);
-      blocks.back().push_back(segment(k / shape.in_channels, channel, count));
+      const int channel = k % words;
+      const int count = std::min(end - k, words - channel);
+      blocks.back().push_back(segment(k / words, channel, count));
       k += count;
     }
   }
   return blocks;
 }
 
-Stream pack_stream(const ConvShape& shape, const float* weight, int group, int lanes,
-                   const std::vector<Segment>& segments, int first_row, int groups) {
-  const int taps = shape.kernel * shape.kernel, patterns = 1 << group;
-  const ptrdiff_t row_length = static_cast<ptrdiff_t>(shape.in_channels) * taps;
-  std::vector<ptrdiff_t> offsets;  // of each column within a row of weights
-  for (const Segment& s : segments) {
-    const int tap = (s.dy + shape.padding_before) * shape.kernel + s.dx + shape.padding_before;
-    for (int c = 0; c < s.count; c++)
-      offsets.push_back(static_cast<ptrdiff_t>(s.channel + c) * taps + tap);
+// The weights of one column, as a word for each row of a group; 0.0f where a row does not exist.
+class Columns {
+ public:
+  Columns(const ConvShape& shape, const float* weight, const std::vector<Segment>& segments)
+      : weight_(weight), taps_(shape.kernel * shape.kernel), row_(ptrdiff_t(shape.in_channels) * taps_),
+        pairs_(shape.in == Type::bfloat16) {
+    for (const Segment& s : segments) {
+      const int tap = (s.dy + shape.padding_before) * shape.kernel + s.dx + shape.padding_before;
+      for (int c = s.channel; c < s.channel + s.count; c++) {
+        const int channel = pairs_ ? 2 * c : c;
+        columns_.push_back({ptrdiff_t(channel) * taps_ + tap, channel + 1 < shape.in_channels});
+      }
+    }
   }
+
+  int count() const { return static_cast<int>(columns_.size()); }
+
+  bool is_zero(float word) const {  // of either sign
+    return (std::bit_cast<uint32_t>(word) & (pairs_ ? 0x7fff7fffu : 0x7fffffffu)) == 0;
+  }
+
+  float at(int channel, int column) const {
+    const auto [offset, has_odd] = columns_[column];
+    const float* w = weight_ + channel * row_ + offset;
+    return pairs_ ? join_bfloat16(w[0], has_odd ? w[taps_] : 0.0f) : w[0];
+  }
+
+ private:
+  struct Column {
+    ptrdiff_t offset;  // within a row of weights
+    bool has_odd;
+  };
+  const float* weight_;
+  const int taps_;
+  const ptrdiff_t row_;
+  const bool pairs_;
+  std::vector<Column> columns_;
+};
+
+Stream pack_stream(const PackedConv& conv, const Columns& columns, int lanes, int first_group,
+                   int groups, bool dense) {
+  const int group = conv.group, patterns = 1 << group, count = columns.count();
   Stream out;
   out.counts.assign(static_cast<size_t>(groups) * (patterns - 1), 0);
-  std::vector<int> pattern(offsets.size());
-  std::vector<int> start(patterns + 1);
-  std::vector<int> order(offsets.size());
+  std::vector<int> pattern(count), start(patterns + 1), order(count);
+  std::vector<float> words(static_cast<size_t>(count) * group);
   for (int g = 0; g < groups; g++) {
-    const int row = first_row + g * group;
-    const int rows = std::min(group, shape.out_channels - row);
-    const float* w = weight + row * row_length;
     std::fill(start.begin(), start.end(), 0);
-    for (size_t k = 0; k < offsets.size(); k++) {
+    for (int k = 0; k < count; k++) {
       int bits = 0;
-      for (int r = 0; r < rows; r++) bits |= (w[r * row_length + offsets[k]] != 0) << r;
+      for (int r = 0; r < group; r++) {
+        const int channel = conv.channel((first_group + g) * group + r);
+        const float word = channel < conv.out_channels ? columns.at(channel, k) : 0.0f;
+        words[k * group + r] = word;
+        bits |= (dense || !columns.is_zero(word)) << r;
+      }
       pattern[k] = bits;
       start[bits + 1]++;
     }
     for (int p = 1; p < patterns; p++) out.counts[g * (patterns - 1) + p - 1] = start[p + 1];
     for (int p = 0; p < patterns; p++) start[p + 1] += start[p];
-    for (size_t k = 0; k < offsets.size(); k++) order[start[pattern[k]]++] = static_cast<int>(k);
+    for (int k = 0; k < count; k++) order[start[pattern[k]]++] = k;
     for (int k : order) {
       if (!pattern[k]) continue;
       out.index.push_back(static_cast<uint16_t>(k * kVectors * lanes * sizeof(float) / 8));
-      for (int r = 0; r < rows; r++)
-        if (pattern[k] >> r & 1) out.values.push_back(w[r * row_length + offsets[k]]);
+      for (int r = 0; r < group; r++)
+        if (pattern[k] >> r & 1) out.values.push_back(words[k * group + r]);
     }
   }
   out.index.shrink_to_fit();
@@ -95,25 +132,37 @@ Stream pack_stream(const ConvShape& shape, const float* weight, int group, int l
 }  // namespace
 
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const float* weight,
-                     const float* bias, bool split_taps) {
-  const int group = choose_group(kernels);
-  const int target = kPanelBytes / (kVectors * kernels.lanes * static_cast<int>(sizeof(float)));
-  PackedConv conv{shape.in_channels, shape.out_channels, shape.kernel, shape.stride, group,
-                  0, divide_up(shape.out_channels, group), 0, shape.relu, 0, {}, {}, {}};
-  conv.chunks = std::max(1, (conv.groups + kChunkGroups / 2) / kChunkGroups);
-  conv.chunk_groups = divide_up(conv.groups, conv.chunks);
+                     const float* bias, bool split_taps, bool dense) {
+  PackedConv conv{};
+  conv.in_channels = shape.in_channels;
+  conv.out_channels = shape.out_channels;
+  conv.kernel = shape.kernel;
+  conv.stride = shape.stride;
+  conv.in = shape.in;
+  conv.out = shape.out;
+  conv.relu = shape.relu;
+  conv.group = choose_group(kernels, shape.in);
+  const int pair = shape.out == Type::bfloat16 ? 2 : 1;  // groups that stay together
+  const int units = divide_up(shape.out_channels, conv.group * pair);
+  const int chunk_units = kChunkGroups / pair;
+  conv.chunks = std::max(1, (units + chunk_units / 2) / chunk_units);
+  conv.chunk_groups = divide_up(units, conv.chunks) * pair;
+  conv.groups = units * pair;
   conv.chunks = divide_up(conv.groups, conv.chunk_groups);
-  conv.bias.assign(static_cast<size_t>(conv.groups) * group, 0.0f);
-  if (bias) std::copy(bias, bias + shape.out_channels, conv.bias.begin());
+  conv.bias.assign(static_cast<size_t>(conv.groups) * conv.group, 0.0f);
+  for (size_t row = 0; bias && row < conv.bias.size(); row++)
+    if (conv.channel(row) < shape.out_channels) conv.bias[row] = bias[conv.channel(row)];
+  const ptrdiff_t weights = ptrdiff_t(shape.out_channels) * shape.in_channels * shape.kernel * shape.kernel;
+  conv.nonzero = std::count_if(weight, weight + weights, [](float w) { return w != 0; });
+
+  const int target = kPanelBytes / (kVectors * kernels.lanes * static_cast<int>(sizeof(float)));
   conv.segments = cut_blocks(shape, target, split_taps);
   for (const auto& segments : conv.segments) {
+    const Columns columns(shape, weight, segments);
     auto& streams = conv.streams.emplace_back();
-    for (int chunk = 0; chunk < conv.chunks; chunk++) {
-      const int first = chunk * conv.chunk_groups;
-      streams.push_back(pack_stream(shape, weight, group, kernels.lanes, segments, first * group,
-                                    std::min(conv.chunk_groups, conv.groups - first)));
-      conv.nonzero += static_cast<int64_t>(streams.back().values.size());
-    }
+    for (int first = 0; first < conv.groups; first += conv.chunk_groups)
+      streams.push_back(pack_stream(conv, columns, kernels.lanes, first,
+                                    std::min(conv.chunk_groups, conv.groups - first), dense));
   }
   return conv;
 }

@@ -7,7 +7,14 @@
 
 namespace sparsedet {
 
-// Where the columns of a block come from: channels [channel, channel + count) at one filter tap.
+enum class Type { float32, bfloat16 };
+
+// Words a pixel: two bfloat16 channels share one (kernels.h).
+inline int words_of(Type type, int channels) {
+  return type == Type::bfloat16 ? (channels + 1) / 2 : channels;
+}
+
+// Where the columns of a block come from: words [channel, channel + count) at one filter tap.
 struct Segment {
   int dy, dx;  // tap, padding subtracted
   int channel, count;
@@ -23,15 +30,27 @@ struct Stream {
 // cache, groups of rows into chunks whose pattern loops fit the branch predictor.
 struct PackedConv {
   int in_channels, out_channels, kernel, stride;
+  Type in, out;      // bfloat16 sums may leave as float32, not the other way round
   int group;         // G
   int chunk_groups;  // groups a chunk; the last chunk may have fewer
   int groups, chunks;
   bool relu;
-  int64_t nonzero;
-  std::vector<float> bias;                     // [groups * G], zero beyond out_channels
+  int64_t nonzero;                             // weights
+  std::vector<float> bias;                     // [groups * G], zero for rows that do not exist
   std::vector<std::vector<Segment>> segments;  // [block]
   std::vector<std::vector<Stream>> streams;    // [block][chunk]
 
+  // Output channel of a packed row; in words, even and odd channels alternate by groups.
+  int channel(int row) const {
+    if (out == Type::float32) return row;
+    const int g = row / group;
+    return 2 * (g / 2 * group + row % group) + g % 2;
+  }
+  // First row of `out` that a chunk writes, in words.
+  int out_row(int chunk) const {
+    const int row = chunk * chunk_groups * group;
+    return out == Type::float32 ? row : row / 2;
+  }
   int columns(size_t block) const {
     int n = 0;
     for (const Segment& s : segments[block]) n += s.count;
@@ -42,11 +61,13 @@ struct PackedConv {
 struct ConvShape {
   int in_channels, out_channels, kernel, stride, padding_before;
   bool relu;
+  Type in = Type::float32, out = Type::float32;
 };
 
 // weight: [out][in][k][k]; bias: [out] or null for none. With `split_taps` no block spans two
 // taps, so that a block's columns are consecutive channels (the head's layout needs no panel).
+// With `dense` zeros are kept: one long pattern of all rows, without a branch to guess.
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const float* weight,
-                     const float* bias, bool split_taps);
+                     const float* bias, bool split_taps, bool dense = false);
 
 }  // namespace sparsedet

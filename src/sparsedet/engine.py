@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ MERGED = {
     "box.predictors": ("box.logits", "box.deltas"),
 }
 """Operations of the engine that run several layers of the table as one."""
+
+
+OUTPUTS = frozenset(MERGED) | {name for names in MERGED.values() for name in names}
+"""Operations whose values leave the network: float32 in any precision."""
 
 
 def lower(
@@ -87,27 +91,31 @@ class Engine:
         pin: keep each worker thread on one CPU.
         hoist: run res5's linear parts before RoIAlign, once for the map instead of once for
             each region; the same up to rounding.
+        precision: of weights and of the activations between layers; sums are float32.
         linear: drop ReLUs and residuals and merge nothing, for looking at single layers with
             `native.run_op`.
 
     Raises:
         InputError: an instruction set that is unknown or that this CPU lacks, or a bad number
-            of threads.
+            of threads; a precision that is unknown or that this CPU lacks.
     """
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *,
         threads: int | None = None, isa: str = "", pin: bool = False, hoist: bool = True,
-        linear: bool = False,
+        linear: bool = False, precision: Literal["f32", "bf16"] = "f32",
     ) -> None:  # fmt: skip
         threads = default_threads() if threads is None else threads
         if not isinstance(threads, int) or not 1 <= threads <= 1024:
             raise InputError(f"threads is {threads!r}, expected a whole number 1..1024")
+        if precision not in ("f32", "bf16"):
+            raise InputError(f"precision is {precision!r}, expected 'f32' or 'bf16'")
         self.config = config
+        self.precision = precision
         self._lock = threading.Lock()
         self._size = (0, 0)  # a canvas size that the network can take
         try:
-            self.native = NativeEngine(isa, threads, pin, _params(config, hoist))
+            self.native = NativeEngine(isa, threads, pin, _params(config, hoist, precision))
         except ValueError as error:
             raise InputError(str(error)) from None
         for layer, weight, bias in lower(config, tensors, merge=not linear):
@@ -115,7 +123,7 @@ class Engine:
             self.native.add(
                 layer.name, layer.source, residual, layer.part, layer.in_channels,
                 layer.out_channels, layer.kernel, layer.stride, layer.padding,
-                layer.relu and not linear, weight, bias,
+                layer.relu and not linear, layer.name in OUTPUTS, weight, bias,
             )  # fmt: skip
 
     @property
@@ -148,7 +156,7 @@ class Engine:
             return np.asarray(self.native.run(np.ascontiguousarray(canvas)))
 
 
-def _params(config: ModelConfig, hoist: bool) -> dict[str, Any]:
+def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
     """What the core needs to know beside the operations."""
     skip_bins = config.stride_in == "conv1" and config.stride_conv1_padding[0] == 0
     return {
@@ -163,6 +171,7 @@ def _params(config: ModelConfig, hoist: bool) -> dict[str, Any]:
         "num_classes": config.num_classes,
         "background_first": config.background == "first",
         "hoist": hoist,
+        "bfloat16": precision == "bf16",
         **{
             key: getattr(config, key)
             for key in (

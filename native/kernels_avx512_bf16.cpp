@@ -1,0 +1,106 @@
+// bfloat16 words with AVX-512's dot product of pairs. Denormal products count as zero there.
+#include <immintrin.h>
+#define SPARSEDET_LANES 16
+#include "sparse_tile.h"
+
+namespace sparsedet {
+namespace {
+
+struct Bfloat16 {
+  static constexpr bool words = true;
+
+  static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)weight);
+  }
+  static SPARSEDET_INLINE V even(V words) { return (V)((I)words << 16); }
+  static SPARSEDET_INLINE V odd(V words) { return (V)((I)words & -65536); }
+  // Rounds to nearest even.
+  static SPARSEDET_INLINE V join(V low, V high) {
+    I order;  // 16-bit halves k and k + 16 side by side
+    for (int k = 0; k < L; k++) order[k] = k | (k + L) << 16;
+    return (V)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+};
+
+template <int G>
+void sparse(const SparseArgs& a) {
+  sparse_tiles<Bfloat16, G>(a);
+}
+
+void pool(const PoolArgs& a) {
+  for (int x = 0; x < a.width; x += L) {
+    V best[2];
+    for (int half = 0; half < 2; half++) {
+      const float* const* rows = half ? a.odd : a.rows;
+      best[half] = every_second(rows[0] + 2 * x);
+      for (int r = 0; r < 3; r++)
+        for (int t = 0; t < 3; t++)
+          best[half] = larger(best[half], every_second(rows[r] + 2 * x + t));
+    }
+    const V words = Bfloat16::join(best[0], best[1]);
+    store(a.out + x, a.width - x < L ? keep(words, a.width - x) : words);
+  }
+}
+
+void roi(const RoiArgs& a) {
+  for (int c = 0; c < a.channels; c += L) {
+    V t[L];
+#pragma GCC unroll 1
+    for (int i = 0; i < L; i++) {
+      V low = {}, high = {};
+      const int32_t* cell = a.cells[i];
+      const float* weight = a.weights[i];
+      for (int k = 0; k < a.count[i]; k++) {
+        const V words = load(a.map + cell[k] * a.pitch + c), w = broadcast(weight[k]);
+        low += w * Bfloat16::even(words);
+        high += w * Bfloat16::odd(words);
+      }
+      if (a.bias) low += load(a.bias + c), high += load(a.bias + a.pitch + c);
+      if (a.relu) low = relu(low), high = relu(high);
+      t[i] = Bfloat16::join(low, high);
+    }
+    exchange<1>(t);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) {
+      if (c + i >= a.channels) break;
+      store(a.out + (c + i) * a.channel_stride, t[i]);
+    }
+  }
+}
+
+void mean(const MeanArgs& a) {
+  const V scale = broadcast(1.0f / static_cast<float>(a.cells));
+  for (int l = 0; l < a.lanes; l += L) {
+    V low = {}, high = {};
+    for (int i = 0; i < a.cells; i++) {
+      const V words = load(a.source + i * a.cell_stride + l);
+      low += Bfloat16::even(words);
+      high += Bfloat16::odd(words);
+    }
+    store(a.out + l, low * scale);
+    if (a.odd) store(a.odd + l, high * scale);
+  }
+}
+
+int64_t peak(const PeakArgs& a) {
+  constexpr int chains = 12;
+  V sum[chains];  // unequal, or the compiler would keep one of them
+  for (int i = 0; i < chains; i++) sum[i] = broadcast(static_cast<float>(i));
+  V x = {}, y = {};
+  for (int64_t round = 0; round < a.rounds; round++) {
+    __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; i++) sum[i] = Bfloat16::add_product(sum[i], x, y);
+  }
+  for (int i = 0; i < chains; i++)
+    for (int k = 0; k < L; k++) *a.sink += sum[i][k];
+  return a.rounds * chains * L * 4;
+}
+
+bool supported() { return __builtin_cpu_supports("avx512bf16"); }
+
+}  // namespace
+const WordKernels kernels_avx512_bf16 = {
+    supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
+    pool, roi, mean, peak};
+}  // namespace sparsedet

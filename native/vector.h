@@ -1,0 +1,65 @@
+// Vectors of one instruction set in GCC vector extensions. A kernels' source file defines
+// SPARSEDET_LANES and includes this (or what includes it) once; everything is in an unnamed
+// namespace and uses no library code, so that nothing compiled with that file's flags can be
+// picked by the linker for another file.
+#pragma once
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#define SPARSEDET_REGISTER(v) "+v"(v)
+#else
+#define SPARSEDET_REGISTER(v) "+w"(v)
+#endif
+#define SPARSEDET_INLINE inline __attribute__((always_inline))
+
+namespace sparsedet {
+namespace {
+
+constexpr int L = SPARSEDET_LANES;
+typedef float V __attribute__((vector_size(L * 4)));
+typedef float VU __attribute__((vector_size(L * 4), aligned(4), may_alias));
+typedef int32_t I __attribute__((vector_size(L * 4)));
+
+SPARSEDET_INLINE V broadcast(float x) { return x - (V){}; }
+SPARSEDET_INLINE V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
+SPARSEDET_INLINE void store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
+SPARSEDET_INLINE V relu(V v) { return v > 0 ? v : (V){}; }
+
+SPARSEDET_INLINE I iota() {
+  I i;
+  for (int k = 0; k < L; k++) i[k] = k;
+  return i;
+}
+
+// Lanes from `valid` on become zero.
+SPARSEDET_INLINE V keep(V v, int valid) {
+  const I limit = valid - (I){};
+  return iota() < limit ? v : (V){};
+}
+
+SPARSEDET_INLINE V every_second(const float* p) {
+  return __builtin_shuffle(load(p), load(p + L), iota() * 2);
+}
+
+SPARSEDET_INLINE V larger(V a, V b) { return a > b ? a : b; }
+
+// Transpose an L x L tile held in L vectors: log2(L) rounds of pairwise exchanges.
+template <int STEP>
+SPARSEDET_INLINE void exchange(V (&t)[L]) {
+  I low, high;
+  for (int k = 0; k < L; k++) {
+    low[k] = k & STEP ? (k ^ STEP) + L : k;
+    high[k] = k & STEP ? k + L : k ^ STEP;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i++) {
+    if (i & STEP) continue;
+    const V a = t[i], b = t[i | STEP];
+    t[i] = __builtin_shuffle(a, b, low);
+    t[i | STEP] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (STEP * 2 < L) exchange<STEP * 2>(t);
+}
+
+}  // namespace
+}  // namespace sparsedet
