@@ -91,6 +91,15 @@ EngineParams to_params(nb::dict d) {
   return p;
 }
 
+const char* const kMethods[] = {"sparse", "dense", "winograd"};  // in the enum's order
+
+std::optional<Method> to_method(const std::string& name) {
+  for (int i = 0; i < 3; i++)
+    if (name == kMethods[i]) return static_cast<Method>(i);
+  if (name.empty()) return {};
+  throw std::invalid_argument("unknown method '" + name + "'");
+}
+
 // The engine with its instruction set chosen; see engine.h.
 class PyEngine {
  public:
@@ -101,7 +110,7 @@ class PyEngine {
            const std::string& part, int in_channels, int out_channels, int kernel, int stride,
            std::pair<int, int> padding, bool relu, bool output,
            std::optional<Array<float, nb::shape<-1, -1, -1, -1>>> weight,
-           std::optional<Array<float, nb::shape<-1>>> bias) {
+           std::optional<Array<float, nb::shape<-1>>> bias, const std::string& method) {
     const Part p = part == "backbone" ? Part::backbone : part == "rpn" ? Part::rpn : Part::roi;
     OpSpec spec{name, source, residual, p, !weight, in_channels, out_channels, kernel, stride,
                 padding.first, padding.second, relu, output};
@@ -112,7 +121,8 @@ class PyEngine {
         throw std::invalid_argument(name + ": weight or bias has the wrong shape");
     }
     nb::gil_scoped_release release;
-    engine_.add(spec, weight ? weight->data() : nullptr, bias ? bias->data() : nullptr);
+    engine_.add(spec, weight ? weight->data() : nullptr, bias ? bias->data() : nullptr,
+                to_method(method));
   }
 
   template <class T>
@@ -193,6 +203,12 @@ class PyEngine {
     return to_numpy(out, {batch, channels, size_t(h), size_t(w)});
   }
 
+  std::vector<std::pair<std::string, std::string>> methods() const {
+    std::vector<std::pair<std::string, std::string>> out;
+    for (const auto& [name, method] : engine_.methods())
+      out.emplace_back(name, kMethods[static_cast<int>(method)]);
+    return out;
+  }
   void plan(int height, int width) { engine_.plan(height, width); }
   size_t arena_bytes() const { return engine_.arena_bytes(); }
   std::string isa() const { return engine_.kernels().isa; }
@@ -245,7 +261,7 @@ NB_MODULE(_native, m) {
       .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a, "params"_a)
       .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
            "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
-           "output"_a, "weight"_a.none(), "bias"_a.none())
+           "output"_a, "weight"_a.none(), "bias"_a.none(), "method"_a = "")
       .def("run", &PyEngine::run<uint8_t>, "canvas"_a)
       .def("run", &PyEngine::run<float>, "canvas"_a)
       .def("features", &PyEngine::features, "canvas"_a)
@@ -260,5 +276,6 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", &PyEngine::isa)
       .def_prop_ro("threads", &PyEngine::threads)
       .def_prop_ro("nonzero_weights", &PyEngine::nonzero_weights)
+      .def_prop_ro("methods", &PyEngine::methods)
       .def_prop_ro("timings", &PyEngine::timings);
 }

@@ -133,8 +133,38 @@ Type Engine::type_of(const std::string& name) const {
   return name == "rois" ? params_.precision : op(name).type;
 }
 
-void Engine::add(const OpSpec& spec, const float* weight, const float* bias) {
-  Op op{spec, {}, false, {}, params_.precision};
+bool Engine::can_winograd(const OpSpec& s, Type type) const {
+  return s.part == Part::roi && type == Type::float32 && s.kernel == 3 && s.stride == 1 &&
+         s.padding_before == 1 && s.padding_after == 1 && s.residual.empty() && s.source != "rois";
+}
+
+// Relative costs: multiplications over the share of the peak at which they were measured to run
+// (docs/engine.md). A zero saves its multiplications, but not the time to look where they are.
+// Winograd runs at 0.70 of the peak; the rest is the price of weights that take four times the memory.
+Method Engine::choose_method(const OpSpec& s, Type type, double density) const {
+  if (type == Type::bfloat16) density = 1 - (1 - density) * (1 - density);  // of pairs
+  const double sparse = density / (0.56 + 0.26 * density), dense = 1 / 0.90;
+  if (can_winograd(s, type)) {
+    const int size = params_.roi.size;  // the stride-2 step before this layer halves it
+    const int out = (size + 1) / 2, tiles = (out + kTile - 1) / kTile, taps = 3 * out - 2;
+    const double direct = taps * taps, winograd = tiles * tiles * kPoints / 0.60;
+    if (winograd < direct * std::min(sparse, dense)) return Method::winograd;
+  }
+  return sparse < dense ? Method::sparse : Method::dense;
+}
+
+std::vector<std::pair<std::string, Method>> Engine::methods() const {
+  std::vector<std::pair<std::string, Method>> out;
+  for (const Op& o : ops_)
+    if (!o.spec.is_pool) out.emplace_back(o.spec.name, o.method);
+  return out;
+}
+
+void Engine::add(const OpSpec& spec, const float* weight, const float* bias,
+                 std::optional<Method> method) {
+  Op op{};
+  op.spec = spec;
+  op.type = params_.precision;
   if (spec.part == Part::backbone) feature_name_ = spec.name;
   if (!spec.is_pool) {
     const Type in = type_of(spec.source);
@@ -153,7 +183,16 @@ void Engine::add(const OpSpec& spec, const float* weight, const float* bias) {
         op.roi_bias[op.type == Type::float32 ? c : c / 2 + c % 2 * words] = bias[c];
       bias = nullptr;
     }
-    op.conv = pack_conv(kernels_, shape, weight, bias, spec.part == Part::roi && !op.hoisted);
+    const int64_t weights = int64_t(spec.out_channels) * spec.in_channels * spec.kernel * spec.kernel;
+    op.nonzero = std::count_if(weight, weight + weights, [](float w) { return w != 0; });
+    op.method = method ? *method : choose_method(spec, in, double(op.nonzero) / double(weights));
+    if (op.method == Method::winograd && !can_winograd(spec, in))
+      throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
+    if (op.method == Method::winograd)
+      op.winograd = pack_winograd(kernels_, shape, weight, bias);
+    else
+      op.conv = pack_conv(kernels_, shape, weight, bias, spec.part == Part::roi && !op.hoisted,
+                          op.method == Method::dense);
   }
   ops_.push_back(std::move(op));
   canvas_height_ = canvas_width_ = 0;
@@ -173,7 +212,7 @@ const Regions& Engine::region_tensor(const std::string& name) const {
 
 int64_t Engine::nonzero_weights() const {
   int64_t n = 0;
-  for (const Op& o : ops_) n += o.conv.nonzero;
+  for (const Op& o : ops_) n += o.nonzero;
   return n;
 }
 
@@ -318,6 +357,13 @@ void Engine::plan(int height, int width) {
       copy(o.spec.name, o.spec.out_channels);
     }
   if (!params_.hoist) copy("rois", features.channels);
+  Span winograd{0, 0, roi_start, count + 1};
+  for (const Op& o : ops_)
+    if (o.method == Method::winograd)
+      winograd.floats = std::max(
+          winograd.floats,
+          winograd_floats(o.winograd, tensors[index.at(o.spec.name)].regions(nullptr, blocks, region_lanes)));
+  spans.push_back(&winograd);
   size_t total = 0;
   place(spans, total);
   arena_.reserve(total);
@@ -333,6 +379,7 @@ void Engine::plan(int height, int width) {
   for (const auto& [name, span] : hoisted)
     maps_.emplace_back(name, hoisted_map(arena_.data() + span.offset, op(name)));
   for (const auto& [name, span] : copies) transposed_.emplace_back(name, arena_.data() + span.offset);
+  winograd_memory_ = arena_.data() + winograd.offset;
   canvas_height_ = height;
   canvas_width_ = width;
 }
@@ -440,9 +487,13 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
         // Bins that a stride would skip were never computed.
         const int stride = o.spec.source == "rois" ? o.spec.stride / params_.roi.step : o.spec.stride;
         const Regions residual = o.spec.residual.empty() ? Regions{} : used(region_tensor(o.spec.residual));
-        conv_regions(context_, o.conv, stride, used(region_tensor(o.spec.source)),
-                     o.spec.residual.empty() ? nullptr : &residual,
-                     used(region_tensor(o.spec.name)), count);
+        if (o.method == Method::winograd)
+          winograd_regions(context_, o.winograd, used(region_tensor(o.spec.source)),
+                           used(region_tensor(o.spec.name)), count, winograd_memory_);
+        else
+          conv_regions(context_, o.conv, stride, used(region_tensor(o.spec.source)),
+                       o.spec.residual.empty() ? nullptr : &residual,
+                       used(region_tensor(o.spec.name)), count);
       }
       last = &o.spec.name;
     }
@@ -558,7 +609,13 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, int b
     }
     fill_regions(x, batch, in);
     if (residual) fill_regions(residual, batch, add);
-    conv_regions(context_, o.conv, s.stride, in, residual ? &add : nullptr, out, batch);
+    if (o.method == Method::winograd) {
+      Arena points;
+      points.reserve(winograd_floats(o.winograd, out));
+      winograd_regions(context_, o.winograd, in, out, batch, points.data());
+    } else {
+      conv_regions(context_, o.conv, s.stride, in, residual ? &add : nullptr, out, batch);
+    }
     std::vector<float> result(size_t(batch) * s.out_channels * out_height * out_width);
     read_regions(out, batch, result.data());
     return result;

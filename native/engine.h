@@ -5,6 +5,7 @@
 // time; the caller guards that.
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,6 +27,10 @@ struct OpSpec {
   bool relu;
   bool output;  // its values leave the network: always float32
 };
+
+// How a convolution is run. Dense keeps its zeros (and is faster where there are few);
+// Winograd is for 3x3 convolutions of stride 1 over regions, in float32.
+enum class Method { sparse, dense, winograd };
 
 struct EngineParams {
   float pixel_mean[3], pixel_std[3];
@@ -56,8 +61,10 @@ class Engine {
  public:
   Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params);
 
-  // weight [out][in][k][k] and bias [out]; both null for pooling. In table order.
-  void add(const OpSpec& spec, const float* weight, const float* bias);
+  // weight [out][in][k][k] and bias [out]; both null for pooling. In table order. Without a method
+  // a cost model chooses one, from the shape and the zeros alone.
+  void add(const OpSpec& spec, const float* weight, const float* bias,
+           std::optional<Method> method = {});
 
   // Plan for a canvas size; does nothing if it is the planned one already.
   void plan(int height, int width);
@@ -89,13 +96,18 @@ class Engine {
   int canvas_width() const { return canvas_width_; }
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
   int64_t nonzero_weights() const;
+  // (operation, method) of every convolution, in order.
+  std::vector<std::pair<std::string, Method>> methods() const;
   // (operation, seconds) of the last run, in order.
   const std::vector<std::pair<std::string, double>>& timings() const { return timings_; }
 
  private:
   struct Op {
     OpSpec spec;
+    Method method = Method::sparse;
     PackedConv conv;
+    Winograd winograd;
+    int64_t nonzero = 0;          // weights
     bool hoisted = false;
     std::vector<float> roi_bias;  // of a hoisted operation: added after RoIAlign
     Type type = Type::float32;    // of its output
@@ -107,6 +119,8 @@ class Engine {
   };
 
   const Op& op(const std::string& name) const;
+  bool can_winograd(const OpSpec& spec, Type type) const;
+  Method choose_method(const OpSpec& spec, Type type, double density) const;
   const Map& map(const std::string& name) const;
   const Regions& region_tensor(const std::string& name) const;
   const Map& feature_map() const { return map(feature_name_); }
@@ -133,6 +147,7 @@ class Engine {
   std::vector<std::pair<std::string, Map>> maps_;
   std::vector<std::pair<std::string, Regions>> regions_;
   std::vector<std::pair<std::string, float*>> transposed_;
+  float* winograd_memory_ = nullptr;
   std::vector<Map> clean_;  // maps whose border is zero now
   std::vector<std::pair<std::string, double>> timings_;
 };

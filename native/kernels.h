@@ -118,6 +118,18 @@ struct PeakArgs {
   float* sink;  // gets a number that depends on all of them
 };
 
+// Winograd's F(4x4, 3x3) on regions as lanes: to and from the 36 points of a tile (pack.h).
+struct WinogradArgs {
+  float* pixels[36];       // channel 0 of the tile's 6x6 inputs, null for zero; of its 4x4 outputs
+                           // (the first 16), null for those not stored; rows one after the other
+  float* points;           // point i, channel c at points + i * point_stride + c * kVectors * L
+  ptrdiff_t point_stride;
+  int channels;            // kVectors * L floats between two, in pixels too
+  int vectors;             // 1..kVectors
+  const float* bias;       // outputs only: one a channel
+  bool relu;
+};
+
 // Mean over the cells of a map, regions as lanes.
 struct MeanArgs {
   const float* source;  // cell i, lane l at source + i * cell_stride + l; aligned
@@ -149,6 +161,8 @@ struct Kernels {
   void (*transpose)(const TransposeArgs&);
   void (*roi)(const RoiArgs&);
   void (*mean)(const MeanArgs&);
+  void (*winograd_input)(const WinogradArgs&);   // pixels -> points
+  void (*winograd_output)(const WinogradArgs&);  // points -> pixels
   int64_t (*peak)(const PeakArgs&);
   const WordKernels* words;  // null where there are none
 };

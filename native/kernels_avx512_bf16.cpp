@@ -42,30 +42,47 @@ void pool(const PoolArgs& a) {
   }
 }
 
-void roi(const RoiArgs& a) {
-  for (int c = 0; c < a.channels; c += L) {
-    V t[L];
+template <int B>
+SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
+  V t[B][L];
 #pragma GCC unroll 1
-    for (int i = 0; i < L; i++) {
-      V low = {}, high = {};
-      const int32_t* cell = a.cells[i];
-      const float* weight = a.weights[i];
-      for (int k = 0; k < a.count[i]; k++) {
-        const V words = load(a.map + cell[k] * a.pitch + c), w = broadcast(weight[k]);
-        low += w * Bfloat16::even(words);
-        high += w * Bfloat16::odd(words);
+  for (int i = 0; i < L; i++) {
+    V low[B] = {}, high[B] = {};
+    for (int k = 0; k < a.count[i]; k++) {
+      const V weight = broadcast(a.weights[i][k]);
+      const float* cell = a.map + a.cells[i][k] * a.pitch + c;
+#pragma GCC unroll 8
+      for (int j = 0; j < B; j++) {
+        const V words = load(cell + j * L);
+        low[j] += weight * Bfloat16::even(words);
+        high[j] += weight * Bfloat16::odd(words);
       }
-      if (a.bias) low += load(a.bias + c), high += load(a.bias + a.pitch + c);
-      if (a.relu) low = relu(low), high = relu(high);
-      t[i] = Bfloat16::join(low, high);
     }
-    exchange<1>(t);
-#pragma GCC unroll 16
-    for (int i = 0; i < L; i++) {
-      if (c + i >= a.channels) break;
-      store(a.out + (c + i) * a.channel_stride, t[i]);
+#pragma GCC unroll 8
+    for (int j = 0; j < B; j++) {
+      if (a.bias) {
+        low[j] += load(a.bias + c + j * L);
+        high[j] += load(a.bias + a.pitch + c + j * L);
+      }
+      if (a.relu) low[j] = relu(low[j]), high[j] = relu(high[j]);
+      t[j][i] = Bfloat16::join(low[j], high[j]);
     }
   }
+#pragma GCC unroll 8
+  for (int j = 0; j < B; j++) {
+    exchange<1>(t[j]);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) {
+      if (c + j * L + i >= a.channels) break;
+      store(a.out + (c + j * L + i) * a.channel_stride, t[j][i]);
+    }
+  }
+}
+
+void roi(const RoiArgs& a) {
+  int c = 0;
+  for (; c + 4 * L <= a.channels; c += 4 * L) roi_block<4>(a, c);
+  for (; c < a.channels; c += L) roi_block<1>(a, c);
 }
 
 void mean(const MeanArgs& a) {

@@ -8,5 +8,6 @@ bool supported() { return true; }
 }  // namespace
 const Kernels kernels_neon = {
     "neon", L, supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
-    pack, pool, transpose, roi, mean, peak, nullptr};
+    pack, pool, transpose, roi, mean, winograd_input, winograd_output,
+    peak, nullptr};
 }  // namespace sparsedet

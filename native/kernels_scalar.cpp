@@ -146,6 +146,36 @@ void mean_words(const MeanArgs& a) {
   }
 }
 
+constexpr float kInput[6][6] = {{4, 0, -5, 0, 1, 0},  {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
+                                {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
+constexpr float kOutput[4][6] = {
+    {1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 1}};
+
+void winograd_input(const WinogradArgs& a) {
+  for (int at = 0; at < a.channels * kVectors * L; at++) {
+    if (at % (kVectors * L) >= a.vectors * L) continue;
+    for (int i = 0; i < 36; i++) {
+      float sum = 0;
+      for (int k = 0; k < 36; k++)
+        if (a.pixels[k]) sum += kInput[i / 6][k / 6] * kInput[i % 6][k % 6] * a.pixels[k][at];
+      a.points[i * a.point_stride + at] = sum;
+    }
+  }
+}
+
+void winograd_output(const WinogradArgs& a) {
+  for (int at = 0; at < a.channels * kVectors * L; at++) {
+    if (at % (kVectors * L) >= a.vectors * L) continue;
+    for (int i = 0; i < 16; i++) {
+      if (!a.pixels[i]) continue;
+      float sum = a.bias[at / (kVectors * L)];
+      for (int k = 0; k < 36; k++)
+        sum += kOutput[i / 4][k / 6] * kOutput[i % 4][k % 6] * a.points[k * a.point_stride + at];
+      a.pixels[i][at] = a.relu && !(sum > 0) ? 0 : sum;
+    }
+  }
+}
+
 template <class Type, int FLOPS>
 int64_t peak(const PeakArgs& a) {
   float sum[8] = {};
@@ -166,5 +196,5 @@ const WordKernels words = {
 const Kernels kernels_scalar = {
     "scalar", L, supported,
     {nullptr, nullptr, nullptr, sparse<Float32, 3>, nullptr, sparse<Float32, 5>, nullptr},
-    pack, pool<false>, transpose, roi, mean, peak<Float32, 2>, &words};
+    pack, pool<false>, transpose, roi, mean, winograd_input, winograd_output, peak<Float32, 2>, &words};
 }  // namespace sparsedet

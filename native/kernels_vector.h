@@ -60,26 +60,40 @@ void transpose(const TransposeArgs& a) {
     }
 }
 
-void roi(const RoiArgs& a) {
-  for (int c = 0; c < a.channels; c += L) {
-    V t[L];
+// B vectors of channels at a time: what a cell holds of them lies together.
+template <int B>
+SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
+  V t[B][L];
 #pragma GCC unroll 1
-    for (int i = 0; i < L; i++) {
-      V sum = {};
-      const int32_t* cell = a.cells[i];
-      const float* weight = a.weights[i];
-      for (int k = 0; k < a.count[i]; k++)
-        sum += broadcast(weight[k]) * load(a.map + cell[k] * a.pitch + c);
-      if (a.bias) sum += load(a.bias + c);
-      t[i] = a.relu ? relu(sum) : sum;
+  for (int i = 0; i < L; i++) {
+    V sum[B] = {};
+    for (int k = 0; k < a.count[i]; k++) {
+      const V weight = broadcast(a.weights[i][k]);
+      const float* cell = a.map + a.cells[i][k] * a.pitch + c;
+#pragma GCC unroll 8
+      for (int j = 0; j < B; j++) sum[j] += weight * load(cell + j * L);
     }
-    exchange<1>(t);
-#pragma GCC unroll 16
-    for (int i = 0; i < L; i++) {
-      if (c + i >= a.channels) break;
-      store(a.out + (c + i) * a.channel_stride, t[i]);
+#pragma GCC unroll 8
+    for (int j = 0; j < B; j++) {
+      if (a.bias) sum[j] += load(a.bias + c + j * L);
+      t[j][i] = a.relu ? relu(sum[j]) : sum[j];
     }
   }
+#pragma GCC unroll 8
+  for (int j = 0; j < B; j++) {
+    exchange<1>(t[j]);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) {
+      if (c + j * L + i >= a.channels) break;
+      store(a.out + (c + j * L + i) * a.channel_stride, t[j][i]);
+    }
+  }
+}
+
+void roi(const RoiArgs& a) {
+  int c = 0;
+  for (; c + 4 * L <= a.channels; c += 4 * L) roi_block<4>(a, c);
+  for (; c < a.channels; c += L) roi_block<1>(a, c);
 }
 
 void mean(const MeanArgs& a) {
@@ -89,6 +103,78 @@ void mean(const MeanArgs& a) {
     for (int i = 0; i < a.cells; i++) sum += load(a.source + i * a.cell_stride + l);
     store(a.out + l, sum * scale);
   }
+}
+
+// One axis of the input transform: six values `step` apart, in place.
+template <int STEP>
+SPARSEDET_INLINE void input_axis(V* d) {
+  const V a = d[4 * STEP] - 4.0f * d[2 * STEP], b = d[3 * STEP] - 4.0f * d[STEP];
+  const V c = d[4 * STEP] - d[2 * STEP], e = 2.0f * (d[3 * STEP] - d[STEP]);
+  const V first = 4.0f * d[0] - 5.0f * d[2 * STEP] + d[4 * STEP];
+  const V last = 4.0f * d[STEP] - 5.0f * d[3 * STEP] + d[5 * STEP];
+  d[0] = first;
+  d[STEP] = a + b;
+  d[2 * STEP] = a - b;
+  d[3 * STEP] = c + e;
+  d[4 * STEP] = c - e;
+  d[5 * STEP] = last;
+}
+
+// One axis of the output transform: six values to the first four of them.
+template <int STEP>
+SPARSEDET_INLINE void output_axis(V* m) {
+  const V a = m[STEP] + m[2 * STEP], b = m[STEP] - m[2 * STEP];
+  const V c = m[3 * STEP] + m[4 * STEP], d = m[3 * STEP] - m[4 * STEP];
+  m[0] = m[0] + a + c;
+  m[STEP] = b + 2.0f * d;
+  m[2 * STEP] = a + 4.0f * c;
+  m[3 * STEP] = b + 8.0f * d + m[5 * STEP];
+}
+
+void winograd_input(const WinogradArgs& a) {
+  for (int c = 0; c < a.channels; c++)
+    for (int p = 0; p < a.vectors; p++) {
+      const ptrdiff_t at = (c * kVectors + p) * L;
+      V d[36];
+#pragma GCC unroll 6
+      for (int row = 0; row < 6; row++) {
+#pragma GCC unroll 6
+        for (int i = row * 6; i < row * 6 + 6; i++) d[i] = a.pixels[i] ? load(a.pixels[i] + at) : (V){};
+        input_axis<1>(d + row * 6);
+      }
+#pragma GCC unroll 6
+      for (int column = 0; column < 6; column++) {
+        input_axis<6>(d + column);
+#pragma GCC unroll 6
+        for (int i = column; i < 36; i += 6) store(a.points + i * a.point_stride + at, d[i]);
+      }
+    }
+}
+
+void winograd_output(const WinogradArgs& a) {
+  for (int c = 0; c < a.channels; c++)
+    for (int p = 0; p < a.vectors; p++) {
+      const ptrdiff_t at = (c * kVectors + p) * L;
+      V m[36];
+#pragma GCC unroll 6
+      for (int column = 0; column < 6; column++) {
+#pragma GCC unroll 6
+        for (int i = column; i < 36; i += 6) m[i] = load(a.points + i * a.point_stride + at);
+        output_axis<6>(m + column);
+      }
+      const V bias = broadcast(a.bias[c]);
+#pragma GCC unroll 4
+      for (int row = 0; row < 4; row++) {
+        output_axis<1>(m + row * 6);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+          float* to = a.pixels[row * 4 + i];
+          if (!to) continue;
+          const V v = m[row * 6 + i] + bias;
+          store(to + at, a.relu ? relu(v) : v);
+        }
+      }
+    }
 }
 
 int64_t peak(const PeakArgs& a) {

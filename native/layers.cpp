@@ -11,14 +11,14 @@ namespace {
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-constexpr int kSweepTiles = 12;  // their partial sums, 65 KB each, fit a second-level cache of 1 MB
+constexpr int kSweepTiles = 16;  // their partial sums, 65 KB each, about fill a second-level cache
 
-// Tiles (or positions) that one unit of work sweeps with the same chunk of weights: enough to
-// keep the branch predictor trained, few enough that every thread gets several units.
-int tiles_a_unit(int tiles, int chunks, int threads) {
-  const int units_wanted = 4 * threads;
-  const int most = std::max(1, tiles * chunks / units_wanted);
-  return std::clamp(most, 1, kSweepTiles);
+// Units of work that `tiles` tiles (or positions) are cut into, times `chunks`: few, so that the
+// branch predictor is trained once for many tiles, and as many for every thread.
+int count_sweeps(int tiles, int chunks, int threads) {
+  int sweeps = divide_up(tiles, kSweepTiles);
+  while (sweeps * chunks % threads && sweeps < tiles) sweeps++;
+  return sweeps;
 }
 
 auto sparse_kernel(const Context& context, const PackedConv& conv) {
@@ -84,8 +84,7 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
               const Map& out) {
   const int lanes = out.lanes, row_vectors = divide_up(out.width, lanes);
   const int vectors = row_vectors * out.height, tiles = divide_up(vectors, kVectors);
-  const int unit_tiles = tiles_a_unit(tiles, conv.chunks, context.pool.size());
-  const int sweeps = divide_up(tiles, unit_tiles);
+  const int sweeps = count_sweeps(tiles, conv.chunks, context.pool.size());
   size_t panel_floats = 0;
   for (size_t b = 0; b < conv.segments.size(); b++)
     panel_floats = std::max(panel_floats, size_t(conv.columns(b)) * kVectors * lanes);
@@ -167,26 +166,28 @@ void pool_map(Context& context, const Map& in, int padding_before, const Map& ou
   });
 }
 
-void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
-                  const Regions* residual, const Regions& out, int regions) {
-  const int positions = out.height * out.width;
-  const int unit_positions =
-      tiles_a_unit(positions, conv.chunks * out.blocks, context.pool.size());
-  const int sweeps = divide_up(positions, unit_positions);
-  const size_t partial_floats = size_t(conv.chunk_groups) * conv.group * out.lanes;
-  const auto kernel = sparse_kernel(context, conv);
-  auto source = [&](int b, int position, const Segment& s) -> const float* {
+namespace {
+
+// What is convolved with what; one unit of work is a chunk of rows at some positions of a block.
+struct RegionConv {
+  const PackedConv& conv;
+  int stride;
+  const Regions &in, *residual, &out;
+  int regions;
+
+  int positions() const { return out.height * out.width; }
+
+  // Activations of a block of columns, or null for a padding tap.
+  const float* source(int b, int position, const Segment& s) const {
     const int y = position / out.width * stride + s.dy;
     const int x = position % out.width * stride + s.dx;
-    if (y < 0 || x < 0 || y >= in.height || x >= in.width) return nullptr;  // a padding tap
+    if (y < 0 || x < 0 || y >= in.height || x >= in.width) return nullptr;
     return in.at(b, y, x, s.channel);
-  };
+  }
 
-  context.pool.parallel(out.blocks * sweeps * conv.chunks, [&](int unit, int worker) {
-    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks % sweeps;
-    const int b = unit / conv.chunks / sweeps;
-    const int first = static_cast<int>(int64_t(positions) * sweep / sweeps);
-    const int last = static_cast<int>(int64_t(positions) * (sweep + 1) / sweeps);
+  void unit(Context& context, int worker, int b, int chunk, int first, int last) const {
+    const size_t partial_floats = size_t(conv.chunk_groups) * conv.group * out.lanes;
+    const auto kernel = sparse_kernel(context, conv);
     float* partial = context.scratch.get(worker, partial_floats * (last - first));
     const int vectors =
         divide_up(std::min(out.lanes, regions - b * out.lanes), context.kernels.lanes);
@@ -215,15 +216,102 @@ void conv_regions(Context& context, const PackedConv& conv, int stride, const Re
         a.residual = residual ? residual->at(b, y, x, row) : nullptr;
         a.partial = partial + (position - first) * partial_floats;
         const bool wraps = position + 1 == last;
-        const float* next = block + wraps < blocks
-                                ? source(b, wraps ? first : position + 1, conv.segments[block + wraps][0])
-                                : nullptr;
+        const float* next =
+            block + wraps < blocks
+                ? source(b, wraps ? first : position + 1, conv.segments[block + wraps][0])
+                : nullptr;
         a.prefetch = reinterpret_cast<const char*>(next);
         a.prefetch_rows = divide_up(segment.count, a.groups);
         a.prefetch_stride = out.lanes * static_cast<ptrdiff_t>(sizeof(float));
         kernel(a);
       }
     }
+  }
+};
+
+}  // namespace
+
+void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
+                  const Regions* residual, const Regions& out, int regions) {
+  const RegionConv job{conv, stride, in, residual, out, regions};
+  const int sweeps =
+      count_sweeps(job.positions(), conv.chunks * out.blocks, context.pool.size());
+  context.pool.parallel(out.blocks * sweeps * conv.chunks, [&](int unit, int worker) {
+    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks % sweeps;
+    const int b = unit / conv.chunks / sweeps;
+    job.unit(context, worker, b, chunk, static_cast<int>(int64_t(job.positions()) * sweep / sweeps),
+             static_cast<int>(int64_t(job.positions()) * (sweep + 1) / sweeps));
+  });
+}
+
+namespace {
+
+Regions winograd_tiles(float* data, int channels, const Regions& out) {
+  return {data, out.blocks, channels, divide_up(out.height, kTile), divide_up(out.width, kTile),
+          out.lanes, Type::float32};
+}
+
+}  // namespace
+
+size_t winograd_floats(const Winograd& conv, const Regions& out) {
+  return kPoints * (winograd_tiles(nullptr, conv.in_channels(), out).size() +
+                    winograd_tiles(nullptr, conv.out_channels(), out).size());
+}
+
+void winograd_regions(Context& context, const Winograd& conv, const Regions& in,
+                      const Regions& out, int regions, float* memory) {
+  const Regions sources = winograd_tiles(memory, conv.in_channels(), out);
+  const Regions products =
+      winograd_tiles(memory + kPoints * sources.size(), conv.out_channels(), out);
+  const int tiles = sources.height * sources.width;
+  const auto vectors = [&](int b) {
+    return divide_up(std::min(out.lanes, regions - b * out.lanes), context.kernels.lanes);
+  };
+  constexpr int slice = 64;  // channels of a unit of work
+  const int in_slices = divide_up(in.channels, slice), out_slices = divide_up(out.channels, slice);
+
+  context.pool.parallel(out.blocks * tiles * in_slices, [&](int unit, int) {
+    const int b = unit / in_slices / tiles, tile = unit / in_slices % tiles;
+    const int ty = tile / sources.width, tx = tile % sources.width, c = unit % in_slices * slice;
+    WinogradArgs a{};
+    for (int i = 0; i < kPoints; i++) {
+      const int y = ty * kTile - 1 + i / kTileInput, x = tx * kTile - 1 + i % kTileInput;
+      const bool inside = y >= 0 && x >= 0 && y < in.height && x < in.width;
+      a.pixels[i] = inside ? in.at(b, y, x, c) : nullptr;
+    }
+    a.channels = std::min(slice, in.channels - c);
+    a.vectors = vectors(b);
+    a.points = sources.at(b, ty, tx, c);
+    a.point_stride = sources.size();
+    context.kernels.winograd_input(a);
+  });
+
+  const int chunks = conv.points[0].chunks;
+  context.pool.parallel(kPoints * out.blocks * chunks, [&](int unit, int worker) {
+    const int point = unit / chunks / out.blocks, b = unit / chunks % out.blocks;
+    Regions from = sources, to = products;
+    from.data += point * sources.size();
+    to.data += point * products.size();
+    RegionConv{conv.points[point], 1, from, nullptr, to, regions}.unit(
+        context, worker, b, unit % chunks, 0, tiles);
+  });
+
+  context.pool.parallel(out.blocks * tiles * out_slices, [&](int unit, int) {
+    const int b = unit / out_slices / tiles, tile = unit / out_slices % tiles;
+    const int ty = tile / products.width, tx = tile % products.width;
+    const int c = unit % out_slices * slice;
+    WinogradArgs a{};
+    for (int i = 0; i < kTile * kTile; i++) {
+      const int y = ty * kTile + i / kTile, x = tx * kTile + i % kTile;
+      a.pixels[i] = y < out.height && x < out.width ? out.at(b, y, x, c) : nullptr;
+    }
+    a.channels = std::min(slice, out.channels - c);
+    a.vectors = vectors(b);
+    a.points = products.at(b, ty, tx, c);
+    a.point_stride = products.size();
+    a.bias = conv.bias.data() + c;
+    a.relu = conv.relu;
+    context.kernels.winograd_output(a);
   });
 }
 

@@ -86,6 +86,12 @@ void pool_map(Context& context, const Map& in, int padding_before, const Map& ou
 void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
                   const Regions* residual, const Regions& out, int regions);
 
+// A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3), float32. `memory` holds
+// winograd_floats, aligned.
+size_t winograd_floats(const Winograd& conv, const Regions& out);
+void winograd_regions(Context& context, const Winograd& conv, const Regions& in,
+                      const Regions& out, int regions, float* memory);
+
 // Mean over the map of every region, float32: [block][1][1][channel][lanes].
 void mean_regions(Context& context, const Regions& in, const Regions& out);
 

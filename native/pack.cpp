@@ -152,9 +152,6 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const float
   conv.bias.assign(static_cast<size_t>(conv.groups) * conv.group, 0.0f);
   for (size_t row = 0; bias && row < conv.bias.size(); row++)
     if (conv.channel(row) < shape.out_channels) conv.bias[row] = bias[conv.channel(row)];
-  const ptrdiff_t weights = ptrdiff_t(shape.out_channels) * shape.in_channels * shape.kernel * shape.kernel;
-  conv.nonzero = std::count_if(weight, weight + weights, [](float w) { return w != 0; });
-
   const int target = kPanelBytes / (kVectors * kernels.lanes * static_cast<int>(sizeof(float)));
   conv.segments = cut_blocks(shape, target, split_taps);
   for (const auto& segments : conv.segments) {
@@ -164,6 +161,31 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const float
       streams.push_back(pack_stream(conv, columns, kernels.lanes, first,
                                     std::min(conv.chunk_groups, conv.groups - first), dense));
   }
+  return conv;
+}
+
+Winograd pack_winograd(const Kernels& kernels, const ConvShape& shape, const float* weight,
+                       const float* bias) {
+  constexpr double transform[kTileInput][3] = {
+      {1 / 4., 0, 0},           {-1 / 6., -1 / 6., -1 / 6.}, {-1 / 6., 1 / 6., -1 / 6.},
+      {1 / 24., 1 / 12., 1 / 6.}, {1 / 24., -1 / 12., 1 / 6.}, {0, 0, 1}};
+  const ptrdiff_t filters = ptrdiff_t(shape.out_channels) * shape.in_channels;
+  Winograd conv;
+  conv.relu = shape.relu;
+  conv.bias.assign(shape.out_channels, 0.0f);
+  if (bias) conv.bias.assign(bias, bias + shape.out_channels);
+  std::vector<float> point(filters);
+  const ConvShape product{shape.in_channels, shape.out_channels, 1, 1, 0, false};
+  for (int i = 0; i < kTileInput; i++)
+    for (int j = 0; j < kTileInput; j++) {
+      for (ptrdiff_t f = 0; f < filters; f++) {
+        double sum = 0;
+        for (int y = 0; y < 3; y++)
+          for (int x = 0; x < 3; x++) sum += transform[i][y] * transform[j][x] * double{weight[f * 9 + y * 3 + x]};
+        point[f] = static_cast<float>(sum);
+      }
+      conv.points.push_back(pack_conv(kernels, product, point.data(), nullptr, true, true));
+    }
   return conv;
 }
 

@@ -35,7 +35,6 @@ struct PackedConv {
   int chunk_groups;  // groups a chunk; the last chunk may have fewer
   int groups, chunks;
   bool relu;
-  int64_t nonzero;                             // weights
   std::vector<float> bias;                     // [groups * G], zero for rows that do not exist
   std::vector<std::vector<Segment>> segments;  // [block]
   std::vector<std::vector<Stream>> streams;    // [block][chunk]
@@ -69,5 +68,22 @@ struct ConvShape {
 // With `dense` zeros are kept: one long pattern of all rows, without a branch to guess.
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const float* weight,
                      const float* bias, bool split_taps, bool dense = false);
+
+// Winograd's F(4x4, 3x3): tiles of 4x4 outputs from 6x6 inputs, transformed to 36 points; at each
+// point a dense product over channels, a quarter of the direct multiplications in all. What is
+// zero in the filter is not zero there. Lavin and Gray, arXiv 1509.09308.
+constexpr int kTile = 4, kTileInput = 6, kPoints = 36;
+
+struct Winograd {
+  std::vector<PackedConv> points;  // 1x1 convolutions; empty: not used
+  std::vector<float> bias;         // [out_channels]
+  bool relu = false;
+  int in_channels() const { return points[0].in_channels; }
+  int out_channels() const { return points[0].out_channels; }
+};
+
+// weight: [out][in][3][3]; bias: [out] or null for none.
+Winograd pack_winograd(const Kernels& kernels, const ConvShape& shape, const float* weight,
+                       const float* bias);
 
 }  // namespace sparsedet

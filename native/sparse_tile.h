@@ -23,7 +23,8 @@ SPARSEDET_INLINE void patterns(const char* panel, const uint16_t*& index, const 
     values += n;
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
-      const V v = x[p];
+      V v = x[p];
+      if constexpr (n > 1) __asm__("" : SPARSEDET_REGISTER(v));  // else it is loaded for each row
       int j = 0;
 #pragma GCC unroll 8
       for (int g = 0; g < G; g++)

@@ -92,6 +92,9 @@ class Engine:
         hoist: run res5's linear parts before RoIAlign, once for the map instead of once for
             each region; the same up to rounding.
         precision: of weights and of the activations between layers; sums are float32.
+        plan: "sparse", "dense" or "winograd" for operations by name; a cost model that looks at
+            shapes and zeros alone chooses for the others. Results are the same to the bit for
+            one plan, whatever the number of threads.
         linear: drop ReLUs and residuals and merge nothing, for looking at single layers with
             `native.run_op`.
 
@@ -104,6 +107,7 @@ class Engine:
         self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *,
         threads: int | None = None, isa: str = "", pin: bool = False, hoist: bool = True,
         linear: bool = False, precision: Literal["f32", "bf16"] = "f32",
+        plan: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         threads = default_threads() if threads is None else threads
         if not isinstance(threads, int) or not 1 <= threads <= 1024:
@@ -118,13 +122,17 @@ class Engine:
             self.native = NativeEngine(isa, threads, pin, _params(config, hoist, precision))
         except ValueError as error:
             raise InputError(str(error)) from None
+        plan = dict(plan or {})
         for layer, weight, bias in lower(config, tensors, merge=not linear):
             residual = "" if linear or not layer.residual else layer.residual
             self.native.add(
                 layer.name, layer.source, residual, layer.part, layer.in_channels,
                 layer.out_channels, layer.kernel, layer.stride, layer.padding,
                 layer.relu and not linear, layer.name in OUTPUTS, weight, bias,
+                plan.pop(layer.name, ""),
             )  # fmt: skip
+        if plan:
+            raise InputError(f"plan names {min(plan)!r}, which is no operation of {config.name}")
 
     @property
     def isa(self) -> str:

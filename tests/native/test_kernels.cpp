@@ -337,7 +337,7 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
     good &= row == conv.groups * G;
   }
   for (int n : seen) good &= n == 1;
-  return good && unpacked == weight && nonzero == conv.nonzero;
+  return good && unpacked == weight && nonzero == std::count_if(weight.begin(), weight.end(), [](float w) { return w != 0; });
 }
 
 // ------------------------------------------------------------------------------------- the runs
