@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,25 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine import ROOT, cpu_name
+
 import sparsedet
 from sparsedet.coco import load_coco
 from sparsedet.detector import embedded_model
 from sparsedet.evaluate import evaluate
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "embedded.json"
 MARKS = ("<!-- embedded table: benchmarks/embedded.py -->", "<!-- end -->")
-
-
-def cpu_name() -> str:
-    """The CPU's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def score(detector: sparsedet.Detector, path: Path, dataset: Any) -> dict[str, Any]:
