@@ -138,10 +138,9 @@ def measure(model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) 
     their = medians([theirs(profile, found) for profile in profiles])
     shares = [report.gflops / p.dense / peak for p, peak in zip(profiles, peaks, strict=True)]
     share = statistics.median(shares)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for shape in dict.fromkeys(op.shape for op in found):
         group = [op for op in found if op.shape == shape]
-        # An operation without a time of its own is done inside another one.
         if all(op.name in our for op in group):
             rows.append(row(network, group, model, our, their, peak))
     listed = {op.name for op in found}
@@ -151,6 +150,8 @@ def measure(model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) 
         "openvino_share_of_peak": share,
         "void": is_void(config, "f32", share),
         "layers": rows,
+        # Done by our engine inside other operations, without a time of their own.
+        "inside_others": [op.name for op in found if op.name not in our],
         "other": {
             "sparsedet": {name: s for name, s in our.items() if name not in listed},
             "openvino": {name: s for name, s in their.items() if name not in listed and s > 1e-5},
@@ -200,6 +201,8 @@ def show(name: str, result: dict[str, Any]) -> None:
             f"({100 * r['openvino_share_of_peak']:3.0f} %) {1e3 * r['sparsedet_seconds']:12.2f} "
             f"({100 * r['sparsedet_share_of_peak']:3.0f} %) {r['ratio']:7.2f}"
         )
+    if result["inside_others"]:
+        print("  without a time of their own in sparsedet:", *result["inside_others"])
     for runtime, times in result["other"].items():
         print(f"  other, {runtime}: {1e3 * sum(times.values()):.1f} ms", flush=True)
 

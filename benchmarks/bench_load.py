@@ -4,14 +4,14 @@
 
 Both start Python, read a model from disk (float32 both, in the file system's cache), make it ready
 for this CPU, read a photograph, detect and end. Both read and place the photograph by the same
-functions. In turn; the peak of memory is that of the whole process as the system counts it. The
-last line gives the medians of OpenVINO's figures by ours.
+functions. In turn; the peak of memory is that of the whole process as Linux counts it (VmHWM, which
+each prints last: its maximum in getrusage never starts under that of the process that started it).
+The last line gives the medians of OpenVINO's figures by ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +30,11 @@ from sparsedet.detections import Detections, from_rows
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.preprocess import to_canvas
 from sparsedet.weights import ModelFile, sparsity_report
+
+PEAK_KB = """
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+"""
 
 OURS = """
 import sys
@@ -58,20 +63,19 @@ numpy.save(rows, found)
 """
 
 
-def whole_process(command: list[str]) -> tuple[float, float]:
-    """Run a command; seconds from start to end, and its peak of memory in MB.
+def whole_process(program: str, *arguments: str) -> tuple[float, float]:
+    """Run a Python program; seconds from start to end, and its peak of memory in MB.
 
     Raises:
         SystemExit: it fails.
     """
+    command = [sys.executable, "-c", program + PEAK_KB, *arguments]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"a process that was to be timed failed: {process.returncode}")
-    return seconds, usage.ru_maxrss / 1024
+    if done.returncode != 0:
+        raise SystemExit(f"a process that was to be timed failed: {done.returncode}")
+    return seconds, int(done.stdout.split()[-1]) / 1024
 
 
 def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -85,16 +89,14 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
     photo, threads = str(arguments.photo), str(arguments.threads)
     size = [str(config.canvas_height), str(config.canvas_width), config.resize]
     rows = {name: folder / f"{name}.npy" for name in ("sparsedet", "openvino")}
-    python = [sys.executable, "-c"]
     commands = {
-        "sparsedet": [*python, OURS, str(ours), photo, str(rows["sparsedet"]), threads,
-                      arguments.isa],
-        "openvino": [*python, OPENVINO, str(theirs), photo, str(rows["openvino"]), threads, *size],
-    }  # fmt: skip
+        "sparsedet": [OURS, str(ours), photo, str(rows["sparsedet"]), threads, arguments.isa],
+        "openvino": [OPENVINO, str(theirs), photo, str(rows["openvino"]), threads, *size],
+    }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     memory: dict[str, list[float]] = {name: [] for name in commands}
     for command in commands.values():  # fills the file system's cache
-        whole_process(command)
+        whole_process(*command)
     _, placement = to_canvas(
         sparsedet.read_image(arguments.photo), config.canvas_height, config.canvas_width,
         config.resize,
@@ -106,7 +108,7 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
     refuse_unless_equal(ours_found, theirs_found)
     for _ in range(arguments.repeats):
         for name, command in commands.items():
-            s, megabytes = whole_process(command)
+            s, megabytes = whole_process(*command)
             seconds[name].append(s)
             memory[name].append(megabytes)
     return {
