@@ -1,158 +1,262 @@
-"""Whole detections, sparsedet against OpenVINO on the same network, interleaved.
+"""Whole detections, sparsedet against other runtimes on the same network, interleaved.
 
-    python benchmarks/bench_model.py --photo examples/beach.jpg --json docs/results/bench_model.json
+    python benchmarks/bench_model.py --json docs/results/bench_model.json
 
-Random weights at each sparsity (zeros of all parameters, equally in each pruned convolution, fixed
-seed), scaled so that many objects are detected; or a model file. Both sides start from the
-photograph in memory and end with boxes on it. Their detections are compared before anything is
-timed. The last line gives the ratios.
+Every runtime starts from the photograph in memory and ends with boxes on it, with the same pre- and
+postprocessing, on as many threads. Their detections are compared first (agreement.py); then all run
+in turn, round after round, and the ratio is formed within each round. OpenVINO's dense work is held
+to the CPU's arithmetic peak, measured in the same minutes (openvino_profile.py): a run in which it
+falls short is void. The last line gives the medians of the ratios: how many times faster sparsedet
+is at each sparsity.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
-from embedded import cpu_name
+import subjects
+from agreement import Agreement, exact, loose, refuse_to_time
+from openvino_profile import health
+from peers import PEERS, Rows
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
-from sparsedet.exporters.openvino import to_openvino
 from sparsedet.preprocess import to_canvas
-from sparsedet.pruning.synthetic import lively_tensors
 from sparsedet.weights import ModelFile, sparsity_report
 
 Run = Callable[[], Detections]
 
+ABLATIONS: dict[str, dict[str, Any]] = {"hoisting": {"hoist": False}}
+"""What `--ablate` leaves out -> the arguments of Engine that do so."""
 
-def openvino_peer(model: ModelFile, photo: np.ndarray, threads: int) -> Run:
-    """The exported network in OpenVINO, float32, tuned for latency, with the same pre- and
-    postprocessing as ours."""
-    import openvino as ov
+AVX512_LIMIT = 0.1
+"""With `--isa avx2`, the share of its time that OpenVINO may still spend in AVX-512 instructions.
+Its convolutions can be kept from them; its RoIAlign, pooling and elementwise operations cannot,
+which is in its favour. Above, the comparison is void and ours stands alone."""
 
+PAUSE = 0.03
+"""Seconds between two runs: the threads of the last runtime may spin that long for more work."""
+
+
+def detection(model: ModelFile, photo: np.ndarray, rows: Rows) -> Run:
+    """The whole way: photograph -> canvas -> rows -> Detections."""
     config = model.config
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    compiled = ov.Core().compile_model(
-        to_openvino(config, model.tensors, layout="NHWC"), "CPU", options
-    )
-    request = compiled.create_infer_request()
 
     def run() -> Detections:
         canvas, placement = to_canvas(
             photo, config.canvas_height, config.canvas_width, config.resize
         )
-        rows = request.infer({0: canvas[None].astype(np.float32)})[0]
-        return from_rows(rows, placement, config.class_names, config.category_ids)
+        return from_rows(rows(canvas), placement, config.class_names, config.category_ids)
 
     return run
 
 
-def agreement(ours: Detections, theirs: Detections) -> dict[str, Any]:
-    """How many of ours have a partner of the same class, score within 1e-3 and near corners.
-
-    Corners within a ten-thousandth of the canvas instead of an IoU: boxes clipped to the canvas's
-    edge have no area.
-    """
-    apart = abs(ours.normalised[:, None] - theirs.normalised).max(axis=2)
-    same = (
-        (apart < 1e-4)
-        & (ours.labels[:, None] == theirs.labels)
-        & (abs(ours.scores[:, None] - theirs.scores) < 1e-3)
-    )
-    return {
-        "ours": len(ours),
-        "theirs": len(theirs),
-        "matched": int(same.any(axis=1).sum()),
-        "classes": len(set(ours.labels.tolist())),
-    }
-
-
-def compare(
-    model: ModelFile, photo: np.ndarray, threads: int, repeats: int, isa: str
-) -> dict[str, Any]:
-    """Check, warm up, then time both in turn."""
-    detector = sparsedet.Detector(
-        model, Engine(model.config, model.tensors, threads=threads, isa=isa)
-    )
-    theirs = openvino_peer(model, photo, threads)
-    found = agreement(detector(photo), theirs())
-    if found["matched"] < 0.98 * max(found["ours"], found["theirs"]):
-        raise SystemExit(f"the two disagree, nothing is timed: {found}")
-    times: dict[str, list[float]] = {"sparsedet": [], "openvino": []}
-    for _ in range(repeats):
-        for name, run in (("sparsedet", lambda: detector(photo)), ("openvino", theirs)):
+def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, all in turn, after a round that does not count; every round starts with
+    another one, so that none always comes first."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for _ in range(repeats + 1):
+        for name in names:
+            time.sleep(PAUSE)
             start = time.perf_counter()
-            run()
+            runs[name]()
             times[name].append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(times["sparsedet"], times["openvino"], strict=True)]
-    report = sparsity_report(model.config, model.tensors)
-    return {
-        "sparsity": report.sparsity,
-        "isa": detector.isa,
-        "agreement": found,
-        "seconds": times,
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-        "openvino_gflops_per_second": report.gflops / statistics.median(times["openvino"]),
-        "sparsedet_gflops_per_second": report.sparse_gflops / statistics.median(times["sparsedet"]),
-    }
+        names.append(names.pop(0))
+    return {name: t[1:] for name, t in times.items()}
 
 
-def main() -> None:
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """How many times longer theirs takes, by rounds: median and range."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+class Contest:
+    """All runtimes of one model."""
+
+    def __init__(self, model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) -> None:
+        self.model, self.photo, self.arguments = model, photo, arguments
+        self.engine = self.build_engine()
+        self.runs = {"sparsedet": detection(model, photo, self.engine.run)}
+        self.precisions = {"sparsedet": arguments.precision}
+        for name in arguments.peer:
+            self.add_peer(name)
+
+    def build_engine(self, **changes: Any) -> Engine:
+        options = {"threads": self.arguments.threads, "isa": self.arguments.isa, **changes}
+        if self.arguments.precision != "f32":
+            options["precision"] = self.arguments.precision
+        return Engine(self.model.config, self.model.tensors, **options)
+
+    def add_peer(self, name: str) -> Run:
+        rows = PEERS[name](self.model, self.arguments.threads)
+        self.runs[name] = detection(self.model, self.photo, rows)
+        self.precisions[name] = "bf16" if name.endswith("bf16") else "f32"
+        return self.runs[name]
+
+    def check(self) -> dict[str, Agreement]:
+        """Agreement of each with OpenVINO in f32.
+
+        Raises:
+            SystemExit: they disagree.
+        """
+        timed = set(self.runs)
+        needed = {"openvino-f32"}
+        if "bf16" in self.precisions.values():
+            needed.add("openvino-bf16")
+        for name in sorted(needed - timed):
+            self.add_peer(name)
+        found = {name: run() for name, run in self.runs.items()}
+        expected = found.pop("openvino-f32")
+        rules = {"f32": exact, "bf16": loose}
+        agreements = {
+            name: rules[self.precisions[name]](expected, got) for name, got in found.items()
+        }
+        if problem := refuse_to_time(agreements, self.precisions):
+            raise SystemExit(problem)
+        self.runs = {name: run for name, run in self.runs.items() if name in timed}
+        return agreements
+
+    def add_variants(self) -> None:
+        """Our engine with something left out, or on one thread, as asked for."""
+        variants: dict[str, dict[str, Any]] = {}
+        if self.arguments.ablate:
+            variants |= {f"without {name}": switch for name, switch in ABLATIONS.items()}
+        if self.arguments.scaling:
+            variants["one thread"] = {"threads": 1}
+        for name, changes in variants.items():
+            engine = self.build_engine(**changes)
+            self.runs[name] = detection(self.model, self.photo, engine.run)
+            self.runs[name]()
+
+    def result(self) -> dict[str, Any]:
+        """Check, warm up, hold OpenVINO to the peak, time all in turn."""
+        arguments, config = self.arguments, self.model.config
+        agreements = self.check()
+        gc.collect()
+        self.add_variants()
+        report = sparsity_report(config, self.model.tensors)
+        canvas, _ = to_canvas(self.photo, config.canvas_height, config.canvas_width, config.resize)
+        precisions = sorted({"f32", *self.precisions.values()}, reverse=True)
+        healths = [
+            health(self.model, canvas, arguments.threads, precision, arguments.isa, report.gflops)
+            for precision in precisions
+        ]
+        times = interleaved(self.runs, arguments.repeats)
+        medians = {name: statistics.median(t) for name, t in times.items()}
+        peak = statistics.median(healths[0]["peak_gflops"])
+        result = {
+            "sparsity": report.sparsity,
+            "gflops": report.gflops,
+            "sparse_gflops": report.sparse_gflops,
+            "agreement_with_openvino_f32": {n: a.to_dict() for n, a in agreements.items()},
+            "openvino_health": healths,
+            "void": any(h["void"] for h in healths)
+            or (arguments.isa == "avx2" and healths[0]["avx512_time_share"] > AVX512_LIMIT),
+            "seconds": times,
+            "ratios": {
+                n: ratio(times["sparsedet"], t) for n, t in times.items() if n != "sparsedet"
+            },
+            # Of the f32 peak, whole detections: pre- and postprocessing in the time, not in the
+            # work; dense work for the peers, that by nonzero weights for ours.
+            "share_of_peak": {
+                name: (report.sparse_gflops if name not in PEERS else report.gflops) / s / peak
+                for name, s in medians.items()
+            },
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        if arguments.scaling:
+            one = machine.peak_gflops(arguments.isa, 1)
+            several = machine.peak_gflops(arguments.isa, arguments.threads)
+            result["peak_scaling"] = several / one
+        return result
+
+
+def show(name: str, result: dict[str, Any], restricted: bool) -> None:
+    """One model's result for the terminal; `restricted` to AVX2."""
+    print(f"\n{name}, {100 * result['sparsity']:.1f} % zeros")
+    for runtime, times in result["seconds"].items():
+        line = f"  {runtime:20} {statistics.median(times):8.4f} s"
+        if runtime in result["ratios"]:
+            r = result["ratios"][runtime]
+            line += f"   {r['median']:.2f} ({r['least']:.2f}..{r['most']:.2f}) times ours"
+        print(line)
+    if "peak_scaling" in result:
+        print(f"  one thread to all: the arithmetic peak grows {result['peak_scaling']:.2f} times")
+    for entry in result["openvino_health"]:
+        share = entry["share_of_peak"]
+        print(
+            f"  OpenVINO's dense work, {entry['precision']}: "
+            + (f"{100 * share:.0f} % of the measured peak" if share else "no peak to hold it to")
+        )
+        if restricted:
+            share = 100 * entry["avx512_time_share"]
+            print(f"  OpenVINO spent {share:.1f} % of its time in AVX-512 all the same")
+    if result["void"]:
+        print("  VOID VOID VOID: OpenVINO is not at its best (see above), the ratios say nothing")
+    print("", end="", flush=True)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--preset", default="r101-c4")
-    parser.add_argument("--model", type=Path, help="a model file instead of random weights")
-    parser.add_argument("--photo", type=Path, required=True)
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.0, 0.6, 0.8, 0.9])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--isa", default="")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    photo = sparsedet.read_image(arguments.photo)
+    subjects.add_options(parser)
+    parser.add_argument("--peer", nargs="+", choices=PEERS, default=["openvino-f32"])
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="ours")
+    parser.add_argument(
+        "--ablate", action="store_true",
+        help="also ours without each of: " + ", ".join(ABLATIONS),
+    )  # fmt: skip
+    parser.add_argument("--scaling", action="store_true", help="also ours on one thread")
+    arguments = parser.parse_args(argv)
+    if arguments.isa == "avx2":
+        # Restricts oneDNN, and with it OpenVINO's convolutions and products; the result says in
+        # what share of its time it ran AVX-512 all the same. The others cannot be restricted.
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    if arguments.isa == "avx2" and set(arguments.peer) - {"openvino-f32"}:
+        parser.error("--isa avx2 restricts openvino-f32 alone: leave out the other peers")
+    return arguments
 
-    models: list[ModelFile] = []
-    if arguments.model:
-        models.append(sparsedet.load_model(arguments.model))
-    else:
-        config = sparsedet.preset(arguments.preset)
-        canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width)
-        for sparsity in arguments.sparsity:
-            tensors = lively_tensors(config, sparsity, canvas)
-            models.append(ModelFile(config, tensors, {"weights": "random"}, "float32"))
-    results = []
-    for model in models:
-        result = compare(model, photo, arguments.threads, arguments.repeats, arguments.isa)
-        results.append(result)
-        median = {name: statistics.median(t) for name, t in result["seconds"].items()}
-        print(
-            f"{model.config.name} {100 * result['sparsity']:.1f} % zeros, "
-            f"{arguments.threads} threads, {result['isa']}: "
-            f"OpenVINO {median['openvino']:.3f} s, sparsedet {median['sparsedet']:.3f} s, "
-            f"ratio {result['ratio']:.2f} "
-            f"({result['ratio_range'][0]:.2f}..{result['ratio_range'][1]:.2f}), detections "
-            f"{result['agreement']}",
-            flush=True,
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    photo = sparsedet.read_image(arguments.photo)
+    circumstances = machine.describe(arguments.isa, arguments.threads)
+    results: list[dict[str, Any]] = []
+    for model in subjects.models(arguments, photo):
+        results.append(Contest(model, photo, arguments).result())
+        show(model.config.name, results[-1], arguments.isa == "avx2")
+        if arguments.json:  # after each, because a run takes minutes
+            content = {
+                "machine": circumstances,
+                "model": model.config.name,
+                "weights": model.provenance.get("weights", "trained"),
+                "precision": arguments.precision,
+                "void": any(r["void"] for r in results),
+                "results": results,
+            }
+            machine.save(arguments.json, content)
+        del model
+        gc.collect()
+    for peer in arguments.peer[1:] + arguments.peer[:1]:  # the first peer's is the last line
+        ratios = (
+            f"{r['sparsity']:.2f}:"
+            + ("void" if r["void"] else f"{r['ratios'][peer]['median']:.2f}")
+            for r in results
         )
-    if arguments.json:
-        content = {"cpu": cpu_name(), "threads": arguments.threads, "model": models[0].config.name,
-                   "results": results}  # fmt: skip
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
-    print("ratios", " ".join(f"{r['sparsity']:.2f}:{r['ratio']:.2f}" for r in results))
+        print(f"ratios {peer}", *ratios)
 
 
 if __name__ == "__main__":

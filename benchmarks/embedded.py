@@ -9,8 +9,6 @@ docs/results/embedded.json, and puts the table between the marks in README.md an
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,25 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from documents import insert
+from machine import RESULTS, ROOT, cpu_name, save
+
 import sparsedet
 from sparsedet.coco import load_coco
 from sparsedet.detector import embedded_model
 from sparsedet.evaluate import evaluate
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results" / "embedded.json"
-MARKS = ("<!-- embedded table: benchmarks/embedded.py -->", "<!-- end -->")
-
-
-def cpu_name() -> str:
-    """The CPU's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+MARK = "<!-- embedded table: benchmarks/embedded.py -->"
 
 
 def score(detector: sparsedet.Detector, path: Path, dataset: Any) -> dict[str, Any]:
@@ -96,14 +84,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def insert(path: Path, text: str) -> None:
-    """Replace what stands between the marks."""
-    content = path.read_text()
-    before, rest = content.split(MARKS[0])
-    _, after = rest.split(MARKS[1], 1)
-    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -129,11 +109,10 @@ def main() -> None:
     for name, detector in detectors.items():
         scores = score(detector, paths[name], dataset)
         result[name] = {**scores, "milliseconds": times[name]}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    save(RESULTS / "embedded.json", result)
     text = table(result)
     for document in (ROOT / "README.md", ROOT / "docs" / "embedded.md"):
-        insert(document, text)
+        insert(document, MARK, text)
     print(text)
 
 

@@ -72,6 +72,17 @@ class Layer:
         return self.weights + self.out_channels if self.weights else 0
 
     @property
+    def crop(self) -> int:
+        """Last rows and columns that a negative padding hides from a window that would read them.
+
+        For runtimes whose convolutions take no negative padding: cut these off first. (Mostly 0:
+        a stride-2 window on an even size never reads the last row.)
+        """
+        before, after = self.padding
+        whole = tuple(output_length(n, self.kernel, self.stride, (before, 0)) for n in self.in_size)
+        return -after if after < 0 and whole != self.out_size else 0
+
+    @property
     def macs(self) -> int:
         """Dense MACs of one image (or of one region for part "roi"), padding taps counted."""
         return self.weights * self.out_size[0] * self.out_size[1]

@@ -1,6 +1,7 @@
 """A model as an OpenVINO graph: a canvas in, the contract's rows out, all inside.
 
-Built from the layer table with OpenVINO's own operations, float32, static shapes. Needs the
+Built from the layer table with OpenVINO's own operations, float32, static shapes; operations with
+weights carry their layers' names, so that a profile can be read against the table. Needs the
 `openvino` package (`pip install 'sparsedet[export]'`).
 
 Glossary: N anchors of the image, R regions (always `proposals`, padded with empty boxes),
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from .. import boxes as np_boxes
 from ..config import ModelConfig
 from ..errors import InputError
-from ..network import Layer, build_network, output_length
+from ..network import Layer, build_network
 
 
 def to_openvino(
@@ -132,7 +133,7 @@ class _Builder:
             if layer.kind == "maxpool":
                 before, after = layer.padding
                 x = op.max_pool(x, [layer.stride] * 2, [1, 1], [before] * 2, [after] * 2,
-                                [layer.kernel] * 2).output(0)  # fmt: skip
+                                [layer.kernel] * 2, name=layer.name).output(0)  # fmt: skip
             else:
                 x = self.layer(layer, x)
                 if layer.residual:
@@ -145,20 +146,20 @@ class _Builder:
         op = self.op
         weight = np.asarray(self.tensors[f"{layer.name}.weight"], dtype=np.float32)
         bias = np.asarray(self.tensors[f"{layer.name}.bias"], dtype=np.float32)
+        # OpenVINO's profile calls a fused group by its convolution, or by the bias of a product.
         if layer.kind == "linear":
-            return op.add(op.matmul(x, op.constant(weight), False, True), op.constant(bias[None]))
+            product = op.matmul(x, op.constant(weight), False, True)
+            return op.add(product, op.constant(bias[None]), name=layer.name)
+        if layer.crop:
+            x = op.slice(
+                x, self.ints(0, 0), self.ints(-layer.crop, -layer.crop), self.ints(1, 1),
+                self.ints(2, 3),
+            )  # fmt: skip
         before, after = layer.padding
-        if after < 0:  # a dropped last row and column, where dropping them makes a difference
-            with_all = output_length(layer.in_size[0], layer.kernel, layer.stride, (before, 0))
-            with_all_x = output_length(layer.in_size[1], layer.kernel, layer.stride, (before, 0))
-            if (with_all, with_all_x) != layer.out_size:
-                x = op.slice(
-                    x, self.ints(0, 0), self.ints(after, after), self.ints(1, 1), self.ints(2, 3)
-                )
-            after = 0
         x = op.convolution(
-            x, op.constant(weight), [layer.stride] * 2, [before] * 2, [after] * 2, [1, 1]
-        )
+            x, op.constant(weight), [layer.stride] * 2, [before] * 2, [max(after, 0)] * 2, [1, 1],
+            name=layer.name,
+        )  # fmt: skip
         return op.add(x, op.constant(bias.reshape(1, -1, 1, 1)))
 
     # ----------------------------------------------------------------- boxes

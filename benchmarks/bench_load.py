@@ -1,0 +1,170 @@
+"""From files to the first detection as a whole process: time and memory, against OpenVINO.
+
+    python benchmarks/bench_load.py --json docs/results/bench_load.json
+
+Both start Python, read a model from disk (float32 both, in the file system's cache), make it ready
+for this CPU, read a photograph, detect and end. Both read and place the photograph by the same
+functions. In turn; the peak of memory is that of the whole process as Linux counts it (VmHWM, which
+each prints last: its maximum in getrusage never starts under that of the process that started it).
+The last line gives the medians of OpenVINO's figures by ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import subjects
+from agreement import exact
+
+import sparsedet
+from sparsedet.detections import Detections, from_rows
+from sparsedet.exporters.openvino import save_openvino
+from sparsedet.preprocess import to_canvas
+from sparsedet.weights import ModelFile, sparsity_report
+
+PEAK_KB = """
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+"""
+
+OURS = """
+import sys
+import sparsedet
+model, photo, rows, threads, isa = sys.argv[1:]
+detector = sparsedet.Detector.load(model, num_threads=int(threads), isa=isa)
+found = detector(sparsedet.read_image(photo)).rows()
+import numpy
+numpy.save(rows, found)
+"""
+
+OPENVINO = """
+import sys
+import numpy
+import openvino
+from sparsedet.preprocess import read_image, to_canvas
+model, photo, rows, threads, height, width, resize = sys.argv[1:]
+core = openvino.Core()
+compiled = core.compile_model(core.read_model(model), "CPU", {
+    "INFERENCE_NUM_THREADS": int(threads), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "f32",
+})
+canvas, _ = to_canvas(read_image(photo), int(height), int(width), resize)
+found = compiled.create_infer_request().infer({0: canvas[None].astype(numpy.float32)})[0]
+numpy.save(rows, found)
+"""
+
+
+def whole_process(program: str, *arguments: str) -> tuple[float, float]:
+    """Run a Python program; seconds from start to end, and its peak of memory in MB.
+
+    Raises:
+        SystemExit: it fails.
+    """
+    command = [sys.executable, "-c", program + PEAK_KB, *arguments]
+    start = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode != 0:
+        raise SystemExit(f"a process that was to be timed failed: {done.returncode}")
+    return seconds, int(done.stdout.split()[-1]) / 1024
+
+
+def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Write both files, compare the detections, then run both in turn."""
+    config = model.config
+    ours, theirs = folder / "model.safetensors", folder / "model.xml"
+    for old in folder.iterdir():
+        old.unlink()
+    sparsedet.save_model(ours, config, model.tensors, model.provenance, dtype="float32")
+    save_openvino(theirs, config, model.tensors, layout="NHWC")
+    photo, threads = str(arguments.photo), str(arguments.threads)
+    size = [str(config.canvas_height), str(config.canvas_width), config.resize]
+    rows = {name: folder / f"{name}.npy" for name in ("sparsedet", "openvino")}
+    commands = {
+        "sparsedet": [OURS, str(ours), photo, str(rows["sparsedet"]), threads, arguments.isa],
+        "openvino": [OPENVINO, str(theirs), photo, str(rows["openvino"]), threads, *size],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    memory: dict[str, list[float]] = {name: [] for name in commands}
+    for command in commands.values():  # fills the file system's cache
+        whole_process(*command)
+    _, placement = to_canvas(
+        sparsedet.read_image(arguments.photo), config.canvas_height, config.canvas_width,
+        config.resize,
+    )  # fmt: skip
+    ours_found, theirs_found = (
+        from_rows(np.load(path), placement, config.class_names, config.category_ids)
+        for path in rows.values()
+    )
+    refuse_unless_equal(ours_found, theirs_found)
+    for _ in range(arguments.repeats):
+        for name, command in commands.items():
+            s, megabytes = whole_process(*command)
+            seconds[name].append(s)
+            memory[name].append(megabytes)
+    return {
+        "sparsity": sparsity_report(config, model.tensors).sparsity,
+        "file_mb": {
+            "sparsedet": ours.stat().st_size / 1e6,
+            "openvino": sum(p.stat().st_size for p in (theirs, theirs.with_suffix(".bin"))) / 1e6,
+        },
+        "seconds": seconds,
+        "peak_memory_mb": memory,
+        "ratio_of_time": statistics.median(
+            b / a for a, b in zip(seconds["sparsedet"], seconds["openvino"], strict=True)
+        ),
+        "ratio_of_memory": statistics.median(
+            b / a for a, b in zip(memory["sparsedet"], memory["openvino"], strict=True)
+        ),
+    }
+
+
+def refuse_unless_equal(ours: Detections, theirs: Detections) -> None:
+    found = exact(theirs, ours)
+    if not len(theirs) or found.share < 0.98:
+        raise SystemExit(f"the two disagree, nothing is timed: {found}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    subjects.add_options(parser)
+    parser.set_defaults(sparsity=[0.6], repeats=5)
+    arguments = parser.parse_args(argv)
+    circumstances = machine.describe(arguments.isa, arguments.threads)
+    photo = sparsedet.read_image(arguments.photo)
+    results, name = [], ""
+    with tempfile.TemporaryDirectory() as folder:
+        for model in subjects.models(arguments, photo):
+            name = model.config.name
+            result = measure(model, arguments, Path(folder))
+            results.append(result)
+            for runtime in ("openvino", "sparsedet"):
+                print(
+                    f"{name}, {100 * result['sparsity']:.1f} % zeros, {runtime:9}: "
+                    f"{statistics.median(result['seconds'][runtime]):.2f} s, peak of memory "
+                    f"{statistics.median(result['peak_memory_mb'][runtime]):.0f} MB",
+                    flush=True,
+                )
+    if arguments.json:
+        content = {"machine": circumstances, "model": name, "results": results}
+        machine.save(arguments.json, content)
+    ratios = (
+        f"{r['sparsity']:.2f}: time {r['ratio_of_time']:.2f}, memory {r['ratio_of_memory']:.2f}"
+        for r in results
+    )
+    print("ratios", "; ".join(ratios))
+
+
+if __name__ == "__main__":
+    main()

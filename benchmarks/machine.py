@@ -1,0 +1,89 @@
+"""What a result depends on beside the code: CPU, versions, commit, and the CPU's arithmetic peak.
+
+Glossary: the peak is the number of f32 (or bf16) FLOPs a second, 2 a multiply-add, that a loop of
+independent multiply-adds in registers reaches on all threads at once; measured, not looked up.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sparsedet import _native
+from sparsedet.files import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch")
+
+
+def cpu_name() -> str:
+    """The CPU's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The checked-out commit, with a + where sources were changed since; "" outside git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "src", "native", "benchmarks"
+        )
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Python, this package and those that it is compared with, as far as installed."""
+    found = {"python": platform.python_version()}
+    for package in ("sparsedet", *_PACKAGES):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(isa: str, threads: int) -> dict[str, Any]:
+    """The circumstances of a run, for its JSON file; also printed."""
+    found = {
+        "cpu": cpu_name(),
+        "isa": _native.choose_isa(isa),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    listed = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    print(f"{found['cpu']}, {found['isa']}, {threads} threads; commit {found['commit']}; {listed}")
+    return found
+
+
+def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float = 0.3) -> float:
+    """The arithmetic peak of `threads` threads at once, now; 0.0 where there is no bf16."""
+    probe = _native.peak_gflops if precision == "f32" else _native.peak_gflops_bf16
+    return float(probe(_native.choose_isa(isa), threads, seconds))
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a result, replacing an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=True)

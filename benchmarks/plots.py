@@ -1,0 +1,187 @@
+"""The pictures of docs/images that show speed, from the recorded results.
+
+    python benchmarks/plots.py
+
+speed.svg   how many times faster than OpenVINO, against sparsity (bench_model*.json)
+layers.svg  share of the CPU's arithmetic peak by layer shape (bench_layers.json)
+gains.svg   what zeros, and each thing that `bench_model.py --ablate` leaves out, give
+
+A picture whose results do not exist is left out. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from machine import RESULTS, ROOT
+from tables import load
+
+from sparsedet.files import write_atomic
+
+matplotlib.use("Agg")
+matplotlib.rcParams.update(
+    {
+        "svg.hashsalt": "sparsedet",  # the same bytes from the same results
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+    }
+)
+from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"  # Okabe and Ito
+
+
+def speed(folder: Path) -> Any:
+    """Ratio to OpenVINO in the same precision, against sparsity, with the range over rounds."""
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    lines = (  # the last: where its figures stand, in points from the line
+        ("bench_model", "openvino-f32", BLUE, 8),
+        ("bench_model_bf16", "openvino-bf16", ORANGE, -17),
+    )
+    limit = None
+    for name, peer, colour, above in lines:
+        run = load(folder, name)
+        if run is None:
+            continue
+        results = [r for r in run["results"] if peer in r["ratios"] and not r["void"]]
+        if not results:
+            continue
+        zeros = [100 * r["sparsity"] for r in results]
+        ratios = [r["ratios"][peer] for r in results]
+        axes.fill_between(
+            zeros, [r["least"] for r in ratios], [r["most"] for r in ratios], color=colour,
+            alpha=0.18, linewidth=0,
+        )  # fmt: skip
+        label = f"{run['precision']} against OpenVINO {peer.split('-')[1]}"
+        axes.plot(zeros, [r["median"] for r in ratios], "o-", color=colour, label=label)
+        for x, r in zip(zeros, ratios, strict=True):
+            axes.annotate(
+                f"{r['median']:.2f}", (x, r["median"]), (0, above), textcoords="offset points",
+                ha="center", color=colour,
+            )  # fmt: skip
+        limit = limit or (run["model"], zeros, [r["gflops"] / r["sparse_gflops"] for r in results])
+    if limit is None:
+        plt.close(figure)
+        return None
+    axes.plot(*limit[1:], ":", color=GREY, label="dense work / work by nonzero weights")
+    axes.axhline(1, color=GREY, linewidth=0.8)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(
+        xlabel="zeros among all parameters, %", ylabel="times faster than OpenVINO",
+        ylim=(0.7, None), title=f"{limit[0]}, whole detections",
+    )  # fmt: skip
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def layers(folder: Path) -> Any:
+    """Bars by layer shape, of the recorded sparsity that is nearest to 60 %."""
+    run = load(folder, "bench_layers")
+    results = [r for r in run["results"] if not r["void"]] if run else []
+    if run is None or not results:
+        return None
+    result = min(results, key=lambda r: abs(r["sparsity"] - 0.6))
+    rows = result["layers"][::-1]
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.6))
+    places = range(len(rows))
+    for shift, key, colour, label in (
+        (0.2, "openvino_share_of_peak", GREY, "OpenVINO, dense work"),
+        (-0.2, "sparsedet_share_of_peak", BLUE, "sparsedet, work by nonzero weights"),
+    ):
+        axes.barh(
+            [p + shift for p in places], [100 * r[key] for r in rows], 0.4, color=colour,
+            label=label,
+        )  # fmt: skip
+    for place, r in zip(places, rows, strict=True):
+        share = 100 * max(r["sparsedet_share_of_peak"], r["openvino_share_of_peak"])
+        axes.annotate(
+            f"{r['ratio']:.1f}x", (share, place), (5, 0), textcoords="offset points", va="center",
+            color=GREEN if r["ratio"] >= 1 else ORANGE, fontsize=9,
+        )  # fmt: skip
+    names = [f"{r['shape']}" + (f"  (x {r['count']})" if r["count"] > 1 else "") for r in rows]
+    axes.set_yticks(places, names, fontsize=9)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set(
+        xlabel="share of the measured f32 peak, %",
+        title=f"{run['model']}, {100 * result['sparsity']:.0f} % zeros; right: times faster",
+    )
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    return figure
+
+
+def gains(folder: Path) -> Any:
+    """Bars: the factor on the whole detection's time that each thing gives, others in place."""
+    run = load(folder, "bench_model")
+    if run is None:
+        return None
+    results = [r for r in run["results"] if not r["void"]]
+    sparse = [r for r in results if r["sparsity"] > 0.01]
+    if not sparse:
+        return None
+    result = min(sparse, key=lambda r: abs(r["sparsity"] - 0.6))
+    found: dict[str, dict[str, float]] = {}
+    for dense in results:
+        if dense["sparsity"] <= 0.01:
+            # Not timed in the same rounds: OpenVINO, for which zeros change nothing, is the clock.
+            ours, base = (r["ratios"]["openvino-f32"] for r in (result, dense))
+            found["zeros"] = {
+                "median": ours["median"] / base["median"],
+                "least": ours["least"] / base["most"],
+                "most": ours["most"] / base["least"],
+            }
+    found |= {
+        name.removeprefix("without "): r
+        for name, r in result["ratios"].items()
+        if name.startswith("without ")
+    }
+    if not found:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 0.6 * len(found) + 1.4))
+    names = list(found)[::-1]
+    medians = [found[n]["median"] for n in names]
+    spread = [
+        [found[n]["median"] - found[n]["least"] for n in names],
+        [found[n]["most"] - found[n]["median"] for n in names],
+    ]
+    axes.barh(
+        names, [m - 1 for m in medians], 0.5, left=1, color=BLUE, xerr=spread, ecolor=GREY,
+        capsize=3,
+    )  # fmt: skip
+    for place, name in enumerate(names):
+        axes.annotate(
+            f"{found[name]['median']:.2f}", (found[name]["most"], place), (6, 0),
+            textcoords="offset points", va="center",
+        )  # fmt: skip
+    axes.axvline(1, color=GREY, linewidth=0.8)
+    axes.set(
+        xlabel="times as long without it",
+        title=f"{run['model']}, {100 * result['sparsity']:.0f} % zeros, {run['precision']}",
+    )
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the JSON files")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images")
+    arguments = parser.parse_args(argv)
+    for draw in (speed, layers, gains):
+        if figure := draw(arguments.results):
+            path, drawn = arguments.output / f"{draw.__name__}.svg", io.BytesIO()
+            figure.savefig(drawn, format="svg", metadata={"Date": None})
+            plt.close(figure)
+            write_atomic(path, drawn.getvalue(), overwrite=True)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

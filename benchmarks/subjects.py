@@ -1,0 +1,47 @@
+"""What the benchmarks measure: random weights of given sparsities, or a model file.
+
+Random weights have zeros among ALL parameters, the same share in each pruned convolution, at random
+places, fixed seed; they are scaled on the photograph so that many objects are detected.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import sparsedet
+from sparsedet.preprocess import to_canvas
+from sparsedet.pruning.synthetic import lively_tensors
+from sparsedet.weights import ModelFile
+
+PHOTO = Path(__file__).resolve().parent.parent / "examples" / "beach.jpg"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that all benchmarks share."""
+    parser.add_argument("--preset", default="r101-c4", help="shape of the random weights' network")
+    parser.add_argument("--model", type=Path, help="a model file instead of random weights")
+    parser.add_argument("--photo", type=Path, default=PHOTO)
+    parser.add_argument(
+        "--sparsity", type=float, nargs="+", default=[0.0, 0.6, 0.8, 0.9],
+        help="zeros among all parameters, 0..0.9, of random weights",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--isa", default="", help="instruction set; default: the CPU's best")
+    parser.add_argument("--json", type=Path, help="write the result there, replacing an older one")
+
+
+def models(arguments: argparse.Namespace, photo: np.ndarray) -> Iterator[ModelFile]:
+    """The models to measure, one at a time: each takes a few gigabytes with its peers."""
+    if arguments.model:
+        yield sparsedet.load_model(arguments.model)
+        return
+    config = sparsedet.preset(arguments.preset)
+    canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
+    for sparsity in arguments.sparsity:
+        tensors = lively_tensors(config, sparsity, canvas)
+        yield ModelFile(config, tensors, {"weights": "random"}, "float32")

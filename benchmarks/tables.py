@@ -1,0 +1,134 @@
+"""The README's benchmark table, from the recorded results.
+
+    python benchmarks/tables.py
+
+Reads docs/results/bench_{model,model_bf16,embedded,load}.json as far as they exist, and puts the
+table between the marks in README.md. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from documents import insert
+from machine import RESULTS, ROOT
+
+MARK = "<!-- bench table: benchmarks/tables.py -->"
+MODELS = ("bench_model", "bench_model_bf16", "bench_embedded")
+TITLES = {
+    "openvino-f32": "OpenVINO f32",
+    "openvino-bf16": "OpenVINO bf16",
+    "onnxruntime": "ONNX Runtime f32",
+    "torch": "PyTorch f32",
+}
+
+
+def load(folder: Path, name: str) -> dict[str, Any] | None:
+    """A recorded result; None if there is none."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def duration(times: list[float]) -> str:
+    """Median, in seconds or milliseconds."""
+    seconds = statistics.median(times)
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def table(runs: list[dict[str, Any]]) -> list[str]:
+    """A row for each model, precision and sparsity; a column for each runtime."""
+    peers = [p for p in TITLES if any(p in r["seconds"] for run in runs for r in run["results"])]
+    lines = [
+        "| Model | Zeros | Ours | sparsedet | " + " | ".join(TITLES[p] for p in peers) + " |",
+        "|---" * (4 + len(peers)) + "|",
+    ]
+    for run in runs:
+        for result in run["results"]:
+            cells = [
+                f"`{run['model']}`", f"{100 * result['sparsity']:.0f} %", run["precision"],
+                duration(result["seconds"]["sparsedet"]),
+            ]  # fmt: skip
+            for peer in peers:
+                if peer not in result["seconds"]:
+                    cells.append("")
+                elif result["void"]:
+                    cells.append("void")
+                else:
+                    r = result["ratios"][peer]
+                    cells.append(
+                        f"{duration(result['seconds'][peer])}, **{r['median']:.2f}x** "
+                        f"({r['least']:.2f}..{r['most']:.2f})"
+                    )
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def circumstances(run: dict[str, Any]) -> str:
+    """What the figures were measured on and with."""
+    machine = run["machine"]
+    rounds = len(run["results"][0]["seconds"]["sparsedet"])
+    shares = [
+        h["share_of_peak"] for r in run["results"] for h in r["openvino_health"]
+        if h["precision"] == "f32"
+    ]  # fmt: skip
+    versions = ", ".join(
+        f"{title} {machine['versions'][package]}"
+        for package, title in (
+            ("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch"),
+        )
+        if package in machine["versions"]
+    )  # fmt: skip
+    return (
+        f"`{run['model']}`: medians of {rounds} rounds in which all run in turn, "
+        f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; OpenVINO's dense f32 "
+        f"work at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the CPU's measured peak; "
+        f"{versions}; commit {machine['commit']}."
+    )
+
+
+def loading(run: dict[str, Any]) -> str:
+    """The sentence on whole processes."""
+    result = run["results"][0]
+    ours, theirs = (
+        f"{statistics.median(result['seconds'][name]):.2f} s and "
+        f"{statistics.median(result['peak_memory_mb'][name]):.0f} MB of memory"
+        for name in ("sparsedet", "openvino")
+    )
+    return (
+        f"From files to the first detection as a whole process, `{run['model']}` with "
+        f"{100 * result['sparsity']:.0f} % zeros: {ours}; OpenVINO f32: {theirs}."
+    )
+
+
+def text(folder: Path) -> str:
+    """All that stands between the marks."""
+    runs = [run for name in MODELS if (run := load(folder, name))]
+    if not runs:
+        return "Not measured yet: `python benchmarks/bench_model.py --json FILE`."
+    lines = table(runs)
+    lines += ["", "A whole detection of a photograph in memory; in bold, how many times faster "
+              "sparsedet is, with the range over the rounds."]  # fmt: skip
+    lines += [circumstances(run) for run in runs]
+    if run := load(folder, "bench_load"):
+        lines += ["", loading(run)]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the JSON files")
+    parser.add_argument("--document", type=Path, default=ROOT / "README.md")
+    arguments = parser.parse_args(argv)
+    content = text(arguments.results)
+    insert(arguments.document, MARK, content)
+    print(content)
+
+
+if __name__ == "__main__":
+    main()

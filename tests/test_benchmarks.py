@@ -1,0 +1,165 @@
+"""The benchmark scripts on a tiny model: they run, agree, refuse and write what they promise.
+
+Each runs in a process of its own (OpenVINO, see test_export_openvino.py), with a made-up peak of
+the CPU: measuring it takes time, and what is tested must not depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from agreement import Agreement, exact, loose, refuse_to_time
+from documents import insert
+
+from sparsedet.config import preset
+from sparsedet.detections import Detections
+from sparsedet.preprocess import place
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+RUN = f"""
+import importlib, sys
+from sparsedet import _native
+_native.peak_gflops = lambda isa, threads, seconds: 100.0 * threads
+_native.peak_gflops_bf16 = lambda isa, threads, seconds: 0.0
+sys.path.insert(0, {str(BENCHMARKS)!r})
+importlib.import_module(sys.argv[1]).main(sys.argv[2:])
+"""
+
+
+def run(script: str, *arguments: object) -> list[str]:
+    """The lines that a script prints."""
+    command = [sys.executable, "-c", RUN, script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_results_become_tables_and_pictures(small_model: Path, photo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("matplotlib")
+    common = ["--model", small_model, "--photo", photo, "--threads", 1, "--repeats", 3, "--json"]
+
+    *_, last = run(
+        "bench_model", "--peer", "openvino-f32", "onnxruntime", "--ablate", "--scaling",
+        *common, tmp_path / "bench_model.json",
+    )  # fmt: skip
+    assert last.startswith("ratios openvino-f32 0.40:")
+    content = json.loads((tmp_path / "bench_model.json").read_text())
+    assert {"cpu", "isa", "threads", "versions", "commit"} <= content["machine"].keys()
+    (result,) = content["results"]
+    names = {"sparsedet", "openvino-f32", "onnxruntime", "without hoisting", "one thread"}
+    assert result["seconds"].keys() == names
+    assert {len(times) for times in result["seconds"].values()} == {3}
+    ratio = result["ratios"]["openvino-f32"]
+    assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
+    found = result["agreement_with_openvino_f32"]["sparsedet"]
+    assert found["matched"] == found["expected"] > 0
+
+    *_, last = run("bench_layers", *common, tmp_path / "bench_layers.json")
+    assert last.startswith("median ratio of the shapes 0.40:")
+    (result,) = json.loads((tmp_path / "bench_layers.json").read_text())["results"]
+    rows = result["layers"]
+    # Every weighted layer is in a row, the two pairs of predictors as one each.
+    assert sum(row["count"] for row in rows) == 1 + 4 * 4 + 1 + 2
+    assert all(row["sparsedet_seconds"] > 0 for row in rows)
+    assert all(row["openvino_seconds"] > 0 for row in rows)
+    assert all(row["work_gflop"] <= row["gflop"] for row in rows if "hoisted" not in row["shape"])
+
+    *_, last = run("bench_load", *common, tmp_path / "bench_load.json")
+    assert last.startswith("ratios 0.40: time ")
+    (result,) = json.loads((tmp_path / "bench_load.json").read_text())["results"]
+    assert result["ratio_of_memory"] > 0.5
+
+    document = tmp_path / "README.md"
+    document.write_text("a\n<!-- bench table: benchmarks/tables.py -->\nstale\n<!-- end -->\nb\n")
+    run("tables", "--results", tmp_path, "--document", document)
+    text = document.read_text()
+    assert "| `small` | 40 % | f32 |" in text and "stale" not in text and text.endswith("b\n")
+    run("plots", "--results", tmp_path, "--output", tmp_path)
+    for name in ("speed", "layers", "gains"):
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_without_results_nothing_is_made_up(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    document = tmp_path / "README.md"
+    document.write_text("<!-- bench table: benchmarks/tables.py -->\n<!-- end -->\n")
+    run("tables", "--results", tmp_path, "--document", document)
+    assert "Not measured yet" in document.read_text()
+    assert run("plots", "--results", tmp_path, "--output", tmp_path) == []
+
+
+@pytest.mark.slow
+def test_torch_as_peer(small_model: Path, photo: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("openvino")
+    *_, last = run(
+        "bench_model", "--peer", "torch", "--model", small_model, "--photo", photo,
+        "--threads", 1, "--repeats", 1,
+    )  # fmt: skip
+    assert last.startswith("ratios torch 0.40:")
+
+
+# -------------------------------------------------------------------- rules
+
+
+def detections(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
+    config = preset("r50half-c4")
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32),
+        np.array(labels, np.int64), config.class_names, config.category_ids,
+        place(320, 480, 320, 480),
+    )  # fmt: skip
+
+
+def test_agreement() -> None:
+    boxes = [[0.1, 0.1, 0.5, 0.5], [0.2, 0.3, 0.6, 0.9]]
+    one = detections(boxes, [0.9, 0.8], [1, 2])
+    assert exact(one, one) == Agreement(2, 2, 2, 2)
+    moved = detections([[v + 0.01 for v in box] for box in boxes], [0.88, 0.75], [1, 2])
+    assert exact(one, moved).matched == 0 and loose(one, moved).matched == 2
+    other_class = detections(boxes, [0.9, 0.8], [2, 1])
+    assert exact(one, other_class).matched == loose(one, other_class).matched == 0
+    nothing = detections([], [], [])
+    assert exact(one, nothing).share == exact(nothing, one).share == 0
+
+
+def test_what_may_not_be_timed() -> None:
+    def verdict(**shares: tuple[str, int]) -> str:
+        agreements = {
+            k.replace("_", "-"): Agreement(100, 100, n, 40) for k, (_, n) in shares.items()
+        }
+        precisions = {k.replace("_", "-"): precision for k, (precision, _) in shares.items()}
+        return refuse_to_time(agreements, precisions)
+
+    assert verdict(sparsedet=("f32", 98)) == ""
+    assert verdict(sparsedet=("f32", 97)).startswith("sparsedet disagrees, nothing is timed")
+    # bf16 is held to what OpenVINO's own bf16 finds.
+    assert verdict(sparsedet=("bf16", 60), openvino_bf16=("bf16", 65)) == ""
+    assert verdict(sparsedet=("bf16", 50), openvino_bf16=("bf16", 65)).startswith("sparsedet dis")
+    assert verdict(openvino_bf16=("bf16", 20)).startswith("openvino-bf16 disagrees")
+
+
+def test_void() -> None:
+    pytest.importorskip("openvino")
+    from openvino_profile import is_void
+
+    large = preset("r101-c4")
+    assert [is_void(large, "f32", share) for share in (0.85, 0.95, 1.2)] == [True, False, True]
+    # No figure to hold these to.
+    assert not is_void(large, "bf16", 0.5) and not is_void(preset("r50half-c4"), "f32", 0.5)
+
+
+def test_insert_wants_its_mark(tmp_path: Path) -> None:
+    document = tmp_path / "a.md"
+    document.write_text("no mark")
+    with pytest.raises(ValueError, match="expected '<!-- x -->' once"):
+        insert(document, "<!-- x -->", "text")
+    assert document.read_text() == "no mark"

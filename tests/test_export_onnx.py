@@ -1,0 +1,90 @@
+"""The exported ONNX graph: valid by onnx's checker, and run by ONNX Runtime against the engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_export_openvino import SMALL, picture
+
+from sparsedet.config import PRESETS, ModelConfig
+from sparsedet.engine import Engine
+from sparsedet.errors import InputError
+from sparsedet.exporters.onnx import save_onnx, to_onnx
+from sparsedet.pruning.synthetic import lively_tensors
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+
+def run(model: bytes, blob: np.ndarray) -> np.ndarray:
+    """The rows that ONNX Runtime gives, one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    (rows,) = session.run(["detections"], {given.name: blob})
+    return rows
+
+
+def tiny(**changes: object) -> tuple[ModelConfig, np.ndarray, dict]:
+    config = replace(
+        PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, **{**SMALL, **changes}
+    )
+    image = picture(96, 128)
+    return config, image, lively_tensors(config, 0.4, image)
+
+
+@pytest.mark.parametrize("family", ["r101-c4", "r101-c4-detectron2", "r50half-c4"])
+@pytest.mark.parametrize("canvas", [(160, 224), (113, 151)])
+def test_equals_engine(family: str, canvas: tuple[int, int]) -> None:
+    config = replace(PRESETS[family], canvas_height=canvas[0], canvas_width=canvas[1], **SMALL)
+    image = picture(*canvas)
+    tensors = lively_tensors(config, 0.4, image)
+    ours = Engine(config, tensors).run(image)
+    model = to_onnx(config, tensors)
+    onnx.checker.check_model(model, full_check=True)
+    rows = run(model.SerializeToString(), image.transpose(2, 0, 1)[None].astype(np.float32))
+    assert rows.shape == (1, 1, config.max_detections, 7)
+    theirs = rows[0, 0][rows[0, 0, :, 0] >= 0]
+    assert (rows[0, 0, len(theirs) :] == [-1, 0, 0, 0, 0, 0, 0]).all()
+    assert (np.diff(theirs[:, 2]) <= 0).all()
+    assert len(ours) >= 20 and len(ours) == len(theirs)
+    # Scores that are equal up to rounding may stand in another order.
+    for row in ours:
+        same = theirs[(theirs[:, 1] == row[1]) & (abs(theirs[:, 2] - row[2]) < 1e-4)]
+        assert len(same) and abs(same[:, 3:] - row[3:]).max(axis=1).min() < 1e-4
+
+
+def test_nhwc_form() -> None:
+    config, image, tensors = tiny()
+    nhwc = image[None].astype(np.float32)
+    model = to_onnx(config, tensors, layout="NHWC")
+    assert [i.name for i in model.graph.input] == ["image"]
+    first = run(model.SerializeToString(), nhwc)
+    second = run(
+        to_onnx(config, tensors).SerializeToString(),
+        np.ascontiguousarray(nhwc.transpose(0, 3, 1, 2)),
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_nothing_detected_is_all_padding() -> None:
+    config, image, tensors = tiny(score_threshold=1.0)
+    blob = image.transpose(2, 0, 1)[None].astype(np.float32)
+    rows = run(to_onnx(config, tensors).SerializeToString(), blob)
+    assert (rows[0, 0] == [-1, 0, 0, 0, 0, 0, 0]).all()
+
+
+def test_save_refuses_to_overwrite(tmp_path: Path) -> None:
+    config, _, tensors = tiny()
+    path = tmp_path / "model.onnx"
+    save_onnx(path, config, tensors)
+    (output,) = onnx.load(path).graph.output
+    assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [1, 1, 100, 7]
+    with pytest.raises(InputError, match=r"model\.onnx: exists already"):
+        save_onnx(path, config, tensors)
+    with pytest.raises(InputError, match=r"ends in \.onnx"):
+        save_onnx(tmp_path / "model.xml", config, tensors)
