@@ -92,7 +92,7 @@ def test_kill_9_and_resume_to_the_last_bit(dataset, files, tmp_path: Path, capsy
 
 
 def test_averages_masks_and_scaler_come_back(dataset, tmp_path: Path, capsys) -> None:
-    run = trainer(dataset, replace(FULL, steps=20, amp="fp16", prune_end=20), tmp_path / "run")
+    run = trainer(dataset, replace(FULL, steps=20, amp="fp16", prune_end=10), tmp_path / "run")
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 1024.0})
     run.run()
     rest = trainer(dataset, run.recipe, tmp_path / "run")
@@ -105,8 +105,8 @@ def test_averages_masks_and_scaler_come_back(dataset, tmp_path: Path, capsys) ->
 
 
 def test_a_full_disk(dataset, tmp_path: Path, monkeypatch, capsys) -> None:
-    folder = tmp_path / "run"
-    run = trainer(dataset, replace(FULL, checkpoint_minutes=0.0), folder)
+    folder, recipe = tmp_path / "run", replace(FULL, steps=16, prune_end=12)
+    run = trainer(dataset, replace(recipe, checkpoint_minutes=0.0), folder)
     original = os.fsync
 
     def fsync(number: int) -> None:
@@ -122,10 +122,10 @@ def test_a_full_disk(dataset, tmp_path: Path, monkeypatch, capsys) -> None:
         "0000005.safetensors", "0000006.safetensors"
     ]  # fmt: skip
     assert not list(folder.glob(".checkpoint*"))  # the half-written one gives its room back
-    rest = trainer(dataset, FULL, folder)
+    rest = trainer(dataset, recipe, folder)
     rest.resume(newest_checkpoint(folder))
     rest.run()
-    trainer(dataset, FULL, tmp_path / "whole").run()
+    trainer(dataset, recipe, tmp_path / "whole").run()
     assert same(newest_checkpoint(folder), newest_checkpoint(tmp_path / "whole"))
 
 
@@ -157,7 +157,9 @@ def test_a_log_that_cannot_be_written(dataset, tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("where", ["model/res3.0.conv2.weight", "optimizer/", "metadata"])
 def test_flipped_bits_are_noticed(dataset, tmp_path: Path, capsys, where: str) -> None:
     folder = tmp_path / "run"
-    run = trainer(dataset, replace(FULL, steps=6, prune_end=6, checkpoint_minutes=0.0), folder)
+    run = trainer(
+        dataset, replace(FULL, steps=6, prune_begin=1, prune_end=5, checkpoint_minutes=0.0), folder
+    )
     run.run()
     older, newest = checkpoints(folder)
     data = bytearray(newest.read_bytes())

@@ -290,6 +290,11 @@ class Trainer:
 
     def _update(self) -> None:
         """Take the step that the gradients ask for."""
+        # A pruned weight is zero and so is its momentum: without a gradient it stays there.
+        for name, mask in self.masks.items():
+            gradient = self.model.layers[name].weight.grad
+            if gradient is not None:
+                gradient.mul_(mask)
         if self.recipe.clip_gradient:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(
@@ -298,8 +303,6 @@ class Trainer:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.pruner:
-            self.pruner.apply(self.optimizer)
         if self.average:
             self.average.update(self.step, self.masks)
         self.step += 1
@@ -333,7 +336,8 @@ class Trainer:
 
     def _judge(self, ap: float) -> None:
         """Keep the model if it is the best so far; none counts before pruning is complete."""
-        if self.pruner and self.step < self.recipe.prune_end:
+        # The last zeros appear at the start of the step after `prune_end` steps.
+        if self.pruner and self.step <= self.recipe.prune_end:
             return
         if ap <= self.best_ap:
             self.stale += 1

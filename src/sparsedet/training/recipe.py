@@ -127,8 +127,9 @@ class Recipe:
         require(self.val_fraction < 1, "val_fraction", "less than 1")
         require(not self.patience or self.val_fraction > 0, "patience", "0 without val_fraction")
         if self.sparsity:
-            require(self.prune_begin < self.prune_end <= self.steps, "prune_end",
-                    f"more than {self.prune_begin} and at most {self.steps} steps")  # fmt: skip
+            # The last zeros appear before step `prune_end`, counted from 0: it has to exist.
+            require(self.prune_begin < self.prune_end < self.steps, "prune_end",
+                    f"more than {self.prune_begin} and less than {self.steps} steps")  # fmt: skip
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ... steps - 1: linear warm-up, then the decay."""
