@@ -132,9 +132,7 @@ def test_averaged_weights(dataset: CocoDataset, tmp_path: Path) -> None:
     saved = load_model(run.save_model({})).tensors[name]
     with run.average.in_place():
         folded, _ = run.model.layers["res4.0.conv2"].folded()
-        assert torch.equal(run.model.layers["res4.0.conv2"].weight, run.average.tensors[name]) is (
-            False
-        ) or torch.allclose(folded, torch.from_numpy(saved))
+        assert torch.allclose(folded, torch.from_numpy(saved), rtol=1e-3, atol=1e-6)
     assert torch.equal(dict(run.model.named_parameters())[name], weight)
 
 
