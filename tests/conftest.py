@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sparsedet.coco import CocoDataset, load_coco
 from sparsedet.config import ModelConfig, preset
 from sparsedet.detector import embedded_model
 from sparsedet.preprocess import to_canvas
@@ -83,3 +84,16 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """COCO JSON and folder of four photographs of coloured boxes, three classes."""
+    from tiny_training import make_data
+
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def dataset(files: tuple[Path, Path]) -> CocoDataset:
+    return load_coco(*files)

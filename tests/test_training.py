@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -24,7 +23,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from conftest import SMALL  # noqa: E402
+from tiny_training import FAST, NAMES, TINY, make_data  # noqa: E402
 from torchvision.models.detection import _utils as tv_utils  # noqa: E402
 from torchvision.models.detection.roi_heads import fastrcnn_loss  # noqa: E402
 from torchvision.models.detection.rpn import RegionProposalNetwork  # noqa: E402
@@ -32,13 +31,19 @@ from torchvision.ops import box_iou  # noqa: E402
 
 from sparsedet import Detector, InputError, load_model, preset, read_image  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset, load_coco  # noqa: E402
+from sparsedet.coco import CocoDataset  # noqa: E402
 from sparsedet.config import ModelConfig  # noqa: E402
 from sparsedet.importers.open_nsfw import load_open_nsfw  # noqa: E402
 from sparsedet.network import build_network  # noqa: E402
 from sparsedet.reference import FasterRCNN, decode, encode  # noqa: E402
-from sparsedet.training import loop  # noqa: E402
-from sparsedet.training.data import Batches, epoch_batches, load_batch, load_sample  # noqa: E402
+from sparsedet.training import checkpoint, loop, start  # noqa: E402
+from sparsedet.training.data import (  # noqa: E402
+    Batches,
+    Part,
+    epoch_batches,
+    load_batch,
+    load_sample,
+)
 from sparsedet.training.losses import (  # noqa: E402
     Target,
     losses,
@@ -54,59 +59,14 @@ from sparsedet.weights import sparsity_report  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 
-NAMES = ("red box", "green box", "blue bär")
-TINY = replace(SMALL, name="tiny", class_names=NAMES, category_ids=(3, 5, 8))
-
-FAST = Recipe(
-    steps=6, batch=2, freeze_at=0, learning_rate=0.01, warmup_steps=2, decay="constant",
-    rpn_batch=64, rpn_pre_nms=200, rpn_post_nms=50, roi_batch=32, log_every=3, scale_low=0.8,
-)  # fmt: skip
-
-
-def make_data(folder: Path, count: int = 4) -> tuple[Path, Path]:
-    """Photographs with one to three coloured boxes on grey noise, and their COCO JSON."""
-    rng = np.random.default_rng(7)
-    images = folder / "images"
-    images.mkdir(parents=True)
-    colours = ((30, 30, 230), (30, 230, 30), (230, 30, 30))  # BGR, by class
-    data: dict[str, list[dict[str, Any]]] = {
-        "images": [], "annotations": [],
-        "categories": [{"id": i, "name": n} for i, n in zip((3, 5, 8), NAMES, strict=True)],
-    }  # fmt: skip
-    for number in range(1, count + 1):
-        image = rng.integers(100, 150, (64, 96, 3), dtype=np.uint8)
-        for slot in range(1 + number % 3):
-            width, height = int(rng.integers(16, 30)), int(rng.integers(16, 40))
-            x = slot * 32 + int(rng.integers(0, 32 - width + 1))
-            y = int(rng.integers(0, 64 - height))
-            label = (number + slot) % 3
-            image[y : y + height, x : x + width] = colours[label]
-            data["annotations"].append(
-                {"id": len(data["annotations"]), "image_id": number,
-                 "category_id": (3, 5, 8)[label], "bbox": [x, y, width, height],
-                 "area": width * height, "iscrowd": 0}
-            )  # fmt: skip
-        cv2.imwrite(str(images / f"{number}.png"), image)
-        entry = {"id": number, "file_name": f"{number}.png", "width": 96, "height": 64}
-        data["images"].append(entry)
-    path = folder / "instances.json"
-    path.write_text(json.dumps(data))
-    return path, images
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="session")
-def dataset(files: tuple[Path, Path]) -> CocoDataset:
-    return load_coco(*files)
-
-
 def trainer(dataset: CocoDataset, recipe: Recipe, folder: Path, norm: bool = True) -> loop.Trainer:
     folder.mkdir(exist_ok=True)
     return loop.Trainer(FasterRCNN(TINY, norm=norm), dataset, recipe, folder)
+
+
+def whole(canvas: Any, targets: list[Target]) -> list[Part]:
+    """A step's batch in one part."""
+    return [Part(canvas, targets, 1.0, [])]
 
 
 def weights(run: loop.Trainer) -> dict[str, Any]:
@@ -310,7 +270,7 @@ def test_roi_losses_equal_torchvision(background, background_deltas, beta) -> No
     config = replace(TINY, background=background, background_deltas=background_deltas)
     model = FasterRCNN(config)
     generator = torch.Generator().manual_seed(5)
-    labels = [torch.tensor([2, 1, 3, 0, 0, 0]), torch.tensor([3, 0])]
+    labels = [torch.tensor([2, 1, 3, 0]), torch.tensor([3, 0, 0, 0])]
     wanted = [torch.randn(3, 4, generator=generator), torch.randn(1, 4, generator=generator)]
     logits = torch.randn(8, 4, generator=generator)
     deltas = torch.randn(8, 4, 4, generator=generator)  # torchvision's columns: 0 is background
@@ -403,7 +363,7 @@ def test_batches_start_anywhere(dataset: CocoDataset) -> None:
         return [next(stream) for _ in range(count)]
 
     for late, early in zip(first(3, 3), first(0, 6)[3:], strict=True):
-        assert torch.equal(late[0], early[0]) and late[2] == early[2]
+        assert torch.equal(late.canvas, early.canvas) and late.image_ids == early.image_ids
 
 
 # ------------------------------------------------------------------------ steps
@@ -414,7 +374,7 @@ def test_a_tiny_model_learns_four_pictures(dataset: CocoDataset, tmp_path: Path)
                      scale_low=1.0, clip_gradient=5.0, decay="cosine")  # fmt: skip
     run = trainer(dataset, recipe, tmp_path / "run")
     canvas, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
-    history = [run.train_step(canvas, aims) for _ in range(recipe.steps)]
+    history = [run.train_step(whole(canvas, aims)) for _ in range(recipe.steps)]
     sums = [sum(values.values()) for values in history]
     assert np.mean(sums[28:33]) < 0.6 * np.mean(sums[:5])
     assert np.mean(sums[-5:]) < 0.2 * np.mean(sums[:5])
@@ -442,7 +402,7 @@ def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bo
     speed = {name: torch.zeros_like(p) for name, p in hand.named_parameters()}
     for step in range(2):
         canvas, aims = load_batch(dataset, [0, 1], TINY, recipe, step)
-        values = run.train_step(canvas, aims)
+        values = run.train_step(whole(canvas, aims))
         parts = losses(hand, recipe, canvas, aims)
         assert values == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-5)
         gradients = torch.autograd.grad(sum(parts.values()), list(hand.parameters()))
@@ -460,7 +420,7 @@ def test_frozen_stages_stay(dataset: CocoDataset, tmp_path: Path) -> None:
                               (3, ("stem.", "res2.", "res3."))):  # fmt: skip
         run = trainer(dataset, replace(FAST, freeze_at=freeze_at), tmp_path / str(freeze_at))
         before = weights(run)
-        run.train_step(*load_batch(dataset, [0, 1], TINY, FAST, 0))
+        run.train_step(whole(*load_batch(dataset, [0, 1], TINY, FAST, 0)))
         for name, value in weights(run).items():
             moved = not torch.equal(value, before[name])
             statistic = ".running_" in name
@@ -474,7 +434,7 @@ def test_learning_rate() -> None:
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert set(np.round(rates[4:50], 9)) == {0.1}
     assert set(np.round(rates[50:80], 9)) == {0.01} and set(np.round(rates[80:], 9)) == {0.001}
-    cosine = replace(recipe, decay="cosine", warmup_steps=0)
+    cosine = replace(recipe, decay="cosine", milestones=(), warmup_steps=0)
     assert cosine.rate(0) == 0.1 and cosine.rate(50) == pytest.approx(0.05)
     assert 0 < cosine.rate(99) < 1e-4
 
@@ -501,7 +461,7 @@ def test_runs_repeat_and_resume_to_the_last_bit(dataset, tmp_path: Path, recipe,
     stop_after(part, 4, signal.SIGTERM)  # between two updates of the masks
     assert not part.run() and part.step == 4
     rest = trainer(dataset, recipe, tmp_path / "part")
-    rest.resume(loop.newest_checkpoint(tmp_path / "part"))
+    rest.resume(checkpoint.newest_checkpoint(tmp_path / "part"))
     assert rest.step == 4 and same(weights(rest), weights(part))
     if rest.pruner and part.pruner:
         assert same(rest.pruner.masks, part.pruner.masks) and rest.pruner.sparsity() > 0.2
@@ -543,9 +503,8 @@ def test_signals_end_a_run_with_a_checkpoint(dataset, tmp_path: Path, number, ca
 def test_checkpoints_every_so_often_and_only_two(dataset, tmp_path: Path, capsys) -> None:
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), tmp_path / "run")
     run.run()
-    names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["checkpoint-0000005.safetensors", "checkpoint-0000006.safetensors",
-                     "metrics.jsonl"]  # fmt: skip
+    names = [path.name for path in checkpoint.checkpoints(tmp_path / "run")]
+    assert names == ["checkpoint-0000005.safetensors", "checkpoint-0000006.safetensors"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign"])
@@ -558,7 +517,7 @@ def test_a_corrupt_newest_checkpoint(dataset, tmp_path: Path, capsys, damage: st
     newest.write_bytes({"truncated": data[:-1000], "empty": b"", "text": b"no checkpoint at all",
                         "foreign": b"\x02\0\0\0\0\0\0\0{}"}[damage])  # fmt: skip
     capsys.readouterr()
-    assert loop.newest_checkpoint(folder) == older
+    assert checkpoint.newest_checkpoint(folder) == older
     said = capsys.readouterr().err
     assert str(newest) in said and "cannot be read" in said and "the one before" in said
     rest = trainer(dataset, FAST, folder)
@@ -570,13 +529,13 @@ def test_a_corrupt_newest_checkpoint(dataset, tmp_path: Path, capsys, damage: st
     for path in folder.glob("checkpoint-*"):
         path.write_bytes(b"")
     with pytest.raises(InputError, match="no readable checkpoint"):
-        loop.newest_checkpoint(folder)
+        checkpoint.newest_checkpoint(folder)
 
 
 def test_a_checkpoint_of_another_model(dataset, tmp_path: Path, capsys) -> None:
     run = trainer(dataset, replace(FAST, steps=1), tmp_path / "run")
     run.run()
-    path = loop.newest_checkpoint(tmp_path / "run")
+    path = checkpoint.newest_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="another model or recipe"):
         trainer(dataset, FAST, tmp_path / "other", norm=False).resume(path)
 
@@ -586,10 +545,10 @@ def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), folder)
     original = run.train_step
 
-    def train_step(canvas: Any, aims: list[Target]) -> dict[str, float]:
+    def train_step(parts: list[Part]) -> dict[str, float]:
         if run.step == 3:
-            canvas = torch.full(canvas.shape, torch.nan)
-        return original(canvas, aims)
+            parts = [replace(part, canvas=part.canvas * torch.nan) for part in parts]
+        return original(parts)
 
     run.train_step = train_step  # type: ignore[method-assign]
     with pytest.raises(InputError, match=r"not finite at step 3.*nan_batch\.json"):
@@ -597,8 +556,8 @@ def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
     expected = epoch_batches(dataset, FAST, 1)[1]  # two batches an epoch
     noted = json.loads((folder / "nan_batch.json").read_text())
     assert noted == {"step": 3, "image_ids": [dataset.images[i].id for i in expected]}
-    assert loop.newest_checkpoint(folder).name == "checkpoint-0000003.safetensors"
-    saved = loop.initial_tensors(loop.newest_checkpoint(folder), TINY)
+    assert checkpoint.newest_checkpoint(folder).name == "checkpoint-0000003.safetensors"
+    saved = start.initial_tensors(checkpoint.newest_checkpoint(folder), TINY)
     assert all(np.isfinite(value).all() for value in saved.values())
     # The weights were not touched by it either.
     assert all(np.array_equal(value, run.model.state_dict()[name]) for name, value in saved.items())
@@ -800,7 +759,7 @@ def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
         [names["features"], names["res5"]],
         {"input": canvas - np.array(TINY.pixel_mean, np.float32), "region": region},
     )
-    model = loop.build_model(TINY, load_open_nsfw(path, TINY))
+    model = start.build_model(TINY, load_open_nsfw(path, TINY))
     with torch.no_grad():
         ours = model.features(torch.from_numpy(canvas).permute(0, 3, 1, 2)).numpy()
         tensors = {"rois": torch.from_numpy(region)}

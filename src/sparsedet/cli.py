@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
         sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
         sub.add_argument("--init", type=Path, required=sub is prune, help="run folder, "
-                         "checkpoint, model file or open_nsfw ONNX file")  # fmt: skip
+                         "checkpoint, model file, torchvision or open_nsfw classifier")  # fmt: skip
         sub.add_argument("--output", type=Path, required=True, help="run folder")
         sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
         sub.add_argument("--threads", type=int, help="CPU threads")
@@ -433,49 +433,18 @@ def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
 
 
 def _train(arguments: argparse.Namespace, prune: bool) -> int:
-    from .coco import load_coco
-    from .config import COCO_NAMES, preset
-
     recipe = _recipe(arguments, prune)
     try:
-        from .training import loop
+        from .training import run, start
     except ImportError as error:
         raise InputError(f"training needs: pip install 'sparsedet[train]' ({error})") from None
     if arguments.threads is not None:
-        loop.set_threads(arguments.threads)
-    start: Path | None = arguments.output if arguments.resume else arguments.init
-    if start is not None and start.is_dir():
-        start = loop.newest_checkpoint(start)
-    source = loop.initial_config(start) if start else None
-    config = preset(arguments.model) if arguments.model else source or preset("r50half-c4")
-    dataset = load_coco(arguments.annotations, arguments.images)
-    if set(dataset.class_names) == set(COCO_NAMES):
-        dataset = load_coco(arguments.annotations, arguments.images, COCO_NAMES)
-    else:  # the data's own classes; labels and predictors follow
-        config = dataclasses.replace(
-            config, class_names=dataset.class_names, category_ids=dataset.category_ids
-        )
-    for line in dataset.warnings():
-        print(f"sparsedet: warning: {line}", file=sys.stderr)
-    dataset.require_images()
-    initial = loop.initial_tensors(start, config) if start else {}
-    if source and source.class_names != config.class_names and not arguments.resume:
-        print(f"{start} knows other classes: the predictors begin at random")
-        initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
-    model = loop.build_model(config, initial)
-    trainer = loop.Trainer(model, dataset, recipe, arguments.output)
-    loop.prepare_folder(arguments.output, arguments.resume)
-    if arguments.resume and start:
-        print(f"continuing from {start}")
-        trainer.resume(start)
-    trainer.describe(arguments.command_line)
-    if not trainer.run():
-        print(f"stopped after step {trainer.step} of {recipe.steps}; --resume continues")
-        return 130
-    path = trainer.save_model({"made_by": "sparsedet", "recipe": recipe.to_dict(),
-                               "data": str(arguments.annotations.name)})  # fmt: skip
-    print(f"-> {path}")
-    return 0
+        start.set_threads(arguments.threads)
+    finished = run.train(
+        recipe, arguments.annotations, arguments.images, arguments.output, init=arguments.init,
+        model=arguments.model, resume=arguments.resume, command=arguments.command_line,
+    )  # fmt: skip
+    return 0 if finished else 130
 
 
 if __name__ == "__main__":

@@ -274,7 +274,7 @@ class FasterRCNN(nn.Module):
             mine = order[label[order] == k]
             kept.append(mine[ops.nms(decoded[mine], scores[mine], config.nms_threshold)])
         if kept:
-            survivors = torch.zeros(len(scores), dtype=torch.bool)
+            survivors = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
             survivors[torch.cat(kept)] = True
             order = order[survivors[order]]
         order = order[: config.max_detections]
@@ -287,9 +287,9 @@ class FasterRCNN(nn.Module):
         features = self.features(canvas)
         logits, deltas = self.rpn_outputs(features)
         anchors = self.anchors(features)
-        rows = torch.zeros(len(canvas), self.config.max_detections, 7)
+        rows = torch.zeros(len(canvas), self.config.max_detections, 7, device=canvas.device)
         rows[:, :, 0] = -1
-        scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+        scale = torch.tensor([width, height, width, height], device=canvas.device).float()
         for i in range(len(canvas)):
             proposals = self.proposals(logits[i], deltas[i], anchors, height, width)
             if not len(proposals):

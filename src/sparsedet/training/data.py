@@ -1,7 +1,8 @@
 """Photographs and ground truth -> batches, repeatable from (seed, epoch, image).
 
-A batch lies on one canvas: each photograph is resized to fit the model's canvas (times a
-random scale), flipped at random, and placed top left on raw zeros, as at inference.
+Each photograph is resized, flipped at random, and placed top left on raw zeros, as at inference.
+The batch of a step is cut into parts, each on a canvas of its own; the parts are dealt out to the
+processes. A part is the same on whichever process, so that the layout changes nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +21,37 @@ from ..config import ModelConfig
 from ..preprocess import read_image, to_canvas
 from .losses import Target
 from .recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some images of a step's batch.
+
+    Attributes:
+        canvas: uint8 [B, 3, H, W], H and W multiples of 16.
+        targets: of each image.
+        share: B / images of the whole batch.
+        image_ids: of the whole batch.
+    """
+
+    canvas: Tensor
+    targets: list[Target]
+    share: float
+    image_ids: list[int]
+
+
+def held_out(dataset: CocoDataset, fraction: float) -> tuple[CocoDataset, CocoDataset]:
+    """The photographs to train on, and about `fraction` of all to validate on.
+
+    A photograph's id alone decides, so that every run over the same data keeps the same ones
+    apart: a model that another starts from has not seen them either.
+    """
+    apart = {i.id for i in dataset.images if random.Random(f"val/{i.id}").random() < fraction}
+    train, val = (
+        replace(dataset, images=tuple(i for i in dataset.images if (i.id in apart) == side))
+        for side in (False, True)
+    )
+    return train, val
 
 
 def epoch_batches(dataset: CocoDataset, recipe: Recipe, epoch: int) -> list[list[int]]:
@@ -48,8 +81,13 @@ def load_sample(
     """One augmented photograph (H, W, 3) uint8 BGR with its target."""
     rng = random.Random(f"{recipe.seed}/{epoch}/{image.id}")
     photo = read_image(dataset.image_path(image))
-    scale = rng.uniform(recipe.scale_low, recipe.scale_high)
-    window = (round(config.canvas_height * scale), round(config.canvas_width * scale))
+    if recipe.short_sides:
+        short, long = sorted((image.height, image.width))
+        scale = min(rng.choice(recipe.short_sides) / short, recipe.long_side / long)
+        window = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
+    else:
+        scale = rng.uniform(recipe.scale_low, recipe.scale_high)
+        window = (round(config.canvas_height * scale), round(config.canvas_width * scale))
     resized, at = to_canvas(photo, *window)
     resized = resized[: at.dst_height, : at.dst_width]
     real = ~image.crowd
@@ -79,19 +117,36 @@ def load_batch(
 
 
 class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    """Batches from a given step on, epoch after epoch, for a DataLoader with 0 or 1 worker."""
+    """The parts that one process computes, from a given step on, for a DataLoader.
+
+    A step has `recipe.accumulate` parts; process `rank` of `world` gets each world-th of them.
+    The DataLoader's workers load parts in turn, which is the order that it hands them out in.
+    """
 
     def __init__(
-        self, dataset: CocoDataset, config: ModelConfig, recipe: Recipe, start: int
-    ) -> None:
+        self, dataset: CocoDataset, config: ModelConfig, recipe: Recipe, start: int,
+        rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
         self.dataset, self.config, self.recipe, self.start = dataset, config, recipe, start
+        self.rank, self.world = rank, world
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[Target], list[int]]]:
-        step, epoch = 0, 0
+    def __iter__(self) -> Iterator[Part]:
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number, (epoch, batch, indices) in enumerate(self._mine()):
+            if number % stride == first:
+                canvas, targets = load_batch(self.dataset, indices, self.config, self.recipe, epoch)
+                ids = [self.dataset.images[i].id for i in batch]
+                yield Part(canvas, targets, len(indices) / len(batch), ids)
+
+    def _mine(self) -> Iterator[tuple[int, list[int], list[int]]]:
+        """Epoch, the step's whole batch and this process's part of it, without end."""
+        step, epoch, parts = 0, 0, self.recipe.accumulate
         while True:
-            for indices in epoch_batches(self.dataset, self.recipe, epoch):
+            for batch in epoch_batches(self.dataset, self.recipe, epoch):
                 if step >= self.start:
-                    ids = [self.dataset.images[i].id for i in indices]
-                    yield *load_batch(self.dataset, indices, self.config, self.recipe, epoch), ids
+                    for part in range(self.rank, parts, self.world):
+                        low, high = (len(batch) * p // parts for p in (part, part + 1))
+                        yield epoch, batch, batch[low:high]
                 step += 1
             epoch += 1

@@ -1,230 +1,162 @@
-"""The training loop: steps, gradual pruning, checkpoints, resume.
+"""The training loop: steps, gradual pruning, validation, stopping and continuing.
 
-A run folder holds `run.json` (what was asked), `metrics.jsonl` (a line every few steps), two
-newest checkpoints, and at the end `model.safetensors`. A checkpoint is one safetensors file
-with everything a bit-identical continuation on the CPU needs; data order and sampling follow
-from the seed and the step, so no random state has to be kept.
+A run folder holds `run.json` (what was asked, and of what machine), the log's files (`log`), the
+two newest checkpoints (`checkpoint`), `samples/` with drawn detections, `val.json` and
+`best.safetensors` where there is a held-out split, and at the end `model.safetensors` and plots.
+Data order and sampling follow from the seed, the step and the image, so that a checkpoint needs
+no random state to continue to the same bits on the CPU.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
+import platform
 import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from ..coco import CocoDataset
-from ..config import ModelConfig
 from ..errors import InputError
 from ..files import write_atomic
-from ..importers.open_nsfw import load_open_nsfw
 from ..pruning.masks import MagnitudePruner
 from ..pruning.schedule import CubicSchedule
 from ..reference import FasterRCNN
 from ..weights import load_model, save_model
-from .data import Batches
-from .losses import losses
+from .average import WeightAverage
+from .checkpoint import read_checkpoint, write_checkpoint
+from .data import Batches, Part, held_out
+from .distributed import Ranks
+from .log import Log
+from .losses import LossModule
+from .optimizer import build_optimizer, freeze
+from .plots import plot_run
 from .recipe import Recipe
+from .validation import GROUND_TRUTH, check_validation, draw_samples, validate, write_ground_truth
 
-KEEP_CHECKPOINTS = 2
-
-
-def set_threads(count: int) -> None:
-    """Let torch use that many CPU threads."""
-    if not 1 <= count <= 1024:
-        raise InputError(f"threads is {count}, expected 1..1024")
-    torch.set_num_threads(count)
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run folder that can be read; says which ones cannot.
-
-    Raises:
-        InputError: there is none.
-    """
-    for path in sorted(folder.glob("checkpoint-*.safetensors"), reverse=True):
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                int((file.metadata() or {})["step"])
-            return path
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            print(f"{path}: cannot be read ({error}), trying the one before", file=sys.stderr)
-    raise InputError(f"{folder}: holds no readable checkpoint")
-
-
-def initial_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensors to start from: a checkpoint, a model file or open_nsfw's ONNX file.
-
-    Checkpoints give the training form (batch norms separate where the run had them so), model
-    files the folded one.
-
-    Raises:
-        InputError: none of these, or an ONNX file of another network than `config`.
-    """
-    if path.suffix == ".onnx":
-        return load_open_nsfw(path, config)
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            names = [name for name in file.keys() if name.startswith("model/")]  # noqa: SIM118
-            if names:
-                return {name[len("model/") :]: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError):
-        pass  # load_model says what is wrong with it
-    return dict(load_model(path).tensors)
-
-
-def initial_config(path: Path) -> ModelConfig | None:
-    """The configuration inside a checkpoint or model file; None for an ONNX file."""
-    if path.suffix == ".onnx":
-        return None
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-        if "recipe" in metadata:
-            return ModelConfig.from_dict(json.loads(metadata["config"]))
-    except (SafetensorError, OSError, KeyError, ValueError):
-        pass
-    return load_model(path).config
-
-
-def build_model(config: ModelConfig, initial: Mapping[str, np.ndarray]) -> FasterRCNN:
-    """A model to train, batch norms separate where `initial` has them.
-
-    Args:
-        initial: tensors by name; layers that it does not name keep their random start.
-
-    Raises:
-        InputError: a tensor has no place in the model or the wrong shape.
-    """
-    norm = not initial or any(".norm." in name for name in initial)
-    model = FasterRCNN(config, norm=norm)
-    own = model.state_dict()
-    for name, value in initial.items():
-        if name not in own or tuple(own[name].shape) != value.shape:
-            raise InputError(f"initial tensor {name!r} {value.shape} does not fit {config.name}")
-        own[name] = torch.from_numpy(np.array(value))
-    model.load_state_dict(own)
-    return model
-
-
-def freeze(model: FasterRCNN, freeze_at: int) -> None:
-    """Stop gradients of the stem (1), res2 (2), ... up to stage `freeze_at`."""
-    frozen = ["stem.", *(f"res{n}." for n in range(2, freeze_at + 1))][: freeze_at or None]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(freeze_at == 0 or not name.startswith(tuple(frozen)))
-
-
-def build_optimizer(model: FasterRCNN, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW; no weight decay on batch norms and biases; a rate factor for the backbone.
-
-    Each group keeps that factor as `factor`.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        factor = recipe.backbone_rate if name.startswith(("stem.", "res")) else 1.0
-        decay = 0.0 if name.endswith("bias") or ".norm." in name else recipe.weight_decay
-        groups.setdefault((factor, decay), []).append(parameter)
-    lists: list[dict[str, Any]] = [
-        {"params": parameters, "factor": factor, "weight_decay": decay}
-        for (factor, decay), parameters in groups.items()
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(lists, lr=recipe.learning_rate)
-    return torch.optim.SGD(lists, lr=recipe.learning_rate, momentum=recipe.momentum)
+BEST = "best.safetensors"
 
 
 class Trainer:
-    """One run: model, optimizer, masks and the step counter.
+    """One run: model, optimizer, masks, averages and the step counter.
 
     Args:
-        model: trained in place.
+        model: trained in place, on the device of `ranks`.
         dataset: checked ground truth with its photographs.
         recipe: all settings.
-        folder: the run folder; `prepare_folder` creates it before anything is written.
+        folder: the run folder; `start.prepare_folder` creates it before anything is written.
+        ranks: this process among those that train together.
 
     Raises:
-        InputError: no photograph has a box, or the pruning asked for is impossible.
+        InputError: too few photographs have a box, or the recipe does not fit the model or the
+            number of processes.
     """
 
     def __init__(
-        self, model: FasterRCNN, dataset: CocoDataset, recipe: Recipe, folder: Path
-    ) -> None:
-        self.model, self.dataset, self.recipe, self.folder = model, dataset, recipe, folder
+        self, model: FasterRCNN, dataset: CocoDataset, recipe: Recipe, folder: Path,
+        ranks: Ranks | None = None,
+    ) -> None:  # fmt: skip
+        self.ranks = ranks or Ranks()
+        self.model, self.recipe, self.folder = model.to(self.ranks.device), recipe, folder
         self.step = 0
-        if all(image.crowd.all() for image in dataset.images):
+        self.dataset, self.val = held_out(dataset, recipe.val_fraction)
+        usable = sum(not image.crowd.all() for image in self.dataset.images)
+        if not usable:
             raise InputError(f"{dataset.path}: no photograph has a box to train on")
+        if usable < recipe.accumulate:
+            raise InputError(f"accumulate is {recipe.accumulate}, but only {usable} photographs "
+                             "have a box to train on")  # fmt: skip
+        if recipe.accumulate % self.ranks.world:
+            raise InputError(f"accumulate is {recipe.accumulate}, expected a multiple of the "
+                             f"{self.ranks.world} processes")  # fmt: skip
+        if recipe.val_fraction:
+            check_validation(self.val)
         freeze(model, recipe.freeze_at)
         self.optimizer = build_optimizer(model, recipe)
+        self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=recipe.amp == "fp16")
         self.pruner: MagnitudePruner | None = None
         if recipe.sparsity:
             schedule = CubicSchedule(final=recipe.sparsity, begin=recipe.prune_begin,
                                      end=recipe.prune_end, every=recipe.prune_every)  # fmt: skip
             self.pruner = MagnitudePruner(model, schedule, recipe.allocation, recipe.exclude)
+        self.average = WeightAverage(model, recipe.ema) if recipe.ema else None
+        self.losses: nn.Module = LossModule(model, recipe)
+        if self.ranks.world > 1:
+            # The batch norms' buffers never change: nothing to send but gradients.
+            self.losses = nn.parallel.DistributedDataParallel(self.losses, broadcast_buffers=False)
+        self.best_ap, self.best_step, self.stale = -math.inf, -1, 0
         self._stop = False
 
     def describe(self, command: Sequence[str]) -> None:
-        """Write `run.json`: the command, configuration, recipe, data and versions."""
+        """Write `run.json`: the command, configuration, recipe, data and environment."""
+        if not self.ranks.writes:
+            return
+        versions = {}
+        for name in ("sparsedet", "torch", "torchvision", "numpy", "opencv-python-headless"):
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:
+                versions[name] = "not installed as a package"
         content = {
             "command": list(command),
             "config": self.model.config.to_dict(),
             "recipe": self.recipe.to_dict(),
             "annotations": str(self.dataset.path),
+            "photographs": str(self.dataset.root),
             "images": len(self.dataset.images),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
+            "held_out_images": len(self.val.images),
+            "environment": {
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "versions": versions,
+                "device": torch.cuda.get_device_name() if self.ranks.device.type == "cuda"
+                else platform.processor() or platform.machine(),
+                "processes": self.ranks.world,
+                "threads": torch.get_num_threads(),
+            },
+        }  # fmt: skip
         text = json.dumps(content, indent=1)
         write_atomic(self.folder / "run.json", text.encode(), overwrite=True)
 
     # ------------------------------------------------------------ checkpoints
 
-    def checkpoint(self) -> Path:
-        """Write the newest checkpoint and drop old ones; returns its path."""
+    def checkpoint(self) -> None:
+        """Write the newest checkpoint and drop old ones."""
+        if not self.ranks.writes:
+            return
         tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{key}/{name}"] = value
-        if self.pruner:
-            tensors |= {f"mask/{k}": v for k, v in self.pruner.masks.items()}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        metadata = {
-            "step": str(self.step),
+        tensors |= {f"mask/{k}": v for k, v in self.masks.items()}
+        if self.average:
+            tensors |= {f"ema/{k}": v for k, v in self.average.tensors.items()}
+        state = {"best_ap": self.best_ap, "best_step": self.best_step, "stale": self.stale,
+                 "scaler": self.scaler.state_dict()}  # fmt: skip
+        write_checkpoint(self.folder, self.step, tensors, {
             "config": json.dumps(self.model.config.to_dict()),
             "recipe": json.dumps(self.recipe.to_dict()),
-        }
-        path = self.folder / f"checkpoint-{self.step:07d}.safetensors"
-        write_atomic(path, safetensors_bytes(tensors, metadata), overwrite=True)
-        for old in sorted(self.folder.glob("checkpoint-*.safetensors"))[:-KEEP_CHECKPOINTS]:
-            old.unlink()
-        return path
+            "state": json.dumps(state),
+        })  # fmt: skip
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The pruned layers' masks by name; none without pruning."""
+        return self.pruner.masks if self.pruner else {}
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of this run.
 
         Raises:
-            InputError: it belongs to another model or recipe.
+            InputError: it is damaged, or belongs to another model or recipe.
         """
         try:
             self._restore(path)
@@ -233,28 +165,32 @@ class Trainer:
             raise InputError(f"{path}: of another model or recipe ({reason})") from None
 
     def _restore(self, path: Path) -> None:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        before, now = json.loads(metadata["recipe"]), self.recipe.to_dict()
-        if any(key.startswith("mask/") for key in tensors) and not self.pruner:
+        saved = read_checkpoint(path)
+        before, now = json.loads(saved.metadata["recipe"]), self.recipe.to_dict()
+        if saved.part("mask/") and not self.pruner:
             raise InputError(f"{path}: is of a pruning run, but the recipe's sparsity is 0")
         for key in sorted(now):
-            if json.dumps(now[key]) != json.dumps(before.get(key)):
+            if self.ranks.writes and json.dumps(now[key]) != json.dumps(before.get(key)):
                 print(f"{path}: changed setting {key}: {before.get(key)} -> {now[key]}")
-        prefix = "model/"
-        self.model.load_state_dict(
-            {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        )
+        self.model.load_state_dict(saved.part("model/"))
         parameters = dict(self.model.named_parameters())
-        for key, value in tensors.items():
-            kind, _, rest = key.partition("/")
-            if kind == "mask" and self.pruner:
-                self.pruner.masks[rest].copy_(value)
-            elif kind == "optimizer":
-                slot, _, name = rest.partition("/")
-                self.optimizer.state[parameters[name]][slot] = value
-        self.step = int(metadata["step"])
+        for name, value in saved.part("mask/").items():
+            self.masks[name].copy_(value)
+        for key, value in saved.part("optimizer/").items():
+            slot, _, name = key.partition("/")
+            device = "cpu" if slot == "step" else self.ranks.device  # AdamW counts on the CPU
+            self.optimizer.state[parameters[name]][slot] = value.to(device)
+        if self.average:  # a run that did not average so far begins with its weights
+            averages = saved.part("ema/") or saved.part("model/")
+            for name, tensor in self.average.tensors.items():
+                tensor.copy_(averages[name])
+        state = json.loads(saved.metadata.get("state", "{}"))
+        if state:
+            self.best_ap, self.best_step = state["best_ap"], state["best_step"]
+            self.stale = state["stale"]
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+        self.step = int(saved.metadata["step"])
 
     # ------------------------------------------------------------ the loop
 
@@ -262,63 +198,170 @@ class Trainer:
         """Train to the recipe's last step, or until SIGTERM or SIGINT; then checkpoint.
 
         Returns:
-            whether the last step was reached.
+            whether training is finished: by the last step or by the recipe's patience.
 
         Raises:
-            InputError: a loss is not finite; the batch's image ids are in `nan_batch.json`.
+            InputError: a loss is not finite (the batch's image ids are in `nan_batch.json`), or
+                the folder cannot be written.
         """
         self.model.train()
-        data = Batches(self.dataset, self.model.config, self.recipe, self.step)
-        batches = iter(torch.utils.data.DataLoader(data, batch_size=None))
+        recipe, ranks = self.recipe, self.ranks
+        data = Batches(self.dataset, self.model.config, recipe, self.step, ranks.rank, ranks.world)
+        batches = iter(torch.utils.data.DataLoader(
+            data, batch_size=None, num_workers=recipe.workers,
+            pin_memory=ranks.device.type == "cuda",
+        ))  # fmt: skip
         saved = time.monotonic()
-        log = _Log(self.folder / "metrics.jsonl", self.recipe, self.step)
-        with closing(log), _stop_signals(self):
-            while self.step < self.recipe.steps and not self._stop:
-                canvas, targets, ids = next(batches)
-                values = self.train_step(canvas, targets)
-                if not np.isfinite(sum(values.values())):
-                    write_atomic(self.folder / "nan_batch.json",
-                                 json.dumps({"step": self.step, "image_ids": ids}).encode(),
-                                 overwrite=True)  # fmt: skip
-                    raise InputError(
-                        f"the loss is not finite at step {self.step} ({values}); image ids are in "
-                        f"{self.folder / 'nan_batch.json'}, the last checkpoint is untouched"
-                    )
-                log.add(self.step, values, self.recipe.rate(self.step - 1), self.pruner)
-                if time.monotonic() - saved > 60 * self.recipe.checkpoint_minutes:
+        log = Log(self.folder, recipe, self.step) if ranks.writes else None
+        if self.val.images and ranks.writes:
+            write_ground_truth(self.val, self.folder / GROUND_TRUTH)
+        with closing(log) if log else nullcontext(), _stop_signals(self):
+            while not self.finished and not ranks.any(self._stop):
+                parts = [next(batches) for _ in range(recipe.accumulate // ranks.world)]
+                values = self.train_step(parts)
+                if not math.isfinite(sum(values.values())):
+                    self._refuse(parts[0], values)
+                if log:
+                    sparsity = self.pruner.sparsity() if self.pruner and log.due(self.step) else 0.0
+                    log.add(self.step, values, recipe.rate(self.step - 1), sparsity)
+                if self.step % recipe.val_every == 0 or self.step == recipe.steps:
+                    self._look(log)
+                if time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
                     self.checkpoint()
                     saved = time.monotonic()
-        self.checkpoint()
-        return self.step >= self.recipe.steps
+            self.checkpoint()
+            if log:
+                if self.finished and self.step < recipe.steps:
+                    log.say(f"stopped early: AP is best at step {self.best_step}")
+                if trouble := plot_run(self.folder):
+                    log.say(trouble)
+        return self.finished
 
-    def train_step(self, canvas: Tensor, targets: list[Any]) -> dict[str, float]:
-        """One optimizer step; returns the losses before it."""
+    @property
+    def finished(self) -> bool:
+        """The last step is done, or AP has not improved for as long as the recipe waits."""
+        patience = self.recipe.patience
+        return self.step >= self.recipe.steps or (patience > 0 and self.stale >= patience)
+
+    def train_step(self, parts: Sequence[Part]) -> dict[str, float]:
+        """One optimizer step.
+
+        Args:
+            parts: this process's parts of the step's batch.
+
+        Returns:
+            the whole batch's losses before the step. If they are not finite, the weights stay
+            as they are and the step does not count.
+        """
         rate = self.recipe.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         if self.pruner and self.pruner.update(self.step):
             self.pruner.apply(self.optimizer)
-        parts = losses(self.model, self.recipe, canvas, targets)
-        total = torch.stack(list(parts.values())).sum()
-        values = {name: float(value.detach()) for name, value in parts.items()}
-        if np.isfinite(sum(values.values())):
-            self.optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            if self.recipe.clip_gradient:
-                nn.utils.clip_grad_norm_(
-                    [p for p in self.model.parameters() if p.grad is not None],
-                    self.recipe.clip_gradient,
-                )
-            self.optimizer.step()
-            if self.pruner:
-                self.pruner.apply(self.optimizer)
-            self.step += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros(len(LossModule.NAMES), device=self.ranks.device)
+        for number, part in enumerate(parts):
+            # Processes exchange gradients in the backward pass of their last part.
+            last = number == len(parts) - 1
+            with nullcontext() if last or self.ranks.world == 1 else self._alone():
+                found = self._losses(part)
+                self.scaler.scale(found.sum()).backward()  # type: ignore[no-untyped-call]
+            total += found.detach()
+        values = dict(zip(LossModule.NAMES, self.ranks.mean(total).tolist(), strict=True))
+        if math.isfinite(sum(values.values())):
+            self._update()
         return values
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """Within, gradients add up on each process."""
+        assert isinstance(self.losses, nn.parallel.DistributedDataParallel)
+        return self.losses.no_sync()
+
+    def _losses(self, part: Part) -> Tensor:
+        """The part's share of the batch's losses, times the number of processes: the mean over
+        processes follows."""
+        device = self.ranks.device
+        canvas = part.canvas.to(device, non_blocking=True)
+        targets = [target.to(device) for target in part.targets]
+        dtype = torch.float16 if self.recipe.amp == "fp16" else torch.bfloat16
+        with torch.autocast(device.type, dtype, enabled=self.recipe.amp != "off"):
+            found: Tensor = self.losses(canvas, targets)
+        return found * (part.share * self.ranks.world)
+
+    def _update(self) -> None:
+        """Take the step that the gradients ask for."""
+        # A pruned weight is zero and so is its momentum: without a gradient it stays there.
+        for name, mask in self.masks.items():
+            gradient = self.model.layers[name].weight.grad
+            if gradient is not None:
+                gradient.mul_(mask)
+        if self.recipe.clip_gradient:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(
+                [p for p in self.model.parameters() if p.grad is not None],
+                self.recipe.clip_gradient,
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.step, self.masks)
+        self.step += 1
+
+    def _refuse(self, part: Part, values: dict[str, float]) -> None:
+        """Stop at a loss that is not finite."""
+        path = self.folder / "nan_batch.json"
+        if self.ranks.writes:
+            content = {"step": self.step, "image_ids": part.image_ids}
+            write_atomic(path, json.dumps(content).encode(), overwrite=True)
+        raise InputError(
+            f"the loss is not finite at step {self.step} ({values}); image ids are in {path}, "
+            "the last checkpoint is untouched"
+        )
+
+    # ------------------------------------------------------------ watching and saving
+
+    def _look(self, log: Log | None) -> None:
+        """Validate, keep the best model, draw samples."""
+        watched = self.val if self.val.images else self.dataset
+        with self.average.in_place() if self.average else nullcontext():
+            if self.val.images:
+                ground_truth = self.folder / GROUND_TRUTH
+                stats = validate(self.model, self.val, ground_truth, self.ranks)
+                if log:
+                    log.add_validation(self.step, stats)
+                self._judge(stats["AP"])
+            if log and self.step % self.recipe.val_every == 0:
+                draw_samples(self.model, watched, watched.images[: self.recipe.samples],
+                             self.folder / "samples", self.step, self.ranks.device)  # fmt: skip
+
+    def _judge(self, ap: float) -> None:
+        """Keep the model if it is the best so far; none counts before pruning is complete."""
+        # The last zeros appear at the start of the step after `prune_end` steps.
+        if self.pruner and self.step <= self.recipe.prune_end:
+            return
+        if ap <= self.best_ap:
+            self.stale += 1
+            return
+        self.best_ap, self.best_step, self.stale = ap, self.step, 0
+        if self.ranks.writes:
+            tensors = self.model.folded_tensors()
+            save_model(self.folder / BEST, self.model.config, tensors,
+                       {"step": self.step, "held_out_ap": ap}, overwrite=True)  # fmt: skip
+
     def save_model(self, provenance: dict[str, Any]) -> Path:
-        """Write `model.safetensors` of the run folder, batch norm folded; returns its path."""
+        """Write `model.safetensors` of the run folder, batch norm folded; returns its path.
+
+        With a held-out split it is the best model, else the last.
+        """
         path = self.folder / "model.safetensors"
-        save_model(path, self.model.config, self.model.folded_tensors(), provenance, overwrite=True)
+        if self.best_step >= 0:
+            best = load_model(self.folder / BEST)
+            save_model(path, best.config, best.tensors, provenance | best.provenance,
+                       overwrite=True)  # fmt: skip
+            return path
+        with self.average.in_place() if self.average else nullcontext():
+            tensors = self.model.folded_tensors()
+        save_model(path, self.model.config, tensors, provenance, overwrite=True)
         return path
 
 
@@ -335,63 +378,3 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """Means of the losses every few steps: to metrics.jsonl, and to a progress bar or, where
-    there is no terminal, to lines of text.
-    """
-
-    def __init__(self, path: Path, recipe: Recipe, first: int) -> None:
-        self.recipe, self.first, self.began = recipe, first, time.monotonic()
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self.pending: list[dict[str, float]] = []
-        self.bar = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
-            disable=not sys.stdout.isatty(),
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=recipe.steps, completed=first)
-        self.bar.start()
-
-    def add(
-        self, step: int, values: dict[str, float], rate: float, pruner: MagnitudePruner | None
-    ) -> None:
-        self.pending.append(values)
-        self.bar.update(self.task, completed=step)
-        if step % self.recipe.log_every and step != self.recipe.steps:
-            return
-        means = {k: float(np.mean([v[k] for v in self.pending])) for k in values}
-        self.pending.clear()
-        seconds = (time.monotonic() - self.began) / max(step - self.first, 1)
-        line = {"step": step, "loss": sum(means.values()), **means, "rate": rate,
-                "sparsity": pruner.sparsity() if pruner else 0.0, "seconds": seconds}  # fmt: skip
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        text = f"loss {line['loss']:.3f}  sparsity {line['sparsity']:.3f}  {seconds:.2f} s/step"
-        self.bar.update(self.task, description=text)
-        if self.bar.disable:
-            parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-            minutes = seconds * (self.recipe.steps - step) / 60
-            print(f"step {step}/{self.recipe.steps}  {text}  {parts}  rate {rate:.2e}  "
-                  f"{minutes:.0f} min left", flush=True)  # fmt: skip
-
-    def close(self) -> None:
-        self.bar.stop()
-        self.file.close()
-
-
-def prepare_folder(folder: Path, resume: bool) -> None:
-    """Create the run folder.
-
-    Raises:
-        InputError: it cannot be written, or holds another run and `resume` is not asked for.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written")
-    if not resume and any(folder.glob("checkpoint-*.safetensors")):
-        raise InputError(f"{folder}: holds a run already; resume it or choose another folder")

@@ -10,11 +10,11 @@ Source: Faster R-CNN (arXiv 1506.01497) with the settings tabled in docs/model.m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torchvision.ops as ops
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..reference import FasterRCNN, encode
@@ -36,6 +36,10 @@ class Target:
     height: int
     width: int
     seed: int
+
+    def to(self, device: torch.device) -> Target:
+        """The same with its tensors on `device`."""
+        return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device))
 
 
 def match(
@@ -82,11 +86,15 @@ def sample(code: Tensor, count: int, positive_share: float, seed: int) -> tuple[
     return positives, negatives
 
 
-def box_loss(found: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    """Sum of smooth L1 with transition `beta` (0: plain L1)."""
+def box_loss(found: Tensor, wanted: Tensor, beta: float, weight: Tensor | float = 1.0) -> Tensor:
+    """Sum of smooth L1 with transition `beta` (0: plain L1).
+
+    Args:
+        found, wanted: [N, 4]; weight: of all, or of each [N, 1].
+    """
     if beta == 0.0:
-        return F.l1_loss(found, wanted, reduction="sum")
-    return F.smooth_l1_loss(found, wanted, beta=beta, reduction="sum")
+        return (weight * F.l1_loss(found, wanted, reduction="none")).sum()
+    return (weight * F.smooth_l1_loss(found, wanted, beta=beta, reduction="none")).sum()
 
 
 def rpn_losses(
@@ -111,10 +119,10 @@ def rpn_losses(
         objectness = objectness + F.binary_cross_entropy_with_logits(
             logit[drawn], (code[drawn] == 1).float(), reduction="sum"
         )
-        if len(positives):
-            wanted = encode(anchors[positives], target.boxes[index[positives]],
-                            model.config.rpn_box_weights)  # fmt: skip
-            regression = regression + box_loss(delta[positives], wanted, recipe.rpn_beta)
+        # Also without a positive: several processes need a gradient for every parameter.
+        truth = target.boxes[index[positives]] if len(positives) else anchors[:0]
+        wanted = encode(anchors[positives], truth, model.config.rpn_box_weights)
+        regression = regression + box_loss(delta[positives], wanted, recipe.rpn_beta)
     scale = 1.0 / (recipe.rpn_batch * len(targets))
     return objectness * scale, regression * scale
 
@@ -143,7 +151,11 @@ def roi_losses(
     model: FasterRCNN, recipe: Recipe, logits: Tensor, deltas: Tensor, labels: list[Tensor],
     wanted: list[Tensor],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Classification and box loss of the head over all sampled regions of a batch.
+    """Classification and box loss of the head: mean over an image's regions, then over images.
+
+    Every image counts alike, as with Detectron2's one image a process, so that a batch gives
+    the same however it is cut into parts. Where all images have the same number of regions, it
+    is the mean over all regions.
 
     Args:
         logits, deltas: [R, K + 1] and [R, K (+ 1), 4] over the images in order.
@@ -151,14 +163,16 @@ def roi_losses(
     """
     config = model.config
     label = torch.cat(labels)
+    weight = torch.cat([logits.new_full((len(x),), 1 / (max(len(x), 1) * len(labels)))
+                        for x in labels])  # fmt: skip
     # Labels are 1..K with 0 for background; columns follow the configuration's class order.
     column = label if config.background == "first" else (label - 1) % (config.num_classes + 1)
-    classification = F.cross_entropy(logits, column)
+    classification = (weight * F.cross_entropy(logits, column, reduction="none")).sum()
     positive = label > 0
     offset = 0 if config.background == "first" and config.background_deltas else 1
     chosen = deltas[positive, label[positive] - offset]
-    regression = box_loss(chosen, torch.cat(wanted), recipe.roi_beta)
-    return classification, regression / max(len(label), 1)
+    regression = box_loss(chosen, torch.cat(wanted), recipe.roi_beta, weight[positive, None])
+    return classification, regression
 
 
 def losses(
@@ -190,3 +204,18 @@ def losses(
     roi_class, roi_box = roi_losses(model, recipe, class_logits, class_deltas, labels, wanted)
     return {"rpn_objectness": rpn_objectness, "rpn_box": rpn_box,
             "roi_class": roi_class, "roi_box": roi_box}  # fmt: skip
+
+
+class LossModule(nn.Module):
+    """`losses` as a module, which is what DistributedDataParallel wraps."""
+
+    NAMES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")
+
+    def __init__(self, model: FasterRCNN, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+
+    def forward(self, canvas: Tensor, targets: list[Target]) -> Tensor:
+        """The losses [4] in the order of `NAMES`."""
+        found = losses(self.model, self.recipe, canvas, targets)
+        return torch.stack([found[name] for name in self.NAMES])

@@ -1,0 +1,248 @@
+"""Training steps, sparsedet against torchvision's FasterRCNN, interleaved; and pruning's price.
+
+    python benchmarks/bench_training.py --json docs/results/bench_training.json
+
+torchvision's detector is given the same backbone and res5 (the same modules with the same weights),
+anchors, image size, batch, numbers of proposals and sampled regions, smooth L1, SGD and threads.
+Photographs are noise in memory, with a few boxes each; neither side resizes or loads. A step is
+forward, backward and optimizer. Three of ours are timed in turn with theirs: dense, pruned (masks
+that are applied each step) and the step at which masks are recomputed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from embedded import cpu_name
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+from sparsedet import preset
+from sparsedet.coco import CocoDataset, CocoImage
+from sparsedet.config import ModelConfig
+from sparsedet.reference import FasterRCNN
+from sparsedet.training.data import Part
+from sparsedet.training.loop import Trainer
+from sparsedet.training.losses import Target
+from sparsedet.training.recipe import Recipe
+
+NEVER = 10**8
+"""A step that is not reached: of the next update of the masks."""
+
+
+class Backbone(nn.Module):
+    """Our stem ... res4 as torchvision wants a backbone; `body` holds the modules."""
+
+    def __init__(self, body: FasterRCNN) -> None:
+        super().__init__()
+        self.body = body
+        self.out_channels = body.config.stage_channels[2]
+
+    def forward(self, canvas: Tensor) -> Tensor:
+        tensors = {"canvas": canvas.contiguous(memory_format=torch.channels_last)}
+        self.body.run_part("backbone", tensors)
+        return tensors[self.body.network.features]
+
+
+class Res5(nn.Module):
+    """Our res5 and the mean, as torchvision wants a box head."""
+
+    def __init__(self, body: FasterRCNN) -> None:
+        super().__init__()
+        self.body = [body]  # its parameters are the backbone's already
+
+    def forward(self, regions: Tensor) -> Tensor:
+        body, tensors = self.body[0], {"rois": regions}
+        for layer in body.network.part("roi"):
+            if layer.name.startswith("res5"):
+                residual = tensors[layer.residual] if layer.residual else None
+                tensors[layer.name] = body.layers[layer.name](tensors[layer.source], residual)
+        return tensors[layer_name(body.config)].mean(dim=(2, 3))
+
+
+def layer_name(config: ModelConfig) -> str:
+    """The last layer of res5."""
+    return f"res5.{config.blocks[3] - 1}.conv3"
+
+
+def lively_model(config: ModelConfig) -> FasterRCNN:
+    """Random weights under which proposals lie as apart as a trained network's.
+
+    Residual branches that add little keep the features small, and so the boxes near their anchors;
+    the plain random start lets few proposals survive, and too few regions are left to sample.
+    """
+    model = FasterRCNN(config, norm=True)
+    for name, layer in model.layers.items():
+        if layer.layer.residual and layer.norm is not None:
+            nn.init.constant_(layer.norm.weight, 0.1)
+        if name == "stem.conv" and layer.norm is not None:
+            nn.init.constant_(layer.norm.weight, 1 / max(config.pixel_std) / 50)
+    return model
+
+
+def count_rows(module: nn.Module) -> list[int]:
+    """Rows that a module gets in each call, from now on."""
+    rows: list[int] = []
+    module.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    return rows
+
+
+def torchvision_peer(config: ModelConfig, recipe: Recipe, height: int, width: int) -> nn.Module:
+    """torchvision's detector around our backbone, with our settings."""
+    body = lively_model(config)
+    for name, parameter in body.named_parameters():
+        frozen = name.startswith(("stem.", "res2.")) or name.startswith(("rpn.", "box."))
+        parameter.requires_grad_(not frozen)
+    detector = TorchvisionFasterRCNN(
+        Backbone(body),
+        min_size=min(height, width), max_size=max(height, width),
+        image_mean=list(config.pixel_mean), image_std=list(config.pixel_std),
+        rpn_anchor_generator=AnchorGenerator((config.anchor_sizes,), (config.anchor_ratios,)),
+        rpn_pre_nms_top_n_train=recipe.rpn_pre_nms, rpn_post_nms_top_n_train=recipe.rpn_post_nms,
+        rpn_batch_size_per_image=recipe.rpn_batch,
+        box_roi_pool=MultiScaleRoIAlign(["0"], config.roi_size, config.roi_sampling_ratio),
+        box_head=Res5(body),
+        box_predictor=FastRCNNPredictor(config.stage_channels[3], config.num_classes + 1),
+        box_batch_size_per_image=recipe.roi_batch,
+        box_positive_fraction=recipe.roi_positive,
+    )  # fmt: skip
+    return detector.train()
+
+
+def batch_of_noise(images: int, height: int, width: int) -> tuple[Tensor, list[Target]]:
+    """A canvas uint8 [B, 3, H, W] and four boxes an image."""
+    rng = np.random.default_rng(0)
+    canvas = torch.from_numpy(rng.integers(0, 256, (images, 3, height, width), dtype=np.uint8))
+    targets = []
+    for seed in range(images):
+        corner = rng.uniform(0, 0.5, (4, 2)) * (width, height)
+        size = rng.uniform(0.1, 0.5, (4, 2)) * (width, height)
+        boxes = torch.from_numpy(np.concatenate([corner, corner + size], 1).astype(np.float32))
+        targets.append(Target(boxes, torch.tensor([1, 2, 3, 4]), height, width, seed))
+    return canvas, targets
+
+
+def our_step(
+    config: ModelConfig, recipe: Recipe, part: Part, folder: Path, update: bool = False
+) -> tuple[Callable[[], Any], list[int]]:
+    """A step of the trainer, and how many regions the head saw in each.
+
+    With `update`, masks are recomputed in each step.
+    """
+    nothing = np.zeros((1, 4), np.float32), np.ones(1, np.int64), np.zeros(1, np.bool_)
+    image = CocoImage(1, "none", 32, 32, *nothing)
+    dataset = CocoDataset(folder, folder, (image,), config.class_names, config.category_ids)
+    trainer = Trainer(lively_model(config), dataset, recipe, folder)
+    if trainer.pruner:  # all zeros at once; the schedule is over after this step
+        trainer.pruner.update(recipe.prune_end)
+
+    def step() -> None:
+        trainer.step = recipe.prune_end if update else 1
+        trainer.train_step([part])
+
+    return step, count_rows(trainer.model.layers["box.logits"])
+
+
+def peer_step(
+    detector: nn.Module, recipe: Recipe, part: Part
+) -> tuple[Callable[[], Any], list[int]]:
+    """A step of torchvision's detector with SGD, and the head's regions in each."""
+    parameters = [p for p in detector.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, lr=1e-6, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+
+    def step() -> None:
+        images = [image.float() for image in part.canvas]
+        truth = [{"boxes": t.boxes, "labels": t.labels} for t in part.targets]
+        optimizer.zero_grad(set_to_none=True)
+        total = sum(detector(images, truth).values())
+        total.backward()
+        float(total.detach())
+        optimizer.step()
+
+    return step, count_rows(detector.get_submodule("roi_heads.box_predictor"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="r50half-c4", help="preset")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"))
+    parser.add_argument("--regions", type=int, default=128, help="sampled an image")
+    parser.add_argument("--proposals", type=int, default=1000, help="before sampling, an image")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    config = preset(arguments.model)
+    height, width = arguments.size or (config.canvas_height, config.canvas_width)
+    dense = Recipe(
+        steps=NEVER // 100, batch=arguments.batch, learning_rate=1e-6, decay="constant",
+        warmup_steps=0, rpn_pre_nms=2 * arguments.proposals, rpn_post_nms=arguments.proposals,
+        roi_batch=arguments.regions, rpn_beta=1 / 9, roi_beta=1 / 9,
+    )  # fmt: skip
+    pruned = replace(dense, sparsity=0.6, prune_end=1000, prune_every=1000)
+    canvas, targets = batch_of_noise(arguments.batch, height, width)
+    part = Part(canvas, targets, 1.0, [1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        steps = {
+            "dense": our_step(config, dense, part, folder),
+            "torchvision": peer_step(torchvision_peer(config, dense, height, width), dense, part),
+            "pruned": our_step(config, pruned, part, folder),
+            "pruned, masks recomputed": our_step(config, pruned, part, folder, update=True),
+        }
+        times: dict[str, list[float]] = {key: [] for key in steps}
+        for number in range(arguments.rounds + 1):  # the first warms up
+            for key, (step, regions) in steps.items():
+                begin = time.perf_counter()
+                step()
+                if regions[-1] != arguments.batch * arguments.regions:
+                    raise SystemExit(f"{key}: {regions[-1]} regions, another amount of work")
+                if number:
+                    times[key].append(time.perf_counter() - begin)
+
+    def ratio(a: str, b: str) -> float:
+        """Median over rounds of neighbours' ratios: the machine's own changes cancel."""
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    every = 50  # the recipe's default `prune_every`
+    applied = ratio("pruned", "dense") - 1
+    recomputed = (ratio("pruned, masks recomputed", "dense") - 1 - applied) / every
+    result = {
+        "cpu": cpu_name(), "threads": arguments.threads, "torch": torch.__version__,
+        "model": config.name, "batch": arguments.batch, "size": [height, width],
+        "regions": arguments.regions, "proposals": arguments.proposals,
+        "seconds": {key: statistics.median(value) for key, value in times.items()},
+        "spread": {key: [min(value), max(value)] for key, value in times.items()},
+        "ratio_to_torchvision": ratio("dense", "torchvision"),
+        "pruning_overhead": {"masks_applied": applied, "masks_recomputed_a_step": recomputed,
+                             "total": applied + recomputed},
+    }  # fmt: skip
+    for key, value in result["seconds"].items():
+        print(f"{key:<26}{1000 * value:9.1f} ms")
+    print(f"dense / torchvision: {result['ratio_to_torchvision']:.3f}")
+    print(f"pruning adds {applied + recomputed:.2%} ({applied:.2%} to apply the masks, "
+          f"{recomputed:.2%} to recompute them every {every} steps)")  # fmt: skip
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Several processes train one model: who this process is, and what all have to agree on.
+
+`torchrun` starts the processes and sets the environment that `session` reads; without it there is
+one process. Gradients are averaged by torch's DistributedDataParallel; here is the rest.
+
+Glossary: `rank` is this process's number, `world` how many there are. Rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among all; the default is one process on the CPU."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.world == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def gather(self, value: list[Any]) -> list[Any]:
+        """The lists of all processes, one after the other."""
+        if self.world == 1:
+            return value
+        lists: list[Any] = [None] * self.world
+        dist.all_gather_object(lists, value)
+        return [item for items in lists for item in items]
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every process."""
+        values = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+
+@contextmanager
+def session() -> Iterator[Ranks]:
+    """Join the other processes, if torchrun started any; take a GPU where there are some."""
+    world, rank = (int(os.environ.get(key, default)) for key, default in
+                   (("WORLD_SIZE", 1), ("RANK", 0)))  # fmt: skip
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield Ranks(device=device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,139 @@
+"""What a run says of itself: files in its folder, a progress bar, TensorBoard.
+
+`metrics.jsonl` has a line every few steps (means since the last line), `validation.jsonl` one a
+validation, `log.txt` what was said; `tensorboard/` holds the same figures where the `tensorboard`
+package is installed. A resumed run takes back the lines after the step that it resumes from.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..errors import InputError
+from ..files import write_atomic
+from .recipe import Recipe
+
+METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
+
+
+class Log:
+    """The log of one run.
+
+    Args:
+        folder: the run folder.
+        recipe: its settings.
+        first: the step that the run begins or resumes at.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, first: int) -> None:
+        self.folder, self.recipe, self.first = folder, recipe, first
+        self.began = time.monotonic()
+        for name in (METRICS, VALIDATION):
+            _take_back(folder / name, first)
+        self.pending: list[dict[str, float]] = []
+        self.bar = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
+            disable=not sys.stdout.isatty(),
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=recipe.steps, completed=first)
+        self.board = self._tensorboard()
+        self.bar.start()
+
+    def _tensorboard(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.say("no TensorBoard files: the tensorboard package is not installed")
+            return None
+        return SummaryWriter(self.folder / "tensorboard", purge_step=self.first)
+
+    def say(self, text: str) -> None:
+        """Print a line and keep it in `log.txt`."""
+        if self.bar.disable:
+            print(text, flush=True)
+        else:
+            self.bar.console.print(text, markup=False, highlight=False)
+        _append(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def due(self, step: int) -> bool:
+        """Whether a line is written after this step."""
+        return step % self.recipe.log_every == 0 or step == self.recipe.steps
+
+    def add(self, step: int, values: dict[str, float], rate: float, sparsity: float) -> None:
+        """After a step: its losses, learning rate, and zeros of all parameters."""
+        self.pending.append(values)
+        self.bar.update(self.task, completed=step)
+        if not self.due(step):
+            return
+        means = {k: float(np.mean([v[k] for v in self.pending])) for k in values}
+        self.pending.clear()
+        seconds = (time.monotonic() - self.began) / max(step - self.first, 1)
+        line = {"step": step, "loss": sum(means.values()), **means, "rate": rate,
+                "sparsity": sparsity, "seconds": seconds}  # fmt: skip
+        _append(self.folder / METRICS, json.dumps(line))
+        self._scalars(step, line)
+        text = f"loss {line['loss']:.3f}  sparsity {sparsity:.3f}  {seconds:.2f} s/step"
+        self.bar.update(self.task, description=text)
+        if self.bar.disable:
+            parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+            minutes = seconds * (self.recipe.steps - step) / 60
+            print(f"step {step}/{self.recipe.steps}  {text}  {parts}  rate {rate:.2e}  "
+                  f"{minutes:.0f} min left", flush=True)  # fmt: skip
+
+    def add_validation(self, step: int, stats: dict[str, float]) -> None:
+        """After a validation: the COCO figures."""
+        line = {"step": step, **stats}
+        _append(self.folder / VALIDATION, json.dumps(line))
+        self._scalars(step, line)
+        self.say(f"step {step}: AP {stats['AP']:.4f}, AP50 {stats['AP50']:.4f} of the split")
+
+    def _scalars(self, step: int, line: dict[str, Any]) -> None:
+        if self.board is not None:
+            for name in line.keys() - {"step"}:
+                self.board.add_scalar(name, line[name], step)
+
+    def close(self) -> None:
+        self.bar.stop()
+        if self.board is not None:
+            self.board.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file; none if there is no file."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # the process was killed while it wrote
+            continue
+    return lines
+
+
+def _take_back(path: Path, first: int) -> None:
+    """Drop the lines after step `first`, which the run will write again."""
+    if path.exists():
+        kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= first]
+        write_atomic(path, "".join(kept).encode(), overwrite=True)
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,81 @@
+"""One run from files to files: data, initial weights, training, the model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..coco import load_coco
+from ..config import COCO_NAMES, preset
+from . import distributed
+from .checkpoint import newest_checkpoint
+from .loop import Trainer
+from .recipe import Recipe
+from .start import build_model, check_folder, initial_config, initial_tensors, prepare_folder
+
+
+def train(
+    recipe: Recipe, annotations: Path, images: Path, output: Path, *, init: Path | None = None,
+    model: str | None = None, resume: bool = False, command: Sequence[str] = (),
+) -> bool:  # fmt: skip
+    """Train, or prune, a model; started by torchrun, together with the other processes.
+
+    Args:
+        recipe: all settings.
+        annotations, images: COCO-format JSON and the folder of its photographs. Its classes
+            become the model's.
+        output: the run folder.
+        init: what to start from: a run folder, or anything that `initial_tensors` reads.
+        model: a preset's name; default: the configuration of `init`, else `r50half-c4`.
+        resume: continue the run in `output`; `init` is not read.
+        command: noted in the run folder.
+
+    Returns:
+        whether it finished; if not, it was stopped and can be resumed.
+
+    Raises:
+        InputError: an input cannot be used, or training cannot go on; a message says why.
+    """
+    with distributed.session() as ranks:
+        start = output if resume else init
+        if start is not None and start.is_dir():
+            start = newest_checkpoint(start)
+        source = initial_config(start) if start else None
+        config = preset(model) if model else source or preset("r50half-c4")
+        dataset = load_coco(annotations, images)
+        if set(dataset.class_names) == set(COCO_NAMES):
+            dataset = load_coco(annotations, images, COCO_NAMES)
+        else:  # the data's own classes; labels and predictors follow
+            config = dataclasses.replace(
+                config, class_names=dataset.class_names, category_ids=dataset.category_ids
+            )
+        if ranks.writes:
+            for line in dataset.warnings():
+                print(f"sparsedet: warning: {line}", file=sys.stderr)
+        dataset.require_images()
+        initial = initial_tensors(start, config) if start else {}
+        if source and source.class_names != config.class_names and not resume:
+            if ranks.writes:
+                print(f"{start} knows other classes: the predictors begin at random")
+            initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
+        trainer = Trainer(build_model(config, initial), dataset, recipe, output, ranks)
+        check_folder(output, resume)  # on every process, before one of them writes
+        if ranks.writes:
+            prepare_folder(output, resume)
+        if resume and start:
+            trainer.resume(start)
+            if ranks.writes:
+                print(f"continuing from {start}")
+        trainer.describe(command)
+        finished = trainer.run()
+        if not ranks.writes:
+            return finished
+        if not finished:
+            print(f"stopped after step {trainer.step} of {recipe.steps}; --resume continues")
+            return False
+        path = trainer.save_model({"made_by": "sparsedet", "recipe": recipe.to_dict(),
+                                   "data": annotations.name})  # fmt: skip
+        print(f"-> {path}")
+        return True

@@ -1,0 +1,95 @@
+"""AP on held-out photographs while training, and pictures of what the model finds.
+
+The torch model itself is scored, photograph by photograph, on the model's own canvas, as the
+engine would run it. The photographs are dealt out to the processes; rank 0 scores.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from ..coco import CocoDataset, CocoImage, read_json
+from ..detections import Detections, from_rows
+from ..errors import InputError
+from ..evaluate import score_results
+from ..files import write_atomic
+from ..preprocess import read_image, to_canvas
+from ..reference import FasterRCNN
+from .distributed import Ranks
+
+GROUND_TRUTH = "val.json"
+SHOWN = 0.3
+"""Sample pictures show scores of at least this: young models are not sure of much."""
+
+
+def detect(model: FasterRCNN, image: Any, device: torch.device) -> Detections:
+    """What the torch model finds in a photograph (H, W, 3) uint8 BGR."""
+    config = model.config
+    canvas, at = to_canvas(image, config.canvas_height, config.canvas_width, config.resize)
+    rows = model(torch.from_numpy(canvas).permute(2, 0, 1)[None].to(device))[0]
+    return from_rows(rows.cpu().numpy(), at, config.class_names, config.category_ids)
+
+
+def check_validation(dataset: CocoDataset) -> None:
+    """Refuse at the start what would fail at the first validation.
+
+    Raises:
+        InputError: no photograph of `dataset` has a box, or pycocotools is missing.
+    """
+    if all(image.crowd.all() for image in dataset.images):
+        raise InputError(
+            f"val_fraction holds out {len(dataset.images)} photographs, none of them with a box"
+        )
+    if find_spec("pycocotools") is None:
+        raise InputError("val_fraction needs pycocotools: pip install 'sparsedet[train]'")
+
+
+def write_ground_truth(dataset: CocoDataset, path: Path) -> None:
+    """The part of the annotation file that belongs to `dataset.images`."""
+    content = read_json(dataset.path)
+    ids = {image.id for image in dataset.images}
+    content["images"] = [entry for entry in content["images"] if entry["id"] in ids]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    write_atomic(path, json.dumps(content).encode(), overwrite=True)
+
+
+def validate(
+    model: FasterRCNN, dataset: CocoDataset, ground_truth: Path, ranks: Ranks
+) -> dict[str, float]:
+    """The 12 COCO figures over `dataset`, on every process.
+
+    Args:
+        ground_truth: what `write_ground_truth` wrote.
+    """
+    results: list[dict[str, Any]] = []
+    for image in dataset.images[ranks.rank :: ranks.world]:
+        photo = read_image(dataset.image_path(image))
+        results += detect(model, photo, ranks.device).to_coco(image.id)
+    results = ranks.gather(results)
+    stats: dict[str, float] | None = None
+    if ranks.writes:
+        # Order decides between equal scores: the same for every number of processes.
+        results.sort(key=lambda result: result["image_id"])
+        scores = score_results(ground_truth, results, class_names=dataset.class_names)
+        stats = scores.stats
+    return ranks.from_first(stats)  # type: ignore[no-any-return]
+
+
+def draw_samples(
+    model: FasterRCNN, dataset: CocoDataset, images: tuple[CocoImage, ...], folder: Path,
+    step: int, device: torch.device,
+) -> None:  # fmt: skip
+    """Write `step-NNNNNNN-ID.jpg` of each image, its detections drawn."""
+    folder.mkdir(exist_ok=True)
+    for image in images:
+        photo = read_image(dataset.image_path(image))
+        picture = detect(model, photo, device).above(SHOWN).draw(photo)
+        _, data = cv2.imencode(".jpg", picture)
+        path = folder / f"step-{step:07d}-{image.id}.jpg"
+        write_atomic(path, data.tobytes(), overwrite=True)

@@ -1,0 +1,130 @@
+"""torchvision's ResNet as the backbone's start: equal features, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+pytest.importorskip("rich")
+
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # noqa: E402
+
+from sparsedet import InputError, preset  # noqa: E402
+from sparsedet.importers.torchvision_resnet import load_torchvision_resnet  # noqa: E402
+from sparsedet.training.start import build_model, initial_config, initial_tensors  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
+
+# One block a stage; the widths are those of ResNet-50 and 101.
+SHALLOW = replace(preset("r101-c4"), name="shallow", blocks=(1, 1, 1, 1), canvas_height=64,
+                  canvas_width=96)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Any:
+    torch.manual_seed(0)
+    net = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in ((module.weight, 0.5, 1), (module.bias, -1, 1),
+                                      (module.running_mean, -1, 1),
+                                      (module.running_var, 0.5, 2)):  # fmt: skip
+                torch.nn.init.uniform_(tensor.data, low, high)
+    return net
+
+
+@pytest.fixture(scope="module")
+def path(resnet: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("resnet") / "resnet.pth"
+    torch.save(resnet.state_dict(), path)
+    return path
+
+
+def changed(path: Path, folder: Path, **tensors: Any) -> Path:
+    """A copy with some tensors replaced, or left out for None."""
+    state = torch.load(path, weights_only=True)
+    state.update({name.replace("__", "."): value for name, value in tensors.items()})
+    torch.save({k: v for k, v in state.items() if v is not None}, folder / "changed.pth")
+    return folder / "changed.pth"
+
+
+def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) -> None:
+    model = build_model(SHALLOW, initial_tensors(path, SHALLOW))
+    assert initial_config(path) is None
+    photo = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(1))
+    region = torch.rand(2, 1024, 14, 14, generator=torch.Generator().manual_seed(2))
+    rgb = photo.flip(1).float() / 255
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        x = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1((rgb - mean) / std))))
+        theirs = resnet.layer3(resnet.layer2(resnet.layer1(x)))
+        ours = model.features(photo)
+        res5 = resnet.layer4(region)
+        tensors = {"rois": region}
+        model.run_part("roi", tensors)
+    for mine, other in ((ours, theirs), (tensors["res5.0.conv3"], res5)):
+        assert mine.shape == other.shape and other.abs().max() > 1
+        assert (mine - other).abs().max() <= 2e-5 * other.abs().max()
+    assert not any(name.startswith(("rpn", "box")) for name in initial_tensors(path, SHALLOW))
+
+    from safetensors.torch import save_file
+
+    save_file(torch.load(path, weights_only=True), tmp_path / "resnet.safetensors")
+    again = initial_tensors(tmp_path / "resnet.safetensors", SHALLOW)
+    first = initial_tensors(path, SHALLOW)
+    assert all(np.array_equal(again[name], value) for name, value in first.items())
+    assert initial_config(tmp_path / "resnet.safetensors") is None
+
+
+def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> None:
+    with torch.device("meta"):
+        names = set(torchvision.models.resnet101().state_dict())
+    from sparsedet.importers.torchvision_resnet import _names
+    from sparsedet.network import build_network
+
+    wanted = {
+        f"{prefix}.weight"
+        for layer in build_network(preset("r101-c4")).weighted if layer.norm
+        for prefix in _names(layer)
+    }  # fmt: skip
+    assert wanted == {n for n in names if n.endswith(".weight")} - {"fc.weight"}
+
+
+def test_refusals(path: Path, tmp_path: Path) -> None:
+    def refused(match: str, file: Path, config: Any = SHALLOW) -> None:
+        with pytest.raises(InputError, match=match):
+            load_torchvision_resnet(file, config)
+
+    refused(r"has \(1, 1, 1, 1\) blocks a stage, r101-c4 \(3, 4, 23, 3\)", path, preset("r101-c4"))
+    refused("strides in the 3x3 convolution", path, preset("r101-c4-detectron2"))
+    refused("needs pixel_std", path, replace(SHALLOW, pixel_std=(1.0, 1.0, 1.0)))
+    refused(r"none\.pth: No such file", tmp_path / "none.pth")
+    refused(
+        "'layer2.0.conv2.weight' is missing", changed(path, tmp_path, layer2__0__conv2__weight=None)
+    )
+    bad = torch.full((64,), torch.nan)
+    refused("bn1.weight' holds NaN", changed(path, tmp_path, bn1__weight=bad))
+    wide = torch.zeros(128, 64, 1, 1)
+    refused(
+        r"shape \(128, 64, 1, 1\), expected \(64, ",
+        changed(path, tmp_path, layer1__0__conv1__weight=wide),
+    )
+    (tmp_path / "text.pth").write_text("no weights")
+    refused("not a file of tensors alone", tmp_path / "text.pth")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")  # a pickle that would run code
+    refused("no whole model", tmp_path / "module.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    refused("holds list", tmp_path / "list.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    refused("is no torchvision ResNet", tmp_path / "other.pth")
+    torch.save({"backbone.fpn.inner_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "fpn.pth")
+    refused("is a detector of torchvision's", tmp_path / "fpn.pth")
+    torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "basic.pth")
+    refused(r"two-convolution blocks \(18 or 34\)", tmp_path / "basic.pth")
