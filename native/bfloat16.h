@@ -6,20 +6,20 @@
 namespace sparsedet {
 
 // Upper half of a float32, rounded to nearest even. Not for NaN.
-inline uint32_t to_bfloat16(float x) {
+static inline uint32_t to_bfloat16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-inline float join_bfloat16(float low, float high) {
+static inline float join_bfloat16(float low, float high) {
   return std::bit_cast<float>(to_bfloat16(low) | to_bfloat16(high) << 16);
 }
 
-inline float even_of(float word) {
+static inline float even_of(float word) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(word) << 16);
 }
 
-inline float odd_of(float word) {
+static inline float odd_of(float word) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(word) & 0xffff0000u);
 }
 

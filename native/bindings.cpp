@@ -106,6 +106,8 @@ class PyEngine {
   PyEngine(const std::string& isa, int threads, bool pin, nb::dict params)
       : engine_(choose(isa, to_params(params)), threads, pin, to_params(params)) {}
 
+  PyEngine(const PyEngine& other, int threads) : engine_(other.engine_, threads) {}
+
   void add(const std::string& name, const std::string& source, const std::string& residual,
            const std::string& part, int in_channels, int out_channels, int kernel, int stride,
            std::pair<int, int> padding, bool relu, bool output,
@@ -259,6 +261,7 @@ NB_MODULE(_native, m) {
         "isa"_a = "");
   nb::class_<PyEngine>(m, "Engine")
       .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a, "params"_a)
+      .def(nb::init<const PyEngine&, int>(), "other"_a, "threads"_a)
       .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
            "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
            "output"_a, "weight"_a.none(), "bias"_a.none(), "method"_a = "")

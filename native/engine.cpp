@@ -126,7 +126,12 @@ void Arena::reserve(size_t floats) {
 
 Engine::Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params)
     : kernels_(kernels), params_(params), pool_(threads, pin), scratch_(threads),
-      context_{kernels_, pool_, scratch_} {}
+      context_{kernels_, pool_, scratch_}, shared_ops_(std::make_shared<std::vector<Op>>()) {}
+
+Engine::Engine(const Engine& other, int threads)
+    : kernels_(other.kernels_), params_(other.params_), pool_(threads, false), scratch_(threads),
+      context_{kernels_, pool_, scratch_}, shared_ops_(other.shared_ops_),
+      feature_name_(other.feature_name_) {}
 
 Type Engine::type_of(const std::string& name) const {
   if (name == "canvas" || name == "pooled") return Type::float32;

@@ -60,6 +60,9 @@ class Arena {
 class Engine {
  public:
   Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params);
+  // Another engine with the packed weights of `other`, which are then not added to any more, and
+  // threads and activations of its own: both may run at the same time.
+  Engine(const Engine& other, int threads);
 
   // weight [out][in][k][k] and bias [out]; both null for pooling. In table order. Without a method
   // a cost model chooses one, from the shape and the zeros alone.
@@ -141,7 +144,8 @@ class Engine {
   Scratch scratch_;
   Context context_;
   Arena arena_;
-  std::vector<Op> ops_;
+  const std::shared_ptr<std::vector<Op>> shared_ops_;
+  std::vector<Op>& ops_ = *shared_ops_;
   std::string feature_name_;
   int canvas_height_ = 0, canvas_width_ = 0;
   std::vector<std::pair<std::string, Map>> maps_;

@@ -85,6 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     info = command("info", run_info, "Layers, parameters, sparsity and cost of a model.")
     info.add_argument("file", nargs="?", type=Path, help="default: the embedded model")
     info.add_argument("--model", metavar="PRESET", help="a preset instead of a file")
+    info.add_argument("--plan", action="store_true", help="how each operation is run here: method, "
+                      "expected and measured GFLOP/s")  # fmt: skip
+    info.add_argument("--precision", choices=("f32", "bf16", "auto"), default="f32",
+                      help="of --plan")  # fmt: skip
     info.add_argument("--rois", type=int, help="regions an image (default: the model's)")
 
     evaluate = command("eval", run_eval, "COCO average precision of a model.")
@@ -120,6 +124,9 @@ def _running_flags(parser: argparse.ArgumentParser) -> None:
                         help="model file; default: the embedded model")  # fmt: skip
     parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
+    parser.add_argument("--precision", choices=("f32", "bf16", "auto"), default="f32",
+                        help="bf16 is faster and gives other scores; auto: bf16 where the "
+                        "CPU has it")  # fmt: skip
 
 
 def _recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +163,8 @@ def run_detect(arguments: argparse.Namespace) -> int:
     if into_folder and output is not None:
         _check_folder(output)
     detector = Detector.load(
-        arguments.model, num_threads=arguments.threads, isa=arguments.isa, resize=arguments.resize
+        arguments.model, num_threads=arguments.threads, isa=arguments.isa,
+        precision=arguments.precision, resize=arguments.resize
     )
     # What this run never writes over: its photographs and what it has written itself.
     taken = {os.path.realpath(photo) for photo in photos}
@@ -379,7 +387,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
             raise InputError(f"{path}: exists already; give --overwrite or another name")
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path}: cannot be written ({path.parent} is no folder)")
-    detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa)
+    detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa,
+                             precision=arguments.precision)  # fmt: skip
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     for line in dataset.warnings():
         print(f"sparsedet: warning: {line}", file=sys.stderr)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import boxes as np_boxes
 from ._native import Engine as NativeEngine
-from ._native import available_isas, choose_isa
+from ._native import available_isas, choose_isa, has_bfloat16
 from .config import ModelConfig
 from .errors import InputError
 from .network import Layer, build_network
@@ -79,6 +79,25 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16"]:
+    """What "auto" means here: bf16 where the CPU multiplies it natively, as OpenVINO does.
+
+    Raises:
+        InputError: another word than "f32", "bf16" or "auto", or a bad instruction set.
+    """
+    if precision == "auto":
+        try:
+            native = choose_isa(isa) != "scalar" and has_bfloat16(isa)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        return "bf16" if native else "f32"
+    if precision == "bf16":
+        return "bf16"
+    if precision != "f32":
+        raise InputError(f"precision is {precision!r}, expected 'f32', 'bf16' or 'auto'")
+    return "f32"
+
+
 class Engine:
     """A model, packed for this CPU.
 
@@ -91,7 +110,8 @@ class Engine:
         pin: keep each worker thread on one CPU.
         hoist: run res5's linear parts before RoIAlign, once for the map instead of once for
             each region; the same up to rounding.
-        precision: of weights and of the activations between layers; sums are float32.
+        precision: of weights and of the activations between layers; sums are float32. "auto":
+            see `choose_precision`.
         plan: "sparse", "dense" or "winograd" for operations by name; a cost model that looks at
             shapes and zeros alone chooses for the others. Results are the same to the bit for
             one plan, whatever the number of threads.
@@ -106,20 +126,18 @@ class Engine:
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *,
         threads: int | None = None, isa: str = "", pin: bool = False, hoist: bool = True,
-        linear: bool = False, precision: Literal["f32", "bf16"] = "f32",
+        linear: bool = False, precision: Literal["f32", "bf16", "auto"] = "f32",
         plan: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         threads = default_threads() if threads is None else threads
         if not isinstance(threads, int) or not 1 <= threads <= 1024:
             raise InputError(f"threads is {threads!r}, expected a whole number 1..1024")
-        if precision not in ("f32", "bf16"):
-            raise InputError(f"precision is {precision!r}, expected 'f32' or 'bf16'")
         self.config = config
-        self.precision = precision
+        self.precision = choose_precision(precision, isa)
         self._lock = threading.Lock()
         self._size = (0, 0)  # a canvas size that the network can take
         try:
-            self.native = NativeEngine(isa, threads, pin, _params(config, hoist, precision))
+            self.native = NativeEngine(isa, threads, pin, _params(config, hoist, self.precision))
         except ValueError as error:
             raise InputError(str(error)) from None
         plan = dict(plan or {})
@@ -133,6 +151,14 @@ class Engine:
             )  # fmt: skip
         if plan:
             raise InputError(f"plan names {min(plan)!r}, which is no operation of {config.name}")
+
+    def fork(self, threads: int = 1) -> Engine:
+        """Another engine with the same packed weights, to run beside this one."""
+        other = object.__new__(Engine)
+        other.config, other.precision = self.config, self.precision
+        other._lock, other._size = threading.Lock(), (0, 0)
+        other.native = NativeEngine(self.native, threads)
+        return other
 
     @property
     def isa(self) -> str:
@@ -191,4 +217,7 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-__all__ = ["MERGED", "Engine", "available_isas", "choose_isa", "default_threads", "lower"]
+__all__ = [
+    "MERGED", "Engine", "available_isas", "choose_isa", "choose_precision", "default_threads",
+    "lower",
+]  # fmt: skip
