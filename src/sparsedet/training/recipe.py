@@ -9,10 +9,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from ..config import coerce
 from ..errors import InputError
+from ..pruning.schedule import Allocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class Recipe:
 
     # --- gradual pruning
     sparsity: float = 0.0
-    allocation: Literal["uniform", "global"] = "uniform"
+    allocation: Allocation = "uniform"
     prune_begin: int = 0
     prune_end: int = 0
     prune_every: int = 50
@@ -80,7 +81,8 @@ class Recipe:
         require(self.optimizer in ("sgd", "adamw"), "optimizer", "'sgd' or 'adamw'")
         require(self.decay in ("cosine", "step", "constant"), "decay",
                 "'cosine', 'step' or 'constant'")  # fmt: skip
-        require(self.allocation in ("uniform", "global"), "allocation", "'uniform' or 'global'")
+        require(self.allocation in get_args(Allocation), "allocation",
+                "'uniform', 'global' or 'erk'")  # fmt: skip
         require(self.scale_low <= self.scale_high, "scale_low", f"at most {self.scale_high}")
         if self.sparsity:
             require(self.prune_begin < self.prune_end <= self.steps, "prune_end",
