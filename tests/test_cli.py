@@ -688,7 +688,8 @@ LAYERS = (
 """From bottom to top; a module may import from its own layer and those below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH = {"reference", "training.losses", "training.data", "training.loop", "pruning.masks"}
+TORCH = {"reference", "training.losses", "training.data", "training.loop"}
+TORCH |= {f"pruning.{m}" for m in ("calibration", "masks", "oneshot", "patterns", "reconstruct")}
 
 
 def imports_of(path: Path, tree: ast.AST) -> Iterator[str]:

@@ -68,7 +68,7 @@ class MagnitudePruner:
     @staticmethod
     def _mask_smallest(scores: Tensor, count: int, masks: list[Tensor]) -> None:
         """Clear the `count` places with the smallest scores, exactly that many."""
-        parts = (~smallest(scores, count)).split([mask.numel() for mask in masks])
+        parts = torch.split(~smallest(scores, count), [mask.numel() for mask in masks])
         for mask, part in zip(masks, parts, strict=True):
             mask.copy_(part.view_as(mask))
 

@@ -87,7 +87,7 @@ def plan_zeros(
     if settings.allocation == "global":
         needed = -(-zeros_needed(network, layers, settings.sparsity) // group)
         parts = [to_matrix(weights[name]).reshape(-1, group).square().sum(1) for name in layers]
-        chosen = smallest(torch.cat(parts), needed).split([len(part) for part in parts])
+        chosen = torch.split(smallest(torch.cat(parts), needed), [len(part) for part in parts])
         return {n: group * int(c.sum()) for n, c in zip(layers, chosen, strict=True)}
     allocate = erk_zeros if settings.allocation == "erk" else uniform_zeros
     zeros = allocate(network, layers, settings.sparsity)

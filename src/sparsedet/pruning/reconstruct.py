@@ -93,7 +93,8 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
         if not failed:
             eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
-            return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+            upper: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+            return upper
         step *= 10
     raise InputError("the Hessian is not positive semidefinite")
 
@@ -110,9 +111,7 @@ def _group_costs(part: Tensor, u: Tensor) -> Tensor:
     return torch.einsum("rgi,gij->rgj", groups, inverse).square().sum(dim=2)
 
 
-def _zeros_a_block(
-    w: Tensor, upper: Tensor, zeros: int, pattern: Pattern, block: int
-) -> list[int]:
+def _zeros_a_block(w: Tensor, upper: Tensor, zeros: int, pattern: Pattern, block: int) -> list[int]:
     """How many weights (or groups) each block gives, by the costs before any change.
 
     The same number in each block, as in SparseGPT, would ask as much of a 3x3 kernel's centre
@@ -131,4 +130,4 @@ def _zeros_a_block(
         chosen, width = smallest(costs, zeros // GROUP), block // GROUP
     else:
         chosen, width = smallest((w / upper.diagonal()).square(), zeros), block
-    return [int(part.sum()) for part in chosen.split(width, dim=1)]
+    return [int(part.sum()) for part in torch.split(chosen, width, dim=1)]
