@@ -688,11 +688,12 @@ LAYERS = (
 """From bottom to top; a module may import from its own layer and those below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH = {"reference", "pruning.masks", "importers.torchvision_resnet"} | {
+TORCH = {"reference", "importers.torchvision_resnet"} | {
     f"training.{name}"
     for name in ("average", "checkpoint", "data", "distributed", "log", "loop", "losses",
                  "optimizer", "start", "validation")
 }  # fmt: skip
+TORCH |= {f"pruning.{m}" for m in ("calibration", "masks", "oneshot", "patterns", "reconstruct")}
 
 
 def imports_of(path: Path, tree: ast.AST) -> Iterator[str]:

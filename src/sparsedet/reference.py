@@ -162,17 +162,21 @@ class FasterRCNN(nn.Module):
             if layer.source == "pooled" and "pooled" not in tensors:
                 last = f"res5.{self.config.blocks[3] - 1}.conv3"
                 tensors["pooled"] = tensors[last].mean(dim=(2, 3))
-            x = tensors[layer.source]
-            if layer.kind == "maxpool":
-                before, after = layer.padding  # zeros equal -inf: the input is never negative
-                x = F.max_pool2d(
-                    F.pad(x, (before, after, before, after)), layer.kernel, layer.stride
-                )
-            else:
-                residual = tensors[layer.residual] if layer.residual else None
-                stride = 1 if subsampled and layer.source == "rois" else None
-                x = self.layers[layer.name](x, residual, stride)
-            tensors[layer.name] = x
+            tensors[layer.name] = self.run_layer(layer, tensors, subsampled)
+
+    def run_layer(
+        self, layer: Layer, tensors: Mapping[str, Tensor], subsampled: bool = False
+    ) -> Tensor:
+        """One layer's output, given those that it reads by name."""
+        x = tensors[layer.source]
+        if layer.kind == "maxpool":
+            before, after = layer.padding  # zeros equal -inf: the input is never negative
+            x = F.pad(x, (before, after, before, after))
+            return F.max_pool2d(x, layer.kernel, layer.stride)
+        residual = tensors[layer.residual] if layer.residual else None
+        stride = 1 if subsampled and layer.source == "rois" else None
+        out: Tensor = self.layers[layer.name](x, residual, stride)
+        return out
 
     def features(self, canvas: Tensor) -> Tensor:
         """Canvas -> the stride-16 map [B, C, Hf, Wf]."""

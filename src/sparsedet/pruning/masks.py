@@ -8,15 +8,13 @@ the mask is applied to weights, gradients and the optimizer's state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..reference import FasterRCNN
-from .schedule import CubicSchedule, prunable_layers, uniform_zeros
-
-Allocation = Literal["uniform", "global"]
+from .patterns import smallest
+from .schedule import Allocation, CubicSchedule, erk_zeros, prunable_layers, uniform_zeros
 
 
 class MagnitudePruner:
@@ -26,7 +24,7 @@ class MagnitudePruner:
         model: pruned in place.
         schedule: sparsity of ALL parameters, folded, against steps.
         allocation: "uniform" gives each pruned layer the same sparsity, "global" ranks all
-            weights together.
+            weights together, "erk" leaves small layers denser.
         exclude: layers left dense beside stem and predictors.
 
     Raises:
@@ -51,7 +49,8 @@ class MagnitudePruner:
         if not self.schedule.updates_at(step):
             return False
         target = self.schedule.sparsity(step)
-        zeros = uniform_zeros(self.model.network, self.layers, target)
+        allocate = erk_zeros if self.allocation == "erk" else uniform_zeros
+        zeros = allocate(self.model.network, self.layers, target)
         scores = {}
         for name in self.layers:
             weight, _ = self.model.layers[name].folded()
@@ -69,9 +68,7 @@ class MagnitudePruner:
     @staticmethod
     def _mask_smallest(scores: Tensor, count: int, masks: list[Tensor]) -> None:
         """Clear the `count` places with the smallest scores, exactly that many."""
-        keep = torch.ones_like(scores, dtype=torch.bool)
-        keep[scores.argsort(stable=True)[:count]] = False
-        parts = torch.split(keep, [mask.numel() for mask in masks])
+        parts = torch.split(~smallest(scores, count), [mask.numel() for mask in masks])
         for mask, part in zip(masks, parts, strict=True):
             mask.copy_(part.view_as(mask))
 

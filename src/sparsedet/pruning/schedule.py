@@ -1,16 +1,21 @@
 """When and where zeros appear: the cubic schedule and its allocation to layers. No torch.
 
-Source: Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1.
+Source: Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1; Evci et al.,
+"Rigging the lottery", arXiv 1911.11134, section 3 (ERK).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import InputError
 from ..network import Network
+
+Allocation = Literal["uniform", "global", "erk"]
+"""How zeros are shared out: equal sparsity, all weights ranked together, Erdos-Renyi-kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +78,8 @@ def prunable_layers(network: Network, exclude: Sequence[str] = ()) -> tuple[str,
     return kept
 
 
-def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
-    """Zeros a layer so that `sparsity` of ALL parameters of the network are zero.
-
-    Every layer of `layers` gets the same sparsity, rounded up.
+def zeros_needed(network: Network, layers: Sequence[str], sparsity: float) -> int:
+    """Zeros that make `sparsity` of ALL parameters of the network.
 
     Raises:
         InputError: the layers hold too few weights for the target.
@@ -89,6 +92,44 @@ def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> d
             f"sparsity {sparsity:.3f} of all {total} parameters needs {needed} zeros, "
             f"but the pruned layers have {available} weights"
         )
-    share = needed / available
-    weights: Mapping[str, int] = {name: network.by_name[name].weights for name in layers}
+    return needed
+
+
+def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
+    """Zeros a layer so that `sparsity` of ALL parameters of the network are zero.
+
+    Every layer of `layers` gets the same sparsity, rounded up.
+
+    Raises:
+        InputError: the layers hold too few weights for the target.
+    """
+    weights = {name: network.by_name[name].weights for name in layers}
+    share = zeros_needed(network, layers, sparsity) / sum(weights.values())
     return {name: min(count, math.ceil(share * count)) for name, count in weights.items()}
+
+
+def erk_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
+    """As `uniform_zeros`, but small layers stay denser (Erdos-Renyi-kernel).
+
+    A layer's density is proportional to (in + out + k + k) / (in * out * k * k); layers that
+    would pass 1 are dense, and the others make up for them.
+
+    Raises:
+        InputError: the layers hold too few weights for the target.
+    """
+    shapes = {name: network.by_name[name] for name in layers}
+    weights = {name: layer.weights for name, layer in shapes.items()}
+    # Density times weights: what a layer keeps, up to a common factor.
+    raw = {n: s.in_channels + s.out_channels + 2 * s.kernel for n, s in shapes.items()}
+    kept = sum(weights.values()) - zeros_needed(network, layers, sparsity)
+    dense: set[str] = set()
+    factor = 0.0
+    while len(dense) < len(raw):
+        rest = kept - sum(weights[name] for name in dense)
+        factor = rest / sum(raw[name] for name in raw if name not in dense)
+        full = {n for n in raw if n not in dense and factor * raw[n] > weights[n]}
+        if not full:
+            break
+        dense |= full
+    return {name: 0 if name in dense else min(count, math.ceil(count - factor * raw[name]))
+            for name, count in weights.items()}  # fmt: skip

@@ -9,10 +9,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from ..config import coerce
 from ..errors import InputError
+from ..pruning.schedule import Allocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class Recipe:
 
     # --- gradual pruning
     sparsity: float = 0.0
-    allocation: Literal["uniform", "global"] = "uniform"
+    allocation: Allocation = "uniform"
     prune_begin: int = 0
     prune_end: int = 0
     prune_every: int = 50
@@ -111,7 +112,8 @@ class Recipe:
         require(self.optimizer in ("sgd", "adamw"), "optimizer", "'sgd' or 'adamw'")
         require(self.decay in ("cosine", "step", "constant"), "decay",
                 "'cosine', 'step' or 'constant'")  # fmt: skip
-        require(self.allocation in ("uniform", "global"), "allocation", "'uniform' or 'global'")
+        require(self.allocation in get_args(Allocation), "allocation",
+                "'uniform', 'global' or 'erk'")  # fmt: skip
         require(self.amp in ("off", "bf16", "fp16"), "amp", "'off', 'bf16' or 'fp16'")
         require(self.batch % self.accumulate == 0, "accumulate", f"a divisor of batch {self.batch}")
         require(list(self.milestones) == sorted(set(self.milestones)), "milestones",

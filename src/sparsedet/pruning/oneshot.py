@@ -1,0 +1,152 @@
+"""Pruning a trained network at once, without labels and without training.
+
+Every layer is pruned once, in the network's order, on the inputs that its pruned predecessors
+give it: by magnitude, or by `reconstruct`. Either way its bias is moved so that every channel's
+mean over the calibration photographs is what the unpruned weights would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..network import Network
+from ..reference import FasterRCNN
+from .calibration import LayerInputs, layer_inputs
+from .patterns import (
+    GROUP,
+    PATTERNS,
+    Pattern,
+    check_pattern,
+    from_matrix,
+    pruned_by_size,
+    smallest,
+    to_matrix,
+)
+from .reconstruct import reconstruct
+from .report import LayerPruning, PruningReport
+from .schedule import Allocation, erk_zeros, prunable_layers, uniform_zeros, zeros_needed
+
+Method = Literal["magnitude", "reconstruct"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneShot:
+    """How to prune at once.
+
+    Attributes:
+        sparsity: zeros among ALL parameters, 0..1; None for "2:4", which fixes it.
+        allocation: how the zeros are shared out; "global" ranks all weights by magnitude.
+        exclude: layers left dense beside stem and predictors.
+        seed: of the sampled positions.
+    """
+
+    method: Method = "reconstruct"
+    sparsity: float | None = None
+    pattern: Pattern = "unstructured"
+    allocation: Allocation = "uniform"
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, choices in (("method", get_args(Method)), ("pattern", PATTERNS),
+                               ("allocation", get_args(Allocation))):  # fmt: skip
+            if getattr(self, field) not in choices:
+                raise InputError(f"{field} is {getattr(self, field)!r}, expected one of {choices}")
+        if self.pattern == "2:4":
+            if self.sparsity is not None:
+                raise InputError("pattern 2:4 makes half of each layer zero: give no sparsity")
+        elif self.sparsity is None or not 0 < self.sparsity < 1:
+            raise InputError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
+
+
+def plan_zeros(
+    network: Network, weights: Mapping[str, Tensor], settings: OneShot
+) -> dict[str, int]:
+    """Zeros of each pruned layer.
+
+    Args:
+        weights: of each prunable layer, folded.
+
+    Raises:
+        InputError: too few weights for the target, an unknown layer is excluded, or a layer
+            does not fit the pattern.
+    """
+    layers = prunable_layers(network, settings.exclude)
+    for name in layers:
+        check_pattern(network.by_name[name], settings.pattern)
+    sizes = {name: network.by_name[name].weights for name in layers}
+    if settings.sparsity is None:
+        return {name: size // 2 for name, size in sizes.items()}
+    group = GROUP if settings.pattern == "1x4" else 1
+    if settings.allocation == "global":
+        needed = -(-zeros_needed(network, layers, settings.sparsity) // group)
+        parts = [to_matrix(weights[name]).reshape(-1, group).square().sum(1) for name in layers]
+        chosen = torch.split(smallest(torch.cat(parts), needed), [len(part) for part in parts])
+        return {n: group * int(c.sum()) for n, c in zip(layers, chosen, strict=True)}
+    allocate = erk_zeros if settings.allocation == "erk" else uniform_zeros
+    zeros = allocate(network, layers, settings.sparsity)
+    return {name: -(-count // group) * group for name, count in zeros.items()}
+
+
+@torch.no_grad()
+def prune_once(
+    model: FasterRCNN, canvases: Sequence[Tensor], settings: OneShot, *, held_out: int,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> PruningReport:  # fmt: skip
+    """Prune a model in place.
+
+    Args:
+        model: without separate batch norms.
+        canvases: calibration photographs as `calibration.calibration_canvas` makes them.
+        held_out: how many of them, the last ones, only measure.
+        progress: called with (layers done, all layers, the layer's name).
+
+    Raises:
+        InputError: the target is impossible, or the photographs cannot be used.
+    """
+    if not 1 <= held_out < len(canvases):
+        raise InputError(f"{len(canvases)} calibration photographs, {held_out} of them held out: "
+                         "expected at least 1 of each kind")  # fmt: skip
+    weights = {name: conv.weight for name, conv in model.layers.items()}
+    zeros = plan_zeros(model.network, weights, settings)
+    rows = []
+    inputs_of_all = layer_inputs(
+        model, canvases, tuple(zeros), held_out=held_out,
+        hessians=settings.method == "reconstruct", seed=settings.seed,
+    )  # fmt: skip
+    for done, inputs in enumerate(inputs_of_all):
+        if progress is not None:
+            progress(done, len(zeros), inputs.name)
+        rows.append(_prune_layer(model.layers[inputs.name], inputs, zeros[inputs.name], settings))
+    total = sum(int((p == 0).sum()) for p in model.parameters())
+    return PruningReport(settings.method, settings.pattern, tuple(rows),
+                         model.network.parameters, total)  # fmt: skip
+
+
+def _prune_layer(conv: Any, inputs: LayerInputs, zeros: int, settings: OneShot) -> LayerPruning:
+    """Replace a layer's weight and bias."""
+    before = to_matrix(conv.weight)
+    by_size = before.masked_fill(pruned_by_size(before, zeros, settings.pattern), 0.0)
+    if inputs.hessian is None:
+        after = by_size
+    else:
+        after = reconstruct(before, inputs.hessian, zeros, settings.pattern)
+    error = output_error(before, after, inputs)
+    size_error = error if after is by_size else output_error(before, by_size, inputs)
+    conv.bias += (before - after) @ inputs.mean
+    conv.weight.copy_(from_matrix(after, conv.weight.shape))
+    return LayerPruning(inputs.name, before.numel(), zeros, error, size_error)
+
+
+def output_error(before: Tensor, after: Tensor, inputs: LayerInputs) -> float:
+    """`LayerPruning.error` of a weight matrix that replaces another, bias moved along."""
+    outputs = inputs.held_out @ before.T
+    change = (inputs.held_out - inputs.mean) @ (after - before).T
+    size = (outputs - outputs.mean(dim=0)).norm()
+    return float(change.norm() / size) if size > 0 else 0.0

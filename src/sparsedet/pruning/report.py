@@ -1,0 +1,105 @@
+"""What pruning did to each layer: as text, JSON and a plot. No torch."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPruning:
+    """One pruned layer.
+
+    Attributes:
+        weights, zeros: of the weight alone.
+        error: by how much the layer's output changes on held-out photographs, inputs being those
+            of the pruned network: norm of the change over the norm of the output, its mean
+            over positions removed.
+        magnitude_error: the same for as many zeros by magnitude, with a corrected bias.
+    """
+
+    name: str
+    weights: int
+    zeros: int
+    error: float
+    magnitude_error: float
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True, slots=True)
+class PruningReport:
+    """All pruned layers in the network's order.
+
+    Attributes:
+        parameters, zeros: of the whole network, weights and biases.
+    """
+
+    method: str
+    pattern: str
+    layers: tuple[LayerPruning, ...]
+    parameters: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros among ALL parameters."""
+        return self.zeros / self.parameters
+
+    def table(self) -> str:
+        lines = [f"{'layer':<18}{'weights':>12}{'sparsity':>10}{'error':>8}{'magnitude':>11}"]
+        lines += [
+            f"{row.name:<18}{row.weights:>12,}{100 * row.sparsity:>8.1f} %{row.error:>8.3f}"
+            f"{row.magnitude_error:>11.3f}"
+            for row in self.layers
+        ]
+        lines.append(f"{self.zeros:,} of {self.parameters:,} parameters are zero "
+                     f"({100 * self.sparsity:.2f} %): {self.method}, {self.pattern}")  # fmt: skip
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        rows = [{**asdict(row), "sparsity": row.sparsity} for row in self.layers]
+        return {**asdict(self), "sparsity": self.sparsity, "layers": rows}
+
+    def plot(self) -> bytes:
+        """A PNG: sparsity and error of each layer.
+
+        Raises:
+            InputError: matplotlib is missing.
+        """
+        require_matplotlib()
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        names = [row.name for row in self.layers]
+        figure = Figure(figsize=(max(6.0, 0.22 * len(names)), 6.0), layout="constrained")
+        FigureCanvasAgg(figure)  # draws without a display
+        above, below = figure.subplots(2, 1, sharex=True)
+        above.bar(names, [row.sparsity for row in self.layers])
+        above.set_ylabel("zeros of the layer's weights")
+        above.set_ylim(0, 1)
+        above.set_title(f"{self.method}, {self.pattern}: {100 * self.sparsity:.1f} % of all zero")
+        below.plot(names, [row.magnitude_error for row in self.layers], ".--", label="magnitude")
+        if self.method != "magnitude":
+            below.plot(names, [row.error for row in self.layers], ".-", label=self.method)
+        below.set_ylabel("relative error of the output")
+        below.set_ylim(bottom=0)
+        below.legend()
+        below.tick_params(axis="x", labelrotation=90, labelsize=7)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+        return file.getvalue()
+
+
+def require_matplotlib() -> None:
+    """Raises InputError where plots cannot be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise InputError("the plot needs: pip install matplotlib") from None

@@ -1,0 +1,150 @@
+"""Pruning at once: exact counts, patterns, held-out errors, repeatability, refusals."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from conftest import SMALL, picture  # noqa: E402
+
+from sparsedet import InputError  # noqa: E402
+from sparsedet.preprocess import to_canvas  # noqa: E402
+from sparsedet.pruning.calibration import calibration_canvas, patches  # noqa: E402
+from sparsedet.pruning.oneshot import OneShot, plan_zeros, prune_once  # noqa: E402
+from sparsedet.pruning.patterns import to_matrix  # noqa: E402
+from sparsedet.pruning.schedule import erk_zeros, prunable_layers  # noqa: E402
+from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
+from sparsedet.reference import FasterRCNN  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
+
+CONFIG = replace(SMALL, name="oneshot", bottleneck_channels=(8, 12, 16, 20),
+                 stage_channels=(16, 24, 32, 40), rpn_channels=24)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    canvas, _ = to_canvas(picture(), CONFIG.canvas_height, CONFIG.canvas_width)
+    made = FasterRCNN(CONFIG)
+    made.load_tensors(lively_tensors(CONFIG, 0.0, canvas))
+    return made
+
+
+@pytest.fixture(scope="module")
+def canvases(dense) -> list[Any]:
+    return [calibration_canvas(picture(seed=seed), dense) for seed in range(6)]
+
+
+def pruned(dense, canvases, **settings: Any) -> tuple[Any, Any]:
+    made = copy.deepcopy(dense)
+    # deepcopy copies modules and the name table alike, sharing what they share.
+    return made, prune_once(made, canvases, OneShot(**settings), held_out=2)
+
+
+def test_reconstruction_beats_magnitude_in_every_layer(dense) -> None:
+    # 28 small photographs give 672 positions for the widest layer's 216 columns. With fewer
+    # positions than columns reconstruction fits the photographs, and loses to magnitude.
+    many = [calibration_canvas(picture(seed=seed), dense) for seed in range(30)]
+    _, report = pruned(dense, many, sparsity=0.6)
+    assert {row.name for row in report.layers} == set(prunable_layers(dense.network))
+    assert all(0 < row.error < row.magnitude_error for row in report.layers)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
+@pytest.mark.parametrize("pattern", ["unstructured", "1x4", "2:4"])
+def test_counts_and_patterns_are_exact(dense, canvases, method, pattern) -> None:
+    sparsity = None if pattern == "2:4" else 0.5
+    made, report = pruned(dense, canvases, method=method, pattern=pattern, sparsity=sparsity)
+    for row in report.layers:
+        dead = to_matrix(made.layers[row.name].weight) == 0
+        assert int(dead.sum()) == row.zeros
+        groups = dead.view(len(dead), -1, 4).sum(dim=2)
+        if pattern == "1x4":
+            assert ((groups == 0) | (groups == 4)).all()
+        if pattern == "2:4":
+            assert (groups == 2).all()
+    if sparsity is not None:
+        assert sparsity <= report.sparsity < sparsity + 0.01
+
+
+def test_channel_means_are_kept(dense, canvases) -> None:
+    # The first pruned layer reads the same as before; all of its positions are sampled.
+    made, _ = pruned(dense, canvases, method="magnitude", sparsity=0.6)
+    layer = dense.network.by_name["res2.0.conv1"]
+    generator, inputs = torch.Generator(), []
+    for canvas in canvases[:4]:
+        stem = dense.layers["stem.conv"](dense.normalise(canvas))
+        state = {"stem.conv": stem}
+        pool = dense.run_layer(dense.network.by_name["stem.pool"], state)
+        inputs.append(patches(layer, pool, 10**6, generator))
+    x = torch.cat(inputs)
+    means = [(x @ to_matrix(m.layers[layer.name].weight).T + m.layers[layer.name].bias).mean(0)
+             for m in (dense, made)]  # fmt: skip
+    assert torch.allclose(*means, atol=1e-3)
+    assert not torch.equal(dense.layers[layer.name].bias, made.layers[layer.name].bias)
+
+
+def test_patches_are_what_the_convolution_reads(dense) -> None:
+    for name in ("res3.0.conv1", "res3.0.conv2", "res4.0.shortcut"):
+        conv = dense.layers[name]
+        x = torch.randn(2, conv.layer.in_channels, 12, 10)
+        found = patches(conv.layer, x, 10**6, torch.Generator()) @ to_matrix(conv.weight).T
+        plain = replace(conv.layer, relu=False)
+        wanted = conv.forward(x) if not conv.layer.relu else None
+        if wanted is None:
+            twin = copy.deepcopy(conv)
+            twin.layer = plain
+            wanted = twin(x)
+        flat = (wanted - conv.bias.view(-1, 1, 1)).permute(0, 2, 3, 1).flatten(0, 2)
+        assert found.shape == flat.shape  # the same rows in another order
+        assert torch.allclose(found.sort(dim=0).values, flat.sort(dim=0).values, atol=1e-5)
+
+
+def test_repeatable(dense, canvases) -> None:
+    first, a = pruned(dense, canvases, sparsity=0.7, allocation="erk")
+    second, b = pruned(dense, canvases, sparsity=0.7, allocation="erk")
+    assert a == b
+    assert all(torch.equal(p, q) for p, q in
+               zip(first.parameters(), second.parameters(), strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "erk"])
+def test_the_target_counts_all_parameters_without_excluded_layers(dense, allocation) -> None:
+    settings = OneShot(sparsity=0.4, allocation=allocation, exclude=("rpn.conv",))
+    weights = {name: conv.weight for name, conv in dense.layers.items()}
+    zeros = plan_zeros(dense.network, weights, settings)
+    assert "rpn.conv" not in zeros
+    excess = sum(zeros.values()) - 0.4 * dense.network.parameters
+    assert 0 <= excess < len(zeros) + 1
+
+
+def test_erk_follows_its_formula(dense) -> None:
+    layers = prunable_layers(dense.network)
+    shapes = dense.network.by_name
+    kept = {n: shapes[n].weights - z for n, z in erk_zeros(dense.network, layers, 0.6).items()}
+    free = [n for n in layers if kept[n] < shapes[n].weights]
+    factors = [kept[n] / (shapes[n].in_channels + shapes[n].out_channels + 2 * shapes[n].kernel)
+               for n in free]  # fmt: skip
+    assert len(free) < len(layers)  # some would pass 1 and are dense
+    assert max(factors) - min(factors) < 0.1
+
+
+def test_refusals(dense, canvases) -> None:
+    for settings, word in (
+        ({"sparsity": 0.999}, "needs"), ({"sparsity": 0.0}, "sparsity"), ({}, "sparsity"),
+        ({"sparsity": 0.5, "exclude": ("res9",)}, "res9"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, "2:4"), ({"sparsity": 0.5, "pattern": "8x8"}, "8x8"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=word):
+            pruned(dense, canvases, **settings)
+    odd = FasterRCNN(replace(CONFIG, rpn_channels=24, bottleneck_channels=(8, 10, 16, 20)))
+    with pytest.raises(InputError, match=r"res3.0.conv2"):
+        prune_once(odd, canvases, OneShot(pattern="2:4"), held_out=1)
+    with pytest.raises(InputError, match="held out"):
+        prune_once(dense, canvases[:1], OneShot(sparsity=0.5), held_out=1)

@@ -1,0 +1,161 @@
+"""Reconstruction against the optimal brain surgeon's own formulas, and hostile Hessians."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from sparsedet import InputError  # noqa: E402
+from sparsedet.pruning.patterns import pruned_by_size  # noqa: E402
+from sparsedet.pruning.reconstruct import reconstruct  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
+
+PATTERNS = ("unstructured", "1x4", "2:4")
+
+
+def problem(rows: int, columns: int, samples: int, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Weight [rows, columns], correlated inputs [samples, columns] and their Hessian."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((columns, columns)) * (rng.random((columns, columns)) < 0.3)
+    inputs = rng.standard_normal((samples, columns)) @ (mixing + np.eye(columns))
+    inputs *= rng.uniform(0.2, 3, columns)
+    weight = rng.standard_normal((rows, columns))
+    return torch.tensor(weight), torch.tensor(inputs), torch.tensor(inputs.T @ inputs)
+
+
+def change(before, after, hessian) -> float:
+    """trace(D H D^T): what the outputs change by, squared and summed."""
+    d = (after - before).double()
+    return float(((d @ hessian.double()) * d).sum())
+
+
+def lowest(costs: np.ndarray, count: int) -> np.ndarray:
+    chosen = np.zeros(costs.size, bool)
+    chosen[np.argsort(costs, axis=None, kind="stable")[:count]] = True
+    return chosen.reshape(costs.shape)
+
+
+def naive(weight, hessian, zeros: int, pattern: str, block: int) -> np.ndarray:
+    """One column at a time; the rest's Hessian is inverted anew, densely, for each."""
+    w, h = weight.numpy().copy(), hessian.numpy().copy()
+    rows, columns = w.shape
+    h += 0.01 * np.mean(np.diag(h)) * np.eye(columns)
+
+    def inverse(first: int) -> np.ndarray:
+        return np.linalg.inv(h[first:, first:])
+
+    def costs(of: np.ndarray, first: int, last: int) -> np.ndarray:
+        """Of each weight (each group of four) as it is removed in turn, in `of`'s columns."""
+        step = 4 if pattern == "1x4" else 1
+        out = []
+        for c in range(first, last, step):
+            small = np.linalg.inv(inverse(c)[:step, :step])
+            out.append(np.einsum("ri,ij,rj->r", of[:, c : c + step], small, of[:, c : c + step]))
+        return np.array(out).T
+
+    step = 4 if pattern == "1x4" else 1
+    first_choice = lowest(costs(w, 0, columns), zeros // step)
+    chosen = np.zeros((rows, columns), bool)
+    for c in range(columns):
+        if pattern == "2:4":
+            if c % 4 == 0:
+                order = np.argsort(costs(w, c, c + 4), axis=1, kind="stable")[:, :2]
+                np.put_along_axis(chosen[:, c : c + 4], order, True, axis=1)
+        elif c % block == 0:
+            last = min(c + block, columns)
+            count = int(first_choice[:, c // step : last // step].sum())
+            mine = lowest(costs(w, c, last), count)
+            chosen[:, c:last] = np.repeat(mine, step, axis=1)
+        # OBC, equation 3, for every row whose weight c goes.
+        inv = inverse(c)
+        for row in np.flatnonzero(chosen[:, c]):
+            w[row, c:] -= w[row, c] / inv[0, 0] * inv[0]
+            w[row, c] = 0
+    return w
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_agrees_with_dense_inverses(pattern, dtype) -> None:
+    weight, _, hessian = problem(12, 40, 300)
+    zeros = 240
+    found = reconstruct(weight.to(getattr(torch, dtype)), hessian, zeros, pattern, block=16)
+    wanted = naive(weight, hessian, zeros, pattern, 16)
+    assert found.dtype == getattr(torch, dtype)
+    assert np.abs(found.numpy() - wanted).max() < (1e-5 if dtype == "float32" else 1e-9)
+    assert ((found == 0).numpy() == (wanted == 0)).all()
+
+
+def test_what_stays_is_optimal_in_the_last_columns() -> None:
+    # Where all zeros lie before a column, that column and all after are least-squares optimal.
+    weight, _, hessian = problem(6, 24, 200)
+    weight[:, :8] *= 1e-3  # all zeros go here
+    found = reconstruct(weight, hessian, 48, block=8, damping=0.0)
+    assert (found[:, :8] == 0).all() and (found[:, 8:] != 0).all()
+    best = weight[:, 8:] + weight[:, :8] @ hessian[:8, 8:] @ torch.linalg.inv(hessian[8:, 8:])
+    assert torch.allclose(found[:, 8:], best, atol=1e-9)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_are_exact_and_the_output_changes_less(pattern, seed) -> None:
+    weight, _, hessian = problem(16, 64, 500, seed)
+    for zeros in (512,) if pattern == "2:4" else (0, 4, 512, 900, 1024):
+        found = reconstruct(weight, hessian, zeros, pattern, block=32)
+        dead = found == 0
+        assert int(dead.sum()) == zeros
+        by_size = weight.masked_fill(pruned_by_size(weight, zeros, pattern), 0.0)
+        groups = dead.view(16, 16, 4).sum(dim=2)
+        if pattern == "1x4":
+            assert ((groups == 0) | (groups == 4)).all()
+        elif pattern == "2:4":
+            assert (groups == 2).all()
+        if zeros == 0:
+            assert torch.equal(found, weight)
+        elif zeros <= 512:  # greedy in one direction: no promise where hardly a weight is left
+            assert change(weight, found, hessian) < change(weight, by_size, hessian)
+        assert torch.equal(found, reconstruct(weight, hessian, zeros, pattern, block=32))
+
+
+def test_a_channel_without_input_disturbs_nothing() -> None:
+    weight, inputs, _ = problem(8, 32, 200)
+    inputs[:, 5] = 0
+    whole = reconstruct(weight, inputs.T @ inputs, 100, block=32)
+    dead = int((whole[:, 5] == 0).sum())
+    assert dead >= 7 and int((whole == 0).sum()) == 100  # damping alone values its weights
+    keep = [c for c in range(32) if c != 5]
+    without = inputs[:, keep]
+    # The same damping: it is a fraction of the mean over 32 columns there, over 31 here.
+    fewer = reconstruct(
+        weight[:, keep], without.T @ without, 100 - dead, block=32, damping=0.01 * 31 / 32
+    )
+    assert torch.allclose(whole[:, keep], fewer, atol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [1, 7])
+def test_singular_hessians(samples: int) -> None:
+    weight, inputs, hessian = problem(8, 32, samples)
+    found = reconstruct(weight, hessian, 128)
+    assert torch.isfinite(found).all() and int((found == 0).sum()) == 128
+    assert change(weight, found, hessian) < float((inputs @ weight.T).square().sum())
+
+
+def test_no_input_at_all_leaves_magnitudes_to_decide() -> None:
+    weight, _, _ = problem(8, 32, 1)
+    found = reconstruct(weight, torch.zeros(32, 32), 128)
+    assert torch.equal(found, weight.masked_fill(pruned_by_size(weight, 128, "unstructured"), 0.0))
+
+
+def test_unusable_hessians_are_refused() -> None:
+    weight, _, hessian = problem(4, 8, 20)
+    broken = hessian.clone()
+    broken[2, 3] = float("nan")
+    with pytest.raises(InputError, match="NaN"):
+        reconstruct(weight, broken, 8)
+    with pytest.raises(InputError, match="semidefinite"):
+        reconstruct(weight, hessian - 1e6 * torch.eye(8), 8)
