@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,37 @@ def test_python_threads_share_a_detector(small_model: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_streams_give_what_calls_give_in_order(small_model: Path, streams: int) -> None:
+    one = Detector.load(small_model, num_threads=1)
+    detector = Detector.load(small_model, num_threads=3, streams=streams)
+    photos = [np.roll(photo, i, axis=1) for i, photo in enumerate(canvases(8))]
+    expected = [one(photo).boxes for photo in photos]
+    assert any(len(boxes) for boxes in expected)
+    found = [detections.boxes for detections in detector.stream(iter(photos))]
+    assert len(found) == len(photos)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert list(detector.stream([])) == []
+
+    async def collect() -> list[np.ndarray]:
+        async def source() -> AsyncIterator[np.ndarray]:
+            for photo in photos:
+                yield photo
+
+        return [d.boxes async for d in detector.stream_async(source())]
+
+    assert all(np.array_equal(a, b) for a, b in zip(asyncio.run(collect()), expected, strict=True))
+
+
+def test_an_error_in_a_stream_reaches_the_caller(small_model: Path) -> None:
+    detector = Detector.load(small_model, num_threads=2, streams=2)
+    good = canvases(1)[0]
+    found = detector.stream([good, good.astype(np.float32), good])
+    next(found)
+    with pytest.raises(InputError, match="uint8"):
+        list(found)
+
+
 # ------------------------------------------------------------------------ what a detector says
 
 
@@ -264,6 +297,9 @@ def test_a_canvas_too_small_for_the_network(small_model: Path, tmp_path: Path) -
         ({"num_threads": "2"}, "threads is '2'"),
         ({"isa": "mmx"}, "'mmx'"),
         ({"precision": "int3"}, "precision is 'int3'"),
+        ({"streams": 0}, "streams is 0"),
+        ({"streams": 3, "num_threads": 2}, "streams is 3, expected 1..2"),
+        ({"streams": "2"}, "streams is '2'"),
         ({"resize": "crop"}, "resize is 'crop'"),
     ],
 )

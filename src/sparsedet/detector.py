@@ -81,15 +81,17 @@ class Detector:
             InputError: the file is no model, or an argument is unknown or cannot be had here.
         """
         threads = default_threads() if num_threads is None else num_threads
-        if not isinstance(streams, int) or not 1 <= streams <= max(threads, 1):
-            raise InputError(f"streams is {streams!r}, expected 1..{threads}, the threads")
+        if streams != 1:
+            if not isinstance(streams, int) or not 1 <= streams <= threads:
+                raise InputError(f"streams is {streams!r}, expected 1..{threads}, the threads")
+            threads //= streams
         model = load_model(embedded_model() if path is None else path)
         if resize is not None:
             if resize not in ("fit", "stretch"):
                 raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
             model = replace(model, config=replace(model.config, resize=resize))
         engine = Engine(
-            model.config, model.tensors, threads=threads // streams, isa=isa, precision=precision
+            model.config, model.tensors, threads=threads, isa=isa, precision=precision
         )
         return cls(model, engine, streams)
 

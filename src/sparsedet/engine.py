@@ -141,14 +141,17 @@ class Engine:
         except ValueError as error:
             raise InputError(str(error)) from None
         plan = dict(plan or {})
-        for layer, weight, bias in lower(config, tensors, merge=not linear):
-            residual = "" if linear or not layer.residual else layer.residual
-            self.native.add(
-                layer.name, layer.source, residual, layer.part, layer.in_channels,
-                layer.out_channels, layer.kernel, layer.stride, layer.padding,
-                layer.relu and not linear, layer.name in OUTPUTS, weight, bias,
-                plan.pop(layer.name, ""),
-            )  # fmt: skip
+        try:
+            for layer, weight, bias in lower(config, tensors, merge=not linear):
+                residual = "" if linear or not layer.residual else layer.residual
+                self.native.add(
+                    layer.name, layer.source, residual, layer.part, layer.in_channels,
+                    layer.out_channels, layer.kernel, layer.stride, layer.padding,
+                    layer.relu and not linear, layer.name in OUTPUTS, weight, bias,
+                    plan.pop(layer.name, ""),
+                )  # fmt: skip
+        except ValueError as error:  # of the plan; weights that do not fit were refused before
+            raise InputError(str(error)) from None
         if plan:
             raise InputError(f"plan names {min(plan)!r}, which is no operation of {config.name}")
 

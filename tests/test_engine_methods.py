@@ -1,0 +1,179 @@
+"""Other ways to the same numbers: bfloat16 words, dense and Winograd convolutions, shared weights.
+
+With whole numbers as operands every sum is exact in float32, so bfloat16 results are those of
+torch, rounded once, to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_engine import (
+    ISAS, as_batch, check_stages, deviation, families, lively, own_size, picture, small, truth,
+)  # fmt: skip
+
+from sparsedet import _native
+from sparsedet.config import ModelConfig
+from sparsedet.engine import MERGED, OUTPUTS, Engine, choose_precision, lower
+from sparsedet.errors import InputError
+from sparsedet.network import Layer
+from sparsedet.pruning.synthetic import random_tensors
+
+torch = pytest.importorskip("torch")
+
+BF16_ISAS = [isa for isa in ISAS if _native.has_bfloat16(isa)]
+
+
+def whole_numbers(config: ModelConfig) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(3)
+    return {
+        name: np.where(tensor != 0, rng.integers(-4, 5, tensor.shape), 0).astype(np.float32)
+        for name, tensor in random_tensors(config, 0.6).items()
+    }
+
+
+def rounded(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.bfloat16).float()
+
+
+def check_exact(config: ModelConfig, isa: str, sizes: Any) -> None:
+    """Every operation in bfloat16 against torch, to the bit."""
+    tensors = whole_numbers(config)
+    engine = Engine(config, tensors, threads=1, isa=isa, hoist=False, precision="bf16").native
+    model = truth(config, tensors)
+    rng = np.random.default_rng(1)
+    for layer, _, _ in lower(config, tensors):
+        for batch, height, width in sizes(layer):
+            shape = (batch, layer.in_channels, height, width)
+            x = rng.integers(-4, 5, shape).astype(np.float32)
+            if not layer.weights:  # reads float32 that left a ReLU
+                x = np.abs(x) + rng.random(shape, dtype=np.float32)
+                padded = torch.nn.functional.pad(torch.from_numpy(x), layer.padding * 2)
+                want = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
+                assert np.array_equal(engine.run_op(layer.name, x), rounded(want)), layer.name
+                continue
+            members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
+            shaped = torch.from_numpy(x)
+            shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
+            want = torch.cat([member(shaped) for member in members], dim=1)
+            want = want[..., None, None] if layer.kind == "linear" else want
+            exact = layer.name in OUTPUTS or layer.source == "canvas"
+            want = want if exact else rounded(want)
+            assert np.array_equal(engine.run_op(layer.name, x), want), (layer.name, shape)
+            if layer.residual:
+                y = rng.integers(-9, 10, want.shape).astype(np.float32)
+                want = rounded(members[0](shaped, torch.from_numpy(y)))
+                assert np.array_equal(engine.run_op(layer.name, x, y), want), (layer.name, shape)
+
+
+@pytest.mark.parametrize("isa", BF16_ISAS)
+@families
+def test_bfloat16_operations(family: str, isa: str) -> None:
+    check_exact(small(family), isa, own_size)
+
+
+@pytest.mark.parametrize("isa", BF16_ISAS)
+def test_bfloat16_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
+    config = small(
+        "r101-c4", blocks=(1, 1, 1, 1), bottleneck_channels=(150, 20, 20, 150),
+        stage_channels=(421, 20, 600, 421),
+    )  # fmt: skip
+
+    def size(layer: Layer) -> list[tuple[int, ...]]:
+        batch = 3 if layer.part == "roi" else 1
+        return [(batch, 1, 1) if layer.kind == "linear" else (batch, 7, 9)]
+
+    check_exact(config, isa, size)
+
+
+@pytest.mark.parametrize("isa", BF16_ISAS)
+@pytest.mark.parametrize("hoist", [True, False])
+@families
+def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
+    """Rounded after each layer, so within some units of 2^-8 of the largest value."""
+    config, tensors = small(family), lively(family)
+    canvas = picture(97, 131)
+    engine = Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16").native
+    model = truth(config, tensors)
+    features = np.asarray(model.features(as_batch(canvas))[0])
+    assert deviation(engine.features(canvas.astype(np.float32)), features) < 0.04
+    boxes = np.array([[3, 5, 60, 70], [0, 0, 131, 97], [40, 20, 44, 90]], dtype=np.float32)
+    exact = Engine(config, tensors, threads=2, isa=isa, hoist=hoist).native
+    exact.plan(97, 131)
+    for got, want in zip(
+        engine.regions(features, boxes), exact.regions(features, boxes), strict=True
+    ):
+        assert deviation(got, want) < 0.06
+
+
+@pytest.mark.parametrize("isa", BF16_ISAS)
+def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
+    config, tensors, canvas = small("r101-c4"), lively("r101-c4"), picture(160, 208)
+    rows = [
+        Engine(config, tensors, threads=n, isa=isa, precision="bf16").run(canvas)
+        for n in (1, 2, 3, 7)
+    ]
+    assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
+
+
+def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_precision("f32") == "f32"
+    assert choose_precision("auto", "scalar") == "f32"
+    best = _native.choose_isa("")
+    native = best != "scalar" and _native.has_bfloat16(best)
+    assert choose_precision("auto") == ("bf16" if native else "f32")
+
+
+@pytest.mark.skipif("avx2" not in ISAS, reason="needs an instruction set without bfloat16")
+def test_bfloat16_where_there_is_none() -> None:
+    with pytest.raises(InputError, match="'bf16' is not available with 'avx2'"):
+        Engine(small("r101-c4"), lively("r101-c4"), isa="avx2", precision="bf16")
+
+
+# --------------------------------------------------------------------------- the plan's methods
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("method", ["sparse", "dense", "winograd"])
+def test_methods_agree(isa: str, method: str) -> None:
+    config, tensors = small("r101-c4"), lively("r101-c4")
+    names = [layer.name for layer, weight, _ in lower(config, tensors) if weight is not None]
+    if method == "winograd":
+        names = [f"res5.{i}.conv2" for i in range(1, config.blocks[3])]
+    engine = Engine(config, tensors, threads=2, isa=isa, plan=dict.fromkeys(names, method))
+    assert {name for name, used in engine.native.methods if used == method} >= set(names)
+    check_stages(engine, truth(config, tensors), picture(97, 131), 2e-5)
+
+
+def test_the_cost_model_looks_at_zeros_alone() -> None:
+    config = small("r101-c4")
+    dense = Engine(config, random_tensors(config, 0.0), threads=1).native.methods
+    assert dict(dense)["res4.1.conv2"] == "dense" and dict(dense)["res5.1.conv2"] == "winograd"
+    sparse = Engine(config, random_tensors(config, 0.6), threads=1).native.methods
+    assert dict(sparse)["res4.1.conv2"] == dict(sparse)["res5.1.conv2"] == "sparse"
+    assert sparse == Engine(config, random_tensors(config, 0.6), threads=5).native.methods
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"res9.conv1": "dense"}, "res9.conv1"),
+        ({"rpn.conv": "winograd"}, "rpn.conv"),
+        ({"rpn.conv": "fft"}, "unknown method 'fft'"),
+    ],
+)
+def test_impossible_plans(plan: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Engine(small("r101-c4"), lively("r101-c4"), plan=plan)
+
+
+def test_a_fork_shares_weights_and_gives_the_same() -> None:
+    engine, canvas = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+    fork = engine.fork()
+    want = engine.run(canvas)
+    assert fork.threads == 1 and fork.isa == engine.isa
+    del engine
+    assert len(want) and np.array_equal(fork.run(canvas), want)
