@@ -205,10 +205,11 @@ class PyEngine {
     return to_numpy(out, {batch, channels, size_t(h), size_t(w)});
   }
 
-  std::vector<std::pair<std::string, std::string>> methods() const {
-    std::vector<std::pair<std::string, std::string>> out;
-    for (const auto& [name, method] : engine_.methods())
-      out.emplace_back(name, kMethods[static_cast<int>(method)]);
+  nb::list planned() const {
+    nb::list out;
+    for (const auto& p : engine_.planned())
+      out.append(nb::make_tuple(p.name, kMethods[static_cast<int>(p.method)], p.share,
+                               p.nonzero, p.hoisted, p.can_winograd));
     return out;
   }
   void plan(int height, int width) { engine_.plan(height, width); }
@@ -279,6 +280,6 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", &PyEngine::isa)
       .def_prop_ro("threads", &PyEngine::threads)
       .def_prop_ro("nonzero_weights", &PyEngine::nonzero_weights)
-      .def_prop_ro("methods", &PyEngine::methods)
+      .def_prop_ro("planned", &PyEngine::planned)
       .def_prop_ro("timings", &PyEngine::timings);
 }

@@ -143,25 +143,38 @@ bool Engine::can_winograd(const OpSpec& s, Type type) const {
          s.padding_before == 1 && s.padding_after == 1 && s.residual.empty() && s.source != "rois";
 }
 
-// Relative costs: multiplications over the share of the peak at which they were measured to run
-// (docs/engine.md). A zero saves its multiplications, but not the time to look where they are.
-// Winograd runs at 0.70 of the peak; the rest is the price of weights that take four times the memory.
+// Measured (docs/engine.md). A zero saves its multiplications, but not the time to look where
+// the others are, and the fewer rows share an activation the more loads there are.
+double Engine::expected_share(Method method, double density) {
+  if (method == Method::sparse) return 0.56 + 0.26 * density;
+  return method == Method::dense ? 0.90 : 0.70;
+}
+
 Method Engine::choose_method(const OpSpec& s, Type type, double density) const {
   if (type == Type::bfloat16) density = 1 - (1 - density) * (1 - density);  // of pairs
-  const double sparse = density / (0.56 + 0.26 * density), dense = 1 / 0.90;
+  const double sparse = density / expected_share(Method::sparse, density);
+  const double dense = 1 / expected_share(Method::dense, 1);
   if (can_winograd(s, type)) {
-    const int size = params_.roi.size;  // the stride-2 step before this layer halves it
-    const int out = (size + 1) / 2, tiles = (out + kTile - 1) / kTile, taps = 3 * out - 2;
-    const double direct = taps * taps, winograd = tiles * tiles * kPoints / 0.60;
-    if (winograd < direct * std::min(sparse, dense)) return Method::winograd;
+    // For out x out outputs of a region. Its weights take four times a dense layer's memory:
+    // a tenth faster is not enough.
+    const int out = (params_.roi.size + 1) / 2, tiles = (out + kTile - 1) / kTile, taps = 3 * out - 2;
+    const double direct = taps * taps * std::min(sparse, dense);
+    const double winograd = tiles * tiles * kPoints / expected_share(Method::winograd, 1);
+    if (winograd * 1.15 < direct) return Method::winograd;
   }
   return sparse < dense ? Method::sparse : Method::dense;
 }
 
-std::vector<std::pair<std::string, Method>> Engine::methods() const {
-  std::vector<std::pair<std::string, Method>> out;
-  for (const Op& o : ops_)
-    if (!o.spec.is_pool) out.emplace_back(o.spec.name, o.method);
+std::vector<Engine::Planned> Engine::planned() const {
+  std::vector<Planned> out;
+  for (const Op& o : ops_) {
+    if (o.spec.is_pool) continue;
+    const double weights = double(o.spec.out_channels) * o.spec.in_channels * o.spec.kernel * o.spec.kernel;
+    double density = double(o.nonzero) / weights;
+    if (type_of(o.spec.source) == Type::bfloat16) density = 1 - (1 - density) * (1 - density);
+    out.push_back({o.spec.name, o.method, expected_share(o.method, density), o.nonzero, o.hoisted,
+                   can_winograd(o.spec, type_of(o.spec.source))});
+  }
   return out;
 }
 

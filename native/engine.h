@@ -99,8 +99,15 @@ class Engine {
   int canvas_width() const { return canvas_width_; }
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
   int64_t nonzero_weights() const;
-  // (operation, method) of every convolution, in order.
-  std::vector<std::pair<std::string, Method>> methods() const;
+  // What the plan says of every convolution, in order.
+  struct Planned {
+    std::string name;
+    Method method;
+    double share;  // of the peak that the cost model expects of its multiplications
+    int64_t nonzero;
+    bool hoisted, can_winograd;
+  };
+  std::vector<Planned> planned() const;
   // (operation, seconds) of the last run, in order.
   const std::vector<std::pair<std::string, double>>& timings() const { return timings_; }
 
@@ -124,6 +131,7 @@ class Engine {
   const Op& op(const std::string& name) const;
   bool can_winograd(const OpSpec& spec, Type type) const;
   Method choose_method(const OpSpec& spec, Type type, double density) const;
+  static double expected_share(Method method, double density);
   const Map& map(const std::string& name) const;
   const Regions& region_tensor(const std::string& name) const;
   const Map& feature_map() const { return map(feature_name_); }

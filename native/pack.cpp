@@ -15,7 +15,8 @@ constexpr int kChunkGroups = 52;  // x 31 patterns a block: within the branch pr
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 int choose_group(const Kernels& kernels, Type type) {
-  const auto& sparse = type == Type::bfloat16 ? kernels.words->sparse : kernels.sparse;
+  const bool words = type == Type::bfloat16;
+  const auto& sparse = words ? kernels.words->sparse : kernels.sparse;
   for (int group : {5, 3})
     if (sparse[group]) return group;
   return 0;

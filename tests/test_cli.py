@@ -679,7 +679,7 @@ LAYERS = (
     ("network",),
     ("weights", "preprocess", "boxes", "detections", "coco"),
     ("engine", "reference"),
-    ("backends",),
+    ("backends", "plan"),
     ("pruning", "evaluate", "detector"),
     ("training", "importers", "exporters"),
     ("",),  # the package's own __init__

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,6 +16,8 @@ pytest.importorskip("torchvision")
 from conftest import SMALL, picture  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
+from sparsedet.cli import main  # noqa: E402
+from sparsedet.network import build_network  # noqa: E402
 from sparsedet.preprocess import to_canvas  # noqa: E402
 from sparsedet.pruning.calibration import calibration_canvas, patches  # noqa: E402
 from sparsedet.pruning.oneshot import OneShot, plan_zeros, prune_once  # noqa: E402
@@ -21,6 +25,7 @@ from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import erk_zeros, prunable_layers  # noqa: E402
 from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
 from sparsedet.reference import FasterRCNN  # noqa: E402
+from sparsedet.weights import load_model, save_model, sparsity_report  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -148,3 +153,46 @@ def test_refusals(dense, canvases) -> None:
         prune_once(odd, canvases, OneShot(pattern="2:4"), held_out=1)
     with pytest.raises(InputError, match="held out"):
         prune_once(dense, canvases[:1], OneShot(sparsity=0.5), held_out=1)
+
+
+# ------------------------------------------------------------------------ from files to a folder
+
+
+def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
+    model, images, out = tmp_path / "dense.safetensors", tmp_path / "photos", tmp_path / "out"
+    save_model(model, CONFIG, dense.folded_tensors(), {"recipe": "none"})
+    images.mkdir()
+    for seed in range(8):
+        cv2.imwrite(str(images / f"{seed}.png"), picture(seed=seed))
+    command = ["prune", "--method", "reconstruct", "--init", str(model), "--images", str(images),
+               "--output", str(out), "--sparsity", "0.5", "--calibration-photos", "8"]  # fmt: skip
+    assert main(command) == 0
+    assert "res5.0.conv2" in capsys.readouterr().out
+    found = load_model(out / "model.safetensors")
+    assert sparsity_report(found.config, found.tensors).sparsity >= 0.5
+    assert found.provenance["pruned"]["method"] == "reconstruct"
+    report = json.loads((out / "report.json").read_text())
+    assert report["sparsity"] >= 0.5 and len(report["layers"]) == len(prunable_layers(
+        build_network(CONFIG)))  # fmt: skip
+    assert cv2.imread(str(out / "report.png")) is not None
+    assert main(command) == 2  # never over what is there
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sparsity", "0.5"], "0 photographs, 128 are needed"),
+        (["--sparsity", "0.5", "--steps", "9"], "--steps is for --method gradual"),
+        ([], "sparsity is None"),
+        (["--sparsity", "0.5", "--pattern", "2:4"], "give no sparsity"),
+    ],
+)
+def test_what_the_command_refuses(dense, tmp_path, capsys, more, message) -> None:
+    model = tmp_path / "dense.safetensors"
+    save_model(model, CONFIG, dense.folded_tensors(), {})
+    (tmp_path / "photos").mkdir()
+    code = main(["prune", "--method", "magnitude", "--init", str(model), "--images",
+                 str(tmp_path / "photos"), "--output", str(tmp_path / "out"), *more])  # fmt: skip
+    assert code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

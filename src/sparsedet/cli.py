@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .detections import Detections
     from .detector import Detector
     from .training.recipe import Recipe
+    from .weights import ModelFile
 
 SHOWN = 0.5
 """`detect` shows detections of this score and above unless told otherwise."""
@@ -87,6 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--model", metavar="PRESET", help="a preset instead of a file")
     info.add_argument("--plan", action="store_true", help="how each operation is run here: method, "
                       "expected and measured GFLOP/s")  # fmt: skip
+    info.add_argument("--autotune", type=Path, metavar="FILE", help="measure all "
+                      "methods of each operation, write the fastest to a plan file")  # fmt: skip
     info.add_argument("--precision", choices=("f32", "bf16", "auto"), default="f32",
                       help="of --plan")  # fmt: skip
     info.add_argument("--rois", type=int, help="regions an image (default: the model's)")
@@ -104,10 +107,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", run_train, "Train a model on COCO-format data.")
     train.add_argument("--model", metavar="PRESET", help="default: that of --init, else r50half-c4")
-    prune = command("prune", run_prune, "Prune a trained model gradually while fine-tuning it.")
+    prune = command("prune", run_prune, "Prune a trained model, gradually while fine-tuning it or "
+                    "at once.")  # fmt: skip
     prune.set_defaults(model=None)
+    prune.add_argument("--method", choices=("gradual", "magnitude", "reconstruct"),
+                       default="gradual", help="gradual trains and needs annotations; the others "
+                       "prune at once and need photographs alone")  # fmt: skip
+    prune.add_argument("--pattern", choices=("unstructured", "1x4", "2:4"), default="unstructured",
+                       help="of the zeros, at once only")  # fmt: skip
+    prune.add_argument("--calibration-photos", type=int, default=128, metavar="N",
+                       help="photographs to prune at once by (default 128)")  # fmt: skip
     for sub in (train, prune):
-        sub.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
+        sub.add_argument("--annotations", type=Path, required=sub is train, help="COCO-format JSON")
         sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
         sub.add_argument("--init", type=Path, required=sub is prune, help="run folder, "
                          "checkpoint, model file, torchvision or open_nsfw classifier")  # fmt: skip
@@ -124,6 +135,8 @@ def _running_flags(parser: argparse.ArgumentParser) -> None:
                         help="model file; default: the embedded model")  # fmt: skip
     parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="of `info --plan --autotune`; "
+                        "default: by a cost model")  # fmt: skip
     parser.add_argument("--precision", choices=("f32", "bf16", "auto"), default="f32",
                         help="bf16 is faster and gives other scores; auto: bf16 where the "
                         "CPU has it")  # fmt: skip
@@ -164,7 +177,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
         _check_folder(output)
     detector = Detector.load(
         arguments.model, num_threads=arguments.threads, isa=arguments.isa,
-        precision=arguments.precision, resize=arguments.resize
+        precision=arguments.precision, resize=arguments.resize, plan=arguments.plan
     )
     # What this run never writes over: its photographs and what it has written itself.
     taken = {os.path.realpath(photo) for photo in photos}
@@ -307,6 +320,8 @@ def run_info(arguments: argparse.Namespace) -> int:
         isa = choose_isa()
     except ValueError as error:  # SPARSEDET_ISA
         raise InputError(str(error)) from None
+    if arguments.plan or arguments.autotune:
+        return _show_plan(arguments, model)
     report = sparsity_report(model.config, model.tensors, arguments.rois)
     print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB, {model.storage_dtype})")
     print(_describe(model.config))
@@ -326,6 +341,26 @@ def run_info(arguments: argparse.Namespace) -> int:
     for key, value in model.provenance.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     print(f"instruction set here: {isa}")
+    return 0
+
+
+def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
+    """`info --plan`: measured here, on noise; `--autotune` chooses by measuring first."""
+    from .engine import Engine
+    from .plan import autotune, measure, save_plan, table
+
+    plan = None
+    if arguments.autotune:
+        plan = autotune(model.config, model.tensors, precision=arguments.precision)
+        save_plan(arguments.autotune, plan)
+    engine = Engine(model.config, model.tensors, precision=arguments.precision, plan=plan)
+    rows = measure(engine)
+    print(table(rows))
+    work, busy = sum(r.gflop for r in rows), sum(r.seconds for r in rows)
+    print(
+        f"{engine.isa}, {engine.precision}, {engine.threads} threads: {work:.1f} GFLOP in "
+        f"{busy:.3f} s, RoIAlign, pooling and NMS apart"
+    )
     return 0
 
 
@@ -388,7 +423,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path}: cannot be written ({path.parent} is no folder)")
     detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa,
-                             precision=arguments.precision)  # fmt: skip
+                             precision=arguments.precision, plan=arguments.plan)  # fmt: skip
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     for line in dataset.warnings():
         print(f"sparsedet: warning: {line}", file=sys.stderr)
@@ -418,7 +453,44 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
+    if arguments.method != "gradual":
+        return _prune_once(arguments)
+    if arguments.annotations is None:
+        raise InputError("--annotations is needed to prune gradually")
+    if arguments.pattern != "unstructured":
+        raise InputError(f"--pattern {arguments.pattern} needs --method magnitude or reconstruct")
     return _train(arguments, prune=True)
+
+
+def _prune_once(arguments: argparse.Namespace) -> int:
+    from .pruning.oneshot import OneShot
+    from .pruning.run import prune_files
+    from .training.start import set_threads
+
+    given = {
+        key.removeprefix("recipe."): value
+        for key, value in vars(arguments).items()
+        if key.startswith("recipe.")
+    }
+    for key in given:
+        if key not in ("sparsity", "allocation", "exclude", "seed"):
+            raise InputError(f"--{key.replace('_', '-')} is for --method gradual")
+    if "exclude" in given:
+        given["exclude"] = tuple(given["exclude"])
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    settings = OneShot(method=arguments.method, pattern=arguments.pattern, **given)
+
+    def progress(done: int, layers: int, name: str) -> None:
+        print(f"{done + 1}/{layers} {name}", flush=True)
+
+    report = prune_files(
+        arguments.init, arguments.images, arguments.output, settings,
+        photographs=arguments.calibration_photos, progress=progress,
+    )  # fmt: skip
+    print(report.table())
+    print(f"-> {arguments.output / 'model.safetensors'}")
+    return 0
 
 
 def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:

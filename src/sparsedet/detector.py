@@ -24,6 +24,7 @@ from .config import ModelConfig
 from .detections import Detections, contract_rows, from_rows
 from .engine import Engine, default_threads
 from .errors import InputError
+from .plan import load_plan
 from .preprocess import as_blob, to_canvas
 from .weights import ModelFile, load_model, sparsity_report
 
@@ -62,6 +63,7 @@ class Detector:
         cls, path: str | os.PathLike[str] | None = None, *, num_threads: int | None = None,
         streams: int = 1, precision: Literal["f32", "bf16", "auto"] = "f32", isa: str = "",
         resize: Literal["fit", "stretch"] | None = None,
+        plan: str | os.PathLike[str] | None = None,
     ) -> Detector:  # fmt: skip
         """Load a model file.
 
@@ -75,6 +77,7 @@ class Detector:
                 has it and gives other scores; "auto" takes it there.
             isa: instruction set, see `sparsedet.available_isas()`; default: SPARSEDET_ISA from
                 the environment, else the best that this CPU has.
+            plan: a file of `sparsedet info --plan --autotune`; default: the engine's cost model.
             resize: how photographs go on the canvas, "fit" or "stretch"; default: the model's.
 
         Raises:
@@ -91,8 +94,9 @@ class Detector:
                 raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
             model = replace(model, config=replace(model.config, resize=resize))
         engine = Engine(
-            model.config, model.tensors, threads=threads, isa=isa, precision=precision
-        )
+            model.config, model.tensors, threads=threads, isa=isa, precision=precision,
+            plan=None if plan is None else load_plan(plan),
+        )  # fmt: skip
         return cls(model, engine, streams)
 
     def _run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:

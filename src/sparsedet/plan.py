@@ -1,0 +1,178 @@
+"""How each operation is run here: the engine's plan, shown, measured, and kept in a file.
+
+The engine's cost model plans by shapes and zeros alone, so that results are the same to the bit on
+every machine with the same instruction set. `autotune` measures instead; what it finds holds for
+one model on one machine, and is kept in a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._native import peak_gflops, peak_gflops_bf16
+from .config import ModelConfig
+from .engine import MERGED, Engine
+from .errors import InputError
+from .files import write_atomic
+from .network import Layer, build_network
+
+RUNS = 3
+"""Runs of which the fastest counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One operation.
+
+    Attributes:
+        sparsity: zeros among its weights, 0..1.
+        gflop: 10^9 floating-point operations that are done for an image, zeros left out where the
+            method leaves them out.
+        expected: GFLOP/s that the cost model expects, from the CPU's measured peak.
+        seconds: measured, the fastest of some runs; RoIAlign of hoisted operations not included.
+    """
+
+    name: str
+    method: str
+    sparsity: float
+    gflop: float
+    expected: float
+    seconds: float
+
+
+def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]:
+    """Run the engine a few times and set what it did against what was expected.
+
+    Args:
+        canvas: (H, W, 3); default: noise of the model's canvas size, on which random proposals
+            come out, as many as there are at most.
+    """
+    config = engine.config
+    if canvas is None:
+        shape = (config.canvas_height, config.canvas_width, 3)
+        canvas = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    network = build_network(config, canvas.shape[:2])
+    best = _fastest(engine, canvas)
+    probe = peak_gflops if engine.precision == "f32" else peak_gflops_bf16
+    peak = probe(engine.isa, engine.threads, 0.3)
+    by_name: dict[str, list[Layer]] = {}
+    for layer in network.weighted:
+        merged = next((m for m, names in MERGED.items() if layer.name in names), layer.name)
+        by_name.setdefault(merged, []).append(layer)
+    rows = []
+    for name, method, share, nonzero, hoisted, _ in engine.native.planned:
+        layers = by_name[name]
+        layer, weights = layers[0], sum(layer.weights for layer in layers)
+        cells = layer.out_size[0] * layer.out_size[1] * _inside(layer)
+        if hoisted:
+            cells = network.feature_size[0] * network.feature_size[1]
+        elif layer.part == "roi":
+            cells *= config.proposals
+        kept = {"sparse": nonzero, "dense": weights, "winograd": weights / 4}[method]
+        rows.append(
+            Planned(name, method, 1 - nonzero / weights, 2e-9 * kept * cells, share * peak,
+                    best.get(name, 0.0))
+        )  # fmt: skip
+    return rows
+
+
+def _inside(layer: Layer) -> float:
+    """Share of a layer's taps that lie inside its input, where regions leave out the others."""
+    if layer.part != "roi" or layer.kernel == 1:
+        return 1.0
+    share = 1.0
+    for size, out in zip(layer.in_size, layer.out_size, strict=True):
+        first = [i * layer.stride - layer.padding[0] for i in range(out)]
+        taps = sum(0 <= start + k < size for start in first for k in range(layer.kernel))
+        share *= taps / (out * layer.kernel)
+    return share
+
+
+def _fastest(engine: Engine, canvas: NDArray[Any]) -> dict[str, float]:
+    """Seconds of each operation."""
+    best: dict[str, float] = {}
+    for _ in range(RUNS):
+        engine.run(canvas)
+        seconds: dict[str, float] = {}
+        for name, value in engine.native.timings:
+            seconds[name] = seconds.get(name, 0.0) + value
+        best = {name: min(value, best.get(name, value)) for name, value in seconds.items()}
+    return best
+
+
+def table(rows: list[Planned]) -> str:
+    """As text, one line an operation."""
+    lines = [
+        f"{'operation':20} {'method':8} {'zeros':>6} {'GFLOP':>8} {'expected':>9} "
+        f"{'measured':>9} GFLOP/s {'ms':>8}"
+    ]
+    for r in rows:
+        rate = f"{r.gflop / r.seconds:9.0f}" if r.seconds else f"{'-':>9}"
+        lines.append(
+            f"{r.name:20} {r.method:8} {100 * r.sparsity:5.1f}% {r.gflop:8.3f} {r.expected:9.0f} "
+            f"{rate} {'':7} {1000 * r.seconds:8.2f}"
+        )
+    return "\n".join(lines)
+
+
+def autotune(
+    config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *, threads: int | None = None,
+    isa: str = "", precision: Literal["f32", "bf16", "auto"] = "f32",
+) -> dict[str, str]:  # fmt: skip
+    """The fastest method of each operation, measured here on noise.
+
+    Args:
+        config, tensors: the model, folded.
+        threads, isa, precision: as `Engine` takes them.
+    """
+    shape = (config.canvas_height, config.canvas_width, 3)
+    canvas = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    plan: dict[str, str] = {}
+    fastest: dict[str, float] = {}
+    planned = Engine(config, tensors, threads=threads, isa=isa, precision=precision).native.planned
+    for method in ("sparse", "dense", "winograd"):
+        wanted = {
+            name: method
+            for name, *_, can_winograd in planned
+            if method != "winograd" or can_winograd
+        }
+        engine = Engine(config, tensors, threads=threads, isa=isa, precision=precision, plan=wanted)
+        for name, seconds in _fastest(engine, canvas).items():
+            if name in wanted and seconds < fastest.get(name, np.inf):
+                plan[name], fastest[name] = method, seconds
+    return plan
+
+
+def save_plan(path: str | os.PathLike[str], plan: Mapping[str, str]) -> None:
+    """Write a plan.
+
+    Raises:
+        InputError: the file exists.
+    """
+    if Path(path).exists():
+        raise InputError(f"{os.fspath(path)}: exists already and is not overwritten")
+    write_atomic(Path(path), (json.dumps({"plan": dict(plan)}, indent=1) + "\n").encode())
+
+
+def load_plan(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read a plan.
+
+    Raises:
+        InputError: it cannot be read or is no plan.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{os.fspath(path)}: cannot be read as a plan ({error})") from None
+    plan = content.get("plan") if isinstance(content, dict) else None
+    if not isinstance(plan, dict) or not all(isinstance(v, str) for v in plan.values()):
+        raise InputError(f"{os.fspath(path)}: is no plan file")
+    return plan

@@ -1,0 +1,68 @@
+"""One-shot pruning from files to a run folder: what `sparsedet prune --method` does.
+
+Reads a trained model and a few photographs without labels; writes `model.safetensors`,
+`report.json` and `report.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import write_atomic
+from ..preprocess import read_image
+from ..reference import FasterRCNN
+from ..weights import fold_batch_norm, load_model, save_model
+from .calibration import calibration_canvas
+from .oneshot import OneShot, prune_once
+from .report import PruningReport, require_matplotlib
+
+OUTPUTS = ("model.safetensors", "report.json", "report.png")
+PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}
+
+
+def prune_files(
+    model: Path, images: Path, output: Path, settings: OneShot, *, photographs: int = 128,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> PruningReport:  # fmt: skip
+    """Prune a model file and write what came of it.
+
+    Args:
+        images: folder of the calibration photographs, JPEG or PNG, at any depth; which of them
+            are taken follows from the settings' seed and their names.
+        output: folder, created; must not hold results yet.
+        photographs: how many are taken; an eighth of them only measures the error.
+        progress: as `prune_once` takes it.
+
+    Raises:
+        InputError: the model, a photograph or the folder cannot be used, or the target cannot be
+            reached.
+    """
+    require_matplotlib()
+    for name in OUTPUTS:
+        if (output / name).exists():
+            raise InputError(f"{output / name}: exists already and is not overwritten")
+    if not images.is_dir():
+        raise InputError(f"{images}: is no folder of photographs")
+    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
+    if len(found) < max(photographs, 2):
+        raise InputError(f"{images}: {len(found)} photographs, {max(photographs, 2)} are needed")
+    paths = random.Random(settings.seed).sample(found, max(photographs, 2))
+    file = load_model(model)
+    network = FasterRCNN(file.config)
+    network.load_tensors(fold_batch_norm(file.tensors, file.config))
+    network.eval()
+    canvases = [calibration_canvas(read_image(path), network) for path in paths]
+    report = prune_once(
+        network, canvases, settings, held_out=max(1, len(paths) // 8), progress=progress
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    provenance = {**file.provenance, "pruned": {**asdict(settings), "photographs": len(paths)}}
+    save_model(output / OUTPUTS[0], file.config, network.folded_tensors(), provenance)
+    write_atomic(output / OUTPUTS[1], (json.dumps(report.to_json(), indent=1) + "\n").encode())
+    write_atomic(output / OUTPUTS[2], report.plot())
+    return report
