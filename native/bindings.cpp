@@ -104,7 +104,7 @@ std::optional<Method> to_method(const std::string& name) {
 class PyEngine {
  public:
   PyEngine(const std::string& isa, int threads, bool pin, nb::dict params)
-      : engine_(choose(isa, to_params(params)), threads, pin, to_params(params)) {}
+      : PyEngine(isa, threads, pin, to_params(params)) {}
 
   PyEngine(const PyEngine& other, int threads) : engine_(other.engine_, threads) {}
 
@@ -220,6 +220,9 @@ class PyEngine {
   const std::vector<std::pair<std::string, double>>& timings() const { return engine_.timings(); }
 
  private:
+  PyEngine(const std::string& isa, int threads, bool pin, const EngineParams& params)
+      : engine_(choose(isa, params), threads, pin, params) {}
+
   static const Kernels& choose(const std::string& isa, const EngineParams& params) {
     const Kernels& kernels = choose_kernels(isa);
     if (params.precision == Type::bfloat16 && !has_bfloat16(kernels))

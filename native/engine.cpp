@@ -143,6 +143,11 @@ bool Engine::can_winograd(const OpSpec& s, Type type) const {
          s.padding_before == 1 && s.padding_after == 1 && s.residual.empty() && s.source != "rois";
 }
 
+// Share of words that hold a weight: a pair stays if either of its weights is not zero.
+static double word_density(Type type, double density) {
+  return type == Type::bfloat16 ? 1 - (1 - density) * (1 - density) : density;
+}
+
 // Measured (docs/engine.md). A zero saves its multiplications, but not the time to look where
 // the others are, and the fewer rows share an activation the more loads there are.
 double Engine::expected_share(Method method, double density) {
@@ -151,7 +156,7 @@ double Engine::expected_share(Method method, double density) {
 }
 
 Method Engine::choose_method(const OpSpec& s, Type type, double density) const {
-  if (type == Type::bfloat16) density = 1 - (1 - density) * (1 - density);  // of pairs
+  density = word_density(type, density);
   const double sparse = density / expected_share(Method::sparse, density);
   const double dense = 1 / expected_share(Method::dense, 1);
   if (can_winograd(s, type)) {
@@ -170,10 +175,10 @@ std::vector<Engine::Planned> Engine::planned() const {
   for (const Op& o : ops_) {
     if (o.spec.is_pool) continue;
     const double weights = double(o.spec.out_channels) * o.spec.in_channels * o.spec.kernel * o.spec.kernel;
-    double density = double(o.nonzero) / weights;
-    if (type_of(o.spec.source) == Type::bfloat16) density = 1 - (1 - density) * (1 - density);
+    const Type in = type_of(o.spec.source);
+    const double density = word_density(in, double(o.nonzero) / weights);
     out.push_back({o.spec.name, o.method, expected_share(o.method, density), o.nonzero, o.hoisted,
-                   can_winograd(o.spec, type_of(o.spec.source))});
+                   can_winograd(o.spec, in)});
   }
   return out;
 }

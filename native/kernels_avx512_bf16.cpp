@@ -29,15 +29,7 @@ void sparse(const SparseArgs& a) {
 
 void pool(const PoolArgs& a) {
   for (int x = 0; x < a.width; x += L) {
-    V best[2];
-    for (int half = 0; half < 2; half++) {
-      const float* const* rows = half ? a.odd : a.rows;
-      best[half] = every_second(rows[0] + 2 * x);
-      for (int r = 0; r < 3; r++)
-        for (int t = 0; t < 3; t++)
-          best[half] = larger(best[half], every_second(rows[r] + 2 * x + t));
-    }
-    const V words = Bfloat16::join(best[0], best[1]);
+    const V words = Bfloat16::join(largest(a.rows, x), largest(a.odd, x));
     store(a.out + x, a.width - x < L ? keep(words, a.width - x) : words);
   }
 }
@@ -68,15 +60,7 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
       t[j][i] = Bfloat16::join(low[j], high[j]);
     }
   }
-#pragma GCC unroll 8
-  for (int j = 0; j < B; j++) {
-    exchange<1>(t[j]);
-#pragma GCC unroll 16
-    for (int i = 0; i < L; i++) {
-      if (c + j * L + i >= a.channels) break;
-      store(a.out + (c + j * L + i) * a.channel_stride, t[j][i]);
-    }
-  }
+  store_regions(a, c, t);
 }
 
 void roi(const RoiArgs& a) {

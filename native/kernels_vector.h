@@ -41,9 +41,7 @@ void pack(const PackArgs& a) {
 
 void pool(const PoolArgs& a) {
   for (int x = 0; x < a.width; x += L) {
-    V best = every_second(a.rows[0] + 2 * x);
-    for (int r = 0; r < 3; r++)
-      for (int t = 0; t < 3; t++) best = larger(best, every_second(a.rows[r] + 2 * x + t));
+    const V best = largest(a.rows, x);
     store(a.out + x, a.width - x < L ? keep(best, a.width - x) : best);
   }
 }
@@ -79,15 +77,7 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
       t[j][i] = a.relu ? relu(sum[j]) : sum[j];
     }
   }
-#pragma GCC unroll 8
-  for (int j = 0; j < B; j++) {
-    exchange<1>(t[j]);
-#pragma GCC unroll 16
-    for (int i = 0; i < L; i++) {
-      if (c + j * L + i >= a.channels) break;
-      store(a.out + (c + j * L + i) * a.channel_stride, t[j][i]);
-    }
-  }
+  store_regions(a, c, t);
 }
 
 void roi(const RoiArgs& a) {

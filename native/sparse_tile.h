@@ -47,8 +47,8 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
       for (int i = 0; i < a.prefetch_rows; i++, prefetch += a.prefetch_stride)
         for (int p = 0; p < P; p++) __builtin_prefetch(prefetch + p * L * 4, 0, 2);
     // The residual that is added next; past the end is harmless.
-    const bool pairs = Type::words && a.words;
-    if (a.last && a.residual && !(pairs && group & 1)) {
+    const bool pairs = Type::words && a.words, odd = group & 1;
+    if (a.last && a.residual && !(pairs && odd)) {
       const int next = pairs ? group / 2 * G : row + G;
       for (int g = 0; g < G; g++)
         for (int p = 0; p < P; p++)
@@ -62,8 +62,7 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
         sum[g][p] = a.first ? broadcast(a.bias[row + g]) : partial[g * kVectors + p];
     patterns<Type, G, P, 1>(reinterpret_cast<const char*>(a.panel), index, values, counts, sum);
     counts += (1 << G) - 1;
-    const bool odd = group & 1;
-    if (!a.last || (Type::words && a.words && !odd)) {  // even channels wait for the odd ones
+    if (!a.last || (pairs && !odd)) {  // even channels wait for the odd ones
 #pragma GCC unroll 8
       for (int g = 0; g < G; g++)
 #pragma GCC unroll 8

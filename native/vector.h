@@ -61,5 +61,27 @@ SPARSEDET_INLINE void exchange(V (&t)[L]) {
   if constexpr (STEP * 2 < L) exchange<STEP * 2>(t);
 }
 
+// The largest of the 3x3 taps of L output pixels from x on; see PoolArgs.
+SPARSEDET_INLINE V largest(const float* const rows[3], int x) {
+  V best = every_second(rows[0] + 2 * x);
+  for (int r = 0; r < 3; r++)
+    for (int t = 0; t < 3; t++) best = larger(best, every_second(rows[r] + 2 * x + t));
+  return best;
+}
+
+// B vectors of channels of each of L regions, from channel c on, to regions as lanes.
+template <int B>
+SPARSEDET_INLINE void store_regions(const RoiArgs& a, int c, V (&t)[B][L]) {
+#pragma GCC unroll 8
+  for (int j = 0; j < B; j++) {
+    exchange<1>(t[j]);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) {
+      if (c + j * L + i >= a.channels) break;
+      store(a.out + (c + j * L + i) * a.channel_stride, t[j][i]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sparsedet

@@ -56,9 +56,7 @@ def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]
             come out, as many as there are at most.
     """
     config = engine.config
-    if canvas is None:
-        shape = (config.canvas_height, config.canvas_width, 3)
-        canvas = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    canvas = _noise(config) if canvas is None else canvas
     network = build_network(config, canvas.shape[:2])
     best = _fastest(engine, canvas)
     probe = peak_gflops if engine.precision == "f32" else peak_gflops_bf16
@@ -82,6 +80,11 @@ def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]
                     best.get(name, 0.0))
         )  # fmt: skip
     return rows
+
+
+def _noise(config: ModelConfig) -> NDArray[np.uint8]:
+    shape = (config.canvas_height, config.canvas_width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _inside(layer: Layer) -> float:
@@ -133,8 +136,7 @@ def autotune(
         config, tensors: the model, folded.
         threads, isa, precision: as `Engine` takes them.
     """
-    shape = (config.canvas_height, config.canvas_width, 3)
-    canvas = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    canvas = _noise(config)
     plan: dict[str, str] = {}
     fastest: dict[str, float] = {}
     planned = Engine(config, tensors, threads=threads, isa=isa, precision=precision).native.planned
