@@ -183,7 +183,7 @@ def row(
         "openvino_seconds": peer,
         "ratio": peer / seconds,
         "sparsedet_share_of_peak": work / seconds / peak,
-        "openvino_share_of_peak": gflop / peer / peak,
+        "openvino_share_of_peak": gflop / peer / peak if peer else 0.0,
     }
 
 

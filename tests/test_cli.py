@@ -683,7 +683,8 @@ LAYERS = (
     ("pruning", "evaluate", "detector"),
     ("training", "importers", "exporters"),
     ("",),  # the package's own __init__
-    ("cli", "serve"),
+    ("commands", "serve"),
+    ("cli",),
 )
 """From bottom to top; a module may import from its own layer and those below."""
 

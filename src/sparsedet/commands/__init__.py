@@ -1,0 +1,34 @@
+"""The commands of `sparsedet`, one file each: `register` adds its parser, `run_...` does the work.
+
+What several of them share is here. A command is thin: it reads its arguments, calls the library and
+prints; all that it needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[[argparse.Namespace], int]
+Command = Callable[[str, Run, str], argparse.ArgumentParser]
+"""command(name, run, text) adds a command and returns its parser."""
+
+
+def complain(what: object) -> None:
+    """One line on stderr."""
+    print("sparsedet:", " ".join(str(what).splitlines()), file=sys.stderr)
+
+
+def running_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model runs, and how."""
+    parser.add_argument("--model", type=Path, metavar="FILE",
+                        help="model file; default: the embedded model")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
+    parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="of `info --plan --autotune`; "
+                        "default: by a cost model")  # fmt: skip
+    parser.add_argument("--precision", choices=("f32", "bf16", "auto"), default="f32",
+                        help="bf16 is faster and gives other scores; auto: bf16 where the "
+                        "CPU has it")  # fmt: skip

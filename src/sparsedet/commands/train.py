@@ -1,0 +1,140 @@
+"""`sparsedet train` and `sparsedet prune`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from ..errors import InputError
+from . import Command
+
+if TYPE_CHECKING:
+    from ..training.recipe import Recipe
+
+
+def register(command: Command) -> None:
+    """Add both parsers."""
+    train = command("train", run_train, "Train a model on COCO-format data.")
+    train.add_argument("--model", metavar="PRESET", help="default: that of --init, else r50half-c4")
+    prune = command("prune", run_prune, "Prune a trained model, gradually while fine-tuning it or "
+                    "at once.")  # fmt: skip
+    prune.set_defaults(model=None)
+    prune.add_argument("--method", choices=("gradual", "magnitude", "reconstruct"),
+                       default="gradual", help="gradual trains and needs annotations; the others "
+                       "prune at once and need photographs alone")  # fmt: skip
+    prune.add_argument("--pattern", choices=("unstructured", "1x4", "2:4"), default="unstructured",
+                       help="of the zeros, at once only")  # fmt: skip
+    prune.add_argument("--calibration-photos", type=int, default=128, metavar="N",
+                       help="photographs to prune at once by (default 128)")  # fmt: skip
+    for sub in (train, prune):
+        sub.add_argument("--annotations", type=Path, required=sub is train, help="COCO-format JSON")
+        sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
+        sub.add_argument("--init", type=Path, required=sub is prune, help="run folder, "
+                         "checkpoint, model file, torchvision or open_nsfw classifier")  # fmt: skip
+        sub.add_argument("--output", type=Path, required=True, help="run folder")
+        sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
+        sub.add_argument("--threads", type=int, help="CPU threads")
+        sub.add_argument("--recipe", type=Path, help="JSON file of the settings below")
+        _recipe_flags(sub)
+
+
+def _recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of `Recipe`, named after it."""
+    from ..training.recipe import Recipe
+
+    group = parser.add_argument_group("recipe")
+    hints = get_type_hints(Recipe)
+    for field in dataclasses.fields(Recipe):
+        hint, flag = hints[field.name], "--" + field.name.replace("_", "-")
+        common: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default {field.default}",
+                                  "dest": f"recipe.{field.name}"}  # fmt: skip
+        if hint is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif hint in (int, float):
+            group.add_argument(flag, type=hint, metavar=hint.__name__.upper(), **common)
+        elif get_args(hint) and get_args(hint)[-1] is Ellipsis:
+            group.add_argument(flag, type=get_args(hint)[0], nargs="*", metavar="X", **common)
+        else:
+            group.add_argument(flag, choices=get_args(hint), **common)
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    return _train(arguments, prune=False)
+
+
+def run_prune(arguments: argparse.Namespace) -> int:
+    if arguments.method != "gradual":
+        return _prune_once(arguments)
+    if arguments.annotations is None:
+        raise InputError("--annotations is needed to prune gradually")
+    if arguments.pattern != "unstructured":
+        raise InputError(f"--pattern {arguments.pattern} needs --method magnitude or reconstruct")
+    return _train(arguments, prune=True)
+
+
+def _prune_once(arguments: argparse.Namespace) -> int:
+    from ..pruning.oneshot import OneShot
+    from ..pruning.run import prune_files
+    from ..training.start import set_threads
+
+    given = {
+        key.removeprefix("recipe."): value
+        for key, value in vars(arguments).items()
+        if key.startswith("recipe.")
+    }
+    for key in given:
+        if key not in ("sparsity", "allocation", "exclude", "seed"):
+            raise InputError(f"--{key.replace('_', '-')} is for --method gradual")
+    if "exclude" in given:
+        given["exclude"] = tuple(given["exclude"])
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    settings = OneShot(method=arguments.method, pattern=arguments.pattern, **given)
+
+    def progress(done: int, layers: int, name: str) -> None:
+        print(f"{done + 1}/{layers} {name}", flush=True)
+
+    report = prune_files(
+        arguments.init, arguments.images, arguments.output, settings,
+        photographs=arguments.calibration_photos, progress=progress,
+    )  # fmt: skip
+    print(report.table())
+    print(f"-> {arguments.output / 'model.safetensors'}")
+    return 0
+
+
+def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
+    """The settings: those of the command, of the recipe file, of the flags; the last one wins."""
+    from ..coco import read_json
+    from ..training.recipe import Recipe
+
+    values: dict[str, Any] = {}
+    if arguments.recipe:
+        values = read_json(arguments.recipe)
+        if not isinstance(values, dict):
+            raise InputError(f"{arguments.recipe}: expected a JSON object of recipe settings")
+    values |= {key.removeprefix("recipe."): value for key, value in vars(arguments).items()
+               if key.startswith("recipe.")}  # fmt: skip
+    steps = values.get("steps", Recipe().steps)
+    if prune and isinstance(steps, int):
+        # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
+        values = {"sparsity": 0.6, "prune_end": max(1, steps * 2 // 3), "learning_rate": 0.001,
+                  "warmup_steps": min(100, steps // 10), **values}  # fmt: skip
+    return Recipe.from_dict(values)
+
+
+def _train(arguments: argparse.Namespace, prune: bool) -> int:
+    recipe = _recipe(arguments, prune)
+    try:
+        from ..training import run, start
+    except ImportError as error:
+        raise InputError(f"training needs: pip install 'sparsedet[train]' ({error})") from None
+    if arguments.threads is not None:
+        start.set_threads(arguments.threads)
+    finished = run.train(
+        recipe, arguments.annotations, arguments.images, arguments.output, init=arguments.init,
+        model=arguments.model, resume=arguments.resume, command=arguments.command_line,
+    )  # fmt: skip
+    return 0 if finished else 130
