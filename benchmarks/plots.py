@@ -96,11 +96,11 @@ def layers(folder: Path) -> Any:
         (-0.2, "sparsedet_share_of_peak", BLUE, "sparsedet, work by nonzero weights"),
     ):
         axes.barh(
-            [p + shift for p in places], [100 * r[key] for r in rows], 0.4, color=colour,
+            [p + shift for p in places], [100 * (r[key] or 0) for r in rows], 0.4, color=colour,
             label=label,
         )  # fmt: skip
     for place, r in zip(places, rows, strict=True):
-        share = 100 * max(r["sparsedet_share_of_peak"], r["openvino_share_of_peak"])
+        share = 100 * max(r["sparsedet_share_of_peak"], r["openvino_share_of_peak"] or 0)
         axes.annotate(
             f"{r['ratio']:.1f}x", (share, place), (5, 0), textcoords="offset points", va="center",
             color=GREEN if r["ratio"] >= 1 else ORANGE, fontsize=9,

