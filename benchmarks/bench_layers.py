@@ -199,7 +199,8 @@ def show(name: str, result: dict[str, Any]) -> None:
     for r in result["layers"]:
         print(
             f"{r['shape']:42} {r['count']:6} {1e3 * r['openvino_seconds']:9.2f} "
-            f"({100 * (r['openvino_share_of_peak'] or 0):3.0f} %) {1e3 * r['sparsedet_seconds']:12.2f} "
+            f"({100 * (r['openvino_share_of_peak'] or 0):3.0f} %) "
+            f"{1e3 * r['sparsedet_seconds']:12.2f} "
             f"({100 * r['sparsedet_share_of_peak']:3.0f} %) {r['ratio']:7.2f}"
         )
     if result["inside_others"]:
