@@ -1,7 +1,8 @@
 """What a result depends on beside the code: CPU, versions, commit, and the CPU's arithmetic peak.
 
 Glossary: the peak is the number of f32 (or bf16) FLOPs a second, 2 a multiply-add, that a loop of
-independent multiply-adds in registers reaches on all threads at once; measured, not looked up.
+independent multiply-adds in registers reaches on all threads at once: the median of short bursts;
+measured, not looked up.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ struct MeanArgs {
   const float* source;  // cell i, lane l at source + i * cell_stride + l; aligned
   ptrdiff_t cell_stride;
   int cells;
-  int lanes;            // a multiple of L
+  int lanes;            // a multiple of kVectors * L
   float* out;           // `lanes` float32 values; of words: of the even channel ...
   float* odd;           // ... and of the odd one, or null if there is none
 };

@@ -71,15 +71,20 @@ void roi(const RoiArgs& a) {
 
 void mean(const MeanArgs& a) {
   const V scale = broadcast(1.0f / static_cast<float>(a.cells));
-  for (int l = 0; l < a.lanes; l += L) {
-    V low = {}, high = {};
-    for (int i = 0; i < a.cells; i++) {
-      const V words = load(a.source + i * a.cell_stride + l);
-      low += Bfloat16::even(words);
-      high += Bfloat16::odd(words);
+  for (int l = 0; l < a.lanes; l += kVectors * L) {  // what a cell holds is read together
+    V low[kVectors] = {}, high[kVectors] = {};
+    for (int i = 0; i < a.cells; i++)
+#pragma GCC unroll 8
+      for (int p = 0; p < kVectors; p++) {
+        const V words = load(a.source + i * a.cell_stride + l + p * L);
+        low[p] += Bfloat16::even(words);
+        high[p] += Bfloat16::odd(words);
+      }
+#pragma GCC unroll 8
+    for (int p = 0; p < kVectors; p++) {
+      store(a.out + l + p * L, low[p] * scale);
+      if (a.odd) store(a.odd + l + p * L, high[p] * scale);
     }
-    store(a.out + l, low * scale);
-    if (a.odd) store(a.odd + l, high * scale);
   }
 }
 

@@ -88,10 +88,13 @@ void roi(const RoiArgs& a) {
 
 void mean(const MeanArgs& a) {
   const V scale = broadcast(1.0f / static_cast<float>(a.cells));
-  for (int l = 0; l < a.lanes; l += L) {
-    V sum = {};
-    for (int i = 0; i < a.cells; i++) sum += load(a.source + i * a.cell_stride + l);
-    store(a.out + l, sum * scale);
+  for (int l = 0; l < a.lanes; l += kVectors * L) {  // what a cell holds is read together
+    V sum[kVectors] = {};
+    for (int i = 0; i < a.cells; i++)
+#pragma GCC unroll 8
+      for (int p = 0; p < kVectors; p++) sum[p] += load(a.source + i * a.cell_stride + l + p * L);
+#pragma GCC unroll 8
+    for (int p = 0; p < kVectors; p++) store(a.out + l + p * L, sum[p] * scale);
   }
 }
 

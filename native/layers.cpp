@@ -318,16 +318,21 @@ void winograd_regions(Context& context, const Winograd& conv, const Regions& in,
 void mean_regions(Context& context, const Regions& in, const Regions& out) {
   const bool words = in.type == Type::bfloat16;
   const auto kernel = words ? context.kernels.words->mean : context.kernels.mean;
-  context.pool.parallel(in.blocks * in.words(), [&](int item, int) {
-    const int b = item / in.words(), c = item % in.words(), even = words ? 2 * c : c;
-    MeanArgs a{};
-    a.source = in.at(b, 0, 0, c);
-    a.cell_stride = ptrdiff_t(in.words()) * in.lanes;
-    a.cells = in.height * in.width;
-    a.lanes = in.lanes;
-    a.out = out.at(b, 0, 0, even);
-    a.odd = words && even + 1 < in.channels ? out.at(b, 0, 0, even + 1) : nullptr;
-    kernel(a);
+  constexpr int slice = 32;  // words of a unit of work: neighbours in memory
+  const int slices = divide_up(in.words(), slice);
+  context.pool.parallel(in.blocks * slices, [&](int item, int) {
+    const int b = item / slices, first = item % slices * slice;
+    for (int c = first; c < std::min(first + slice, in.words()); c++) {
+      const int even = words ? 2 * c : c;
+      MeanArgs a{};
+      a.source = in.at(b, 0, 0, c);
+      a.cell_stride = ptrdiff_t(in.words()) * in.lanes;
+      a.cells = in.height * in.width;
+      a.lanes = in.lanes;
+      a.out = out.at(b, 0, 0, even);
+      a.odd = words && even + 1 < in.channels ? out.at(b, 0, 0, even + 1) : nullptr;
+      kernel(a);
+    }
   });
 }
 
