@@ -11,7 +11,10 @@ in `other`. OpenVINO is held to the CPU's peak as in bench_model.py.
 Glossary: `gflop` is dense work, 2 a multiply-add, which is what OpenVINO does; `work_gflop` what
 our engine does: nonzero weights alone, and res5's hoisted layers once for the map instead of once
 for each region. Neither counts the taps of a window that lie in the padding (18 % of a 3x3 on 7x7).
-The share of the peak is the rate of either by the measured f32 peak.
+The share of the peak is the rate of either by the measured f32 peak. `megabytes` is what our engine
+has to read and write at least, once each: maps or regions in and out, residuals, packed weights.
+Together with the measured bandwidth of the memory it gives the roofline (plots.py); what stays in a
+cache between two layers can lie above it.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ from sparsedet.engine import MERGED, Engine
 from sparsedet.network import Layer, Network, build_network
 from sparsedet.preprocess import to_canvas
 from sparsedet.weights import ModelFile, sparsity_report
+
+PACKED_BYTES = 5
+"""Of a packed weight: 4, and its share of a 2-byte index that all rows of a pattern use."""
 
 Times = dict[str, float]
 
@@ -69,6 +75,19 @@ class Operation:
         )
         regions = network.config.proposals if first.part == "roi" else 1
         return rows * columns / first.kernel**2 * regions
+
+    def moved(self, network: Network, weights: int) -> int:
+        """Bytes in and out, with so many weights that are not zero."""
+        first = self.layers[0]
+        sizes = first.in_size, first.out_size
+        if self.hoisted:
+            sizes = network.feature_size, network.feature_size
+        several = first.part == "roi" and not self.hoisted
+        regions = network.config.proposals if several else 1
+        read, written = (rows * columns * regions for rows, columns in sizes)
+        out = sum(layer.out_channels for layer in self.layers)
+        floats = read * first.in_channels + written * out * (2 if first.residual else 1)
+        return 4 * floats + PACKED_BYTES * weights
 
     def describe(self) -> str:
         """For people: channels, kernel, stride, map."""
@@ -147,6 +166,7 @@ def measure(model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) 
     return {
         "sparsity": report.sparsity,
         "peak_gflops": peak,
+        "bandwidth_gb_s": machine.bandwidth(arguments.threads),
         "openvino_share_of_peak": share,
         "void": is_void(config, "f32", share),
         "layers": rows,
@@ -179,6 +199,7 @@ def row(
         "density": kept / size,
         "gflop": gflop,
         "work_gflop": work,
+        "megabytes": 1e-6 * group[0].moved(network, kept // count),
         "sparsedet_seconds": seconds,
         "openvino_seconds": peer,
         "ratio": peer / seconds,

@@ -11,9 +11,13 @@ import json
 import platform
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sparsedet import _native
 from sparsedet.files import write_atomic
@@ -82,6 +86,19 @@ def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float =
     """The arithmetic peak of `threads` threads at once, now; 0.0 where there is no bf16."""
     probe = _native.peak_gflops if precision == "f32" else _native.peak_gflops_bf16
     return float(probe(_native.choose_isa(isa), threads, seconds))
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes a second, read and written, of all threads copying arrays that fit no cache, in 1e9."""
+    source = np.ones((threads, 1 << 25), np.float32)  # 128 MB each
+    target = np.empty_like(source)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(np.copyto, target, source))
+            best = max(best, 2 * source.nbytes / (time.perf_counter() - start) / 1e9)
+    return best
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ that it cannot optimise. So is one in which it exceeds the peak by more than 5 %
 disturbed. Peak and profile are measured in turn and compared pairwise, because a shared machine's
 clock and load change within a minute; the peak is the median of a third of a second's bursts on
 both cores at once, as the time is one of whole runs (the best burst is some 3 % higher, and the
-figure above is not of it: one core's best was 225 to 240 GFLOP/s where both together made 426). Work is counted as in that figure, with the taps in the
-padding, which OpenVINO may skip: the share is nominal (bench_layers.py does without). The rule is
-for f32 and r101-c4 on its own canvas, where the figure comes from; elsewhere the share is recorded
-and not judged.
+figure above is not of it: one core's best was 225 to 240 GFLOP/s where both together made 426).
+Work is counted as in that figure, with the taps in the padding, which OpenVINO may skip: the share
+is nominal (bench_layers.py does without). The rule is for f32 and r101-c4 on its own canvas, where
+the figure comes from; elsewhere the share is recorded and not judged.
 """
 
 from __future__ import annotations

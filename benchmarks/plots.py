@@ -2,8 +2,9 @@
 
     python benchmarks/plots.py
 
-speed.svg   how many times faster than OpenVINO, against sparsity (bench_model*.json)
+speed.svg   how many times faster than OpenVINO, against sparsity (bench_model, bench_bf16)
 layers.svg  share of the CPU's arithmetic peak by layer shape (bench_layers.json)
+roofline.svg  GFLOP/s of each layer shape against its operations by byte (bench_layers.json)
 gains.svg   what zeros, and each thing that `bench_model.py --ablate` leaves out, give
 
 A picture whose results do not exist is left out. Measures nothing.
@@ -42,7 +43,7 @@ def speed(folder: Path) -> Any:
     figure, axes = plt.subplots(figsize=(7, 4.2))
     lines = (  # the last: where its figures stand, in points from the line
         ("bench_model", "openvino-f32", BLUE, 8),
-        ("bench_model_bf16", "openvino-bf16", ORANGE, -17),
+        ("bench_bf16", "openvino-bf16", ORANGE, -17),
     )
     limit = None
     for name, peer, colour, above in lines:
@@ -116,31 +117,62 @@ def layers(folder: Path) -> Any:
     return figure
 
 
+def roofline(folder: Path) -> Any:
+    """GFLOP/s against operations by byte, of the recorded sparsity that is nearest to 60 %."""
+    run = load(folder, "bench_layers")
+    if run is None:
+        return None
+    result = min(run["results"], key=lambda r: abs(r["sparsity"] - 0.6))
+    peak, bandwidth = result["peak_gflops"], result["bandwidth_gb_s"]
+    figure, axes = plt.subplots(figsize=(8, 5))
+    points: dict[str, list[tuple[float, float]]] = {}
+    for r in result["layers"]:
+        where = "regions" if "regions" in r["shape"] else "maps"
+        kernel = next((k for k in ("3x3", "7x7") if k in r["shape"]), "1x1")
+        kind = f"{kernel}, {where}"
+        intensity = 1000 * r["work_gflop"] / r["megabytes"]
+        points.setdefault(kind, []).append((intensity, r["work_gflop"] / r["sparsedet_seconds"]))
+    colours = dict(zip(sorted(points), (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9"), strict=False))
+    for kind, places in sorted(points.items()):
+        axes.plot(*zip(*places, strict=True), "o", color=colours.get(kind, GREY), label=kind)
+    low, high = min(x for p in points.values() for x, _ in p) / 2, 2000.0
+    edge = peak / bandwidth
+    axes.plot([low, edge, high], [low * bandwidth, peak, peak], color=GREY)
+    axes.annotate(f"{peak:.0f} GFLOP/s, f32 peak", (high, peak), (-4, 6), ha="right",
+                  textcoords="offset points", color=GREY)  # fmt: skip
+    axes.annotate(f"{bandwidth:.0f} GB/s, memory", (low, low * bandwidth), (14, 4),
+                  textcoords="offset points", color=GREY)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set(
+        xlabel="floating-point operations by nonzero weights, for each byte that has to move",
+        ylabel="GFLOP/s",
+        title=f"{run['model']}, {100 * result['sparsity']:.0f} % zeros, every layer shape",
+    )
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def gains(folder: Path) -> Any:
     """Bars: the factor on the whole detection's time that each thing gives, others in place."""
     run = load(folder, "bench_model")
-    if run is None:
+    results = [r for r in run["results"] if not r["void"]] if run else []
+    if run is None or not results:
         return None
-    results = [r for r in run["results"] if not r["void"]]
-    sparse = [r for r in results if r["sparsity"] > 0.01]
-    if not sparse:
-        return None
-    result = min(sparse, key=lambda r: abs(r["sparsity"] - 0.6))
     found: dict[str, dict[str, float]] = {}
-    for dense in results:
-        if dense["sparsity"] <= 0.01:
+    for result in results:
+        zeros = f"{100 * result['sparsity']:.0f} % zeros"
+        if results[0]["sparsity"] < 0.01 < result["sparsity"]:
             # Not timed in the same rounds: OpenVINO, for which zeros change nothing, is the clock.
-            ours, base = (r["ratios"]["openvino-f32"] for r in (result, dense))
-            found["zeros"] = {
+            ours, base = (r["ratios"]["openvino-f32"] for r in (result, results[0]))
+            found[zeros] = {
                 "median": ours["median"] / base["median"],
                 "least": ours["least"] / base["most"],
                 "most": ours["most"] / base["least"],
             }
-    found |= {
-        name.removeprefix("without "): r
-        for name, r in result["ratios"].items()
-        if name.startswith("without ")
-    }
+        for name, r in result["ratios"].items():
+            if name.startswith("without "):
+                found[f"{name.removeprefix('without ')}, at {zeros}"] = r
     if not found:
         return None
     figure, axes = plt.subplots(figsize=(7, 0.6 * len(found) + 1.4))
@@ -160,10 +192,7 @@ def gains(folder: Path) -> Any:
             textcoords="offset points", va="center",
         )  # fmt: skip
     axes.axvline(1, color=GREY, linewidth=0.8)
-    axes.set(
-        xlabel="times as long without it",
-        title=f"{run['model']}, {100 * result['sparsity']:.0f} % zeros, {run['precision']}",
-    )
+    axes.set(xlabel="times as long without it", title=f"{run['model']}, {run['precision']}")
     return figure
 
 
@@ -174,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the JSON files")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images")
     arguments = parser.parse_args(argv)
-    for draw in (speed, layers, gains):
+    for draw in (speed, layers, roofline, gains):
         if figure := draw(arguments.results):
             path, drawn = arguments.output / f"{draw.__name__}.svg", io.BytesIO()
             figure.savefig(drawn, format="svg", metadata={"Date": None})

@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py
 
-Reads docs/results/bench_{model,model_bf16,embedded,load}.json as far as they exist, and puts the
-table between the marks in README.md. Measures nothing.
+Reads docs/results/bench_{model,peers,bf16,int8,avx2,embedded,load}.json as far as they exist, and
+puts the table between the marks in README.md. Measures nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from documents import insert
 from machine import RESULTS, ROOT
 
 MARK = "<!-- bench table: benchmarks/tables.py -->"
-MODELS = ("bench_model", "bench_model_bf16", "bench_embedded")
+MODELS = ("bench_model", "bench_peers", "bench_bf16", "bench_int8", "bench_avx2", "bench_embedded")
 TITLES = {
     "openvino-f32": "OpenVINO f32",
     "openvino-bf16": "OpenVINO bf16",
+    "openvino-int8": "OpenVINO INT8",
     "onnxruntime": "ONNX Runtime f32",
     "torch": "PyTorch f32",
 }

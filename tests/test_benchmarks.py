@@ -84,7 +84,7 @@ def test_results_become_tables_and_pictures(small_model: Path, photo: Path, tmp_
     text = document.read_text()
     assert "| `small` | 40 % | f32 |" in text and "stale" not in text and text.endswith("b\n")
     run("plots", "--results", tmp_path, "--output", tmp_path)
-    for name in ("speed", "layers", "gains"):
+    for name in ("speed", "layers", "roofline", "gains"):
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
 
 
