@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from .coco import CocoDataset, finite_numbers, load_coco, read_json
 from .errors import InputError
+from .matches import IOU_THRESHOLDS, ClassMatches, Matches, sort_by_score
 from .preprocess import read_image
 
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl",
@@ -186,8 +187,47 @@ def _pycocotools() -> tuple[Any, Any]:
     return COCO, COCOeval
 
 
-def _score(coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where: str) -> CocoScores:
-    """Score `results` over the photographs and classes of `dataset`."""
+def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches:
+    """What pycocotools matches, before it counts: for curves and resampling.
+
+    Args:
+        dataset: ground truth, photographs and classes, as for `evaluate`.
+        results: COCO results, as `evaluate` returns them.
+
+    Raises:
+        InputError: as `score_results`.
+    """
+    coco, evaluator = _pycocotools()
+    run, _, _, _ = _match(coco, evaluator, dataset, results, "results", ("all",))
+    names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    images = len(run.params.imgIds)
+    classes = []
+    for k, category in enumerate(run.params.catIds):
+        # One entry a photograph, or None where there is neither object nor detection.
+        cells = run.evalImgs[k * images : (k + 1) * images]
+        filled = [(index, cell) for index, cell in enumerate(cells) if cell is not None]
+        objects = np.zeros(images, dtype=np.int64)
+        for index, cell in filled:
+            objects[index] = np.count_nonzero(np.asarray(cell["gtIgnore"]) == 0)
+        scores = [np.asarray(cell["dtScores"], dtype=np.float64) for _, cell in filled]
+        order = sort_by_score(scores)
+        owner = np.repeat([i for i, _ in filled], [len(s) for s in scores]).astype(np.int64)
+        none = [np.empty((len(IOU_THRESHOLDS), 0))]
+        hit = np.concatenate(none + [cell["dtMatches"] for _, cell in filled], axis=1) > 0
+        ignored = np.concatenate(none + [cell["dtIgnore"] for _, cell in filled], axis=1) > 0
+        classes.append(ClassMatches(
+            names[category], int(category), owner[order],
+            np.concatenate([np.empty(0), *scores])[order], hit[:, order], ignored[:, order],
+            objects,
+        ))  # fmt: skip
+    return Matches(run.params.iouThrs, tuple(map(int, run.params.imgIds)), tuple(classes))
+
+
+def _match(
+    coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where: str,
+    areas: tuple[str, ...] = ("all", "small", "medium", "large"),
+) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]], list[str]]:  # fmt: skip
+    """pycocotools' run with its matches done, the ground truth and results in it, warnings."""
     image_ids = {image.id for image in dataset.images}
     categories = set(dataset.category_ids) - {-1}
     truth, warnings = _ground_truth(dataset, image_ids, categories)
@@ -213,7 +253,16 @@ def _score(coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where:
             side.createIndex()
             sides.append(side)
         run = evaluator(*sides, "bbox")
+        run.params.areaRng = run.params.areaRng[: len(areas)]  # "all" comes first
+        run.params.areaRngLbl = list(areas)
         run.evaluate()
+    return run, truth, scored, warnings
+
+
+def _score(coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where: str) -> CocoScores:
+    """Score `results` over the photographs and classes of `dataset`."""
+    run, truth, scored, warnings = _match(coco, evaluator, dataset, results, where)
+    with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
         run.summarize()
 
@@ -233,7 +282,7 @@ def _score(coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where:
         for name, id_ in zip(dataset.class_names, dataset.category_ids, strict=True)
     }
     stats = dict(zip(STAT_NAMES, map(float, run.stats), strict=True))
-    return CocoScores(stats, per_class, len(images), len(scored), tuple(warnings))
+    return CocoScores(stats, per_class, len(run.params.imgIds), len(scored), tuple(warnings))
 
 
 def _ground_truth(

@@ -1,0 +1,157 @@
+"""How far a score would move with other photographs of the same kind: the bootstrap.
+
+Draws data sets of the same size from the photographs, with replacement, and scores each anew:
+average precision is accumulated again over the whole resample, not averaged over photographs.
+Two detectors are compared *paired*, both on the same resample, because most of the spread comes
+from which photographs are hard and is shared. Boxes are matched once; see `matches`.
+
+The interval speaks of the photographs alone. It does not cover training the model again, and no
+resampling makes a few photographs of a class say more than they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .coco import CocoDataset
+from .errors import InputError
+from .evaluate import coco_matches
+from .matches import Matches, average_precision, mean_over_classes
+
+FIGURES = ("AP", "AP50", "AP75")
+_BATCH = 200  # resamples at a time: memory stays at some tens of MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its percentile interval.
+
+    Attributes:
+        value: on the photographs as they are.
+        low, high: bounds between which the middle `confidence` of the resamples lie.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Figure of detector B minus that of detector A, on the same photographs.
+
+    Attributes:
+        a, b: the two figures, 0..1.
+        difference, low, high: b - a and its percentile interval over paired resamples.
+        above: fraction of the resamples in which B is above A.
+    """
+
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    above: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_bootstrap(
+    dataset: CocoDataset,
+    detections_a: Sequence[dict[str, Any]],
+    detections_b: Sequence[dict[str, Any]],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Compare two detectors' finished results over the same photographs.
+
+    Args:
+        dataset: ground truth, as `evaluate` takes it; its `images` are what is resampled.
+        detections_a, detections_b: COCO results, as `evaluate` returns them.
+        resamples: how many; 1,000 settle the bounds to a few hundredths of the interval.
+        confidence: of the interval, between 0 and 1.
+        seed: of the resampling. The same seed gives the same answer.
+
+    Returns:
+        "AP", "AP50" and "AP75" -> Difference (B minus A).
+
+    Raises:
+        InputError: as `score_results`; no object to score; or an argument is out of range.
+    """
+    matches = [coco_matches(dataset, list(found)) for found in (detections_a, detections_b)]
+    return compare_matches(*matches, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def compare_matches(
+    a: Matches, b: Matches, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Difference]:
+    """`paired_bootstrap` of what is matched already, over the same photographs and classes."""
+    if a.image_ids != b.image_ids:
+        raise InputError("the two sets of matches are not over the same photographs")
+    (value_a, drawn_a), (value_b, drawn_b) = (
+        _resampled(matches, resamples, confidence, seed) for matches in (a, b)
+    )
+    result = {}
+    for figure in FIGURES:
+        first, second = value_a[figure], value_b[figure]
+        change = drawn_b[figure] - drawn_a[figure]
+        low, high = _bounds(change, confidence)
+        above = float(np.mean(change > 0))
+        result[figure] = Difference(first, second, second - first, low, high, above)
+    return result
+
+
+def intervals(
+    matches: Matches, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """The figures of one detector with their intervals; arguments as `paired_bootstrap`."""
+    value, drawn = _resampled(matches, resamples, confidence, seed)
+    return {figure: Interval(value[figure], *_bounds(drawn[figure], confidence))
+            for figure in FIGURES}  # fmt: skip
+
+
+def _resampled(
+    matches: Matches, resamples: int, confidence: float, seed: int
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """Each figure as it is, and over the resamples that hold any object to score."""
+    if resamples < 10:
+        raise InputError(f"resamples is {resamples}, expected at least 10")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}, expected between 0 and 1")
+    if not any(entry.objects.any() for entry in matches.classes):
+        raise InputError("no object to score: the ground truth of these photographs is empty")
+    images = len(matches.image_ids)
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(images, np.full(images, 1 / images), size=resamples)  # [B, I]
+    whole = mean_over_classes(average_precision(matches))
+    parts = [counts[start : start + _BATCH] for start in range(0, resamples, _BATCH)]
+    drawn = np.concatenate([mean_over_classes(average_precision(matches, p)) for p in parts])
+    # A resample without any object has no figure, for either detector alike.
+    drawn = drawn[~np.isnan(drawn[:, 0])]
+    return (
+        {name: float(values[0]) for name, values in _figures(matches, whole).items()},
+        _figures(matches, drawn),
+    )
+
+
+def _figures(matches: Matches, precision: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """(B, T) mean precision -> the figures, (B,) each."""
+    at = {round(float(t), 2): index for index, t in enumerate(matches.thresholds)}
+    columns = precision.mean(axis=1), precision[:, at[0.5]], precision[:, at[0.75]]
+    return dict(zip(FIGURES, columns, strict=True))
+
+
+def _bounds(drawn: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
