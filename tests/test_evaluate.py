@@ -168,7 +168,13 @@ def test_classes_add_up_and_can_be_chosen() -> None:
     few = score_results(VAL2014, FAKE_BOXES, class_names=["unicorn", "dog", "person"])
     assert list(few.per_class) == ["unicorn", "dog", "person"]
     assert few.per_class["dog"] == rows["dog"] and few.per_class["person"] == rows["person"]
-    assert few.per_class["unicorn"] == {"AP": -1, "AP50": -1, "images": 0, "boxes": 0}
+    assert few.per_class["unicorn"] == {
+        "AP": -1,
+        "AP50": -1,
+        "coco_precision": -1,
+        "images": 0,
+        "boxes": 0,
+    }
     assert few.stats["AP"] == pytest.approx((rows["dog"]["AP"] + rows["person"]["AP"]) / 2)
     left_out = everything.detections - few.detections
     assert few.warnings == (f"{FAKE_BOXES}: {left_out} of categories that are not scored left out",)

@@ -2,8 +2,8 @@
 
 The figures are pycocotools' own (the reference implementation: IoU with crowd regions as COCO
 defines it, `area` as the file says, at most 100 detections an image and class). This module
-checks what goes in, so that a bad file is an error and never a wrong score, and gives the
-figures names. It draws no curves and knows no other metric.
+runs the detector and gives the figures names; beside them stands AP as Open Model Zoo counts it.
+`scored` checks what goes in, `analysis` draws curves.
 
 Glossary: AP is the mean over classes and IoU thresholds 0.50, 0.55, ... 0.95; s, m, l are
 ground-truth areas below 32^2, up to 96^2 and above; ARn allows n detections an image and class.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,14 +25,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .coco import CocoDataset, finite_numbers, load_coco, read_json
+from .coco import CocoDataset, load_coco, read_json
 from .errors import InputError
-from .matches import IOU_THRESHOLDS, ClassMatches, Matches, sort_by_score
+from .matches import Matches, average_precision, class_matches
+from .omz_precision import omz_matches
 from .preprocess import read_image
+from .scored import Scored, check
 
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl",
               "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
 """The 12 figures, in pycocotools' order."""
+
+AP_NAME = "AP (pycocotools)"
+OMZ_NAME = "AP (Open Model Zoo coco_precision)"
 
 
 class DetectionsLike(Protocol):
@@ -51,23 +55,30 @@ class CocoScores:
 
     Attributes:
         stats: the figures of `STAT_NAMES`, 0..1 or -1.
-        per_class: class name -> {"AP", "AP50", "images", "boxes"}: its own two figures, the
-            photographs that hold it and its boxes, crowd regions not counted.
+        coco_precision: AP as Open Model Zoo's accuracy checker counts it, see `omz_precision`.
+        per_class: class name -> {"AP", "AP50", "coco_precision", "images", "boxes"}: its own
+            figures, the photographs that hold it and its boxes, crowd regions not counted.
         images: photographs scored.
         detections: results scored.
         warnings: what was left out, one line each.
     """
 
     stats: dict[str, float]
+    coco_precision: float
     per_class: dict[str, dict[str, float]]
     images: int
     detections: int
     warnings: tuple[str, ...] = ()
 
+    def both(self) -> dict[str, float]:
+        """The two definitions of average precision, by their full names."""
+        return {AP_NAME: self.stats["AP"], OMZ_NAME: self.coco_precision}
+
     def table(self) -> str:
         """The figures as text, classes without ground truth left out."""
         lines = [f"{self.images} images, {self.detections} detections", ""]
-        lines += [f"{name:<6}{_figure(value)}" for name, value in self.stats.items()]
+        lines += [f"{label:<37}{_figure(value)}" for label, value in self.both().items()]
+        lines += ["", *(f"{name:<6}{_figure(value)}" for name, value in self.stats.items())]
         width = max(map(len, self.per_class))
         lines += ["", f"{'class':<{width}}{'AP':>7}{'AP50':>7}{'images':>8}{'boxes':>8}"]
         for name, row in self.per_class.items():
@@ -198,56 +209,36 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
         InputError: as `score_results`.
     """
     coco, evaluator = _pycocotools()
-    run, _, _, _ = _match(coco, evaluator, dataset, results, "results", ("all",))
-    names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-    images = len(run.params.imgIds)
+    scored = check(dataset, results)
+    run = _match(coco, evaluator, scored, ("all",))
+    images = len(scored.image_ids)
     classes = []
     for k, category in enumerate(run.params.catIds):
         # One entry a photograph, or None where there is neither object nor detection.
         cells = run.evalImgs[k * images : (k + 1) * images]
-        filled = [(index, cell) for index, cell in enumerate(cells) if cell is not None]
-        objects = np.zeros(images, dtype=np.int64)
-        for index, cell in filled:
-            objects[index] = np.count_nonzero(np.asarray(cell["gtIgnore"]) == 0)
-        scores = [np.asarray(cell["dtScores"], dtype=np.float64) for _, cell in filled]
-        order = sort_by_score(scores)
-        owner = np.repeat([i for i, _ in filled], [len(s) for s in scores]).astype(np.int64)
-        none = [np.empty((len(IOU_THRESHOLDS), 0))]
-        hit = np.concatenate(none + [cell["dtMatches"] for _, cell in filled], axis=1) > 0
-        ignored = np.concatenate(none + [cell["dtIgnore"] for _, cell in filled], axis=1) > 0
-        classes.append(ClassMatches(
-            names[category], int(category), owner[order],
-            np.concatenate([np.empty(0), *scores])[order], hit[:, order], ignored[:, order],
-            objects,
+        classes.append(class_matches(
+            scored.names[category], int(category), images,
+            {index: (cell["dtScores"], cell["dtMatches"], cell["dtIgnore"], cell["gtIgnore"])
+             for index, cell in enumerate(cells) if cell is not None},
         ))  # fmt: skip
-    return Matches(run.params.iouThrs, tuple(map(int, run.params.imgIds)), tuple(classes))
+    return Matches(run.params.iouThrs, scored.image_ids, tuple(classes))
 
 
 def _match(
-    coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where: str,
+    coco: Any, evaluator: Any, scored: Scored,
     areas: tuple[str, ...] = ("all", "small", "medium", "large"),
-) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]], list[str]]:  # fmt: skip
-    """pycocotools' run with its matches done, the ground truth and results in it, warnings."""
-    image_ids = {image.id for image in dataset.images}
-    categories = set(dataset.category_ids) - {-1}
-    truth, warnings = _ground_truth(dataset, image_ids, categories)
-    if not isinstance(results, list):
-        raise InputError(f"{where}: no COCO results ({type(results).__name__}, expected a list)")
-    checked = [_result(where, index, entry, image_ids) for index, entry in enumerate(results)]
-    scored = [result for result in checked if result["category_id"] in categories]
-    if left_out := len(checked) - len(scored):
-        warnings.append(f"{where}: {left_out} of categories that are not scored left out")
-
-    images = [{"id": id_} for id_ in sorted(image_ids)]
+) -> Any:  # fmt: skip
+    """pycocotools' run with its matches done."""
+    images = [{"id": id_} for id_ in scored.image_ids]
     sides = []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on stdout
-        for boxes in (truth, scored):
+        for boxes in (scored.truth, scored.results):
             side = coco()
             # Ids from 1: pycocotools takes a match with annotation 0 for no match, and of
             # annotations that share an id it keeps the last.
             side.dataset = {
                 "images": images,
-                "categories": [{"id": id_} for id_ in sorted(categories)],
+                "categories": [{"id": id_} for id_ in scored.names],
                 "annotations": [{**box, "id": i} for i, box in enumerate(boxes, start=1)],
             }
             side.createIndex()
@@ -256,95 +247,40 @@ def _match(
         run.params.areaRng = run.params.areaRng[: len(areas)]  # "all" comes first
         run.params.areaRngLbl = list(areas)
         run.evaluate()
-    return run, truth, scored, warnings
+    return run
 
 
 def _score(coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where: str) -> CocoScores:
     """Score `results` over the photographs and classes of `dataset`."""
-    run, truth, scored, warnings = _match(coco, evaluator, dataset, results, where)
+    scored = check(dataset, results, where)
+    run = _match(coco, evaluator, scored)
     with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
         run.summarize()
+    omz = average_precision(omz_matches(scored))[0].mean(axis=0)  # [K]
 
     # precision: [10 IoU thresholds, 101 recalls, classes, all/s/m/l, 1/10/100 detections]
     precision = run.eval["precision"][:, :, :, 0, 2]
     column = {id_: k for k, id_ in enumerate(run.params.catIds)}
-    plain = [box for box in truth if not box["iscrowd"]]
+    plain = [box for box in scored.truth if not box["iscrowd"]]
     boxes_of = Counter(box["category_id"] for box in plain)
     images_of = Counter(id_ for _, id_ in {(box["image_id"], box["category_id"]) for box in plain})
     per_class = {
         name: {
             "AP": _mean(precision[:, :, column[id_]]) if id_ in column else -1.0,
             "AP50": _mean(precision[0, :, column[id_]]) if id_ in column else -1.0,
+            "coco_precision": float(omz[column[id_]]) if boxes_of[id_] else -1.0,
             "images": images_of[id_],
             "boxes": boxes_of[id_],
         }
         for name, id_ in zip(dataset.class_names, dataset.category_ids, strict=True)
     }
     stats = dict(zip(STAT_NAMES, map(float, run.stats), strict=True))
-    return CocoScores(stats, per_class, len(run.params.imgIds), len(scored), tuple(warnings))
-
-
-def _ground_truth(
-    dataset: CocoDataset, image_ids: set[int], categories: set[int]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The file's annotations of these photographs and classes, and warnings.
-
-    From the file and not from `dataset.images`, whose boxes are clipped and float32 and have
-    no `area`. `load_coco` has checked the file: keys exist and ids are whole numbers.
-    """
-    boxes, bad = [], 0
-    for entry in read_json(dataset.path)["annotations"]:
-        if entry["image_id"] not in image_ids or entry["category_id"] not in categories:
-            continue
-        box = finite_numbers(entry["bbox"], 4)
-        if box is None:
-            bad += 1
-            continue
-        area = finite_numbers([entry.get("area")], 1)
-        boxes.append({
-            "image_id": int(entry["image_id"]),
-            "category_id": int(entry["category_id"]),
-            "bbox": box,
-            "area": area[0] if area else box[2] * box[3],
-            "iscrowd": int(bool(entry.get("iscrowd"))),
-        })  # fmt: skip
-    what = "annotations whose bbox is not four numbers left out"
-    return boxes, [f"{dataset.path}: {bad} {what}"] if bad else []
-
-
-def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str, Any]:
-    """One checked result, with the `area` and `iscrowd` that pycocotools reads."""
-
-    def refuse(what: str) -> InputError:
-        return InputError(f"{where}: entry {index}: {what}")
-
-    if not isinstance(entry, dict):
-        raise refuse(f"{type(entry).__name__}, expected an object")
-    if missing := {"image_id", "category_id", "bbox", "score"} - set(entry):
-        raise refuse(f"no {min(missing)!r}")
-    ids = finite_numbers([entry["image_id"], entry["category_id"]], 2)
-    if ids is None or not all(number.is_integer() for number in ids):
-        raise refuse("image_id and category_id are "
-                     f"{reprlib.repr((entry['image_id'], entry['category_id']))}, "
-                     "expected whole numbers")  # fmt: skip
-    if entry["image_id"] not in image_ids:
-        raise refuse(f"image_id {entry['image_id']} is not in the ground truth")
-    box = finite_numbers(entry["bbox"], 4)
-    if box is None or min(box[2:]) < 0:
-        raise refuse(f"bbox is {reprlib.repr(entry['bbox'])}, expected [x, y, width, height], "
-                     "finite and no size below 0")  # fmt: skip
-    score = finite_numbers([entry["score"]], 1)
-    if score is None:
-        raise refuse(f"score is {reprlib.repr(entry['score'])}, expected a finite number")
-    return {
-        "image_id": int(entry["image_id"]),
-        "category_id": int(entry["category_id"]),
-        "bbox": box,
-        "score": score[0],
-        "area": box[2] * box[3],
-        "iscrowd": 0,
-    }
+    measured = omz[~np.isnan(omz)]
+    return CocoScores(
+        stats, float(measured.mean()) if measured.size else -1.0, per_class,
+        len(scored.image_ids), len(scored.results), scored.warnings,
+    )  # fmt: skip
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

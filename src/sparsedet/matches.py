@@ -12,8 +12,8 @@ against (matched to a crowd region). *Counted* objects are those that are no cro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +122,29 @@ def mean_over_classes(precision: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
-def sort_by_score(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
-    """The order, descending and stable, of scores that come photograph by photograph."""
-    joined = np.concatenate(scores) if scores else np.empty(0)
-    return np.argsort(-joined, kind="stable")
+def class_matches(
+    name: str, category_id: int, images: int, cells: dict[int, tuple[Any, Any, Any, Any]]
+) -> ClassMatches:
+    """Put one class together from its photographs.
+
+    Args:
+        images: how many there are.
+        cells: photograph index, ascending -> scores (d,), hits (T, d), ignored (T, d) of its
+            detections, best first, and whether its objects do not count (g,).
+    """
+    objects = np.zeros(images, dtype=np.int64)
+    scores = [np.empty(0)]
+    hit, ignored = ([np.empty((len(IOU_THRESHOLDS), 0))] for _ in range(2))
+    for index, (score, hits, out, not_counted) in cells.items():
+        objects[index] = np.count_nonzero(np.asarray(not_counted) == 0)
+        scores.append(np.asarray(score, dtype=np.float64))
+        hit.append(np.asarray(hits))
+        ignored.append(np.asarray(out))
+    joined = np.concatenate(scores)
+    order = np.argsort(-joined, kind="stable")
+    owner = np.repeat(np.array(list(cells), dtype=np.int64), [len(s) for s in scores[1:]])
+    return ClassMatches(
+        name, category_id, owner[order], joined[order],
+        np.concatenate(hit, axis=1)[:, order] > 0, np.concatenate(ignored, axis=1)[:, order] > 0,
+        objects,
+    )  # fmt: skip

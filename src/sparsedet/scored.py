@@ -1,0 +1,128 @@
+"""What is scored: ground truth and results, checked, so that bad input never gives a wrong score.
+
+Reads the annotation file and takes COCO results; matches and counts nothing.
+
+Glossary: a *result* is one detection as COCO writes it: image_id, category_id, bbox (x, y,
+width, height in photograph pixels), score. *Truth* is annotations in the same form, crowd
+regions (`iscrowd` 1) among them.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass
+from typing import Any
+
+from .coco import CocoDataset, finite_numbers, read_json
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Ground truth and results over the same photographs and classes.
+
+    Attributes:
+        image_ids: ascending.
+        names: category id -> class name, of the classes that the data set has, ids ascending.
+        truth, results: entries with image_id, category_id, bbox, area and iscrowd; results have
+            a score too. In the order of the files.
+        annotated: the photographs for which the file has annotations, of whatever class.
+        warnings: what was left out, one line each.
+    """
+
+    image_ids: tuple[int, ...]
+    names: dict[int, str]
+    truth: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+    annotated: frozenset[int]
+    warnings: tuple[str, ...]
+
+
+def check(dataset: CocoDataset, results: Any, where: str = "results") -> Scored:
+    """Check results against a data set's photographs and classes.
+
+    Args:
+        dataset: the photographs and classes that count; boxes are read again from its file, for
+            they are exact there and not clipped.
+        results: COCO results. Those of classes that do not count are left out, with a warning.
+        where: what to call them in messages.
+
+    Raises:
+        InputError: a result lacks a key, names an unknown photograph or holds anything but
+            finite numbers; the message names the entry.
+    """
+    image_ids = {image.id for image in dataset.images}
+    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
+    names = dict(sorted((id_, name) for id_, name in pairs if id_ != -1))
+    truth, annotated, warnings = _ground_truth(dataset, image_ids, set(names))
+    if not isinstance(results, list):
+        raise InputError(f"{where}: no COCO results ({type(results).__name__}, expected a list)")
+    checked = [_result(where, index, entry, image_ids) for index, entry in enumerate(results)]
+    scored = [result for result in checked if result["category_id"] in names]
+    if left_out := len(checked) - len(scored):
+        warnings.append(f"{where}: {left_out} of categories that are not scored left out")
+    return Scored(tuple(sorted(image_ids)), names, truth, scored, annotated, tuple(warnings))
+
+
+def _ground_truth(
+    dataset: CocoDataset, image_ids: set[int], categories: set[int]
+) -> tuple[list[dict[str, Any]], frozenset[int], list[str]]:
+    """The annotations of these photographs and classes, the photographs with any, warnings.
+
+    From the file and not from `dataset.images`, whose boxes are clipped and float32 and have
+    no `area`. `load_coco` has checked the file: keys exist and ids are whole numbers.
+    """
+    boxes, bad = [], 0
+    entries = read_json(dataset.path)["annotations"]
+    for entry in entries:
+        if entry["image_id"] not in image_ids or entry["category_id"] not in categories:
+            continue
+        box = finite_numbers(entry["bbox"], 4)
+        if box is None:
+            bad += 1
+            continue
+        area = finite_numbers([entry.get("area")], 1)
+        boxes.append({
+            "image_id": int(entry["image_id"]),
+            "category_id": int(entry["category_id"]),
+            "bbox": box,
+            "area": area[0] if area else box[2] * box[3],
+            "iscrowd": int(bool(entry.get("iscrowd"))),
+        })  # fmt: skip
+    what = "annotations whose bbox is not four numbers left out"
+    annotated = image_ids.intersection(entry["image_id"] for entry in entries)
+    return boxes, frozenset(annotated), [f"{dataset.path}: {bad} {what}"] if bad else []
+
+
+def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str, Any]:
+    """One checked result, with the `area` and `iscrowd` that pycocotools reads."""
+
+    def refuse(what: str) -> InputError:
+        return InputError(f"{where}: entry {index}: {what}")
+
+    if not isinstance(entry, dict):
+        raise refuse(f"{type(entry).__name__}, expected an object")
+    if missing := {"image_id", "category_id", "bbox", "score"} - set(entry):
+        raise refuse(f"no {min(missing)!r}")
+    ids = finite_numbers([entry["image_id"], entry["category_id"]], 2)
+    if ids is None or not all(number.is_integer() for number in ids):
+        raise refuse("image_id and category_id are "
+                     f"{reprlib.repr((entry['image_id'], entry['category_id']))}, "
+                     "expected whole numbers")  # fmt: skip
+    if entry["image_id"] not in image_ids:
+        raise refuse(f"image_id {entry['image_id']} is not in the ground truth")
+    box = finite_numbers(entry["bbox"], 4)
+    if box is None or min(box[2:]) < 0:
+        raise refuse(f"bbox is {reprlib.repr(entry['bbox'])}, expected [x, y, width, height], "
+                     "finite and no size below 0")  # fmt: skip
+    score = finite_numbers([entry["score"]], 1)
+    if score is None:
+        raise refuse(f"score is {reprlib.repr(entry['score'])}, expected a finite number")
+    return {
+        "image_id": int(entry["image_id"]),
+        "category_id": int(entry["category_id"]),
+        "bbox": box,
+        "score": score[0],
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+    }

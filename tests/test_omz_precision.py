@@ -1,0 +1,164 @@
+"""`coco_precision` against Open Model Zoo's accuracy checker, whose own answers are kept.
+
+`data/eval/make_omz_goldens.py` made them by running the checker beside; see its first lines.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsedet.evaluate import AP_NAME, OMZ_NAME, CocoScores, score_results
+
+pytest.importorskip("pycocotools")
+
+EVAL = Path(__file__).parent / "data" / "eval"
+GOLDENS = EVAL / "omz_coco_precision.json"
+FIXTURES = (
+    ("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json"),
+    ("fce_gt_dataset.json", "fce_dt_dataset.json"),
+    ("instances_dev_val.json", "picodet_s_416_dev_val.json.gz"),
+)
+DRAWN = 60
+
+
+def read(path: Path) -> Any:
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return json.load(file)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load(truth: str, found: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return read(EVAL / truth), read(EVAL / found)
+
+
+def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A data set as unkind as it gets: crowds, doubles, equal scores and overlaps, empty images."""
+    draw = random.Random(seed).random
+
+    def whole(n: int) -> int:
+        return int(draw() * n)
+
+    categories = (2, 5, 9)
+    images = [{"id": i, "file_name": f"{i}.png", "width": 60, "height": 60} for i in range(1, 7)]
+    annotations: list[dict[str, Any]] = []
+    results = []
+    for image in images:
+        for _ in range(whole(6)):
+            category = categories[whole(3)]
+            box = [whole(30), whole(30), 4 + whole(26), 4 + whole(26)]
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image["id"], "category_id": category,
+                "bbox": box, "area": box[2] * box[3], "iscrowd": int(draw() < 0.25),
+            })  # fmt: skip
+            for _ in range(whole(4)):
+                moved = [v + whole(5) - 2 if draw() < 0.7 else v for v in box]
+                results.append((image["id"], category if draw() < 0.9 else 5, moved))
+        for _ in range(whole(4)):
+            box = [whole(40), whole(40), whole(20), whole(20)]
+            results.append((image["id"], categories[whole(3)], box))
+    document = {
+        "images": images,
+        "categories": [{"id": id_, "name": f"class {id_}"} for id_ in categories],
+        "annotations": annotations,
+    }
+    return document, [
+        {"image_id": image, "category_id": category, "bbox": box, "score": whole(12) / 11}
+        for image, category, box in results
+    ]
+
+
+def score(folder: Path, document: dict[str, Any], results: list[dict[str, Any]]) -> CocoScores:
+    path = folder / "instances.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return score_results(path, results)
+
+
+def measured(scores: CocoScores) -> dict[str, float]:
+    rows = scores.per_class.items()
+    return {name: row["coco_precision"] for name, row in rows if row["coco_precision"] >= 0}
+
+
+@pytest.mark.parametrize(("truth", "found"), FIXTURES)
+def test_the_checkers_figures_on_published_detections(truth: str, found: str) -> None:
+    golden = read(GOLDENS)["fixtures"][found]
+    scores = score_results(EVAL / truth, load(truth, found)[1])
+    assert measured(scores) == pytest.approx(golden, abs=1e-9)
+    assert scores.coco_precision == pytest.approx(sum(golden.values()) / len(golden), abs=1e-9)
+    if truth == "instances_dev_val.json":
+        # The two definitions differ where there are crowds and doubled detections.
+        assert scores.both() == {
+            AP_NAME: pytest.approx(0.32888352, abs=1e-6),
+            OMZ_NAME: pytest.approx(0.33828186, abs=1e-6),
+        }
+
+
+def test_the_checkers_figures_on_unkind_data(tmp_path: Path) -> None:
+    goldens = read(GOLDENS)["drawn"]
+    assert len(goldens) == DRAWN
+    different = 0
+    for seed, golden in enumerate(goldens):
+        scores = score(tmp_path, *drawn(seed))
+        assert measured(scores) == pytest.approx(golden, abs=1e-9), seed
+        different += abs(scores.coco_precision - scores.stats["AP"]) > 1e-6
+    assert different > DRAWN * 0.8  # or it would say nothing about the definition
+
+
+# ------------------------------------------------------------- each difference by itself
+
+
+def one(annotations: list[dict[str, Any]], images: int = 1) -> dict[str, Any]:
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 100}
+                   for i in range(1, images + 1)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0, **entry}
+                        for i, entry in enumerate(annotations, start=1)],
+    }  # fmt: skip
+
+
+def found(box: list[float], score: float, image: int = 1) -> dict[str, Any]:
+    return {"image_id": image, "category_id": 1, "bbox": box, "score": score}
+
+
+def test_a_small_detection_in_a_crowd_is_a_false_alarm(tmp_path: Path) -> None:
+    document = one([{"bbox": [0, 0, 10, 10]}, {"bbox": [20, 20, 60, 60], "iscrowd": 1}])
+    scores = score(tmp_path, document, [found([30, 30, 9, 9], 0.9), found([0, 0, 10, 10], 0.5)])
+    assert scores.stats["AP"] == pytest.approx(1)  # pycocotools: inside the crowd, forgiven
+    assert scores.coco_precision == pytest.approx(1 / 2)
+    fits = [found([20, 20, 60, 60], 0.9), found([0, 0, 10, 10], 0.5)]
+    assert score(tmp_path, document, fits).coco_precision == pytest.approx(1)
+
+
+def test_the_best_detections_object_can_be_found_twice(tmp_path: Path) -> None:
+    document = one([{"bbox": [0, 0, 10, 10]}, {"bbox": [50, 50, 10, 10]}])
+    same, other = [0, 0, 10, 10], [50, 50, 10, 10]
+    twice = [found(same, 0.9), found(same, 0.8), found(other, 0.7)]
+    scores = score(tmp_path, document, twice)
+    assert scores.coco_precision == pytest.approx(1)
+    assert scores.stats["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    thrice = [found(same, 0.9), found(same, 0.8), found(same, 0.75), found(other, 0.7)]
+    # Recall reaches 1 with the double already, so what comes later costs nothing.
+    assert score(tmp_path, document, thrice).coco_precision == pytest.approx(1)
+    later = [found(other, 0.9), found(same, 0.8), found(same, 0.7)]
+    assert score(tmp_path, document, later).coco_precision == pytest.approx(1)
+
+
+def test_photographs_without_annotations_are_left_out(tmp_path: Path) -> None:
+    document = one([{"bbox": [0, 0, 10, 10]}], images=2)
+    results = [found([0, 0, 10, 10], 0.5), found([0, 0, 9, 9], 0.9, image=2)]
+    scores = score(tmp_path, document, results)
+    assert scores.coco_precision == pytest.approx(1)
+    assert scores.stats["AP"] == pytest.approx(1 / 2)
+
+
+def test_nothing_to_measure(tmp_path: Path) -> None:
+    scores = score(tmp_path, one([]), [found([0, 0, 9, 9], 0.9)])
+    assert scores.coco_precision == -1 and scores.per_class["cat"]["coco_precision"] == -1
+    assert score(tmp_path, one([{"bbox": [0, 0, 9, 9]}]), []).coco_precision == 0
