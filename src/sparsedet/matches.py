@@ -99,19 +99,58 @@ def _class_precision(
     seen = np.cumsum(weights, axis=1)
     result = np.zeros((len(counts), len(entry.hit)))
     for t, (hit, ignored) in enumerate(zip(entry.hit, entry.ignored, strict=True)):
-        # Precision falls between two hits, so COCO's envelope (the best precision at this recall
-        # or any higher) and the first place where a recall is reached are both at hits.
-        at = np.flatnonzero(hit & ~ignored)
-        if not at.size:
-            continue
-        hits = np.cumsum(weights[:, at], axis=1)  # [B, hits]
-        out = np.cumsum(np.where(ignored, weights, 0), axis=1)[:, at] if ignored.any() else 0
-        precision = hits / (seen[:, at] - out + np.spacing(1))
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALL_POINTS, hits / objects[:, None], side="right")
-        steps = np.diff(reached, axis=1, prepend=0)  # recall points first reached at this hit
+        envelope, steps = _envelope(weights, seen, hit, ignored, objects)
         result[:, t] = (envelope * steps).sum(axis=1) / len(RECALL_POINTS)
     return result
+
+
+def _envelope(
+    weights: NDArray[np.int64], seen: NDArray[np.int64], hit: NDArray[np.bool_],
+    ignored: NDArray[np.bool_], objects: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:  # fmt: skip
+    """COCO's precision at each hit, and how many recall points each is the first to reach.
+
+    Precision falls between two hits, so the envelope (the best precision at this recall or any
+    higher) and the first place where a recall is reached are both at hits.
+
+    Args:
+        weights, seen: (B, D) copies of each detection, and their running sum.
+        hit, ignored: (D,).
+        objects: (B,).
+
+    Returns:
+        Two arrays (B, hits).
+    """
+    at = np.flatnonzero(hit & ~ignored)
+    hits = np.cumsum(weights[:, at], axis=1)
+    out = np.cumsum(np.where(ignored, weights, 0), axis=1)[:, at] if ignored.any() else 0
+    precision = hits / (seen[:, at] - out + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    reached = np.searchsorted(RECALL_POINTS, hits / objects[:, None], side="right")
+    return envelope, np.diff(reached, axis=1, prepend=0)
+
+
+def precision_at_recalls(entry: ClassMatches, threshold: int) -> NDArray[np.float64] | None:
+    """The precision-recall curve of one class as COCO reads it, at `RECALL_POINTS`.
+
+    Args:
+        threshold: index into `Matches.thresholds`.
+
+    Returns:
+        (101,), 0 from the recall on that is never reached, with a mean that is the class's
+        average precision; None where there is no counted object.
+    """
+    objects = entry.objects.sum(keepdims=True)
+    if not objects[0]:
+        return None
+    weights = np.ones((1, len(entry.scores)), dtype=np.int64)
+    envelope, steps = _envelope(
+        weights, np.cumsum(weights, axis=1), entry.hit[threshold], entry.ignored[threshold], objects
+    )
+    curve = np.zeros(len(RECALL_POINTS))
+    reached = np.repeat(envelope[0], steps[0])
+    curve[: len(reached)] = reached
+    return curve
 
 
 def mean_over_classes(precision: NDArray[np.float64]) -> NDArray[np.float64]:

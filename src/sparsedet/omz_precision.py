@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .matches import IOU_THRESHOLDS, Matches, class_matches
-from .scored import Scored
+from .scored import Scored, overlaps
 
 MAX_DETECTIONS = 100
 """Of a class in a photograph, as the model's accuracy-check.yml says."""
@@ -70,7 +70,7 @@ def _match_image(
     hit, ignored = (np.zeros((len(IOU_THRESHOLDS), len(found)), dtype=bool) for _ in range(2))
     if not objects or not found:
         return scores, hit, ignored, crowd
-    overlap = _iou(found, objects)  # [d, g]
+    overlap = overlaps(found, objects)[0].astype(np.float32)  # [d, g]
     plain = int(np.count_nonzero(~crowd))
     taken = np.zeros((len(IOU_THRESHOLDS), len(objects)), dtype=bool)
     rows = np.arange(len(IOU_THRESHOLDS))
@@ -91,17 +91,3 @@ def _match_image(
             elif d:  # what the best detection matched stays free: point 2 above
                 taken[rows[matched], best[matched]] = True
     return scores, hit, ignored, crowd
-
-
-def _iou(found: list[dict[str, Any]], objects: list[dict[str, Any]]) -> NDArray[np.float32]:
-    """(d, g) plain intersection over union, 0 where both boxes are empty."""
-    a, b = (np.array([entry["bbox"] for entry in side]) for side in (found, objects))
-    a, b = (np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]) for xywh in (a, b))
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    with np.errstate(over="ignore", invalid="ignore"):  # an area past float64 overlaps nothing
-        common = np.prod(np.maximum(low, high) - low, axis=2)
-        area_a, area_b = (np.prod(box[:, 2:] - box[:, :2], axis=1) for box in (a, b))
-        union = area_a[:, None] + area_b[None] - common
-        iou = np.divide(common, union, out=np.zeros_like(common), where=union != 0)
-    return np.asarray(iou, dtype=np.float32)

@@ -13,6 +13,9 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .coco import CocoDataset, finite_numbers, read_json
 from .errors import InputError
 
@@ -62,6 +65,33 @@ def check(dataset: CocoDataset, results: Any, where: str = "results") -> Scored:
     if left_out := len(checked) - len(scored):
         warnings.append(f"{where}: {left_out} of categories that are not scored left out")
     return Scored(tuple(sorted(image_ids)), names, truth, scored, annotated, tuple(warnings))
+
+
+def overlaps(
+    found: list[dict[str, Any]], objects: list[dict[str, Any]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far detections (d) and objects (g) overlap.
+
+    Returns:
+        (d, g) intersection over union, and (d, g) intersection over the detection's own area,
+        which is how COCO compares with crowd regions; both 0 where boxes are empty.
+    """
+    a, b = (
+        np.array([entry["bbox"] for entry in side], dtype=np.float64).reshape(-1, 4)
+        for side in (found, objects)
+    )
+    a, b = (np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]) for xywh in (a, b))
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    with np.errstate(over="ignore", invalid="ignore"):  # an area past float64 overlaps nothing
+        common = np.prod(np.maximum(low, high) - low, axis=2)
+        area_a, area_b = (np.prod(box[:, 2:] - box[:, :2], axis=1) for box in (a, b))
+        own = np.broadcast_to(area_a[:, None], common.shape)
+        iou, inside = (
+            np.divide(common, whole, out=np.zeros_like(common), where=whole != 0)
+            for whole in (own + area_b[None] - common, own)
+        )
+    return iou, inside
 
 
 def _ground_truth(
