@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import Run, complain, detect, evaluate, info, train
+from .commands import Run, compare, complain, detect, evaluate, info, train
 from .errors import InputError
 
-COMMANDS = (detect, info, evaluate, train)
+COMMANDS = (detect, info, evaluate, compare, train)
 """In the order of the help."""
 
 

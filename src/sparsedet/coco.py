@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,18 @@ class CocoDataset:
 
     def image_path(self, image: CocoImage) -> Path:
         return self.root / image.file_name
+
+    def first(self, limit: int | None) -> CocoDataset:
+        """The data set of the first `limit` photographs; None: all.
+
+        Raises:
+            InputError: limit is below 1.
+        """
+        if limit is None:
+            return self
+        if limit < 1:
+            raise InputError(f"limit is {limit}, expected at least 1 image")
+        return replace(self, images=self.images[:limit])
 
     def warnings(self) -> list[str]:
         """One line for each kind of problem."""

@@ -17,7 +17,7 @@ import contextlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,12 +112,12 @@ def score_results(
             numbers; the message names the entry. Results of categories that are not scored
             are left out and counted in `warnings`.
     """
-    coco, evaluator = _pycocotools()
+    _pycocotools()
     dataset = load_coco(ground_truth, Path(ground_truth).parent, class_names)
     where = "results"
     if isinstance(results, str | os.PathLike):
         where, results = str(results), read_json(results)
-    return _score(coco, evaluator, dataset, results, where)
+    return score(dataset, results, where)
 
 
 def evaluate(
@@ -147,45 +147,80 @@ def evaluate(
     Raises:
         InputError: as `score_results`; or, without `skip_bad`, a photograph is bad.
     """
-    coco, evaluator = _pycocotools()
-    if limit is not None:
-        if limit < 1:
-            raise InputError(f"limit is {limit}, expected at least 1 image")
-        dataset = replace(dataset, images=dataset.images[:limit])
+    _pycocotools()
+    dataset = dataset.first(limit)
+    collected = Results(dataset)
+    warnings = []
+    for done, (image_id, pixels, problem) in enumerate(photographs(dataset, skip_bad), start=1):
+        if pixels is None:
+            warnings.append(problem)
+        else:
+            collected.add(image_id, detect(pixels))
+        if progress is not None:
+            progress(done, len(dataset.images))
+    scores = score(dataset, collected.entries, "detections")
+    warnings = [*warnings, *collected.warnings(), *scores.warnings]
+    return replace(scores, warnings=tuple(warnings)), collected.entries
+
+
+def photographs(
+    dataset: CocoDataset, skip_bad: bool = False
+) -> Iterator[tuple[int, NDArray[np.uint8] | None, str]]:
+    """(image id, (H, W, 3) BGR pixels, "") of each photograph in turn.
+
+    Args:
+        skip_bad: a photograph that is missing, unreadable or of another size than the
+            annotations say comes as (image id, None, warning) and is no error.
+
+    Raises:
+        InputError: without `skip_bad`, a photograph is bad; missing ones are told at once.
+    """
     if not skip_bad:
         dataset.require_images()
-    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-    results: list[dict[str, Any]] = []
-    warnings = []
-    left_out: Counter[str] = Counter()
-    for done, image in enumerate(dataset.images, start=1):
+    for image in dataset.images:
+        path = dataset.image_path(image)
         try:
-            pixels = read_image(dataset.image_path(image))
+            pixels = read_image(path)
             if pixels.shape[:2] != (image.height, image.width):
                 raise InputError(
-                    f"{dataset.image_path(image)}: {pixels.shape[1]}x{pixels.shape[0]} pixels, "
+                    f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, "
                     f"expected {image.width}x{image.height} as in {dataset.path}"
                 )
         except InputError as error:
             if not skip_bad:
                 raise
-            warnings.append(f"counted as without detections: {error}")
+            yield image.id, None, f"counted as without detections: {error}"
         else:
-            found = detect(pixels)
-            for name, entry in zip(found.names, found.to_coco(image.id), strict=True):
-                if ids.get(name, -1) == -1:
-                    left_out[name] += 1
-                else:
-                    results.append({**entry, "category_id": ids[name]})
-        if progress is not None:
-            progress(done, len(dataset.images))
-    if left_out:
-        warnings.append(
-            f"{left_out.total()} detections of {len(left_out)} classes that are not scored left "
-            f"out, such as {min(left_out)!r}"
-        )
-    scores = _score(coco, evaluator, dataset, results, "detections")
-    return replace(scores, warnings=(*warnings, *scores.warnings)), results
+            yield image.id, pixels, ""
+
+
+class Results:
+    """COCO results of a data set's classes, gathered photograph by photograph.
+
+    Attributes:
+        entries: as `score_results` accepts them, with the data set's category ids.
+    """
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self._ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+        self._left_out: Counter[str] = Counter()
+
+    def add(self, image_id: int, found: DetectionsLike) -> None:
+        """Classes are matched by name; those that the data set lacks are left out and counted."""
+        for name, entry in zip(found.names, found.to_coco(image_id), strict=True):
+            if self._ids.get(name, -1) == -1:
+                self._left_out[name] += 1
+            else:
+                self.entries.append({**entry, "category_id": self._ids[name]})
+
+    def warnings(self) -> list[str]:
+        if not self._left_out:
+            return []
+        return [
+            f"{self._left_out.total()} detections of {len(self._left_out)} classes that are not "
+            f"scored left out, such as {min(self._left_out)!r}"
+        ]
 
 
 def _pycocotools() -> tuple[Any, Any]:
@@ -208,9 +243,8 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
     Raises:
         InputError: as `score_results`.
     """
-    coco, evaluator = _pycocotools()
     scored = check(dataset, results)
-    run = _match(coco, evaluator, scored, ("all",))
+    run = _match(scored, ("all",))
     images = len(scored.image_ids)
     classes = []
     for k, category in enumerate(run.params.catIds):
@@ -224,11 +258,9 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
     return Matches(run.params.iouThrs, scored.image_ids, tuple(classes))
 
 
-def _match(
-    coco: Any, evaluator: Any, scored: Scored,
-    areas: tuple[str, ...] = ("all", "small", "medium", "large"),
-) -> Any:  # fmt: skip
+def _match(scored: Scored, areas: tuple[str, ...] = ("all", "small", "medium", "large")) -> Any:
     """pycocotools' run with its matches done."""
+    coco, evaluator = _pycocotools()
     images = [{"id": id_} for id_ in scored.image_ids]
     sides = []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on stdout
@@ -250,10 +282,14 @@ def _match(
     return run
 
 
-def _score(coco: Any, evaluator: Any, dataset: CocoDataset, results: Any, where: str) -> CocoScores:
-    """Score `results` over the photographs and classes of `dataset`."""
+def score(dataset: CocoDataset, results: Any, where: str = "results") -> CocoScores:
+    """`score_results` over the photographs and classes of a data set that is read already.
+
+    Args:
+        where: what to call the results in messages.
+    """
     scored = check(dataset, results, where)
-    run = _match(coco, evaluator, scored)
+    run = _match(scored)
     with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
         run.summarize()

@@ -21,10 +21,11 @@ def complain(what: object) -> None:
     print("sparsedet:", " ".join(str(what).splitlines()), file=sys.stderr)
 
 
-def running_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model runs, and how."""
-    parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="model file; default: the embedded model")  # fmt: skip
+def running_flags(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+    """Which model runs (unless the command has names of its own for it), and how."""
+    if model:
+        parser.add_argument("--model", type=Path, metavar="FILE",
+                            help="model file; default: the embedded model")  # fmt: skip
     parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="of `info --plan --autotune`; "

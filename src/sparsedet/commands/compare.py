@@ -1,0 +1,83 @@
+"""`sparsedet compare`: two models over the same photographs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from . import Command, running_flags
+from .evaluate import check_outputs, data_flags, progress, warn
+
+if TYPE_CHECKING:
+    from ..detector import Detector
+
+
+def register(command: Command) -> None:
+    """Add the parser."""
+    parser = command("compare", run_compare, "Two models side by side: accuracy, speed, size.")
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help="model file, or 'embedded'")
+    data_flags(parser)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    running_flags(parser, model=False)
+    parser.add_argument("--precision-b", choices=("f32", "bf16", "auto"),
+                        help="of B alone; default: as --precision")  # fmt: skip
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    from ..coco import load_coco
+    from ..compare import compare
+    from ..files import write_atomic
+
+    check_outputs(arguments.overwrite, arguments.json)
+    a = _load(arguments.a, arguments, arguments.precision)
+    b = _load(arguments.b, arguments, arguments.precision_b or arguments.precision)
+    common = [name for name in a.config.class_names if name in b.config.class_names]
+    if not common:
+        raise InputError(f"{arguments.a} and {arguments.b} have no class in common")
+    dataset = load_coco(arguments.annotations, arguments.images, common)
+    warn(dataset.warnings())
+    dataset = dataset.first(arguments.limit)
+    outcome = compare(
+        a, b, dataset,
+        names=(_name(arguments.a, a), _name(arguments.b, b)),
+        facts=(_facts(arguments.a, a), _facts(arguments.b, b)),
+        skip_bad=arguments.skip_bad, progress=progress,
+    )  # fmt: skip
+    warn(outcome.warnings)
+    if arguments.json is not None:
+        text = json.dumps(outcome.to_json())
+        write_atomic(arguments.json, text.encode(), overwrite=arguments.overwrite)
+    print(outcome.text())
+    return 0
+
+
+def _path(given: str) -> Path:
+    from ..detector import embedded_model
+
+    return embedded_model() if given == "embedded" and not Path(given).exists() else Path(given)
+
+
+def _load(given: str, arguments: argparse.Namespace, precision: Any) -> Detector:
+    from ..detector import Detector
+
+    return Detector.load(_path(given), num_threads=arguments.threads, isa=arguments.isa,
+                         precision=precision, plan=arguments.plan)  # fmt: skip
+
+
+def _name(given: str, detector: Detector) -> str:
+    engine = detector.engine
+    return (f"{given}: {detector.config.name}, {engine.isa}, {engine.precision}, "
+            f"{engine.threads} threads")  # fmt: skip
+
+
+def _facts(given: str, detector: Detector) -> dict[str, Any]:
+    return {
+        "size_mb": _path(given).stat().st_size / 1e6,
+        "zeros_percent": 100 * detector.sparsity,
+        "precision": detector.engine.precision,
+        "threads": detector.engine.threads,
+    }

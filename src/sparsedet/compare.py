@@ -1,0 +1,213 @@
+"""Two detectors side by side over the same photographs: accuracy, speed, size, sparsity.
+
+Runs them interleaved, so that what disturbs the machine disturbs both, and judges the difference
+in AP by a paired bootstrap. It draws no pictures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .analysis import FEW
+from .bootstrap import Difference, compare_matches
+from .coco import CocoDataset
+from .errors import InputError
+from .evaluate import (
+    AP_NAME,
+    OMZ_NAME,
+    STAT_NAMES,
+    CocoScores,
+    DetectionsLike,
+    Results,
+    coco_matches,
+    photographs,
+    score,
+)
+
+_RESAMPLES = 1000
+
+
+class Detect(Protocol):
+    """(H, W, 3) uint8 BGR photograph -> detections in photograph pixels."""
+
+    def __call__(self, image: NDArray[np.uint8], /) -> DetectionsLike: ...
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two.
+
+    Attributes:
+        name: what to call it.
+        scores: its figures.
+        milliseconds: median of a photograph in memory, from pixels to detections.
+        facts: "size_mb", "sparsity" and whatever else is known of the model.
+    """
+
+    name: str
+    scores: CocoScores
+    milliseconds: float
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome.
+
+    Attributes:
+        a, b: the two.
+        differences: "AP", "AP50", "AP75" -> B minus A with 95 % interval; empty where the ground
+            truth has no object.
+        speed: A's time over B's, photograph by photograph: median, lower and upper quartile.
+        warnings: one line each.
+    """
+
+    a: Side
+    b: Side
+    differences: dict[str, Difference]
+    speed: tuple[float, float, float]
+    warnings: tuple[str, ...]
+
+    def classes(self) -> list[tuple[str, float, float, int]]:
+        """(name, AP of A, AP of B, objects) of the classes that have objects, B's largest loss
+        first."""
+        other = self.b.scores.per_class
+        rows = [
+            (name, row["AP"], other[name]["AP"], int(row["boxes"]))
+            for name, row in self.a.scores.per_class.items()
+            if row["boxes"]
+        ]
+        return sorted(rows, key=lambda row: (row[2] - row[1], row[0]))
+
+    def verdict(self) -> str:
+        """One sentence about AP."""
+        if not self.differences:
+            return "No object in the ground truth: nothing to compare."
+        change = self.differences["AP"]
+        interval = (f"B - A in AP is {change.difference:+.3f}, 95 % interval {change.low:+.3f} to "
+                    f"{change.high:+.3f}")  # fmt: skip
+        if not change.clear:
+            return f"{interval}: these {self.a.scores.images} photographs do not tell them apart."
+        return f"{interval}: B is {'better' if change.difference > 0 else 'worse'}."
+
+    def text(self) -> str:
+        """A table for a terminal."""
+        a, b = self.a, self.b
+        lines = [f"A  {a.name}", f"B  {b.name}", f"{a.scores.images} photographs", ""]
+        lines.append(f"{'':<37}{'A':>9}{'B':>9}{'B - A':>9}   95 % interval")
+        rows = [(AP_NAME, a.scores.stats["AP"], b.scores.stats["AP"], "AP"),
+                (OMZ_NAME, a.scores.coco_precision, b.scores.coco_precision, "")]  # fmt: skip
+        rows += [(n, a.scores.stats[n], b.scores.stats[n], n) for n in STAT_NAMES[1:]]
+        for label, first, second, name in rows:
+            line = f"{label:<37}"
+            if min(first, second) < 0:
+                lines.append(f"{line}{'-':>9}{'-':>9}{'-':>9}")
+                continue
+            line += f"{first:>9.3f}{second:>9.3f}{second - first:>+9.3f}"
+            if change := self.differences.get(name):
+                line += f"   {change.low:+.3f} to {change.high:+.3f}"
+            lines.append(line)
+        lines.append("")
+        for label, key in (
+            ("size, MB", "size_mb"),
+            ("zeros of all parameters, %", "zeros_percent"),
+        ):
+            if key in a.facts and key in b.facts:
+                first, second = a.facts[key], b.facts[key]
+                lines.append(f"{label:<37}{first:>9.1f}{second:>9.1f}{second - first:>+9.1f}")
+        median, low, high = self.speed
+        lines.append(
+            f"{'a photograph, ms (median)':<37}{a.milliseconds:>9.1f}{b.milliseconds:>9.1f}"
+            f"{median:>8.2f}x   as fast; middle half of the photographs {low:.2f} to {high:.2f}"
+        )
+        classes = [row for row in self.classes() if row[3] >= FEW]
+        changed = [row for row in classes if row[1] != row[2]]
+        shown = changed if len(changed) <= 10 else [*changed[:5], *changed[-5:]]
+        if shown:
+            width = max(len(name) for name, *_ in shown)
+            lines += ["", f"Largest changes of classes with at least {FEW} objects",
+                      f"{'class':<{width}}{'A':>9}{'B':>9}{'B - A':>9}{'objects':>9}"]  # fmt: skip
+            lines += [f"{name:<{width}}{first:>9.3f}{second:>9.3f}{second - first:>+9.3f}{boxes:>9}"
+                      for name, first, second, boxes in shown]  # fmt: skip
+        return "\n".join([*lines, "", self.verdict()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return {
+            **{
+                key: {"name": side.name, "milliseconds": side.milliseconds, **side.facts,
+                      "scores": side.scores.to_json()}
+                for key, side in (("a", self.a), ("b", self.b))
+            },
+            "differences": {name: asdict(change) for name, change in self.differences.items()},
+            "speed": dict(zip(("median", "lower_quartile", "upper_quartile"), self.speed,
+                              strict=True)),
+            "classes": {name: second - first for name, first, second, _ in self.classes()},
+            "verdict": self.verdict(),
+            "warnings": list(self.warnings),
+        }  # fmt: skip
+
+
+def compare(
+    detect_a: Detect,
+    detect_b: Detect,
+    dataset: CocoDataset,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Run both over every photograph, in turn, and compare.
+
+    Args:
+        detect_a, detect_b: as for `evaluate`. Each runs once before it is timed, and they change
+            places from photograph to photograph.
+        dataset, skip_bad, progress: as for `evaluate`.
+        names, facts: see `Side`.
+
+    Raises:
+        InputError: as `evaluate`; or no photograph can be read.
+    """
+    both = detect_a, detect_b
+    collected = Results(dataset), Results(dataset)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    warnings = []
+    for done, (image_id, pixels, problem) in enumerate(photographs(dataset, skip_bad), start=1):
+        if pixels is None:
+            warnings.append(problem)
+        else:
+            if not seconds[0]:
+                for detect in both:
+                    detect(pixels)
+            for which in (0, 1) if done % 2 else (1, 0):
+                start = time.perf_counter()
+                found = both[which](pixels)
+                seconds[which].append(time.perf_counter() - start)
+                collected[which].add(image_id, found)
+        if progress is not None:
+            progress(done, len(dataset.images))
+    if not seconds[0]:
+        raise InputError(f"{dataset.root}: none of the photographs can be read")
+    scores = [score(dataset, side.entries) for side in collected]
+    matches = [coco_matches(dataset, side.entries) for side in collected]
+    measurable = any(entry.objects.any() for entry in matches[0].classes)
+    ratio = np.array(seconds[0]) / np.array(seconds[1])
+    a, b = (
+        Side(name, figures, float(np.median(times)) * 1000, known)
+        for name, figures, times, known in zip(names, scores, seconds, facts, strict=True)
+    )
+    # What both say of the ground truth is said once.
+    for lines in (*(side.warnings() for side in collected), *(s.warnings for s in scores)):
+        warnings += [line for line in lines if line not in warnings]
+    low, median, high = map(float, np.quantile(ratio, [0.25, 0.5, 0.75]))
+    return Comparison(
+        a, b, compare_matches(*matches, resamples=_RESAMPLES) if measurable else {},
+        (median, low, high), tuple(warnings),
+    )  # fmt: skip
