@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import sparsedet
 from sparsedet.cli import main
 from sparsedet.config import preset
 from sparsedet.preprocess import read_image
-from sparsedet.weights import save_model, tensor_shapes
+from sparsedet.weights import load_model, save_model, tensor_shapes
 
 SOURCE = Path(sparsedet.__file__).parent
 
@@ -572,6 +573,55 @@ def test_bad_eval(evaluate, tmp_path: Path) -> None:
     assert tree(tmp_path) == before
     outcome = evaluate((path, images), "--skip-bad")
     assert outcome.code == 0 and outcome.err.count("sparsedet: warning: ") == 1
+
+
+def test_eval_report(evaluate, tmp_path: Path) -> None:
+    files = coco(tmp_path)
+    page, figures = tmp_path / "r.html", tmp_path / "s.json"
+    outcome = evaluate(files, "--report", page, "--json", figures, "--score-threshold", 0.1)
+    assert outcome.code == 0 and outcome.out.endswith(f"-> {page}\n")
+    for words in ("AP (pycocotools)", "AP (Open Model Zoo coco_precision)", "AP by IoU",
+                  "scores from 0.1", "Most mistakes"):  # fmt: skip
+        assert words in outcome.out
+    text = page.read_text(encoding="utf-8")
+    assert "1.png" in text and "dög" in text and "data:image/jpeg" in text
+    data = json.loads(figures.read_text())
+    assert data["analysis"]["score"] == 0.1 and "coco_precision" in data
+    before = tree(tmp_path)
+    refused(evaluate(files, "--report", page), "r.html", "exists already")
+    refused(evaluate(files, "--report", tmp_path / "none" / "r.html"), "cannot be written")
+    refused(evaluate(files, "--report", tmp_path / "n", "--json", tmp_path / "n"), "one name")
+    refused(evaluate(files, "--score-threshold", 2), "--score-threshold is 2")
+    assert tree(tmp_path) == before
+    assert evaluate(files, "--report", page, "--overwrite").code == 0
+
+
+def test_compare(run, small_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    annotations, images = coco(tmp_path)
+    target = tmp_path / "c.json"
+
+    def call(a: object, b: object, *flags: object) -> Outcome:
+        return run("compare", a, b, "--annotations", annotations, "--images", images, "--threads",
+                   1, *flags)  # fmt: skip
+
+    outcome = call(small_model, small_model, "--json", target)
+    assert outcome.code == 0 and outcome.err == ""
+    assert "2 photographs" in outcome.out and "do not tell them apart" in outcome.out
+    data = json.loads(target.read_text())
+    assert data["a"]["scores"]["stats"] == data["b"]["scores"]["stats"]
+    assert data["a"]["size_mb"] == small_model.stat().st_size / 1e6
+    before = tree(tmp_path)
+    refused(call(small_model, small_model, "--json", target), "c.json", "exists already")
+    refused(call(small_model, tmp_path / "absent"), "absent")
+    model, other = load_model(small_model), tmp_path / "other.safetensors"
+    save_model(other, replace(model.config, class_names=("a", "b", "c")), model.tensors, {})
+    before = tree(tmp_path)
+    refused(call(small_model, other), "no class in common")
+    refused(call(small_model, small_model, "--limit", 0), "limit is 0")
+    assert tree(tmp_path) == before
+    shared = call(small_model, "embedded", "--limit", 1)  # cat and traffic light
+    assert shared.code == 0 and "classes that are not scored" in shared.err
 
 
 # --------------------------------------------------------------------- train, without torch
