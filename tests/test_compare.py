@@ -82,6 +82,7 @@ def test_a_clear_difference(dataset: CocoDataset) -> None:
                   "20 photographs", "size, MB", "-4.5", "+60.0", "x   as fast", "cat"):  # fmt: skip
         assert words in text, words
     assert "dog" not in text  # no ground truth
+    assert "fewer than" not in text
     data = json.loads(json.dumps(outcome.to_json(), allow_nan=False))
     assert data["a"]["name"] == "good" and data["b"]["zeros_percent"] == 60
     assert data["differences"]["AP"]["difference"] == pytest.approx(change.difference)
@@ -92,6 +93,7 @@ def test_a_clear_difference(dataset: CocoDataset) -> None:
 def test_what_the_photographs_do_not_settle_is_said(dataset: CocoDataset) -> None:
     outcome = compare(finds(1), finds(0), dataset)
     assert outcome.differences["AP"].difference > 0
+    assert "fewer than 10 objects" not in outcome.text()
     assert outcome.verdict().endswith("these 20 photographs do not tell them apart.")
     same = compare(finds(3), finds(3), dataset)
     assert same.differences["AP"].difference == 0 and "do not tell" in same.verdict()

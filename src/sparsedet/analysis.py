@@ -155,7 +155,8 @@ class Analysis:
         if self.few:
             lines.append(
                 f"{len(self.few)} classes have fewer than {FEW} objects: their own figures rest on "
-                "little, yet each counts in the mean as much as any other class."
+                "little, yet each counts in the mean as much as any other class, and the intervals "
+                "are narrower than they should be."
             )
         return lines
 

@@ -135,7 +135,11 @@ class Comparison:
                       f"{'class':<{width}}{'A':>9}{'B':>9}{'B - A':>9}{'objects':>9}"]  # fmt: skip
             lines += [f"{name:<{width}}{first:>9.3f}{second:>9.3f}{second - first:>+9.3f}{boxes:>9}"
                       for name, first, second, boxes in shown]  # fmt: skip
-        return "\n".join([*lines, "", self.verdict()])
+        lines += ["", self.verdict()]
+        if few := sum(row[3] < FEW for row in self.classes()):
+            lines.append(f"{few} classes have fewer than {FEW} objects: the intervals are narrower "
+                         "than they should be, that of AP the least.")  # fmt: skip
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON-ready values."""

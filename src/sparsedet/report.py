@@ -328,8 +328,9 @@ def _notes(scores: CocoScores, analysis: Analysis) -> str:
         "photographs without annotations, and lets an object that was found by a class's best "
         "detection in its photograph be found once more. One kind is not to be compared with the "
         "other.",
-        "The intervals are by resampling the photographs 1,000 times (bootstrap): how far a figure "
-        "would move with other photographs of the same kind. They do not cover training again.",
+        "The intervals are by resampling the photographs 1,000 times (bootstrap), 1.96 standard "
+        "deviations to either side: how far a figure would move with other photographs of the same "
+        "kind. They do not cover training again.",
         *(escape(line) for line in (*analysis.honest(), *scores.warnings)),
     ]
     items = "".join(f"<li>{line}</li>" for line in lines)

@@ -1,0 +1,58 @@
+"""How often the bootstrap's 95 % intervals hold the truth, where the truth is known.
+
+    python benchmarks/bootstrap_coverage.py --annotations J --results A.json B.json
+
+The photographs given are taken for the whole world, so that its figures are the truth; from it,
+data sets of the same size are drawn with replacement, and an interval is made of each as
+`sparsedet.bootstrap` makes it (percentiles for B - A, 1.96 standard deviations for B alone).
+Results are what `sparsedet eval --results` wrote for two models.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from sparsedet.bootstrap import FIGURES
+from sparsedet.coco import load_coco, read_json
+from sparsedet.evaluate import coco_matches
+from sparsedet.matches import average_precision, mean_over_classes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--results", type=Path, nargs=2, required=True)
+    parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--resamples", type=int, default=250)
+    arguments = parser.parse_args()
+    dataset = load_coco(arguments.annotations, arguments.annotations.parent)
+    both = [coco_matches(dataset, read_json(path)) for path in arguments.results]
+    images = len(dataset.images)
+
+    def figures(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, figures) of B - A, and of B alone."""
+        a, b = (mean_over_classes(average_precision(m, counts)) for m in both)
+        a, b = (np.stack([x.mean(axis=1), x[:, 0], x[:, 5]], axis=1) for x in (a, b))
+        return b - a, b
+
+    truth = figures(np.ones((1, images), dtype=np.int64))
+    rng = np.random.default_rng(7)
+    held = []
+    for _ in range(arguments.draws):
+        outer = rng.multinomial(images, np.full(images, 1 / images))
+        _, alone = figures(outer[None])
+        drawn = figures(rng.multinomial(images, outer / images, size=arguments.resamples))
+        low, high = np.quantile(drawn[0], [0.025, 0.975], axis=0)
+        half = 1.96 * drawn[1].std(axis=0)
+        held.append([(low <= truth[0][0]) & (truth[0][0] <= high),
+                     np.abs(alone[0] - truth[1][0]) <= half])  # fmt: skip
+    for row, what in zip(np.mean(held, axis=0), ("B - A", "B"), strict=True):
+        for figure, share in zip(FIGURES, row, strict=True):
+            print(f"{what:<6}{figure:<5} held in {100 * share:.0f} % of {arguments.draws}")
+
+
+if __name__ == "__main__":
+    main()
