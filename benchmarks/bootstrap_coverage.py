@@ -4,7 +4,8 @@
 
 The photographs given are taken for the whole world, so that its figures are the truth; from it,
 data sets of the same size are drawn with replacement, and an interval is made of each as
-`sparsedet.bootstrap` makes it (percentiles for B - A, 1.96 standard deviations for B alone).
+`sparsedet.bootstrap` makes it (percentiles for B - A, 1.96 standard deviations for B alone, and
+for B alone percentiles beside them).
 Results are what `sparsedet eval --results` wrote for two models.
 """
 
@@ -45,13 +46,15 @@ def main() -> None:
         outer = rng.multinomial(images, np.full(images, 1 / images))
         _, alone = figures(outer[None])
         drawn = figures(rng.multinomial(images, outer / images, size=arguments.resamples))
-        low, high = np.quantile(drawn[0], [0.025, 0.975], axis=0)
+        (low, high), (low_b, high_b) = (np.quantile(d, [0.025, 0.975], axis=0) for d in drawn)
         half = 1.96 * drawn[1].std(axis=0)
         held.append([(low <= truth[0][0]) & (truth[0][0] <= high),
-                     np.abs(alone[0] - truth[1][0]) <= half])  # fmt: skip
-    for row, what in zip(np.mean(held, axis=0), ("B - A", "B"), strict=True):
+                     np.abs(alone[0] - truth[1][0]) <= half,
+                     (low_b <= truth[1][0]) & (truth[1][0] <= high_b)])  # fmt: skip
+    rows = zip(np.mean(held, axis=0), ("B - A", "B", "B, percentiles"), strict=True)
+    for row, what in rows:
         for figure, share in zip(FIGURES, row, strict=True):
-            print(f"{what:<6}{figure:<5} held in {100 * share:.0f} % of {arguments.draws}")
+            print(f"{what:<15}{figure:<5} held in {100 * share:.0f} % of {arguments.draws}")
 
 
 if __name__ == "__main__":
