@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -33,3 +34,15 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, overwrite: bool =
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Of a file's bytes, in hexadecimal.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -24,8 +24,6 @@ def register(command: Command) -> None:
     prune.add_argument("--method", choices=("gradual", "magnitude", "reconstruct"),
                        default="gradual", help="gradual trains and needs annotations; the others "
                        "prune at once and need photographs alone")  # fmt: skip
-    prune.add_argument("--pattern", choices=("unstructured", "1x4", "2:4"), default="unstructured",
-                       help="of the zeros, at once only")  # fmt: skip
     prune.add_argument("--calibration-photos", type=int, default=128, metavar="N",
                        help="photographs to prune at once by (default 128)")  # fmt: skip
     for sub in (train, prune):
@@ -33,6 +31,8 @@ def register(command: Command) -> None:
         sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
         sub.add_argument("--init", type=Path, required=sub is prune, help="run folder, "
                          "checkpoint, model file, torchvision or open_nsfw classifier")  # fmt: skip
+        sub.add_argument("--teacher", type=Path, metavar="MODEL", help="model file or run folder "
+                         "to learn from, too")  # fmt: skip
         sub.add_argument("--output", type=Path, required=True, help="run folder")
         sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
         sub.add_argument("--threads", type=int, help="CPU threads")
@@ -69,8 +69,6 @@ def run_prune(arguments: argparse.Namespace) -> int:
         return _prune_once(arguments)
     if arguments.annotations is None:
         raise InputError("--annotations is needed to prune gradually")
-    if arguments.pattern != "unstructured":
-        raise InputError(f"--pattern {arguments.pattern} needs --method magnitude or reconstruct")
     return _train(arguments, prune=True)
 
 
@@ -85,13 +83,15 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         if key.startswith("recipe.")
     }
     for key in given:
-        if key not in ("sparsity", "allocation", "exclude", "seed"):
+        if key not in ("sparsity", "pattern", "allocation", "exclude", "seed"):
             raise InputError(f"--{key.replace('_', '-')} is for --method gradual")
+    if arguments.teacher is not None:
+        raise InputError("--teacher is for --method gradual")
     if "exclude" in given:
         given["exclude"] = tuple(given["exclude"])
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    settings = OneShot(method=arguments.method, pattern=arguments.pattern, **given)
+    settings = OneShot(method=arguments.method, **given)
 
     def progress(done: int, layers: int, name: str) -> None:
         print(f"{done + 1}/{layers} {name}", flush=True)
@@ -120,7 +120,8 @@ def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
     steps = values.get("steps", Recipe().steps)
     if prune and isinstance(steps, int):
         # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
-        values = {"sparsity": 0.6, "prune_end": max(1, steps * 2 // 3), "learning_rate": 0.001,
+        sparsity = 0.0 if values.get("pattern") == "2:4" else 0.6
+        values = {"sparsity": sparsity, "prune_end": max(1, steps * 2 // 3), "learning_rate": 0.001,
                   "warmup_steps": min(100, steps // 10), **values}  # fmt: skip
     return Recipe.from_dict(values)
 
@@ -135,6 +136,7 @@ def _train(arguments: argparse.Namespace, prune: bool) -> int:
         start.set_threads(arguments.threads)
     finished = run.train(
         recipe, arguments.annotations, arguments.images, arguments.output, init=arguments.init,
-        model=arguments.model, resume=arguments.resume, command=arguments.command_line,
+        model=arguments.model, teacher=arguments.teacher, resume=arguments.resume,
+        command=arguments.command_line,
     )  # fmt: skip
     return 0 if finished else 130

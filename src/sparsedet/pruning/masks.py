@@ -1,81 +1,85 @@
-"""Gradual magnitude pruning of the torch model, on the model's device.
+"""Zeros that stay zero while the torch model is trained, on the model's device.
 
-Magnitudes are taken after folding batch norm: the size that a weight has in the network that
-runs. A pruned weight is exactly zero, and stays so through momentum and weight decay, because
-the mask is applied to weights, gradients and the optimizer's state.
+A pruned weight is exactly zero, and stays so through momentum and weight decay, because the mask
+is applied to weights, gradients and the optimizer's state. `KeptZeros` keeps those that the model
+comes with, `MagnitudePruner` lets them grow. Magnitudes are taken after folding batch norm: the
+size that a weight has in the network that runs.
+
+Glossary: a *unit* is what a pattern makes zero at once: a weight ("unstructured"), a group of
+four ("1x4"), or the two smaller of each half of a group ("2:4"); groups as in `patterns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..reference import FasterRCNN
-from .patterns import smallest
-from .schedule import Allocation, CubicSchedule, erk_zeros, prunable_layers, uniform_zeros
+from .patterns import (
+    GROUP,
+    ZEROS_A_UNIT,
+    check_pattern,
+    from_matrix,
+    smallest,
+    spread,
+    to_matrix,
+    two_of_four,
+)
+from .schedule import (
+    Allocation,
+    CubicSchedule,
+    Pattern,
+    erk_zeros,
+    half_of,
+    prunable_layers,
+    uniform_zeros,
+)
 
 
-class MagnitudePruner:
-    """Holds the masks of a model and grows their zeros along a schedule.
+class Masks:
+    """The masks of a model's prunable layers: True where a weight may be other than zero.
 
     Args:
-        model: pruned in place.
-        schedule: sparsity of ALL parameters, folded, against steps.
-        allocation: "uniform" gives each pruned layer the same sparsity, "global" ranks all
-            weights together, "erk" leaves small layers denser.
+        model: masked in place.
         exclude: layers left dense beside stem and predictors.
 
     Raises:
-        InputError: a name in `exclude` is no layer, or too few weights are left for the target.
+        InputError: a name in `exclude` is no layer.
     """
 
-    def __init__(
-        self, model: FasterRCNN, schedule: CubicSchedule, allocation: Allocation = "uniform",
-        exclude: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self.model, self.schedule, self.allocation = model, schedule, allocation
+    def __init__(self, model: FasterRCNN, exclude: Sequence[str] = ()) -> None:
+        self.model = model
         self.layers = prunable_layers(model.network, exclude)
-        uniform_zeros(model.network, self.layers, schedule.final)  # refuses the impossible now
         self.masks: dict[str, Tensor] = {
             name: torch.ones_like(model.layers[name].weight, dtype=torch.bool)
             for name in self.layers
         }
+        # The same in the weights' own type: multiplying by them takes a sixth of the time.
+        self.factors: dict[str, Tensor] = {
+            name: torch.ones_like(model.layers[name].weight) for name in self.layers
+        }
 
-    @torch.no_grad()
     def update(self, step: int) -> bool:
-        """Recompute the masks if the schedule says so; returns whether it did."""
-        if not self.schedule.updates_at(step):
-            return False
-        target = self.schedule.sparsity(step)
-        allocate = erk_zeros if self.allocation == "erk" else uniform_zeros
-        zeros = allocate(self.model.network, self.layers, target)
-        scores = {}
-        for name in self.layers:
-            weight, _ = self.model.layers[name].folded()
-            # A masked weight ranks below every live one, so that masks only grow.
-            scores[name] = torch.where(self.masks[name], weight.abs(), -1.0)
-        if self.allocation == "global":
-            flat = torch.cat([s.flatten() for s in scores.values()])
-            self._mask_smallest(flat, sum(zeros.values()), list(self.masks.values()))
-        else:
-            for name, score in scores.items():
-                self._mask_smallest(score.flatten(), zeros[name], [self.masks[name]])
-        self.apply()
-        return True
+        """Recompute the masks if it is time; returns whether it was."""
+        return False
 
-    @staticmethod
-    def _mask_smallest(scores: Tensor, count: int, masks: list[Tensor]) -> None:
-        """Clear the `count` places with the smallest scores, exactly that many."""
-        parts = torch.split(~smallest(scores, count), [mask.numel() for mask in masks])
-        for mask, part in zip(masks, parts, strict=True):
-            mask.copy_(part.view_as(mask))
+    def restore(self, masks: Mapping[str, Tensor]) -> None:
+        """Take over saved masks.
+
+        Raises:
+            KeyError: one is of a layer that has no mask.
+        """
+        for name, mask in masks.items():
+            self.masks[name].copy_(mask)
+            self.factors[name].copy_(mask)
 
     @torch.no_grad()
     def apply(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Zero the masked weights, their gradients and their optimizer state."""
-        for name, mask in self.masks.items():
+        for name, mask in self.factors.items():
             weight = self.model.layers[name].weight
             weight.mul_(mask)
             if weight.grad is not None:
@@ -85,7 +89,106 @@ class MagnitudePruner:
                     if isinstance(value, Tensor) and value.shape == weight.shape:
                         value.mul_(mask)
 
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zero the gradients of masked weights: zero weights without momentum stay zero."""
+        for name, mask in self.factors.items():
+            gradient = self.model.layers[name].weight.grad
+            if gradient is not None:
+                gradient.mul_(mask)
+
     def sparsity(self) -> float:
         """Zeros among all folded parameters of the network."""
         zeros = sum(int((~mask).sum()) for mask in self.masks.values())
         return zeros / self.model.network.parameters
+
+
+class KeptZeros(Masks):
+    """The zeros that the model's prunable layers have now, for good.
+
+    Raises:
+        InputError: as `Masks`, or there is no zero.
+    """
+
+    def __init__(self, model: FasterRCNN, exclude: Sequence[str] = ()) -> None:
+        super().__init__(model, exclude)
+        self.restore({name: model.layers[name].weight != 0 for name in self.layers})
+        if not self.sparsity():
+            raise InputError("keep_zeros is True, but the initial weights have no zero to keep")
+
+
+class MagnitudePruner(Masks):
+    """Masks whose zeros grow along a schedule.
+
+    Args:
+        model: pruned in place.
+        schedule: sparsity of ALL parameters, folded, against steps.
+        allocation: "uniform" gives each pruned layer the same sparsity, "global" ranks all
+            units together, "erk" leaves small layers denser.
+        exclude: layers left dense beside stem and predictors.
+        pattern: of the zeros. "2:4" ends where every group has two; before, the share of groups
+            that have any grows.
+
+    Raises:
+        InputError: a name in `exclude` is no layer, a layer does not fit the pattern, or too few
+            weights are left for the target.
+    """
+
+    def __init__(
+        self, model: FasterRCNN, schedule: CubicSchedule, allocation: Allocation = "uniform",
+        exclude: Sequence[str] = (), pattern: Pattern = "unstructured",
+    ) -> None:  # fmt: skip
+        super().__init__(model, exclude)
+        self.schedule, self.allocation, self.pattern = schedule, allocation, pattern
+        for name in self.layers:
+            check_pattern(model.network.by_name[name], pattern)
+        uniform_zeros(model.network, self.layers, schedule.final)  # refuses the impossible now
+        most = half_of(model.network, self.layers)
+        if pattern == "2:4" and schedule.final > most:
+            raise InputError(f"sparsity is {schedule.final:.3f}, but pattern 2:4 in all pruned "
+                             f"layers makes {most:.3f}")  # fmt: skip
+
+    @torch.no_grad()
+    def update(self, step: int) -> bool:
+        """Recompute the masks if the schedule says so; returns whether it did."""
+        if not self.schedule.updates_at(step):
+            return False
+        allocate = erk_zeros if self.allocation == "erk" else uniform_zeros
+        zeros = allocate(self.model.network, self.layers, self.schedule.sparsity(step))
+        unit = ZEROS_A_UNIT[self.pattern]
+        together = [self.layers] if self.allocation == "global" else [(n,) for n in self.layers]
+        for names in together:
+            sizes = [self._unit_sizes(name) for name in names]
+            # Rounded up to whole units, of which a layer may have too few by one.
+            wanted = -(-sum(zeros[name] for name in names) // unit)
+            chosen = smallest(torch.cat(sizes), min(wanted, sum(map(len, sizes))))
+            parts = torch.split(chosen, [len(size) for size in sizes])
+            self.restore({n: ~self._zeros(n, part) for n, part in zip(names, parts, strict=True)})
+        self.apply()
+        return True
+
+    def _squares(self, name: str) -> Tensor:
+        """Folded squares of a layer's weights. A masked one ranks below every live one, so that
+        masks only grow."""
+        weight, _ = self.model.layers[name].folded()
+        return torch.where(self.masks[name], weight.square(), -1.0)
+
+    def _unit_sizes(self, name: str) -> Tensor:
+        """What each unit of a layer loses when it becomes zero, [units]."""
+        squares = self._squares(name)
+        if self.pattern == "unstructured":
+            return squares.flatten()
+        groups = to_matrix(squares).reshape(-1, GROUP)
+        if self.pattern == "2:4":
+            groups = groups.topk(GROUP // 2, dim=1, largest=False).values
+        return groups.sum(dim=1)
+
+    def _zeros(self, name: str, units: Tensor) -> Tensor:
+        """True at the weights that those units [units] of a layer make zero."""
+        mask = self.masks[name]
+        if self.pattern == "unstructured":
+            return units.view_as(mask)
+        zeros = spread(units.view(len(mask), -1))
+        if self.pattern == "2:4":
+            zeros &= two_of_four(to_matrix(self._squares(name)))
+        return from_matrix(zeros, mask.shape)

@@ -18,19 +18,18 @@ from ..errors import InputError
 from ..network import Network
 from ..reference import FasterRCNN
 from .calibration import LayerInputs, layer_inputs
-from .patterns import (
-    GROUP,
-    PATTERNS,
-    Pattern,
-    check_pattern,
-    from_matrix,
-    pruned_by_size,
-    smallest,
-    to_matrix,
-)
+from .patterns import GROUP, check_pattern, from_matrix, pruned_by_size, smallest, to_matrix
 from .reconstruct import reconstruct
 from .report import LayerPruning, PruningReport
-from .schedule import Allocation, erk_zeros, prunable_layers, uniform_zeros, zeros_needed
+from .schedule import (
+    PATTERNS,
+    Allocation,
+    Pattern,
+    erk_zeros,
+    prunable_layers,
+    uniform_zeros,
+    zeros_needed,
+)
 
 Method = Literal["magnitude", "reconstruct"]
 
@@ -61,6 +60,9 @@ class OneShot:
         if self.pattern == "2:4":
             if self.sparsity is not None:
                 raise InputError("pattern 2:4 makes half of each layer zero: give no sparsity")
+            if self.allocation != "uniform":
+                raise InputError(f"allocation is {self.allocation!r}, expected 'uniform' with "
+                                 "pattern 2:4, which makes half of each layer zero")  # fmt: skip
         elif self.sparsity is None or not 0 < self.sparsity < 1:
             raise InputError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
 

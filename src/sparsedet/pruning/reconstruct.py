@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .patterns import GROUP, Pattern, smallest, spread, two_of_four
+from .patterns import GROUP, smallest, spread, two_of_four
+from .schedule import Pattern
 
 BLOCK = 128
 """Columns whose masks are chosen together and whose effect on later columns is added at once."""

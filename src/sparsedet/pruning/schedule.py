@@ -1,4 +1,4 @@
-"""When and where zeros appear: the cubic schedule and its allocation to layers. No torch.
+"""When and where zeros appear: the cubic schedule, patterns, the allocation to layers. No torch.
 
 Source: Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1; Evci et al.,
 "Rigging the lottery", arXiv 1911.11134, section 3 (ERK).
@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import InputError
 from ..network import Network
 
 Allocation = Literal["uniform", "global", "erk"]
 """How zeros are shared out: equal sparsity, all weights ranked together, Erdos-Renyi-kernel."""
+
+Pattern = Literal["unstructured", "1x4", "2:4"]
+"""Which weights may be zero: any, four neighbouring input channels at once, two of such four."""
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,11 @@ def prunable_layers(network: Network, exclude: Sequence[str] = ()) -> tuple[str,
     if not kept:
         raise InputError("every prunable layer is excluded")
     return kept
+
+
+def half_of(network: Network, layers: Sequence[str]) -> float:
+    """Zeros among ALL parameters where half of the weights of `layers` is zero, as 2:4 has it."""
+    return sum(network.by_name[name].weights // 2 for name in layers) / network.parameters
 
 
 def zeros_needed(network: Network, layers: Sequence[str], sparsity: float) -> int:

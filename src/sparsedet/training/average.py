@@ -26,7 +26,7 @@ class WeightAverage:
         """Take in the weights after optimizer step 0, 1, ...; masked weights stay zero.
 
         Args:
-            masks: of pruned layers, by the layer's name.
+            masks: of pruned layers, by the layer's name; the weights' type is fastest.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, average in self.tensors.items():

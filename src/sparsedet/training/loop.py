@@ -1,4 +1,4 @@
-"""The training loop: steps, gradual pruning, validation, stopping and continuing.
+"""The training loop: steps, zeros that grow or stay, validation, stopping and continuing.
 
 A run folder holds `run.json` (what was asked, and of what machine), the log's files (`log`), the
 two newest checkpoints (`checkpoint`), `samples/` with drawn detections, `val.json` and
@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from ..coco import CocoDataset
 from ..errors import InputError
 from ..files import write_atomic
-from ..pruning.masks import MagnitudePruner
-from ..pruning.schedule import CubicSchedule
+from ..pruning.masks import KeptZeros, MagnitudePruner, Masks
+from ..pruning.schedule import CubicSchedule, half_of, prunable_layers
 from ..reference import FasterRCNN
 from ..weights import load_model, save_model
 from .average import WeightAverage
 from .checkpoint import read_checkpoint, write_checkpoint
 from .data import Batches, Part, held_out
+from .distill import Teacher, check_recipe
 from .distributed import Ranks
 from .log import Log
 from .losses import LossModule
@@ -53,17 +54,21 @@ class Trainer:
         recipe: all settings.
         folder: the run folder; `start.prepare_folder` creates it before anything is written.
         ranks: this process among those that train together.
+        teacher: what the model learns from beside the ground truth.
+        origin: JSON-ready, of what the run started from; kept in checkpoints and the saved model.
 
     Raises:
-        InputError: too few photographs have a box, or the recipe does not fit the model or the
-            number of processes.
+        InputError: too few photographs have a box, or the recipe does not fit the model, the
+            teacher or the number of processes.
     """
 
     def __init__(
         self, model: FasterRCNN, dataset: CocoDataset, recipe: Recipe, folder: Path,
-        ranks: Ranks | None = None,
+        ranks: Ranks | None = None, teacher: Teacher | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.ranks = ranks or Ranks()
+        self.teacher, self.origin = teacher, origin or {}
         self.model, self.recipe, self.folder = model.to(self.ranks.device), recipe, folder
         self.step = 0
         self.dataset, self.val = held_out(dataset, recipe.val_fraction)
@@ -81,13 +86,24 @@ class Trainer:
         freeze(model, recipe.freeze_at)
         self.optimizer = build_optimizer(model, recipe)
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=recipe.amp == "fp16")
-        self.pruner: MagnitudePruner | None = None
-        if recipe.sparsity:
-            schedule = CubicSchedule(final=recipe.sparsity, begin=recipe.prune_begin,
-                                     end=recipe.prune_end, every=recipe.prune_every)  # fmt: skip
-            self.pruner = MagnitudePruner(model, schedule, recipe.allocation, recipe.exclude)
+        self.pruner: Masks | None = None
+        if recipe.prunes:
+            layers = prunable_layers(model.network, recipe.exclude)
+            final = half_of(model.network, layers) if recipe.pattern == "2:4" else recipe.sparsity
+            schedule = CubicSchedule(final=final, begin=recipe.prune_begin, end=recipe.prune_end,
+                                     every=recipe.prune_every)  # fmt: skip
+            self.pruner = MagnitudePruner(model, schedule, recipe.allocation, recipe.exclude,
+                                          recipe.pattern)  # fmt: skip
+        elif recipe.keep_zeros:
+            self.pruner = KeptZeros(model, recipe.exclude)
         self.average = WeightAverage(model, recipe.ema) if recipe.ema else None
-        self.losses: nn.Module = LossModule(model, recipe)
+        check_recipe(recipe, teacher is not None)
+        if teacher is not None:
+            teacher.check(model.config)
+            teacher.model.to(self.ranks.device)
+        module = LossModule(model, recipe, teacher)
+        self.loss_names = module.names
+        self.losses: nn.Module = module
         if self.ranks.world > 1:
             # The batch norms' buffers never change: nothing to send but gradients.
             self.losses = nn.parallel.DistributedDataParallel(self.losses, broadcast_buffers=False)
@@ -110,6 +126,7 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "annotations": str(self.dataset.path),
             "photographs": str(self.dataset.root),
+            **self.origin,
             "images": len(self.dataset.images),
             "held_out_images": len(self.val.images),
             "environment": {
@@ -140,7 +157,8 @@ class Trainer:
         if self.average:
             tensors |= {f"ema/{k}": v for k, v in self.average.tensors.items()}
         state = {"best_ap": self.best_ap, "best_step": self.best_step, "stale": self.stale,
-                 "scaler": self.scaler.state_dict()}  # fmt: skip
+                 "scaler": self.scaler.state_dict(), "origin": self.origin,
+                 "teacher": self.teacher.sha256 if self.teacher else ""}  # fmt: skip
         write_checkpoint(self.folder, self.step, tensors, {
             "config": json.dumps(self.model.config.to_dict()),
             "recipe": json.dumps(self.recipe.to_dict()),
@@ -169,13 +187,22 @@ class Trainer:
         before, now = json.loads(saved.metadata["recipe"]), self.recipe.to_dict()
         if saved.part("mask/") and not self.pruner:
             raise InputError(f"{path}: is of a pruning run, but the recipe's sparsity is 0")
+        state = json.loads(saved.metadata.get("state", "{}"))
+        teacher = state.get("teacher", "")
+        if teacher != (self.teacher.sha256 if self.teacher else ""):
+            what = "has no teacher"
+            if teacher:
+                what = f"learns from another teacher than {self.teacher.name}" if self.teacher \
+                    else "learns from a teacher: give it again"  # fmt: skip
+            raise InputError(f"{path}: its run {what}")
+        self.origin = state.get("origin", self.origin)
         for key in sorted(now):
             if self.ranks.writes and json.dumps(now[key]) != json.dumps(before.get(key)):
                 print(f"{path}: changed setting {key}: {before.get(key)} -> {now[key]}")
         self.model.load_state_dict(saved.part("model/"))
         parameters = dict(self.model.named_parameters())
-        for name, value in saved.part("mask/").items():
-            self.masks[name].copy_(value)
+        if self.pruner:
+            self.pruner.restore(saved.part("mask/"))
         for key, value in saved.part("optimizer/").items():
             slot, _, name = key.partition("/")
             device = "cpu" if slot == "step" else self.ranks.device  # AdamW counts on the CPU
@@ -184,7 +211,6 @@ class Trainer:
             averages = saved.part("ema/") or saved.part("model/")
             for name, tensor in self.average.tensors.items():
                 tensor.copy_(averages[name])
-        state = json.loads(saved.metadata.get("state", "{}"))
         if state:
             self.best_ap, self.best_step = state["best_ap"], state["best_step"]
             self.stale = state["stale"]
@@ -259,7 +285,7 @@ class Trainer:
         if self.pruner and self.pruner.update(self.step):
             self.pruner.apply(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros(len(LossModule.NAMES), device=self.ranks.device)
+        total = torch.zeros(len(self.loss_names), device=self.ranks.device)
         for number, part in enumerate(parts):
             # Processes exchange gradients in the backward pass of their last part.
             last = number == len(parts) - 1
@@ -267,7 +293,7 @@ class Trainer:
                 found = self._losses(part)
                 self.scaler.scale(found.sum()).backward()  # type: ignore[no-untyped-call]
             total += found.detach()
-        values = dict(zip(LossModule.NAMES, self.ranks.mean(total).tolist(), strict=True))
+        values = dict(zip(self.loss_names, self.ranks.mean(total).tolist(), strict=True))
         if math.isfinite(sum(values.values())):
             self._update()
         return values
@@ -290,11 +316,8 @@ class Trainer:
 
     def _update(self) -> None:
         """Take the step that the gradients ask for."""
-        # A pruned weight is zero and so is its momentum: without a gradient it stays there.
-        for name, mask in self.masks.items():
-            gradient = self.model.layers[name].weight.grad
-            if gradient is not None:
-                gradient.mul_(mask)
+        if self.pruner:
+            self.pruner.mask_gradients()
         if self.recipe.clip_gradient:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(
@@ -304,7 +327,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
-            self.average.update(self.step, self.masks)
+            self.average.update(self.step, self.pruner.factors if self.pruner else {})
         self.step += 1
 
     def _refuse(self, part: Part, values: dict[str, float]) -> None:
@@ -353,6 +376,7 @@ class Trainer:
 
         With a held-out split it is the best model, else the last.
         """
+        provenance = provenance | self.origin
         path = self.folder / "model.safetensors"
         if self.best_step >= 0:
             best = load_model(self.folder / BEST)

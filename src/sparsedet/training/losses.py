@@ -1,5 +1,7 @@
 """The four losses of Faster R-CNN and the sampling of anchors and regions behind them.
 
+With a teacher, the losses of `distill` come on top.
+
 Box arithmetic is float32 throughout, also under autocast. Sampling draws from a generator
 that the caller seeds for each image, so that a step is repeatable wherever it runs.
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..reference import FasterRCNN, encode
+from .distill import Teacher, distillation, weights
 from .recipe import Recipe
 
 
@@ -176,15 +179,17 @@ def roi_losses(
 
 
 def losses(
-    model: FasterRCNN, recipe: Recipe, canvas: Tensor, targets: list[Target]
-) -> dict[str, Tensor]:
-    """All four losses of a batch.
+    model: FasterRCNN, recipe: Recipe, canvas: Tensor, targets: list[Target],
+    teacher: Teacher | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """All losses of a batch.
 
     Args:
         canvas: uint8 or float BGR [B, 3, H, W], raw zeros where no photograph is.
 
     Returns:
-        `rpn_objectness`, `rpn_box`, `roi_class`, `roi_box`: scalars to be added up.
+        `rpn_objectness`, `rpn_box`, `roi_class`, `roi_box`, and those of a teacher: scalars to
+        be added up.
     """
     features = model.features(canvas)
     logits, deltas = model.rpn_outputs(features)
@@ -202,20 +207,30 @@ def losses(
         wanted.append(delta)
     class_logits, class_deltas = model.regions(features, rois)
     roi_class, roi_box = roi_losses(model, recipe, class_logits, class_deltas, labels, wanted)
-    return {"rpn_objectness": rpn_objectness, "rpn_box": rpn_box,
-            "roi_class": roi_class, "roi_box": roi_box}  # fmt: skip
+    found = {"rpn_objectness": rpn_objectness, "rpn_box": rpn_box,
+             "roi_class": roi_class, "roi_box": roi_box}  # fmt: skip
+    if teacher is not None:
+        found |= distillation(
+            teacher, recipe, canvas, targets, features, logits, rois, class_logits
+        )
+    return found
 
 
 class LossModule(nn.Module):
-    """`losses` as a module, which is what DistributedDataParallel wraps."""
+    """`losses` as a module, which is what DistributedDataParallel wraps.
 
-    NAMES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")
+    Attributes:
+        names: of the losses, in the order in which `forward` returns them.
+    """
 
-    def __init__(self, model: FasterRCNN, recipe: Recipe) -> None:
+    def __init__(self, model: FasterRCNN, recipe: Recipe, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.teacher = model, recipe, teacher
+        self.names: tuple[str, ...] = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")
+        if teacher is not None:
+            self.names += tuple(weights(recipe))
 
     def forward(self, canvas: Tensor, targets: list[Target]) -> Tensor:
-        """The losses [4] in the order of `NAMES`."""
-        found = losses(self.model, self.recipe, canvas, targets)
-        return torch.stack([found[name] for name in self.NAMES])
+        """The losses, [len(names)]."""
+        found = losses(self.model, self.recipe, canvas, targets, self.teacher)
+        return torch.stack([found[name] for name in self.names])

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..files import write_atomic
 from .log import METRICS, VALIDATION, read_lines
 
-LOSSES = ("loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box")
+LOSSES = ("loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box",
+          "distill_class", "distill_rpn", "distill_features")  # fmt: skip
 
 
 def plot_run(folder: Path) -> str | None:
@@ -30,7 +31,8 @@ def plot_run(folder: Path) -> str | None:
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel=label)
         for key in keys:
-            axes.plot(steps, [line[key] for line in metrics], label=key)
+            if not key.startswith("distill_") or any(key in line for line in metrics):
+                axes.plot(steps, [line.get(key, float("nan")) for line in metrics], label=key)
         if validations:
             right = axes.twinx()
             right.set_ylabel("AP of the held-out split")

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..config import coerce
 from ..errors import InputError
-from ..pruning.schedule import Allocation
+from ..pruning.schedule import Allocation, Pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,11 @@ class Recipe:
         workers: processes that load photographs, for each process that trains.
         val_fraction, val_every: this share of the photographs, chosen by their ids alone, is kept
             out of training, and AP on it is measured every so many steps and at the end.
+        pattern: of the zeros; "2:4" prunes with sparsity 0, for it says itself how many.
+        keep_zeros: the zeros that the initial weights have stay, and no others are made.
+        distill_class, distill_rpn, distill_features: weights of the losses towards a teacher,
+            where the run has one; see `distill`.
+        distill_temperature: of the class scores that are compared.
         patience: stop after so many validations without a better AP; 0: never.
         samples: photographs with detections drawn every `val_every` steps.
     """
@@ -79,13 +84,21 @@ class Recipe:
     roi_positive: float = 0.25
     roi_beta: float = 0.0
 
-    # --- gradual pruning
+    # --- towards a teacher
+    distill_class: float = 1.0
+    distill_rpn: float = 1.0
+    distill_features: float = 1.0
+    distill_temperature: float = 2.0
+
+    # --- gradual pruning, or zeros that are there already
     sparsity: float = 0.0
+    pattern: Pattern = "unstructured"
     allocation: Allocation = "uniform"
     prune_begin: int = 0
     prune_end: int = 0
     prune_every: int = 50
     exclude: tuple[str, ...] = ()
+    keep_zeros: bool = False
 
     # --- validation
     val_fraction: float = 0.0
@@ -128,10 +141,24 @@ class Recipe:
                 "at least the largest of short_sides")  # fmt: skip
         require(self.val_fraction < 1, "val_fraction", "less than 1")
         require(not self.patience or self.val_fraction > 0, "patience", "0 without val_fraction")
-        if self.sparsity:
+        if self.pattern == "2:4":
+            require(self.sparsity == 0, "sparsity",
+                    "0 with pattern 2:4, which makes half of each layer zero")  # fmt: skip
+            require(self.allocation == "uniform", "allocation",
+                    "'uniform' with pattern 2:4, which makes half of each layer zero")  # fmt: skip
+        elif self.pattern != "unstructured":
+            require(self.sparsity > 0, "pattern", "'unstructured' where sparsity is 0")
+        require(not (self.keep_zeros and self.prunes), "keep_zeros",
+                "False where zeros are made, by sparsity or pattern")  # fmt: skip
+        if self.prunes:
             # The last zeros appear before step `prune_end`, counted from 0: it has to exist.
             require(self.prune_begin < self.prune_end < self.steps, "prune_end",
                     f"more than {self.prune_begin} and less than {self.steps} steps")  # fmt: skip
+
+    @property
+    def prunes(self) -> bool:
+        """Whether zeros are made while training."""
+        return self.sparsity > 0 or self.pattern == "2:4"
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ... steps - 1: linear warm-up, then the decay."""
@@ -167,7 +194,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "short_sides": (16, 8192), "long_side": (16, 8192), "workers": (0, 256),
     "rpn_batch": (1, 1e6), "rpn_beta": (0, 1e3), "rpn_pre_nms": (1, 1e6),
     "rpn_post_nms": (1, 1e6), "roi_batch": (1, 1e6), "roi_positive": (0, 1),
-    "roi_beta": (0, 1e3), "sparsity": (0, 1), "prune_begin": (0, 1e9), "prune_end": (0, 1e9),
+    "roi_beta": (0, 1e3), "distill_class": (0, 1e6), "distill_rpn": (0, 1e6),
+    "distill_features": (0, 1e6), "distill_temperature": (0.01, 100),
+    "sparsity": (0, 1), "prune_begin": (0, 1e9), "prune_end": (0, 1e9),
     "prune_every": (1, 1e9), "val_fraction": (0, 1), "val_every": (1, 1e9),
     "patience": (0, 1e9), "samples": (0, 1000),
     "checkpoint_minutes": (0, 1e6), "log_every": (1, 1e9),

@@ -9,16 +9,25 @@ from pathlib import Path
 
 from ..coco import load_coco
 from ..config import COCO_NAMES, preset
+from ..files import sha256_of
 from . import distributed
 from .checkpoint import newest_checkpoint
 from .loop import Trainer
 from .recipe import Recipe
-from .start import build_model, check_folder, initial_config, initial_tensors, prepare_folder
+from .start import (
+    build_model,
+    check_folder,
+    initial_config,
+    initial_tensors,
+    load_teacher,
+    prepare_folder,
+)
 
 
 def train(
     recipe: Recipe, annotations: Path, images: Path, output: Path, *, init: Path | None = None,
-    model: str | None = None, resume: bool = False, command: Sequence[str] = (),
+    model: str | None = None, teacher: Path | None = None, resume: bool = False,
+    command: Sequence[str] = (),
 ) -> bool:  # fmt: skip
     """Train, or prune, a model; started by torchrun, together with the other processes.
 
@@ -29,6 +38,7 @@ def train(
         output: the run folder.
         init: what to start from: a run folder, or anything that `initial_tensors` reads.
         model: a preset's name; default: the configuration of `init`, else `r50half-c4`.
+        teacher: a model file or run folder to learn from beside the ground truth (`distill`).
         resume: continue the run in `output`; `init` is not read.
         command: noted in the run folder.
 
@@ -60,7 +70,16 @@ def train(
             if ranks.writes:
                 print(f"{start} knows other classes: the predictors begin at random")
             initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
-        trainer = Trainer(build_model(config, initial), dataset, recipe, output, ranks)
+        origin = {}
+        if init and not resume:
+            assert start is not None
+            origin["init"] = {"name": f"{init.name}/{start.name}" if init != start else init.name,
+                              "sha256": sha256_of(start)}  # fmt: skip
+        taught_by = load_teacher(teacher) if teacher else None
+        if taught_by:
+            origin["teacher"] = {"name": Path(taught_by.name).name, "sha256": taught_by.sha256}
+        trainer = Trainer(build_model(config, initial), dataset, recipe, output, ranks, taught_by,
+                          origin)  # fmt: skip
         check_folder(output, resume)  # on every process, before one of them writes
         if ranks.writes:
             prepare_folder(output, resume)

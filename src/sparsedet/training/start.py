@@ -17,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 
 from ..config import ModelConfig
 from ..errors import InputError
+from ..files import sha256_of
 from ..importers.open_nsfw import load_open_nsfw
 from ..importers.torchvision_resnet import is_torchvision_resnet, load_torchvision_resnet
 from ..reference import FasterRCNN
 from ..weights import load_model
-from .checkpoint import checkpoints, read_checkpoint, remove_leftovers
+from .checkpoint import checkpoints, newest_checkpoint, read_checkpoint, remove_leftovers
+from .distill import Teacher
 
 
 def set_threads(count: int) -> None:
@@ -115,3 +117,22 @@ def build_model(config: ModelConfig, initial: Mapping[str, np.ndarray]) -> Faste
         own[name] = torch.from_numpy(np.array(value))
     model.load_state_dict(own)
     return model
+
+
+def load_teacher(path: Path) -> Teacher:
+    """A model to learn from.
+
+    Args:
+        path: a model file, a checkpoint, or a run folder: its `model.safetensors`, else its
+            newest checkpoint.
+
+    Raises:
+        InputError: it cannot be read or is a classifier.
+    """
+    if path.is_dir():
+        finished = path / "model.safetensors"
+        path = finished if finished.exists() else newest_checkpoint(path)
+    config = initial_config(path)
+    if config is None:
+        raise InputError(f"{path}: a classifier cannot be the teacher of a detector")
+    return Teacher(build_model(config, initial_tensors(path, config)), str(path), sha256_of(path))
