@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -144,7 +145,9 @@ def test_refusals(dense, canvases) -> None:
     for settings, word in (
         ({"sparsity": 0.999}, "needs"), ({"sparsity": 0.0}, "sparsity"), ({}, "sparsity"),
         ({"sparsity": 0.5, "exclude": ("res9",)}, "res9"),
-        ({"sparsity": 0.5, "pattern": "2:4"}, "2:4"), ({"sparsity": 0.5, "pattern": "8x8"}, "8x8"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, "2:4"),
+        ({"pattern": "2:4", "allocation": "erk"}, "erk"),
+        ({"sparsity": 0.5, "pattern": "8x8"}, "8x8"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):
             pruned(dense, canvases, **settings)
@@ -160,7 +163,7 @@ def test_refusals(dense, canvases) -> None:
 
 def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
     model, images, out = tmp_path / "dense.safetensors", tmp_path / "photos", tmp_path / "out"
-    save_model(model, CONFIG, dense.folded_tensors(), {"recipe": "none"})
+    save_model(model, CONFIG, dense.folded_tensors(), {"recipe": "none", "licence": "mine"})
     images.mkdir()
     for seed in range(8):
         cv2.imwrite(str(images / f"{seed}.png"), picture(seed=seed))
@@ -171,6 +174,10 @@ def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
     found = load_model(out / "model.safetensors")
     assert sparsity_report(found.config, found.tensors).sparsity >= 0.5
     assert found.provenance["pruned"]["method"] == "reconstruct"
+    source = {"name": model.name, "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+              "recipe": "none"}  # fmt: skip
+    assert found.provenance["source"] == source and found.provenance["licence"] == "mine"
+    assert "recipe" not in found.provenance  # it was the source's
     report = json.loads((out / "report.json").read_text())
     assert report["sparsity"] >= 0.5 and len(report["layers"]) == len(prunable_layers(
         build_network(CONFIG)))  # fmt: skip

@@ -1,6 +1,6 @@
 """Put a finished model into the package, with its card's essentials in the file itself.
 
-    python recipes/embedded/ship.py RUN/pruned/model.safetensors
+python recipes/embedded/ship.py RUN/pruned/model.safetensors
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main() -> None:
     if report.sparsity < 0.6 or source.stat().st_size > LARGEST:
         raise SystemExit(f"{source}: {report.sparsity:.3f} zeros, {source.stat().st_size} bytes")
     MODELS.mkdir(exist_ok=True)
-    made = {key: model.provenance[key] for key in ("recipe", "pruned") if key in model.provenance}
+    keys = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap")
+    made = {key: model.provenance[key] for key in keys if key in model.provenance}
     provenance = {**CARD, **made}
     sparsedet.save_model(target, model.config, model.tensors, provenance, overwrite=True)
     print(f"-> {target}: {target.stat().st_size} bytes, {100 * report.sparsity:.2f} % zeros")

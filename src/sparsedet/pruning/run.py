@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import write_atomic
+from ..files import sha256_of, write_atomic
 from ..preprocess import read_image
 from ..reference import FasterRCNN
 from ..weights import fold_batch_norm, load_model, save_model
@@ -23,6 +23,8 @@ from .report import PruningReport, require_matplotlib
 
 OUTPUTS = ("model.safetensors", "report.json", "report.png")
 PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}
+_MAKING = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap")
+"""What a model's provenance says of how it was made: of the source, not of what comes out."""
 
 
 def prune_files(
@@ -61,7 +63,12 @@ def prune_files(
         network, canvases, settings, held_out=max(1, len(paths) // 8), progress=progress
     )
     output.mkdir(parents=True, exist_ok=True)
-    provenance = {**file.provenance, "pruned": {**asdict(settings), "photographs": len(paths)}}
+    earlier = {key: value for key, value in file.provenance.items() if key in _MAKING}
+    provenance = {
+        **{key: value for key, value in file.provenance.items() if key not in _MAKING},
+        "pruned": {**asdict(settings), "photographs": len(paths)},
+        "source": {"name": model.name, "sha256": sha256_of(model), **earlier},
+    }
     save_model(output / OUTPUTS[0], file.config, network.folded_tensors(), provenance)
     write_atomic(output / OUTPUTS[1], (json.dumps(report.to_json(), indent=1) + "\n").encode())
     write_atomic(output / OUTPUTS[2], report.plot())

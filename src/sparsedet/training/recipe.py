@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..config import coerce
 from ..errors import InputError
-from ..pruning.schedule import Allocation, Pattern
+from ..pruning.schedule import PATTERNS, Allocation, Pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +141,7 @@ class Recipe:
                 "at least the largest of short_sides")  # fmt: skip
         require(self.val_fraction < 1, "val_fraction", "less than 1")
         require(not self.patience or self.val_fraction > 0, "patience", "0 without val_fraction")
+        require(self.pattern in PATTERNS, "pattern", "'unstructured', '1x4' or '2:4'")
         if self.pattern == "2:4":
             require(self.sparsity == 0, "sparsity",
                     "0 with pattern 2:4, which makes half of each layer zero")  # fmt: skip
