@@ -20,7 +20,7 @@ from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.network import build_network  # noqa: E402
 from sparsedet.preprocess import to_canvas  # noqa: E402
-from sparsedet.pruning.calibration import calibration_canvas, patches  # noqa: E402
+from sparsedet.pruning.calibration import calibration_canvas, patches, places  # noqa: E402
 from sparsedet.pruning.oneshot import OneShot, plan_zeros, prune_once  # noqa: E402
 from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import erk_zeros, prunable_layers  # noqa: E402
@@ -88,7 +88,7 @@ def test_channel_means_are_kept(dense, canvases) -> None:
         stem = dense.layers["stem.conv"](dense.normalise(canvas))
         state = {"stem.conv": stem}
         pool = dense.run_layer(dense.network.by_name["stem.pool"], state)
-        inputs.append(patches(layer, pool, 10**6, generator))
+        inputs.append(patches(layer, pool, places(layer, pool, 10**6, generator)))
     x = torch.cat(inputs)
     means = [(x @ to_matrix(m.layers[layer.name].weight).T + m.layers[layer.name].bias).mean(0)
              for m in (dense, made)]  # fmt: skip
@@ -100,7 +100,8 @@ def test_patches_are_what_the_convolution_reads(dense) -> None:
     for name in ("res3.0.conv1", "res3.0.conv2", "res4.0.shortcut"):
         conv = dense.layers[name]
         x = torch.randn(2, conv.layer.in_channels, 12, 10)
-        found = patches(conv.layer, x, 10**6, torch.Generator()) @ to_matrix(conv.weight).T
+        place = places(conv.layer, x, 10**6, torch.Generator())
+        found = patches(conv.layer, x, place) @ to_matrix(conv.weight).T
         plain = replace(conv.layer, relu=False)
         wanted = conv.forward(x) if not conv.layer.relu else None
         if wanted is None:

@@ -84,7 +84,9 @@ def naive(weight, hessian, zeros: int, pattern: str, block: int) -> np.ndarray:
 def test_agrees_with_dense_inverses(pattern, dtype) -> None:
     weight, _, hessian = problem(12, 40, 300)
     zeros = 240
-    found = reconstruct(weight.to(getattr(torch, dtype)), hessian, zeros, pattern, block=16)
+    found = reconstruct(
+        weight.to(getattr(torch, dtype)), hessian, zeros, pattern, block=16, refits=0
+    )
     wanted = naive(weight, hessian, zeros, pattern, 16)
     assert found.dtype == getattr(torch, dtype)
     assert np.abs(found.numpy() - wanted).max() < (1e-5 if dtype == "float32" else 1e-9)
@@ -95,10 +97,38 @@ def test_what_stays_is_optimal_in_the_last_columns() -> None:
     # Where all zeros lie before a column, that column and all after are least-squares optimal.
     weight, _, hessian = problem(6, 24, 200)
     weight[:, :8] *= 1e-3  # all zeros go here
-    found = reconstruct(weight, hessian, 48, block=8, damping=0.0)
+    found = reconstruct(weight, hessian, 48, block=8, damping=0.0, refits=0)
     assert (found[:, :8] == 0).all() and (found[:, 8:] != 0).all()
     best = weight[:, 8:] + weight[:, :8] @ hessian[:8, 8:] @ torch.linalg.inv(hessian[8:, 8:])
     assert torch.allclose(found[:, 8:], best, atol=1e-9)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_stays_is_refitted_to_least_squares(pattern) -> None:
+    """Against a dense solve of each row's normal equations, with outputs other than its own."""
+    weight, inputs, hessian = problem(6, 24, 300)
+    outputs = inputs @ weight.T + 0.3 * torch.tensor(
+        np.random.default_rng(1).standard_normal((300, 6))
+    )
+    pull = inputs.T @ (outputs - inputs @ weight.T)
+    found = reconstruct(weight, hessian, 72, pattern, pull=pull, refits=200)
+    rough = reconstruct(weight, hessian, 72, pattern, pull=pull, refits=0)
+    assert torch.equal(found == 0, rough == 0) and int((found == 0).sum()) == 72
+    step = 0.01 * float(hessian.diagonal().mean())
+    for row in range(6):
+        stays = found[row] != 0
+        part = inputs[:, stays]
+        # Damping pulls towards the weight as it was; zeros are a change, too.
+        damped = hessian + step * torch.eye(24)
+        wanted = damped[stays] @ weight[row] + pull[stays, row]
+        best = torch.linalg.solve(part.T @ part + step * torch.eye(part.shape[1]), wanted)
+        assert torch.allclose(found[row, stays], best, atol=1e-7)
+
+    def error(of) -> float:
+        return float((inputs @ of.T - outputs).square().sum())
+
+    plain = reconstruct(weight, hessian, 72, pattern)
+    assert error(found) <= error(rough) < error(plain)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -1,8 +1,9 @@
 """What each layer reads on calibration photographs, when its predecessors are pruned already.
 
-The network's table is walked once. Every photograph's live activations are kept (float16: for
-128 photographs on r101-c4's canvas 4 GB at the widest place), so that nothing is computed twice:
-a layer's inputs are sampled and handed out, the caller prunes the layer, then it runs on all
+The network's table is walked twice: once before anything is pruned, to note what each layer gives
+at some places, and once while its layers are pruned. Every photograph's live activations are kept
+(float16: for 128 photographs on r101-c4's canvas 4 GB at the widest place, and 2 GB of notes): a
+layer's inputs are sampled and handed out, the caller prunes the layer, then it runs on all
 photographs and its output feeds the next.
 
 Glossary: columns as in `patterns`; a sample is what one output position reads, [columns]. Some
@@ -12,6 +13,7 @@ photographs are held out: nothing is fitted to their samples.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +27,7 @@ from ..errors import InputError
 from ..network import Layer
 from ..preprocess import to_canvas
 from ..reference import FasterRCNN
+from .patterns import to_matrix
 
 SAMPLES_A_COLUMN = 4
 LEAST_SAMPLES = 16384
@@ -37,18 +40,46 @@ REGIONS = 16
 class LayerInputs:
     """What one layer reads.
 
+    What is *missing* is the output of the unpruned network, less what this layer gives on its
+    present inputs with its own weights: before ReLU, residual added.
+
     Attributes:
         name: the layer.
         mean: [columns], over the samples of photographs that are not held out.
-        hessian: [columns, columns], their covariance times their number; None if not asked for.
-            Without the mean, because the bias takes care of it.
+        missing: [out], the mean of what is missing.
+        hessian: [columns, columns], the samples' covariance times their number; None if not asked
+            for. Without the mean, because the bias takes care of it.
+        pull: [columns, out], covariance of samples and what is missing, times their number.
         held_out: [<= HELD_OUT_SAMPLES, columns], of held-out photographs.
+        held_out_missing: [<= HELD_OUT_SAMPLES, out].
+        held_out_size: norm of what the unpruned layer gives there, its mean removed, without the
+            residual.
     """
 
     name: str
     mean: Tensor
+    missing: Tensor
     hessian: Tensor | None
+    pull: Tensor | None
     held_out: Tensor
+    held_out_missing: Tensor
+    held_out_size: float
+
+
+@dataclass(frozen=True, slots=True)
+class DenseOutputs:
+    """What the unpruned network gives.
+
+    Attributes:
+        outputs: of each layer, taken out as it is used: for each photograph what it gives at the
+            sampled places, before ReLU, residual added, float16 [samples, out].
+        sizes: as `LayerInputs.held_out_size`.
+        regions: of each photograph, the boxes that both walks look at.
+    """
+
+    outputs: dict[str, list[Tensor]]
+    sizes: dict[str, float]
+    regions: list[Tensor]
 
 
 def calibration_canvas(photo: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
@@ -61,8 +92,32 @@ def calibration_canvas(photo: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
 
 
 @torch.no_grad()
+def dense_outputs(
+    model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], *, held_out: int,
+    seed: int = 0,
+) -> DenseOutputs:  # fmt: skip
+    """The first walk; arguments as `layer_inputs` takes them.
+
+    Raises:
+        InputError: activations leave float16's range, or the RPN proposes nothing.
+    """
+    found = DenseOutputs({}, {}, [])
+    for layer, states in _walk(model, canvases, layers, found.regions):
+        matrix = to_matrix(model.layers[layer.name].weight)
+        own, whole = [], []
+        for place, state in zip(_places(layer, states, held_out, seed), states, strict=True):
+            own.append(patches(layer, state[layer.source], place) @ matrix.T)
+            rest = _residual(layer, state, place)
+            whole.append(_store(layer.name, own[-1] if rest is None else own[-1] + rest))
+        unseen = torch.cat(own[len(own) - held_out :])
+        found.outputs[layer.name] = whole
+        found.sizes[layer.name] = float((unseen - unseen.mean(dim=0)).norm())
+    return found
+
+
+@torch.no_grad()
 def layer_inputs(
-    model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], *,
+    model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], dense: DenseOutputs, *,
     held_out: int, hessians: bool = True, seed: int = 0,
 ) -> Iterator[LayerInputs]:  # fmt: skip
     """Inputs of each layer of `layers`, in the order of the network.
@@ -71,24 +126,41 @@ def layer_inputs(
         model: without separate batch norms. A layer's weights may be changed while its inputs
             are in hand; what follows sees the change.
         canvases: one for each photograph, as `calibration_canvas` makes them.
+        dense: of the same model, canvases, layers, held-out photographs and seed.
         held_out: how many of them, the last ones, are held out; at least 1, and 1 is left.
-        hessians: gather them, too.
+        hessians: gather them and the pull, too.
 
     Raises:
-        InputError: activations leave float16's range, or the RPN proposes nothing.
+        InputError: activations leave float16's range.
+    """
+    for layer, states in _walk(model, canvases, layers, dense.regions):
+        conv = model.layers[layer.name]
+        yield _gather(layer, to_matrix(conv.weight), states, dense.outputs.pop(layer.name),
+                      dense.sizes[layer.name], held_out, hessians, seed)  # fmt: skip
+
+
+def _walk(
+    model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], regions: list[Tensor]
+) -> Iterator[tuple[Layer, list[dict[str, Tensor]]]]:
+    """Each layer of `layers` with all photographs' live activations, before it runs on them.
+
+    Args:
+        regions: boxes of each photograph; filled if it is empty.
     """
     table = model.network.layers
     last = max(i for i, layer in enumerate(table) if layer.name in layers)
     needs_regions = any(layer.part == "roi" for layer in table[: last + 1])
-    wanted = set(layers)
     states = [{"canvas": _store("canvas", model.normalise(canvas))} for canvas in canvases]
     for index, layer in enumerate(table[: last + 1]):
         if layer.source == "rois" and "rois" not in states[0]:
-            for state, canvas in zip(states, canvases, strict=True):
-                state["rois"] = _store("rois", _regions(model, state, canvas))
-        if layer.name in wanted:
-            yield _gather(layer, [s[layer.source] for s in states], held_out, hessians,
-                          seed * 1000 + index)  # fmt: skip
+            if not regions:
+                regions += [_regions(model, state, canvas)
+                            for state, canvas in zip(states, canvases, strict=True)]  # fmt: skip
+            for state, boxes in zip(states, regions, strict=True):
+                features = state[model.network.features].float()
+                state["rois"] = _store("rois", model.roi_features(features, [boxes]))
+        if layer.name in layers:
+            yield layer, states
         later = table[index + 1 :] if index < last else ()
         live = {name for after in later for name in (after.source, after.residual)}
         if needs_regions and layer.part != "roi":
@@ -104,7 +176,8 @@ def layer_inputs(
 
 
 def _store(name: str, value: Tensor) -> Tensor:
-    half = value.to(torch.float16, memory_format=torch.channels_last)
+    form = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+    half = value.to(torch.float16, memory_format=form)
     if not torch.isfinite(half).all():
         raise InputError(f"activations of {name} leave float16's range: this model cannot be "
                          "calibrated")  # fmt: skip
@@ -112,7 +185,7 @@ def _store(name: str, value: Tensor) -> Tensor:
 
 
 def _regions(model: FasterRCNN, state: dict[str, Tensor], canvas: Tensor) -> Tensor:
-    """RoI features of one photograph's spread proposals, [<= REGIONS, C, 14, 14]."""
+    """One photograph's spread proposals, [<= REGIONS, 4]."""
     features = state[model.network.features].float()
     logits = state["rpn.objectness"].float().permute(0, 2, 3, 1).reshape(-1)
     deltas = state["rpn.deltas"].float().permute(0, 2, 3, 1).reshape(-1, 4)
@@ -121,43 +194,89 @@ def _regions(model: FasterRCNN, state: dict[str, Tensor], canvas: Tensor) -> Ten
     if not len(proposals):
         raise InputError("the RPN proposes nothing on a calibration photograph")
     chosen = torch.linspace(0, len(proposals) - 1, min(REGIONS, len(proposals))).long()
-    return model.roi_features(features, [proposals[chosen]])
+    return proposals[chosen]
 
 
 def _gather(
-    layer: Layer, inputs: list[Tensor], held_out: int, hessian: bool, seed: int
-) -> LayerInputs:
-    """Sample the layer's inputs on all photographs."""
-    generator = torch.Generator().manual_seed(seed)
-    columns = layer.weights // layer.out_channels
-    fitted, rest = inputs[: len(inputs) - held_out], inputs[len(inputs) - held_out :]
-    total = max(LEAST_SAMPLES, SAMPLES_A_COLUMN * columns)
-    share = math.ceil(total / len(fitted))
+    layer: Layer, matrix: Tensor, states: list[dict[str, Tensor]], dense: list[Tensor],
+    size: float, held_out: int, hessian: bool, seed: int,
+) -> LayerInputs:  # fmt: skip
+    """Sample a layer's inputs on all photographs, and what is missing in its outputs.
+
+    Args:
+        matrix: the layer's weight as `patterns.to_matrix` has it.
+    """
+    out, columns = matrix.shape
+    places = _places(layer, states, held_out, seed)
+    fitted = len(states) - held_out
     # Sums are taken round the first photograph's mean: float32 would lose a small covariance
     # beside a large mean.
     centre: Tensor | None = None
     count, sums, moments = 0, torch.zeros(columns), torch.zeros(0, 0)
-    for x in fitted:
-        samples = patches(layer, x, share, generator)
+    lacks, pull = torch.zeros(out), torch.zeros(0, 0)
+    unseen, unseen_lack = [], []
+    for number, (state, place, wanted) in enumerate(zip(states, places, dense, strict=True)):
+        samples = patches(layer, state[layer.source], place)
+        lack = wanted.float() - samples @ matrix.T
+        rest = _residual(layer, state, place)
+        if rest is not None:
+            lack -= rest
+        if number >= fitted:
+            unseen.append(samples)
+            unseen_lack.append(lack)
+            continue
         if centre is None:
             centre = samples.mean(dim=0)
-            moments = torch.zeros(columns, columns) if hessian else moments
+            if hessian:
+                moments, pull = torch.zeros(columns, columns), torch.zeros(columns, out)
         samples -= centre
         count += len(samples)
         sums += samples.sum(dim=0)
+        lacks += lack.sum(dim=0)
         if hessian:
             moments.addmm_(samples.T, samples)
+            pull.addmm_(samples.T, lack)
     assert centre is not None
-    shift = sums / count
+    shift, missing = sums / count, lacks / count
     if hessian:
         moments.addr_(sums, shift, alpha=-1)
-    share = math.ceil(HELD_OUT_SAMPLES / len(rest))
-    unseen = torch.cat([patches(layer, x, share, generator) for x in rest])
-    return LayerInputs(layer.name, centre + shift, moments if hessian else None, unseen)
+        pull.addr_(sums, missing, alpha=-1)
+    return LayerInputs(
+        layer.name, centre + shift, missing, moments if hessian else None,
+        pull if hessian else None, torch.cat(unseen), torch.cat(unseen_lack), size,
+    )  # fmt: skip
 
 
-def patches(layer: Layer, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """What `count` random output positions of a layer read (all, if it has fewer).
+Place = tuple[Tensor, Tensor, Tensor]
+"""Output positions: image, row, column."""
+
+
+def _places(
+    layer: Layer, states: list[dict[str, Tensor]], held_out: int, seed: int
+) -> Iterator[Place]:
+    """Random output positions of a layer on each photograph, the same in both walks."""
+    columns = layer.weights // layer.out_channels
+    total = max(LEAST_SAMPLES, SAMPLES_A_COLUMN * columns)
+    fitted = len(states) - held_out
+    for number, state in enumerate(states):
+        share = -(-total // fitted) if number < fitted else -(-HELD_OUT_SAMPLES // held_out)
+        generator = torch.Generator().manual_seed(
+            random.Random(f"{seed}/{layer.name}/{number}").getrandbits(48)
+        )
+        yield places(layer, state[layer.source], share, generator)
+
+
+def places(layer: Layer, x: Tensor, count: int, generator: torch.Generator) -> Place:
+    """`count` random output positions of a layer (all, if it has fewer) on input [B, C, H, W]."""
+    rows, columns = ((n + sum(layer.padding) - layer.kernel) // layer.stride + 1
+                     for n in x.shape[2:])  # fmt: skip
+    chosen = torch.randperm(len(x) * rows * columns, generator=generator)[:count]
+    image, place = chosen // (rows * columns), chosen % (rows * columns)
+    return image, place // columns, place % columns
+
+
+def patches(layer: Layer, x: Tensor, place: Place) -> Tensor:
+    """What a layer reads for those output positions.
 
     Args:
         x: the layer's input [B, C, H, W].
@@ -167,11 +286,17 @@ def patches(layer: Layer, x: Tensor, count: int, generator: torch.Generator) -> 
     """
     before, after = layer.padding
     x = F.pad(x, (before, after, before, after))
-    size, stride = layer.kernel, layer.stride
-    rows, columns = ((n - size) // stride + 1 for n in x.shape[2:])
-    chosen = torch.randperm(len(x) * rows * columns, generator=generator)[:count]
-    image, place = chosen // (rows * columns), chosen % (rows * columns)
-    top, left = place // columns * stride, place % columns * stride
+    image, row, column = place
+    top, left = row * layer.stride, column * layer.stride
     nhwc = x.permute(0, 2, 3, 1)
+    size = layer.kernel
     taps = [nhwc[image, top + i, left + j] for i in range(size) for j in range(size)]
     return torch.stack(taps, dim=1).flatten(1).float()
+
+
+def _residual(layer: Layer, state: dict[str, Tensor], place: Place) -> Tensor | None:
+    """What is added to the layer's output at those positions, float32 [count, out]."""
+    if layer.residual is None:
+        return None
+    image, row, column = place
+    return state[layer.residual].permute(0, 2, 3, 1)[image, row, column].float()

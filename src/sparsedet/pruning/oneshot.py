@@ -1,8 +1,9 @@
 """Pruning a trained network at once, without labels and without training.
 
 Every layer is pruned once, in the network's order, on the inputs that its pruned predecessors
-give it: by magnitude, or by `reconstruct`. Either way its bias is moved so that every channel's
-mean over the calibration photographs is what the unpruned weights would give.
+give it: by magnitude, or by `reconstruct`, which aims at what the unpruned network gives there and
+so makes up for its predecessors, too. Either way its bias is moved so that every channel's mean
+over the calibration photographs is the unpruned network's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..network import Network
 from ..reference import FasterRCNN
-from .calibration import LayerInputs, layer_inputs
+from .calibration import LayerInputs, dense_outputs, layer_inputs
 from .patterns import GROUP, check_pattern, from_matrix, pruned_by_size, smallest, to_matrix
 from .reconstruct import reconstruct
 from .report import LayerPruning, PruningReport
@@ -118,8 +119,10 @@ def prune_once(
     weights = {name: conv.weight for name, conv in model.layers.items()}
     zeros = plan_zeros(model.network, weights, settings)
     rows = []
+    names = tuple(zeros)
+    dense = dense_outputs(model, canvases, names, held_out=held_out, seed=settings.seed)
     inputs_of_all = layer_inputs(
-        model, canvases, tuple(zeros), held_out=held_out,
+        model, canvases, names, dense, held_out=held_out,
         hessians=settings.method == "reconstruct", seed=settings.seed,
     )  # fmt: skip
     for done, inputs in enumerate(inputs_of_all):
@@ -138,17 +141,16 @@ def _prune_layer(conv: Any, inputs: LayerInputs, zeros: int, settings: OneShot) 
     if inputs.hessian is None:
         after = by_size
     else:
-        after = reconstruct(before, inputs.hessian, zeros, settings.pattern)
+        after = reconstruct(before, inputs.hessian, zeros, settings.pattern, pull=inputs.pull)
     error = output_error(before, after, inputs)
     size_error = error if after is by_size else output_error(before, by_size, inputs)
-    conv.bias += (before - after) @ inputs.mean
+    conv.bias += inputs.missing + (before - after) @ inputs.mean
     conv.weight.copy_(from_matrix(after, conv.weight.shape))
     return LayerPruning(inputs.name, before.numel(), zeros, error, size_error)
 
 
 def output_error(before: Tensor, after: Tensor, inputs: LayerInputs) -> float:
     """`LayerPruning.error` of a weight matrix that replaces another, bias moved along."""
-    outputs = inputs.held_out @ before.T
     change = (inputs.held_out - inputs.mean) @ (after - before).T
-    size = (outputs - outputs.mean(dim=0)).norm()
-    return float(change.norm() / size) if size > 0 else 0.0
+    change -= inputs.held_out_missing - inputs.missing
+    return float(change.norm() / inputs.held_out_size) if inputs.held_out_size > 0 else 0.0

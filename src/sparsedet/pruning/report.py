@@ -15,10 +15,12 @@ class LayerPruning:
 
     Attributes:
         weights, zeros: of the weight alone.
-        error: by how much the layer's output changes on held-out photographs, inputs being those
-            of the pruned network: norm of the change over the norm of the output, its mean
-            over positions removed.
-        magnitude_error: the same for as many zeros by magnitude, with a corrected bias.
+        error: by how much the layer's output (residual added, before ReLU) differs from the
+            unpruned network's on held-out photographs, all layers before being pruned: norm of
+            the difference over the norm of what the unpruned layer adds, its mean over positions
+            removed.
+        magnitude_error: the same for as many zeros of this layer by magnitude, with a corrected
+            bias.
     """
 
     name: str

@@ -1,0 +1,285 @@
+"""Pruning methods compared: AP against sparsity, and each layer's error.
+
+    python benchmarks/bench_pruning.py --annotations VAL.json --images FOLDER \\
+      --calibration FOLDER [--dense FILE] [--gradual 0.6=RUN 0.8=RUN --dense-continued RUN]
+
+At once, by magnitude and by reconstruction, to each of --sparsities: pruned here, from --dense, on
+photographs of --calibration, which are no photographs of --images. Gradually with fine-tuning:
+finished models, files or run folders. Each is scored by the engine, and its difference to its own
+baseline has a paired bootstrap interval over the photographs of --images: at once, the dense model
+that it came from; gradual, --dense-continued, which was trained on for the same steps by the same
+schedule without pruning.
+
+Pruned models and detections are kept in --work, named after the content of what they come from: a
+run that was stopped continues, and a new dense model, a new photograph or changed pruning code
+starts anew. Writes docs/results/bench_pruning.json, docs/images/pruning.svg, and the tables
+between the marks of docs/pruning.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from documents import insert
+from machine import RESULTS, ROOT, describe, save
+
+import sparsedet
+from sparsedet.bootstrap import paired_bootstrap
+from sparsedet.coco import load_coco
+from sparsedet.evaluate import evaluate, score_results
+from sparsedet.files import sha256_of, write_atomic
+from sparsedet.pruning.oneshot import OneShot
+from sparsedet.pruning.run import PHOTOGRAPHS, prune_files
+
+MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
+LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
+CODE = ("calibration", "oneshot", "patterns", "reconstruct", "schedule")
+"""Modules that a change of which asks for pruning anew."""
+TITLES = {
+    "magnitude": "at once, magnitude",
+    "reconstruct": "at once, reconstruction",
+    "gradual": "gradual, fine-tuned",
+}
+
+
+def digest(*parts: str) -> str:
+    """A short name of what it is given."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def model_file(path: Path) -> Path:
+    """A run folder's result, or the file itself."""
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def pruned(
+    dense: Path, method: Any, sparsity: float, images: Path, photographs: int, work: Path
+) -> Path:
+    """The folder of a model that is pruned at once, now or by an earlier run."""
+    source = Path(sparsedet.__file__).parent / "pruning"
+    code = [sha256_of(source / f"{name}.py") for name in CODE]
+    names = sorted(p.name for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
+    name = digest(sha256_of(dense), method, str(sparsity), str(photographs), *names, *code)
+    folder = work / f"{method}-{sparsity:g}-{name}"
+    if not (folder / "report.png").exists():  # the last file that is written
+        for left in folder.glob("*"):
+            left.unlink()
+        print(f"pruning to {sparsity:g} by {method}", flush=True)
+        settings = OneShot(method=method, sparsity=sparsity)
+        prune_files(dense, images, folder, settings, photographs=photographs)
+    return folder
+
+
+def detections(model: Path, dataset: Any, threads: int, work: Path) -> list[dict[str, Any]]:
+    """What the model finds in all photographs of the data set, now or by an earlier run."""
+    isa = sparsedet.Detector.load(model, num_threads=1).isa
+    path = work / f"found-{digest(sha256_of(model), sha256_of(dataset.path), isa)}.json"
+    if not path.exists():
+        print(f"scoring {model}", flush=True)
+        _, found = evaluate(sparsedet.Detector.load(model, num_threads=threads), dataset)
+        write_atomic(path, json.dumps(found).encode())
+    results: list[dict[str, Any]] = json.loads(path.read_text())
+    return results
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All rows, and the layers' errors of each model that was pruned at once."""
+    work = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    models: list[tuple[str, float, Path]] = []
+    layers = []
+    dense = model_file(arguments.dense)
+    for method in ("magnitude", "reconstruct"):
+        for sparsity in arguments.sparsities:
+            folder = pruned(dense, method, sparsity, arguments.calibration, arguments.photographs,
+                            work)  # fmt: skip
+            models.append((method, sparsity, folder / "model.safetensors"))
+            if method == "reconstruct":
+                report = json.loads((folder / "report.json").read_text())
+                layers.append(layer_check(sparsity, report))
+    models += [("gradual", sparsity, model_file(path)) for sparsity, path in arguments.gradual]
+    baselines = {"magnitude": dense, "reconstruct": dense}
+    if arguments.dense_continued:
+        baselines["gradual"] = model_file(arguments.dense_continued)
+    dataset = load_coco(arguments.annotations, arguments.images, sparsedet.config.COCO_NAMES)
+    if set(dataset.class_names) != set(sparsedet.load_model(dense).config.class_names):
+        dataset = load_coco(arguments.annotations, arguments.images)
+
+    def row(path: Path) -> dict[str, Any]:
+        found = detections(path, dataset, arguments.threads, work)
+        stats = score_results(dataset.path, found, class_names=dataset.class_names).stats
+        return {
+            "file": f"{path.parent.name}/{path.name}", "sha256": sha256_of(path),
+            "sparsity": sparsedet.Detector.load(path, num_threads=1).sparsity,
+            "ap": stats["AP"], "ap50": stats["AP50"],
+        }  # fmt: skip
+
+    rows = []
+    for method, target, path in models:
+        base = baselines[method]
+        found = [detections(p, dataset, arguments.threads, work) for p in (base, path)]
+        differences = paired_bootstrap(dataset, *found, resamples=arguments.resamples)
+        rows.append(
+            {
+                "method": method,
+                "target": target,
+                **row(path),
+                "difference": {name: asdict(differences[name]) for name in ("AP", "AP50")},
+            }
+        )
+    return {
+        "machine": describe("", arguments.threads),
+        "images": len(dataset.images),
+        "resamples": arguments.resamples,
+        "calibration_photographs": arguments.photographs,
+        "baselines": {method: row(path) for method, path in baselines.items()},
+        "rows": rows,
+        "layers": layers,
+    }
+
+
+def layer_check(sparsity: float, report: dict[str, Any]) -> dict[str, Any]:
+    """In how many layers reconstruction's error on held-out photographs is below magnitude's."""
+    ratios = {r["name"]: r["error"] / r["magnitude_error"] for r in report["layers"]}
+    worst = max(ratios, key=lambda name: ratios[name])
+    ordered = sorted(ratios.values())
+    return {
+        "target": sparsity,
+        "layers": len(ratios),
+        "better": sum(ratio < 1 for ratio in ordered),
+        "median_ratio": ordered[len(ordered) // 2],
+        "worst_layer": worst,
+        "worst_ratio": ratios[worst],
+        "errors": {r["name"]: [r["error"], r["magnitude_error"]] for r in report["layers"]},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row for each model, its baseline before it, and what the figures are."""
+    lines = [
+        "| Method | Zeros of all parameters | AP | AP50 | Of its baseline | Difference in AP |",
+        "|---|---|---|---|---|---|",
+    ]
+    seen = set()
+    for row in result["rows"]:
+        base = result["baselines"][row["method"]]
+        if base["sha256"] not in seen:
+            seen.add(base["sha256"])
+            name = "dense, trained on as long" if row["method"] == "gradual" else "dense"
+            lines.append(
+                f"| {name} | {100 * base['sparsity']:.1f} % | {base['ap']:.4f} | "
+                f"{base['ap50']:.4f} |  |  |"
+            )
+        d = row["difference"]["AP"]
+        share = f"{100 * row['ap'] / base['ap']:.1f} %" if base["ap"] > 0 else ""
+        lines.append(
+            f"| {TITLES[row['method']]} | {100 * row['sparsity']:.1f} % | {row['ap']:.4f} | "
+            f"{row['ap50']:.4f} | {share} | "
+            f"{d['difference']:+.4f} ({d['low']:+.4f} .. {d['high']:+.4f}) |"
+        )
+    machine = result["machine"]
+    lines += [
+        "",
+        f"{result['images']} photographs that nothing was trained, pruned or chosen by; engine "
+        f"{machine['isa']}, float32. In brackets the 95 % interval of the paired bootstrap over "
+        f"photographs ({result['resamples']} resamples). At once: "
+        f"{result['calibration_photographs']} photographs of the training set without labels, "
+        "uniform allocation, no training.",
+    ]
+    return "\n".join(lines)
+
+
+def layer_table(result: dict[str, Any]) -> str:
+    """Reconstruction against magnitude, layer by layer."""
+    lines = [
+        "| Zeros of all parameters | Layers where reconstruction's error is lower | Its error over "
+        "magnitude's: median | at most |",
+        "|---|---|---|---|",
+    ]
+    for check in result["layers"]:
+        lines.append(
+            f"| {100 * check['target']:.0f} % | {check['better']} of {check['layers']} | "
+            f"{check['median_ratio']:.2f} | {check['worst_ratio']:.2f} "
+            f"(`{check['worst_layer']}`) |"
+        )
+    return "\n".join(lines)
+
+
+def picture(result: dict[str, Any]) -> bytes:
+    """AP against sparsity, a line a method, bars: the paired interval round the baseline's AP."""
+    from plots import BLUE, GREEN, GREY, ORANGE, plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    colours = {"magnitude": ORANGE, "reconstruct": BLUE, "gradual": GREEN}
+    shift = {"magnitude": -0.4, "reconstruct": 0.0, "gradual": 0.4}  # so that bars lie apart
+    for method, title in TITLES.items():
+        rows = [r for r in result["rows"] if r["method"] == method]
+        if not rows:
+            continue
+        base = result["baselines"][method]
+        zeros = [100 * r["sparsity"] + shift[method] for r in rows]
+        spread = [[r["difference"]["AP"][a] - r["difference"]["AP"][b] for r in rows]
+                  for a, b in (("difference", "low"), ("high", "difference"))]  # fmt: skip
+        axes.errorbar(zeros, [r["ap"] for r in rows], yerr=spread, fmt="o-", capsize=3,
+                      color=colours[method], label=title)  # fmt: skip
+        dense = {"magnitude": None, "reconstruct": "dense", "gradual": "dense, trained on as long"}
+        if dense[method]:
+            style = "--" if method == "reconstruct" else ":"
+            axes.axhline(base["ap"], color=GREY, linestyle=style, label=dense[method])
+    axes.set(
+        xlabel="zeros among all parameters, %", ylabel="AP", ylim=(0, None),
+        title=f"{result['images']} photographs; bars: 95 %, paired with the baseline",
+    )  # fmt: skip
+    axes.legend(frameon=False)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return drawn.getvalue()
+
+
+def pair(text: str) -> tuple[float, Path]:
+    """`0.6=RUN`."""
+    sparsity, _, path = text.partition("=")
+    if not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected SPARSITY=MODEL")
+    return float(sparsity), Path(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
+    parser.add_argument("--images", type=Path, required=True, help="its photographs")
+    parser.add_argument("--calibration", type=Path, required=True, help="other photographs")
+    parser.add_argument("--dense", type=Path,
+                        default=ROOT / "recipes" / "embedded" / "dense.safetensors")  # fmt: skip
+    parser.add_argument("--gradual", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
+    parser.add_argument("--dense-continued", type=Path, metavar="MODEL")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.602, 0.7, 0.8, 0.9])
+    parser.add_argument("--photographs", type=int, default=192)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench_pruning")
+    parser.add_argument("--json", type=Path, default=RESULTS / "bench_pruning.json")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "pruning.md")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "pruning.svg")
+    arguments = parser.parse_args(argv)
+    if arguments.gradual and not arguments.dense_continued:
+        parser.error("--gradual needs --dense-continued, its baseline")
+    result = measure(arguments)
+    save(arguments.json, result)
+    write_atomic(arguments.picture, picture(result), overwrite=True)
+    for mark, text in ((MARK, table(result)), (LAYER_MARK, layer_table(result))):
+        insert(arguments.document, mark, text)
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
