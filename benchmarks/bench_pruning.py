@@ -10,9 +10,9 @@ baseline has a paired bootstrap interval over the photographs of --images: at on
 that it came from; gradual, --dense-continued, which was trained on for the same steps by the same
 schedule without pruning.
 
-Pruned models and detections are kept in --work, named after the content of what they come from: a
-run that was stopped continues, and a new dense model, a new photograph or changed pruning code
-starts anew. Writes docs/results/bench_pruning.json, docs/images/pruning.svg, and the tables
+Pruned models and detections are kept in --work, named after what they come from: a run that was
+stopped continues, and a new dense model, a new photograph's name or changed pruning code starts
+anew. Writes docs/results/bench_pruning.json, docs/images/pruning.svg, and the tables
 between the marks of docs/pruning.md.
 """
 
@@ -107,9 +107,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     baselines = {"magnitude": dense, "reconstruct": dense}
     if arguments.dense_continued:
         baselines["gradual"] = model_file(arguments.dense_continued)
-    dataset = load_coco(arguments.annotations, arguments.images, sparsedet.config.COCO_NAMES)
-    if set(dataset.class_names) != set(sparsedet.load_model(dense).config.class_names):
-        dataset = load_coco(arguments.annotations, arguments.images)
+    names = sparsedet.load_model(dense).config.class_names
+    dataset = load_coco(arguments.annotations, arguments.images, names)
 
     def row(path: Path) -> dict[str, Any]:
         found = detections(path, dataset, arguments.threads, work)

@@ -6,7 +6,8 @@ torchvision's detector is given the same backbone and res5 (the same modules wit
 anchors, image size, batch, numbers of proposals and sampled regions, smooth L1, SGD and threads.
 Photographs are noise in memory, with a few boxes each; neither side resizes or loads. A step is
 forward, backward and optimizer. Three of ours are timed in turn with theirs: dense, pruned (masks
-that are applied each step) and the step at which masks are recomputed.
+that are applied each step) and the step at which masks are recomputed. What pruning adds is less
+than steps differ by themselves; so its two parts are timed alone, too.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ def batch_of_noise(images: int, height: int, width: int) -> tuple[Tensor, list[T
 
 def our_step(
     config: ModelConfig, recipe: Recipe, part: Part, folder: Path, update: bool = False
-) -> tuple[Callable[[], Any], list[int]]:
-    """A step of the trainer, and how many regions the head saw in each.
+) -> tuple[Callable[[], Any], list[int], Trainer]:
+    """A step of the trainer, how many regions the head saw in each, and the trainer.
 
     With `update`, masks are recomputed in each step.
     """
@@ -153,7 +154,7 @@ def our_step(
         trainer.step = recipe.prune_end if update else 1
         trainer.train_step([part])
 
-    return step, count_rows(trainer.model.layers["box.logits"])
+    return step, count_rows(trainer.model.layers["box.logits"]), trainer
 
 
 def peer_step(
@@ -175,6 +176,25 @@ def peer_step(
         optimizer.step()
 
     return step, count_rows(detector.get_submodule("roi_heads.box_predictor"))
+
+
+def time_alone(trainer: Trainer) -> dict[str, float]:
+    """Median seconds of masking the gradients of a step, and of recomputing the masks."""
+    pruner = trainer.pruner
+    assert pruner is not None
+    work = {
+        "gradients": pruner.mask_gradients,
+        "masks": lambda: pruner.update(trainer.recipe.prune_end),
+    }
+    found = {}
+    for name, call in work.items():
+        times = []
+        for _ in range(7):
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        found[name] = statistics.median(times)
+    return found
 
 
 def main() -> None:
@@ -202,11 +222,12 @@ def main() -> None:
     part = Part(canvas, targets, 1.0, [1])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        *ours, pruner = our_step(config, pruned, part, folder)
         steps = {
-            "dense": our_step(config, dense, part, folder),
+            "dense": our_step(config, dense, part, folder)[:2],
             "torchvision": peer_step(torchvision_peer(config, dense, height, width), dense, part),
-            "pruned": our_step(config, pruned, part, folder),
-            "pruned, masks recomputed": our_step(config, pruned, part, folder, update=True),
+            "pruned": tuple(ours),
+            "pruned, masks recomputed": our_step(config, pruned, part, folder, update=True)[:2],
         }
         times: dict[str, list[float]] = {key: [] for key in steps}
         for number in range(arguments.rounds + 1):  # the first warms up
@@ -217,6 +238,7 @@ def main() -> None:
                     raise SystemExit(f"{key}: {regions[-1]} regions, another amount of work")
                 if number:
                     times[key].append(time.perf_counter() - begin)
+        alone = time_alone(pruner)
 
     def ratio(a: str, b: str) -> float:
         """Median over rounds of neighbours' ratios: the machine's own changes cancel."""
@@ -234,12 +256,18 @@ def main() -> None:
         "ratio_to_torchvision": ratio("dense", "torchvision"),
         "pruning_overhead": {"masks_applied": applied, "masks_recomputed_a_step": recomputed,
                              "total": applied + recomputed},
+        "pruning_alone": {
+            "seconds": alone,
+            "share_of_a_step": (alone["gradients"] + alone["masks"] / every)
+            / statistics.median(times["dense"]),
+        },
     }  # fmt: skip
     for key, value in result["seconds"].items():
         print(f"{key:<26}{1000 * value:9.1f} ms")
     print(f"dense / torchvision: {result['ratio_to_torchvision']:.3f}")
     print(f"pruning adds {applied + recomputed:.2%} ({applied:.2%} to apply the masks, "
           f"{recomputed:.2%} to recompute them every {every} steps)")  # fmt: skip
+    print(f"timed alone: {result['pruning_alone']['share_of_a_step']:.2%}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
