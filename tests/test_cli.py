@@ -741,7 +741,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH = {"reference", "importers.torchvision_resnet"} | {
     f"training.{name}"
-    for name in ("average", "checkpoint", "data", "distributed", "log", "loop", "losses",
+    for name in ("average", "checkpoint", "data", "distill", "distributed", "log", "loop", "losses",
                  "optimizer", "start", "validation")
 }  # fmt: skip
 TORCH |= {f"pruning.{m}" for m in ("calibration", "masks", "oneshot", "patterns", "reconstruct")}
