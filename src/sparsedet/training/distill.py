@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,9 +29,6 @@ from ..config import ModelConfig
 from ..errors import InputError
 from ..reference import FasterRCNN
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .losses import Target
 
 SAME = ("class_names", "background", "anchor_sizes", "anchor_ratios", "anchor_stride",
         "anchor_offset", "cell_anchors", "roi_size")  # fmt: skip
@@ -98,13 +94,13 @@ def weights(recipe: Recipe) -> dict[str, float]:
 
 
 def distillation(
-    teacher: Teacher, recipe: Recipe, canvas: Tensor, targets: list[Target], features: Tensor,
-    objectness: Tensor, rois: list[Tensor], class_logits: Tensor,
+    teacher: Teacher, recipe: Recipe, canvas: Tensor, extents: list[tuple[int, int]],
+    features: Tensor, objectness: Tensor, rois: list[Tensor], class_logits: Tensor,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The losses of `weights`, weighted.
 
     Args:
-        canvas: [B, 3, H, W]; targets: of each image, for its extent.
+        canvas: [B, 3, H, W]; extents: (height, width) of each photograph on it, pixels.
         features, objectness: the student's, [B, C, Hf, Wf] and [B, A].
         rois: the regions [R_i, 4] of each image; class_logits: the student's [R, K + 1].
     """
@@ -124,7 +120,7 @@ def distillation(
         found["distill_rpn"] = objectness_loss(objectness, rated, recipe.rpn_batch)
     if "distill_features" in factors:
         stride = teacher.model.config.anchor_stride
-        sizes = [(math.ceil(t.height / stride), math.ceil(t.width / stride)) for t in targets]
+        sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in extents]
         found["distill_features"] = feature_loss(features, seen, sizes)
     return {name: factors[name] * loss for name, loss in found.items()}
 

@@ -210,8 +210,9 @@ def losses(
     found = {"rpn_objectness": rpn_objectness, "rpn_box": rpn_box,
              "roi_class": roi_class, "roi_box": roi_box}  # fmt: skip
     if teacher is not None:
+        extents = [(target.height, target.width) for target in targets]
         found |= distillation(
-            teacher, recipe, canvas, targets, features, logits, rois, class_logits
+            teacher, recipe, canvas, extents, features, logits, rois, class_logits
         )
     return found
 
