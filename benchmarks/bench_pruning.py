@@ -144,8 +144,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def layer_check(sparsity: float, report: dict[str, Any]) -> dict[str, Any]:
-    """In how many layers reconstruction's error on held-out photographs is below magnitude's."""
-    ratios = {r["name"]: r["error"] / r["magnitude_error"] for r in report["layers"]}
+    """In how many layers reconstruction's error on held-out photographs is below magnitude's.
+
+    Layers that had as many zeros before do not count: there was nothing to choose.
+    """
+    rows = [r for r in report["layers"] if r["had"] < r["zeros"]]
+    ratios = {r["name"]: r["error"] / r["magnitude_error"] for r in rows}
     worst = max(ratios, key=lambda name: ratios[name])
     ordered = sorted(ratios.values())
     return {
@@ -155,7 +159,7 @@ def layer_check(sparsity: float, report: dict[str, Any]) -> dict[str, Any]:
         "median_ratio": ordered[len(ordered) // 2],
         "worst_layer": worst,
         "worst_ratio": ratios[worst],
-        "errors": {r["name"]: [r["error"], r["magnitude_error"]] for r in report["layers"]},
+        "errors": {r["name"]: [r["error"], r["magnitude_error"]] for r in rows},
     }
 
 

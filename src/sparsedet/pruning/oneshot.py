@@ -137,6 +137,7 @@ def prune_once(
 def _prune_layer(conv: Any, inputs: LayerInputs, zeros: int, settings: OneShot) -> LayerPruning:
     """Replace a layer's weight and bias."""
     before = to_matrix(conv.weight)
+    had = int((before == 0).sum())
     by_size = before.masked_fill(pruned_by_size(before, zeros, settings.pattern), 0.0)
     if inputs.hessian is None:
         after = by_size
@@ -146,7 +147,7 @@ def _prune_layer(conv: Any, inputs: LayerInputs, zeros: int, settings: OneShot) 
     size_error = error if after is by_size else output_error(before, by_size, inputs)
     conv.bias += inputs.missing + (before - after) @ inputs.mean
     conv.weight.copy_(from_matrix(after, conv.weight.shape))
-    return LayerPruning(inputs.name, before.numel(), zeros, error, size_error)
+    return LayerPruning(inputs.name, before.numel(), zeros, had, error, size_error)
 
 
 def output_error(before: Tensor, after: Tensor, inputs: LayerInputs) -> float:

@@ -15,6 +15,8 @@ class LayerPruning:
 
     Attributes:
         weights, zeros: of the weight alone.
+        had: zeros before; where they are enough, there was nothing to prune, and both errors are
+            those of the arithmetic.
         error: by how much the layer's output (residual added, before ReLU) differs from the
             unpruned network's on held-out photographs, all layers before being pruned: norm of
             the difference over the norm of what the unpruned layer adds, its mean over positions
@@ -26,6 +28,7 @@ class LayerPruning:
     name: str
     weights: int
     zeros: int
+    had: int
     error: float
     magnitude_error: float
 
