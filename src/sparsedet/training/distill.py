@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -86,6 +87,23 @@ def check_recipe(recipe: Recipe, taught: bool) -> None:
     for key in (*LOSSES, "distill_temperature"):
         if getattr(recipe, key) != getattr(usual, key):
             raise InputError(f"{key} is {getattr(recipe, key)}, but there is no teacher")
+
+
+def check_resumed(path: Path, before: str, now: Teacher | None) -> None:
+    """Refuse to continue a run with another teacher than it had.
+
+    Args:
+        path: of the checkpoint; before: its teacher's SHA-256, "" for none.
+
+    Raises:
+        InputError: says which of the two is missing or another.
+    """
+    if before == (now.sha256 if now else ""):
+        return
+    if now and before:
+        raise InputError(f"{path}: its run learns from another teacher than {now.name}")
+    raise InputError(f"{path}: its run has no teacher" if now else
+                     f"{path}: its run learns from a teacher: give it again")  # fmt: skip
 
 
 def weights(recipe: Recipe) -> dict[str, float]:

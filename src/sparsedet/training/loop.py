@@ -26,18 +26,16 @@ from torch import Tensor, nn
 from ..coco import CocoDataset
 from ..errors import InputError
 from ..files import write_atomic
-from ..pruning.masks import KeptZeros, MagnitudePruner, Masks
-from ..pruning.schedule import CubicSchedule, half_of, prunable_layers
 from ..reference import FasterRCNN
 from ..weights import load_model, save_model
 from .average import WeightAverage
 from .checkpoint import read_checkpoint, write_checkpoint
 from .data import Batches, Part, held_out
-from .distill import Teacher, check_recipe
+from .distill import Teacher, check_recipe, check_resumed
 from .distributed import Ranks
 from .log import Log
 from .losses import LossModule
-from .optimizer import build_optimizer, freeze
+from .optimizer import build_optimizer, freeze, make_masks
 from .plots import plot_run
 from .recipe import Recipe
 from .validation import GROUND_TRUTH, check_validation, draw_samples, validate, write_ground_truth
@@ -86,16 +84,7 @@ class Trainer:
         freeze(model, recipe.freeze_at)
         self.optimizer = build_optimizer(model, recipe)
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=recipe.amp == "fp16")
-        self.pruner: Masks | None = None
-        if recipe.prunes:
-            layers = prunable_layers(model.network, recipe.exclude)
-            final = half_of(model.network, layers) if recipe.pattern == "2:4" else recipe.sparsity
-            schedule = CubicSchedule(final=final, begin=recipe.prune_begin, end=recipe.prune_end,
-                                     every=recipe.prune_every)  # fmt: skip
-            self.pruner = MagnitudePruner(model, schedule, recipe.allocation, recipe.exclude,
-                                          recipe.pattern)  # fmt: skip
-        elif recipe.keep_zeros:
-            self.pruner = KeptZeros(model, recipe.exclude)
+        self.pruner = make_masks(model, recipe)
         self.average = WeightAverage(model, recipe.ema) if recipe.ema else None
         check_recipe(recipe, teacher is not None)
         if teacher is not None:
@@ -186,15 +175,11 @@ class Trainer:
         saved = read_checkpoint(path)
         before, now = json.loads(saved.metadata["recipe"]), self.recipe.to_dict()
         if saved.part("mask/") and not self.pruner:
-            raise InputError(f"{path}: is of a pruning run, but the recipe's sparsity is 0")
+            raise InputError(
+                f"{path}: is of a pruning run, but the recipe prunes and keeps nothing"
+            )
         state = json.loads(saved.metadata.get("state", "{}"))
-        teacher = state.get("teacher", "")
-        if teacher != (self.teacher.sha256 if self.teacher else ""):
-            what = "has no teacher"
-            if teacher:
-                what = f"learns from another teacher than {self.teacher.name}" if self.teacher \
-                    else "learns from a teacher: give it again"  # fmt: skip
-            raise InputError(f"{path}: its run {what}")
+        check_resumed(path, state.get("teacher", ""), self.teacher)
         self.origin = state.get("origin", self.origin)
         for key in sorted(now):
             if self.ranks.writes and json.dumps(now[key]) != json.dumps(before.get(key)):

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and how: frozen stages, groups of the optimizer."""
+"""Which parameters are trained, and how: frozen stages, zeros, groups of the optimizer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..pruning.masks import KeptZeros, MagnitudePruner, Masks
+from ..pruning.schedule import CubicSchedule, half_of, prunable_layers
 from ..reference import FasterRCNN
 from .recipe import Recipe
 
@@ -37,3 +39,21 @@ def build_optimizer(model: FasterRCNN, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(lists, lr=recipe.learning_rate)
     return torch.optim.SGD(lists, lr=recipe.learning_rate, momentum=recipe.momentum)
+
+
+def make_masks(model: FasterRCNN, recipe: Recipe) -> Masks | None:
+    """The recipe's zeros: growing, kept as they are, or none.
+
+    Raises:
+        InputError: the model cannot be pruned so, or has no zeros to keep.
+    """
+    if recipe.keep_zeros:
+        return KeptZeros(model, recipe.exclude)
+    if not recipe.prunes:
+        return None
+    final = recipe.sparsity
+    if recipe.pattern == "2:4":
+        final = half_of(model.network, prunable_layers(model.network, recipe.exclude))
+    schedule = CubicSchedule(final=final, begin=recipe.prune_begin, end=recipe.prune_end,
+                             every=recipe.prune_every)  # fmt: skip
+    return MagnitudePruner(model, schedule, recipe.allocation, recipe.exclude, recipe.pattern)
