@@ -132,8 +132,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 "difference": {name: asdict(differences[name]) for name in ("AP", "AP50")},
             }
         )
+    machine = describe("", arguments.threads)
+    chosen = " ".join(f"{s:g}" for s in arguments.sparsities)  # files are where they are
+    machine["command"] = (f"python benchmarks/bench_pruning.py --sparsities {chosen} "
+                          f"--photographs {arguments.photographs} ...")  # fmt: skip
     return {
-        "machine": describe("", arguments.threads),
+        "machine": machine,
         "images": len(dataset.images),
         "resamples": arguments.resamples,
         "calibration_photographs": arguments.photographs,
