@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstring>
 #include <optional>
 
@@ -102,29 +103,75 @@ std::optional<Method> to_method(const std::string& name) {
 
 // The engine with its instruction set chosen; see engine.h.
 class PyEngine {
+  using Bias = Array<float, nb::shape<-1>>;
+
  public:
   PyEngine(const std::string& isa, int threads, bool pin, nb::dict params)
       : PyEngine(isa, threads, pin, to_params(params)) {}
 
   PyEngine(const PyEngine& other, int threads) : engine_(other.engine_, threads) {}
 
+  // weight: an array [out, in, k, k], the pair (mask, values) of the model file, or None.
   void add(const std::string& name, const std::string& source, const std::string& residual,
            const std::string& part, int in_channels, int out_channels, int kernel, int stride,
-           std::pair<int, int> padding, bool relu, bool output,
-           std::optional<Array<float, nb::shape<-1, -1, -1, -1>>> weight,
-           std::optional<Array<float, nb::shape<-1>>> bias, const std::string& method) {
-    const Part p = part == "backbone" ? Part::backbone : part == "rpn" ? Part::rpn : Part::roi;
-    OpSpec spec{name, source, residual, p, !weight, in_channels, out_channels, kernel, stride,
-                padding.first, padding.second, relu, output};
-    if (weight) {
-      const size_t k = static_cast<size_t>(kernel);
-      if (!bias || weight->shape(0) != size_t(out_channels) || weight->shape(1) != size_t(in_channels) ||
-          weight->shape(2) != k || weight->shape(3) != k || bias->shape(0) != size_t(out_channels))
-        throw std::invalid_argument(name + ": weight or bias has the wrong shape");
+           std::pair<int, int> padding, bool relu, bool output, nb::object weight,
+           std::optional<Bias> bias, const std::string& method) {
+    const OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel, stride,
+                                padding, relu, output, weight.is_none());
+    check_bias(spec, bias);
+    const auto chosen = to_method(method);
+    if (nb::isinstance<nb::tuple>(weight)) {
+      const auto [mask, values] =
+          nb::cast<std::pair<Array<uint8_t, nb::ndim<1>>, nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig,
+                                                                      nb::device::cpu>>>(weight);
+      const bool half = values.dtype() == nb::dlpack::dtype{2, 16, 1};
+      if (!half && values.dtype() != nb::dtype<float>())
+        throw std::invalid_argument(name + ": values are neither float32 nor float16");
+      nb::gil_scoped_release release;
+      engine_.add(spec, {{mask.data(), mask.size()}, values.data(), values.size(), half}, bias->data(),
+                  chosen);
+      return;
+    }
+    std::optional<Array<float, nb::shape<-1, -1, -1, -1>>> dense;
+    if (!weight.is_none()) {
+      dense = nb::cast<Array<float, nb::shape<-1, -1, -1, -1>>>(weight);
+      const size_t shape[] = {size_t(out_channels), size_t(in_channels), size_t(kernel), size_t(kernel)};
+      for (int i = 0; i < 4; i++)
+        if (dense->shape(i) != shape[i]) throw std::invalid_argument(name + ": weight has the wrong shape");
     }
     nb::gil_scoped_release release;
-    engine_.add(spec, weight ? weight->data() : nullptr, bias ? bias->data() : nullptr,
-                to_method(method));
+    engine_.add(spec, dense ? dense->data() : nullptr, bias ? bias->data() : nullptr, chosen);
+  }
+
+  // packed: what `packed` gave, in one array; kept, not copied.
+  void add_packed(const std::string& name, const std::string& source, const std::string& residual,
+                  const std::string& part, int in_channels, int out_channels, int kernel, int stride,
+                  std::pair<int, int> padding, bool relu, bool output,
+                  Array<uint8_t, nb::ndim<1>> packed, Bias bias, const std::string& method,
+                  int64_t nonzero, uint64_t checksum) {
+    const OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel, stride,
+                                padding, relu, output, false);
+    check_bias(spec, bias);
+    const auto chosen = to_method(method);
+    if (!chosen) throw std::invalid_argument(name + ": its method is not given");
+    if (reinterpret_cast<uintptr_t>(packed.data()) % 64)
+      throw std::invalid_argument(name + ": its packed weights are not aligned");
+    const std::shared_ptr<const void> owner(packed.data(), [packed](const void*) mutable {
+      nb::gil_scoped_acquire acquire;
+      packed = {};
+    });
+    const PackedOp op{*chosen, nonzero, checksum,
+                      {{reinterpret_cast<const std::byte*>(packed.data()), packed.size()}}};
+    engine_.add_packed(spec, op, owner, bias.data());
+  }
+
+  // (method, nonzero weights, checksum, packed weights in some arrays that lie one after the other)
+  nb::tuple packed(const std::string& name) {
+    const PackedOp op = engine_.packed(name);
+    nb::list parts;
+    for (const auto& part : op.parts)
+      parts.append(nb::bytes(part.data(), part.size()));
+    return nb::make_tuple(kMethods[static_cast<int>(op.method)], op.nonzero, op.checksum, parts);
   }
 
   template <class T>
@@ -197,12 +244,15 @@ class PyEngine {
 
   nb::ndarray<nb::numpy, float> run_op(const std::string& name, Array<float, nb::ndim<4>> x,
                                        std::optional<Array<float, nb::ndim<4>>> residual) {
-    int h = 0, w = 0;
-    const auto out =
-        engine_.run_op(name, x.data(), static_cast<int>(x.shape(0)), static_cast<int>(x.shape(2)),
-                       static_cast<int>(x.shape(3)), residual ? residual->data() : nullptr, h, w);
-    const size_t batch = x.shape(0), channels = out.size() / (batch * h * w);
-    return to_numpy(out, {batch, channels, size_t(h), size_t(w)});
+    const auto shape_of = [](const Array<float, nb::ndim<4>>& array) {
+      Engine::Shape shape;
+      for (int i = 0; i < 4; i++) shape[i] = static_cast<int>(std::min<size_t>(array.shape(i), INT_MAX));
+      return shape;
+    };
+    Engine::Shape shape = shape_of(x);
+    const auto out = engine_.run_op(name, x.data(), shape, residual ? residual->data() : nullptr,
+                                    residual ? shape_of(*residual) : Engine::Shape{});
+    return to_numpy(out, {size_t(shape[0]), size_t(shape[1]), size_t(shape[2]), size_t(shape[3])});
   }
 
   nb::list planned() const {
@@ -214,12 +264,27 @@ class PyEngine {
   }
   void plan(int height, int width) { engine_.plan(height, width); }
   size_t arena_bytes() const { return engine_.arena_bytes(); }
+  size_t weight_bytes() const { return engine_.weight_bytes(); }
+  size_t activation_bytes() const { return engine_.activation_bytes(); }
   std::string isa() const { return engine_.kernels().isa; }
   int threads() const { return engine_.threads(); }
   int64_t nonzero_weights() const { return engine_.nonzero_weights(); }
   const std::vector<std::pair<std::string, double>>& timings() const { return engine_.timings(); }
 
  private:
+  static OpSpec to_spec(const std::string& name, const std::string& source, const std::string& residual,
+                        const std::string& part, int in_channels, int out_channels, int kernel,
+                        int stride, std::pair<int, int> padding, bool relu, bool output, bool pool) {
+    const Part p = part == "backbone" ? Part::backbone : part == "rpn" ? Part::rpn : Part::roi;
+    return {name,   source, residual,      p,              pool, in_channels, out_channels,
+            kernel, stride, padding.first, padding.second, relu, output};
+  }
+
+  static void check_bias(const OpSpec& spec, const std::optional<Bias>& bias) {
+    if (!spec.is_pool && (!bias || bias->shape(0) != size_t(spec.out_channels)))
+      throw std::invalid_argument(spec.name + ": bias has the wrong shape");
+  }
+
   PyEngine(const std::string& isa, int threads, bool pin, const EngineParams& params)
       : engine_(choose(isa, params), threads, pin, params) {}
 
@@ -248,6 +313,7 @@ class PyEngine {
 NB_MODULE(_native, m) {
   using sparsedet::PyEngine;
   m.doc() = "The sparse engine's core; use sparsedet.engine instead.";
+  m.attr("pack_version") = sparsedet::kPackVersion;
   m.def("available_isas", &sparsedet::available_isas);
   m.def("has_bfloat16", [](const std::string& isa) { return sparsedet::has_bfloat16(sparsedet::choose_kernels(isa)); },
         "isa"_a = "");
@@ -269,6 +335,10 @@ NB_MODULE(_native, m) {
       .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
            "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
            "output"_a, "weight"_a.none(), "bias"_a.none(), "method"_a = "")
+      .def("add_packed", &PyEngine::add_packed, "name"_a, "source"_a, "residual"_a, "part"_a,
+           "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
+           "output"_a, "packed"_a, "bias"_a, "method"_a, "nonzero"_a, "checksum"_a)
+      .def("packed", &PyEngine::packed, "name"_a)
       .def("run", &PyEngine::run<uint8_t>, "canvas"_a)
       .def("run", &PyEngine::run<float>, "canvas"_a)
       .def("features", &PyEngine::features, "canvas"_a)
@@ -280,6 +350,8 @@ NB_MODULE(_native, m) {
       .def("run_op", &PyEngine::run_op, "name"_a, "x"_a, "residual"_a.none() = nb::none())
       .def("plan", &PyEngine::plan, "height"_a, "width"_a)
       .def_prop_ro("arena_bytes", &PyEngine::arena_bytes)
+      .def_prop_ro("weight_bytes", &PyEngine::weight_bytes)
+      .def_prop_ro("activation_bytes", &PyEngine::activation_bytes)
       .def_prop_ro("isa", &PyEngine::isa)
       .def_prop_ro("threads", &PyEngine::threads)
       .def_prop_ro("nonzero_weights", &PyEngine::nonzero_weights)

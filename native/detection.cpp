@@ -53,9 +53,12 @@ std::vector<Box> find_proposals(const BoxParams& params, const float* logits, co
   const int anchors = static_cast<int>(params.cell_anchors.size());
   std::vector<int> order(static_cast<size_t>(height) * width * anchors);
   std::iota(order.begin(), order.end(), 0);
-  // Higher logit first, equal ones by index: the order of a stable sort.
+  // Higher logit first, equal ones by index: the order of a stable sort. What is no number comes
+  // last, for a sort by an order that contradicts itself may run out of bounds.
   auto better = [&](int a, int b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    const bool number = logits[a] == logits[a];
+    if (number != (logits[b] == logits[b])) return number;
+    return number && logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
   };
   const size_t count = std::min(order.size(), static_cast<size_t>(params.pre_nms));
   std::nth_element(order.begin(), order.begin() + count, order.end(), better);

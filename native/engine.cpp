@@ -5,19 +5,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <new>
 #include <stdexcept>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "bfloat16.h"
 
 namespace sparsedet {
 
 namespace {
-
-constexpr size_t kHugePage = size_t{2} << 20;
 
 int out_length(int length, const OpSpec& s) {
   const int room = length + s.padding_before + s.padding_after - s.kernel;
@@ -108,20 +102,12 @@ void read_regions(const Regions& from, int count, float* out) {
 
 }  // namespace
 
-Arena::~Arena() { std::free(data_); }
-
 void Arena::reserve(size_t floats) {
   if (floats <= floats_) return;
-  std::free(data_);
   floats_ = 0;
-  const size_t bytes = (floats * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage;
-  data_ = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
-  if (!data_) throw std::bad_alloc();
-#if defined(__linux__)
-  madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
-  std::memset(data_, 0, bytes);
-  floats_ = bytes / sizeof(float);
+  pages_.reset();  // before the new ones are had
+  pages_ = allocate_pages(floats * sizeof(float));
+  floats_ = (floats * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage / sizeof(float);
 }
 
 Engine::Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params)
@@ -183,42 +169,102 @@ std::vector<Engine::Planned> Engine::planned() const {
   return out;
 }
 
-void Engine::add(const OpSpec& spec, const float* weight, const float* bias,
-                 std::optional<Method> method) {
+std::pair<Engine::Op, ConvShape> Engine::begin(const OpSpec& spec, const float* bias) const {
   Op op{};
   op.spec = spec;
   op.type = params_.precision;
-  if (spec.part == Part::backbone) feature_name_ = spec.name;
-  if (!spec.is_pool) {
-    const Type in = type_of(spec.source);
-    op.type = spec.output ? Type::float32 : in;
-    ConvShape shape{spec.in_channels, spec.out_channels, spec.kernel, spec.stride,
-                    spec.padding_before, spec.relu, in, op.type};
-    op.hoisted = params_.hoist && spec.source == "rois";
-    if (op.hoisted) {
-      if (spec.kernel != 1 || spec.padding_before != 0)
-        throw std::invalid_argument(spec.name + ": only a 1x1 convolution without padding hoists");
-      shape.stride = 1;
-      shape.relu = false;
-      const int words = pitch(words_of(op.type, spec.out_channels), kernels_.lanes);
-      op.roi_bias.assign(2 * words, 0.0f);
-      for (int c = 0; c < spec.out_channels; c++)
-        op.roi_bias[op.type == Type::float32 ? c : c / 2 + c % 2 * words] = bias[c];
-      bias = nullptr;
-    }
-    const int64_t weights = int64_t(spec.out_channels) * spec.in_channels * spec.kernel * spec.kernel;
-    op.nonzero = std::count_if(weight, weight + weights, [](float w) { return w != 0; });
-    op.method = method ? *method : choose_method(spec, in, double(op.nonzero) / double(weights));
-    if (op.method == Method::winograd && !can_winograd(spec, in))
-      throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
-    if (op.method == Method::winograd)
-      op.winograd = pack_winograd(kernels_, shape, weight, bias);
-    else
-      op.conv = pack_conv(kernels_, shape, weight, bias, spec.part == Part::roi && !op.hoisted,
-                          op.method == Method::dense);
+  if (spec.is_pool) return {std::move(op), {}};
+  const Type in = type_of(spec.source);
+  op.type = spec.output ? Type::float32 : in;
+  ConvShape shape{spec.in_channels, spec.out_channels, spec.kernel, spec.stride,
+                  spec.padding_before, spec.relu, in, op.type};
+  op.hoisted = params_.hoist && spec.source == "rois";
+  if (op.hoisted) {
+    if (spec.kernel != 1 || spec.padding_before != 0)
+      throw std::invalid_argument(spec.name + ": only a 1x1 convolution without padding hoists");
+    shape.stride = 1;
+    shape.relu = false;
+    const int words = pitch(words_of(op.type, spec.out_channels), kernels_.lanes);
+    op.roi_bias.assign(2 * words, 0.0f);
+    for (int c = 0; c < spec.out_channels; c++)
+      op.roi_bias[op.type == Type::float32 ? c : c / 2 + c % 2 * words] = bias[c];
   }
+  return {std::move(op), shape};
+}
+
+void Engine::finish(Op op) {
+  if (op.spec.part == Part::backbone) feature_name_ = op.spec.name;
   ops_.push_back(std::move(op));
   canvas_height_ = canvas_width_ = 0;
+}
+
+void Engine::add(const OpSpec& spec, const Weights& weights, const float* bias,
+                 std::optional<Method> method) {
+  auto [op, shape] = begin(spec, bias);
+  if (!spec.is_pool) {
+    const int64_t count = int64_t(spec.out_channels) * spec.in_channels * spec.kernel * spec.kernel;
+    op.nonzero = weights.nonzero(count, pool_);
+    op.method = method ? *method : choose_method(spec, shape.in, double(op.nonzero) / double(count));
+    if (op.method == Method::winograd && !can_winograd(spec, shape.in))
+      throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
+    const Packer packer{&pool_, &weights_, &pack_scratch_};
+    if (op.hoisted) bias = nullptr;
+    if (op.method == Method::winograd)
+      op.winograd = pack_winograd(kernels_, shape, weights, bias, packer);
+    else
+      op.conv = pack_conv(kernels_, shape, weights, bias, spec.part == Part::roi && !op.hoisted,
+                          op.method == Method::dense, packer);
+  }
+  finish(std::move(op));
+}
+
+void Engine::add_packed(const OpSpec& spec, const PackedOp& packed, std::shared_ptr<const void> owner,
+                        const float* bias) {
+  auto [op, shape] = begin(spec, bias);
+  op.nonzero = packed.nonzero;
+  op.method = packed.method;
+  std::span<const std::byte> bytes = packed.parts.at(0);
+  if (checksum(bytes, pool_) != packed.checksum)
+    throw std::invalid_argument(spec.name + ": its packed weights are damaged");
+  if (op.hoisted) bias = nullptr;
+  if (op.method == Method::winograd) {
+    if (!can_winograd(spec, shape.in))
+      throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
+    op.winograd = unpack_winograd(kernels_, shape, bytes, owner, bias);
+  } else {
+    op.conv = unpack_conv(kernels_, shape, bytes, owner, bias, spec.part == Part::roi && !op.hoisted);
+  }
+  if (!bytes.empty()) throw std::invalid_argument(spec.name + ": more is packed than it has");
+  finish(std::move(op));
+}
+
+PackedOp Engine::packed(const std::string& name) {
+  const Op& o = op(name);
+  PackedOp out{o.method, o.nonzero, 0, {}};
+  if (o.method != Method::winograd) {
+    out.parts = {o.conv.packed};
+    out.checksum = checksum(o.conv.packed, pool_);
+    return out;
+  }
+  // Points that were packed one after the other mostly lie so, but not past a block's end.
+  std::vector<std::byte> all;
+  for (const PackedConv& point : o.winograd.points) {
+    out.parts.push_back(point.packed);
+    all.insert(all.end(), point.packed.begin(), point.packed.end());
+  }
+  out.checksum = checksum(all, pool_);
+  return out;
+}
+
+size_t Engine::weight_bytes() const {
+  size_t n = 0;
+  const auto count = [&](const PackedConv& c) { n += c.packed.size() + c.bias.size() * sizeof(float); };
+  for (const Op& o : ops_) {
+    if (!o.spec.is_pool && o.method != Method::winograd) count(o.conv);
+    for (const PackedConv& point : o.winograd.points) count(point);
+    n += (o.winograd.bias.size() + o.roi_bias.size()) * sizeof(float);
+  }
+  return n;
 }
 
 const Engine::Op& Engine::op(const std::string& name) const {
@@ -262,6 +308,7 @@ void Engine::place(std::vector<Span*>& spans, size_t& total) {
 void Engine::plan(int height, int width) {
   if (height == canvas_height_ && width == canvas_width_) return;
   canvas_height_ = canvas_width_ = 0;
+  pack_scratch_ = {};
   maps_.clear();
   regions_.clear();
   transposed_.clear();
@@ -611,14 +658,19 @@ std::vector<float> Engine::roi_features(const float* features, const std::vector
   return result;
 }
 
-std::vector<float> Engine::run_op(const std::string& name, const float* x, int batch, int height,
-                                  int width, const float* residual, int& out_height,
-                                  int& out_width) {
+std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape& shape,
+                                  const float* residual, const Shape& residual_shape) {
   const Op& o = op(name);
   const OpSpec& s = o.spec;
   if (o.hoisted) throw std::invalid_argument(name + " is hoisted: build the engine without hoisting");
-  out_height = out_length(height, s);
-  out_width = out_length(width, s);
+  const auto [batch, channels, height, width] = shape;
+  const int out_height = out_length(height, s), out_width = out_length(width, s);
+  if (channels != s.in_channels || batch < 1 || (s.part != Part::roi && batch != 1) || out_height < 1 ||
+      out_width < 1)
+    throw std::invalid_argument(name + ": x has the wrong shape");
+  shape = {batch, s.out_channels, out_height, out_width};
+  if (residual && (s.is_pool || residual_shape != shape))
+    throw std::invalid_argument(name + ": the residual has the wrong shape");
   Arena memory[3];
   if (s.part == Part::roi) {
     const int lanes = kVectors * kernels_.lanes, blocks = (batch + lanes - 1) / lanes;

@@ -4,6 +4,7 @@
 // packs their weights at once, and plans one activation arena for a canvas size. One run at a
 // time; the caller guards that.
 #pragma once
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "detection.h"
 #include "layers.h"
+#include "memory.h"
 
 namespace sparsedet {
 
@@ -44,17 +46,24 @@ struct EngineParams {
   Type precision;
 };
 
-// Memory for activations: aligned to huge pages where the system has them.
+// Memory for activations.
 class Arena {
  public:
-  ~Arena();
   void reserve(size_t floats);
-  float* data() const { return data_; }
+  float* data() const { return reinterpret_cast<float*>(pages_.get()); }
   size_t floats() const { return floats_; }
 
  private:
-  float* data_ = nullptr;
+  std::shared_ptr<std::byte> pages_;
   size_t floats_ = 0;
+};
+
+// What was packed for an operation before, in this process or another (Engine::packed).
+struct PackedOp {
+  Method method;
+  int64_t nonzero;
+  uint64_t checksum;
+  std::vector<std::span<const std::byte>> parts;  // one after the other, multiples of 64 bytes
 };
 
 class Engine {
@@ -64,10 +73,16 @@ class Engine {
   // threads and activations of its own: both may run at the same time.
   Engine(const Engine& other, int threads);
 
-  // weight [out][in][k][k] and bias [out]; both null for pooling. In table order. Without a method
+  // Weights [out][in][k][k] and bias [out]; null for pooling. In table order. Without a method
   // a cost model chooses one, from the shape and the zeros alone.
-  void add(const OpSpec& spec, const float* weight, const float* bias,
+  void add(const OpSpec& spec, const Weights& weights, const float* bias,
            std::optional<Method> method = {});
+  // The same from what was packed before (one part), 64-byte aligned and alive as long as `owner`.
+  // Throws std::invalid_argument if it is damaged or does not fit; then nothing is added.
+  void add_packed(const OpSpec& spec, const PackedOp& packed, std::shared_ptr<const void> owner,
+                  const float* bias);
+  // Of an operation with weights, for add_packed of an engine with the same kernels and parameters.
+  PackedOp packed(const std::string& name);
 
   // Plan for a canvas size; does nothing if it is the planned one already.
   void plan(int height, int width);
@@ -86,8 +101,11 @@ class Engine {
   // [boxes][channels][bins][bins].
   std::vector<float> roi_features(const float* features, const std::vector<Box>& boxes);
   // One operation on its own: x and residual [batch][channels][h][w]; batch 1 for map operations.
-  std::vector<float> run_op(const std::string& name, const float* x, int batch, int height,
-                            int width, const float* residual, int& out_height, int& out_width);
+  // The shape of x comes in and that of the result goes out. Throws std::invalid_argument for one
+  // that does not fit.
+  using Shape = std::array<int, 4>;
+  std::vector<float> run_op(const std::string& name, const float* x, Shape& shape,
+                            const float* residual, const Shape& residual_shape);
 
   const EngineParams& params() const { return params_; }
   const Kernels& kernels() const { return kernels_; }
@@ -98,6 +116,10 @@ class Engine {
   int canvas_height() const { return canvas_height_; }
   int canvas_width() const { return canvas_width_; }
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
+  // What the engine holds: packed weights with what belongs to them, and activations planned and
+  // in work.
+  size_t weight_bytes() const;
+  size_t activation_bytes() const { return arena_bytes() + scratch_.bytes(); }
   int64_t nonzero_weights() const;
   // What the plan says of every convolution, in order.
   struct Planned {
@@ -129,6 +151,9 @@ class Engine {
   };
 
   const Op& op(const std::string& name) const;
+  // An operation without weights, with its bias if that is added after RoIAlign, and its shape.
+  std::pair<Op, ConvShape> begin(const OpSpec& spec, const float* bias) const;
+  void finish(Op op);
   bool can_winograd(const OpSpec& spec, Type type) const;
   Method choose_method(const OpSpec& spec, Type type, double density) const;
   static double expected_share(Method method, double density);
@@ -152,6 +177,8 @@ class Engine {
   Scratch scratch_;
   Context context_;
   Arena arena_;
+  Memory weights_;
+  PackScratch pack_scratch_;  // until a canvas is planned
   const std::shared_ptr<std::vector<Op>> shared_ops_;
   std::vector<Op>& ops_ = *shared_ops_;
   std::string feature_name_;

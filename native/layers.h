@@ -57,6 +57,11 @@ class Scratch {
   explicit Scratch(int workers) : buffers_(workers) {}
   // At least `floats` floats for that worker, aligned to 64 bytes; grows, never shrinks.
   float* get(int worker, size_t floats);
+  size_t bytes() const {
+    size_t n = 0;
+    for (const auto& buffer : buffers_) n += buffer.capacity() * sizeof(float);
+    return n;
+  }
 
  private:
   std::vector<std::vector<float>> buffers_;

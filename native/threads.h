@@ -1,6 +1,7 @@
 // A small pool of threads. Work is handed out by an atomic counter, so results must not
 // depend on who does what; kernels never see the pool.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -15,9 +16,11 @@ namespace sparsedet {
 
 class Pool {
  public:
-  // The calling thread is worker 0. With `pin`, worker i stays on the i-th CPU that the process
-  // may use (Linux); pinned threads keep their caches.
+  // The thread that calls `parallel` is worker 0. With `pin`, worker i stays on the i-th CPU that
+  // the thread that makes the pool may use (Linux); pinned threads keep their caches. The calling
+  // thread is put there for the time of the call, if it may run there, and then let go.
   explicit Pool(int threads, bool pin) : threads_(threads), pin_(pin) {
+    if (pin) cpus_ = allowed_cpus();
     for (int worker = 1; worker < threads; worker++)
       workers_.emplace_back([this, worker] { loop(worker); });
   }
@@ -40,28 +43,41 @@ class Pool {
       for (int item = 0; item < count; item++) body(item, 0);
       return;
     }
-    body_ = &body;
-    count_ = count;
-    next_.store(0, std::memory_order_relaxed);
-    running_.store(threads_ - 1, std::memory_order_relaxed);
+    const Pinned pinned(*this);
+    body_.store(&body, std::memory_order_relaxed);
+    count_.store(count, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    const uint64_t run = (left_.load(std::memory_order_relaxed) >> 32) + 1;
+    left_.store(run << 32 | static_cast<uint32_t>(count), std::memory_order_release);
     start_.fetch_add(1, std::memory_order_release);
     start_.notify_all();
     work(0);
-    for (int spins = 0; running_.load(std::memory_order_acquire) > 0; spins++)
-      if (spins > kSpins) std::this_thread::yield();
+    // For the items, not for the workers: one that comes late, because its CPU is busy with
+    // something else, finds nothing to do and keeps nobody waiting.
+    for (int spins = 0; done_.load(std::memory_order_acquire) < count; spins++)
+      if (spins > kSpins)
+        std::this_thread::yield();
+      else
+        relax();
   }
 
  private:
   static constexpr int kSpins = 20000;  // some 50 us: longer than the gap between two layers
 
   void work(int worker) {
-    const auto& body = *body_;
-    for (int item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < count_;)
-      body(item, worker);
+    uint64_t left = left_.load(std::memory_order_acquire);
+    while (static_cast<uint32_t>(left)) {
+      if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acquire)) continue;
+      // Until this item is done, body and count are those of its run.
+      const int count = count_.load(std::memory_order_relaxed);
+      (*body_.load(std::memory_order_relaxed))(count - static_cast<int>(static_cast<uint32_t>(left)), worker);
+      done_.fetch_add(1, std::memory_order_release);
+      left = left_.load(std::memory_order_acquire);
+    }
   }
 
   void loop(int worker) {
-    if (pin_) pin_self(worker);
+    if (pin_ && worker < static_cast<int>(cpus_.size())) run_on({cpus_[worker]});
     uint32_t seen = 0;
     while (true) {
       for (int spins = 0; start_.load(std::memory_order_acquire) == seen && spins < kSpins; spins++)
@@ -70,7 +86,6 @@ class Pool {
       seen = start_.load(std::memory_order_acquire);
       if (stop_) return;
       work(worker);
-      running_.fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -80,30 +95,57 @@ class Pool {
 #endif
   }
 
-  static void pin_self(int worker) {
+  // Of the calling thread; none where that cannot be said.
+  static std::vector<int> allowed_cpus() {
+    std::vector<int> cpus;
 #if defined(__linux__)
-    cpu_set_t allowed, mine;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; cpu++)
-      if (CPU_ISSET(cpu, &allowed) && seen++ == worker) {
-        CPU_ZERO(&mine);
-        CPU_SET(cpu, &mine);
-        pthread_setaffinity_np(pthread_self(), sizeof mine, &mine);
-        return;
-      }
+    cpu_set_t set;
+    if (pthread_getaffinity_np(pthread_self(), sizeof set, &set) == 0)
+      for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+#endif
+    return cpus;
+  }
+
+  static void run_on(const std::vector<int>& cpus) {
+#if defined(__linux__)
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (int cpu : cpus) CPU_SET(cpu, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 #else
-    (void)worker;
+    (void)cpus;
 #endif
   }
 
+  // Worker 0 on its CPU, for as long as this lives.
+  class Pinned {
+   public:
+    explicit Pinned(const Pool& pool) {
+      if (!pool.pin_ || pool.cpus_.empty()) return;
+      before_ = allowed_cpus();
+      if (std::find(before_.begin(), before_.end(), pool.cpus_[0]) == before_.end()) before_.clear();
+      if (!before_.empty()) run_on({pool.cpus_[0]});
+    }
+    ~Pinned() {
+      if (!before_.empty()) run_on(before_);
+    }
+    Pinned(const Pinned&) = delete;
+    Pinned& operator=(const Pinned&) = delete;
+
+   private:
+    std::vector<int> before_;
+  };
+
   const int threads_;
   const bool pin_;
+  std::vector<int> cpus_;  // of each worker, if they are pinned
   std::vector<std::thread> workers_;
   std::atomic<uint32_t> start_{0};
-  std::atomic<int> next_{0}, running_{0};
+  std::atomic<uint64_t> left_{0};  // which run of `parallel`, and how many of its items nobody has
+  std::atomic<int> count_{0}, done_{0};
   std::atomic<bool> stop_{false};
-  int count_ = 0;
-  const std::function<void(int, int)>* body_ = nullptr;
+  std::atomic<const std::function<void(int, int)>*> body_{nullptr};
 };
 
 }  // namespace sparsedet

@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparsedet.config import preset
 from sparsedet.engine import Engine, available_isas
 from sparsedet.errors import InputError
+from sparsedet.network import build_network
 from sparsedet.pruning.synthetic import random_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -208,3 +210,63 @@ def test_a_cpu_without_a_compiled_instruction_set(tmp_path: Path) -> None:
     assert run(SPARSEDET_ISA="") == f"avx2 scalar [avx2] [scalar] {refused}"
     # Neither does the environment fall back to what there is.
     assert run(SPARSEDET_ISA="avx512") == f"avx2 scalar {refused}[scalar] {refused}"
+
+
+# ------------------------------------------------------------- what the core is asked to do
+
+
+def test_a_caller_is_let_go_where_it_was() -> None:
+    """Worker 0 is the calling thread: it is pinned while the engine works, not afterwards."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no affinity here")
+    before = os.sched_getaffinity(0)
+    engine = Engine(TINY, random_tensors(TINY, 0.1), threads=3, pin=True)
+    free = Engine(TINY, random_tensors(TINY, 0.1), threads=3)
+    canvas = np.full((32, 32, 3), 99, np.uint8)
+    assert np.array_equal(engine.run(canvas), free.run(canvas))
+    assert os.sched_getaffinity(0) == before
+    try:
+        for cpu in before:  # one that the engine's first worker may or may not have
+            os.sched_setaffinity(0, {cpu})
+            engine.run(canvas)
+            assert os.sched_getaffinity(0) == {cpu}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_shapes_that_do_not_fit_an_operation() -> None:
+    engine = Engine(TINY, random_tensors(TINY, 0.1), threads=1, hoist=False).native
+    ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
+    assert engine.run_op("stem.conv", ones(1, 3, 9, 9)).shape == (1, 3, 5, 5)
+    residual = next(layer for layer in build_network(TINY).layers if layer.residual)
+    channels, out = residual.in_channels, residual.out_channels
+    assert engine.run_op(residual.name, ones(1, channels, 2, 3), ones(1, out, 2, 3)).size
+    for name, shape in (
+        ("stem.conv", (1, 4, 9, 9)), ("stem.conv", (2, 3, 9, 9)), ("stem.conv", (1, 3, 0, 9)),
+        ("stem.conv", (0, 3, 9, 9)), ("res5.0.conv1", (0, 5, 7, 7)), ("res5.0.conv1", (2, 4, 7, 7)),
+        ("stem.pool", (1, 2, 9, 9)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}: x has the wrong shape"):
+            engine.run_op(name, ones(*shape))
+    for shape in ((1, out, 2, 2), (1, out + 1, 2, 3), (2, out, 2, 3)):
+        with pytest.raises(ValueError, match="the residual has the wrong shape"):
+            engine.run_op(residual.name, ones(1, channels, 2, 3), ones(*shape))
+    with pytest.raises(ValueError, match="residual"):
+        engine.run_op("stem.pool", ones(1, 3, 9, 9), ones(1, 3, 5, 5))
+    with pytest.raises(ValueError, match="no operation 'x'"):
+        engine.run_op("x", ones(1, 3, 9, 9))
+
+
+def test_logits_that_are_no_numbers_come_last() -> None:
+    config = replace(TINY, canvas_height=160, canvas_width=160, rpn_pre_nms=50, proposals=50)
+    engine = Engine(config, random_tensors(config, 0.1), threads=1).native
+    engine.plan(160, 160)
+    rng = np.random.default_rng(0)
+    anchors = 10 * 10 * len(config.anchor_sizes) * len(config.anchor_ratios)
+    deltas = rng.standard_normal((anchors, 4)).astype(np.float32)
+    for share in (0.1, 0.5, 0.9, 1.0):
+        logits = rng.integers(-3, 4, anchors).astype(np.float32)  # with equal ones
+        logits[rng.random(anchors) < share] = np.nan
+        lowest = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+        found = engine.proposals(logits, deltas)
+        assert len(found) and np.array_equal(found, engine.proposals(lowest, deltas))

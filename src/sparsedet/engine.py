@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from ._native import available_isas, choose_isa, has_bfloat16
 from .config import ModelConfig
 from .errors import InputError
 from .network import Layer, build_network
+from .stored import StoredTensor, StoredTensors
 
 F32 = NDArray[np.float32]
 
@@ -39,17 +40,34 @@ OUTPUTS = frozenset(MERGED) | {name for names in MERGED.values() for name in nam
 
 
 def lower(
-    config: ModelConfig, tensors: Mapping[str, NDArray[Any]], merge: bool = True
-) -> Iterator[tuple[Layer, F32 | None, F32 | None]]:
+    config: ModelConfig,
+    tensors: Mapping[str, NDArray[Any]],
+    merge: bool = True,
+    weights: bool = True,
+) -> Iterator[tuple[Layer, F32 | StoredTensor | None, F32 | None]]:
     """The engine's operations: the layer table with the predictors merged.
 
     Args:
         tensors: folded weights, `NAME.weight` and `NAME.bias` of every layer.
         merge: without it, the layer table as it is.
+        weights: without them, None comes in their place.
 
     Yields:
-        layer, weight [out, in, k, k] and bias [out] (None for pooling).
+        layer, weight [out, in, k, k] and bias [out] (None for pooling). A sparse weight of a
+        model file comes as it is stored, [out, in, k, k] or [out, in], unless it is merged, and
+        holds until the next one comes.
     """
+    size = tensors.largest if isinstance(tensors, StoredTensors) and weights else 0
+    buffer = np.empty(size, np.uint8)
+
+    def stored(name: str, into: NDArray[np.uint8] | None = None) -> StoredTensor | None:
+        return tensors.stored(name, into) if isinstance(tensors, StoredTensors) else None
+
+    def array(name: str) -> F32:
+        """Not kept by `tensors`."""
+        found = stored(name)
+        return np.asarray(tensors[name], dtype=np.float32) if found is None else found.dense()
+
     members = {name: merged for merged, names in MERGED.items() for name in names if merge}
     pending: list[Layer] = []
     for layer in build_network(config).layers:
@@ -60,14 +78,16 @@ def lower(
         name = members.get(layer.name, layer.name)
         if name in MERGED and len(pending) < len(MERGED[name]):
             continue
-        shapes = [(*p.weight_shape, 1, 1)[:4] for p in pending]  # fully connected: a 1x1 kernel
-        weight = np.concatenate(
-            [np.asarray(tensors[f"{p.name}.weight"], dtype=np.float32).reshape(shape)
-             for p, shape in zip(pending, shapes, strict=True)]
-        )  # fmt: skip
-        bias = np.concatenate(
-            [np.asarray(tensors[f"{p.name}.bias"], dtype=np.float32) for p in pending]
-        )
+        bias = np.concatenate([array(f"{p.name}.bias") for p in pending])
+        single = weights and len(pending) == 1
+        found = stored(f"{layer.name}.weight", buffer) if single else None
+        weight: F32 | StoredTensor | None = found
+        if weights and (found is None or found.mask is None):
+            shapes = [(*p.weight_shape, 1, 1)[:4] for p in pending]  # fully connected: a 1x1 kernel
+            weight = np.concatenate(
+                [array(f"{p.name}.weight").reshape(shape)
+                 for p, shape in zip(pending, shapes, strict=True)]
+            )  # fmt: skip
         yield replace(layer, name=name, out_channels=len(bias)), weight, bias
         pending = []
 
@@ -98,6 +118,37 @@ def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16"]:
     return "f32"
 
 
+@dataclass(frozen=True, slots=True)
+class PackedOp:
+    """What was packed for one operation before.
+
+    Attributes:
+        data: uint8, 64-byte aligned; kept by the engine, not copied.
+        method: "sparse", "dense" or "winograd".
+        nonzero: weights.
+        checksum: of `data`, as the core gave it.
+    """
+
+    data: NDArray[np.uint8]
+    method: str
+    nonzero: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What an engine holds, in bytes.
+
+    Attributes:
+        weights: packed, with their indices; shared by an engine and its forks.
+        activations: of one engine: the arena of all maps and regions, and its threads' partial
+            sums. 0 before a canvas size is planned.
+    """
+
+    weights: int
+    activations: int
+
+
 class Engine:
     """A model, packed for this CPU.
 
@@ -115,19 +166,22 @@ class Engine:
         plan: "sparse", "dense" or "winograd" for operations by name; a cost model that looks at
             shapes and zeros alone chooses for the others. Results are the same to the bit for
             one plan, whatever the number of threads.
+        packed: operations by name that need not be packed again: those of an engine with the same
+            tensors, instruction set, precision, plan and `hoist`. All or none.
         linear: drop ReLUs and residuals and merge nothing, for looking at single layers with
             `native.run_op`.
 
     Raises:
         InputError: an instruction set that is unknown or that this CPU lacks, or a bad number
-            of threads; a precision that is unknown or that this CPU lacks.
+            of threads; a precision that is unknown or that this CPU lacks; packed weights that
+            are damaged.
     """
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *,
         threads: int | None = None, isa: str = "", pin: bool = False, hoist: bool = True,
         linear: bool = False, precision: Literal["f32", "bf16", "auto"] = "f32",
-        plan: Mapping[str, str] | None = None,
+        plan: Mapping[str, str] | None = None, packed: Mapping[str, PackedOp] | None = None,
     ) -> None:  # fmt: skip
         threads = default_threads() if threads is None else threads
         if not isinstance(threads, int) or not 1 <= threads <= 1024:
@@ -142,14 +196,27 @@ class Engine:
             raise InputError(str(error)) from None
         plan = dict(plan or {})
         try:
-            for layer, weight, bias in lower(config, tensors, merge=not linear):
-                residual = "" if linear or not layer.residual else layer.residual
-                self.native.add(
-                    layer.name, layer.source, residual, layer.part, layer.in_channels,
-                    layer.out_channels, layer.kernel, layer.stride, layer.padding,
-                    layer.relu and not linear, layer.name in OUTPUTS, weight, bias,
-                    plan.pop(layer.name, ""),
+            for layer, weight, bias in lower(config, tensors, not linear, packed is None):
+                operation = (
+                    layer.name, layer.source, "" if linear else layer.residual or "", layer.part,
+                    layer.in_channels, layer.out_channels, layer.kernel, layer.stride,
+                    layer.padding, layer.relu and not linear, layer.name in OUTPUTS,
                 )  # fmt: skip
+                method = plan.pop(layer.name, "")
+                if packed is not None and bias is not None:
+                    if layer.name not in packed:
+                        raise InputError(f"{layer.name} is not among the packed weights")
+                    p = packed[layer.name]
+                    self.native.add_packed(
+                        *operation, p.data, bias, p.method, p.nonzero, p.checksum
+                    )
+                else:
+                    given: Any = weight
+                    if isinstance(weight, StoredTensor):
+                        given = weight.mask, weight.values
+                    self.native.add(*operation, given, bias, method)
+        except InputError:
+            raise
         except ValueError as error:  # of the plan; weights that do not fit were refused before
             raise InputError(str(error)) from None
         if plan:
@@ -162,6 +229,11 @@ class Engine:
         other._lock, other._size = threading.Lock(), (0, 0)
         other.native = NativeEngine(self.native, threads)
         return other
+
+    @property
+    def memory(self) -> Memory:
+        """Packed weights and activations."""
+        return Memory(int(self.native.weight_bytes), int(self.native.activation_bytes))
 
     @property
     def isa(self) -> str:
@@ -221,6 +293,6 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
 
 
 __all__ = [
-    "MERGED", "Engine", "available_isas", "choose_isa", "choose_precision", "default_threads",
-    "lower",
+    "MERGED", "Engine", "Memory", "PackedOp", "available_isas", "choose_isa", "choose_precision",
+    "default_threads", "lower",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ from .config import ModelConfig
 from .errors import InputError
 from .files import write_atomic
 from .network import build_network
+from .stored import Place, StoredTensors
 
 StorageDtype = Literal["float32", "float16"]
 Tensors = dict[str, NDArray[np.float32]]
@@ -50,13 +51,14 @@ class ModelFile:
 
     Attributes:
         config: the model.
-        tensors: `NAME.weight` and `NAME.bias` of every weighted layer, dense float32.
+        tensors: `NAME.weight` and `NAME.bias` of every weighted layer, dense float32. Those of
+            a file are decoded when first asked for.
         provenance: JSON-ready values: recipe, data, licences, dates.
         storage_dtype: of the weights in the file; biases are always float32 there.
     """
 
     config: ModelConfig
-    tensors: Tensors
+    tensors: Mapping[str, NDArray[np.float32]]
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
 
@@ -82,7 +84,10 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> N
     for name, shape in shapes.items():
         if name not in tensors:
             raise InputError(f"tensor {name!r} is missing")
-        _check_shape(name, tensors[name], shape)
+        if isinstance(tensors, StoredTensors) and tensors.is_stored(name):
+            _check_shape(name, tensors.shape(name), shape)  # the rest was checked by the reader
+            continue
+        _check_shape(name, tensors[name].shape, shape)
         if tensors[name].dtype != np.float32:
             raise InputError(f"tensor {name!r} is {tensors[name].dtype}, expected float32")
         if not np.isfinite(tensors[name]).all():
@@ -91,9 +96,9 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> N
         raise InputError(f"tensor {extra[0]!r} belongs to no layer of {config.name!r}")
 
 
-def _check_shape(name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise InputError(f"tensor {name!r} has shape {tensor.shape}, expected {shape}")
+def _check_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if found != shape:
+        raise InputError(f"tensor {name!r} has shape {found}, expected {shape}")
 
 
 # ------------------------------------------------------------------------ writing
@@ -184,17 +189,27 @@ def _container(metadata: Mapping[str, str], stored: Mapping[str, NDArray[Any]]) 
 # ------------------------------------------------------------------------ reading
 
 
-def load_model(path: str | os.PathLike[str]) -> ModelFile:
+def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile:
     """Read a model file.
+
+    Args:
+        check: look at all values at once; otherwise at those of a tensor when it is first asked
+            for.
 
     Raises:
         InputError: it cannot be read or is not a complete, valid model file.
     """
     try:
         with open(path, "rb") as file:
-            return _read(file, os.fstat(file.fileno()).st_size)
+            model = _read(path, file, os.fstat(file.fileno()).st_size)
+        if check and isinstance(model.tensors, StoredTensors):
+            for name in model.tensors:
+                model.tensors.stored(name)
+        return model
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    except InputError:  # names the file
+        raise
     except ValueError as error:
         raise InputError(f"{path}: {str(error)[:300]}") from None
 
@@ -209,7 +224,7 @@ class _Entry:
     end: int
 
 
-def _read(file: BinaryIO, size: int) -> ModelFile:
+def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     """`load_model` on an open file of `size` bytes; raises ValueError without the file's name."""
     metadata, entries = _read_header(file, size)
     start = file.tell()
@@ -228,8 +243,8 @@ def _read(file: BinaryIO, size: int) -> ModelFile:
     half = any(entry.dtype == "F16" for entry in entries.values())
     weights_kind = "F16" if half else "F32"
 
-    def take(name: str, kind: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
-        """The stored tensor of that name, floats as float32; shape None: one axis, any length."""
+    def take(name: str, kind: str, shape: tuple[int, ...] | None) -> tuple[int, int]:
+        """Place of the stored tensor of that name; shape None: one axis, any length."""
         entry = entries.pop(name, None)
         if entry is None:
             raise ValueError(f"tensor {name!r} is missing")
@@ -241,32 +256,21 @@ def _read(file: BinaryIO, size: int) -> ModelFile:
             raise ValueError(f"tensor {name!r} has shape {entry.shape}, expected {list(shape)}")
         if length != math.prod(shape) * _DTYPES[kind].itemsize:
             raise ValueError(f"tensor {name!r} has {length} bytes, which does not fit its shape")
-        file.seek(start + entry.begin)
-        value = np.frombuffer(file.read(length), _DTYPES[kind]).reshape(shape)
-        return value if kind == "U8" else value.astype(np.float32)
+        return start + entry.begin, length
 
-    tensors: Tensors = {}
+    places: dict[str, Place] = {}
     for name, shape in shapes.items():
         kind = "F32" if name.endswith(".bias") else weights_kind
         if name not in sparse:
-            tensors[name] = take(name, kind, shape)
+            places[name] = Place(shape, None, take(name, kind, shape), _DTYPES[kind])
         elif sparse.pop(name) != list(shape):
             raise ValueError(f"tensor {name!r}: expected shape {list(shape)} in the sparse list")
         else:
-            count = math.prod(shape)
-            mask = take(f"{name}.mask", "U8", (-(-count // 8),))
-            kept = take(f"{name}.values", kind, None)
-            places = np.flatnonzero(np.unpackbits(mask, bitorder="little").view(np.bool_))
-            if len(places) != len(kept) or (places >= count).any():
-                raise ValueError(
-                    f"tensor {name!r}: its mask has {len(places)} bits set for {len(kept)} values "
-                    f"and {count} elements"
-                )
-            tensors[name] = np.zeros(shape, np.float32)
-            tensors[name].reshape(-1)[places] = kept
+            mask = take(f"{name}.mask", "U8", (-(-math.prod(shape) // 8),))
+            places[name] = Place(shape, mask, take(f"{name}.values", kind, None), _DTYPES[kind])
     if left := sorted(entries) or sorted(sparse):
         raise ValueError(f"tensor {left[0]!r} comes twice or belongs to no layer")
-    check_tensors(config, tensors)
+    tensors = StoredTensors(path, file.fileno(), places)
     return ModelFile(config, tensors, provenance, "float16" if half else "float32")
 
 
@@ -380,7 +384,7 @@ def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) ->
         if name not in rest:
             raise InputError(f"tensor {name!r} is missing")
         value = np.asarray(rest.pop(name), np.float64)
-        _check_shape(name, value, shape)
+        _check_shape(name, value.shape, shape)
         return value
 
     folded: Tensors = {}
@@ -481,8 +485,11 @@ def sparsity_report(
     rois = config.proposals if rois is None else rois
     rows = []
     for layer in build_network(config).weighted:
-        weights = int(np.count_nonzero(tensors[f"{layer.name}.weight"]))
-        biases = int(np.count_nonzero(tensors[f"{layer.name}.bias"]))
+        weights, biases = (
+            tensors.nonzero(name) if isinstance(tensors, StoredTensors)
+            else int(np.count_nonzero(tensors[name]))
+            for name in (f"{layer.name}.weight", f"{layer.name}.bias")
+        )  # fmt: skip
         runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.part == "roi" else 1)
         rows.append(
             LayerSparsity(

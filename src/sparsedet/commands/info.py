@@ -100,6 +100,11 @@ def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
         f"{engine.isa}, {engine.precision}, {engine.threads} threads: {work:.1f} GFLOP in "
         f"{busy:.3f} s, RoIAlign, pooling and NMS apart"
     )
+    memory = engine.memory
+    print(
+        f"memory: packed weights {memory.weights / 1e6:.1f} MB, activations "
+        f"{memory.activations / 1e6:.1f} MB"
+    )
     return 0
 
 
