@@ -6,7 +6,8 @@ Both start Python, read a model from disk (float32 both, in the file system's ca
 for this CPU, read a photograph, detect and end. Both read and place the photograph by the same
 functions. In turn; the peak of memory is that of the whole process as Linux counts it (VmHWM, which
 each prints last: its maximum in getrusage never starts under that of the process that started it).
-The last line gives the medians of OpenVINO's figures by ours.
+"cached" is ours with packed weights from a file (`Detector.load(cache=)`), which the first of its
+runs has written. The last lines give the medians of OpenVINO's figures by ours.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from sparsedet.exporters.openvino import save_openvino
 from sparsedet.preprocess import to_canvas
 from sparsedet.weights import ModelFile, sparsity_report
 
+RUNTIMES = ("sparsedet", "cached", "openvino")
+
 PEAK_KB = """
 with open("/proc/self/status") as status:
     print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
@@ -39,8 +42,8 @@ with open("/proc/self/status") as status:
 OURS = """
 import sys
 import sparsedet
-model, photo, rows, threads, isa = sys.argv[1:]
-detector = sparsedet.Detector.load(model, num_threads=int(threads), isa=isa)
+model, photo, rows, threads, isa, cache = sys.argv[1:]
+detector = sparsedet.Detector.load(model, num_threads=int(threads), isa=isa, cache=cache or False)
 found = detector(sparsedet.read_image(photo)).rows()
 import numpy
 numpy.save(rows, found)
@@ -83,14 +86,24 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
     config = model.config
     ours, theirs = folder / "model.safetensors", folder / "model.xml"
     for old in folder.iterdir():
-        old.unlink()
+        if old.is_file():
+            old.unlink()
     sparsedet.save_model(ours, config, model.tensors, model.provenance, dtype="float32")
     save_openvino(theirs, config, model.tensors, layout="NHWC")
     photo, threads = str(arguments.photo), str(arguments.threads)
     size = [str(config.canvas_height), str(config.canvas_width), config.resize]
-    rows = {name: folder / f"{name}.npy" for name in ("sparsedet", "openvino")}
+    rows = {name: folder / f"{name}.npy" for name in RUNTIMES}
     commands = {
-        "sparsedet": [OURS, str(ours), photo, str(rows["sparsedet"]), threads, arguments.isa],
+        "sparsedet": [OURS, str(ours), photo, str(rows["sparsedet"]), threads, arguments.isa, ""],
+        "cached": [
+            OURS,
+            str(ours),
+            photo,
+            str(rows["cached"]),
+            threads,
+            arguments.isa,
+            str(folder / "packed"),
+        ],
         "openvino": [OPENVINO, str(theirs), photo, str(rows["openvino"]), threads, *size],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -101,11 +114,13 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
         sparsedet.read_image(arguments.photo), config.canvas_height, config.canvas_width,
         config.resize,
     )  # fmt: skip
-    ours_found, theirs_found = (
-        from_rows(np.load(path), placement, config.class_names, config.category_ids)
-        for path in rows.values()
-    )
-    refuse_unless_equal(ours_found, theirs_found)
+    whole_process(*commands["cached"])  # from the file that the first one wrote
+    found = {
+        name: from_rows(np.load(path), placement, config.class_names, config.category_ids)
+        for name, path in rows.items()
+    }
+    for name in ("sparsedet", "cached"):
+        refuse_unless_equal(found[name], found["openvino"])
     for _ in range(arguments.repeats):
         for name, command in commands.items():
             s, megabytes = whole_process(*command)
@@ -119,12 +134,13 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
         },
         "seconds": seconds,
         "peak_memory_mb": memory,
-        "ratio_of_time": statistics.median(
-            b / a for a, b in zip(seconds["sparsedet"], seconds["openvino"], strict=True)
-        ),
-        "ratio_of_memory": statistics.median(
-            b / a for a, b in zip(memory["sparsedet"], memory["openvino"], strict=True)
-        ),
+        **{
+            f"ratio_of_{what}{suffix}": statistics.median(
+                b / a for a, b in zip(values[name], values["openvino"], strict=True)
+            )
+            for what, values in (("time", seconds), ("memory", memory))
+            for name, suffix in (("sparsedet", ""), ("cached", "_cached"))
+        },
     }
 
 
@@ -149,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
             name = model.config.name
             result = measure(model, arguments, Path(folder))
             results.append(result)
-            for runtime in ("openvino", "sparsedet"):
+            for runtime in RUNTIMES:
                 print(
                     f"{name}, {100 * result['sparsity']:.1f} % zeros, {runtime:9}: "
                     f"{statistics.median(result['seconds'][runtime]):.2f} s, peak of memory "
@@ -159,11 +175,12 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.json:
         content = {"machine": circumstances, "model": name, "results": results}
         machine.save(arguments.json, content)
-    ratios = (
-        f"{r['sparsity']:.2f}: time {r['ratio_of_time']:.2f}, memory {r['ratio_of_memory']:.2f}"
-        for r in results
-    )
-    print("ratios", "; ".join(ratios))
+    for r in results:
+        print(
+            f"ratios {r['sparsity']:.2f}: time {r['ratio_of_time']:.2f}, memory "
+            f"{r['ratio_of_memory']:.2f}; cached {r['ratio_of_time_cached']:.2f}, "
+            f"{r['ratio_of_memory_cached']:.2f}"
+        )
 
 
 if __name__ == "__main__":

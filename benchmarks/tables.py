@@ -94,14 +94,16 @@ def circumstances(run: dict[str, Any]) -> str:
 def loading(run: dict[str, Any]) -> str:
     """The sentence on whole processes."""
     result = run["results"][0]
-    ours, theirs = (
-        f"{statistics.median(result['seconds'][name]):.2f} s and "
+    took = {
+        name: f"{statistics.median(seconds):.2f} s and "
         f"{statistics.median(result['peak_memory_mb'][name]):.0f} MB of memory"
-        for name in ("sparsedet", "openvino")
-    )
+        for name, seconds in result["seconds"].items()
+    }
+    cached = f" ({took['cached']} with packed weights from a file)" if "cached" in took else ""
     return (
         f"From files to the first detection as a whole process, `{run['model']}` with "
-        f"{100 * result['sparsity']:.0f} % zeros: {ours}; OpenVINO f32: {theirs}."
+        f"{100 * result['sparsity']:.0f} % zeros: {took['sparsedet']}{cached}; OpenVINO f32: "
+        f"{took['openvino']}."
     )
 
 

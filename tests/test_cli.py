@@ -724,12 +724,12 @@ def test_a_reader_that_stops_reading(small_model: Path, photo: Path) -> None:
 
 
 LAYERS = (
-    ("errors", "_native"),
-    ("files", "config"),
+    ("errors", "_native", "version"),
+    ("files", "config", "stored"),
     ("network",),
     ("weights", "preprocess", "boxes", "detections", "coco", "matches", "charts"),
     ("engine", "reference", "scored"),
-    ("backends", "plan", "omz_precision"),
+    ("backends", "plan", "packed", "omz_precision"),
     ("pruning", "evaluate", "detector"),
     ("training", "importers", "exporters", "bootstrap", "analysis", "report", "compare"),
     ("",),  # the package's own __init__

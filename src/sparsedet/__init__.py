@@ -12,9 +12,10 @@ from .detector import Detector
 from .engine import available_isas
 from .errors import InputError
 from .preprocess import read_image
+from .version import VERSION
 from .weights import load_model, save_model
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "PRESETS",

@@ -6,16 +6,14 @@ converts nothing, and never imports torch.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from queue import LifoQueue
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +22,13 @@ from .config import ModelConfig
 from .detections import Detections, contract_rows, from_rows
 from .engine import Engine, default_threads
 from .errors import InputError
+from .packed import cache_folder, load_engine
 from .plan import load_plan
 from .preprocess import as_blob, to_canvas
 from .weights import ModelFile, load_model, sparsity_report
+
+if TYPE_CHECKING:
+    import asyncio
 
 EMBEDDED = "r50half-c4-sparse-60.safetensors"
 """The model file inside the package."""
@@ -34,7 +36,7 @@ EMBEDDED = "r50half-c4-sparse-60.safetensors"
 
 def embedded_model() -> Path:
     """Path of the model that ships with the package."""
-    return Path(str(resources.files("sparsedet") / "models" / EMBEDDED))
+    return Path(__file__).parent / "models" / EMBEDDED
 
 
 class Detector:
@@ -64,6 +66,7 @@ class Detector:
         streams: int = 1, precision: Literal["f32", "bf16", "auto"] = "f32", isa: str = "",
         resize: Literal["fit", "stretch"] | None = None,
         plan: str | os.PathLike[str] | None = None,
+        cache: bool | str | os.PathLike[str] = False,
     ) -> Detector:  # fmt: skip
         """Load a model file.
 
@@ -78,6 +81,10 @@ class Detector:
             isa: instruction set, see `sparsedet.available_isas()`; default: SPARSEDET_ISA from
                 the environment, else the best that this CPU has.
             plan: a file of `sparsedet info --plan --autotune`; default: the engine's cost model.
+            cache: keep the packed weights in a file, so that the next load needs no packing and
+                processes share memory: True, in the folder `packed` of the environment's
+                SPARSEDET_CACHE, default ~/.cache/sparsedet; or a folder. A file for each model,
+                instruction set, precision and plan; nothing ever deletes it.
             resize: how photographs go on the canvas, "fit" or "stretch"; default: the model's.
 
         Raises:
@@ -88,15 +95,23 @@ class Detector:
             if not isinstance(streams, int) or not 1 <= streams <= threads:
                 raise InputError(f"streams is {streams!r}, expected 1..{threads}, the threads")
             threads //= streams
-        model = load_model(embedded_model() if path is None else path)
+        if resize not in (None, "fit", "stretch"):
+            raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
+        path = embedded_model() if path is None else path
+        methods = None if plan is None else load_plan(plan)
+        folder = cache_folder(cache)
+        if folder is None:
+            model = load_model(path, check=False)  # the engine asks for every tensor
+            engine = Engine(
+                model.config, model.tensors, threads=threads, isa=isa, precision=precision,
+                plan=methods,
+            )  # fmt: skip
+        else:
+            model, engine = load_engine(
+                path, folder, threads=threads, isa=isa, precision=precision, plan=methods
+            )
         if resize is not None:
-            if resize not in ("fit", "stretch"):
-                raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
             model = replace(model, config=replace(model.config, resize=resize))
-        engine = Engine(
-            model.config, model.tensors, threads=threads, isa=isa, precision=precision,
-            plan=None if plan is None else load_plan(plan),
-        )  # fmt: skip
         return cls(model, engine, streams)
 
     def _run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
@@ -167,6 +182,8 @@ class Detector:
         self, images: AsyncIterable[NDArray[np.uint8]], score_threshold: float | None = None
     ) -> AsyncIterator[Detections]:
         """`stream` for an asynchronous source; the event loop stays free meanwhile."""
+        import asyncio  # late: it takes longer to import than a model to load from a cache
+
         with ThreadPoolExecutor(self.streams) as workers:
             pending: deque[asyncio.Future[Detections]] = deque()
             loop = asyncio.get_running_loop()

@@ -1,0 +1,432 @@
+"""Packing from the stored form, and packed weights in a file: the same bytes, nothing trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SMALL, picture
+from numpy.typing import NDArray
+
+from sparsedet import packed
+from sparsedet._native import has_bfloat16
+from sparsedet.config import preset
+from sparsedet.detector import Detector, embedded_model
+from sparsedet.engine import Engine, PackedOp, available_isas
+from sparsedet.errors import InputError
+from sparsedet.pruning.synthetic import random_tensors
+from sparsedet.stored import StoredTensor, StoredTensors
+from sparsedet.weights import ModelFile, StorageDtype, load_model, save_model, sparsity_report
+
+# Odd numbers of channels, more columns than a panel and more rows than a chunk.
+WIDE = replace(
+    preset("r101-c4"), canvas_height=64, canvas_width=96, blocks=(1, 1, 1, 2), stem_channels=7,
+    bottleneck_channels=(5, 13, 150, 33), stage_channels=(9, 21, 421, 65), rpn_channels=19,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
+    dtype: StorageDtype = request.param
+    save_model(path, WIDE, random_tensors(WIDE, 0.6), {}, dtype=dtype)
+    return path
+
+
+def streams(engine: Engine) -> dict[str, tuple[str, int, int, bytes]]:
+    out = {}
+    for name, *_ in engine.native.planned:
+        method, nonzero, checksum, parts = engine.native.packed(name)
+        out[name] = method, nonzero, checksum, b"".join(parts)
+    return out
+
+
+def stored_tensors(model: ModelFile) -> StoredTensors:
+    assert isinstance(model.tensors, StoredTensors)
+    return model.tensors
+
+
+# ------------------------------------------------------------------- from the stored form
+
+
+@pytest.mark.parametrize("method", ["", "sparse", "dense", "winograd"])
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("isa", available_isas())
+def test_the_same_streams_as_from_arrays(wide: Path, isa: str, precision: Any, method: str) -> None:
+    if precision == "bf16" and not has_bfloat16(isa):
+        pytest.skip("no bfloat16 here")
+    options: dict[str, Any] = {"isa": isa, "precision": precision}
+    tensors = dict(load_model(wide).tensors)
+    names = Engine(WIDE, tensors, **options).native.planned
+    if method == "winograd" and precision == "bf16":
+        pytest.skip("Winograd's method is float32's")
+    plan = {name: method for name, *_, can in names if method and (method != "winograd" or can)}
+    want = streams(Engine(WIDE, tensors, threads=1, plan=plan, **options))
+    assert {m for m, *_ in want.values()} >= ({method} if method else {"sparse"})
+    for threads in (1, 2, 5):
+        model = load_model(wide)
+        found = streams(Engine(WIDE, model.tensors, threads=threads, plan=plan, **options))
+        assert found == want
+        assert all(stored_tensors(model).is_stored(name) for name in model.tensors)
+
+
+def test_no_dense_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(embedded_model())
+    parameters = sum(np.prod(stored_tensors(model).shape(name)) for name in model.tensors)
+    decoded = 0
+    dense = StoredTensor.dense
+
+    def counted(stored: StoredTensor) -> NDArray[np.float32]:
+        nonlocal decoded
+        decoded += int(np.prod(stored.shape))
+        return dense(stored)
+
+    monkeypatch.setattr(StoredTensor, "dense", counted)
+    tracemalloc.start()
+    detector = Detector.load(num_threads=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0 < decoded < 0.1 * parameters  # the predictors, and biases
+    assert peak < 4 * parameters / 2
+    assert detector.sparsity == sparsity_report(model.config, dict(model.tensors)).sparsity
+    assert all(stored_tensors(detector.model).is_stored(name) for name in model.tensors)
+
+
+def test_an_array_that_was_changed_is_what_the_engine_takes(small_model: Path) -> None:
+    model = load_model(small_model)
+    before = Engine(SMALL, model.tensors).native.nonzero_weights
+    weight = model.tensors["rpn.conv.weight"]
+    weight[:] = 0
+    assert model.tensors["rpn.conv.weight"] is weight
+    lost = before - Engine(SMALL, model.tensors).native.nonzero_weights
+    assert lost == np.count_nonzero(load_model(small_model).tensors["rpn.conv.weight"]) > 0
+
+
+def test_the_file_may_go_but_not_change(small_model: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(small_model, tmp_path / "m"))
+    gone, changed = load_model(path), load_model(path)
+    want = dict(load_model(small_model).tensors)
+    path.rename(tmp_path / "elsewhere")
+    assert all(np.array_equal(gone.tensors[name], want[name]) for name in want)
+    with open(tmp_path / "elsewhere", "r+b") as file:
+        file.truncate(1000)
+    for use in (lambda: changed.tensors["stem.conv.bias"], lambda: Engine(SMALL, changed.tensors)):
+        with pytest.raises(InputError, match=r"m: was changed after it was opened"):
+            use()
+
+
+def test_what_the_core_refuses(small_model: Path) -> None:
+    engine = Engine(SMALL, load_model(small_model).tensors, threads=1).native
+
+    def add(mask: list[int], values: NDArray[Any], bias: int = 3) -> None:
+        engine.add(
+            "x", "stem.conv", "", "backbone", 5, 3, 1, 1, (0, 0), False, False,
+            (np.array(mask, np.uint8), values), np.zeros(bias, np.float32),
+        )  # fmt: skip
+
+    two = np.ones(2, np.float32)
+    add([1, 64], two)
+    add([1, 64], two.astype(np.float16))
+    for mask in ([1], [1, 0], [3, 64], [1, 128], [1, 64, 0], []):
+        with pytest.raises(ValueError, match="disagree"):
+            add(mask, two)
+    for values in (two.astype(np.int32), two.astype(np.float64)):
+        with pytest.raises(ValueError, match="neither float32 nor float16"):
+            add([1, 64], values)
+    with pytest.raises(ValueError, match="bias"):
+        add([1, 64], two, bias=2)
+
+
+# ------------------------------------------------------------------------------ the cache
+
+
+def load(model: Path, cache: Path, **options: Any) -> Detector:
+    """Any warning is an error."""
+    return Detector.load(model, num_threads=1, cache=cache, **options)
+
+
+def rows(detector: Detector) -> NDArray[np.float32]:
+    return detector(picture()).rows()
+
+
+def only_file(folder: Path) -> Path:
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("isa", available_isas())
+def test_round_trip(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str, precision: str
+) -> None:
+    if precision == "bf16" and not has_bfloat16(isa):
+        pytest.skip("no bfloat16 here")
+    options: dict[str, Any] = {"isa": isa, "precision": precision}
+    want = Detector.load(small_model, num_threads=1, **options)
+    first = load(small_model, tmp_path / "new" / "folder", **options)
+    monkeypatch.setattr(packed, "_save", None)  # the second one needs none
+    second = load(small_model, tmp_path / "new" / "folder", **options)
+    for found in (first, second):
+        assert streams(found.engine) == streams(want.engine)
+        assert np.array_equal(rows(found), rows(want))
+        assert found.engine.memory == want.engine.memory
+        assert found.sparsity == want.sparsity
+    fork = second.engine.fork(1)
+    canvas = np.zeros((64, 96, 3), np.uint8)
+    want_rows = want.engine.run(canvas)
+    del second, found
+    assert np.array_equal(fork.run(canvas), want_rows)
+
+
+def test_winograd_and_streams_from_the_cache(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    save_model(path, WIDE, random_tensors(WIDE, 0.2), {})
+    want = streams(Engine(WIDE, load_model(path).tensors))
+    assert "winograd" in {method for method, *_ in want.values()}
+    for _ in range(2):
+        detector = Detector.load(path, num_threads=2, streams=2, cache=tmp_path / "cache")
+        assert streams(detector.engine) == want
+
+
+def test_where_the_cache_lies(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEDET_CACHE", str(tmp_path / "root"))
+    Detector.load(small_model, num_threads=1)
+    assert not (tmp_path / "root").exists()
+    Detector.load(small_model, num_threads=1, cache=True)
+    assert only_file(tmp_path / "root" / "packed").name.startswith("small-")
+    monkeypatch.delenv("SPARSEDET_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Detector.load(small_model, num_threads=1, cache=True)
+    assert only_file(tmp_path / ".cache" / "sparsedet" / "packed")
+
+
+def test_a_file_for_each_way_to_pack(small_model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"plan": {"rpn.conv": "dense"}}))
+    load(small_model, tmp_path / "c")
+    load(small_model, tmp_path / "c", plan=plan)
+    load(small_model, tmp_path / "c", isa="scalar")
+    load(small_model, tmp_path / "c", resize="stretch")  # packed alike
+    assert len(list((tmp_path / "c").iterdir())) == 3
+    assert streams(load(small_model, tmp_path / "c", plan=plan).engine)["rpn.conv"][0] == "dense"
+
+
+def test_another_model_of_the_same_name_and_header(small_model: Path, tmp_path: Path) -> None:
+    path, cache = Path(shutil.copy(small_model, tmp_path / "m")), tmp_path / "c"
+    before = rows(load(path, cache))
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    for at in range(start + 3, start + 80, 4):  # the predictors' biases: float32s lie first
+        content[at] ^= 0x80  # their signs
+    path.write_bytes(content)
+    found = load(path, cache)
+    assert np.array_equal(rows(found), rows(Detector.load(path, num_threads=1)))
+    assert not np.array_equal(rows(found), before)
+    assert only_file(cache)
+
+
+def test_a_copy_of_the_model_is_the_same_model(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(small_model, tmp_path / "small.safetensors"))
+    load(small_model, tmp_path / "c")
+    monkeypatch.setattr(packed, "_save", None)
+    load(path, tmp_path / "c")
+
+
+def test_a_bad_value_is_found_before_anything_is_kept(small_model: Path, tmp_path: Path) -> None:
+    content = bytearray(small_model.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start : start + 4] = np.float32(np.nan).tobytes()
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(InputError, match=r"m: tensor .* holds NaN or infinity"):
+        load(tmp_path / "m", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_damage_anywhere_is_noticed_and_mended(small_model: Path, tmp_path: Path) -> None:
+    want = rows(load(small_model, tmp_path))
+    file = only_file(tmp_path)
+    good = file.read_bytes()
+    table = int.from_bytes(good[8:16], "little")
+    flips = [*range(0, 56, 3), *range(64, table, len(good) // 60), *range(table, len(good), 300)]
+    for at in flips:
+        content = bytearray(good)
+        content[at] ^= 1 << at % 8
+        file.write_bytes(content)
+        with pytest.warns(RuntimeWarning, match="packed weights are damaged"):
+            found = load(small_model, tmp_path)
+        assert np.array_equal(rows(found), want), at
+        assert file.read_bytes() == good, at
+    for content in (b"", good[:30], good[:64], good[:-1], good + b"\0", good[:table]):
+        file.write_bytes(content)
+        with pytest.warns(RuntimeWarning, match="packed weights are damaged"):
+            load(small_model, tmp_path)
+        assert file.read_bytes() == good
+
+
+def test_tables_that_lie(small_model: Path, tmp_path: Path) -> None:
+    """With the right digest, as somebody who means harm would write it."""
+    load(small_model, tmp_path)
+    file = only_file(tmp_path)
+    good = file.read_bytes()
+    table = int.from_bytes(good[8:16], "little")
+    values = json.loads(good[table:])
+    name, entry = next(iter(values["operations"].items()))
+
+    def operation(index: int, value: Any) -> dict[str, Any]:
+        changed = [value if i == index else v for i, v in enumerate(entry)]
+        return {**values, "operations": {**values["operations"], name: changed}}
+
+    rest = {k: v for k, v in values["operations"].items() if k != name}
+    lies: list[Any] = [
+        [], {}, None, 3, {**values, "operations": []}, {**values, "operations": rest},
+        {**values, "operations": {**rest, name: []}}, {**values, "operations": {**rest, name: 7}},
+        *(operation(i, v) for i in (0, 1) for v in (-64, 1, 2**70, 0.5, "0", None, True)),
+        *(operation(2, v) for v in ("dense", "winograd", "", "x", None, 7, [])),
+        *(operation(3, v) for v in (-1, 2**63, 2**70, 0.5, None)),
+        *(operation(4, v) for v in (-1, 0, 2**64, 0.5, None)),
+        operation(1, entry[0]), operation(1, entry[1] + 64), operation(0, entry[0] + 64),
+    ]  # fmt: skip
+    for lie in lies:
+        text = json.dumps(lie).encode()
+        start = packed._START.pack(packed._MAGIC, table, len(text), hashlib.sha256(text).digest())
+        file.write_bytes(start + good[64:table] + text)
+        if lie == operation(2, "dense"):  # true of the weights as they lie
+            load(small_model, tmp_path)
+            continue
+        with pytest.warns(RuntimeWarning, match="packed weights are damaged"):
+            load(small_model, tmp_path)
+        assert file.read_bytes() == good
+
+
+def checksum(data: bytes) -> int:
+    """The core's, of at most 256 KiB."""
+
+    def mix(a: int, b: int) -> int:
+        a = (a ^ b) * 0x9E3779B97F4A7C15 % 2**64
+        return a ^ a >> 32
+
+    def sums(data: bytes) -> int:
+        lanes = [0] * 8
+        for i in range(0, len(data), 8):
+            lanes[i // 8 % 8] = mix(lanes[i // 8 % 8], int.from_bytes(data[i : i + 8], "little"))
+        total = len(data)
+        for lane in lanes:
+            total = mix(total, lane)
+        return total
+
+    return sums(sums(data).to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_weights_that_lie(small_model: Path, isa: str) -> None:
+    """With the right checksum: nothing gets in by which a kernel would read out of bounds."""
+    tensors = load_model(small_model).tensors
+    good = Engine(SMALL, tensors, threads=1, isa=isa)
+    everything = streams(good)
+    method, nonzero, known, data = everything["rpn.conv"]
+    assert checksum(data) == known
+    canvas = np.zeros((64, 96, 3), np.uint8)
+
+    def operation(data: bytes, checksum: int, method: str, nonzero: int) -> PackedOp:
+        aligned = np.zeros(len(data) + 64, np.uint8)
+        start = -aligned.ctypes.data % 64
+        aligned[start : start + len(data)] = np.frombuffer(data, np.uint8)
+        return PackedOp(aligned[start : start + len(data)], method, nonzero, checksum)
+
+    others = {n: operation(d, c, m, k) for n, (m, k, c, d) in everything.items()}
+
+    def build(data: bytes) -> Engine:
+        lie = operation(data, checksum(data), method, nonzero)
+        return Engine(SMALL, tensors, threads=1, isa=isa, packed={**others, "rpn.conv": lie})
+
+    assert np.array_equal(build(data).run(canvas), good.run(canvas))
+    words = np.frombuffer(data, np.uint16)
+    group = {"avx2": 3}.get(isa, 5)
+    groups, blocks = -(-SMALL.rpn_channels // group), -(-SMALL.stage_channels[2] * 9 // 1000)
+    counts = groups * blocks * (2**group - 1)
+    kept = int(words[:counts].sum())
+    assert 0 < kept < len(words) - counts
+    lies = []
+    for at in range(counts, counts + kept):  # indices: past the end, not at a column
+        for value in (0xFFFF, words[at] + 1, 0x8000):
+            lies.append((at, value))
+    for at in range(counts):  # counts: more than there are, down to fewer
+        lies.append((at, 0xFFFF))
+    for at, value in lies[:: max(1, len(lies) // 150)]:
+        changed = words.copy()
+        changed[at] = value
+        with pytest.raises(InputError, match="do not fit"):
+            build(changed.tobytes())
+    for cut in (data[:-64], data[: 2 * counts], b"", data + bytes(64)):
+        with pytest.raises(InputError, match=r"do not fit|more is packed|not aligned"):
+            build(cut)
+    rng = np.random.default_rng(0)
+    for _ in range(60):  # whatever gets in can be run
+        changed = words.copy()
+        changed[rng.integers(counts + kept)] = rng.integers(0x1000)
+        with warnings.catch_warnings():
+            try:
+                engine = build(changed.tobytes())
+            except InputError:
+                continue
+        engine.run(canvas)
+
+
+@pytest.mark.parametrize("where", ["file/folder", "file"])
+def test_a_folder_that_cannot_be_written(small_model: Path, tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    found = load(small_model, tmp_path / where)
+    assert np.array_equal(rows(found), rows(Detector.load(small_model, num_threads=1)))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_is_left_of_a_full_disk(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    load(small_model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_at_once(small_model: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys, sparsedet; "
+        "sparsedet.Detector.load(sys.argv[1], num_threads=1, cache=sys.argv[2])"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, str(small_model), str(tmp_path)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    only_file(tmp_path)
+    load(small_model, tmp_path)
+
+
+# --------------------------------------------------------------------------------- memory
+
+
+def test_memory(small_model: Path) -> None:
+    engine = Engine(SMALL, load_model(small_model).tensors, threads=1)
+    weights = sum(len(data) for *_, data in streams(engine).values())
+    assert weights <= engine.memory.weights < weights + 100_000
+    assert engine.memory.activations == 0
+    engine.run(np.zeros((64, 96, 3), np.uint8))
+    assert engine.memory.activations > engine.native.arena_bytes > 0
