@@ -48,15 +48,18 @@ class Timer {
 };
 
 // [channels][height][width] <-> map; the lanes beyond the width are zeroed.
-void fill_map(const float* from, const Map& to) {
-  auto row = [&](int c, int y) { return from + (ptrdiff_t(c) * to.height + y) * to.width; };
+void fill_map(const float* from, int width, const Map& to) {
+  auto value = [&](int c, int y, int x) {
+    return c < to.channels && x < width ? from[(ptrdiff_t(c) * to.height + y) * width + x] : 0.0f;
+  };
   for (int y = 0; y < to.height; y++)
     for (int c = 0; c < to.words(); c++) {
       float* out = to.at(y, c, 0);
       std::memset(out, 0, (to.stride() - to.lanes) * sizeof(float));
       for (int x = 0; x < to.width; x++)
-        out[x] = to.type == Type::float32 ? row(c, y)[x]
-                 : join_bfloat16(row(2 * c, y)[x], 2 * c + 1 < to.channels ? row(2 * c + 1, y)[x] : 0);
+        out[x] = to.type == Type::float32  ? value(c, y, x)
+                 : to.type == Type::pixels ? join_bfloat16(value(c, y, 2 * x), value(c, y, 2 * x + 1))
+                                           : join_bfloat16(value(2 * c, y, x), value(2 * c + 1, y, x));
     }
 }
 
@@ -120,7 +123,8 @@ Engine::Engine(const Engine& other, int threads)
       feature_name_(other.feature_name_) {}
 
 Type Engine::type_of(const std::string& name) const {
-  if (name == "canvas" || name == "pooled") return Type::float32;
+  if (name == "pooled") return Type::float32;
+  if (name == "canvas") return params_.precision == Type::bfloat16 ? Type::pixels : Type::float32;
   return name == "rois" ? params_.precision : op(name).type;
 }
 
@@ -131,7 +135,7 @@ bool Engine::can_winograd(const OpSpec& s, Type type) const {
 
 // Share of words that hold a weight: a pair stays if either of its weights is not zero.
 static double word_density(Type type, double density) {
-  return type == Type::bfloat16 ? 1 - (1 - density) * (1 - density) : density;
+  return type != Type::float32 ? 1 - (1 - density) * (1 - density) : density;
 }
 
 // Measured (docs/engine.md). A zero saves its multiplications, but not the time to look where
@@ -175,7 +179,7 @@ std::pair<Engine::Op, ConvShape> Engine::begin(const OpSpec& spec, const float* 
   op.type = params_.precision;
   if (spec.is_pool) return {std::move(op), {}};
   const Type in = type_of(spec.source);
-  op.type = spec.output ? Type::float32 : in;
+  op.type = spec.output || in == Type::float32 ? Type::float32 : Type::bfloat16;
   ConvShape shape{spec.in_channels, spec.out_channels, spec.kernel, spec.stride,
                   spec.padding_before, spec.relu, in, op.type};
   op.hoisted = params_.hoist && spec.source == "rois";
@@ -326,7 +330,8 @@ void Engine::plan(int height, int width) {
     int alias = -1;  // lives in that tensor's span instead
 
     Map map(float* data, int lanes) const {
-      return {data, channels, height, width, border, lanes, type};
+      const int words = type == Type::pixels ? (width + 1) / 2 : width;
+      return {data, channels, height, words, border, lanes, type};
     }
     Regions regions(float* data, int blocks, int lanes) const {
       return {data, blocks, channels, height, width, lanes, type};
@@ -583,7 +588,7 @@ std::vector<Detection> Engine::run(const T* canvas) {
   {
     Timer timer(timings_, "normalise");
     prepare_border(map("canvas"));
-    normalise(context_, canvas, params_.pixel_mean, params_.pixel_std, map("canvas"));
+    normalise(context_, canvas, canvas_width_, params_.pixel_mean, params_.pixel_std, map("canvas"));
   }
   run_maps(Part::backbone);
   run_maps(Part::rpn);
@@ -610,7 +615,7 @@ template std::vector<Detection> Engine::run(const float*);
 template <class T>
 std::vector<float> Engine::features(const T* canvas) {
   prepare_border(map("canvas"));
-  normalise(context_, canvas, params_.pixel_mean, params_.pixel_std, map("canvas"));
+  normalise(context_, canvas, canvas_width_, params_.pixel_mean, params_.pixel_std, map("canvas"));
   run_maps(Part::backbone);
   return read_map(feature_map());
 }
@@ -621,7 +626,7 @@ template std::vector<float> Engine::features(const float*);
 void Engine::load_features(const float* features) {
   clean_.clear();
   prepare_border(feature_map());
-  fill_map(features, feature_map());
+  fill_map(features, feature_width(), feature_map());
 }
 
 void Engine::rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas) {
@@ -696,7 +701,9 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
     return result;
   }
   const int lanes = kernels_.lanes;
-  Map in{nullptr, s.in_channels, height, width, border_needed(height, s), lanes, type_of(s.source)};
+  const Type type = type_of(s.source);
+  Map in{nullptr, s.in_channels, height, type == Type::pixels ? (width + 1) / 2 : width,
+         border_needed(height, s), lanes, type};
   Map out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type};
   Map add = out;
   Map* const all[] = {&in, &out, &add};
@@ -704,8 +711,8 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
     memory[i].reserve(all[i]->size());
     all[i]->data = memory[i].data();
   }
-  fill_map(x, in);
-  if (residual) fill_map(residual, add);
+  fill_map(x, width, in);
+  if (residual) fill_map(residual, out_width, add);
   if (s.is_pool)
     pool_map(context_, in, s.padding_before, out);
   else

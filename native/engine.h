@@ -41,8 +41,8 @@ struct EngineParams {
   // Run the linear part of the layers that read "rois" once on the map and RoIAlign their output
   // instead of their input: the same up to rounding, as both are linear.
   bool hoist;
-  // Of activations and weights; the canvas, the stem, the mean over a region and the predictors
-  // that read it are float32 in any case, and so are all sums.
+  // Of activations and weights; the mean over a region and the predictors that read it are
+  // float32 in any case, and so are all sums.
   Type precision;
 };
 

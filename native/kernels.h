@@ -78,10 +78,10 @@ struct PackArgs {
   float* panel;                   // where the first channel goes; aligned
 };
 
-// 3x3, stride 2 max pooling of one output row of one channel.
+// 3x3, stride 2 max pooling of one output row of one channel, or of a word's two; what is in words
+// is not negative.
 struct PoolArgs {
   const float* rows[3];  // first tap of output pixel 0 in each of the three input rows
-  const float* odd[3];   // bfloat16: the same of channel 2c + 1, the output is words
   float* out;            // rounded up to whole vectors; lanes from `width` on are set to zero
   int width;             // output pixels
 };
@@ -144,7 +144,7 @@ struct MeanArgs {
 struct WordKernels {
   bool (*supported)();
   void (*sparse[kMaxGroup + 1])(const SparseArgs&);  // by G; null where there is none
-  void (*pool)(const PoolArgs&);                     // float32 in, words out
+  void (*pool)(const PoolArgs&);
   void (*roi)(const RoiArgs&);                       // words in, words out
   void (*mean)(const MeanArgs&);                     // words in, float32 out
   int64_t (*peak)(const PeakArgs&);

@@ -76,20 +76,24 @@ void pack(const PackArgs& a) {
         a.panel[(c * kVectors + p) * L + l] = a.source[p][c * a.channel_stride + l * a.stride];
 }
 
-float largest(const float* const rows[3], int x) {
-  float best = rows[0][2 * x];
+// read(word): a value of a word.
+template <class Read>
+float largest(const PoolArgs& a, int x, Read read) {
+  float best = read(a.rows[0][2 * x]);
   for (int r = 0; r < 3; r++)
     for (int t = 0; t < 3; t++)
-      if (rows[r][2 * x + t] > best) best = rows[r][2 * x + t];
+      if (const float v = read(a.rows[r][2 * x + t]); v > best) best = v;
   return best;
 }
 
-template <bool WORDS>
 void pool(const PoolArgs& a) {
-  for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
-    const float best = largest(a.rows, x);
-    a.out[x] = x >= a.width ? 0 : WORDS ? join_bfloat16(best, largest(a.odd, x)) : best;
-  }
+  for (int x = 0; x < (a.width + L - 1) / L * L; x++)
+    a.out[x] = x < a.width ? largest(a, x, [](float v) { return v; }) : 0;
+}
+
+void pool_words(const PoolArgs& a) {
+  for (int x = 0; x < (a.width + L - 1) / L * L; x++)
+    a.out[x] = x < a.width ? join_bfloat16(largest(a, x, even_of), largest(a, x, odd_of)) : 0;
 }
 
 void transpose(const TransposeArgs& a) {
@@ -190,11 +194,11 @@ bool supported() { return true; }
 const WordKernels words = {
     supported,
     {nullptr, nullptr, nullptr, sparse<Bfloat16, 3>, nullptr, sparse<Bfloat16, 5>, nullptr},
-    pool<true>, roi_words, mean_words, peak<Bfloat16, 4>};
+    pool_words, roi_words, mean_words, peak<Bfloat16, 4>};
 
 }  // namespace
 const Kernels kernels_scalar = {
     "scalar", L, supported,
     {nullptr, nullptr, nullptr, sparse<Float32, 3>, nullptr, sparse<Float32, 5>, nullptr},
-    pack, pool<false>, transpose, roi, mean, winograd_input, winograd_output, peak<Float32, 2>, &words};
+    pack, pool, transpose, roi, mean, winograd_input, winograd_output, peak<Float32, 2>, &words};
 }  // namespace sparsedet

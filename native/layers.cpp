@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bfloat16.h"
+
 namespace sparsedet {
 
 namespace {
@@ -23,7 +25,7 @@ int count_sweeps(int tiles, int chunks, int threads) {
 
 auto sparse_kernel(const Context& context, const PackedConv& conv) {
   const Kernels& k = context.kernels;
-  return conv.in == Type::bfloat16 ? k.words->sparse[conv.group] : k.sparse[conv.group];
+  return conv.in != Type::float32 ? k.words->sparse[conv.group] : k.sparse[conv.group];
 }
 
 // Arguments that depend on the chunk of rows and the block of columns alone.
@@ -63,22 +65,28 @@ void clear_border(Context& context, const Map& map) {
 }
 
 template <class T>
-void normalise(Context& context, const T* pixels, const float mean[3], const float std[3],
-               const Map& out) {
+void normalise(Context& context, const T* pixels, int width, const float mean[3],
+               const float std[3], const Map& out) {
   const float scale[3] = {1 / std[0], 1 / std[1], 1 / std[2]};
   const int excess = static_cast<int>(out.stride()) - out.lanes - out.width;
   context.pool.parallel(out.height, [&](int y, int) {
-    const T* row = pixels + static_cast<ptrdiff_t>(y) * out.width * 3;
+    const T* row = pixels + static_cast<ptrdiff_t>(y) * width * 3;
     for (int c = 0; c < 3; c++) {
       float* to = out.at(y, c, 0);
-      for (int x = 0; x < out.width; x++) to[x] = (row[x * 3 + c] - mean[c]) * scale[c];
+      const auto pixel = [&](int x) { return (row[x * 3 + c] - mean[c]) * scale[c]; };
+      if (out.type == Type::float32) {
+        for (int x = 0; x < width; x++) to[x] = pixel(x);
+      } else {
+        for (int x = 0; x < width / 2; x++) to[x] = join_bfloat16(pixel(2 * x), pixel(2 * x + 1));
+        if (width % 2) to[width / 2] = join_bfloat16(pixel(width - 1), 0.0f);
+      }
       std::memset(to + out.width, 0, excess * sizeof(float));
     }
   });
 }
 
-template void normalise(Context&, const uint8_t*, const float[3], const float[3], const Map&);
-template void normalise(Context&, const float*, const float[3], const float[3], const Map&);
+template void normalise(Context&, const uint8_t*, int, const float[3], const float[3], const Map&);
+template void normalise(Context&, const float*, int, const float[3], const float[3], const Map&);
 
 void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map* residual,
               const Map& out) {
@@ -98,10 +106,12 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
     float* panel = context.scratch.get(worker, panel_floats + partial_floats * (last - first));
     float* partial = panel + panel_floats;
     const ptrdiff_t chunk_offset = conv.out_row(chunk) * out.stride();
+    // Of words along x: two pixels a word make up for stride 2.
+    const int stride = in.type == Type::pixels ? conv.stride / 2 : conv.stride;
     // Source of vector v's first pixel at filter tap (dy, dx) of a channel.
     auto source = [&](int v, int dy, int dx, int channel) {
       const int y = v / row_vectors, x = v % row_vectors * lanes;
-      return in.at(y * conv.stride + dy, channel, x * conv.stride + dx);
+      return in.at(y * conv.stride + dy, channel, x * stride + dx);
     };
     for (size_t block = 0; block < conv.segments.size(); block++) {
       SparseArgs a = chunk_args(conv, block, chunk);
@@ -118,7 +128,7 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
         PackArgs pack{};
         pack.channel_stride = in.stride();
         pack.vectors = a.vectors;
-        pack.stride = conv.stride;
+        pack.stride = stride;
         pack.panel = panel;
         for (const Segment& s : conv.segments[block]) {
           for (int p = 0; p < a.vectors; p++) pack.source[p] = source(v0 + p, s.dy, s.dx, s.channel);
@@ -149,17 +159,14 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
 }
 
 void pool_map(Context& context, const Map& in, int padding_before, const Map& out) {
-  const bool words = out.type == Type::bfloat16;
-  const auto kernel = words ? context.kernels.words->pool : context.kernels.pool;
+  const auto kernel =
+      out.type == Type::bfloat16 ? context.kernels.words->pool : context.kernels.pool;
   context.pool.parallel(out.height, [&](int y, int) {
     PoolArgs a{};
     a.width = out.width;
     for (int c = 0; c < out.words(); c++) {
-      const int even = words ? 2 * c : c, odd = std::min(even + 1, in.channels - 1);
-      for (int r = 0; r < 3; r++) {
-        a.rows[r] = in.at(2 * y - padding_before + r, even, -padding_before);
-        a.odd[r] = in.at(2 * y - padding_before + r, odd, -padding_before);
-      }
+      for (int r = 0; r < 3; r++)
+        a.rows[r] = in.at(2 * y - padding_before + r, c, -padding_before);
       a.out = out.at(y, c, 0);
       kernel(a);
     }

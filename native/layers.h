@@ -21,7 +21,8 @@
 
 namespace sparsedet {
 
-// Both hold words (kernels.h): float32 channels, or pairs of bfloat16 ones.
+// Both hold words (kernels.h): float32 channels, or pairs of bfloat16 ones. A map's width counts
+// words too: half the pixels, rounded up, where a word is two of them.
 struct Map {
   float* data = nullptr;
   int channels = 0, height = 0, width = 0, border = 0, lanes = 0;
@@ -76,15 +77,15 @@ struct Context {
 // Zero a map's border: what every layer before has to leave zero.
 void clear_border(Context& context, const Map& map);
 
-// BGR pixels [height][width][3] -> (pixel - mean) / std.
+// BGR pixels [height][width][3] -> (pixel - mean) / std, float32 or pairs of pixels.
 template <class T>
-void normalise(Context& context, const T* pixels, const float mean[3], const float std[3],
-               const Map& out);
+void normalise(Context& context, const T* pixels, int width, const float mean[3],
+               const float std[3], const Map& out);
 
 void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map* residual,
               const Map& out);
 
-// Max pooling 3x3, stride 2, of a float32 map into either type; the input is not negative, so zero padding is as good as none.
+// Max pooling 3x3, stride 2; the input is not negative, so zero padding is as good as none.
 void pool_map(Context& context, const Map& in, int padding_before, const Map& out);
 
 // stride: overrides the packed one. regions: how many exist, counted over all blocks.

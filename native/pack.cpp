@@ -21,7 +21,7 @@ constexpr int kChunkGroups = 52;  // x 31 patterns a block: within the branch pr
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 int choose_group(const Kernels& kernels, Type type) {
-  const bool words = type == Type::bfloat16;
+  const bool words = type != Type::float32;
   const auto& sparse = words ? kernels.words->sparse : kernels.sparse;
   for (int group : {5, 3})
     if (sparse[group]) return group;
@@ -36,11 +36,14 @@ int block_length(int total, int target) {
 }
 
 std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target, bool split_taps) {
-  const int taps = shape.kernel * shape.kernel, words = words_of(shape.in, shape.in_channels);
+  // Words along x that a window reads: its taps, or the pairs of pixels that hold them.
+  const bool pixels = shape.in == Type::pixels;
+  const int before = pixels ? (shape.padding_before + 1) / 2 : shape.padding_before;
+  const int across = pixels ? before + (shape.kernel - 1 - shape.padding_before) / 2 + 1 : shape.kernel;
+  const int taps = shape.kernel * across, words = words_of(shape.in, shape.in_channels);
   std::vector<std::vector<Segment>> blocks;
   auto segment = [&](int tap, int channel, int count) {
-    return Segment{tap / shape.kernel - shape.padding_before,
-                   tap % shape.kernel - shape.padding_before, channel, count};
+    return Segment{tap / across - shape.padding_before, tap % across - before, channel, count};
   };
   if (split_taps) {
     const int length = block_length(words, target);
@@ -134,17 +137,21 @@ class Rows {
 class Columns {
  public:
   Columns(const PackedConv& conv, int padding_before)
-      : pairs_(conv.in == Type::bfloat16) {
+      : pairs_(conv.in != Type::float32) {
     const int taps = conv.kernel * conv.kernel;
+    const bool pixels = conv.in == Type::pixels;
     place_.resize(size_t(conv.in_channels) * taps);
     for (const auto& segments : conv.segments) {
       start_.push_back(count_);
       for (const Segment& s : segments) {
-        const int tap = (s.dy + padding_before) * conv.kernel + s.dx + padding_before;
         for (int word = s.channel; word < s.channel + s.count; word++, count_++)
-          for (int half = 0; half < (pairs_ ? 2 : 1); half++)
-            if (const int c = pairs_ ? 2 * word + half : word; c < conv.in_channels)
-              place_[size_t(c) * taps + tap] = pairs_ ? 2 * count_ + half : count_;
+          for (int half = 0; half < (pairs_ ? 2 : 1); half++) {
+            const int c = pairs_ && !pixels ? 2 * word + half : word;
+            const int x = (pixels ? 2 * s.dx + half : s.dx) + padding_before;
+            if (c >= conv.in_channels || x < 0 || x >= conv.kernel) continue;
+            const int tap = (s.dy + padding_before) * conv.kernel + x;
+            place_[size_t(c) * taps + tap] = pairs_ ? 2 * count_ + half : count_;
+          }
       }
     }
     start_.push_back(count_);

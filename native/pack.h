@@ -12,9 +12,11 @@
 
 namespace sparsedet {
 
-enum class Type { float32, bfloat16 };
+// What a word holds (kernels.h). In `pixels`, which the stem reads in bfloat16, it is two
+// neighbouring pixels 2x and 2x + 1 of one channel: three channels would not make pairs.
+enum class Type { float32, bfloat16, pixels };
 
-// Words a pixel: two bfloat16 channels share one (kernels.h).
+// Words a pixel (of `pixels`: two of them): two bfloat16 channels share one.
 inline int words_of(Type type, int channels) {
   return type == Type::bfloat16 ? (channels + 1) / 2 : channels;
 }
@@ -25,7 +27,7 @@ constexpr int kPackVersion = 1;
 
 // Where the columns of a block come from: words [channel, channel + count) at one filter tap.
 struct Segment {
-  int dy, dx;  // tap, padding subtracted
+  int dy, dx;  // tap, padding subtracted; dx in words
   int channel, count;
 };
 
