@@ -23,7 +23,7 @@ inline int words_of(Type type, int channels) {
 
 // Of the packed bytes and of where they come from: to be raised with any change of them, also of
 // the cost model, so that what an older program packed is not taken for it.
-constexpr int kPackVersion = 1;
+constexpr int kPackVersion = 2;
 
 // Where the columns of a block come from: words [channel, channel + count) at one filter tap.
 struct Segment {
