@@ -29,7 +29,7 @@ MAX_FILE = 8 << 30
 
 # A PyTorch file from before version 1.6 begins with a pickle of this number.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_WRAPPERS = ("model", "state_dict_ema", "state_dict", "model_state")
+_WRAPPERS = ("model", "state_dict", "model_state")
 
 
 def sniff(path: Path) -> str:
