@@ -159,13 +159,18 @@ def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes
 
 def _open_npy(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
     """numpy's .npy: its header now, the values later. Never a pickle."""
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        begin = file.tell()
+    try:
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            else:
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+            begin = file.tell()
+    except Exception as error:  # zlib's, and whatever numpy's parser meets
+        raise ValueError(
+            f"array {info.filename!r} has no readable header ({type(error).__name__})"
+        ) from None
     if dtype.hasobject:
         raise ValueError(f"array {info.filename!r} holds Python objects, which only a pickle can")
     if info.file_size != begin + math.prod(shape) * dtype.itemsize:

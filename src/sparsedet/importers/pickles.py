@@ -14,9 +14,10 @@ import collections
 import io
 import math
 import pickle
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,15 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(data, encoding="latin1")  # of Python 2, as numpy asks for
         self._persistent = persistent
         self._allowed = _allowed()
+
+    def load_bytearray8(self: Any) -> None:
+        """As bytes, and no more of them than there are: Python's makes room for what is said."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(length))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8
+    }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 renamed numpy.core.
@@ -217,22 +227,23 @@ def flatten(content: Mapping[Any, Any]) -> dict[str, Stored]:
     """The arrays in nested dicts and lists, named by their keys joined with dots.
 
     Raises:
-        ValueError: two have the same name, or there are a million of them.
+        ValueError: two have the same name, or they are too many or too deep.
     """
     out: dict[str, Stored] = {}
-    todo: list[tuple[str, Any]] = [(str(key), value) for key, value in content.items()]
+    todo: list[tuple[str, int, Any]] = [(str(key), 1, value) for key, value in content.items()]
     steps = 0
     while todo:
-        name, value = todo.pop()
+        name, depth, value = todo.pop()
         steps += 1
-        if steps > 1_000_000:  # lists that hold each other over and over
-            raise ValueError("holds more than a million values")
+        # Containers may hold each other, or themselves, over and over.
+        if steps > 1_000_000 or depth > 8 or len(name) > 1000:
+            raise ValueError("holds too many values, or too deeply nested ones")
         if isinstance(stored := getattr(value, "stored", None), Stored):
             if name in out:
                 raise ValueError(f"tensor {name!r} comes twice")
             out[name] = stored
         elif isinstance(value, Mapping):
-            todo += [(f"{name}.{key}", item) for key, item in value.items()]
+            todo += [(f"{name}.{key}", depth + 1, item) for key, item in value.items()]
         elif isinstance(value, list | tuple):
-            todo += [(f"{name}.{index}", item) for index, item in enumerate(value)]
+            todo += [(f"{name}.{index}", depth + 1, item) for index, item in enumerate(value)]
     return out
