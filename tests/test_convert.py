@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sparsedet import InputError
+from sparsedet.boxes import cell_anchors
 from sparsedet.cli import main
 from sparsedet.config import preset
 from sparsedet.importers import detect_format, load_foreign
@@ -192,11 +193,9 @@ def test_what_is_not_the_networks_is_listed(
 def test_what_an_older_checkpoint_states_is_used(state: Arrays, tmp_path: Path) -> None:
     config = load_foreign(DETECTRON2).config
     anchors = "proposal_generator.anchor_generator.cell_anchors.0"
-    from sparsedet.boxes import cell_anchors
-
     usual = cell_anchors(config)
-    stated = {**state, "pixel_mean": np.array([1, 2, 3], np.float32).reshape(3, 1, 1),
-              "pixel_std": np.array([4, 5, 6], np.float32).reshape(3, 1, 1), anchors: usual}  # fmt: skip
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((1, 2, 3), (4, 5, 6)))
+    stated = {**state, "pixel_mean": mean, "pixel_std": std, anchors: usual}
     found = load_foreign(zoo(tmp_path, stated))
     assert found.config.pixel_mean == (1, 2, 3) and found.config.pixel_std == (4, 5, 6)
     assert found.config.cell_anchors is None and found.ignored == ()
@@ -298,7 +297,7 @@ def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(
         path = tmp_path / "evil.pth"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("evil/data.pkl", data)
-        refused(path, "refused|damaged|holds NoneType|is no model|type '")
+        refused(path, "refused|damaged|holds (too many|NoneType)|type '")
         capsys.readouterr()
         assert not marker.exists(), data
         path.unlink()
@@ -311,18 +310,18 @@ def rewritten(path: Path, changes: Mapping[str, bytes | None], **options: Any) -
             inner = name.partition("/")[2]
             data = changes.get(inner, old.read(name))
             if data is not None:
-                new.writestr(name, data)
+                new.writestr(name, data, compresslevel=1)
     return path
 
 
 def test_archive_bombs_are_not_unpacked(tmp_path: Path, variables: Arrays) -> None:
     compress = {"compression": zipfile.ZIP_DEFLATED}
-    nothing = bytes(100 << 20)
+    nothing = bytes(65 << 20)
     path = rewritten(tmp_path / "a.pth", {"data.pkl": nothing}, **compress)
-    assert path.stat().st_size < 400_000
-    refused(path, "would unpack to 104,857,600 bytes")
-    path = rewritten(tmp_path / "b.pth", {"data/0": nothing}, **compress)
-    refused(path, r"storage '0' has 104857600 bytes, expected \d+")
+    assert path.stat().st_size < 1_000_000
+    refused(path, "would unpack to 68,157,440 bytes")
+    path = rewritten(tmp_path / "b.pth", {"data/0": nothing[: 8 << 20]}, **compress)
+    refused(path, r"storage '0' has 8388608 bytes, expected \d+")
 
     # Arrays whose entry is larger than its shape, whose shape is not the network's, or that make
     # a network of a terabyte: none is unpacked (the last has no bytes to unpack).
@@ -333,11 +332,12 @@ def test_archive_bombs_are_not_unpacked(tmp_path: Path, variables: Arrays) -> No
             np.lib.format.write_array_header_1_0(
                 header, {"descr": "<f4", "fortran_order": False, "shape": shape}
             )
-            archive.writestr("rpn/conv0/W.npy", header.getvalue() + bytes(size))
+            data = header.getvalue() + bytes(size)
+            archive.writestr("rpn/conv0/W.npy", data, compresslevel=1)
         return path
 
-    refused(forged((3, 3, 64, 24), 100 << 20), "does not fit its shape")
-    refused(forged((1, 1, 5000, 5000), 100_000_000), r"expected \(3, 3, 64, 5000\)")
+    refused(forged((3, 3, 64, 24), 8 << 20), "does not fit its shape")
+    refused(forged((1, 1, 1000, 1000), 4_000_000), r"expected \(3, 3, 64, 1000\)")
     refused(forged((3, 3, 1 << 20, 1 << 20), 0), "does not fit its shape")
     many = {f"group2/block{n}/conv1/W": np.zeros(1, np.float32) for n in range(2000)}
     refused(npz(tmp_path, {**variables, **many}), "blocks")
@@ -382,9 +382,7 @@ def test_damaged_files(tmp_path: Path, state: Arrays, capsys: pytest.CaptureFixt
     assert "No such file" in one_line(capsys)
 
 
-def test_missing_doubled_and_bad_tensors(
-    tmp_path: Path, state: Arrays, variables: Arrays
-) -> None:  # fmt: skip
+def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variables: Arrays) -> None:
     name = "backbone.res3.1.conv2.weight"
     without = {k: v for k, v in state.items() if k != name}
     refused(zoo(tmp_path, without), f"tensor '{name}' is missing")

@@ -116,6 +116,11 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
         r"shape \(128, 64, 1, 1\), expected \(64, ",
         changed(path, tmp_path, layer1__0__conv1__weight=wide),
     )
+    se = torch.zeros(4)  # timm's squeeze and excitation, which the network has no place for
+    refused(
+        "se.fc1.bias' belongs to no layer", changed(path, tmp_path, layer1__0__se__fc1__bias=se)
+    )
+    refused(r"timm's 'd' form", changed(path, tmp_path, **{"conv1__0__weight": wide}))
     (tmp_path / "text.pth").write_text("no weights")
     refused("is no pickle, PyTorch", tmp_path / "text.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")  # a pickle that would run code

@@ -244,7 +244,9 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
         if key not in storages:
             raise ValueError(f"storage {key!r} belongs to no tensor")
         kind, numel = storages[key]
-        if int.from_bytes(data.read(8), "little") != numel:
+        if len(count := data.read(8)) < 8:
+            raise ValueError(f"truncated: storage {key!r} is missing")
+        if int.from_bytes(count, "little") != numel:
             raise ValueError(f"storage {key!r} is not of the size its tensors say")
         places[key] = data.tell()
         data.seek(numel * kind.dtype.itemsize, io.SEEK_CUR)
