@@ -63,7 +63,8 @@ def load_tensorpack(
         else:
             tensors[f"{layer.name}.bias"] = source.take(f"{name}/b", out)
     source.ignore(
-        r"maskrcnn/.*", r"global_step", r"learning_rate", r".*/(Momentum|AccumGrad|Adam(_1)?)",
+        r"maskrcnn/.*", r"global_step", r"learning_rate", r"(EMA|AccumGrad|apply_gradients)/.*",
+        r".*/(Momentum|AccumGrad|Adam(_1)?|RMSProp(_1)?|Adagrad)",
     )  # fmt: skip
     ignored = source.finish(config.name)
     notes = (
