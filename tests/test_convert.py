@@ -271,6 +271,7 @@ def hostile(marker: Path) -> list[tuple[bytes, str]]:
         (b"\x80\x02cnumpy.core.multiarray\n_reconstruct.__globals__\n.", "wants numpy"),
         (b"\x80\x04\x8c\x05numpy\x8c\x04load\x93.", r"wants numpy\.load"),
         (b"\x80\x04\x8c\x0ctorch._utils\x8c\x0c__builtins__\x93.", r"wants torch\._utils"),
+        (b"\x80\x02c\x1b[31m\nred\n.", r"wants '\\x1b\[31m\.red'"),  # no colours for terminals
         (b"\x80\x02\x82\x01.", "registered extension 1"),
         (b"\x80\x02K\x01Q.", "refers to something outside"),
         (pickle.dumps({"model": {"w": np.array([None])}}), "type 'O8'"),

@@ -75,6 +75,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def _print(imported: Imported, verbose: bool) -> None:
+    from ..importers.source import printable
+
     config = imported.config
     print(
         f"{config.name}: {config.num_classes} classes, blocks {config.blocks}, canvas "
@@ -82,7 +84,7 @@ def _print(imported: Imported, verbose: bool) -> None:
     )
     for line in imported.notes:
         print(line)
-    names = imported.ignored
+    names = [printable(name) for name in imported.ignored]
     if names:
         shown = names if verbose else names[:SHOWN]
         more = f", ... (--verbose names all {len(names)})" if len(shown) < len(names) else ""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..weights import read_header
 from .pickles import STORAGES, NotPlain, Storage, StorageType, flatten, read_pickle, widen
-from .source import Source, Stored
+from .source import Source, Stored, printable
 
 MAX_PICKLE = 64 << 20
 """Bytes of a PyTorch file's own pickle, which holds names and shapes alone (r101-c4: 0.1 MB)."""
@@ -65,7 +65,7 @@ _EXPECTED = "expected a Faster R-CNN C4 of Detectron2, TensorPack or OpenVINO"
 
 def _foreign(names: Iterable[str]) -> str | None:
     """What a file of another kind is, told by its tensors' names."""
-    for name in names:
+    for name in map(printable, names):
         if ".fpn_" in name or name.startswith(("fpn/", "backbone.fpn.", "neck.fpn")):
             return f"a detector with a feature pyramid ({name})"
         if name.startswith(("backbone.body.", "rpn.head.")):
@@ -84,7 +84,7 @@ def _foreign(names: Iterable[str]) -> str | None:
 def _some(names: list[str]) -> str:
     if not names:
         return "no tensors"
-    return f"{len(names)} tensors, as {', '.join(sorted(names)[:3])}"
+    return f"{len(names)} tensors, as {', '.join(map(printable, sorted(names)[:3]))}"
 
 
 def open_source(path: Path) -> tuple[dict[str, str], Source]:
@@ -108,7 +108,7 @@ def open_source(path: Path) -> tuple[dict[str, str], Source]:
     except (NotPlain, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError,
             RuntimeError) as error:  # fmt: skip
         what = str(error) or type(error).__name__
-        raise InputError(f"{path}: {what[:300]}") from None
+        raise InputError(f"{path}: {printable(what[:300])}") from None
     raise InputError(f"{path}: is no pickle, PyTorch, .npz, safetensors or .xml file")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .source import Stored
+from .source import Stored, printable
 
 
 class NotPlain(pickle.UnpicklingError):
@@ -86,7 +86,9 @@ def read_pickle(
         raise InputError(f"{path}: a damaged pickle (asks for too much memory)") from None
     except Exception as error:  # a damaged pickle can fail in any way
         what = str(error) or type(error).__name__
-        raise InputError(f"{path}: a damaged or truncated pickle ({what[:200]})") from None
+        raise InputError(
+            f"{path}: a damaged or truncated pickle ({printable(what[:200])})"
+        ) from None
 
 
 class _Unpickler(pickle._Unpickler):
@@ -110,7 +112,8 @@ class _Unpickler(pickle._Unpickler):
         # numpy 2 renamed numpy.core.
         found = self._allowed.get((module.replace("numpy._core.", "numpy.core."), name))
         if found is None:
-            raise NotPlain(f"refused: this pickle wants {module}.{name}; nothing was run")
+            wanted = printable(f"{module}.{name}")
+            raise NotPlain(f"refused: this pickle wants {wanted}; nothing was run")
         return found
 
     def get_extension(self, code: int) -> Any:

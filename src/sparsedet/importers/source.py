@@ -129,6 +129,11 @@ class Source:
         return tuple(sorted(self.ignored))
 
 
+def printable(text: str) -> str:
+    """`text` for a terminal: names in a file may be any characters."""
+    return text if text.isprintable() else ascii(text)
+
+
 def count_blocks(names: Iterable[str], patterns: Iterable[str]) -> tuple[int, int, int, int]:
     """Blocks of res2 ... res5, counted by the names.
 
