@@ -739,7 +739,7 @@ LAYERS = (
 """From bottom to top; a module may import from its own layer and those below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH = {"reference", "importers.torchvision_resnet"} | {
+TORCH = {"reference"} | {
     f"training.{name}"
     for name in ("average", "checkpoint", "data", "distill", "distributed", "log", "loop", "losses",
                  "optimizer", "start", "validation")

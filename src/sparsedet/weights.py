@@ -215,8 +215,8 @@ def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """A tensor as the header describes it; bytes begin..end of the data after the header."""
+class Entry:
+    """A tensor as a header describes it; bytes begin..end of the data after the header."""
 
     dtype: str
     shape: list[int]
@@ -226,7 +226,7 @@ class _Entry:
 
 def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     """`load_model` on an open file of `size` bytes; raises ValueError without the file's name."""
-    metadata, entries = _read_header(file, size)
+    metadata, entries = read_header(file, size)
     start = file.tell()
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"a safetensors file, but not a sparsedet model (no format {_FORMAT!r})")
@@ -274,8 +274,12 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     return ModelFile(config, tensors, provenance, "float16" if half else "float32")
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, _Entry]]:
-    """Metadata and tensors of a safetensors file, which then stands at its first data byte."""
+def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
+    """Metadata and tensors of a safetensors file, which then stands at its first data byte.
+
+    Raises:
+        ValueError: not one, damaged, a tensor named twice, or bytes that belong to none.
+    """
     if size == 0:
         raise ValueError("the file is empty")
     start = file.read(9)
@@ -318,12 +322,12 @@ def _foreign(start: bytes) -> str:
     return f"{kind}, not a sparsedet model"
 
 
-def _parse_entry(name: str, value: Any) -> _Entry:
+def _parse_entry(name: str, value: Any) -> Entry:
     if isinstance(value, dict) and set(value) == {"dtype", "shape", "data_offsets"}:
         shape, offsets = value["shape"], value["data_offsets"]
         numbers = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
         if numbers and all(type(n) is int and n >= 0 for n in shape + offsets):
-            return _Entry(str(value["dtype"]), shape, *offsets)
+            return Entry(str(value["dtype"]), shape, *offsets)
     raise ValueError(f"tensor {name!r}: expected dtype, shape and data_offsets, all in range")
 
 

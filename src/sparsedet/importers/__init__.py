@@ -1,1 +1,80 @@
-"""Weights of other projects -> tensors of our layer table, one file for each foreign form."""
+"""Weights of other projects -> our models, one file for each foreign form.
+
+`load_foreign` finds out what a file is and gives it to its importer, which returns an
+`Imported`: a complete configuration and folded tensors, or raises an InputError. Each importer
+verifies itself (see `source`). Nothing here runs code that a file holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig
+from ..errors import InputError
+from .source import Imported
+
+FORMATS: dict[str, str] = {
+    "detectron2": "Detectron2's C4 models (.pkl, .pth)",
+    "tensorpack": "TensorPack's C4 models (.npz)",
+    "openvino": "OpenVINO IR of a C4 model (.xml beside its .bin)",
+    "checkpoint": "a training run's folder or checkpoint of this project",
+    "torchvision": "a ResNet classifier of torchvision or timm (.pth, .safetensors)",
+}
+"""The forms that are read, by the name that `--from` takes."""
+
+
+def detect_format(path: str | os.PathLike[str]) -> str:
+    """The key of `FORMATS` by a file's first bytes and the names inside it, not by its suffix.
+
+    Raises:
+        InputError: it cannot be read, or is of none of the forms; says what it seems to be.
+    """
+    from .archives import sniff
+
+    return sniff(Path(path))
+
+
+def load_foreign(
+    path: str | os.PathLike[str], format: str | None = None, *,
+    base: ModelConfig | None = None, fields: Mapping[str, Any] | None = None,
+) -> Imported:  # fmt: skip
+    """Read a model of another project, or a training run of our own.
+
+    Args:
+        path: the file, for a run also its folder.
+        format: a key of `FORMATS`; default: found by content.
+        base: conventions that the source does not state; default: those that its project uses.
+        fields: single values of the configuration that override all else.
+
+    Raises:
+        InputError: it cannot be read or is no model that this project runs.
+    """
+    path, fields = Path(path), fields or {}
+    if format is not None and format not in FORMATS:
+        raise InputError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
+    match format or detect_format(path):
+        case "detectron2":
+            from .detectron2 import load_detectron2
+
+            return load_detectron2(path, base, fields)
+        case "tensorpack":
+            from .tensorpack import load_tensorpack
+
+            return load_tensorpack(path, base, fields)
+        case "checkpoint":
+            from .checkpoint import load_checkpoint
+
+            return load_checkpoint(path, fields)
+        case "torchvision":
+            raise InputError(
+                f"{path}: is a ResNet classifier, the start of a detector's training and no "
+                f"detector: use it as `sparsedet train --init {path}`"
+            )
+        case other:  # openvino
+            raise InputError(f"{path}: the form {other!r} is not read yet")
+
+
+__all__ = ["FORMATS", "Imported", "detect_format", "load_foreign"]

@@ -1,18 +1,18 @@
-"""torchvision's ResNet classifiers (50, 101, 152) -> initial weights of backbone and res5.
+"""ResNet classifiers (50, 101, 152) of torchvision and timm -> initial weights of the backbone.
 
-The file is the state_dict that torchvision publishes (`.pth`, read without running any code in
-it) or the same tensors as safetensors; the classifier at its end is not used.
+The file is a state_dict (`.pth`, read without torch and without running any code in it) or the
+same tensors as safetensors; timm's plain ResNets have torchvision's names. The classifier at its
+end is not used.
 
-torchvision's convention, met by the presets `r101-c4` and `r50-c4`: strides in the 3x3
-convolution, and pixels RGB, divided by 255, less (0.485, 0.456, 0.406), divided by (0.229, 0.224,
-0.225). Our pixels are BGR of 0..255: the statistics are the same times 255 in the other order,
-and so are the first convolution's input channels.
+Their convention, met by the presets `r101-c4` and `r50-c4`: strides in the 3x3 convolution, and
+pixels RGB, divided by 255, less (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225). Our
+pixels are BGR of 0..255: the statistics are the same times 255 in the other order, and so are the
+first convolution's input channels.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import InputError
 from ..network import Layer, build_network
+from .archives import open_source
+from .source import Source, count_blocks
 
 MEAN = (0.406 * 255, 0.456 * 255, 0.485 * 255)
 STD = (0.225 * 255, 0.224 * 255, 0.229 * 255)
@@ -28,24 +30,22 @@ STD = (0.225 * 255, 0.224 * 255, 0.229 * 255)
 Arrays = dict[str, NDArray[np.float32]]
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
+_STAGES = tuple(rf"layer{n}\.(\d+)\." for n in (1, 2, 3, 4))
 
 
 def is_torchvision_resnet(path: str | os.PathLike[str]) -> bool:
     """Whether a file should be read by `load_torchvision_resnet`.
 
-    A .pth or .pt file is always meant to be one; a safetensors file is, if it has its names.
+    A file of PyTorch's is always meant to be one; a safetensors file is, if it has its names.
     """
-    suffix = Path(path).suffix
-    if suffix in (".pth", ".pt"):
+    path = Path(path)
+    if path.suffix in (".pth", ".pt", ".bin"):
         return True
-    if suffix != ".safetensors":
+    if path.suffix != ".safetensors":
         return False
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            return "layer1.0.conv1.weight" in file.keys()  # noqa: SIM118
-    except (SafetensorError, OSError):
+        return "layer1.0.conv1.weight" in open_source(path)[1]
+    except InputError:
         return False
 
 
@@ -64,21 +64,20 @@ def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -
             with values that are not finite; or `config` has other conventions.
     """
     _check_conventions(path, config)
-    source = _read(path)
-    network = build_network(config)
-    _check_kind(path, source, config)
+    _, source = open_source(Path(path))
+    _check_kind(source, config)
     tensors: Arrays = {}
-    for layer in network.weighted:
+    for layer in build_network(config).weighted:
         if not layer.norm:
             continue
         convolution, norm = _names(layer)
-        tensors[f"{layer.name}.weight"] = _take(
-            path, source, f"{convolution}.weight", layer.weight_shape
-        )
+        tensors[f"{layer.name}.weight"] = source.take(f"{convolution}.weight", layer.weight_shape)
         for leaf in _NORM:
-            tensors[f"{layer.name}.norm.{leaf}"] = _take(
-                path, source, f"{norm}.{leaf}", (layer.out_channels,)
+            tensors[f"{layer.name}.norm.{leaf}"] = source.take(
+                f"{norm}.{leaf}", (layer.out_channels,)
             )
+    source.ignore(r"fc\..*", r".*num_batches_tracked", r"(optimizer|scheduler)\..*")
+    source.finish(config.name)
     stem = tensors["stem.conv.weight"]
     tensors["stem.conv.weight"] = np.ascontiguousarray(stem[:, ::-1])  # RGB -> BGR
     return tensors
@@ -100,42 +99,22 @@ def _check_conventions(path: str | os.PathLike[str], config: ModelConfig) -> Non
             )
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, NDArray[np.generic]]:
-    import torch
-
-    if Path(path).suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(os.fspath(path))
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        raise InputError(
-            f"{path}: not a file of tensors alone (a state_dict is needed, no whole model)"
-        ) from None
-    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
-        raise InputError(f"{path}: holds {type(content).__name__}, expected a state_dict")
-    return {k: v.numpy() for k, v in content.items() if isinstance(v, torch.Tensor)}
-
-
-def _check_kind(
-    path: str | os.PathLike[str], source: dict[str, NDArray[np.generic]], config: ModelConfig
-) -> None:
+def _check_kind(source: Source, config: ModelConfig) -> None:
     """Refuse what is no classifier of `config`'s depth, saying what it is."""
-    if any(name.startswith(("backbone.", "fpn.", "rpn.", "roi_heads.")) for name in source):
-        raise InputError(f"{path}: is a detector of torchvision's, expected a ResNet classifier")
+    names = source.left
+    if any(name.startswith(("proposal_generator.", "backbone.res")) for name in names):
+        raise source.error("is a detector of Detectron2's: `sparsedet convert` it first")
+    if any(name.startswith(("backbone.", "fpn.", "rpn.", "roi_heads.")) for name in names):
+        raise source.error("is a detector of torchvision's, expected a ResNet classifier")
+    if "conv1.0.weight" in source:
+        raise source.error("is a ResNet with a stem of three convolutions (timm's 'd' form)")
     if "layer1.0.conv1.weight" not in source:
-        raise InputError(f"{path}: is no torchvision ResNet (no 'layer1.0.conv1.weight')")
+        raise source.error("is no ResNet of torchvision or timm (no 'layer1.0.conv1.weight')")
     if "layer1.0.conv3.weight" not in source:
-        raise InputError(f"{path}: is a ResNet of two-convolution blocks (18 or 34), expected 50+")
-    blocks = tuple(
-        len({name.split(".")[1] for name in source if name.startswith(f"layer{n}.")})
-        for n in (1, 2, 3, 4)
-    )
+        raise source.error("is a ResNet of two-convolution blocks (18 or 34), expected 50+")
+    blocks = count_blocks(names, _STAGES)
     if blocks != config.blocks:
-        raise InputError(f"{path}: has {blocks} blocks a stage, {config.name} {config.blocks}")
+        raise source.error(f"has {blocks} blocks a stage, {config.name} {config.blocks}")
 
 
 def _names(layer: Layer) -> tuple[str, str]:
@@ -148,17 +127,3 @@ def _names(layer: Layer) -> tuple[str, str]:
     if leaf == "shortcut":
         return f"{prefix}.downsample.0", f"{prefix}.downsample.1"
     return f"{prefix}.{leaf}", f"{prefix}.{leaf.replace('conv', 'bn')}"
-
-
-def _take(
-    path: str | os.PathLike[str], source: dict[str, NDArray[np.generic]], name: str,
-    shape: tuple[int, ...],
-) -> NDArray[np.float32]:  # fmt: skip
-    if name not in source:
-        raise InputError(f"{path}: tensor {name!r} is missing")
-    value = np.asarray(source[name], dtype=np.float32)
-    if value.shape != shape:
-        raise InputError(f"{path}: tensor {name!r} has shape {value.shape}, expected {shape}")
-    if not np.isfinite(value).all():
-        raise InputError(f"{path}: tensor {name!r} holds NaN or infinite values")
-    return value

@@ -8,19 +8,18 @@ happens to the newest, one is left to continue from.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_atomic
+from ..importers.checkpoint import digest
 
 KEEP = 2
 
@@ -111,12 +110,4 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of names, types, shapes, values and metadata."""
-    sha = hashlib.sha256()
-    for key in sorted(set(metadata) - {"sha256"}):
-        sha.update(f"{key}={metadata[key]}\n".encode())
-    for name in sorted(tensors):
-        values = tensors[name].numpy()
-        sha.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        sha.update(values.reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
+    return digest({name: value.numpy() for name, value in tensors.items()}, metadata)

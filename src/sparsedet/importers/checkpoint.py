@@ -1,0 +1,97 @@
+"""A training run of this project (its folder, or one checkpoint) -> the model that it would save.
+
+Reads the safetensors files themselves, so that torch is not needed; `training.checkpoint` writes
+them and says what is in them. Averaged weights are taken where the run averages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import ModelConfig
+from ..errors import InputError
+from ..network import build_network
+from .archives import open_source
+from .source import Imported
+
+_LEAVES = ("weight", "bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
+) -> Imported:
+    """Read a checkpoint; of a folder the newest that is whole (says which are not).
+
+    Args:
+        fields: of the configuration, over what the run says.
+
+    Raises:
+        InputError: there is none, it is damaged or no checkpoint, or `fields` do not fit it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _load(path, fields or {})
+    found = sorted(path.glob("checkpoint-*.safetensors"), reverse=True)
+    for index, file in enumerate(found):
+        try:
+            return _load(file, fields or {})
+        except InputError as error:
+            if index + 1 == len(found):
+                raise
+            print(f"{error}, trying the one before", file=sys.stderr)
+    raise InputError(f"{path}: holds no checkpoint of a training run")
+
+
+def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
+    metadata, source = open_source(path)
+    if "recipe" not in metadata:
+        raise source.error("is no checkpoint of a training run (its metadata has no recipe)")
+    try:
+        own = ModelConfig.from_dict(json.loads(metadata["config"]))
+        config = ModelConfig.from_dict({**own.to_dict(), **fields})
+        layers = build_network(config).weighted
+        step = int(metadata["step"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise source.error(f"its metadata cannot be used: {error}") from None
+    if "sha256" in metadata:  # older checkpoints have none
+        values = {name: stored.read() for name, stored in source.left.items()}
+        if digest(values, metadata) != metadata["sha256"]:
+            raise source.error("its checksum is wrong: damaged on disk")
+    tensors: dict[str, NDArray[Any]] = {}
+    averaged = 0
+    for layer in layers:
+        for leaf in _LEAVES:
+            name = f"{layer.name}.{leaf}"
+            if f"model/{name}" not in source:
+                continue
+            shape = layer.weight_shape if leaf == "weight" else (layer.out_channels,)
+            tensors[name] = source.take(f"model/{name}", shape)
+            if f"ema/{name}" in source:
+                tensors[name] = source.take(f"ema/{name}", shape)
+                averaged += 1
+    source.ignore(r"optimizer/.*", r"mask/.*")
+    ignored = source.finish(config.name)
+    provenance = {"source": f"checkpoint {path.name} of a training run", "step": step}
+    notes = (f"step {step} of a training run" + (", averaged weights" if averaged else ""),)
+    return Imported(config, source.fold(tensors, config), provenance, ignored, notes)
+
+
+def digest(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of a checkpoint's names, types, shapes, values and metadata."""
+    sha = hashlib.sha256()
+    for key in sorted(set(metadata) - {"sha256"}):
+        sha.update(f"{key}={metadata[key]}\n".encode())
+    for name in sorted(tensors):
+        values = tensors[name]
+        sha.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        sha.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()

@@ -1,0 +1,135 @@
+"""Detectron2's trained C4 models (.pkl of its model zoo, .pth of its checkpointer).
+
+Its conventions, all in the preset `r101-c4-detectron2`: MSRA's bottlenecks stride in the first
+1x1, pixels are BGR less a mean, background is the last class and has no box deltas, RoIAlign
+samples adaptively. Depth, widths, classes, pixel statistics and anchors are read from the file
+where it has them. The box part of a Mask R-CNN is used, its mask part ignored.
+
+Detectron2 resizes photographs to a short side of 800 and at most 1333 by PIL's filter; our models
+have a canvas of one size. Given the same canvas, the detections are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import boxes
+from ..config import ModelConfig, preset
+from ..network import Layer, build_network
+from .archives import open_source
+from .source import Imported, Source, count_blocks, settle
+
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_STAGES = (r"backbone\.res2\.(\d+)\.", r"backbone\.res3\.(\d+)\.", r"backbone\.res4\.(\d+)\.",
+           r"roi_heads\.res5\.(\d+)\.")  # fmt: skip
+_NAMES = {
+    "rpn.conv": "proposal_generator.rpn_head.conv",
+    "rpn.objectness": "proposal_generator.rpn_head.objectness_logits",
+    "rpn.deltas": "proposal_generator.rpn_head.anchor_deltas",
+    "box.logits": "roi_heads.box_predictor.cls_score",
+    "box.deltas": "roi_heads.box_predictor.bbox_pred",
+}
+_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
+
+
+def load_detectron2(
+    path: str | os.PathLike[str], base: ModelConfig | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> Imported:  # fmt: skip
+    """Read a checkpoint.
+
+    Args:
+        base: default: the preset `r101-c4-detectron2`.
+        fields: of the configuration, over all else.
+
+    Raises:
+        InputError: unreadable, hostile, no Faster R-CNN C4, or its tensors do not fit together.
+    """
+    _, source = open_source(Path(path))
+    _refuse_other_models(source)
+    config, notes = _config(source, base or preset("r101-c4-detectron2"), fields or {})
+    tensors: dict[str, Any] = {}
+    for layer in build_network(config).weighted:
+        name = _name(layer)
+        tensors[f"{layer.name}.weight"] = source.take(f"{name}.weight", layer.weight_shape)
+        if layer.norm:
+            for leaf in _NORM:
+                tensors[f"{layer.name}.norm.{leaf}"] = source.take(
+                    f"{name}.norm.{leaf}", (layer.out_channels,)
+                )
+        else:
+            tensors[f"{layer.name}.bias"] = source.take(f"{name}.bias", (layer.out_channels,))
+    source.ignore(
+        r"optimizer\..*", r"scheduler\..*", r"trainer\..*", r".*_momentum",
+        r".*\.num_batches_tracked", r"roi_heads\.mask_head\..*",
+    )  # fmt: skip
+    ignored = source.finish(config.name)
+    provenance = {"source": f"Detectron2 checkpoint {Path(path).name}"}
+    return Imported(config, source.fold(tensors, config), provenance, ignored, tuple(notes))
+
+
+def _name(layer: Layer) -> str:
+    """Detectron2's name of a layer."""
+    if layer.name == "stem.conv":
+        return "backbone.stem.conv1"
+    if layer.name.startswith("res5."):
+        return f"roi_heads.{layer.name}"
+    return _NAMES.get(layer.name, f"backbone.{layer.name}")
+
+
+def _refuse_other_models(source: Source) -> None:
+    """Say what a model of Detectron2 is that is no C4 detector."""
+    if any(name.startswith("backbone.bottom_up.") for name in source.left):
+        raise source.error("is a model with a feature pyramid, expected Faster R-CNN C4")
+    if any(name.startswith("backbone.res5.") for name in source.left):
+        raise source.error("has res5 in its backbone (a dilated C5 model), expected C4")
+    if any(name.startswith("roi_heads.box_predictor.0.") for name in source.left):
+        raise source.error("is a cascade, expected Faster R-CNN C4")
+    if not any(name.startswith("roi_heads.") for name in source.left):
+        raise source.error("has no box head ('roi_heads.'), expected a trained Faster R-CNN C4")
+
+
+def _config(
+    source: Source, base: ModelConfig, fields: Mapping[str, Any]
+) -> tuple[ModelConfig, list[str]]:
+    """The configuration by what the tensors say, and what there is to tell."""
+    notes: list[str] = []
+    blocks = count_blocks(source.left, _STAGES)
+    stages = [f"backbone.res{n}" for n in (2, 3, 4)] + ["roi_heads.res5"]
+    read: dict[str, Any] = {
+        "blocks": blocks,
+        "stem_channels": source.shape("backbone.stem.conv1.weight")[0],
+        "bottleneck_channels": [source.shape(f"{s}.0.conv1.weight")[0] for s in stages],
+        "stage_channels": [source.shape(f"{s}.0.conv3.weight")[0] for s in stages],
+        "rpn_channels": source.shape(f"{_NAMES['rpn.conv']}.weight")[0],
+        "name": f"r{3 * sum(blocks) + 2}-c4-detectron2",
+    }
+    for key in ("pixel_mean", "pixel_std"):  # older checkpoints state them
+        if key in source:
+            read[key] = source.take(key, (3, 1, 1)).reshape(-1).tolist()
+    classes = source.shape("roi_heads.box_predictor.cls_score.weight")[0] - 1
+    outputs = source.shape("roi_heads.box_predictor.bbox_pred.weight")[0]
+    if outputs == 4 != 4 * classes:
+        raise source.error("has one set of box deltas for all classes, expected one for each")
+    anchors = source.shape(f"{_NAMES['rpn.objectness']}.weight")[0]
+    if _ANCHORS in source:  # a buffer of older checkpoints
+        value, usual = source.take(_ANCHORS, (anchors, 4)), boxes.cell_anchors(base)
+        if value.shape != usual.shape or not np.allclose(value, usual, atol=1e-3):
+            read["cell_anchors"] = value.tolist()
+            notes.append("its anchors are not those of its published models: taken as they are")
+    config = settle(source, base, read, classes, fields)
+    if config.anchors_per_cell != anchors:
+        raise source.error(
+            f"has {anchors} anchors a cell, {base.name} {config.anchors_per_cell}: state "
+            "anchor_sizes and anchor_ratios in the configuration"
+        )
+    notes.append(
+        f"canvas {config.canvas_width}x{config.canvas_height} ({config.resize}, bilinear); "
+        "Detectron2 itself resizes to short side 800, at most 1333, by PIL"
+    )
+    return config, notes

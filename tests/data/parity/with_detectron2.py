@@ -1,0 +1,169 @@
+"""Runs Detectron2's own code on random weights, and the model imported from them beside it.
+
+    python with_detectron2.py CHECKOUT golden [OUT]         the small network of this folder
+    python with_detectron2.py CHECKOUT photos PHOTO...      R101-C4 on photographs, all stages
+
+CHECKOUT is a clone of github.com/facebookresearch/detectron2 (run at 02b5c4e); it needs no
+compiling, but torch, torchvision, fvcore, iopath, omegaconf, hydra-core, yacs, cloudpickle,
+tabulate, termcolor. Nothing of it is copied here.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+CHECKOUT = Path(sys.argv[1])
+sys.path[:0] = [str(CHECKOUT), str(HERE.parent.parent)]
+sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")  # gone from setuptools
+sys.modules["pkg_resources"].resource_filename = lambda *_: ""  # type: ignore[attr-defined]
+
+from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.data import transforms as T  # noqa: E402
+from detectron2.data.detection_utils import read_image  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+from test_import_peers import deviation, run, same_detections  # noqa: E402
+
+from sparsedet.config import preset  # noqa: E402
+from sparsedet.engine import Engine  # noqa: E402
+from sparsedet.importers import load_foreign  # noqa: E402
+from sparsedet.importers.detectron2 import _name  # noqa: E402
+from sparsedet.network import build_network  # noqa: E402
+from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
+
+
+def settings(depth: int) -> Any:
+    cfg = get_cfg()
+    file = f"COCO-Detection/faster_rcnn_R_{depth}_C4_3x.yaml"
+    cfg.merge_from_file(str(CHECKOUT / "configs" / file))
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    return cfg
+
+
+def state_of(config: Any, folded: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Its tensors: a random batch norm for each convolution, which folds to `folded`."""
+    rng, state = np.random.default_rng(0), {}
+    for layer in build_network(config).weighted:
+        weight, bias = folded[f"{layer.name}.weight"], folded[f"{layer.name}.bias"]
+        name, n = _name(layer), layer.out_channels
+        if layer.norm:
+            var, mean = rng.uniform(0.25, 4, n), rng.normal(size=n)
+            gamma = rng.uniform(0.5, 2, n) * rng.choice([-1, 1], n)
+            scale = gamma / np.sqrt(var + 1e-5)
+            weight = weight / scale[:, None, None, None]
+            norm = {"weight": gamma, "bias": bias + mean * scale, "running_mean": mean,
+                    "running_var": var}  # fmt: skip
+            state |= {f"{name}.norm.{leaf}": value for leaf, value in norm.items()}
+        else:
+            state[f"{name}.bias"] = bias
+        state[f"{name}.weight"] = weight
+    return {k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in state.items()}
+
+
+@torch.no_grad()
+def stages(model: Any, canvas: Any) -> dict[str, Any]:
+    """What each of its modules gives for a canvas, in our order of axes."""
+    picture = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
+    images = model.preprocess_image([{"image": picture}])
+    features = model.backbone(images.tensor)
+    maps = [features["res4"]]
+    (logits,), (deltas,) = model.proposal_generator.rpn_head(maps)
+    proposals, _ = model.proposal_generator(images, features, None)
+    boxes = proposals[0].proposal_boxes
+    pooled = model.roi_heads.pooler(maps, [boxes])
+    predictor = model.roi_heads.box_predictor
+    predictions = predictor(model.roi_heads.res5(pooled).mean(dim=[2, 3]))
+    found = predictor.inference(predictions, proposals)[0][0]
+    out = {
+        "features": features["res4"][0], "objectness": logits[0].permute(1, 2, 0).reshape(-1),
+        "deltas": deltas[0].permute(1, 2, 0).reshape(-1, 4), "proposals": boxes.tensor,
+        "rois": pooled, "class_logits": predictions[0], "box_deltas": predictions[1],
+        "boxes": found.pred_boxes.tensor, "scores": found.scores,
+        "labels": found.pred_classes.int() + 1,
+    }  # fmt: skip
+    return {name: np.ascontiguousarray(value.numpy()) for name, value in out.items()}
+
+
+def golden(out: Path) -> None:
+    """A ResNet-50 of few channels, 20 classes, on the two small canvases."""
+    cfg = settings(50)
+    resnet = cfg.MODEL.RESNETS
+    resnet.WIDTH_PER_GROUP, resnet.RES2_OUT_CHANNELS, resnet.STEM_OUT_CHANNELS = 2, 8, 4
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 20
+    config = replace(
+        preset("r101-c4-detectron2"), blocks=(3, 4, 6, 3), stem_channels=4, rpn_channels=32,
+        bottleneck_channels=(2, 4, 8, 16), stage_channels=(8, 16, 32, 64),
+        class_names=tuple(f"class {n}" for n in range(1, 21)), category_ids=tuple(range(1, 21)),
+    )  # fmt: skip
+    canvases = dict(np.load(HERE / "canvases.npz"))
+    model = build_model(cfg).eval()
+    model.load_state_dict(state_of(config, lively_tensors(config, 0.0, canvases["c0"], seed=3)),
+                          strict=False)  # fmt: skip
+    DetectionCheckpointer(model, str(out)).save("detectron2", iteration=1)
+    (out / "last_checkpoint").unlink()
+    kept: dict[str, Any] = {}
+    for key, canvas in canvases.items():
+        values = stages(model, canvas)
+        if key == "c0":  # samples are enough of the large ones
+            values |= {"rois": values["rois"][::60, ::4]}
+            values |= {name: values[name][::8] for name in ("class_logits", "box_deltas")}
+        else:
+            values = {name: values[name] for name in ("boxes", "scores", "labels")}
+        kept |= {f"{key}/{name}": value for name, value in values.items()}
+    np.savez_compressed(out / "detectron2_outputs.npz", **kept)
+
+
+def photos(paths: list[Path]) -> None:
+    """R101-C4 with random weights: stage by stage and as a whole, on its own canvases."""
+    cfg, config = settings(101), preset("r101-c4-detectron2")
+    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    images = [read_image(str(path), format="BGR") for path in paths]
+    canvases = [resize.get_transform(image).apply_image(image) for image in images]
+    model = build_model(cfg).eval()
+    model.load_state_dict(state_of(config, lively_tensors(config, 0.0, canvases[0], seed=7)),
+                          strict=False)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        DetectionCheckpointer(model, folder).save("model_final", iteration=1)
+        imported = load_foreign(Path(folder) / "model_final.pth")
+    assert imported.config == config and imported.ignored == ()
+    engine = Engine(imported.config, imported.tensors)
+    for path, canvas in zip(paths, canvases, strict=True):
+        theirs = stages(model, canvas)
+        assert len(set(theirs["labels"].tolist())) >= 10
+        boxes, scores, labels = run(engine, canvas)
+        same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in theirs.items()}, "x")
+        native = engine.native
+        native.plan(*canvas.shape[:2])
+        logits, deltas = native.rpn(theirs["features"])
+        class_logits, box_deltas = native.regions(theirs["features"], theirs["proposals"])
+        rois = native.roi_features(theirs["features"], theirs["proposals"])
+        step = 14 // rois.shape[-1]
+        ours = {
+            "features": native.features(canvas.astype(np.float32)), "objectness": logits,
+            "deltas": deltas, "rois": rois, "class_logits": class_logits,
+            "proposals": native.proposals(theirs["objectness"], theirs["deltas"]),
+            "box_deltas": box_deltas.reshape(len(box_deltas), -1),
+        }  # fmt: skip
+        theirs["rois"] = theirs["rois"][:, :, ::step, ::step]
+        errors = {name: deviation(value, theirs[name]) for name, value in ours.items()}
+        assert max(errors.values()) < 1e-4, errors
+        difference = np.abs(np.sort(scores) - np.sort(theirs["scores"])).max()
+        print(f"{path.name} {canvas.shape[:2]}: {len(boxes)} detections of {len(set(labels))} "
+              f"classes, all the same, scores to {difference:.1e};",
+              ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "golden":
+        golden(Path(sys.argv[3]) if len(sys.argv) > 3 else HERE)
+    else:
+        photos([Path(name) for name in sys.argv[3:]])

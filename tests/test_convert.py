@@ -1,0 +1,462 @@
+"""`sparsedet convert`: what is read, what is counted, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparsedet import InputError
+from sparsedet.boxes import cell_anchors
+from sparsedet.cli import main
+from sparsedet.config import preset
+from sparsedet.importers import detect_format, load_foreign
+from sparsedet.importers.archives import open_source
+from sparsedet.network import build_network
+from sparsedet.weights import load_model, save_model, sparsity_report
+
+DATA = Path(__file__).parent / "data" / "parity"
+DETECTRON2, TENSORPACK = DATA / "detectron2.pth", DATA / "tensorpack.npz"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def state() -> Arrays:
+    """The tensors of a small network by Detectron2's names."""
+    return {name: stored.read() for name, stored in open_source(DETECTRON2)[1].left.items()}
+
+
+@pytest.fixture(scope="module")
+def variables() -> Arrays:
+    """The tensors of a small network by TensorPack's names."""
+    return dict(np.load(TENSORPACK))
+
+
+def zoo(folder: Path, state: Mapping[str, Any], protocol: int = 4) -> Path:
+    """A file in the form of Detectron2's model zoo."""
+    path = folder / "model_final.pkl"
+    content = {"model": dict(state), "__author__": "Detectron2 Model Zoo"}
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+def npz(folder: Path, arrays: Mapping[str, Any]) -> Path:
+    path = folder / "model.npz"
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def refused(path: Path, match: str, *flags: str) -> None:
+    """One line with the file's name, exit code 2, and nothing written."""
+    output = path.parent / "refused.safetensors"
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(InputError, match=match):
+        load_foreign(path, *flags)
+    arguments = ["convert", str(path), "-o", str(output)]
+    assert main(arguments + [f"--from={name}" for name in flags]) == 2
+    assert sorted(path.parent.iterdir()) == before
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and text.startswith("sparsedet: ")
+    return text
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("source", [DETECTRON2, TENSORPACK])
+def test_convert_writes_the_imported_model(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model.safetensors"
+    assert main(["convert", str(source), "-o", str(output)]) == 0
+    text = capsys.readouterr().out
+    imported, written = load_foreign(source), load_model(output)
+    assert written.config == imported.config and written.storage_dtype == "float32"
+    assert all(np.array_equal(written.tensors[n], v) for n, v in imported.tensors.items())
+    parameters = build_network(imported.config).parameters
+    assert f"{parameters:,} parameters" in text and source.name in str(written.provenance)
+
+    before = output.read_bytes()
+    assert main(["convert", str(source), "-o", str(output)]) == 2  # never over a file unasked
+    assert "exists already" in one_line(capsys) and output.read_bytes() == before
+    assert main(["convert", str(source), "-o", str(output), "--overwrite", "--dtype=float16"]) == 0
+    assert load_model(output).storage_dtype == "float16"
+    capsys.readouterr()
+    assert main(["convert", str(source), "-o", str(tmp_path / "no" / "x.safetensors")]) == 2
+    assert "is no folder" in one_line(capsys)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_a_pickle_of_any_protocol_gives_the_same_model(
+    protocol: int, state: Arrays, tmp_path: Path
+) -> None:
+    expected = load_foreign(DETECTRON2)
+    path = zoo(tmp_path, state, protocol)
+    if protocol < 2:  # without a header, which no such file has
+        return refused(path, "is no pickle")
+    data = path.read_bytes()
+    assert b"numpy._core" in data or b"numpy.core" in data
+    for name in (b"numpy._core", b"numpy.core") if protocol == 2 else (b"numpy._core",):
+        path.write_bytes(data.replace(b"numpy._core", name))  # numpy 2 and 1
+        assert detect_format(path) == "detectron2"
+        found = load_foreign(path)
+        assert found.config == expected.config
+        assert all(np.array_equal(found.tensors[n], v) for n, v in expected.tensors.items())
+    return None
+
+
+def test_layouts_and_types_are_read_as_numpy_reads_them(state: Arrays, tmp_path: Path) -> None:
+    expected = load_foreign(DETECTRON2).tensors
+    fortran = {name: np.asfortranarray(value) for name, value in state.items()}
+    swapped = {name: value.astype(">f4") for name, value in state.items()}
+    double = {name: value.astype(np.float64) for name, value in state.items()}
+    for other in (fortran, swapped, double, OrderedDict(state)):
+        found = load_foreign(zoo(tmp_path, other)).tensors
+        assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_sixty_percent_in_sixty_percent_out(
+    state: Arrays, variables: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for source in (state, variables):
+        pruned, zeros = {}, 0
+        for name, value in source.items():
+            pruned[name] = value.copy()
+            if value.ndim > 1:
+                pruned[name][rng.random(value.shape) < 0.6] = 0
+                zeros += int((pruned[name] == 0).sum())
+        path = zoo(tmp_path, pruned) if source is state else npz(tmp_path, pruned)
+        output = tmp_path / "model.safetensors"
+        assert main(["convert", str(path), "-o", str(output), "--overwrite"]) == 0
+        report = sparsity_report(load_model(output).config, load_model(output).tensors)
+        assert report.zeros == zeros and 0.5 < report.sparsity < 0.6  # biases are not pruned
+        assert f"{zeros:,} of them zero" in capsys.readouterr().out
+
+
+def test_what_float16_rounds_to_zero_is_said(
+    state: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = {**state, "roi_heads.box_predictor.bbox_pred.weight":
+            state["roi_heads.box_predictor.bbox_pred.weight"] * np.float32(1e-9)}  # fmt: skip
+    path, output = zoo(tmp_path, tiny), tmp_path / "model.safetensors"
+    assert main(["convert", str(path), "-o", str(output), "--dtype", "float16"]) == 0
+    assert "were too small for float16" in capsys.readouterr().out
+
+
+def test_what_is_not_the_networks_is_listed(
+    state: Arrays, variables: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mask heads, momenta and counters; a mask model's box part is the same model."""
+    mask = {
+        "roi_heads.mask_head.deconv.weight": np.zeros((8, 4, 2, 2), np.float32),
+        "roi_heads.mask_head.predictor.bias": np.zeros(20, np.float32),
+        "backbone.stem.conv1.norm.num_batches_tracked": np.int64(4),
+    }
+    names = (*mask, "optimizer.state.0.momentum_buffer")
+    content = {
+        "model": {**state, **mask}, "iteration": 9,
+        "optimizer": {"state": {0: {"momentum_buffer": np.zeros(3, np.float32)}},
+                      "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
+    }  # fmt: skip
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(content))
+    found = load_foreign(path)
+    # A numpy scalar is a number and no array.
+    assert set(found.ignored) == {n for n in names if not n.endswith("num_batches_tracked")}
+    assert np.array_equal(found.tensors["box.logits.bias"],
+                          load_foreign(DETECTRON2).tensors["box.logits.bias"])  # fmt: skip
+    more = {"maskrcnn/deconv/W": np.zeros((2, 2, 3, 4), np.float32), "global_step": np.int64(7),
+            "learning_rate": np.float32(0.1), "conv0/W/Momentum": variables["conv0/W"]}  # fmt: skip
+    path = npz(tmp_path, {**variables, **more})
+    assert load_foreign(path).ignored == tuple(sorted(more))
+    output = tmp_path / "model.safetensors"
+    assert main(["convert", str(path), "-o", str(output), "--verbose"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["maskrcnn/deconv/W"])
+
+
+def test_what_an_older_checkpoint_states_is_used(state: Arrays, tmp_path: Path) -> None:
+    config = load_foreign(DETECTRON2).config
+    anchors = "proposal_generator.anchor_generator.cell_anchors.0"
+    usual = cell_anchors(config)
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((1, 2, 3), (4, 5, 6)))
+    stated = {**state, "pixel_mean": mean, "pixel_std": std, anchors: usual}
+    found = load_foreign(zoo(tmp_path, stated))
+    assert found.config.pixel_mean == (1, 2, 3) and found.config.pixel_std == (4, 5, 6)
+    assert found.config.cell_anchors is None and found.ignored == ()
+    found = load_foreign(zoo(tmp_path, {**stated, anchors: usual + np.float32(1)}))
+    assert np.array_equal(cell_anchors(found.config), usual + np.float32(1))
+    assert any("anchors" in note for note in found.notes)
+    refused(zoo(tmp_path, {**stated, anchors: usual[:3]}), r"shape \(3, 4\), expected \(15, 4\)")
+
+
+def test_the_users_fields_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"thing {n}" for n in range(20)]
+    fields = {"class_names": names, "proposals": 50, "canvas_height": 320, "name": "mine"}
+    settings, output = tmp_path / "fields.json", tmp_path / "model.safetensors"
+    settings.write_text(json.dumps(fields))
+    convert = ["convert", str(TENSORPACK), "-o", str(output), "--config", str(settings)]
+    assert main(convert) == 0
+    config = load_model(output).config
+    assert config.class_names == tuple(names) and config.category_ids == tuple(range(1, 21))
+    assert (config.proposals, config.canvas_height, config.name) == (50, 320, "mine")
+    assert load_foreign(TENSORPACK).config.proposals == 1000
+    assert load_foreign(TENSORPACK, base=preset("r101-c4")).config.proposals == 300
+    capsys.readouterr()
+    for bad, expected in (
+        ({"class_names": ["a"]}, "has 20 classes, class_names gives 1"),
+        ({"proposal": 5}, "unknown configuration key 'proposal'"),
+        ({"proposals": "many"}, "proposals is 'many'"),
+        ({"anchor_sizes": [32.0]}, "has 15 anchors a cell"),
+        ({"blocks": [1, 2, 3, 1]}, "'group2/block2/conv1/W' is missing"),
+        ([1], "expected a JSON object"),
+    ):
+        settings.write_text(json.dumps(bad))
+        assert main([*convert, "--overwrite"]) == 2
+        assert expected in one_line(capsys)
+    assert main([*convert[:4], "--preset", "r999"]) == 2
+
+
+def test_the_published_names_cover_the_reference() -> None:
+    """Detectron2's R101-C4 and TensorPack's have as many tensors as their layers need."""
+    from sparsedet.importers import detectron2, tensorpack
+
+    for module, name, parameters in (
+        (detectron2, "r101-c4-detectron2", 52_784_220), (tensorpack, "r101-c4", 52_792_416),
+    ):  # fmt: skip
+        network = build_network(preset(name))
+        assert network.parameters == parameters
+        assert len({module._name(layer) for layer in network.weighted}) == len(network.weighted)
+
+
+# -------------------------------------------------------------------------- hostile files
+
+
+class Evil:
+    """What a pickle calls when it is loaded, if it may."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def hostile(marker: Path) -> list[tuple[bytes, str]]:
+    command = f"touch {marker}"
+    inside = {"model": {"backbone.res2.0.conv1.weight": Evil(os.system, command)}}
+    text = b"cos\nsystem\n(S'" + command.encode() + b"'\ntR."
+    return [
+        (pickle.dumps(inside), r"wants (posix|nt)\.system"),
+        (pickle.dumps(Evil(eval, "1 + 1")), r"wants builtins\.eval"),
+        (pickle.dumps(Evil(getattr, "x", "upper")), r"wants builtins\.getattr"),
+        (pickle.dumps(Path("x")), "wants pathlib"),
+        (b"\x80\x02" + text, r"wants os\.system"),
+        (b"\x80\x02(i" + b"os\nsystem\n.", r"wants os\.system"),
+        (b"\x80\x02cnumpy.core.multiarray\n_reconstruct.__globals__\n.", "wants numpy"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x04load\x93.", r"wants numpy\.load"),
+        (b"\x80\x04\x8c\x0ctorch._utils\x8c\x0c__builtins__\x93.", r"wants torch\._utils"),
+        (b"\x80\x02c\x1b[31m\nred\n.", r"wants '\\x1b\[31m\.red'"),  # no colours for terminals
+        (b"\x80\x02\x82\x01.", "registered extension 1"),
+        (b"\x80\x02K\x01Q.", "refers to something outside"),
+        (pickle.dumps({"model": {"w": np.array([None])}}), "type 'O8'"),
+        (pickle.dumps({"model": {"w": np.array(["a"])}}), "type 'U1'"),
+        # An index that asks for 32 GiB of memo entries, lengths, a dict that holds itself.
+        (b"\x80\x02Nr\xff\xff\xff\xff.", "holds NoneType"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b".", "damaged or truncated pickle"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 38) + b"ab.", "damaged or truncated pickle"),
+        (b"\x80\x02}q\x01X\x01\x00\x00\x00ah\x01s.", "too deeply nested"),
+        (b"\x80\x02}X\x01\x00\x00\x00a]q\x01(" + b"h\x01" * 9 + b"es.", "too many values"),
+    ]
+
+
+def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "ran"
+    for data, match in hostile(marker):
+        path = tmp_path / "evil.pkl"
+        path.write_bytes(data)
+        refused(path, match)
+        assert "evil.pkl" in one_line(capsys) and not marker.exists(), data
+        path.unlink()
+        path = tmp_path / "evil.pth"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("evil/data.pkl", data)
+        refused(path, "refused|damaged|holds (too many|NoneType)|type '")
+        capsys.readouterr()
+        assert not marker.exists(), data
+        path.unlink()
+
+
+def rewritten(path: Path, changes: Mapping[str, bytes | None], **options: Any) -> Path:
+    """A copy of the Detectron2 checkpoint with entries replaced, or left out for None."""
+    with zipfile.ZipFile(DETECTRON2) as old, zipfile.ZipFile(path, "w", **options) as new:
+        for name in old.namelist():
+            inner = name.partition("/")[2]
+            data = changes.get(inner, old.read(name))
+            if data is not None:
+                new.writestr(name, data, compresslevel=1)
+    return path
+
+
+def test_archive_bombs_are_not_unpacked(tmp_path: Path, variables: Arrays) -> None:
+    compress = {"compression": zipfile.ZIP_DEFLATED}
+    nothing = bytes(65 << 20)
+    path = rewritten(tmp_path / "a.pth", {"data.pkl": nothing}, **compress)
+    assert path.stat().st_size < 1_000_000
+    refused(path, "would unpack to 68,157,440 bytes")
+    path = rewritten(tmp_path / "b.pth", {"data/0": nothing[: 8 << 20]}, **compress)
+    refused(path, r"storage '0' has 8388608 bytes, expected \d+")
+
+    # Arrays whose entry is larger than its shape, whose shape is not the network's, or that make
+    # a network of a terabyte: none is unpacked (the last has no bytes to unpack).
+    def forged(shape: tuple[int, ...], size: int) -> Path:
+        path = npz(tmp_path, {k: v for k, v in variables.items() if k != "rpn/conv0/W"})
+        with zipfile.ZipFile(path, "a", **compress) as archive:
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(
+                header, {"descr": "<f4", "fortran_order": False, "shape": shape}
+            )
+            data = header.getvalue() + bytes(size)
+            archive.writestr("rpn/conv0/W.npy", data, compresslevel=1)
+        return path
+
+    refused(forged((3, 3, 64, 24), 8 << 20), "does not fit its shape")
+    refused(forged((1, 1, 1000, 1000), 4_000_000), r"expected \(3, 3, 64, 1000\)")
+    refused(forged((3, 3, 1 << 20, 1 << 20), 0), "does not fit its shape")
+    many = {f"group2/block{n}/conv1/W": np.zeros(1, np.float32) for n in range(2000)}
+    refused(npz(tmp_path, {**variables, **many}), "blocks")
+
+
+def test_a_wide_network_is_refused_before_its_weights_are_read(
+    tmp_path: Path, variables: Arrays
+) -> None:
+    """One small file may declare a res5 of 30 billion weights."""
+    wide = {"group3/block0/conv1/W": np.zeros((1, 1, 64, 60_000), np.float32)}
+    path = npz(tmp_path, {**variables, **wide})
+    assert path.stat().st_size < 400_000
+    refused(path, r"would have 32,\d{3},\d{3},\d{3} parameters, expected at most")
+
+
+def test_damaged_files(tmp_path: Path, state: Arrays, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut anywhere, or with bytes changed: one line, or (in a pickle's weights) another model."""
+    rng = np.random.default_rng(1)
+    pickled = zoo(tmp_path, state)
+    for source in (DETECTRON2, TENSORPACK, pickled):
+        data = source.read_bytes()
+        path = tmp_path / f"cut{source.suffix}"
+        for length in [0, 1, 3, 9, 64, *rng.integers(64, len(data) - 1, 20).tolist()]:
+            path.write_bytes(data[:length])
+            with pytest.raises(InputError, match=f"cut{source.suffix}: "):
+                load_foreign(path)
+        for _ in range(60):
+            flipped = bytearray(data)
+            # The pickle itself, where structure is: mostly at the beginning.
+            for place in rng.integers(0, 4000 if rng.random() < 0.7 else len(data), 3):
+                flipped[place] = rng.integers(256)
+            path.write_bytes(flipped)
+            try:
+                load_foreign(path)
+            except InputError as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)
+    (tmp_path / "text.pkl").write_text("no weights, but a text of some length\n" * 3)
+    refused(tmp_path / "text.pkl", "is no pickle, PyTorch, .npz, safetensors or .xml file")
+    refused(tmp_path / "none.pth", "No such file")
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "none.pth"), "-o", str(tmp_path / "x")]) == 2
+    assert "No such file" in one_line(capsys)
+
+
+def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variables: Arrays) -> None:
+    name = "backbone.res3.1.conv2.weight"
+    without = {k: v for k, v in state.items() if k != name}
+    refused(zoo(tmp_path, without), f"tensor '{name}' is missing")
+    bad = state[name].copy()
+    bad[0, 0, 0, 0] = np.nan
+    refused(zoo(tmp_path, {**state, name: bad}), f"'{name}' holds NaN or infinite")
+    refused(zoo(tmp_path, {**state, name: state[name].astype(np.float64) * 1e300}), "infinite")
+    refused(zoo(tmp_path, {**state, name: state[name][:1]}), r"has shape \(1, 4, 3, 3\), expected")
+    refused(zoo(tmp_path, {**state, name: state[name].astype(np.int64)}), "holds no floats")
+    refused(zoo(tmp_path, {**state, "backbone.res3.1.conv9.weight": bad}), "belongs to no layer")
+    refused(zoo(tmp_path, {**state, "backbone.res2.0.conv1.norm.running_var":
+                           -np.ones(2, np.float32)}), "running_var' is negative")  # fmt: skip
+    doubled = {"model": {**state, name: {"a": bad}}, f"{name}.a": bad}
+    (tmp_path / "twice.pkl").write_bytes(pickle.dumps(doubled))
+    refused(tmp_path / "twice.pkl", f"tensor '{name}.a' comes twice")
+
+    refused(npz(tmp_path, {k: v for k, v in variables.items() if k != "rpn/box/b"}), "is missing")
+    refused(npz(tmp_path, {**variables, "extra/W": variables["conv0/W"]}), "belongs to no layer")
+    refused(npz(tmp_path, {**variables, "conv0/W": variables["conv0/W"].T}), "shape")
+    path = npz(tmp_path, variables)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("conv0/W.npy", archive.read("conv0/W.npy"))
+    refused(path, "'conv0/W.npy' comes twice")
+    objects = npz(tmp_path, {**variables, "x": np.array([None])})
+    refused(objects, "holds Python objects")
+
+
+def test_other_models_are_named(
+    tmp_path: Path, state: Arrays, variables: Arrays, small_model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    w = np.zeros((2, 2), np.float32)
+    fpn = {"backbone.bottom_up.stem.conv1.weight": w, "backbone.fpn_lateral2.weight": w}
+    for names, match in (
+        (fpn, "feature pyramid"),
+        ({"backbone.body.conv1.weight": w, "backbone.fpn.x": w}, "torchvision's|feature pyramid"),
+        ({"model.0.conv.weight": w, "model.1.conv.weight": w}, "is a YOLO model"),
+        ({"transformer.encoder.x": w}, "is a DETR model"),
+        ({"bbox_head.fc_cls.weight": w}, "MMDetection"),
+        ({"conv1_w": w, "res2_0_branch2a_w": w}, "is a Caffe2 model"),
+        ({"layer1.0.conv1.weight": w, "fc.weight": w}, "ResNet classifier, the start of a"),
+        ({"backbone.res2.0.conv1.weight": w, "backbone.res5.0.conv1.weight": w}, "dilated C5"),
+        ({"backbone.res2.0.conv1.weight": w}, "no box head"),
+        ({"a": w}, r"is no model that is known here \(it holds 1 tensors, as a\)"),
+        ({}, "holds no tensors"),
+        ({**state, "roi_heads.box_predictor.0.cls_score.weight": w}, "is a cascade"),
+        ({**state, "roi_heads.box_predictor.bbox_pred.weight": w.repeat(2, 0)}, "all classes"),
+    ):
+        refused(zoo(tmp_path, names), match)
+    for arrays, match in (
+        ({"fpn/lateral_1x1_c2/W": w, "conv0/W": w}, "feature pyramid"),
+        ({"conv0/W": w, "group0/block0/conv1/W": w}, r"has no box head \('fastrcnn/'\)"),
+        ({"conv0/W": w, "conv0/gn/gamma": w}, "group norms"),
+    ):
+        refused(npz(tmp_path, arrays), match)
+    output = tmp_path / "model.safetensors"
+    save_model(output, load_model(small_model).config, load_model(small_model).tensors, {})
+    refused(output, "is a sparsedet model file already")
+    (tmp_path / "a.zip").write_bytes(b"")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "x")
+    refused(tmp_path / "a.zip", "neither PyTorch's nor numpy's")
+    script = rewritten(tmp_path / "script.pth", {"data.pkl": b"\x80\x02}."})
+    with zipfile.ZipFile(script, "a") as archive:
+        archive.writestr(archive.namelist()[0].split("/")[0] + "/code/__torch__.py", "")
+    refused(script, "TorchScript")
+    refused(tmp_path, "holds no checkpoint of a training run")
+    # The wrong form, asked for.
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes(TENSORPACK.read_bytes())
+    refused(copy, "no box head", "detectron2")
+    refused(zoo(tmp_path, state), "no box head", "tensorpack")
+    refused(zoo(tmp_path, state), "no checkpoint of a training run", "checkpoint")
+    with pytest.raises(SystemExit):
+        main(["convert", "x", "-o", "y", "--from", "keras"])
+    assert "invalid choice" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""Imported models against what Detectron2 and TensorPack themselves compute.
+
+Small networks with random weights ran in their own code; data/parity/README.md says how. The same
+scripts compare networks of full size on photographs, where those projects are at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparsedet import boxes as np_boxes
+from sparsedet.config import preset
+from sparsedet.engine import Engine, available_isas
+from sparsedet.importers import Imported, load_foreign
+
+DATA = Path(__file__).parent / "data" / "parity"
+FILES = {"detectron2": "detectron2.pth", "tensorpack": "tensorpack.npz"}
+BASES = {"detectron2": None, "tensorpack": preset("r101-c4")}  # ran with 300 proposals
+peers = pytest.mark.parametrize("peer", FILES)
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a peer computed."""
+
+    imported: Imported
+    outputs: dict[str, NDArray[Any]]
+    canvases: dict[str, NDArray[np.uint8]]
+
+
+def golden(peer: str, **fields: Any) -> Golden:
+    imported = load_foreign(DATA / FILES[peer], base=BASES[peer], fields=fields)
+    outputs = dict(np.load(DATA / f"{peer}_outputs.npz"))
+    return Golden(imported, outputs, dict(np.load(DATA / "canvases.npz")))
+
+
+def deviation(ours: F32, theirs: F32) -> float:
+    """The largest difference, relative to the largest value."""
+    assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.1
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def same_detections(
+    boxes: F32, scores: F32, labels: NDArray[Any], outputs: dict[str, NDArray[Any]], key: str
+) -> None:
+    """One to one: the same class, IoU above 0.99 (empty boxes: the same place), scores to 1e-3."""
+    theirs = outputs[f"{key}/boxes"]
+    assert len(theirs) >= 50 and len(set(outputs[f"{key}/labels"].tolist())) >= 5
+    assert len(boxes) == len(theirs)
+    iou = np_boxes.iou(boxes, theirs)
+    near = np.abs(boxes[:, None] - theirs[None]).max(axis=2) < 0.05
+    fits = (iou > 0.99) | (near & (np_boxes.area(theirs) < 1))
+    fits &= np.abs(scores[:, None] - outputs[f"{key}/scores"]) < 1e-3
+    fits &= labels[:, None] == outputs[f"{key}/labels"]
+    free = np.ones(len(boxes), bool)
+    for index in range(len(theirs)):
+        (found,) = np.nonzero(fits[:, index] & free)
+        assert len(found), (key, index, theirs[index])
+        free[found[0]] = False
+
+
+def run(engine: Engine, canvas: NDArray[np.uint8]) -> tuple[F32, F32, NDArray[Any]]:
+    rows = engine.run(canvas)
+    height, width = canvas.shape[:2]
+    size = np.array([width, height, width, height], np.float32)
+    return rows[:, 3:] * size, rows[:, 2], rows[:, 1].astype(int)
+
+
+@peers
+def test_every_tensor_has_its_place(peer: str) -> None:
+    imported = golden(peer).imported
+    assert imported.ignored == ()
+    assert imported.config.name == {"detectron2": "r50-c4-detectron2", "tensorpack": "r20-c4"}[peer]
+    assert imported.config.class_names[:2] == ("class 1", "class 2")
+    assert imported.config.num_classes == 20
+
+
+@peers
+def test_stages(peer: str) -> None:
+    """Each stage given the peer's own input to it."""
+    one = golden(peer)
+    out, canvas = one.outputs, one.canvases["c0"]
+    native = Engine(one.imported.config, one.imported.tensors).native
+    native.plan(*canvas.shape[:2])
+    assert deviation(native.features(canvas.astype(np.float32)), out["c0/features"]) < 1e-4
+    logits, deltas = native.rpn(out["c0/features"])
+    assert deviation(logits, out["c0/objectness"]) < 1e-4
+    assert deviation(deltas, out["c0/deltas"]) < 1e-4
+    proposals = native.proposals(out["c0/objectness"], out["c0/deltas"])
+    assert deviation(proposals, out["c0/proposals"]) < 1e-5  # the same ones, in the same order
+    rois = native.roi_features(out["c0/features"], out["c0/proposals"])
+    bins = rois.shape[-1]  # every second one, where res5 reads no others
+    assert deviation(rois[::60, ::4], out["c0/rois"][:, :, :: 14 // bins, :: 14 // bins]) < 1e-4
+    class_logits, box_deltas = native.regions(out["c0/features"], out["c0/proposals"])
+    for ours, name in ((class_logits, "class_logits"), (box_deltas, "box_deltas")):
+        theirs = out[f"c0/{name}"]
+        assert deviation(ours.reshape(len(ours), -1)[::8], theirs) < 1e-4
+
+
+@peers
+@pytest.mark.parametrize("isa", available_isas())
+def test_detections(peer: str, isa: str) -> None:
+    one = golden(peer)
+    engine = Engine(one.imported.config, one.imported.tensors, isa=isa)
+    for key, canvas in one.canvases.items():
+        same_detections(*run(engine, canvas), one.outputs, key)
+
+
+@pytest.mark.parametrize(
+    ("setting", "fields"),
+    [
+        ("tf_pad_mode", {"stem_padding": [2, 3], "pool_padding": [0, 1],
+                         "stride_conv2_padding": [0, 1]}),
+        ("stride_1x1", {"stride_in": "conv1"}),
+    ],
+)  # fmt: skip
+def test_tensorpacks_settings_are_fields(setting: str, fields: dict[str, Any]) -> None:
+    """The two settings of its backbone that its files do not state (docs/weights.md)."""
+    one = golden("tensorpack", **fields)
+    engine = Engine(one.imported.config, one.imported.tensors)
+    for key, canvas in one.canvases.items():
+        same_detections(*run(engine, canvas), one.outputs, f"{setting}/{key}")
+        with pytest.raises(AssertionError):
+            same_detections(*run(engine, canvas), one.outputs, key)
+
+
+@pytest.mark.slow
+@peers
+def test_the_torch_reference_agrees_too(peer: str, one_torch_thread: None) -> None:
+    torch = pytest.importorskip("torch")
+    from sparsedet.reference import FasterRCNN
+
+    one = golden(peer)
+    model = FasterRCNN(one.imported.config)
+    model.load_tensors(one.imported.tensors)
+    for key, canvas in one.canvases.items():
+        image = torch.from_numpy(canvas.transpose(2, 0, 1)[None].copy())
+        rows = model(image)[0].numpy()
+        rows = rows[rows[:, 0] >= 0]
+        height, width = canvas.shape[:2]
+        boxes = rows[:, 3:] * np.array([width, height, width, height], np.float32)
+        same_detections(boxes, rows[:, 2], rows[:, 1].astype(int), one.outputs, key)
