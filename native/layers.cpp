@@ -13,12 +13,20 @@ namespace {
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-constexpr int kSweepTiles = 16;  // their partial sums, 65 KB each, about fill a second-level cache
+// Tiles that a block of weights is swept over: many, so that the branch predictor is trained once
+// for all of them; but the partial sums of more than these no longer come from the second-level
+// cache soon enough (measured: 17, 25 and 32 tiles of the largest chunk).
+int sweep_tiles(const PackedConv& conv, int width) {
+  constexpr int least = 25, most = 64, bytes = 1100 << 10;
+  if (conv.segments.size() == 1) return most;  // nothing waits for another block
+  const int tile = conv.chunk_groups * conv.group * width * static_cast<int>(sizeof(float));
+  return std::clamp(bytes / tile, least, most);
+}
 
-// Units of work that `tiles` tiles (or positions) are cut into, times `chunks`: few, so that the
-// branch predictor is trained once for many tiles, and as many for every thread.
-int count_sweeps(int tiles, int chunks, int threads) {
-  int sweeps = divide_up(tiles, kSweepTiles);
+// Units of work that `tiles` tiles (or positions) are cut into, times `chunks`: few, and as many
+// for every thread.
+int count_sweeps(int tiles, int longest, int chunks, int threads) {
+  int sweeps = divide_up(tiles, longest);
   while (sweeps * chunks % threads && sweeps < tiles) sweeps++;
   return sweeps;
 }
@@ -92,7 +100,7 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
               const Map& out) {
   const int lanes = out.lanes, row_vectors = divide_up(out.width, lanes);
   const int vectors = row_vectors * out.height, tiles = divide_up(vectors, kVectors);
-  const int sweeps = count_sweeps(tiles, conv.chunks, context.pool.size());
+  const int sweeps = count_sweeps(tiles, sweep_tiles(conv, kVectors * lanes), conv.chunks, context.pool.size());
   size_t panel_floats = 0;
   for (size_t b = 0; b < conv.segments.size(); b++)
     panel_floats = std::max(panel_floats, size_t(conv.columns(b)) * kVectors * lanes);
@@ -103,7 +111,10 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
     const int chunk = unit % conv.chunks, sweep = unit / conv.chunks;
     const int first = static_cast<int>(int64_t(tiles) * sweep / sweeps);
     const int last = static_cast<int>(int64_t(tiles) * (sweep + 1) / sweeps);
-    float* panel = context.scratch.get(worker, panel_floats + partial_floats * (last - first));
+    // Sums that wait for another block; those of a single block are gone before the next tile.
+    const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
+    float* panel = context.scratch.get(
+        worker, panel_floats + partial_floats + waiting * (last - first - 1));
     float* partial = panel + panel_floats;
     const ptrdiff_t chunk_offset = conv.out_row(chunk) * out.stride();
     // Of words along x: two pixels a word make up for stride 2.
@@ -124,7 +135,7 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
       for (int tile = first; tile < last; tile++) {
         const int v0 = tile * kVectors;
         a.vectors = std::min(kVectors, vectors - v0);
-        a.partial = partial + (tile - first) * partial_floats;
+        a.partial = partial + (tile - first) * waiting;
         PackArgs pack{};
         pack.channel_stride = in.stride();
         pack.vectors = a.vectors;
@@ -195,7 +206,8 @@ struct RegionConv {
   void unit(Context& context, int worker, int b, int chunk, int first, int last) const {
     const size_t partial_floats = size_t(conv.chunk_groups) * conv.group * out.lanes;
     const auto kernel = sparse_kernel(context, conv);
-    float* partial = context.scratch.get(worker, partial_floats * (last - first));
+    const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
+    float* partial = context.scratch.get(worker, partial_floats + waiting * (last - first - 1));
     const int vectors =
         divide_up(std::min(out.lanes, regions - b * out.lanes), context.kernels.lanes);
     const int row = conv.out_row(chunk);
@@ -221,7 +233,7 @@ struct RegionConv {
         const int y = position / out.width, x = position % out.width;
         a.out = out.at(b, y, x, row);
         a.residual = residual ? residual->at(b, y, x, row) : nullptr;
-        a.partial = partial + (position - first) * partial_floats;
+        a.partial = partial + (position - first) * waiting;
         const bool wraps = position + 1 == last;
         const float* next =
             block + wraps < blocks
@@ -242,7 +254,7 @@ void conv_regions(Context& context, const PackedConv& conv, int stride, const Re
                   const Regions* residual, const Regions& out, int regions) {
   const RegionConv job{conv, stride, in, residual, out, regions};
   const int sweeps =
-      count_sweeps(job.positions(), conv.chunks * out.blocks, context.pool.size());
+      count_sweeps(job.positions(), sweep_tiles(conv, out.lanes), conv.chunks * out.blocks, context.pool.size());
   context.pool.parallel(out.blocks * sweeps * conv.chunks, [&](int unit, int worker) {
     const int chunk = unit % conv.chunks, sweep = unit / conv.chunks % sweeps;
     const int b = unit / conv.chunks / sweeps;
