@@ -1,4 +1,4 @@
-"""The exported graph, once for all forms: the layer table walked from a canvas to the contract's rows.
+"""The exported graph, once for all forms: the layer table walked from canvas to rows.
 
 `Graph` says which operations follow which; a subclass for each runtime says how one operation is
 written there (`onnx`, `openvino`). Shapes are static, one picture at a time. Nothing is run here.
