@@ -141,8 +141,12 @@ class Graph(ABC):
     def reshape(self, x: Any, *shape: int, name: str = "") -> Any: ...
 
     @abstractmethod
-    def cut(self, x: Any, start: int, stop: int, axis: int, step: int = 1) -> Any:
-        """x[..., start:stop:step, ...] along one axis."""
+    def cut(self, x: Any, start: int, stop: int, axis: int) -> Any:
+        """x[..., start:stop, ...] along one axis."""
+
+    @abstractmethod
+    def corner(self, x: Any, rows: int, columns: int, step: int = 1) -> Any:
+        """x[:, :, :rows:step, :columns:step]."""
 
     @abstractmethod
     def concat(self, *parts: Any, axis: int) -> Any: ...
@@ -236,8 +240,7 @@ class Graph(ABC):
         if layer.kind == "linear":
             return self.linear(x, weight, bias, layer.name)
         if layer.crop:
-            for axis in (2, 3):
-                x = self.cut(x, 0, layer.in_size[axis - 2] - layer.crop, axis)
+            x = self.corner(x, *(length - layer.crop for length in layer.in_size))
         padding = (layer.padding[0], max(layer.padding[1], 0))
         return self.convolution(x, weight, bias, layer.stride, padding, layer.name)
 
@@ -248,9 +251,8 @@ class Graph(ABC):
         x = self.convolution(features, self.weight(layer), None, 1, (0, 0), layer.name)
         x = self.roi_align(x, values["boxes"])
         if layer.stride > 1:
-            for axis in (2, 3):
-                last = layer.stride * (layer.out_size[axis - 2] - 1)
-                x = self.cut(x, 0, last + 1, axis, layer.stride)
+            ends = (layer.stride * (length - 1) + 1 for length in layer.out_size)
+            x = self.corner(x, *ends, step=layer.stride)
         bias = self.bias(layer).reshape(1, -1, 1, 1)
         return self.binary("Add", x, self.constant(bias, f"{layer.name}.bias"))
 

@@ -139,8 +139,12 @@ class _OnnxGraph(Graph):
     def reshape(self, x: str, *shape: int, name: str = "") -> str:
         return self.add("Reshape", x, self.ints(*shape), name=name)
 
-    def cut(self, x: str, start: int, stop: int, axis: int, step: int = 1) -> str:
-        return self.add("Slice", x, *(self.ints(n) for n in (start, stop, axis, step)))
+    def cut(self, x: str, start: int, stop: int, axis: int) -> str:
+        return self.add("Slice", x, *(self.ints(n) for n in (start, stop, axis)))
+
+    def corner(self, x: str, rows: int, columns: int, step: int = 1) -> str:
+        limits = ((0, 0), (rows, columns), (2, 3), (step, step))
+        return self.add("Slice", x, *(self.ints(*pair) for pair in limits))
 
     def concat(self, *parts: str, axis: int) -> str:
         return self.add("Concat", *parts, axis=axis)

@@ -136,8 +136,12 @@ class _OpenvinoGraph(Graph):
     def reshape(self, x: Any, *shape: int, name: str = "") -> Any:
         return self.op.reshape(x, self.ints(*shape), False, name=name)
 
-    def cut(self, x: Any, start: int, stop: int, axis: int, step: int = 1) -> Any:
-        return self.op.slice(x, *(self.ints(n) for n in (start, stop, step, axis)))
+    def cut(self, x: Any, start: int, stop: int, axis: int) -> Any:
+        return self.op.slice(x, *(self.ints(n) for n in (start, stop, 1, axis)))
+
+    def corner(self, x: Any, rows: int, columns: int, step: int = 1) -> Any:
+        limits = ((0, 0), (rows, columns), (step, step), (2, 3))
+        return self.op.slice(x, *(self.ints(*pair) for pair in limits))
 
     def concat(self, *parts: Any, axis: int) -> Any:
         return self.op.concat(list(parts), axis)
