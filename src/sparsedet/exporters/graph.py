@@ -240,7 +240,8 @@ class Graph(ABC):
         if layer.kind == "linear":
             return self.linear(x, weight, bias, layer.name)
         if layer.crop:
-            x = self.corner(x, *(length - layer.crop for length in layer.in_size))
+            height, width = layer.in_size
+            x = self.corner(x, height - layer.crop, width - layer.crop)
         padding = (layer.padding[0], max(layer.padding[1], 0))
         return self.convolution(x, weight, bias, layer.stride, padding, layer.name)
 
@@ -251,8 +252,8 @@ class Graph(ABC):
         x = self.convolution(features, self.weight(layer), None, 1, (0, 0), layer.name)
         x = self.roi_align(x, values["boxes"])
         if layer.stride > 1:
-            ends = (layer.stride * (length - 1) + 1 for length in layer.out_size)
-            x = self.corner(x, *ends, step=layer.stride)
+            rows, columns = (layer.stride * (length - 1) + 1 for length in layer.out_size)
+            x = self.corner(x, rows, columns, layer.stride)
         bias = self.bias(layer).reshape(1, -1, 1, 1)
         return self.binary("Add", x, self.constant(bias, f"{layer.name}.bias"))
 

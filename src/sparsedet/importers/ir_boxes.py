@@ -194,14 +194,19 @@ class BoxReader:
             ratio, scale = int(node.number("sampling_ratio")), node.number("spatial_scale")
             mode = node.attributes.get("aligned_mode", "asymmetric")
             if mode not in ("half_pixel_for_nn", "half_pixel"):
-                raise self.ir.error(f"{node.says()}: aligned_mode {mode!r}, expected half_pixel_for_nn")
+                raise self.ir.error(
+                    f"{node.says()}: aligned_mode {mode!r}, expected half_pixel_for_nn"
+                )
             if mode == "half_pixel":
                 self.notes.append(f"{node.says()} is aligned as half_pixel, ours as RoIAlign is")
             if node.attributes.get("mode", "avg") != "avg":
                 raise self.ir.error(f"{node.says()}: expected the mode avg")
             stride = round(1 / scale) if scale > 0 else 0
         elif node.type == "ROIPooling":
-            sizes = node.numbers("output_size") or [node.number("pooled_h"), node.number("pooled_w")]
+            sizes = node.numbers("output_size") or [
+                node.number("pooled_h"),
+                node.number("pooled_w"),
+            ]
             bins, ratio = (int(sizes[0]), int(sizes[-1])), 1
             if node.attributes.get("method", "max") != "bilinear":
                 raise self.ir.error(f"{node.says()}: expected the method bilinear")
@@ -227,7 +232,8 @@ class BoxReader:
         """Anchors of the cell at the map's origin: the base's sizes if they give these."""
         self.fields["anchor_stride"] = stride
         known = cell_anchors(self.base)
-        if known.shape == cells.shape and np.allclose(known, cells, atol=1e-3):
+        close = 1e-3 if _half(cells) else 1e-5
+        if known.shape == cells.shape and np.allclose(known, cells, rtol=close, atol=1e-3):
             return
         exact = [tuple(float(f"{v:.7g}") for v in row) for row in cells.tolist()]
         self.fields["cell_anchors"] = tuple(exact)
@@ -349,8 +355,11 @@ class BoxReader:
         if columns > 1:
             stride = round(float(grid[0, 1, 0, 0] - grid[0, 0, 0, 0]))
         whole = grid_anchors(cells, (rows, columns), stride).reshape(grid.shape)
-        if not np.allclose(whole, grid, atol=0.02):
+        rounded = _half(grid)
+        if not np.allclose(whole, grid, rtol=2e-3 if rounded else 1e-5, atol=0.02):
             raise self.ir.error("its anchors are no regular grid, cell by cell, as a C4 RPN has it")
+        if rounded and not np.array_equal(whole, grid):
+            self.notes.append("its anchors are rounded to half-floats, ours to whole cells of them")
         self._anchors(cells, stride)
 
     # ------------------------------------------------------------- detections
@@ -377,17 +386,20 @@ class BoxReader:
         kept = int(node.number("keep_top_k", -1))
         if 0 < kept < self.fields["max_detections"]:
             self.fields["max_detections"] = kept
-        weights = np.asarray(self._box_weights(self.layers["box.deltas"]))
+        weights = self._box_weights(self.layers["box.deltas"])
         if not node.flag("variance_encoded_in_target"):
-            weights = weights / np.asarray(self._variances(node))
-        self.put("box_weights", tuple(weights.tolist()))
+            pairs = zip(weights, self._variances(node), strict=True)
+            weights = tuple(weight / variance for weight, variance in pairs)
+        self.put("box_weights", weights)
         top = int(node.number("top_k", -1))
         if 0 <= top < self.fields["proposals"]:
             self.notes.append(f"{node.says()} looks at {top} boxes a class, ours at all")
         if not node.flag("clip_before_nms"):
             self.notes.append(f"{node.says()} clips boxes after NMS or never, ours before")
         if node.flag("decrease_label_id"):
-            raise ir.error(f"{node.says()}: decrease_label_id counts classes from 0, expected from 1")
+            raise ir.error(
+                f"{node.says()}: decrease_label_id counts classes from 0, expected from 1"
+            )
 
     def _variances(self, node: Node) -> tuple[float, ...]:
         """The four numbers that deltas are multiplied by: a constant beside the boxes."""
@@ -434,8 +446,9 @@ class BoxReader:
         self.put("box_weights", self._box_weights(layers["box.deltas"]))
         clamp = self.number("delta_clamp", self._clamp(region))
         if abs(clamp - self.fields["delta_clamp"]) > 1e-4:
-            self.notes.append(f"limits growth to exp({clamp:g}) for detections, to exp("
-                              f"{self.fields['delta_clamp']:g}) for proposals; ours is one")  # fmt: skip
+            ours = self.fields["delta_clamp"]
+            self.notes.append(f"limits growth to exp({clamp:g}) for detections, to exp({ours:g}) "
+                              "for proposals; ours is one")  # fmt: skip
         self._classes(self._background(softmax[0]))
 
     def _background(self, softmax: Node) -> int:
@@ -452,6 +465,11 @@ class BoxReader:
                 if index is not None and index.size == count - 1:
                     return 0 if int(index.reshape(-1)[0]) == 1 else count - 1
         raise self.ir.error(f"{softmax.says()}: which score is the background's cannot be told")
+
+
+def _half(values: Array) -> bool:
+    """Whether they were half-floats."""
+    return bool(np.array_equal(values, values.astype(np.float16)))
 
 
 def _swapped(linear: Any) -> Any:

@@ -24,7 +24,7 @@ MAX_BLOCKS = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reached:
-    """A node that reads x, with what lies between: padding (before, after) and the step of a slice."""
+    """A node that reads x, and what lies between: padding (before, after), step of a slice."""
 
     node: Node
     padding: tuple[int, int]
@@ -236,7 +236,7 @@ class _Walk:
         raise self._unfit(node, "the same constant padding of rows and columns")
 
     def _window(self, node: Node) -> tuple[int, int]:
-        """(last rows and columns cut off, step) of a slice; (0, 1) where it leaves the map whole."""
+        """(last rows and columns cut off, step) of a slice; (0, 1) if it leaves the map whole."""
         given, left = node.inputs[0][0].shapes[node.inputs[0][1]], node.shape
         if node.type == "Convert" or len(given) != 4 or len(left) != 4 or given[2:] == left[2:]:
             return 0, 1
@@ -303,7 +303,9 @@ class _Walk:
         automatic = node.attributes.get("auto_pad", "explicit").lower()
         if automatic.startswith("same"):
             given, left = node.inputs[0][0].shapes[node.inputs[0][1]][2:], node.shape[2:]
-            total = [max((m - 1) * stride + kernel - n, 0) for n, m in zip(given, left, strict=True)]
+            total = [
+                max((m - 1) * stride + kernel - n, 0) for n, m in zip(given, left, strict=True)
+            ]
             low = [t // 2 for t in total]
             high = [t - t // 2 for t in total]
             begins, ends = (low, high) if automatic.endswith("upper") else (high, low)
@@ -313,9 +315,7 @@ class _Walk:
             raise self._unfit(node, "stride 1 or 2 and one padding for rows and columns")
         return stride, (begins[0], ends[0])
 
-    def _absorb(
-        self, node: Node, weight: Array, stride: int, padding: tuple[int, int]
-    ) -> Linear:
+    def _absorb(self, node: Node, weight: Array, stride: int, padding: tuple[int, int]) -> Linear:
         out, scale, bias = node, None, np.zeros(len(weight))
         relu = False
         while not relu:

@@ -166,11 +166,11 @@ def _check_geometry(ir: IR, layer: Any, linear: Linear) -> None:
     # Behind RoIAlign a hoisted layer's own output is the whole map.
     hoisted = layer.source == "rois" and size != layer.out_size
     fits = hoisted or layer.kind == "linear" or size == layer.out_size
-    if not (stride and padding and (fits or linear.stride != int(linear.node.number("strides", 1)))):
+    if not (
+        stride and padding and (fits or linear.stride != int(linear.node.number("strides", 1)))
+    ):
         raise ir.error(
             f"{linear.node.says()}: {layer.name} has stride {linear.stride}, padding "
             f"{linear.padding} and gives {size}, expected stride {layer.stride}, padding "
             f"{layer.padding} and {layer.out_size}"
         )
-
-
