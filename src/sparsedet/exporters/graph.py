@@ -110,9 +110,9 @@ class Graph(ABC):
         self.run_part("backbone", values)
         self.run_part("rpn", values)
         boxes, valid = self.proposals(values["rpn.objectness"], values["rpn.deltas"])
-        values["boxes"] = boxes
+        values["boxes"] = self.sampled(boxes)
         if not self.form.hoist:
-            values["rois"] = self.roi_align(values[self.network.features], boxes)
+            values["rois"] = self.roi_align(values[self.network.features], values["boxes"])
         self.run_part("roi", values)
         rows = self.detections(values["box.logits"], values["box.deltas"], boxes, valid)
         return self.reshape(rows, *self.form.output_shape(config), name="detections")
@@ -281,6 +281,20 @@ class Graph(ABC):
         """Width, height, width, height of the canvas."""
         size = (self.config.canvas_width, self.config.canvas_height)
         return np.array(size * 2, dtype=np.float32)
+
+    def sampled(self, boxes: Any) -> Any:
+        """The boxes [R, 4] that RoIAlign is given."""
+        config = self.config
+        if config.roi_sampling == "aligned":
+            return boxes
+        samples = config.roi_size * config.roi_sampling_ratio
+        a, b, c = np_boxes.corner_sampling(self.network.feature_size, config.anchor_stride, samples)
+        other = self.concat(self.cut(boxes, 2, 4, 1), self.cut(boxes, 0, 2, 1), axis=1)
+        parts = [
+            self.binary("Mul", x, self.constant(np.array(factors, dtype=np.float32)))
+            for x, factors in ((boxes, a), (other, b))
+        ]
+        return self.binary("Add", self.binary("Add", *parts), self.number(c))
 
     def proposals(self, objectness: Any, deltas: Any) -> tuple[Any, Any]:
         """Boxes [R, 4], padded with zeros, and whether each is a proposal [R, 1] (1.0 or 0.0)."""

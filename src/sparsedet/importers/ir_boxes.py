@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..boxes import cell_anchors, grid_anchors
+from ..boxes import cell_anchors, corner_sampling, grid_anchors
 from ..config import ModelConfig
 from .ir import IR, Array, Node, ancestors, descendants
 from .ir_layers import Body
@@ -121,11 +121,10 @@ class BoxReader:
         return found
 
     def _upstream(self, node: Node) -> Node:
-        """What `node` reads at its first input, through operations that move values."""
-        source = node.inputs[0][0]
-        while source.type in PASSED:
-            source = source.inputs[0][0]
-        return source
+        """`node`, or what it passes on, through operations that move values."""
+        while node.type in PASSED and node.inputs:
+            node = node.inputs[0][0]
+        return node
 
     def _box_weights(self, deltas: Node) -> tuple[float, ...]:
         """What deltas are divided by before they are decoded; ones if by nothing."""
@@ -143,7 +142,7 @@ class BoxReader:
         for node in self.ir.of_type("Exp"):
             if node not in region:
                 continue
-            source = self._upstream(node)
+            source = self._upstream(node.inputs[0][0])
             if source.type == "Clamp":
                 return source.number("max", 20.0)
             if source.type == "Minimum":
@@ -188,7 +187,7 @@ class BoxReader:
         """RoI pooling."""
         node = self.body.rois[0]
         averaged = self.body.averaged
-        stride = self.base.anchor_stride
+        stride, corners = self.base.anchor_stride, node.type == "ROIPooling"
         if node.type == "ROIAlign":
             bins = (int(node.number("pooled_h")), int(node.number("pooled_w")))
             ratio, scale = int(node.number("sampling_ratio")), node.number("spatial_scale")
@@ -202,6 +201,7 @@ class BoxReader:
             if node.attributes.get("mode", "avg") != "avg":
                 raise self.ir.error(f"{node.says()}: expected the mode avg")
             stride = round(1 / scale) if scale > 0 else 0
+            corners = self._corners(node, bins[0] * ratio, stride)
         elif node.type == "ROIPooling":
             sizes = node.numbers("output_size") or [
                 node.number("pooled_h"),
@@ -210,10 +210,11 @@ class BoxReader:
             bins, ratio = (int(sizes[0]), int(sizes[-1])), 1
             if node.attributes.get("method", "max") != "bilinear":
                 raise self.ir.error(f"{node.says()}: expected the method bilinear")
-            self.notes.append(
-                f"{node.says()} samples from corner to corner of a box; ours, RoIAlign, half a "
-                "sample inside of it"
-            )
+            if node.inputs[1][0].type == "Proposal" and not node.inputs[1][0].flag("normalize"):
+                raise self.ir.error(f"{node.says()}: expected boxes as fractions of the canvas")
+            if any(length % stride for length in self.body.canvas):
+                self.notes.append(f"{node.says()} takes the canvas for the map's extent, which it "
+                                  "only is if its sides are multiples of the stride")  # fmt: skip
         else:
             bins = (int(node.number("output_size")),) * 2
             ratio = int(node.number("sampling_ratio"))
@@ -222,9 +223,30 @@ class BoxReader:
                 self.notes.append(f"{node.says()} is not aligned (half a pixel off), ours is")
         if bins[0] != bins[1] or bins[0] % averaged:
             raise self.ir.error(f"{node.says()}: {bins} bins, expected a square of an even number")
+        self.fields["roi_sampling"] = "corners" if corners else "aligned"
         self.fields["roi_size"] = bins[0] // averaged
         self.fields["roi_sampling_ratio"] = max(ratio, 1) * averaged if averaged > 1 else ratio
         self.fields["anchor_stride"] = stride
+
+    def _corners(self, node: Node, samples: int, stride: int) -> bool:
+        """Whether the boxes of a RoIAlign are changed so that it samples from corner to corner."""
+        source = self._upstream(node.inputs[1][0])
+        if source.type not in ("Add", "Subtract", "Multiply", "Divide"):
+            return False
+        sides = [side for side, _ in source.inputs if side.type == "Add"]
+        if source.type == "Add" and sides and samples > 1:
+            size = self.layers["rpn.objectness"].shape[2:]
+            a, b, _ = corner_sampling((size[0], size[1]), stride, samples)
+            factors = [
+                value.reshape(-1)
+                for part, _ in sides[0].inputs
+                for value in self._constants([part])
+                if value.size == 4
+            ]
+            if all(any(np.allclose(f, x, rtol=1e-5) for f in factors) for x in (a, b)):
+                return True
+        raise self.ir.error(f"{source.says()}: boxes are changed between NMS and RoI pooling, "
+                            "expected them as they are")  # fmt: skip
 
     # -------------------------------------------------------------- proposals
 
@@ -275,7 +297,7 @@ class BoxReader:
         self.fields["proposals"] = int(node.number("post_nms_topn"))
         self.fields["rpn_remove_empty"] = False
         self.fields["delta_clamp"] = 20.0
-        if node.number("min_size") > 0:
+        if node.number("min_size") > offset:  # no box is shorter than 0, and the offset is added
             self.notes.append(f"{node.says()} drops boxes under {node.number('min_size'):g} pixels")
         if not node.flag("clip_before_nms", True):
             self.notes.append(f"{node.says()} clips boxes after NMS, ours before")
@@ -403,14 +425,11 @@ class BoxReader:
 
     def _variances(self, node: Node) -> tuple[float, ...]:
         """The four numbers that deltas are multiplied by: a constant beside the boxes."""
-        source = node.inputs[2][0]
-        while source.type in PASSED:
-            source = source.inputs[0][0]
+        source = self._upstream(node.inputs[2][0])
         if source.type == "Concat":
             for value in self._constants([source]):
-                rows = value.reshape(-1)
-                if rows.size % 4 == 0 and rows.size:
-                    rows = rows.reshape(-1, 4)
+                if value.size % 4 == 0 and value.size:
+                    rows = value.reshape(-1, 4)
                     if (rows == rows[0]).all() and (rows > 0).all():
                         return tuple(rows[0].astype(np.float64).tolist())
         raise self.ir.error(f"{node.says()}: expected its variances as a constant beside the boxes")

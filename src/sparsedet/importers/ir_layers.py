@@ -104,7 +104,6 @@ class _Walk:
         if stem.kernel != 7 or stem.stride != 2 or not stem.relu:
             raise self._unfit(stem.node, "the stem, a 7x7 convolution of stride 2 and a ReLU")
         if reversed_channels:
-            body.mean, body.std = body.mean[::-1], body.std[::-1]
             weight = np.ascontiguousarray(stem.weight[:, ::-1])
             stem = Linear(stem.node, weight, *_rest(stem))
         body.layers["stem.conv"] = stem

@@ -46,6 +46,16 @@ def load_openvino(
             fit, which is named.
     """
     ir = IR(path)
+    try:
+        return _load(ir, base, fields)
+    except InputError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # A node without the inputs or attributes that its kind has, numbers beyond reason.
+        raise ir.error(f"its graph cannot be followed ({type(error).__name__}: {error})") from None
+
+
+def _load(ir: IR, base: ModelConfig | None, fields: Mapping[str, Any] | None) -> Imported:
     ours = _own_config(ir)
     known = base or ours or preset("r101-c4")
     body = find_layers(ir)
@@ -64,7 +74,7 @@ def load_openvino(
     given = dict(fields or {})
     if "class_names" not in given and ours is None and base is None:
         given |= _labels(ir, classes)
-    config = settle(Source(path, {}), known, read, classes, given)
+    config = settle(Source(ir.path, {}), known, read, classes, given)
     tensors = _tensors(ir, config, body)
     notes = list(boxes.notes)
     if ours is None and "class_names" not in given:
