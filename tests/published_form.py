@@ -1,10 +1,10 @@
 """An IR of the form that the published network most likely has, built by OpenVINO's own classes.
 
-Not a test: run as `python published_form.py MODEL.safetensors OUT.xml [variant...]`, in a process of
-its own. The published file's converter replaced TensorPack's box arithmetic by the operations
-Proposal (py-faster-rcnn's anchors), ROIPooling and DetectionOutput; its inputs are NHWC, its batch
-norms are folded. Variants: `nchw`, `half` (float16 constants), `norms` (Multiply and Add behind
-each convolution instead of folded batch norms), `variances` (in DetectionOutput instead of in the
+Not a test: run as `python published_form.py MODEL OUT.xml [variant...]`, in a process of its own.
+The published file's converter replaced TensorPack's box arithmetic by the operations Proposal
+(py-faster-rcnn's anchors), ROIPooling and DetectionOutput; its input is NHWC, its batch norms are
+folded. Variants: `nchw`, `half` (float16 constants), `norms` (Multiply and Add behind each
+convolution instead of folded batch norms), `variances` (in DetectionOutput instead of in the
 weights), `image_info` (an input instead of a constant), `reversed` (BGR to RGB inside).
 """
 
@@ -90,12 +90,19 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
     score = op.sigmoid(values["rpn.objectness"])
     other = op.add(op.multiply(score, floats(-1)), floats(1))
     attributes = {
-        "base_size": np.uint(16), "pre_nms_topn": np.uint(config.rpn_pre_nms),
-        "post_nms_topn": np.uint(config.proposals), "nms_thresh": np.float32(0.7),
-        "feat_stride": np.uint(config.anchor_stride), "min_size": np.uint(1), "ratio": np.array(config.anchor_ratios, dtype=np.float32),
+        "base_size": np.uint(16),
+        "pre_nms_topn": np.uint(config.rpn_pre_nms),
+        "post_nms_topn": np.uint(config.proposals),
+        "nms_thresh": np.float32(config.rpn_nms_threshold),
+        "feat_stride": np.uint(config.anchor_stride),
+        "min_size": np.uint(1),
+        "ratio": np.array(config.anchor_ratios, dtype=np.float32),
         "scale": np.array(config.anchor_sizes, dtype=np.float32) / 16,
-        "clip_before_nms": True, "clip_after_nms": False, "normalize": True, "framework": "",
-    }  # fmt: skip
+        "clip_before_nms": True,
+        "clip_after_nms": False,
+        "normalize": True,
+        "framework": "",
+    }
     rois = op.proposal(
         op.concat([other, score], 1), values["rpn.deltas"], op.reshape(info, ints(3), False),
         attributes,
