@@ -32,6 +32,9 @@ MAX_DEPTH, MAX_ELEMENTS = 64, 2_000_000
 MAX_CHAIN, MAX_FOLDED = 32, 1 << 28
 """Operations between a constant's bytes and its use; elements that they may grow to."""
 
+SLACK = 4096
+"""Bytes that a .bin may have after its last constant."""
+
 _DTYPES = {
     "f32": "<f4", "f16": "<f2", "f64": "<f8", "i64": "<i8", "i32": "<i4", "i16": "<i2", "i8": "i1",
     "u64": "<u8", "u32": "<u4", "u16": "<u2", "u8": "u1", "boolean": "?",
@@ -219,9 +222,10 @@ class IR:
             for node in self.nodes
             if node.type == "Const"
         ]
-        if max(ends, default=0) > len(weights):
+        need = max(ends, default=0)
+        if not need <= len(weights) <= need + SLACK:
             raise InputError(
-                f"{file}: has {len(weights):,} bytes, {self.path.name} needs {max(ends):,}: it is "
+                f"{file}: has {len(weights):,} bytes, {self.path.name} needs {need:,}: it is "
                 "truncated or another model's"
             )
         return weights

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..boxes import cell_anchors, corner_sampling, grid_anchors
-from ..config import ModelConfig
+from ..config import PRESETS, ModelConfig
 from .ir import IR, Array, Node, ancestors, descendants
 from .ir_layers import Body
 
@@ -80,11 +80,12 @@ class BoxReader:
         return found[0] if found else None
 
     def number(self, field: str, value: float, index: int | None = None) -> float:
-        """`value`, or the base's own if it is the same up to float32's rounding."""
-        known = getattr(self.base, field)
-        known = known if index is None else (known[index] if index < len(known) else np.nan)
-        if abs(float(known) - value) <= 1e-6 * abs(float(known)):
-            return float(known)
+        """`value`, or what the base or a preset has if it is the same up to float32's rounding."""
+        for config in (self.base, *PRESETS.values()):
+            known = getattr(config, field)
+            known = known if index is None else (known[index] if index < len(known) else np.nan)
+            if abs(float(known) - value) <= 1e-6 * abs(float(known)):
+                return float(known)
         return float(f"{value:.7g}")
 
     def put(self, field: str, value: Any) -> None:

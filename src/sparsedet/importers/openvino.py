@@ -142,10 +142,20 @@ def _paddings(ir: IR, body: Body, known: ModelConfig) -> dict[str, Any]:
     elif (0, -1) in crops:
         found["stride_conv1_padding"] = (0, -1)
         found["stride_conv2_padding"] = (1, 0)
-    else:
+    elif known.stride_in != "conv1" or _odd(body):
+        found["stride_conv1_padding"] = (0, 0)
+        found["stride_conv2_padding"] = (1, 1)
+    else:  # an even map does not tell
         found["stride_conv1_padding"] = known.stride_conv1_padding
         found["stride_conv2_padding"] = known.stride_conv2_padding
     return found
+
+
+def _odd(body: Body) -> bool:
+    """Whether a map that is strided over has an odd side, so that a crop would be seen."""
+    nodes = [body.layers[f"res{number}.0.conv1"].node for number in (3, 4)]
+    sizes = [node.inputs[0][0].shapes[node.inputs[0][1]][2:] for node in nodes]
+    return any(length % 2 for size in sizes for length in size)
 
 
 def _tensors(ir: IR, config: ModelConfig, body: Body) -> Tensors:

@@ -89,25 +89,28 @@ def compare_with_openvino(
             canvas = picture(*size, seed=attempt)
         else:
             canvas, _ = to_canvas(photo, *size, config.resize)
-        result = compare(run(canvas), engine.run(canvas), config.score_threshold)
+        result = compare(
+            run(canvas), engine.run(canvas), config.score_threshold, config.max_detections
+        )
         if result.source or result.ours or photo is not None:
             break
     return result
 
 
-def compare(source: Rows, ours: Rows, threshold: float) -> Comparison:
+def compare(source: Rows, ours: Rows, threshold: float, limit: int) -> Comparison:
     """Pair detections of one class, best first.
 
     Args:
         source, ours: [N, 7]; rows of image_id -1 and below are padding.
-        threshold: of the scores; detections that close to it may come or go by rounding.
+        threshold, limit: of the scores, and of their number; detections that are close to the
+            least that is kept may come or go by rounding.
     """
     a, b = (rows[rows[:, 0] >= 0] for rows in (source, ours))
     overlap = iou(a[:, 3:], b[:, 3:]) * (a[:, None, 1] == b[None, :, 1])
     free = np.ones(len(b), dtype=bool)
     score = corner = 0.0
     unmatched = 0
-    least = [min((r[:, 2].min() for r in (a, b) if len(r)), default=0.0), threshold]
+    least = [threshold, *(float(r[:, 2].min()) for r in (a, b) if len(r) >= limit)]
     edge = max(least) + 2 * SCORE_LIMIT
     for row in np.argsort(-a[:, 2]):
         options = np.where(free, overlap[row], 0)
