@@ -106,7 +106,7 @@ def is_tie(index: int, found: Detections, config: ModelConfig) -> bool:
     overlap = iou(found.boxes[index : index + 1], found.boxes[better])[0]
     last = found.scores.min() if len(found) == config.max_detections else 0.0
     gaps = [*(overlap - config.nms_threshold), score - config.score_threshold, score - last]
-    return min(map(abs, gaps)) < TIE
+    return bool(min(map(abs, gaps)) < TIE)
 
 
 def compare(

@@ -25,7 +25,8 @@ from ..network import build_network
 from ..weights import Tensors, check_tensors
 from .ir import IR
 from .ir_boxes import BoxReader
-from .ir_layers import Body, Linear, find_layers
+from .ir_layers import Body, find_layers
+from .ir_steps import Linear
 from .source import Imported, Source, settle
 
 
