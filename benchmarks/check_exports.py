@@ -13,6 +13,7 @@ COCO does. `--ir NAME=FILE.xml` adds IRs made before, as an INT8 one; nothing is
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import machine
 import numpy as np
+from documents import insert
 
 import sparsedet
 from sparsedet.boxes import iou
@@ -48,6 +50,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Name -> what differs from the default form."""
 
+MARK = "<!-- exports: benchmarks/check_exports.py -->"
 IOU, SCORE, TIE = 0.99, 1e-3, 1e-4
 
 Rows = Callable[[np.ndarray], np.ndarray]
@@ -162,12 +165,44 @@ def round_trip(model: ModelFile, path: Path) -> dict[str, Any]:
     }
 
 
+def table(content: dict[str, Any]) -> str:
+    """The result for a document."""
+    lines = [
+        "| Form | Same | Ties | Others | Largest difference of a score | AP | Read back |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in content["results"].items():
+        back = r.get("read_back")
+        equal = back and back["same_configuration"] and back["same_tensors"]
+        read = (
+            ""
+            if back is None
+            else f"{'the same' if equal else 'NOT the same'}, {back['zeros']:,} zeros"
+        )
+        lines.append(
+            f"| {name} | {r['same']:,} of {r['ours']:,} | {r['ties']} | {r['others']} | "
+            f"{r['largest_score_difference']:.1g} | {r['ap']:.5f} ({r['ap_difference']:+.5f}) | "
+            f"{read} |"
+        )
+    versions = content["machine"]["versions"]
+    lines += [
+        "",
+        f"`{content['model']}`, {content['photographs']} photographs detection by detection, "
+        f"{content['scored']} scored: AP {content['ap']:.5f} by the engine; "
+        f"{content['parameters']:,} parameters, {content['zeros']:,} of them zero; OpenVINO "
+        f"{versions['openvino']}, ONNX Runtime {versions['onnxruntime']}. Same: class, IoU over "
+        f"{content['limits']['iou']}, score within {content['limits']['score']}. Ties: rounding "
+        "decides whether they are there, because a score or an overlap lies on the threshold.",
+    ]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--annotations", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--model", type=Path, help="default: the embedded model")
     parser.add_argument("--photos", type=int, default=50, help="compared detection by detection")
     parser.add_argument("--limit", type=int, help="scored; default: all photographs")
@@ -175,7 +210,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ir", action="append", default=[], metavar="NAME=FILE.xml")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--document", type=Path, metavar="RESULT.json",
+                        help="only put that result's table into docs/interchange.md")  # fmt: skip
     arguments = parser.parse_args(argv)
+    if arguments.document:
+        content = json.loads(arguments.document.read_text())
+        insert(machine.ROOT / "docs" / "interchange.md", MARK, table(content))
+        return 0
+    if not (arguments.annotations and arguments.images):
+        parser.error("--annotations and --images are needed")
     model = sparsedet.load_model(arguments.model or embedded_model())
     dataset = load_coco(arguments.annotations, arguments.images, model.config.class_names)
     report = sparsity_report(model.config, model.tensors)
