@@ -351,12 +351,12 @@ def test_random_damage_never_crashes(copy: Path, seed: int) -> None:
     """Numbers, types and names replaced at random: still a model, or one clear error."""
     rng = np.random.default_rng(seed)
     text = copy.read_text()
-    places = list(re.finditer(r'(?<=")[^"<>&]{1,20}(?=")', text[: text.index("<rt_info>\n")]))
+    places = list(re.finditer(r'(?<==")[^"<>&]{1,20}(?=")', text[: text.index("<rt_info>\n")]))
     for _ in range(3):
         place, other = places[rng.integers(len(places))], places[rng.integers(len(places))]
         words = [other.group(), "-1", "999999999999", "0", "nan", ""]
         text = text[: place.start()] + words[rng.integers(6)] + text[place.end() :]
-        places = list(re.finditer(r'(?<=")[^"<>&]{1,20}(?=")', text))
+        places = list(re.finditer(r'(?<==")[^"<>&]{1,20}(?=")', text))
     copy.write_text(text)
     try:
         imported = load_foreign(copy)

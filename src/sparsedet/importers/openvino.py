@@ -46,14 +46,14 @@ def load_openvino(
         InputError: unreadable or hostile files, another kind of network, or a node that does not
             fit, which is named.
     """
-    ir = IR(path)
     try:
-        return _load(ir, base, fields)
+        return _load(IR(path), base, fields)
     except InputError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # A node without the inputs or attributes that its kind has, numbers beyond reason.
-        raise ir.error(f"its graph cannot be followed ({type(error).__name__}: {error})") from None
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise InputError(f"{path}: its graph cannot be followed ({reason})") from None
 
 
 def _load(ir: IR, base: ModelConfig | None, fields: Mapping[str, Any] | None) -> Imported:
