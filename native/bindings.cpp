@@ -68,7 +68,7 @@ EngineParams to_params(nb::dict d) {
   floats("pixel_mean", p.pixel_mean, 3);
   floats("pixel_std", p.pixel_std, 3);
   p.roi = {number("roi_scale"), integer("roi_size"), integer("roi_sampling_ratio"),
-           integer("roi_step")};
+           integer("roi_step"), flag("roi_corners")};
   for (const auto& box : nb::cast<std::vector<std::vector<float>>>(d["cell_anchors"])) {
     if (box.size() != 4) throw std::invalid_argument("cell_anchors: boxes have four numbers");
     p.boxes.cell_anchors.push_back({box[0], box[1], box[2], box[3]});

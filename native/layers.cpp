@@ -371,6 +371,21 @@ struct Axis {
   std::vector<int32_t> cell;
   std::vector<float> weight;
 
+  // A box's side in canvas pixels.
+  void fill_box(float from, float to, const RoiParams& params, int cells) {
+    float scale = params.scale;
+    if (params.corners) scale *= static_cast<float>(cells - 1) / static_cast<float>(cells);
+    float low = from * scale, length = to * scale - low;
+    if (params.corners) {  // so that the first sample falls on `low`, the last on low + length
+      const auto samples = static_cast<float>(params.size * params.sampling_ratio);
+      const float step = length / (samples - 1.0f);
+      low += 0.5f - 0.5f * step;
+      length = step * samples;
+    }
+    fill(low, length, params, cells);
+  }
+
+ private:
   void fill(float low, float length, const RoiParams& params, int cells) {
     start.clear();
     cell.clear();
@@ -396,7 +411,6 @@ struct Axis {
     start.push_back(static_cast<int>(cell.size()));
   }
 
- private:
   // Samples come in ascending order, so an equal cell is one of the bin's last two.
   void add(int c, float w) {
     for (int k = static_cast<int>(cell.size()) - 1; k >= start.back(); k--)
@@ -419,9 +433,8 @@ void roi_align(Context& context, const RoiParams& params, const float* map, int 
   std::vector<Axis> ys(count), xs(count);
   for (int r = 0; r < count; r++) {
     const float* box = boxes + r * 4;
-    const float x0 = box[0] * params.scale, y0 = box[1] * params.scale;
-    xs[r].fill(x0, box[2] * params.scale - x0, params, width);
-    ys[r].fill(y0, box[3] * params.scale - y0, params, height);
+    xs[r].fill_box(box[0], box[2], params, width);
+    ys[r].fill_box(box[1], box[3], params, height);
   }
   const int groups = divide_up(count, lanes);
   context.pool.parallel(groups * out.height, [&](int item, int) {

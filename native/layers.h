@@ -112,9 +112,11 @@ struct RoiParams {
   int size;            // bins an axis
   int sampling_ratio;  // samples a bin and axis; 0: one a cell, rounded up
   int step;            // bins 0, step, 2 * step ... are computed
+  bool corners;        // samples lie from corner to corner of a box, see config.py's roi_sampling
 };
 
-// RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, canvas pixels).
+// RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, canvas pixels), or of
+// the boxes that make it sample from corner to corner.
 // map: [height][width][pitch] words of the type of `out`. bias: as the kernel takes it.
 void roi_align(Context& context, const RoiParams& params, const float* map, int height, int width,
                const float* boxes, int count, const float* bias, bool relu, const Regions& out);

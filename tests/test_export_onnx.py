@@ -71,6 +71,54 @@ def test_nhwc_form() -> None:
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hoist": True}, {"dtype": "float16"}, {"rows": "2d"}, {"image_info": True},
+        {"dynamic_batch": True},
+        {"layout": "NHWC", "hoist": True, "dtype": "float16", "rows": "2d", "dynamic_batch": True},
+    ],
+)  # fmt: skip
+def test_forms(options: dict) -> None:
+    config, image, tensors = tiny()
+    tensors = {k: v.astype(np.float16).astype(np.float32) if k.endswith("weight") else v
+               for k, v in tensors.items()}  # fmt: skip
+    nhwc = options.get("layout") == "NHWC"
+    blob = image[None].astype(np.float32)
+    given = {"image" if nhwc else "input": blob if nhwc else blob.transpose(0, 3, 1, 2)}
+    if options.get("image_info"):
+        given["image_info"] = np.array([[96, 128, 1]], dtype=np.float32)
+    model = to_onnx(config, tensors, **options)
+    onnx.checker.check_model(model, full_check=True)
+    data = model.SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == list(given)
+    (rows,) = session.run(["detections"], given)
+    assert rows.shape == ((100, 7) if options.get("rows") == "2d" else (1, 1, 100, 7))
+    ours = Engine(config, tensors).run(image)
+    theirs = rows.reshape(-1, 7)[rows.reshape(-1, 7)[:, 0] >= 0]
+    assert len(ours) == len(theirs) >= 20
+    order = [np.lexsort((r[:, 3].round(3), r[:, 1], -r[:, 2].round(4))) for r in (ours, theirs)]
+    np.testing.assert_allclose(theirs[order[1]], ours[order[0]], atol=2e-4)
+    if options.get("dynamic_batch"):
+        two = {name: np.concatenate([value, value]) for name, value in given.items()}
+        with pytest.raises(Exception, match="reshape"):
+            session.run(["detections"], two)
+    if options.get("dtype") == "float16":
+        full = to_onnx(config, tensors).SerializeToString()
+        assert len(data) < 0.62 * len(full)
+
+
+def test_model_info_for_model_api() -> None:
+    config, _, tensors = tiny()
+    info = {p.key: p.value for p in to_onnx(config, tensors).metadata_props}
+    labels = info["model_info labels"].split()
+    assert labels[:4] == ["background", "person", "bicycle", "car"] and len(labels) == 81
+    assert "traffic_light" in labels
+    assert info["model_info model_type"] == "SSD"
+    assert info["model_info resize_type"] == "fit_to_window"
+
+
 def test_nothing_detected_is_all_padding() -> None:
     config, image, tensors = tiny(score_threshold=1.0)
     blob = image.transpose(2, 0, 1)[None].astype(np.float32)
@@ -86,5 +134,6 @@ def test_save_refuses_to_overwrite(tmp_path: Path) -> None:
     assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [1, 1, 100, 7]
     with pytest.raises(InputError, match=r"model\.onnx: exists already"):
         save_onnx(path, config, tensors)
+    save_onnx(path, config, tensors, overwrite=True)
     with pytest.raises(InputError, match=r"ends in \.onnx"):
         save_onnx(tmp_path / "model.xml", config, tensors)

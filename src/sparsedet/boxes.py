@@ -128,6 +128,28 @@ def clip(boxes: F32, height: float, width: float) -> F32:
     return np.clip(boxes, np.float32(0), limit)
 
 
+def corner_sampling(
+    feature_size: tuple[int, int], stride: int, samples: int
+) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float], float]:
+    """How boxes change so that an aligned RoIAlign samples them from corner to corner.
+
+    Args:
+        feature_size: (Hf, Wf) of the map.
+        stride: canvas pixels a cell.
+        samples: of an axis, bins times sampling ratio; at least 2.
+
+    Returns:
+        factors a and b of four numbers each, and an offset c, so that the box to give RoIAlign is
+        a * box + b * box[2, 3, 0, 1] + c: with d the distance of two samples, a box's sides move
+        outwards by d / 2 and half a cell to the right.
+    """
+    shrink = [(cells - 1) / cells for cells in feature_size[::-1]] * 2  # x, y, x, y
+    outwards = 0.5 / (samples - 1)
+    a = tuple(s * (1 + outwards) for s in shrink)
+    b = tuple(-s * outwards for s in shrink)
+    return (a[0], a[1], a[2], a[3]), (b[0], b[1], b[2], b[3]), 0.5 * stride
+
+
 def area(boxes: F32) -> F32:
     """Areas (...,) of boxes (..., 4); 0 where a box is inverted."""
     size = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)

@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import Run, compare, complain, convert, detect, evaluate, info, train
+from .commands import Run, compare, complain, convert, detect, evaluate, export, info, train
 from .errors import InputError
 
-COMMANDS = (detect, info, evaluate, compare, train, convert)
+COMMANDS = (detect, info, evaluate, compare, train, convert, export)
 """In the order of the help."""
 
 

@@ -83,6 +83,11 @@ class ModelConfig:
     # --- regions of interest
     roi_size: int = 14
     roi_sampling_ratio: int = 2
+    # Where the samples of a box lie: RoIAlign's "aligned" puts them half a step inside of its
+    # borders (TensorPack, Detectron2); "corners" from one corner to the other, the map's first
+    # cell centre to its last standing for the canvas (TensorFlow's crop_and_resize by itself,
+    # OpenVINO's bilinear ROIPooling).
+    roi_sampling: Literal["aligned", "corners"] = "aligned"
     class_names: tuple[str, ...] = COCO_NAMES
     category_ids: tuple[int, ...] = COCO_CATEGORY_IDS
     background: Literal["first", "last"] = "first"
@@ -110,6 +115,10 @@ class ModelConfig:
         require(self.resize in ("fit", "stretch"), "resize", "'fit' or 'stretch'")
         require(self.stride_in in ("conv1", "conv2"), "stride_in", "'conv1' or 'conv2'")
         require(self.background in ("first", "last"), "background", "'first' or 'last'")
+        corners = self.roi_sampling == "corners"
+        require(corners or self.roi_sampling == "aligned", "roi_sampling", "'aligned' or 'corners'")
+        require(not corners or self.roi_sampling_ratio > 0, "roi_sampling_ratio",
+                "at least 1 with roi_sampling 'corners'")  # fmt: skip
         require(self.anchors_per_cell <= 1000, "anchor_sizes", "at most 1000 anchors a cell")
         for box in self.cell_anchors or ():
             require(box[0] < box[2] and box[1] < box[3], "cell_anchors", "x0 < x1 and y0 < y1")

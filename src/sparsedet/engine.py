@@ -274,6 +274,7 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
         "roi_scale": 1.0 / config.anchor_stride,
         "roi_size": config.roi_size,
         "roi_sampling_ratio": config.roi_sampling_ratio,
+        "roi_corners": config.roi_sampling == "corners",
         # With the stride in the first 1x1, res5 reads only every second bin.
         "roi_step": 2 if skip_bins else 1,
         "cell_anchors": np_boxes.cell_anchors(config).tolist(),

@@ -227,8 +227,12 @@ class FasterRCNN(nn.Module):
         return decoded[keep[: post_nms or config.proposals]]
 
     def roi_features(self, features: Tensor, rois: list[Tensor], step: int = 1) -> Tensor:
-        """RoIAlign (aligned) [R, C, 14/step, 14/step]: every step-th bin of each axis."""
+        """RoIAlign [R, C, 14/step, 14/step]: every step-th bin of each axis."""
         size, ratio = self.config.roi_size, self.config.roi_sampling_ratio
+        if self.config.roi_sampling == "corners":
+            cells = (features.shape[2], features.shape[3])
+            a, b, c = np_boxes.corner_sampling(cells, self.config.anchor_stride, size * ratio)
+            rois = [r * r.new_tensor(a) + r[:, [2, 3, 0, 1]] * r.new_tensor(b) + c for r in rois]
         scale = 1.0 / self.config.anchor_stride
         if features.device.type == "cpu" and features[0, 0].numel() <= 2048 and ratio > 0:
             return roi_align_matmul(features, rois, size, scale, ratio, step)

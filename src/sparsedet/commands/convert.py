@@ -34,6 +34,10 @@ def register(command: Command) -> None:
     convert.add_argument("--dtype", choices=("float32", "float16"), default="float32",
                          help="of the weights in the file (default float32: nothing is "
                          "rounded)")  # fmt: skip
+    convert.add_argument("--probe", type=Path, metavar="PHOTO", help="OpenVINO IR: what source "
+                         "and import are compared on (default: a synthetic picture)")  # fmt: skip
+    convert.add_argument("--force", action="store_true",
+                         help="save even if it answers otherwise than its source")  # fmt: skip
     convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
     convert.add_argument("--verbose", action="store_true", help="name every ignored tensor")
 
@@ -41,7 +45,7 @@ def register(command: Command) -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     from ..coco import read_json
     from ..config import preset
-    from ..importers import load_foreign
+    from ..importers import detect_format, load_foreign
     from ..weights import load_model, save_model, sparsity_report
 
     output: Path = arguments.output
@@ -53,7 +57,12 @@ def run_convert(arguments: argparse.Namespace) -> int:
     fields: Any = read_json(arguments.config) if arguments.config else {}
     if not isinstance(fields, dict):
         raise InputError(f"{arguments.config}: expected a JSON object of configuration fields")
-    imported = load_foreign(arguments.source, arguments.format, base=base, fields=fields)
+    kind = arguments.format or detect_format(arguments.source)
+    imported = load_foreign(arguments.source, kind, base=base, fields=fields)
+    if kind == "openvino":
+        _probe(arguments, imported)
+    elif arguments.probe or arguments.force:
+        raise InputError("--probe and --force are for an OpenVINO IR")
     report = sparsity_report(imported.config, imported.tensors)  # complete and finite
     save_model(
         output, imported.config, imported.tensors, imported.provenance, dtype=arguments.dtype,
@@ -72,6 +81,27 @@ def run_convert(arguments: argparse.Namespace) -> int:
         )
     print(f"-> {output}  ({output.stat().st_size / 1e6:.2f} MB, {arguments.dtype})")
     return 0
+
+
+def _probe(arguments: argparse.Namespace, imported: Imported) -> None:
+    """Run the source beside the import, where OpenVINO is installed."""
+    from ..importers.probe import compare_with_openvino, have_openvino
+    from ..preprocess import read_image
+
+    photo = read_image(arguments.probe) if arguments.probe else None
+    if not have_openvino():
+        print("not compared with its source: OpenVINO is not installed")
+        return
+    result = compare_with_openvino(arguments.source, imported, photo)
+    print(f"beside OpenVINO on one picture: {result}")
+    if not result.source and not result.ours:
+        print("nothing was detected there, which proves little: give --probe PHOTO")
+    if not result.agrees and not arguments.force:
+        reasons = "; ".join(imported.notes)
+        raise InputError(
+            f"{arguments.source}: the import answers otherwise than its source ({result}); --force "
+            f"saves it all the same{f'. Known differences: {reasons}' if reasons else ''}"
+        )
 
 
 def _print(imported: Imported, verbose: bool) -> None:

@@ -73,8 +73,10 @@ def load_foreign(
                 f"{path}: is a ResNet classifier, the start of a detector's training and no "
                 f"detector: use it as `sparsedet train --init {path}`"
             )
-        case other:  # openvino
-            raise InputError(f"{path}: the form {other!r} is not read yet")
+        case _:
+            from .openvino import load_openvino
+
+            return load_openvino(path, base, fields)
 
 
 __all__ = ["FORMATS", "Imported", "detect_format", "load_foreign"]

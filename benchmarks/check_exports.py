@@ -1,0 +1,274 @@
+"""Exported files against the native engine: the same detections, the same score.
+
+    python benchmarks/check_exports.py --annotations J --images D --json docs/results/exports.json
+
+Writes each form to a temporary folder, reads it back by our importer (parameters and zeros must be
+the model's), runs it in its runtime on photographs and compares detection by detection: float32
+forms must give the same classes, IoU over 0.99 and scores within 1e-3. A detection that one has
+and the other has not must be a tie: its score, or its IoU with a better box of its class, is
+within 1e-4 of the threshold, so that the order of a sum decides. Then all photographs are scored as
+COCO does. `--ir NAME=FILE.xml` adds IRs made before, as an INT8 one; nothing is asked of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+from documents import insert
+
+import sparsedet
+from sparsedet.boxes import iou
+from sparsedet.coco import load_coco
+from sparsedet.config import ModelConfig
+from sparsedet.detections import Detections, from_rows
+from sparsedet.detector import embedded_model
+from sparsedet.engine import Engine
+from sparsedet.evaluate import evaluate
+from sparsedet.exporters.onnx import save_onnx
+from sparsedet.exporters.openvino import save_openvino
+from sparsedet.importers import load_foreign
+from sparsedet.preprocess import to_canvas
+from sparsedet.weights import ModelFile, sparsity_report
+
+FORMS: dict[str, dict[str, Any]] = {
+    "openvino float32": {},
+    "openvino float32, NHWC, 2d, image_info": {
+        "layout": "NHWC", "rows": "2d", "image_info": True,
+    },
+    "openvino float32, hoisted": {"hoist": True},
+    "openvino float16": {"dtype": "float16"},
+    "onnx float32": {},
+    "onnx float32, hoisted": {"hoist": True},
+    "onnx float16": {"dtype": "float16"},
+}  # fmt: skip
+"""Name -> what differs from the default form."""
+
+MARK = "<!-- exports: benchmarks/check_exports.py -->"
+IOU, SCORE, TIE = 0.99, 1e-3, 1e-4
+
+Rows = Callable[[np.ndarray], np.ndarray]
+
+
+def blobs(canvas: np.ndarray, inputs: dict[str, list[int]]) -> list[np.ndarray]:
+    """What the inputs want, by their shapes."""
+    given = []
+    for shape in inputs.values():
+        if len(shape) == 4:
+            blob = canvas[None] if shape[3] == 3 else canvas.transpose(2, 0, 1)[None]
+            given.append(np.ascontiguousarray(blob, dtype=np.float32))
+        else:
+            given.append(np.array([[*canvas.shape[:2], 1]], dtype=np.float32))
+    return given
+
+
+def run_openvino(path: Path, threads: int) -> Rows:
+    import openvino as ov
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = ov.Core().compile_model(path, "CPU", options)
+    inputs = {port.any_name: list(port.shape) for port in compiled.inputs}
+    return lambda canvas: np.array(compiled(blobs(canvas, inputs))[0])
+
+
+def run_onnx(path: Path, threads: int) -> Rows:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs = {given.name: given.shape for given in session.get_inputs()}
+    return lambda canvas: session.run(
+        None, dict(zip(inputs, blobs(canvas, inputs), strict=True))
+    )[0]  # fmt: skip
+
+
+def detector(model: ModelFile, rows: Rows) -> Callable[[np.ndarray], Detections]:
+    config = model.config
+
+    def detect(photo: np.ndarray) -> Detections:
+        size = (config.canvas_height, config.canvas_width)
+        canvas, placement = to_canvas(photo, *size, config.resize)
+        return from_rows(
+            rows(canvas).reshape(-1, 7), placement, config.class_names, config.category_ids
+        )
+
+    return detect
+
+
+def is_tie(index: int, found: Detections, config: ModelConfig) -> bool:
+    """Whether rounding decides if a detection is there."""
+    score = found.scores[index]
+    better = (found.labels == found.labels[index]) & (found.scores > score)
+    overlap = iou(found.boxes[index : index + 1], found.boxes[better])[0]
+    last = found.scores.min() if len(found) == config.max_detections else 0.0
+    gaps = [*(overlap - config.nms_threshold), score - config.score_threshold, score - last]
+    return bool(min(map(abs, gaps)) < TIE)
+
+
+def compare(
+    ours: list[Detections], theirs: list[Detections], config: ModelConfig
+) -> dict[str, Any]:
+    """Detections of the same photographs, each pair by the best IoU of its class."""
+    total = sum(map(len, ours))
+    found = {"ours": total, "theirs": sum(map(len, theirs)), "same": 0, "ties": 0, "others": 0,
+             "least_iou": 1.0, "largest_score_difference": 0.0}  # fmt: skip
+    for a, b in zip(ours, theirs, strict=True):
+        overlap = iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels[None, :])
+        # Of boxes that overlap alike, the one with the score.
+        apart = abs(a.scores[:, None] - b.scores[None, :])
+        free = np.ones(len(b), dtype=bool)
+        lonely = []
+        for i in range(len(a)):
+            fit = np.flatnonzero(free & (overlap[i] > IOU) & (apart[i] < SCORE))
+            if not len(fit):
+                lonely.append(is_tie(i, a, config))
+            else:
+                best = fit[np.lexsort((apart[i][fit], -overlap[i][fit]))[0]]
+                free[best] = False
+                found["same"] += 1
+                found["least_iou"] = min(found["least_iou"], float(overlap[i, best]))
+                found["largest_score_difference"] = max(
+                    found["largest_score_difference"], float(apart[i, best])
+                )
+        lonely += [is_tie(int(i), b, config) for i in np.flatnonzero(free)]
+        found["ties"] += sum(lonely)
+        found["others"] += len(lonely) - sum(lonely)
+    return found
+
+
+def write(model: ModelFile, name: str, folder: Path) -> Path:
+    kind = name.split()[0]
+    path = folder / (
+        name.replace(" ", "_").replace(",", "") + (".xml" if kind[1] == "p" else ".onnx")
+    )
+    save = save_openvino if kind == "openvino" else save_onnx
+    save(path, model.config, model.tensors, **FORMS[name])
+    return path
+
+
+def round_trip(model: ModelFile, path: Path) -> dict[str, Any]:
+    """An IR read back by our importer."""
+    back = load_foreign(path)
+    report = sparsity_report(back.config, back.tensors)
+    return {
+        "parameters": report.parameters,
+        "zeros": report.zeros,
+        "same_configuration": back.config == model.config,
+        "same_tensors": all(np.array_equal(back.tensors[k], v) for k, v in model.tensors.items()),
+    }
+
+
+def table(content: dict[str, Any]) -> str:
+    """The result for a document."""
+    lines = [
+        "| Form | Same | Ties | Others | Largest difference of a score | AP | Read back |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in content["results"].items():
+        back = r.get("read_back")
+        equal = back and back["same_configuration"] and back["same_tensors"]
+        read = (
+            ""
+            if back is None
+            else f"{'the same' if equal else 'NOT the same'}, {back['zeros']:,} zeros"
+        )
+        lines.append(
+            f"| {name} | {r['same']:,} of {r['ours']:,} | {r['ties']} | {r['others']} | "
+            f"{r['largest_score_difference']:.1g} | {r['ap']:.5f} ({r['ap_difference']:+.5f}) | "
+            f"{read} |"
+        )
+    versions = content["machine"]["versions"]
+    lines += [
+        "",
+        f"`{content['model']}`, {content['photographs']} photographs detection by detection, "
+        f"{content['scored']} scored: AP {content['ap']:.5f} by the engine; "
+        f"{content['parameters']:,} parameters, {content['zeros']:,} of them zero; OpenVINO "
+        f"{versions['openvino']}, ONNX Runtime {versions['onnxruntime']}. Same: class, IoU over "
+        f"{content['limits']['iou']}, score within {content['limits']['score']}. Ties: rounding "
+        "decides whether they are there, because a score or an overlap lies on the threshold.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--annotations", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--model", type=Path, help="default: the embedded model")
+    parser.add_argument("--photos", type=int, default=50, help="compared detection by detection")
+    parser.add_argument("--limit", type=int, help="scored; default: all photographs")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--ir", action="append", default=[], metavar="NAME=FILE.xml")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--document", type=Path, metavar="RESULT.json",
+                        help="only put that result's table into docs/interchange.md")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.document:
+        content = json.loads(arguments.document.read_text())
+        insert(machine.ROOT / "docs" / "interchange.md", MARK, table(content))
+        return 0
+    if not (arguments.annotations and arguments.images):
+        parser.error("--annotations and --images are needed")
+    model = sparsedet.load_model(arguments.model or embedded_model())
+    dataset = load_coco(arguments.annotations, arguments.images, model.config.class_names)
+    report = sparsity_report(model.config, model.tensors)
+    circumstances = machine.describe("", arguments.threads)
+    engine = Engine(model.config, model.tensors, threads=arguments.threads)
+    scored = min(arguments.limit or len(dataset.images), len(dataset.images))
+    compared = min(arguments.photos, scored)
+
+    def measure(rows: Rows) -> tuple[list[Detections], float]:
+        """Detections of the first photographs, AP of all."""
+        detect, kept = detector(model, rows), []
+
+        def keep(photo: np.ndarray) -> Detections:
+            kept.append(detect(photo))
+            return kept[-1]
+
+        scores, _ = evaluate(keep, dataset, limit=scored)
+        return kept[:compared], scores.stats["AP"]
+
+    ours, ap = measure(engine.run)
+    print(f"{compared} photographs, {sum(map(len, ours))} detections; AP {ap:.4f}", flush=True)
+    results: dict[str, Any] = {}
+    content = {
+        "machine": circumstances, "model": model.config.name, "photographs": compared,
+        "scored": scored, "ap": ap, "parameters": report.parameters, "zeros": report.zeros,
+        "limits": {"iou": IOU, "score": SCORE, "tie": TIE}, "results": results,
+    }  # fmt: skip
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        given = {name: write(model, name, Path(folder)) for name in arguments.forms}
+        given |= {name: Path(file) for name, file in (text.split("=", 1) for text in arguments.ir)}
+        for name, path in given.items():
+            run = run_openvino if path.suffix == ".xml" else run_onnx
+            theirs, score = measure(run(path, arguments.threads))
+            result = {
+                **compare(ours, theirs, model.config),
+                "ap": score,
+                "ap_difference": score - ap,
+            }
+            if path.suffix == ".xml" and name in FORMS:
+                result["read_back"] = round_trip(model, path)
+            results[name] = result
+            exact = "float32" in name
+            good = not result["others"] and abs(score - ap) < 5e-4
+            failed |= exact and not good
+            print(f"{name:40} {result}", flush=True)
+            if arguments.json:  # after each, because a run takes minutes
+                machine.save(arguments.json, content)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,147 @@
+"""The box arithmetic of a Faster R-CNN in an IR -> fields of the configuration.
+
+Proposals and RoI pooling are `ir_proposals`'; here is what follows the two predictors: one
+operation of OpenVINO's (`DetectionOutput`, `MulticlassNms`), or softmax, decoding and NMS written
+out. What our engine does otherwise than the source is said in notes; whether it matters is measured
+(`probe`).
+
+Glossary: K classes without background.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .ir import Node, ancestors, descendants
+from .ir_proposals import ProposalReader
+
+
+class BoxReader(ProposalReader):
+    """All fields that box arithmetic decides."""
+
+    def read(self) -> None:
+        """Read both places.
+
+        Raises:
+            InputError: a part is missing or is not what stands there in a Faster R-CNN.
+        """
+        self._output()
+        self.read_proposals()
+        output = self._single("DetectionOutput")
+        if output is not None:
+            self._detection_output(output)
+        else:
+            self._written_out_detections()
+
+    def _output(self) -> None:
+        results = self.ir.of_type("Result")
+        if len(results) != 1:
+            raise self.ir.error(f"has {len(results)} outputs, expected one of rows of seven")
+        (result,) = results
+        source, port = result.inputs[0]
+        shape = source.shapes[port]
+        if len(shape) < 2 or shape[-1] != 7 or shape[-2] < 1 or any(n != 1 for n in shape[:-2]):
+            raise self.ir.error(
+                f"{source.says()}: the output has shape {shape}, expected [1, 1, N, 7] or [N, 7]"
+            )
+        self.fields["max_detections"] = shape[-2]
+        self.result = result
+
+    def _classes(self, background: int) -> None:
+        """Background's place among the scores, and whether it has deltas."""
+        scores = len(self.body.layers["box.logits"].weight)
+        deltas = len(self.body.layers["box.deltas"].weight)
+        if background not in (0, scores - 1):
+            raise self.ir.error(f"has its background at {background}, expected first or last")
+        self.fields["background"] = "first" if background == 0 else "last"
+        self.fields["background_deltas"] = deltas == 4 * scores
+
+    def _detection_output(self, node: Node) -> None:
+        ir = self.ir
+        if node.flag("share_location"):
+            raise ir.error(f"{node.says()}: expected boxes of their own for each class")
+        code = node.attributes.get("code_type", "caffe.PriorBoxParameter.CORNER")
+        if not code.endswith("CENTER_SIZE"):
+            raise ir.error(f"{node.says()}: code type {code!r}, expected CENTER_SIZE")
+        self._classes(int(node.number("background_label_id")))
+        self.put("score_threshold", node.number("confidence_threshold"))
+        self.put("nms_threshold", node.number("nms_threshold"))
+        kept = int(node.number("keep_top_k", -1))
+        if 0 < kept < self.fields["max_detections"]:
+            self.fields["max_detections"] = kept
+        weights = self._box_weights(self.layers["box.deltas"])
+        if not node.flag("variance_encoded_in_target"):
+            pairs = zip(weights, self._variances(node), strict=True)
+            weights = tuple(weight / variance for weight, variance in pairs)
+        self.put("box_weights", weights)
+        top = int(node.number("top_k", -1))
+        if 0 <= top < self.fields["proposals"]:
+            self.notes.append(f"{node.says()} looks at {top} boxes a class, ours at all")
+        if not node.flag("clip_before_nms"):
+            self.notes.append(f"{node.says()} clips boxes after NMS or never, ours before")
+        if node.flag("decrease_label_id"):
+            raise ir.error(
+                f"{node.says()}: decrease_label_id counts classes from 0, expected from 1"
+            )
+
+    def _variances(self, node: Node) -> tuple[float, ...]:
+        """The four numbers that deltas are multiplied by: a constant beside the boxes."""
+        source = self._upstream(node.inputs[2][0])
+        if source.type == "Concat":
+            for value in self._constants([source]):
+                if value.size % 4 == 0 and value.size:
+                    rows = value.reshape(-1, 4)
+                    if (rows == rows[0]).all() and (rows > 0).all():
+                        return tuple(rows[0].astype(np.float64).tolist())
+        raise self.ir.error(f"{node.says()}: expected its variances as a constant beside the boxes")
+
+    def _written_out_detections(self) -> None:
+        ir, layers = self.ir, self.layers
+        region = descendants(layers["box.logits"], layers["box.deltas"]) & ancestors(self.result)
+        softmax = [node for node in region if node.type in ("SoftMax", "Softmax")]
+        if len(softmax) != 1:
+            raise ir.error(f"has {len(softmax)} softmax after the class scores, expected one")
+        multi = [node for node in region if node.type == "MulticlassNms"]
+        nms = [node for node in region if node.type == "NonMaxSuppression"]
+        if multi:
+            overlap: set[float | None] = {node.number("iou_threshold") for node in multi}
+            score: set[float | None] = {node.number("score_threshold") for node in multi}
+        else:
+            overlap = {self._scalar(node, 3) for node in nms}
+            score = {self._scalar(node, 4) for node in nms}
+        if len(overlap) != 1 or None in overlap or len(score) != 1:
+            raise ir.error("has no NMS of constant thresholds after the predictors, expected one "
+                           "of all classes or one for each with the same thresholds")  # fmt: skip
+        self.put("nms_threshold", float(overlap.pop() or 0.0))
+        limits = [
+            value
+            for node in region & descendants(softmax[0])
+            if node.type in ("Greater", "GreaterEqual")
+            for value in (self._scalar(node, 1),)
+            if value is not None and 0 < value < 1
+        ]
+        least = score.pop()
+        limits += [least] if least is not None and least > 0 else []
+        self.put("score_threshold", float(max(limits, default=0.0)))
+        self.put("box_weights", self._box_weights(layers["box.deltas"]))
+        clamp = self.number("delta_clamp", self._clamp(region))
+        if abs(clamp - self.fields["delta_clamp"]) > 1e-4:
+            ours = self.fields["delta_clamp"]
+            self.notes.append(f"limits growth to exp({clamp:g}) for detections, to exp({ours:g}) "
+                              "for proposals; ours is one")  # fmt: skip
+        self._classes(self._background(softmax[0]))
+
+    def _background(self, softmax: Node) -> int:
+        """Where the class lies that the scores leave out."""
+        count = len(self.body.layers["box.logits"].weight)
+        for node in softmax.consumers:
+            if node.type in ("Slice", "StridedSlice"):
+                start = self.ir.operand(node, 1)
+                if start is not None and start.size:
+                    first = int(start.reshape(-1)[-1])
+                    return 0 if first == 1 else count - 1
+            if node.type == "Gather":
+                index = self.ir.operand(node, 1)
+                if index is not None and index.size == count - 1:
+                    return 0 if int(index.reshape(-1)[0]) == 1 else count - 1
+        raise self.ir.error(f"{softmax.says()}: which score is the background's cannot be told")

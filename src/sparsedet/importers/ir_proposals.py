@@ -1,0 +1,252 @@
+"""From the RPN's outputs to RoI features in an IR -> fields of the configuration.
+
+Either one operation of OpenVINO's with attributes (`Proposal`,
+`ExperimentalDetectronGenerateProposalsSingleImage`), or written out (anchors, decoding, `TopK`,
+`NonMaxSuppression`), as converted torch and ONNX graphs have it; then RoI pooling.
+
+Glossary: A anchors a cell, Hf and Wf rows and columns of the map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..boxes import cell_anchors, corner_sampling, grid_anchors
+from .ir import Array, Node, ancestors, descendants
+from .ir_fields import Fields
+from .ir_steps import Linear
+
+DETECTRON_CLAMP = float(np.log(1000.0 / 16))
+"""Of dw and dh in ExperimentalDetectronGenerateProposalsSingleImage (its specification)."""
+
+
+class ProposalReader(Fields):
+    """Anchors, counts and thresholds of proposals, and how regions are sampled."""
+
+    def read_proposals(self) -> None:
+        """All of it.
+
+        Raises:
+            InputError: a part is missing or is not what stands there in a Faster R-CNN.
+        """
+        self._regions()
+        proposal = self._single("Proposal")
+        detectron = self._single("ExperimentalDetectronGenerateProposalsSingleImage")
+        if proposal is not None:
+            self._proposal(proposal)
+        elif detectron is not None:
+            self._detectron(detectron)
+        else:
+            self._written_out_proposals()
+
+    def _regions(self) -> None:
+        """RoI pooling."""
+        node = self.body.rois[0]
+        averaged = self.body.averaged
+        stride, corners = self.base.anchor_stride, node.type == "ROIPooling"
+        if node.type == "ROIAlign":
+            bins = (int(node.number("pooled_h")), int(node.number("pooled_w")))
+            ratio, scale = int(node.number("sampling_ratio")), node.number("spatial_scale")
+            mode = node.attributes.get("aligned_mode", "asymmetric")
+            if mode not in ("half_pixel_for_nn", "half_pixel"):
+                raise self.ir.error(
+                    f"{node.says()}: aligned_mode {mode!r}, expected half_pixel_for_nn"
+                )
+            if mode == "half_pixel":
+                self.notes.append(f"{node.says()} is aligned as half_pixel, ours as RoIAlign is")
+            if node.attributes.get("mode", "avg") != "avg":
+                raise self.ir.error(f"{node.says()}: expected the mode avg")
+            stride = round(1 / scale) if scale > 0 else 0
+            corners = self._corners(node, bins[0] * ratio, stride)
+        elif node.type == "ROIPooling":
+            sizes = node.numbers("output_size") or [
+                node.number("pooled_h"),
+                node.number("pooled_w"),
+            ]
+            bins, ratio = (int(sizes[0]), int(sizes[-1])), 1
+            if node.attributes.get("method", "max") != "bilinear":
+                raise self.ir.error(f"{node.says()}: expected the method bilinear")
+            if node.inputs[1][0].type == "Proposal" and not node.inputs[1][0].flag("normalize"):
+                raise self.ir.error(f"{node.says()}: expected boxes as fractions of the canvas")
+            if any(length % stride for length in self.body.canvas):
+                self.notes.append(f"{node.says()} takes the canvas for the map's extent, which it "
+                                  "only is if its sides are multiples of the stride")  # fmt: skip
+        else:
+            bins = (int(node.number("output_size")),) * 2
+            ratio = int(node.number("sampling_ratio"))
+            stride = int(node.number("pyramid_scales", stride))
+            if not node.flag("aligned"):
+                self.notes.append(f"{node.says()} is not aligned (half a pixel off), ours is")
+        if bins[0] != bins[1] or bins[0] % averaged:
+            raise self.ir.error(f"{node.says()}: {bins} bins, expected a square of an even number")
+        self.fields["roi_sampling"] = "corners" if corners else "aligned"
+        self.fields["roi_size"] = bins[0] // averaged
+        self.fields["roi_sampling_ratio"] = max(ratio, 1) * averaged if averaged > 1 else ratio
+        self.fields["anchor_stride"] = stride
+
+    def _corners(self, node: Node, samples: int, stride: int) -> bool:
+        """Whether the boxes of a RoIAlign are changed so that it samples from corner to corner."""
+        source = self._upstream(node.inputs[1][0])
+        if source.type not in ("Add", "Subtract", "Multiply", "Divide"):
+            return False
+        sides = [side for side, _ in source.inputs if side.type == "Add"]
+        if source.type == "Add" and sides and samples > 1:
+            size = self.layers["rpn.objectness"].shape[2:]
+            a, b, _ = corner_sampling((size[0], size[1]), stride, samples)
+            factors = [
+                value.reshape(-1)
+                for part, _ in sides[0].inputs
+                for value in self._constants([part])
+                if value.size == 4
+            ]
+            if all(any(np.allclose(f, x, rtol=1e-5) for f in factors) for x in (a, b)):
+                return True
+        raise self.ir.error(f"{source.says()}: boxes are changed between NMS and RoI pooling, "
+                            "expected them as they are")  # fmt: skip
+
+    def _anchors(self, cells: Array, stride: int) -> None:
+        """Anchors of the cell at the map's origin: the base's sizes if they give these."""
+        self.fields["anchor_stride"] = stride
+        known = cell_anchors(self.base)
+        close = 1e-3 if _half(cells) else 1e-5
+        if known.shape == cells.shape and np.allclose(known, cells, rtol=close, atol=1e-3):
+            return
+        exact = [tuple(float(f"{v:.7g}") for v in row) for row in cells.tolist()]
+        self.fields["cell_anchors"] = tuple(exact)
+
+    def _proposal(self, node: Node) -> None:
+        """The operation `Proposal`: anchors follow from its attributes."""
+        tensorflow = node.attributes.get("framework", "") == "tensorflow"
+        ratios, scales = node.numbers("ratio"), node.numbers("scale")
+        size, stride = node.number("base_size"), int(node.number("feat_stride"))
+        count = len(self.layers and self.body.layers["rpn.objectness"].weight)
+        if len(ratios) * len(scales) != count:
+            raise self.ir.error(f"{node.says()}: {len(ratios)} ratios and {len(scales)} scales "
+                                f"for {count} anchors")  # fmt: skip
+        offset = 0.0 if tensorflow else 1.0
+        rows = []
+        for ratio in ratios:
+            width = np.sqrt(size * size / ratio)
+            width = width if tensorflow else np.round(width)
+            height = width * ratio if tensorflow else np.round(width * ratio)
+            for scale in scales:
+                w, h = (width * scale - offset) / 2, (height * scale - offset) / 2
+                centre = 0.0 if tensorflow else (size - offset) / 2
+                # Its last pixel is inside of a box; with +1 the corner is where we have it.
+                rows.append((centre - w, centre - h, centre + w + offset, centre + h + offset))
+        cells = np.asarray(rows, dtype=np.float32)
+        if tensorflow:  # (y, x) order, of boxes and deltas
+            cells = cells[:, [1, 0, 3, 2]]
+            self.body.layers["rpn.deltas"] = _swapped(self.body.layers["rpn.deltas"])
+            self.notes.append(f"{node.says()} moves anchors into the picture first, ours does not")
+        else:
+            self.notes.append(
+                f"{node.says()} counts a box's last pixel as its own (+1) in NMS and clips to it"
+            )
+        self._anchors(cells, stride)
+        place, length = node.number("box_coordinate_scale", 1.0), node.number("box_size_scale", 1.0)
+        self.put("rpn_box_weights", (place, place, length, length))
+        self.put("rpn_nms_threshold", node.number("nms_thresh"))
+        self.fields["rpn_pre_nms"] = int(node.number("pre_nms_topn"))
+        self.fields["proposals"] = int(node.number("post_nms_topn"))
+        self.fields["rpn_remove_empty"] = False
+        self.fields["delta_clamp"] = 20.0
+        if node.number("min_size") > offset:  # no box is shorter than 0, and the offset is added
+            self.notes.append(f"{node.says()} drops boxes under {node.number('min_size'):g} pixels")
+        if not node.flag("clip_before_nms", True):
+            self.notes.append(f"{node.says()} clips boxes after NMS, ours before")
+
+    def _detectron(self, node: Node) -> None:
+        self.put("rpn_nms_threshold", node.number("nms_threshold"))
+        self.fields["rpn_pre_nms"] = int(node.number("pre_nms_count"))
+        self.fields["proposals"] = int(node.number("post_nms_count"))
+        self.fields["rpn_remove_empty"] = node.number("min_size") >= 0
+        self.put("delta_clamp", DETECTRON_CLAMP)
+        grids = self.ir.of_type("ExperimentalDetectronPriorGridGenerator")
+        anchors = self.ir.operand(node, 1)
+        if len(grids) == 1:
+            cells = self.ir.operand(grids[0], 0)
+            stride = int(grids[0].number("stride_x")) or self.fields["anchor_stride"]
+            if cells is None or cells.ndim != 2 or cells.shape[1] != 4:
+                raise self.ir.error(f"{grids[0].says()}: expected constant anchors [A, 4]")
+            self._anchors(cells.astype(np.float32), stride)
+        elif anchors is not None:
+            self._grid(anchors)
+        else:
+            raise self.ir.error(f"{node.says()}: expected constant anchors")
+        self.notes.append(f"{node.says()} counts a box's last pixel as its own (+1)")
+
+    def _written_out_proposals(self) -> None:
+        """Anchors, decoding and NMS as operations of their own."""
+        ir, layers = self.ir, self.layers
+        heads = (layers["rpn.objectness"], layers["rpn.deltas"])
+        boxes = [source for node in self.body.rois for source, _ in node.inputs[1:]]
+        region = descendants(*heads) & ancestors(*boxes)
+        nms = [node for node in region if node.type == "NonMaxSuppression"]
+        if len(nms) != 1:
+            raise ir.error(f"has {len(nms)} NonMaxSuppression between the RPN and RoI pooling, "
+                           "expected one, or Proposal")  # fmt: skip
+        threshold = self._scalar(nms[0], 3)
+        if threshold is None:
+            raise ir.error(f"{nms[0].says()}: expected a constant IoU threshold")
+        self.put("rpn_nms_threshold", threshold)
+        limits = self._stops(region | set(boxes), nms[0])
+        most = self._scalar(nms[0], 2)
+        limits += [int(most)] if most is not None and 0 < most < 1 << 30 else []
+        if not limits:
+            raise ir.error(f"{nms[0].says()}: how many proposals it leaves is no constant")
+        self.fields["proposals"] = min(limits)
+        total = int(np.prod(self.layers["rpn.objectness"].shape))
+        self.fields["rpn_pre_nms"] = self._pre_nms(region, nms[0], total)
+        self.put("rpn_box_weights", self._box_weights(heads[1]))
+        self.put("delta_clamp", self._clamp(region))
+        before = region & ancestors(nms[0])
+        empties = {"Greater", "GreaterEqual", "NonZero", "Select", "Less"}
+        self.fields["rpn_remove_empty"] = any(node.type in empties for node in before)
+        for value in self._constants(before):
+            if value.size == 4 * total and value.shape[-1] == 4:
+                self._grid(value.reshape(-1, 4))
+                return
+        raise ir.error(f"holds no constant of {total} anchors that boxes are decoded from")
+
+    def _pre_nms(self, region: set[Node], nms: Node, total: int) -> int:
+        """How many of all anchors NMS sees; a graph may leave out a limit above their number."""
+        limits = [total]
+        for top in (node for node in region if node.type == "TopK"):
+            count = self._scalar(top, 1)
+            limits += [int(count)] if count is not None else []
+            limits += self._stops(region & ancestors(nms), top)
+        known = self.base.rpn_pre_nms
+        return known if min(limits) == total <= known else min(limits)
+
+    def _grid(self, anchors: Array) -> None:
+        """All anchors of the map -> those of one cell."""
+        rows, columns = self.layers["rpn.objectness"].shape[2:]
+        count = self.layers["rpn.objectness"].shape[1]
+        if anchors.size != rows * columns * count * 4:
+            raise self.ir.error(f"its {len(anchors)} anchors do not fit a map of {rows}x{columns}")
+        grid = anchors.reshape(rows, columns, count, 4).astype(np.float32)
+        cells = grid[0, 0]
+        stride = self.fields["anchor_stride"]
+        if columns > 1:
+            stride = round(float(grid[0, 1, 0, 0] - grid[0, 0, 0, 0]))
+        whole = grid_anchors(cells, (rows, columns), stride).reshape(grid.shape)
+        rounded = _half(grid)
+        if not np.allclose(whole, grid, rtol=2e-3 if rounded else 1e-5, atol=0.02):
+            raise self.ir.error("its anchors are no regular grid, cell by cell, as a C4 RPN has it")
+        if rounded and not np.array_equal(whole, grid):
+            self.notes.append("its anchors are rounded to half-floats, ours to whole cells of them")
+        self._anchors(cells, stride)
+
+
+def _half(values: Array) -> bool:
+    """Whether they were half-floats."""
+    return bool(np.array_equal(values, values.astype(np.float16)))
+
+
+def _swapped(linear: Linear) -> Linear:
+    """Deltas (dy, dx, dh, dw) of each anchor -> (dx, dy, dw, dh)."""
+    order = np.arange(len(linear.weight)).reshape(-1, 4)[:, [1, 0, 3, 2]].reshape(-1)
+    return replace(linear, weight=linear.weight[order], bias=linear.bias[order])

@@ -1,0 +1,80 @@
+"""The comparison of exports with the engine, on two photographs; in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import check_exports
+import cv2
+import numpy as np
+import pytest
+
+from sparsedet.config import COCO_CATEGORY_IDS, COCO_NAMES, preset
+from sparsedet.detections import Detections, from_rows
+from sparsedet.preprocess import place, read_image
+
+ROOT = Path(__file__).parent.parent
+
+
+def detections(*rows: tuple[float, ...]) -> Detections:
+    """Rows of label, score and a box in a photograph of 480 x 320."""
+    full = np.array([[0, label, score, *np.array(box) / (480, 320, 480, 320)]
+                     for label, score, *box in rows], dtype=np.float32).reshape(-1, 7)  # fmt: skip
+    at = place(320, 480, 320, 480, "fit")
+    return from_rows(full, at, COCO_NAMES, COCO_CATEGORY_IDS, 0.0)
+
+
+def test_compare_tells_ties_from_differences() -> None:
+    config = preset("r50half-c4")
+    a = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50))
+    same = check_exports.compare([a], [a], config)
+    assert (same["same"], same["ties"], same["others"]) == (2, 0, 0)
+    # Half of both boxes' union: whether the second is suppressed is decided by rounding.
+    tie = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50),
+                     (1, 0.4, 10, 10, 60, 110))  # fmt: skip
+    found = check_exports.compare([a], [tie], config)
+    assert (found["same"], found["ties"], found["others"]) == (2, 1, 0)
+    less = detections((1, 0.9, 10, 10, 110, 110))
+    assert check_exports.compare([a], [less], config)["others"] == 1
+    moved = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 11, 10, 51, 50))
+    assert check_exports.compare([a], [moved], config)["others"] == 2
+
+
+@pytest.mark.slow
+def test_two_photographs(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("pycocotools")
+    photo = read_image(ROOT / "examples" / "beach.jpg")
+    height, width = photo.shape[:2]
+    images = []
+    for number, image in enumerate((photo, photo[:, ::-1]), 1):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), image)
+        images.append(
+            {"id": number, "file_name": f"{number}.jpg", "width": width, "height": height}
+        )
+    names = zip(COCO_CATEGORY_IDS, COCO_NAMES, strict=True)
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500,
+           "iscrowd": 0}  # fmt: skip
+    annotations = tmp_path / "a.json"
+    annotations.write_text(json.dumps({
+        "images": images, "annotations": [box],
+        "categories": [{"id": i, "name": name} for i, name in names],
+    }))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "check_exports.py", "--annotations", annotations,
+         "--images", tmp_path, "--json", tmp_path / "r.json", "--forms", "openvino float32",
+         "openvino float32, hoisted", "onnx float32", "--threads", "1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    for form in result["results"].values():
+        assert form["ours"] >= 20 and form["others"] == 0
+        assert form["largest_score_difference"] < 1e-4
+    back = result["results"]["openvino float32, hoisted"]["read_back"]
+    assert back["same_configuration"] and back["same_tensors"]
+    assert (back["parameters"], back["zeros"]) == (result["parameters"], result["zeros"])

@@ -1,0 +1,366 @@
+"""IR in: our exports come back as they were, foreign forms answer as in OpenVINO, bad ones do not.
+
+All IRs are made by `ir_forms.py` in a process of its own; here OpenVINO is never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsedet.boxes import legacy_cell_anchors
+from sparsedet.cli import main
+from sparsedet.engine import Engine
+from sparsedet.errors import InputError
+from sparsedet.importers import detect_format, load_foreign
+from sparsedet.importers.ir import IR
+from sparsedet.importers.probe import compare, picture
+from sparsedet.preprocess import read_image
+from sparsedet.weights import load_model, sparsity_report
+
+pytest.importorskip("openvino")
+
+HERE = Path(__file__).parent
+MODELS = ["tensorpack", "odd", "detectron2", "half", "legacy"]
+FORMS = ["plain", "published", "hoisted", "float16"]
+
+
+def in_a_process(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ir")
+    done = in_a_process(HERE / "ir_forms.py", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """An IR to be damaged."""
+    for suffix in (".xml", ".bin"):
+        shutil.copy(folder / f"tensorpack_plain{suffix}", tmp_path / f"model{suffix}")
+    return tmp_path / "model.xml"
+
+
+def rows_of(file: Path) -> np.ndarray:
+    """What OpenVINO gave, without padding."""
+    rows = np.load(file.with_suffix(".npy")).reshape(-1, 7)
+    ends = np.flatnonzero(rows[:, 0] < 0)
+    return rows[: ends[0]] if len(ends) else rows
+
+
+# ---------------------------------------------------------------------- our exports
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_an_export_comes_back_as_it_was(folder: Path, name: str, form: str) -> None:
+    model = load_model(folder / f"{name}.safetensors")
+    back = load_foreign(folder / f"{name}_{form}.xml")
+    assert back.config == model.config
+    assert list(back.tensors) == list(model.tensors)
+    for key, value in model.tensors.items():
+        np.testing.assert_array_equal(back.tensors[key], value, err_msg=key)
+    given, got = (sparsity_report(m.config, m.tensors) for m in (model, back))
+    assert (got.parameters, got.zeros) == (given.parameters, given.zeros)
+    assert 0.35 < got.sparsity < 0.45  # the zeros that were asked for
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_form_answers_as_the_engine(folder: Path, name: str, form: str) -> None:
+    model = load_model(folder / f"{name}.safetensors")
+    engine = Engine(model.config, model.tensors, threads=1)
+    ours = engine.run(read_image(folder / f"{name}.png"))
+    result = compare(rows_of(folder / f"{name}_{form}.xml"), ours, 0.05, 100)
+    assert result.source >= 20 and result.source == result.ours
+    assert result.unmatched == 0 and result.score < 1e-4 and result.corner < 1e-4
+
+
+def test_the_graph_counts_not_what_is_written_beside_it(folder: Path, copy: Path) -> None:
+    text = copy.read_text()
+    found = re.sub(r"roi_sampling_ratio&quot;: 2", "roi_sampling_ratio&quot;: 4", text)
+    found = re.sub(r"pixel_mean&quot;: \[103.53", "pixel_mean&quot;: [99.0", found)
+    assert found != text
+    copy.write_text(found)
+    assert load_foreign(copy).config == load_model(folder / "tensorpack.safetensors").config
+
+
+def test_without_our_notes_the_graph_is_enough(folder: Path, copy: Path) -> None:
+    text = copy.read_text()
+    start, end = text.index("<sparsedet>"), text.index("</sparsedet>") + len("</sparsedet>")
+    copy.write_text(text[:start] + text[end:])
+    model, back = load_model(folder / "tensorpack.safetensors"), load_foreign(copy)
+    expected, found = model.config.to_dict(), back.config.to_dict()
+    # Sizes and ratios are not in the graph, the anchors themselves are.
+    for key in ("name", "anchor_sizes", "cell_anchors", "category_ids"):
+        expected.pop(key), found.pop(key)
+    assert found == expected
+    assert back.config.name == "r17-c4"
+
+
+# --------------------------------------------------------------------- foreign forms
+
+
+@pytest.mark.parametrize("name", ["seed", "later", "compressed"])
+def test_the_published_form(folder: Path, name: str) -> None:
+    """Proposal, ROIPooling, DetectionOutput: attributes become configuration."""
+    model = load_model(folder / "legacy.safetensors")
+    imported = load_foreign(folder / f"form_{name}.xml")
+    config = imported.config
+    anchors = legacy_cell_anchors(model.config.anchor_sizes)
+    np.testing.assert_allclose(config.cell_anchors, anchors, atol=1e-4)
+    same = (
+        "pixel_mean", "pixel_std", "blocks", "stride_in", "stem_padding", "pool_padding",
+        "stride_conv1_padding", "stride_conv2_padding", "proposals", "rpn_nms_threshold",
+        "rpn_pre_nms", "rpn_remove_empty", "roi_size", "roi_sampling_ratio", "roi_sampling",
+        "background", "background_deltas", "score_threshold", "nms_threshold", "max_detections",
+    )  # fmt: skip
+    tolerance = 1e-3 if name == "compressed" else 1e-6
+    for field in same:
+        expected, found = getattr(model.config, field), getattr(config, field)
+        if isinstance(expected, str | bool):
+            assert found == expected, field
+        else:
+            np.testing.assert_allclose(found, expected, rtol=tolerance, err_msg=field)
+    for key, value in model.tensors.items():
+        found = imported.tensors[key]
+        if key.startswith("box.deltas"):  # weights of deltas may be inside
+            weights = np.tile(config.box_weights, len(value) // 4)
+            found = (found.T / weights).T * 1.0
+            value = (value.T / np.tile(model.config.box_weights, len(value) // 4)).T
+        np.testing.assert_allclose(found, value, rtol=tolerance, atol=1e-4 * tolerance + 1e-7)
+    assert any("(Proposal)" in note for note in imported.notes)
+    # OpenVINO's Proposal clips to the last pixel and suppresses with it counted in, here 1/224
+    # of the canvas: the same detections, not the same digits. Anything else would lose them.
+    ours = Engine(config, imported.tensors, threads=1).run(read_image(folder / "legacy.png"))
+    result = compare(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
+    assert result.source == result.ours == 100 and result.unmatched <= 2
+    assert result.corner < 0.01
+
+
+TRACE = """
+import sys, warnings
+import numpy as np, openvino as ov, torch
+from torchvision import ops
+from sparsedet.preprocess import read_image
+from sparsedet.reference import FasterRCNN
+from sparsedet.weights import load_model
+warnings.filterwarnings("ignore")
+
+class Traced(FasterRCNN):
+    def roi_features(self, features, rois, step=1):  # the operator, not its faster equal
+        size, ratio = self.config.roi_size, self.config.roi_sampling_ratio
+        scale = 1 / self.config.anchor_stride
+        return ops.roi_align(features, rois, size, scale, ratio, True)[:, :, ::step, ::step]
+
+source, image, target = sys.argv[1:]
+model = load_model(source)
+network = Traced(model.config).eval()
+network.load_tensors(model.tensors)
+x = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None].float()
+graph = ov.convert_model(network, example_input=x, input=list(x.shape))
+ov.save_model(graph, target, compress_to_fp16=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tensorpack", "detectron2"])
+def test_torch_graphs_that_openvino_converted(folder: Path, name: str, tmp_path: Path) -> None:
+    """By the command line, which runs both before it saves."""
+    pytest.importorskip("torch")
+    source, image = folder / f"{name}.safetensors", folder / f"{name}.png"
+    graph, target = tmp_path / "graph.xml", tmp_path / "model.safetensors"
+    done = in_a_process("-c", TRACE, source, image, graph)
+    assert done.returncode == 0, done.stderr
+    # The trace keeps numbers of its own picture: that one is the probe.
+    done = in_a_process("-m", "sparsedet.cli", "convert", graph, "-o", target, "--probe", image)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"(\d+) detections of the source, (\d+) ours, 0 without", done.stdout)
+    assert found and found[1] == found[2] and int(found[1]) >= 20
+    model, back = load_model(source), load_model(target)
+    for key, value in model.tensors.items():
+        np.testing.assert_allclose(back.tensors[key], value, rtol=1e-6, err_msg=key)
+    left_out = {"name", "anchor_sizes", "cell_anchors"}
+    ours, theirs = (m.config.to_dict() for m in (model, back))
+    assert {k: v for k, v in theirs.items() if k not in left_out} == {
+        k: v for k, v in ours.items() if k not in left_out
+    }
+
+
+# --------------------------------------------------------------------- the command line
+
+
+def test_convert_runs_both_and_refuses_what_differs(folder: Path, tmp_path: Path) -> None:
+    source, probe = folder / "half_published.xml", folder / "half.png"
+    target, wrong = tmp_path / "model.safetensors", tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"box_weights": [5.0, 5.0, 5.0, 5.0]}))
+    command = ("-m", "sparsedet.cli", "convert", source, "-o", target, "--probe", probe)
+    done = in_a_process(*command, "--config", wrong)
+    assert done.returncode == 2 and not target.exists()
+    assert len(done.stderr.splitlines()) == 1 and "answers otherwise" in done.stderr
+    done = in_a_process(*command)
+    assert done.returncode == 0, done.stderr
+    assert "beside OpenVINO on one picture: " in done.stdout
+    assert load_model(target).config == load_model(folder / "half.safetensors").config
+
+
+def test_a_probe_is_for_ir_alone(small_model: Path, tmp_path: Path, capsys: object) -> None:
+    assert main(["convert", str(small_model), "-o", str(tmp_path / "o"), "--force"]) == 2
+
+
+def test_compare_counts_what_has_no_partner() -> None:
+    a = np.array([[0, 1, 0.9, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
+    same = compare(a, a[::-1], 0.05, 100)
+    assert same.agrees and (same.source, same.ours, same.unmatched) == (2, 2, 0)
+    moved = a + np.array([0, 0, 0.1, 0.02, 0, 0, 0], np.float32)
+    other = compare(a, moved, 0.05, 100)
+    assert not other.agrees
+    assert other.score == pytest.approx(0.1) and other.corner == pytest.approx(0.02)
+    renamed = a.copy()
+    renamed[0, 1] = 3
+    assert compare(a, renamed, 0.05, 100).unmatched == 2
+    assert compare(a, a[:0], 0.05, 100).unmatched == 2
+    near = a.copy()
+    near[1, 2] = 0.051  # a score that rounding may lift over the threshold
+    assert compare(near, near[:1], 0.05, 100).agrees
+    full = np.array([[0, 1, 0.5, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
+    assert compare(full[:1], full[1:], 0.05, 1).unmatched == 0  # one of two equal ones is left out
+    assert picture(64, 96).shape == (64, 96, 3)
+
+
+# ------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("classifier", "classifier"), ("yolo", "YOLO"), ("ssd", "SSD")]
+)
+def test_other_networks(folder: Path, kind: str, says: str) -> None:
+    with pytest.raises(InputError, match=rf"{kind}\.xml: has .*{says}.*expected a Faster R-CNN"):
+        load_foreign(folder / f"{kind}.xml")
+
+
+def test_a_node_that_does_not_fit_is_named(copy: Path) -> None:
+    text = copy.read_text()
+    for old, new, says in (
+        ('mode="avg" aligned_mode="half_pixel_for_nn"',
+         'mode="max" aligned_mode="half_pixel_for_nn"', r"\(ROIAlign\): expected the mode avg"),
+        ('type="MaxPool"', 'type="AvgPool"', "one max pooling after the stem"),
+        ('type="SoftMax"', 'type="LogSoftmax"', "0 softmax after the class scores"),
+        ('type="ReLU"', 'type="Elu"', "expected the stem"),
+    ):  # fmt: skip
+        assert old in text
+        copy.write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=says):
+            load_foreign(copy)
+
+
+def test_int8_is_refused_in_words(copy: Path) -> None:
+    copy.write_text(copy.read_text().replace('type="ReLU"', 'type="FakeQuantize"', 1))
+    with pytest.raises(InputError, match="INT8 model"):
+        load_foreign(copy)
+
+
+def test_nan_in_weights(copy: Path) -> None:
+    ir = IR(copy)
+    convolution = ir.of_type("Convolution")[3]
+    offset = int(convolution.inputs[1][0].number("offset"))
+    data = bytearray(copy.with_suffix(".bin").read_bytes())
+    data[offset : offset + 4] = np.float32(np.nan).tobytes()
+    copy.with_suffix(".bin").write_bytes(data)
+    with pytest.raises(InputError, match=r"\(Convolution\): res2\.0\.conv\d holds NaN"):
+        load_foreign(copy)
+
+
+def test_damaged_files(folder: Path, copy: Path) -> None:
+    text, data = copy.read_bytes(), copy.with_suffix(".bin").read_bytes()
+
+    def refused(says: str, file: Path = copy) -> None:
+        with pytest.raises(InputError, match=says):
+            load_foreign(file)
+        copy.write_bytes(text)
+        copy.with_suffix(".bin").write_bytes(data)
+
+    for part in (0.1, 0.5, 0.99):
+        copy.write_bytes(text[: int(len(text) * part)])
+        refused("truncated or no XML")
+    copy.with_suffix(".bin").write_bytes(data[:-100])
+    refused(r"model\.bin: has .* bytes, model\.xml needs")
+    copy.with_suffix(".bin").write_bytes((folder / "detectron2_plain.bin").read_bytes())
+    refused("another model's")
+    copy.with_suffix(".bin").write_bytes(data + bytes(100_000))
+    refused("another model's")
+    copy.with_suffix(".bin").write_bytes(text)
+    refused("were .xml and .bin swapped")
+    copy.with_suffix(".bin").unlink()
+    refused(r"model\.bin: No such file")
+    copy.write_bytes(text.replace(b'version="11"', b'version="7"', 1))
+    refused("IR version '7'")
+    copy.write_bytes(text.replace(b"<edges>", b"<sides>").replace(b"</edges>", b"</sides>"))
+    refused("no <edges>")
+    edge = text.index(b"<edge ")
+    copy.write_bytes(text[:edge] + text[text.index(b"/>", edge) + 2 :])
+    refused("an input has no edge")
+    refused("give the .xml", copy.with_suffix(".bin"))
+
+
+def test_swapped_files_are_no_format(copy: Path) -> None:
+    swapped = copy.with_name("swapped.xml")
+    swapped.write_bytes(copy.with_suffix(".bin").read_bytes())
+    with pytest.raises(InputError, match=r"swapped\.xml: is no XML"):
+        load_foreign(swapped, "openvino")
+    assert detect_format(copy) == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('<!DOCTYPE n [<!ENTITY a "aaaaaaaaaa">' + "".join(
+            f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ) + "]><net><layers>&i;</layers></net>", "document type"),
+        ('<!DOCTYPE n [<!ENTITY a SYSTEM "file:///etc/passwd">]><net>&a;</net>', "document type"),
+        ("<net>" + "<a>" * 1000 + "</a>" * 1000 + "</net>", "nested too deeply"),
+        ('<net version="11"><layers/></net>', "no <edges>"),
+        ("<html></html>", "no OpenVINO IR"),
+        ("<net", "truncated"),
+    ],
+)  # fmt: skip
+def test_hostile_xml(tmp_path: Path, content: str, says: str) -> None:
+    file = tmp_path / "bomb.xml"
+    file.write_text('<?xml version="1.0"?>' + content)
+    with pytest.raises(InputError, match=says):
+        load_foreign(file)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_never_crashes(copy: Path, seed: int) -> None:
+    """Numbers, types and names replaced at random: still a model, or one clear error."""
+    rng = np.random.default_rng(seed)
+    text = copy.read_text()
+    places = list(re.finditer(r'(?<==")[^"<>&]{1,20}(?=")', text[: text.index("<rt_info>\n")]))
+    for _ in range(3):
+        place, other = places[rng.integers(len(places))], places[rng.integers(len(places))]
+        words = [other.group(), "-1", "999999999999", "0", "nan", ""]
+        text = text[: place.start()] + words[rng.integers(6)] + text[place.end() :]
+        places = list(re.finditer(r'(?<==")[^"<>&]{1,20}(?=")', text))
+    copy.write_text(text)
+    try:
+        imported = load_foreign(copy)
+    except InputError as error:
+        assert "\n" not in str(error) and str(copy.parent) in str(error)
+    else:
+        sparsity_report(imported.config, imported.tensors)
