@@ -725,7 +725,8 @@ def test_a_reader_that_stops_reading(small_model: Path, photo: Path) -> None:
 
 LAYERS = (
     ("errors", "_native"),
-    ("files", "config"),
+    ("files", "config", "download"),
+    ("zoo",),
     ("network",),
     ("weights", "preprocess", "boxes", "detections", "coco", "matches", "charts"),
     ("engine", "reference", "scored"),

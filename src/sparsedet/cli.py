@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import Run, compare, complain, detect, evaluate, info, train
+from .commands import Run, compare, complain, detect, download, evaluate, info, train
 from .errors import InputError
 
-COMMANDS = (detect, info, evaluate, compare, train)
+COMMANDS = (detect, info, evaluate, compare, train, download)
 """In the order of the help."""
 
 
