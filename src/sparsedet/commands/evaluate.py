@@ -51,7 +51,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.score_threshold <= 1:
         raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
     detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa,
-                             precision=arguments.precision, plan=arguments.plan)  # fmt: skip
+                             precision=arguments.precision, plan=arguments.plan,
+                             backend=arguments.backend)  # fmt: skip
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     warn(dataset.warnings())
     dataset = dataset.first(arguments.limit)
