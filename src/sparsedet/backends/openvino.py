@@ -44,10 +44,13 @@ class OpenvinoBackend:
         return OpenvinoBackend(self.compiled, self.ports, self.config, threads)
 
 
-def from_model(model: ModelFile, threads: int, streams: int, precision: str) -> OpenvinoBackend:
-    """See `backends.build_backend`."""
+def from_model(
+    model: ModelFile, threads: int, streams: int, precision: str, **settings: Any
+) -> OpenvinoBackend:
+    """See `backends.build_backend`; `settings` of the plugin beside `options`."""
     graph = to_openvino(model.config, model.tensors, layout="NHWC")
-    return _compiled(graph, _ports(graph), model.config, threads, streams, precision)
+    settings = options(threads, streams, precision) | settings
+    return _compiled(graph, _ports(graph), model.config, threads, settings)
 
 
 def from_graph(
@@ -72,13 +75,13 @@ def from_graph(
         config = ports.config(graph.get_friendly_name(), said)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return _compiled(graph, ports, config, threads, streams, precision)
+    return _compiled(graph, ports, config, threads, options(threads, streams, precision))
 
 
 def _compiled(
-    graph: Any, ports: Ports, config: ModelConfig, threads: int, streams: int, precision: str
+    graph: Any, ports: Ports, config: ModelConfig, threads: int, settings: dict[str, Any]
 ) -> OpenvinoBackend:
-    compiled = ov.Core().compile_model(graph, "CPU", options(threads, streams, precision))
+    compiled = ov.Core().compile_model(graph, "CPU", settings)
     return OpenvinoBackend(compiled, ports, config, threads)
 
 
