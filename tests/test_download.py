@@ -8,6 +8,8 @@ import io
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -520,3 +522,43 @@ def test_the_bar_is_for_terminals(
     assert main(["download", "net", "--no-convert", "--mirror", shop.url]) == 0
     last = capsys.readouterr().err.splitlines()[-1]
     assert "net.bin [" + "#" * 30 + "] 0.3 of 0.3 MB" in last
+
+
+def test_what_is_downloaded_is_converted(
+    shop: Server, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pytest.importorskip("openvino")
+    pytest.importorskip("sparsedet.commands.convert")
+    from sparsedet.exporters.openvino import save_openvino
+    from sparsedet.weights import load_model
+
+    model = load_model(small_model)
+    save_openvino(tmp_path / "made.xml", model.config, model.tensors, layout="NHWC")
+    contents = {suffix: (tmp_path / f"made{suffix}").read_bytes() for suffix in (".xml", ".bin")}
+    made = tuple(
+        RemoteFile(f"https://models.invalid/net{suffix}",
+                   "sha384:" + hashlib.sha384(content).hexdigest(), len(content))
+        for suffix, content in contents.items()
+    )  # fmt: skip
+    monkeypatch.setattr(zoo, "PUBLISHED", {"net": zoo.Published("a net", "MIT", made)})
+    shop.answers = [lambda handler: serve(contents[handler.path[-4:]])(handler)]
+    output = str(tmp_path / "net.safetensors")
+    # A process of its own, because the importer runs OpenVINO beside our engine.
+    program = f"""
+import sys
+from sparsedet import zoo
+from sparsedet.cli import main
+from sparsedet.download import RemoteFile
+zoo.PUBLISHED = {{"net": zoo.Published("a net", "MIT", {made!r})}}
+command = ["download", "net", "--mirror", {shop.url!r}, "-o", {output!r}]
+sys.exit(main(command))
+"""
+    root = Path(__file__).parent.parent  # the shop's folder is another
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "net.safetensors" in done.stdout
+    got = load_model(tmp_path / "net.safetensors")
+    assert got.tensors.keys() == model.tensors.keys()
+    for name, value in model.tensors.items():
+        np.testing.assert_array_equal(got.tensors[name], value, err_msg=name)

@@ -56,15 +56,18 @@ def run_download(arguments: argparse.Namespace) -> int:
     if not model.detector:
         print(f"a start for training: sparsedet train --init {paths[0]}")
     if convert:
-        from .convert import run_convert
-
-        return run_convert(
-            argparse.Namespace(
-                source=paths[0], output=output, overwrite=arguments.overwrite, format=None,
-                preset=None, config=None, dtype="float32", verbose=False,
-            )
-        )  # fmt: skip
+        return _convert(paths[0], output, arguments.overwrite)
     return 0
+
+
+def _convert(source: Path, output: Path, overwrite: bool) -> int:
+    """`sparsedet convert SOURCE -o OUTPUT`, all else as it is there by default."""
+    from . import convert
+
+    parser = argparse.ArgumentParser()
+    convert.register(lambda name, run, text: parser)
+    command = [str(source), "-o", str(output)] + ["--overwrite"] * overwrite
+    return convert.run_convert(parser.parse_args(command))
 
 
 def _table() -> str:
