@@ -7,7 +7,9 @@ The model is exported and loaded by its file alone: what kind of model it is, it
 photographs are resized is in the file. Asked twice: with photographs that have the canvas's size,
 on which nothing is resized and the answers must be equal (Model API rounds corners to whole
 pixels), and with the photographs as they are, which Model API resizes by an operation of the graph
-and not by OpenCV. In float32: left to itself OpenVINO takes bf16 where the CPU has it.
+and not by OpenCV. In float32: left to itself OpenVINO takes bf16 where the CPU has it. Beside them:
+our own answers to the canvases with noise of one grey level on an eighth of the values, to tell how
+much a model answers to so little.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from sparsedet.detections import Detections
 from sparsedet.detector import embedded_model
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.preprocess import to_canvas
+
+Answer = Callable[[NDArray[np.uint8]], tuple[list[str], Any, Any]]
+"""A photograph -> names, scores (N,) and boxes (N, 4) in pixels."""
 
 
 class ModelApi:
@@ -47,7 +52,6 @@ class ModelApi:
         )
 
     def __call__(self, photo: NDArray[np.uint8]) -> tuple[list[str], Any, Any]:
-        """Names, scores (N,) and boxes (N, 4) in whole pixels."""
         found = self.model(photo)
         return list(found.label_names), found.scores, found.bboxes
 
@@ -81,8 +85,20 @@ def _iou(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(common / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - common + 1e-9))
 
 
+def noisy(detector: sparsedet.Detector, floor: float) -> Answer:
+    """Our own answers to a photograph with noise, see above."""
+    random = np.random.default_rng(0)
+
+    def answer(photo: NDArray[np.uint8]) -> tuple[list[str], Any, Any]:
+        step = random.choice([-1, 1], photo.shape) * (random.random(photo.shape) < 1 / 8)
+        found = detector(np.clip(photo + step, 0, 255).astype(np.uint8), floor)
+        return [name.replace(" ", "_") for name in found.names], found.scores, found.boxes
+
+    return answer
+
+
 def compare(
-    detector: sparsedet.Detector, other: ModelApi, photos: Iterable[NDArray[np.uint8]], floor: float
+    detector: sparsedet.Detector, other: Answer, photos: Iterable[NDArray[np.uint8]], floor: float
 ) -> dict[str, float]:
     """How far the answers to these photographs are apart.
 
@@ -132,8 +148,12 @@ def main(argv: list[str] | None = None) -> None:
         save_openvino(path, config, detector.model.tensors, layout=arguments.layout)
         other = ModelApi(path, arguments.threads, arguments.score)
     result = {
-        name: compare(detector, other, pictures, arguments.score)
-        for name, pictures in (("same canvas", canvases), ("own resizing", photos))
+        name: compare(detector, answer, pictures, arguments.score)
+        for name, answer, pictures in (
+            ("same canvas", other, canvases),
+            ("own resizing", other, photos),
+            ("noise", noisy(detector, arguments.score), canvases),
+        )
     }
     if arguments.json:
         print(json.dumps(result))

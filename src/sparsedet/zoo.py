@@ -128,7 +128,7 @@ Progress = Callable[[str, int, "int | None"], None]
 def cache_folder() -> Path:
     """SPARSEDET_CACHE, else ~/.cache/sparsedet."""
     chosen = os.environ.get("SPARSEDET_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "sparsedet"
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "sparsedet"
 
 
 def offline() -> bool:
