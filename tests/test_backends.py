@@ -191,6 +191,30 @@ def test_the_command(
     assert [r["name"] for r in ours] == [r["name"] for r in dense]
 
 
+def test_eval_and_compare(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("pycocotools")
+    from test_cli import coco
+
+    from sparsedet.cli import main
+
+    annotations, images = coco(tmp_path)
+    data = ["--annotations", str(annotations), "--images", str(images), "--threads", "1"]
+    stats = []
+    for backend in ("native", "onnxruntime"):
+        out = tmp_path / f"{backend}.json"
+        assert main(["eval", *data, "--model", str(small_model), "--backend", backend,
+                     "--json", str(out)]) == 0  # fmt: skip
+        stats.append(json.loads(out.read_text())["stats"])
+    assert stats[0] == pytest.approx(stats[1], abs=5e-4)
+    capsys.readouterr()
+    model = str(small_model)
+    assert main(["compare", model, model, *data, "--backend-b", "onnxruntime"]) == 0
+    assert "onnxruntime, f32, 1 threads" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------ ports
 
 

@@ -132,9 +132,19 @@ class Detector:
         return self.model.config
 
     @property
+    def backend(self) -> str:
+        """Who runs the network, "native" or another of `backends.NAMES`."""
+        return getattr(self.engine, "name", "native")
+
+    @property
     def isa(self) -> str:
         """The instruction set in use, "" where another backend than ours chooses it."""
         return self.engine.isa if isinstance(self.engine, Engine) else ""
+
+    @property
+    def runtime(self) -> str:
+        """How it runs, for people: instruction set or backend, precision, threads."""
+        return f"{self.isa or self.backend}, {self.engine.precision}, {self.engine.threads} threads"
 
     @property
     def sparsity(self) -> float:

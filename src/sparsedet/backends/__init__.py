@@ -38,6 +38,11 @@ class Backend(Protocol):
     say how the network is built are then no more than those of the published one."""
 
     @property
+    def precision(self) -> str:
+        """ "f32" or "bf16"."""
+        ...
+
+    @property
     def threads(self) -> int:
         """Of one photograph."""
         ...

@@ -21,6 +21,8 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uin
 class OnnxruntimeBackend:
     """A session; forks share it, as it may be run by several threads at once."""
 
+    name, precision = "onnxruntime", "f32"
+
     def __init__(self, session: Any, ports: Ports, config: ModelConfig, threads: int) -> None:
         self.session, self.ports, self.config, self.threads = session, ports, config, threads
 

@@ -33,15 +33,20 @@ def options(threads: int, streams: int, precision: str) -> dict[str, Any]:
 class OpenvinoBackend:
     """A compiled graph; forks are further requests of it."""
 
-    def __init__(self, compiled: Any, ports: Ports, config: ModelConfig, threads: int) -> None:
-        self.compiled, self.ports, self.config, self.threads = compiled, ports, config, threads
+    name = "openvino"
+
+    def __init__(
+        self, compiled: Any, ports: Ports, config: ModelConfig, threads: int, precision: str
+    ) -> None:
+        self.compiled, self.ports, self.config = compiled, ports, config
+        self.threads, self.precision = threads, precision
         self.request = compiled.create_infer_request()
 
     def run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
         return plain_rows(self.request.infer(self.ports.feed(canvas))[self.ports.rows])
 
     def fork(self, threads: int) -> OpenvinoBackend:
-        return OpenvinoBackend(self.compiled, self.ports, self.config, threads)
+        return OpenvinoBackend(self.compiled, self.ports, self.config, threads, self.precision)
 
 
 def from_model(
@@ -82,7 +87,7 @@ def _compiled(
     graph: Any, ports: Ports, config: ModelConfig, threads: int, settings: dict[str, Any]
 ) -> OpenvinoBackend:
     compiled = ov.Core().compile_model(graph, "CPU", settings)
-    return OpenvinoBackend(compiled, ports, config, threads)
+    return OpenvinoBackend(compiled, ports, config, threads, settings["INFERENCE_PRECISION_HINT"])
 
 
 def _ports(graph: Any) -> Ports:

@@ -17,6 +17,8 @@ from .ports import check_size, plain_rows
 class TorchBackend:
     """The number of threads is the whole process's: torch has one for all."""
 
+    name, precision = "torch", "f32"
+
     def __init__(self, network: FasterRCNN, config: ModelConfig, threads: int) -> None:
         self.network, self.config, self.threads = network, config, threads
 

@@ -90,11 +90,12 @@ def _facts(
 
     return {
         "Model": "embedded model" if arguments.model is None else arguments.model.name,
-        "Zeros of all parameters": f"{100 * detector.sparsity:.1f} %",
+        "Zeros of all parameters": f"{100 * detector.sparsity:.1f} %"
+        if detector.model.tensors
+        else "not counted in a graph",
         "Annotations": arguments.annotations.name,
         "Photographs": f"{images:,}",
-        "Engine": f"sparsedet {__version__}, {detector.isa}, {detector.engine.precision}, "
-        f"{detector.engine.threads} threads",
+        "Engine": f"sparsedet {__version__}, {detector.runtime}",
         "A photograph, with reading it": f"{1000 * seconds:.0f} ms",
     }
 
