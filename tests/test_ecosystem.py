@@ -21,13 +21,13 @@ ROOT = Path(__file__).parent.parent
 PHOTOS = [ROOT / "examples" / "beach.jpg", ROOT / "examples" / "frisbee.jpg"]
 
 
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-def test_model_api_finds_what_we_find(layout: str) -> None:
+def test_model_api_finds_what_we_find() -> None:
     pytest.importorskip("openvino")
+    pytest.importorskip("sparsedet.exporters.graph")  # what writes the file's model_info
     if importlib.util.find_spec("model_api") is None:
         pytest.skip("openvino-model-api is not installed")
-    command = [sys.executable, ROOT / "benchmarks" / "ecosystem.py", *PHOTOS, "--layout", layout,
-               "--threads", 1, "--json"]  # fmt: skip
+    script = ROOT / "benchmarks" / "ecosystem.py"
+    command = [sys.executable, script, *PHOTOS, "--threads", 1, "--json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
