@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from machine import peak_gflops
 from numpy.typing import NDArray
-from peers import openvino_blob, openvino_model
 
 from sparsedet.config import ModelConfig, preset
 from sparsedet.network import build_network
@@ -66,16 +65,17 @@ class Profiler:
 
     def __init__(self, model: ModelFile, threads: int, precision: str) -> None:
         self.layers = {layer.name for layer in build_network(model.config).layers}
-        compiled = openvino_model(model, threads, precision, profile=True)
-        self.request: Any = compiled.create_infer_request()
+        from sparsedet.backends.openvino import from_model
+
+        self.backend = from_model(model, threads, 1, precision, PERF_COUNT=True)
         self.runs = 0
         self.before: dict[str, float] = defaultdict(float)
 
     def __call__(self, canvas: NDArray[np.uint8]) -> Profile:
-        self.request.infer(openvino_blob(canvas))
+        self.backend.run(canvas)
         self.runs += 1
         profile = Profile()
-        for entry in self.request.profiling_info:
+        for entry in self.backend.request.profiling_info:
             if entry.status != entry.Status.EXECUTED:
                 continue
             # OpenVINO's CPU plugin gives the mean over all runs so far.

@@ -725,13 +725,14 @@ def test_a_reader_that_stops_reading(small_model: Path, photo: Path) -> None:
 
 LAYERS = (
     ("errors", "_native", "version"),
-    ("files", "config", "stored"),
+    ("files", "config", "stored", "download"),
+    ("zoo",),
     ("network",),
     ("weights", "preprocess", "boxes", "detections", "coco", "matches", "charts"),
-    ("engine", "reference", "scored"),
+    ("engine", "reference", "exporters", "scored"),
     ("backends", "plan", "packed", "omz_precision"),
     ("pruning", "evaluate", "detector"),
-    ("training", "importers", "exporters", "bootstrap", "analysis", "report", "compare"),
+    ("training", "importers", "bootstrap", "analysis", "report", "compare"),
     ("",),  # the package's own __init__
     ("commands", "serve"),
     ("cli",),
@@ -739,12 +740,15 @@ LAYERS = (
 """From bottom to top; a module may import from its own layer and those below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH = {"reference"} | {
+TORCH = {"reference", "backends.torch"} | {
     f"training.{name}"
     for name in ("average", "checkpoint", "data", "distill", "distributed", "log", "loop", "losses",
                  "optimizer", "start", "validation")
 }  # fmt: skip
 TORCH |= {f"pruning.{m}" for m in ("calibration", "masks", "oneshot", "patterns", "reconstruct")}
+
+RUNTIMES = {"backends.openvino", "backends.onnxruntime"}
+"""Imported by `backends` when asked for, with the runtime that each is for."""
 
 
 def imports_of(path: Path, tree: ast.AST) -> Iterator[str]:
@@ -801,7 +805,7 @@ def test_torch_is_imported_where_it_belongs() -> None:
 def test_inference_needs_numpy_and_opencv_alone() -> None:
     allowed = {"numpy", "cv2", "safetensors", "sparsedet"} | set(sys.stdlib_module_names)
     for name, (path, code) in modules().items():
-        if name in TORCH or name.startswith("training."):
+        if name in TORCH | RUNTIMES or name.startswith("training."):
             continue
         at_import = ast.Module([node for node in code.body if not isinstance(node, ast.If)], [])
         for node in ast.walk(at_import):

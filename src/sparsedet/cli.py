@@ -11,10 +11,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import Run, compare, complain, convert, detect, evaluate, export, info, train
+from .commands import (
+    Run,
+    compare,
+    complain,
+    convert,
+    detect,
+    download,
+    evaluate,
+    export,
+    info,
+    train,
+)  # fmt: skip
 from .errors import InputError
 
-COMMANDS = (detect, info, evaluate, compare, train, convert, export)
+COMMANDS = (detect, info, evaluate, compare, train, convert, export, download)
 """In the order of the help."""
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends import Backend, Name, build_backend, check_name, is_graph, load_graph
 from .config import ModelConfig
 from .detections import Detections, contract_rows, from_rows
 from .engine import Engine, default_threads
@@ -46,16 +47,17 @@ class Detector:
     as many calls as it has streams run at once, others wait for their turn.
 
     Args:
-        engine: the first stream's.
+        model: what `engine` runs; of a graph file without tensors.
+        engine: the first stream's; another backend than the native engine serves as well.
         streams: how many photographs may be worked on at once; the others run with as many
             threads as the first and share its weights.
     """
 
-    def __init__(self, model: ModelFile, engine: Engine, streams: int = 1) -> None:
+    def __init__(self, model: ModelFile, engine: Backend, streams: int = 1) -> None:
         self.model = model
         self.engine = engine
         self.streams = streams
-        self._free: LifoQueue[Engine] = LifoQueue()
+        self._free: LifoQueue[Backend] = LifoQueue()
         for other in range(streams):
             self._free.put(engine.fork(engine.threads) if other else engine)
         self._sparsity: float | None = None
@@ -66,26 +68,31 @@ class Detector:
         streams: int = 1, precision: Literal["f32", "bf16", "auto"] = "f32", isa: str = "",
         resize: Literal["fit", "stretch"] | None = None,
         plan: str | os.PathLike[str] | None = None,
-        cache: bool | str | os.PathLike[str] = False,
+        cache: bool | str | os.PathLike[str] = False, backend: Name = "native",
     ) -> Detector:  # fmt: skip
         """Load a model file.
 
         Args:
-            path: a sparsedet model file; default: the embedded model.
+            path: a sparsedet model file; default: the embedded model. With the backends openvino
+                and onnxruntime also a graph, the published .xml or one that was exported.
             num_threads: of all streams together; default: the CPUs that this process may use.
             streams: photographs that are worked on at once, each by its share of the threads.
                 One stream gives the shortest time for a photograph, one for each thread the most
                 photographs a second (`stream`).
             precision: of activations and weights while running. "bf16" is faster where the CPU
                 has it and gives other scores; "auto" takes it there.
-            isa: instruction set, see `sparsedet.available_isas()`; default: SPARSEDET_ISA from
-                the environment, else the best that this CPU has.
-            plan: a file of `sparsedet info --plan --autotune`; default: the engine's cost model.
-            cache: keep the packed weights in a file, so that the next load needs no packing and
-                processes share memory: True, in the folder `packed` of the environment's
-                SPARSEDET_CACHE, default ~/.cache/sparsedet; or a folder. A file for each model,
-                instruction set, precision and plan; nothing ever deletes it.
+            isa: of the native engine: instruction set, see `sparsedet.available_isas()`; default:
+                SPARSEDET_ISA from the environment, else the best that this CPU has.
+            plan: of the native engine: a file of `sparsedet info --plan --autotune`; default: the
+                engine's cost model.
+            cache: of the native engine: keep the packed weights in a file, so that the next load
+                needs no packing and processes share memory: True, in the folder `packed` of the
+                environment's SPARSEDET_CACHE, default ~/.cache/sparsedet; or a folder. A file for
+                each model, instruction set, precision and plan; nothing ever deletes it.
             resize: how photographs go on the canvas, "fit" or "stretch"; default: the model's.
+            backend: who runs the network: "native", our engine; "openvino", "onnxruntime" or
+                "torch" (`pip install 'sparsedet[export]'`, for torch `[train]`), which do all the
+                dense work and find the same.
 
         Raises:
             InputError: the file is no model, or an argument is unknown or cannot be had here.
@@ -97,10 +104,24 @@ class Detector:
             threads //= streams
         if resize not in (None, "fit", "stretch"):
             raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
+        check_name(backend)
+        if backend != "native" and (isa or plan is not None or cache):
+            raise InputError(
+                f"isa, plan and cache are the native engine's, the backend is {backend!r}"
+            )
         path = embedded_model() if path is None else path
         methods = None if plan is None else load_plan(plan)
         folder = cache_folder(cache)
-        if folder is None:
+        engine: Backend
+        if is_graph(path):
+            engine = load_graph(backend, path, threads=threads, streams=streams,
+                                precision=precision)  # fmt: skip
+            model = ModelFile(engine.config, {}, {"graph": str(path)}, "float32")
+        elif backend != "native":
+            model = load_model(path)
+            engine = build_backend(backend, model, threads=threads, streams=streams,
+                                   precision=precision)  # fmt: skip
+        elif folder is None:
             model = load_model(path, check=False)  # the engine asks for every tensor
             engine = Engine(
                 model.config, model.tensors, threads=threads, isa=isa, precision=precision,
@@ -126,13 +147,25 @@ class Detector:
         return self.model.config
 
     @property
+    def backend(self) -> str:
+        """Who runs the network, "native" or another of `backends.NAMES`."""
+        return getattr(self.engine, "name", "native")
+
+    @property
     def isa(self) -> str:
-        """The instruction set in use."""
-        return self.engine.isa
+        """The instruction set in use, "" where another backend than ours chooses it."""
+        return self.engine.isa if isinstance(self.engine, Engine) else ""
+
+    @property
+    def runtime(self) -> str:
+        """How it runs, for people: instruction set or backend, precision, threads."""
+        return f"{self.isa or self.backend}, {self.engine.precision}, {self.engine.threads} threads"
 
     @property
     def sparsity(self) -> float:
         """Zeros among all weights and biases, 0..1."""
+        if not self.model.tensors:
+            raise InputError("sparsity is not counted in a graph: convert it (sparsedet convert)")
         if self._sparsity is None:
             self._sparsity = sparsity_report(self.config, self.model.tensors).sparsity
         return self._sparsity

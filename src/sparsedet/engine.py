@@ -99,6 +99,12 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+def check_threads(threads: int) -> None:
+    """Raises InputError unless there may be that many."""
+    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise InputError(f"threads is {threads!r}, expected a whole number 1..1024")
+
+
 def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16"]:
     """What "auto" means here: bf16 where the CPU multiplies it natively, as OpenVINO does.
 
@@ -184,8 +190,7 @@ class Engine:
         plan: Mapping[str, str] | None = None, packed: Mapping[str, PackedOp] | None = None,
     ) -> None:  # fmt: skip
         threads = default_threads() if threads is None else threads
-        if not isinstance(threads, int) or not 1 <= threads <= 1024:
-            raise InputError(f"threads is {threads!r}, expected a whole number 1..1024")
+        check_threads(threads)
         self.config = config
         self.precision = choose_precision(precision, isa)
         self._lock = threading.Lock()
@@ -294,6 +299,7 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
 
 
 __all__ = [
-    "MERGED", "Engine", "Memory", "PackedOp", "available_isas", "choose_isa", "choose_precision",
+    "MERGED", "Engine", "Memory", "PackedOp", "available_isas", "check_threads", "choose_isa",
+    "choose_precision",
     "default_threads", "lower",
 ]  # fmt: skip

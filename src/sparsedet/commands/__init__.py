@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+BACKENDS = ("native", "openvino", "onnxruntime", "torch")
+"""As `backends.NAMES`, which would bring numpy and the engine with it."""
+
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[[str, Run, str], argparse.ArgumentParser]
 """command(name, run, text) adds a command and returns its parser."""
@@ -25,7 +28,11 @@ def running_flags(parser: argparse.ArgumentParser, *, model: bool = True) -> Non
     """Which model runs (unless the command has names of its own for it), and how."""
     if model:
         parser.add_argument("--model", type=Path, metavar="FILE",
-                            help="model file; default: the embedded model")  # fmt: skip
+                            help="model file; default: the embedded model; with --backend openvino "
+                            "or onnxruntime also a graph, .xml or .onnx")  # fmt: skip
+    parser.add_argument("--backend", choices=BACKENDS,
+                        default="native", help="who runs the network: our engine (default), or a "
+                        "dense runtime to compare with")  # fmt: skip
     parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="of `info --plan --autotune`; "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import Command, running_flags
+from . import BACKENDS, Command, running_flags
 from .evaluate import check_outputs, data_flags, progress, warn
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def register(command: Command) -> None:
     running_flags(parser, model=False)
     parser.add_argument("--precision-b", choices=("f32", "bf16", "auto"),
                         help="of B alone; default: as --precision")  # fmt: skip
+    parser.add_argument("--backend-b", choices=BACKENDS,
+                        help="of B alone; default: as --backend")  # fmt: skip
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
@@ -33,8 +35,9 @@ def run_compare(arguments: argparse.Namespace) -> int:
     from ..files import write_atomic
 
     check_outputs(arguments.overwrite, arguments.json)
-    a = _load(arguments.a, arguments, arguments.precision)
-    b = _load(arguments.b, arguments, arguments.precision_b or arguments.precision)
+    a = _load(arguments.a, arguments, arguments.precision, arguments.backend)
+    b = _load(arguments.b, arguments, arguments.precision_b or arguments.precision,
+              arguments.backend_b or arguments.backend)  # fmt: skip
     common = [name for name in a.config.class_names if name in b.config.class_names]
     if not common:
         raise InputError(f"{arguments.a} and {arguments.b} have no class in common")
@@ -61,17 +64,18 @@ def _path(given: str) -> Path:
     return embedded_model() if given == "embedded" and not Path(given).exists() else Path(given)
 
 
-def _load(given: str, arguments: argparse.Namespace, precision: Any) -> Detector:
+def _load(given: str, arguments: argparse.Namespace, precision: Any, backend: Any) -> Detector:
     from ..detector import Detector
 
-    return Detector.load(_path(given), num_threads=arguments.threads, isa=arguments.isa,
-                         precision=precision, plan=arguments.plan)  # fmt: skip
+    native = backend == "native"  # isa and plan are for our engine, if B alone runs by another
+    return Detector.load(
+        _path(given), num_threads=arguments.threads, isa=arguments.isa if native else "",
+        precision=precision, plan=arguments.plan if native else None, backend=backend,
+    )  # fmt: skip
 
 
 def _name(given: str, detector: Detector) -> str:
-    engine = detector.engine
-    return (f"{given}: {detector.config.name}, {engine.isa}, {engine.precision}, "
-            f"{engine.threads} threads")  # fmt: skip
+    return f"{given}: {detector.config.name}, {detector.runtime}"
 
 
 def _facts(given: str, detector: Detector) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         resize=arguments.resize,
         plan=arguments.plan,
+        backend=arguments.backend,
     )
     # What this run never writes over: its photographs and what it has written itself.
     taken = {os.path.realpath(photo) for photo in photos}

@@ -51,7 +51,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.score_threshold <= 1:
         raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
     detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa,
-                             precision=arguments.precision, plan=arguments.plan)  # fmt: skip
+                             precision=arguments.precision, plan=arguments.plan,
+                             backend=arguments.backend)  # fmt: skip
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     warn(dataset.warnings())
     dataset = dataset.first(arguments.limit)
@@ -89,11 +90,12 @@ def _facts(
 
     return {
         "Model": "embedded model" if arguments.model is None else arguments.model.name,
-        "Zeros of all parameters": f"{100 * detector.sparsity:.1f} %",
+        "Zeros of all parameters": f"{100 * detector.sparsity:.1f} %"
+        if detector.model.tensors
+        else "not counted in a graph",
         "Annotations": arguments.annotations.name,
         "Photographs": f"{images:,}",
-        "Engine": f"sparsedet {__version__}, {detector.isa}, {detector.engine.precision}, "
-        f"{detector.engine.threads} threads",
+        "Engine": f"sparsedet {__version__}, {detector.runtime}",
         "A photograph, with reading it": f"{1000 * seconds:.0f} ms",
     }
 

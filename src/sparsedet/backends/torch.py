@@ -1,0 +1,41 @@
+"""The reference model in torch: slow, and the truth in parity tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..config import ModelConfig
+from ..reference import FasterRCNN
+from ..weights import ModelFile
+from .ports import check_size, plain_rows
+
+
+class TorchBackend:
+    """The number of threads is the whole process's: torch has one for all."""
+
+    name, precision = "torch", "f32"
+
+    def __init__(self, network: FasterRCNN, config: ModelConfig, threads: int) -> None:
+        self.network, self.config, self.threads = network, config, threads
+
+    def run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
+        check_size(canvas, (self.config.canvas_height, self.config.canvas_width))
+        blob = torch.from_numpy(np.ascontiguousarray(canvas)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            return plain_rows(self.network(blob)[0].numpy())
+
+    def fork(self, threads: int) -> TorchBackend:
+        return TorchBackend(self.network, self.config, threads)
+
+
+def from_model(model: ModelFile, threads: int, streams: int, precision: str) -> TorchBackend:
+    """See `backends.build_backend`."""
+    torch.set_num_threads(threads)
+    network = FasterRCNN(model.config).eval()
+    network.load_tensors(model.tensors)
+    network.to(memory_format=torch.channels_last)
+    return TorchBackend(network, model.config, threads)
