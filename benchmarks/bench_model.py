@@ -24,14 +24,24 @@ from typing import Any
 import machine
 import numpy as np
 import subjects
-from agreement import Agreement, exact, loose, refuse_to_time
+from agreement import (
+    FEATURES_LIMIT,
+    LOW_FLOOR,
+    Agreement,
+    exact,
+    features_error,
+    loose,
+    refuse_to_time,
+)
 from openvino_profile import health
 from peers import PEERS, Rows
+from subjects import calibration_canvases
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
 from sparsedet.preprocess import to_canvas
+from sparsedet.quantize import calibrate
 from sparsedet.weights import ModelFile, sparsity_report
 
 Run = Callable[[], Detections]
@@ -84,23 +94,44 @@ class Contest:
 
     def __init__(self, model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) -> None:
         self.model, self.photo, self.arguments = model, photo, arguments
+        self.ranges = model.ranges
+        if arguments.precision == "int8" and self.ranges is None:
+            self.ranges = calibrate(
+                model.config, model.tensors, calibration_canvases(model.config),
+                threads=arguments.threads,
+            )  # fmt: skip
         self.engine = self.build_engine()
         self.runs = {"sparsedet": detection(model, photo, self.engine.run)}
         self.precisions = {"sparsedet": arguments.precision}
+        self.features_error = self.compare_features()
         for name in arguments.peer:
             self.add_peer(name)
 
     def build_engine(self, **changes: Any) -> Engine:
         options = {"threads": self.arguments.threads, "isa": self.arguments.isa, **changes}
         if self.arguments.precision != "f32":
-            options["precision"] = self.arguments.precision
+            options |= {"precision": self.arguments.precision, "ranges": self.ranges}
         return Engine(self.model.config, self.model.tensors, **options)
 
     def add_peer(self, name: str) -> Run:
         rows = PEERS[name](self.model, self.arguments.threads)
         self.runs[name] = detection(self.model, self.photo, rows)
-        self.precisions[name] = "bf16" if name.endswith("bf16") else "f32"
+        low = name.removeprefix("openvino-")
+        self.precisions[name] = low if low in ("bf16", "int8") else "f32"
         return self.runs[name]
+
+    def compare_features(self) -> float | None:
+        """Error of our int8 features on random weights, see agreement.py; else None."""
+        random = str(self.model.provenance.get("weights", "")).startswith("random")
+        if self.arguments.precision != "int8" or not random:
+            return None
+        config = self.model.config
+        size = (config.canvas_height, config.canvas_width)
+        canvas = to_canvas(self.photo, *size, config.resize)[0].astype(np.float32)
+        reference = Engine(config, self.model.tensors, threads=self.arguments.threads)
+        return features_error(
+            reference.native.features(canvas), self.engine.native.features(canvas)
+        )
 
     def check(self) -> dict[str, Agreement]:
         """Agreement of each with OpenVINO in f32.
@@ -109,19 +140,21 @@ class Contest:
             SystemExit: they disagree.
         """
         timed = set(self.runs)
-        needed = {"openvino-f32"}
-        if "bf16" in self.precisions.values():
-            needed.add("openvino-bf16")
+        needed = {f"openvino-{precision}" for precision in ("f32", *self.precisions.values())}
         for name in sorted(needed - timed):
             self.add_peer(name)
         found = {name: run() for name, run in self.runs.items()}
         expected = found.pop("openvino-f32")
-        rules = {"f32": exact, "bf16": loose}
+        rules = {"f32": exact, "bf16": loose, "int8": loose}
         agreements = {
             name: rules[self.precisions[name]](expected, got) for name, got in found.items()
         }
-        if problem := refuse_to_time(agreements, self.precisions):
+        floor = LOW_FLOOR if self.features_error is None else 0.0
+        if problem := refuse_to_time(agreements, self.precisions, floor):
             raise SystemExit(problem)
+        if self.features_error is not None and self.features_error > FEATURES_LIMIT:
+            raise SystemExit(f"sparsedet's features are off by {self.features_error:.2f} of their "
+                             f"deviation, nothing is timed: expected {FEATURES_LIMIT}")  # fmt: skip
         self.runs = {name: run for name, run in self.runs.items() if name in timed}
         return agreements
 
@@ -162,6 +195,7 @@ class Contest:
             "gflops": report.gflops,
             "sparse_gflops": report.sparse_gflops,
             "agreement_with_openvino_f32": {n: a.to_dict() for n, a in agreements.items()},
+            "int8_features_error": self.features_error,
             "openvino_health": healths,
             "void": any(h["void"] for h in healths)
             or (arguments.isa == "avx2" and healths[0]["avx512_time_share"] > AVX512_LIMIT),
@@ -215,7 +249,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     subjects.add_options(parser)
     parser.add_argument("--peer", nargs="+", choices=PEERS, default=["openvino-f32"])
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="ours")
+    parser.add_argument("--precision", choices=["f32", "bf16", "int8"], default="f32", help="ours")
     parser.add_argument(
         "--ablate", action="store_true", help="also ours without hoisting, and without Winograd"
     )

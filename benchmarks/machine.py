@@ -24,7 +24,7 @@ from sparsedet.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch")
+_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "nncf", "onnxruntime", "torch")
 
 
 def cpu_name() -> str:
@@ -83,9 +83,10 @@ def describe(isa: str, threads: int) -> dict[str, Any]:
 
 
 def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float = 0.3) -> float:
-    """The arithmetic peak of `threads` threads at once, now; 0.0 where there is no bf16."""
-    probe = _native.peak_gflops if precision == "f32" else _native.peak_gflops_bf16
-    return float(probe(_native.choose_isa(isa), threads, seconds))
+    """The arithmetic peak of `threads` threads at once, now; 0.0 without such a precision."""
+    probes = {"f32": _native.peak_gflops, "bf16": _native.peak_gflops_bf16,
+              "int8": _native.peak_gflops_int8}  # fmt: skip
+    return float(probes[precision](_native.choose_isa(isa), threads, seconds))
 
 
 def bandwidth(threads: int) -> float:

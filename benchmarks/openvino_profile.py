@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from machine import peak_gflops
 from numpy.typing import NDArray
+from peers import openvino_backend
 
 from sparsedet.config import ModelConfig, preset
 from sparsedet.network import build_network
@@ -65,9 +66,7 @@ class Profiler:
 
     def __init__(self, model: ModelFile, threads: int, precision: str) -> None:
         self.layers = {layer.name for layer in build_network(model.config).layers}
-        from sparsedet.backends.openvino import from_model
-
-        self.backend = from_model(model, threads, 1, precision, PERF_COUNT=True)
+        self.backend = openvino_backend(model, threads, precision, PERF_COUNT=True)
         self.runs = 0
         self.before: dict[str, float] = defaultdict(float)
 

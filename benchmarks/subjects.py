@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import sparsedet
+from sparsedet.config import ModelConfig
 from sparsedet.preprocess import to_canvas
 from sparsedet.pruning.synthetic import lively_tensors
 from sparsedet.weights import ModelFile
@@ -29,6 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--sparsity", type=float, nargs="+", default=[0.0, 0.6, 0.8, 0.9],
         help="zeros among all parameters, 0..0.9, of random weights",
     )  # fmt: skip
+    parser.add_argument(
+        "--pattern", choices=["unstructured", "1x4"], default="unstructured",
+        help="of the zeros of random weights",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--isa", default="", help="instruction set; default: the CPU's best")
@@ -43,5 +48,20 @@ def models(arguments: argparse.Namespace, photo: np.ndarray) -> Iterator[ModelFi
     config = sparsedet.preset(arguments.preset)
     canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
     for sparsity in arguments.sparsity:
-        tensors = lively_tensors(config, sparsity, canvas)
-        yield ModelFile(config, tensors, {"weights": "random"}, "float32")
+        tensors = lively_tensors(config, sparsity, canvas, pattern=arguments.pattern)
+        zeros = "" if arguments.pattern == "unstructured" else f", {arguments.pattern} zeros"
+        yield ModelFile(config, tensors, {"weights": f"random{zeros}"}, "float32")
+
+
+def calibration_canvases(config: ModelConfig) -> list[np.ndarray]:
+    """What both sides' int8 is calibrated on: each example photograph, and a part of it."""
+    canvases = []
+    for path in sorted(PHOTO.parent.glob("*.jpg")):
+        photo = sparsedet.read_image(path)
+        height, width = photo.shape[:2]
+        part = np.ascontiguousarray(photo[height // 4 :, width // 4 :])
+        for crop in (photo, part):
+            canvases.append(
+                to_canvas(crop, config.canvas_height, config.canvas_width, config.resize)[0]
+            )
+    return canvases

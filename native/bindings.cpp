@@ -88,7 +88,8 @@ EngineParams to_params(nb::dict d) {
   p.boxes.nms_threshold = number("nms_threshold");
   p.boxes.max_detections = integer("max_detections");
   p.hoist = flag("hoist");
-  p.precision = flag("bfloat16") ? Type::bfloat16 : Type::float32;
+  const auto precision = nb::cast<std::string>(d["precision"]);
+  p.precision = precision == "bf16" ? Type::bfloat16 : precision == "int8" ? Type::int8 : Type::float32;
   return p;
 }
 
@@ -115,9 +116,10 @@ class PyEngine {
   void add(const std::string& name, const std::string& source, const std::string& residual,
            const std::string& part, int in_channels, int out_channels, int kernel, int stride,
            std::pair<int, int> padding, bool relu, bool output, nb::object weight,
-           std::optional<Bias> bias, const std::string& method) {
-    const OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel, stride,
-                                padding, relu, output, weight.is_none());
+           std::optional<Bias> bias, const std::string& method, float range) {
+    OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel, stride,
+                          padding, relu, output, weight.is_none());
+    spec.range = range;
     check_bias(spec, bias);
     const auto chosen = to_method(method);
     if (nb::isinstance<nb::tuple>(weight)) {
@@ -259,7 +261,7 @@ class PyEngine {
     nb::list out;
     for (const auto& p : engine_.planned())
       out.append(nb::make_tuple(p.name, kMethods[static_cast<int>(p.method)], p.share,
-                               p.nonzero, p.hoisted, p.can_winograd));
+                               p.nonzero, p.words, p.hoisted, p.can_winograd));
     return out;
   }
   void plan(int height, int width) { engine_.plan(height, width); }
@@ -290,9 +292,10 @@ class PyEngine {
 
   static const Kernels& choose(const std::string& isa, const EngineParams& params) {
     const Kernels& kernels = choose_kernels(isa);
-    if (params.precision == Type::bfloat16 && !has_bfloat16(kernels))
-      throw std::invalid_argument(std::string("precision 'bf16' is not available with '") +
-                                  kernels.isa + "' on this CPU");
+    const bool bf16 = params.precision == Type::bfloat16, int8 = params.precision == Type::int8;
+    if ((bf16 && !has_bfloat16(kernels)) || (int8 && !has_int8(kernels)))
+      throw std::invalid_argument(std::string("precision '") + (bf16 ? "bf16" : "int8") +
+                                  "' is not available with '" + kernels.isa + "' on this CPU");
     return kernels;
   }
 
@@ -317,9 +320,17 @@ NB_MODULE(_native, m) {
   m.def("available_isas", &sparsedet::available_isas);
   m.def("has_bfloat16", [](const std::string& isa) { return sparsedet::has_bfloat16(sparsedet::choose_kernels(isa)); },
         "isa"_a = "");
+  m.def("has_int8", [](const std::string& isa) { return sparsedet::has_int8(sparsedet::choose_kernels(isa)); },
+        "isa"_a = "");
   m.def("peak_gflops", [](const std::string& isa, int threads, double seconds) {
           nb::gil_scoped_release release;
           return sparsedet::peak_gflops(sparsedet::choose_kernels(isa).peak, threads, seconds);
+        }, "isa"_a, "threads"_a, "seconds"_a);
+  m.def("peak_gflops_int8", [](const std::string& isa, int threads, double seconds) {
+          nb::gil_scoped_release release;
+          const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
+          if (!sparsedet::has_int8(kernels)) return 0.0;
+          return sparsedet::peak_gflops(kernels.bytes->peak, threads, seconds);
         }, "isa"_a, "threads"_a, "seconds"_a);
   m.def("peak_gflops_bf16", [](const std::string& isa, int threads, double seconds) {
           nb::gil_scoped_release release;
@@ -334,7 +345,8 @@ NB_MODULE(_native, m) {
       .def(nb::init<const PyEngine&, int>(), "other"_a, "threads"_a)
       .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
            "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
-           "output"_a, "weight"_a.none(), "bias"_a.none(), "method"_a = "")
+           "output"_a, "weight"_a.none(), "bias"_a.none(), "method"_a = "",
+           "range"_a = 0.0f)
       .def("add_packed", &PyEngine::add_packed, "name"_a, "source"_a, "residual"_a, "part"_a,
            "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
            "output"_a, "packed"_a, "bias"_a, "method"_a, "nonzero"_a, "checksum"_a)

@@ -40,4 +40,6 @@ const Kernels& choose_kernels(std::string isa) {
 
 bool has_bfloat16(const Kernels& kernels) { return kernels.words && kernels.words->supported(); }
 
+bool has_int8(const Kernels& kernels) { return kernels.bytes && kernels.bytes->supported(); }
+
 }  // namespace sparsedet

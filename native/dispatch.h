@@ -17,4 +17,7 @@ const Kernels& choose_kernels(std::string isa);
 // Whether bfloat16 activations can be had with these kernels on this CPU.
 bool has_bfloat16(const Kernels& kernels);
 
+// The same for int8.
+bool has_int8(const Kernels& kernels);
+
 }  // namespace sparsedet

@@ -47,6 +47,17 @@ class Timer {
   Clock::time_point start_;
 };
 
+// Word c, given a function of its channels.
+template <class Value>
+float join(Type type, Quantised q, int c, const Value& value) {
+  if (type == Type::float32) return value(c);
+  if (type == Type::bfloat16) return join_bfloat16(value(2 * c), value(2 * c + 1));
+  uint32_t bytes[4];
+  for (int i = 0; i < 4; i++)
+    bytes[i] = to_byte(value(4 * c + i) / q.scale + static_cast<float>(q.zero));
+  return join_bytes(bytes);
+}
+
 // [channels][height][width] <-> map; the lanes beyond the width are zeroed.
 void fill_map(const float* from, int width, const Map& to) {
   auto value = [&](int c, int y, int x) {
@@ -57,18 +68,18 @@ void fill_map(const float* from, int width, const Map& to) {
       float* out = to.at(y, c, 0);
       std::memset(out, 0, (to.stride() - to.lanes) * sizeof(float));
       for (int x = 0; x < to.width; x++)
-        out[x] = to.type == Type::float32  ? value(c, y, x)
-                 : to.type == Type::pixels ? join_bfloat16(value(c, y, 2 * x), value(c, y, 2 * x + 1))
-                                           : join_bfloat16(value(2 * c, y, x), value(2 * c + 1, y, x));
+        out[x] = to.type == Type::pixels
+                     ? join_bfloat16(value(c, y, 2 * x), value(c, y, 2 * x + 1))
+                     : join(to.type, to.q, c, [&](int channel) { return value(channel, y, x); });
     }
 }
 
-float value_at(Type type, const float* word, int channel) {
+float value_at(Type type, Quantised q, const float* word, int channel) {
   if (type == Type::float32) return *word;
+  if (type == Type::int8)
+    return static_cast<float>(static_cast<int>(byte_of(*word, channel)) - q.zero) * q.scale;
   return channel % 2 ? odd_of(*word) : even_of(*word);
 }
-
-int word_at(Type type, int channel) { return type == Type::float32 ? channel : channel / 2; }
 
 std::vector<float> read_map(const Map& from) {
   std::vector<float> out;
@@ -76,7 +87,7 @@ std::vector<float> read_map(const Map& from) {
   for (int c = 0; c < from.channels; c++)
     for (int y = 0; y < from.height; y++)
       for (int x = 0; x < from.width; x++)
-        out.push_back(value_at(from.type, from.at(y, word_at(from.type, c), x), c));
+        out.push_back(value_at(from.type, from.q, from.at(y, c / channels_a_word(from.type), x), c));
   return out;
 }
 
@@ -90,8 +101,7 @@ void fill_regions(const float* from, int count, const Regions& to) {
       for (int y = 0; y < to.height; y++)
         for (int x = 0; x < to.width; x++)
           to.at(r / to.lanes, y, x, c)[r % to.lanes] =
-              to.type == Type::float32 ? value(r, c, y, x)
-                                       : join_bfloat16(value(r, 2 * c, y, x), value(r, 2 * c + 1, y, x));
+              join(to.type, to.q, c, [&](int channel) { return value(r, channel, y, x); });
 }
 
 void read_regions(const Regions& from, int count, float* out) {
@@ -99,8 +109,8 @@ void read_regions(const Regions& from, int count, float* out) {
     for (int c = 0; c < from.channels; c++)
       for (int y = 0; y < from.height; y++)
         for (int x = 0; x < from.width; x++)
-          *out++ = value_at(from.type,
-                            from.at(r / from.lanes, y, x, word_at(from.type, c)) + r % from.lanes, c);
+          *out++ = value_at(from.type, from.q,
+                            from.at(r / from.lanes, y, x, c / channels_a_word(from.type)) + r % from.lanes, c);
 }
 
 }  // namespace
@@ -128,33 +138,39 @@ Type Engine::type_of(const std::string& name) const {
   return name == "rois" ? params_.precision : op(name).type;
 }
 
+Quantised Engine::quantised(const std::string& name) const {
+  if (name == "canvas" || name == "pooled") return {};
+  return op(name == "rois" ? feature_name_ : name).q;  // RoIAlign stays within its input
+}
+
 bool Engine::can_winograd(const OpSpec& s, Type type) const {
   return s.part == Part::roi && type == Type::float32 && s.kernel == 3 && s.stride == 1 &&
          s.padding_before == 1 && s.padding_after == 1 && s.residual.empty() && s.source != "rois";
 }
 
-// Share of words that hold a weight: a pair stays if either of its weights is not zero.
+// Share of words that hold a weight: a pair stays if either of its weights is not zero. Int8's is
+// counted, see `add`.
 static double word_density(Type type, double density) {
   return type != Type::float32 ? 1 - (1 - density) * (1 - density) : density;
 }
 
 // Measured (docs/engine.md). A zero saves its multiplications, but not the time to look where
 // the others are, and the fewer rows share an activation the more loads there are.
-double Engine::expected_share(Method method, double density) {
-  if (method == Method::sparse) return 0.56 + 0.26 * density;
+double Engine::expected_share(Method method, Type type, double words) {
+  if (type == Type::int8) return method == Method::sparse ? 0.55 + 0.30 * words : 0.87;
+  if (method == Method::sparse) return 0.56 + 0.26 * words;
   return method == Method::dense ? 0.90 : 0.70;
 }
 
-Method Engine::choose_method(const OpSpec& s, Type type, double density) const {
-  density = word_density(type, density);
-  const double sparse = density / expected_share(Method::sparse, density);
-  const double dense = 1 / expected_share(Method::dense, 1);
+Method Engine::choose_method(const OpSpec& s, Type type, double words) const {
+  const double sparse = words / expected_share(Method::sparse, type, words);
+  const double dense = 1 / expected_share(Method::dense, type, 1);
   if (can_winograd(s, type)) {
     // For out x out outputs of a region. Its weights take four times a dense layer's memory:
     // a tenth faster is not enough.
     const int out = (params_.roi.size + 1) / 2, tiles = (out + kTile - 1) / kTile, taps = 3 * out - 2;
     const double direct = taps * taps * std::min(sparse, dense);
-    const double winograd = tiles * tiles * kPoints / expected_share(Method::winograd, 1);
+    const double winograd = tiles * tiles * kPoints / expected_share(Method::winograd, type, 1);
     if (winograd * 1.15 < direct) return Method::winograd;
   }
   return sparse < dense ? Method::sparse : Method::dense;
@@ -164,11 +180,9 @@ std::vector<Engine::Planned> Engine::planned() const {
   std::vector<Planned> out;
   for (const Op& o : ops_) {
     if (o.spec.is_pool) continue;
-    const double weights = double(o.spec.out_channels) * o.spec.in_channels * o.spec.kernel * o.spec.kernel;
     const Type in = type_of(o.spec.source);
-    const double density = word_density(in, double(o.nonzero) / weights);
-    out.push_back({o.spec.name, o.method, expected_share(o.method, density), o.nonzero, o.hoisted,
-                   can_winograd(o.spec, in)});
+    out.push_back({o.spec.name, o.method, expected_share(o.method, in, o.words), o.nonzero, o.words,
+                   o.hoisted, can_winograd(o.spec, in)});
   }
   return out;
 }
@@ -177,21 +191,26 @@ std::pair<Engine::Op, ConvShape> Engine::begin(const OpSpec& spec, const float* 
   Op op{};
   op.spec = spec;
   op.type = params_.precision;
+  const bool negative = !spec.relu && !spec.is_pool;
+  op.q = {spec.range > 0 ? spec.range / (negative ? 127 : 255) : 1, negative ? 128 : 0};
   if (spec.is_pool) return {std::move(op), {}};
   const Type in = type_of(spec.source);
-  op.type = spec.output || in == Type::float32 ? Type::float32 : Type::bfloat16;
+  op.type = spec.output || in == Type::float32 ? Type::float32 : in == Type::int8 ? in : Type::bfloat16;
   ConvShape shape{spec.in_channels, spec.out_channels, spec.kernel, spec.stride,
-                  spec.padding_before, spec.relu, in, op.type};
+                  spec.padding_before, spec.relu, in, op.type, quantised(spec.source), op.q,
+                  spec.residual.empty() ? Quantised{} : quantised(spec.residual)};
   op.hoisted = params_.hoist && spec.source == "rois";
   if (op.hoisted) {
     if (spec.kernel != 1 || spec.padding_before != 0)
       throw std::invalid_argument(spec.name + ": only a 1x1 convolution without padding hoists");
     shape.stride = 1;
     shape.relu = false;
+    shape.out = map_type(op);
     const int words = pitch(words_of(op.type, spec.out_channels), kernels_.lanes);
-    op.roi_bias.assign(2 * words, 0.0f);
+    op.roi_bias.assign(channels_a_word(op.type) * words, 0.0f);
     for (int c = 0; c < spec.out_channels; c++)
-      op.roi_bias[op.type == Type::float32 ? c : c / 2 + c % 2 * words] = bias[c];
+      op.roi_bias[op.type == Type::bfloat16 ? c / 2 + c % 2 * words : c] =
+          op.type == Type::int8 ? bias[c] / op.q.scale + static_cast<float>(op.q.zero) : bias[c];
   }
   return {std::move(op), shape};
 }
@@ -208,16 +227,31 @@ void Engine::add(const OpSpec& spec, const Weights& weights, const float* bias,
   if (!spec.is_pool) {
     const int64_t count = int64_t(spec.out_channels) * spec.in_channels * spec.kernel * spec.kernel;
     op.nonzero = weights.nonzero(count, pool_);
-    op.method = method ? *method : choose_method(spec, shape.in, double(op.nonzero) / double(count));
+    op.words = word_density(shape.in, double(op.nonzero) / double(count));
+    const bool int8 = shape.in == Type::int8;
+    op.method = method    ? *method
+                : int8    ? Method::sparse
+                          : choose_method(spec, shape.in, op.words);
     if (op.method == Method::winograd && !can_winograd(spec, shape.in))
       throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
     const Packer packer{&pool_, &weights_, &pack_scratch_};
     if (op.hoisted) bias = nullptr;
+    const auto pack = [&] {
+      op.conv = pack_conv(kernels_, shape, weights, bias, spec.part == Part::roi && !op.hoisted,
+                          op.method == Method::dense, packer);
+    };
     if (op.method == Method::winograd)
       op.winograd = pack_winograd(kernels_, shape, weights, bias, packer);
     else
-      op.conv = pack_conv(kernels_, shape, weights, bias, spec.part == Part::roi && !op.hoisted,
-                          op.method == Method::dense, packer);
+      pack();
+    if (int8) {  // zeros are in blocks or not: only what is packed tells
+      const double words = double(words_of(shape.in, spec.in_channels)) * spec.kernel * spec.kernel;
+      op.words = double(nonzero_words(op.conv)) / (words * spec.out_channels);
+      if (!method && choose_method(spec, shape.in, op.words) == Method::dense) {
+        op.method = Method::dense;
+        pack();
+      }
+    }
   }
   finish(std::move(op));
 }
@@ -226,6 +260,8 @@ void Engine::add_packed(const OpSpec& spec, const PackedOp& packed, std::shared_
                         const float* bias) {
   auto [op, shape] = begin(spec, bias);
   op.nonzero = packed.nonzero;
+  op.words = word_density(shape.in, double(op.nonzero) / (double(spec.out_channels) * spec.in_channels *
+                                                          spec.kernel * spec.kernel));
   op.method = packed.method;
   std::span<const std::byte> bytes = packed.parts.at(0);
   if (checksum(bytes, pool_) != packed.checksum)
@@ -326,22 +362,23 @@ void Engine::plan(int height, int width) {
     bool is_map;
     int channels, height, width, border;
     Type type;
+    Quantised q;
     Span span;
     int alias = -1;  // lives in that tensor's span instead
 
     Map map(float* data, int lanes) const {
       const int words = type == Type::pixels ? (width + 1) / 2 : width;
-      return {data, channels, height, words, border, lanes, type};
+      return {data, channels, height, words, border, lanes, type, q};
     }
     Regions regions(float* data, int blocks, int lanes) const {
-      return {data, blocks, channels, height, width, lanes, type};
+      return {data, blocks, channels, height, width, lanes, type, q};
     }
   };
   std::vector<Tensor> tensors;
   std::map<std::string, int> index;
   auto add = [&](const std::string& name, bool is_map, int c, int h, int w, int time) {
     index[name] = static_cast<int>(tensors.size());
-    tensors.push_back({name, is_map, c, h, w, 0, type_of(name), {0, 0, time, time}, -1});
+    tensors.push_back({name, is_map, c, h, w, 0, type_of(name), quantised(name), {0, 0, time, time}, -1});
   };
   const int bins = (params_.roi.size + params_.roi.step - 1) / params_.roi.step;
   int roi_start = count + 1;
@@ -411,7 +448,7 @@ void Engine::plan(int height, int width) {
   }
   auto hoisted_map = [&](float* data, const Op& o) {
     const Tensor& on = tensors[index.at(feature_name_)];
-    return Map{data, o.spec.out_channels, on.height, on.width, 0, lanes, o.type};
+    return Map{data, o.spec.out_channels, on.height, on.width, 0, lanes, map_type(o)};
   };
   // Hoisted maps and transposed copies, alive from the start of the region phase to its end.
   const Tensor& features = tensors[index.at(feature_name_)];
@@ -419,9 +456,9 @@ void Engine::plan(int height, int width) {
   std::vector<std::pair<std::string, Span>> hoisted, copies;
   hoisted.reserve(count);
   copies.reserve(count + 1);
-  auto copy = [&](const std::string& name, int channels) {
-    const size_t words = pitch(words_of(type_of(name), channels), lanes);
-    copies.emplace_back(name, Span{0, cells * words, roi_start, count + 1});
+  auto copy = [&](const std::string& name, const Map& of) {
+    const size_t floats = cells * cell_pitch(of, type_of(name));
+    copies.emplace_back(name, Span{0, floats, roi_start, count + 1});
     spans.push_back(&copies.back().second);
   };
   for (const Op& o : ops_)
@@ -429,9 +466,9 @@ void Engine::plan(int height, int width) {
       const Map m = hoisted_map(nullptr, o);
       hoisted.emplace_back(o.spec.name, Span{0, m.size(), roi_start, roi_start});
       spans.push_back(&hoisted.back().second);
-      copy(o.spec.name, o.spec.out_channels);
+      copy(o.spec.name, m);
     }
-  if (!params_.hoist) copy("rois", features.channels);
+  if (!params_.hoist) copy("rois", features.map(nullptr, lanes));
   Span winograd{0, 0, roi_start, count + 1};
   for (const Op& o : ops_)
     if (o.method == Method::winograd)
@@ -514,11 +551,11 @@ void Engine::transpose_sources() {
     const Map& out = map(o.spec.name);
     prepare_border(out);
     conv_map(context_, o.conv, feature_map(), nullptr, out);
-    transpose_map(context_, out, find(transposed_, o.spec.name));
+    transpose_map(context_, out, o.type, find(transposed_, o.spec.name));
   }
   if (!params_.hoist) {
     Timer timer(timings_, "transpose");
-    transpose_map(context_, feature_map(), find(transposed_, "rois"));
+    transpose_map(context_, feature_map(), params_.precision, find(transposed_, "rois"));
   }
   clean_.clear();  // transposed copies and regions overwrite borders from here on
 }
@@ -530,28 +567,27 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
   logits.resize(boxes.size() * classes);
   deltas.resize(boxes.size() * box_columns);
   transpose_sources();
-  const Map& features = feature_map();
   const int in_flight = regions_.front().second.blocks * regions_.front().second.lanes;
-  for (size_t from = 0; from < boxes.size(); from += in_flight) {
-    const int count = static_cast<int>(std::min<size_t>(in_flight, boxes.size() - from));
+  for (size_t start = 0; start < boxes.size(); start += in_flight) {
+    const int count = static_cast<int>(std::min<size_t>(in_flight, boxes.size() - start));
     auto used = [&](Regions r) {
       r.blocks = (count + r.lanes - 1) / r.lanes;
       return r;
     };
-    auto align = [&](const std::string& name, const float* bias, bool relu, int step) {
+    auto align = [&](const std::string& name, const Map& from, const float* bias, bool relu, int step) {
       Timer timer(timings_, "roialign." + name);
       RoiParams params = params_.roi;
       params.step = step;
-      roi_align(context_, params, find(transposed_, name), features.height,
-                features.width, boxes[from].data(), count, bias, relu, used(region_tensor(name)));
+      roi_align(context_, params, from, find(transposed_, name), boxes[start].data(), count, bias,
+                relu, used(region_tensor(name)));
     };
-    if (!params_.hoist) align("rois", nullptr, false, params_.roi.step);
+    if (!params_.hoist) align("rois", feature_map(), nullptr, false, params_.roi.step);
     bool pooled = false;
     const std::string* last = nullptr;
     for (const Op& o : ops_) {
       if (o.spec.part != Part::roi) continue;
       if (o.hoisted) {
-        align(o.spec.name, o.roi_bias.data(), o.spec.relu, o.spec.stride);
+        align(o.spec.name, map(o.spec.name), o.roi_bias.data(), o.spec.relu, o.spec.stride);
       } else {
         if (o.spec.source == "pooled" && !pooled) {
           Timer timer(timings_, "mean");
@@ -575,9 +611,9 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
     const Regions out = used(region_tensor(*last));
     for (int r = 0; r < count; r++) {
       const float* column = out.at(r / out.lanes, 0, 0, 0) + r % out.lanes;
-      for (int k = 0; k < classes; k++) logits[(from + r) * classes + k] = column[k * out.lanes];
+      for (int k = 0; k < classes; k++) logits[(start + r) * classes + k] = column[k * out.lanes];
       for (int k = 0; k < box_columns; k++)
-        deltas[(from + r) * box_columns + k] = column[(classes + k) * out.lanes];
+        deltas[(start + r) * box_columns + k] = column[(classes + k) * out.lanes];
     }
   }
 }
@@ -646,18 +682,17 @@ std::vector<float> Engine::roi_features(const float* features, const std::vector
   load_features(features);
   const int bins = params_.roi.size, lanes = kVectors * kernels_.lanes;
   const int count = static_cast<int>(boxes.size()), blocks = (count + lanes - 1) / lanes;
-  std::vector<float> copy(size_t(m.height) * m.width * pitch(m.words(), m.lanes) + 16);
+  std::vector<float> copy(size_t(m.height) * m.width * cell_pitch(m, m.type) + 16);
   float* flat = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(copy.data()) + 63) & ~uintptr_t{63});
-  transpose_map(context_, m, flat);
+  transpose_map(context_, m, m.type, flat);
   Arena memory;
-  Regions out{nullptr, blocks, m.channels, bins, bins, lanes, m.type};
+  Regions out{nullptr, blocks, m.channels, bins, bins, lanes, m.type, m.q};
   memory.reserve(out.size());
   out.data = memory.data();
   RoiParams params = params_.roi;
   params.step = 1;
   if (count)
-    roi_align(context_, params, flat, m.height, m.width, boxes[0].data(), count,
-              nullptr, false, out);
+    roi_align(context_, params, m, flat, boxes[0].data(), count, nullptr, false, out);
   std::vector<float> result(size_t(count) * m.channels * bins * bins);
   read_regions(out, count, result.data());
   return result;
@@ -676,12 +711,18 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
   shape = {batch, s.out_channels, out_height, out_width};
   if (residual && (s.is_pool || residual_shape != shape))
     throw std::invalid_argument(name + ": the residual has the wrong shape");
+  std::vector<float> none;
+  if (!residual && !s.residual.empty() && o.type == Type::int8) {  // its zero is in the bias
+    none.assign(size_t(batch) * s.out_channels * out_height * out_width, 0.0f);
+    residual = none.data();
+  }
   Arena memory[3];
   if (s.part == Part::roi) {
     const int lanes = kVectors * kernels_.lanes, blocks = (batch + lanes - 1) / lanes;
-    Regions in{nullptr, blocks, s.in_channels, height, width, lanes, type_of(s.source)};
-    Regions out{nullptr, blocks, s.out_channels, out_height, out_width, lanes, o.type};
+    Regions in{nullptr, blocks, s.in_channels, height, width, lanes, type_of(s.source), quantised(s.source)};
+    Regions out{nullptr, blocks, s.out_channels, out_height, out_width, lanes, o.type, o.q};
     Regions add = out;
+    if (residual) add.q = quantised(s.residual);
     Regions* const all[] = {&in, &out, &add};
     for (int i = 0; i < 3; i++) {
       memory[i].reserve(all[i]->size());
@@ -703,9 +744,10 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
   const int lanes = kernels_.lanes;
   const Type type = type_of(s.source);
   Map in{nullptr, s.in_channels, height, type == Type::pixels ? (width + 1) / 2 : width,
-         border_needed(height, s), lanes, type};
-  Map out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type};
+         border_needed(height, s), lanes, type, quantised(s.source)};
+  Map out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type, o.q};
   Map add = out;
+  if (residual) add.q = quantised(s.residual);
   Map* const all[] = {&in, &out, &add};
   for (int i = 0; i < 3; i++) {
     memory[i].reserve(all[i]->size());

@@ -28,6 +28,7 @@ struct OpSpec {
   int in_channels, out_channels, kernel, stride, padding_before, padding_after;
   bool relu;
   bool output;  // its values leave the network: always float32
+  float range = 0;  // int8: the largest magnitude of its output that is kept apart
 };
 
 // How a convolution is run. Dense keeps its zeros (and is faster where there are few);
@@ -42,7 +43,8 @@ struct EngineParams {
   // instead of their input: the same up to rounding, as both are linear.
   bool hoist;
   // Of activations and weights; the mean over a region and the predictors that read it are
-  // float32 in any case, and so are all sums.
+  // float32 in any case, with int8 the canvas and the stem, too. So are all sums but int8's, which
+  // are exact.
   Type precision;
 };
 
@@ -127,6 +129,7 @@ class Engine {
     Method method;
     double share;  // of the peak that the cost model expects of its multiplications
     int64_t nonzero;
+    double words;  // share of its weight words that hold a weight
     bool hoisted, can_winograd;
   };
   std::vector<Planned> planned() const;
@@ -140,9 +143,11 @@ class Engine {
     PackedConv conv;
     Winograd winograd;
     int64_t nonzero = 0;          // weights
+    double words = 0;             // share of words that hold a weight
     bool hoisted = false;
     std::vector<float> roi_bias;  // of a hoisted operation: added after RoIAlign
     Type type = Type::float32;    // of its output
+    Quantised q;                  // int8: the same
   };
   // A span of the arena that one tensor occupies from operation `from` to operation `to`.
   struct Span {
@@ -155,13 +160,16 @@ class Engine {
   std::pair<Op, ConvShape> begin(const OpSpec& spec, const float* bias) const;
   void finish(Op op);
   bool can_winograd(const OpSpec& spec, Type type) const;
-  Method choose_method(const OpSpec& spec, Type type, double density) const;
-  static double expected_share(Method method, double density);
+  Method choose_method(const OpSpec& spec, Type type, double words) const;
+  static double expected_share(Method method, Type type, double words);
   const Map& map(const std::string& name) const;
   const Regions& region_tensor(const std::string& name) const;
   const Map& feature_map() const { return map(feature_name_); }
   // Type of a tensor that the operations added so far write.
   Type type_of(const std::string& name) const;
+  // Of a hoisted operation's map; int8 is what RoIAlign makes of it.
+  static Type map_type(const Op& o) { return o.type == Type::int8 ? Type::float32 : o.type; }
+  Quantised quantised(const std::string& name) const;
   void prepare_border(const Map& map);
   void run_maps(Part part);
   void find_boxes(std::vector<float>& logits, std::vector<float>& deltas);

@@ -8,10 +8,12 @@
 //   G      output channels that one group holds in registers
 //   column one input value a pixel: an input channel at one tap of the filter
 //   word   what one pixel of a channel takes, 4 bytes: a float32, or two bfloat16, of channels 2c
-//          (low half) and 2c + 1; kept in float arrays either way. Of an odd number of channels
-//          the last word's high half is finite and has zero weights. "Column", "channel" and "row" of a kernel's
-//          arguments count words: in bfloat16 a column is a pair of input channels, its weight a
-//          pair of weights, its product the sum of two
+//          (low half) and 2c + 1, or four bytes of channels 4c (lowest) .. 4c + 3; kept in float
+//          arrays in any case. What the last word holds beyond the channels is finite and has
+//          zero weights. "Column", "channel" and "row" of a kernel's arguments count words: in
+//          bfloat16 a column is a pair of input channels, its weight a pair of weights, its
+//          product the sum of two
+//   int8   activations are bytes 0..255, weights -127..127, their sums int32 and exact
 //   panel  the activations of one tile for one block of columns:
 //
 //            column 0: | vector 0 | vector 1 | ... | vector kVectors-1 |
@@ -48,7 +50,7 @@ struct SparseArgs {
   float* partial;          // [groups][G][kVectors][L] sums between blocks; aligned
   bool first;              // start from the bias instead of `partial`
   bool last;               // finish into `out` instead of `partial`
-  // Used when `first`: one value for each row, G * groups of them.
+  // Used when `first` (int8: when `last`): one value for each row, G * groups of them.
   const float* bias;
   // Used when `last`:
   const float* residual;   // added before the ReLU, or null; same strides as `out`; may be `out`
@@ -61,7 +63,13 @@ struct SparseArgs {
   // bfloat16 only: rows of `out` and `residual` are words. Group 2h then holds the even and group
   // 2h + 1 the odd channels of G words; `groups` is even, `partial` is always given, `rows` and
   // `row_stride` count words. Otherwise rows are float32, as above.
+  // int8: G is 4 and group h holds the channels of word h; `rows` and `row_stride` count words.
   bool words;
+  // int8 only: what leaves is sum * scale[row] + bias[row] + residual byte * residual_scale, each
+  // step fused. As words it is rounded to the nearest even and saturated to 0..255, which is the
+  // ReLU, too; as float32 there is no residual.
+  const float* scale;
+  float residual_scale;
   // Prefetched while the kernel runs, or null: lines of `prefetch_bytes` a group.
   const char* prefetch;
   int prefetch_rows;       // rows fetched a group
@@ -81,9 +89,11 @@ struct PackArgs {
 // 3x3, stride 2 max pooling of one output row of one channel, or of a word's two; what is in words
 // is not negative.
 struct PoolArgs {
-  const float* rows[3];  // first tap of output pixel 0 in each of the three input rows
-  float* out;            // rounded up to whole vectors; lanes from `width` on are set to zero
-  int width;             // output pixels
+  const float* rows[4][3];  // first tap of output pixel 0 in each of the three input rows, of
+                            // each channel of the output's word
+  float* out;               // rounded up to whole vectors; lanes from `width` on are set to zero
+  int width;                // output pixels
+  float scale;              // int8: a byte is the value times this, rounded and saturated
 };
 
 // [channels][pixels] -> [pixels][pitch] of one row of a map.
@@ -93,12 +103,15 @@ struct TransposeArgs {
   int channels;
   int pixels;
   float* out;              // pixel x, channel c at out + x * pitch + c; aligned
-  ptrdiff_t pitch;         // channels rounded up to L; the excess is set to zero
+  ptrdiff_t pitch;         // at least channels rounded up to L; the excess up to there is set to zero
 };
 
 // Weighted sums of map cells for L regions at once, laid out with regions as lanes.
 struct RoiArgs {
   const float* map;        // [cells][pitch], aligned
+  bool bytes;              // int8: the map holds words; else float32, `pitch` is 4 * channels
+                           // rounded up to 4 * L, and so many biases there are in either case
+  float scale;             // int8: sums are multiplied by it, fused with the bias
   int channels;
   ptrdiff_t pitch;         // channels rounded up to L
   const int32_t* cells[kMaxLanes];  // for each region: the cells of its bin ...
@@ -136,16 +149,16 @@ struct MeanArgs {
   ptrdiff_t cell_stride;
   int cells;
   int lanes;            // a multiple of kVectors * L
-  float* out;           // `lanes` float32 values; of words: of the even channel ...
-  float* odd;           // ... and of the odd one, or null if there is none
+  float* out[4];        // `lanes` float32 values of each channel of the word, null if there is none
+  float scale;          // int8: of a byte
 };
 
-// What differs when activations and weights are bfloat16 words. Sums are float32.
+// What differs when activations and weights are words. Sums are float32, or int32.
 struct WordKernels {
   bool (*supported)();
   void (*sparse[kMaxGroup + 1])(const SparseArgs&);  // by G; null where there is none
-  void (*pool)(const PoolArgs&);
-  void (*roi)(const RoiArgs&);                       // words in, words out
+  void (*pool)(const PoolArgs&);                     // words (int8: float32) in, words out
+  void (*roi)(const RoiArgs&);                       // words (int8: or float32) in, words out
   void (*mean)(const MeanArgs&);                     // words in, float32 out
   int64_t (*peak)(const PeakArgs&);
 };
@@ -164,12 +177,13 @@ struct Kernels {
   void (*winograd_input)(const WinogradArgs&);   // pixels -> points
   void (*winograd_output)(const WinogradArgs&);  // points -> pixels
   int64_t (*peak)(const PeakArgs&);
-  const WordKernels* words;  // null where there are none
+  const WordKernels* words;  // bfloat16; null where there are none
+  const WordKernels* bytes;  // int8; null where there are none
 };
 
 extern const Kernels kernels_scalar;
 #if defined(__x86_64__)
-extern const WordKernels kernels_avx512_bf16;
+extern const WordKernels kernels_avx512_bf16, kernels_avx512_vnni;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif

@@ -33,7 +33,7 @@ void pool(const PoolArgs& a) {
     __m512i best = {};
     for (int r = 0; r < 3; r++)
       for (int t = 0; t < 3; t++)
-        best = _mm512_max_epu16(best, (__m512i)every_second(a.rows[r] + 2 * x + t));
+        best = _mm512_max_epu16(best, (__m512i)every_second(a.rows[0][r] + 2 * x + t));
     const V words = (V)best;
     store(a.out + x, a.width - x < L ? keep(words, a.width - x) : words);
   }
@@ -87,8 +87,8 @@ void mean(const MeanArgs& a) {
       }
 #pragma GCC unroll 8
     for (int p = 0; p < kVectors; p++) {
-      store(a.out + l + p * L, low[p] * scale);
-      if (a.odd) store(a.odd + l + p * L, high[p] * scale);
+      store(a.out[0] + l + p * L, low[p] * scale);
+      if (a.out[1]) store(a.out[1] + l + p * L, high[p] * scale);
     }
   }
 }

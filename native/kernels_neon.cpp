@@ -9,5 +9,5 @@ bool supported() { return true; }
 const Kernels kernels_neon = {
     "neon", L, supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
     pack, pool, transpose, roi, mean, winograd_input, winograd_output,
-    peak, nullptr};
+    peak, nullptr, nullptr};
 }  // namespace sparsedet

@@ -1,5 +1,6 @@
 // The specification: every kernel in plain loops. Other instruction sets are tested against it.
 #include "bfloat16.h"
+#include "int8.h"
 #include "kernels.h"
 
 namespace sparsedet {
@@ -15,6 +16,13 @@ struct Bfloat16 {
   static void add_product(float& sum, float weight, float x) {
     sum += odd_of(weight) * odd_of(x);
     sum += even_of(weight) * even_of(x);
+  }
+};
+
+struct Int8 {
+  static void add_product(int32_t& sum, float weight, float x) {
+    for (int c = 0; c < 4; c++)
+      sum += static_cast<int8_t>(byte_of(weight, c)) * static_cast<int32_t>(byte_of(x, c));
   }
 };
 
@@ -69,6 +77,54 @@ void sparse(const SparseArgs& a) {
   }
 }
 
+// One word's channels a group; sums are whole numbers, so that every kernel has to be equal.
+void sparse_bytes(const SparseArgs& a) {
+  constexpr int G = 4;
+  const uint16_t *index = a.index, *counts = a.counts;
+  const float* values = a.values;
+  for (int group = 0; group < a.groups; group++, counts += (1 << G) - 1) {
+    int32_t sum[G][kVectors][L];
+    float* partial = a.partial + group * G * kVectors * L;
+    for (int g = 0; g < G; g++)
+      for (int p = 0; p < a.vectors; p++)
+        for (int l = 0; l < L; l++)
+          sum[g][p][l] =
+              a.first ? 0 : __builtin_bit_cast(int32_t, partial[(g * kVectors + p) * L + l]);
+    for (int pattern = 1; pattern < 1 << G; pattern++)
+      for (int n = 0; n < counts[pattern - 1]; n++) {
+        const float* column = a.panel + *index++ * 2;  // 8 bytes are two words
+        for (int g = 0; g < G; g++) {
+          if (!(pattern >> g & 1)) continue;
+          const float weight = *values++;
+          for (int p = 0; p < a.vectors; p++)
+            for (int l = 0; l < L; l++)
+              Int8::add_product(sum[g][p][l], weight, column[p * L + l]);
+        }
+      }
+    for (int p = 0; p < a.vectors; p++)
+      for (int l = 0; l < L; l++) {
+        uint32_t channels[G];
+        const ptrdiff_t at = group * a.row_stride + a.offset[p] + l;  // of a word
+        for (int g = 0; g < G; g++) {
+          const int row = group * G + g;
+          if (!a.last) {
+            partial[(g * kVectors + p) * L + l] = __builtin_bit_cast(float, sum[g][p][l]);
+            continue;
+          }
+          float v = __builtin_fmaf(static_cast<float>(sum[g][p][l]), a.scale[row], a.bias[row]);
+          if (a.words && group < a.rows && a.residual)
+            v = __builtin_fmaf(static_cast<float>(byte_of(a.residual[at], g)), a.residual_scale, v);
+          channels[g] = to_byte(v);
+          if (!a.words && row < a.rows)
+            a.out[row * a.row_stride + a.offset[p] + l] =
+                l >= a.valid[p] || (a.relu && !(v > 0)) ? 0 : v;
+        }
+        if (a.last && a.words && group < a.rows)
+          a.out[at] = l < a.valid[p] ? join_bytes(channels) : 0;
+      }
+  }
+}
+
 void pack(const PackArgs& a) {
   for (int c = 0; c < a.count; c++)
     for (int p = 0; p < a.vectors; p++)
@@ -78,11 +134,12 @@ void pack(const PackArgs& a) {
 
 // read(word): a value of a word.
 template <class Read>
-float largest(const PoolArgs& a, int x, Read read) {
-  float best = read(a.rows[0][2 * x]);
+float largest(const PoolArgs& a, int x, Read read, int channel = 0) {
+  const float* const* rows = a.rows[channel];
+  float best = read(rows[0][2 * x]);
   for (int r = 0; r < 3; r++)
     for (int t = 0; t < 3; t++)
-      if (const float v = read(a.rows[r][2 * x + t]); v > best) best = v;
+      if (const float v = read(rows[r][2 * x + t]); v > best) best = v;
   return best;
 }
 
@@ -94,6 +151,15 @@ void pool(const PoolArgs& a) {
 void pool_words(const PoolArgs& a) {
   for (int x = 0; x < (a.width + L - 1) / L * L; x++)
     a.out[x] = x < a.width ? join_bfloat16(largest(a, x, even_of), largest(a, x, odd_of)) : 0;
+}
+
+void pool_bytes(const PoolArgs& a) {
+  for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
+    uint32_t channels[4];
+    for (int c = 0; c < 4; c++)
+      channels[c] = to_byte(largest(a, x, [](float v) { return v; }, c) * a.scale);
+    a.out[x] = x < a.width ? join_bytes(channels) : 0;
+  }
 }
 
 void transpose(const TransposeArgs& a) {
@@ -130,11 +196,28 @@ void roi_words(const RoiArgs& a) {
     }
 }
 
+void roi_bytes(const RoiArgs& a) {
+  for (int word = 0; word < a.channels; word++)
+    for (int i = 0; i < L; i++) {
+      uint32_t channels[4];
+      for (int c = 0; c < 4; c++) {
+        float sum = 0;
+        for (int k = 0; k < a.count[i]; k++) {
+          const float* cell = a.map + a.cells[i][k] * a.pitch;
+          sum += a.weights[i][k] *
+                 (a.bytes ? static_cast<float>(byte_of(cell[word], c)) : cell[word * 4 + c]);
+        }
+        channels[c] = to_byte(__builtin_fmaf(sum, a.scale, a.bias ? a.bias[word * 4 + c] : 0));
+      }
+      a.out[word * a.channel_stride + i] = join_bytes(channels);
+    }
+}
+
 void mean(const MeanArgs& a) {
   for (int l = 0; l < a.lanes; l++) {
     float sum = 0;
     for (int i = 0; i < a.cells; i++) sum += a.source[i * a.cell_stride + l];
-    a.out[l] = sum * (1.0f / static_cast<float>(a.cells));
+    a.out[0][l] = sum * (1.0f / static_cast<float>(a.cells));
   }
 }
 
@@ -145,9 +228,18 @@ void mean_words(const MeanArgs& a) {
       low += even_of(a.source[i * a.cell_stride + l]);
       high += odd_of(a.source[i * a.cell_stride + l]);
     }
-    a.out[l] = low * (1.0f / static_cast<float>(a.cells));
-    if (a.odd) a.odd[l] = high * (1.0f / static_cast<float>(a.cells));
+    a.out[0][l] = low * (1.0f / static_cast<float>(a.cells));
+    if (a.out[1]) a.out[1][l] = high * (1.0f / static_cast<float>(a.cells));
   }
+}
+
+void mean_bytes(const MeanArgs& a) {
+  for (int l = 0; l < a.lanes; l++)
+    for (int c = 0; c < 4 && a.out[c]; c++) {
+      int32_t sum = 0;
+      for (int i = 0; i < a.cells; i++) sum += byte_of(a.source[i * a.cell_stride + l], c);
+      a.out[c][l] = static_cast<float>(sum) * (a.scale * (1.0f / static_cast<float>(a.cells)));
+    }
 }
 
 constexpr float kInput[6][6] = {{4, 0, -5, 0, 1, 0},  {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
@@ -180,12 +272,12 @@ void winograd_output(const WinogradArgs& a) {
   }
 }
 
-template <class Type, int FLOPS>
+template <class Type, class Sum, int FLOPS>
 int64_t peak(const PeakArgs& a) {
-  float sum[8] = {};
+  Sum sum[8] = {};
   for (int64_t round = 0; round < a.rounds; round++)
-    for (float& s : sum) Type::add_product(s, *a.sink, 0.5f);
-  for (float s : sum) *a.sink += s;
+    for (Sum& s : sum) Type::add_product(s, *a.sink, 0.5f);
+  for (Sum s : sum) *a.sink += static_cast<float>(s);
   return a.rounds * 8 * FLOPS;
 }
 
@@ -194,11 +286,16 @@ bool supported() { return true; }
 const WordKernels words = {
     supported,
     {nullptr, nullptr, nullptr, sparse<Bfloat16, 3>, nullptr, sparse<Bfloat16, 5>, nullptr},
-    pool_words, roi_words, mean_words, peak<Bfloat16, 4>};
+    pool_words, roi_words, mean_words, peak<Bfloat16, float, 4>};
+
+const WordKernels bytes = {
+    supported, {nullptr, nullptr, nullptr, nullptr, sparse_bytes, nullptr, nullptr},
+    pool_bytes, roi_bytes, mean_bytes, peak<Int8, int32_t, 8>};
 
 }  // namespace
 const Kernels kernels_scalar = {
     "scalar", L, supported,
     {nullptr, nullptr, nullptr, sparse<Float32, 3>, nullptr, sparse<Float32, 5>, nullptr},
-    pack, pool, transpose, roi, mean, winograd_input, winograd_output, peak<Float32, 2>, &words};
+    pack, pool, transpose, roi, mean, winograd_input, winograd_output, peak<Float32, float, 2>, &words,
+    &bytes};
 }  // namespace sparsedet

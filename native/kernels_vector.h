@@ -41,7 +41,7 @@ void pack(const PackArgs& a) {
 
 void pool(const PoolArgs& a) {
   for (int x = 0; x < a.width; x += L) {
-    const V best = largest(a.rows, x);
+    const V best = largest(a.rows[0], x);
     store(a.out + x, a.width - x < L ? keep(best, a.width - x) : best);
   }
 }
@@ -94,7 +94,7 @@ void mean(const MeanArgs& a) {
 #pragma GCC unroll 8
       for (int p = 0; p < kVectors; p++) sum[p] += load(a.source + i * a.cell_stride + l + p * L);
 #pragma GCC unroll 8
-    for (int p = 0; p < kVectors; p++) store(a.out + l + p * L, sum[p] * scale);
+    for (int p = 0; p < kVectors; p++) store(a.out[0] + l + p * L, sum[p] * scale);
   }
 }
 

@@ -31,9 +31,15 @@ int count_sweeps(int tiles, int longest, int chunks, int threads) {
   return sweeps;
 }
 
-auto sparse_kernel(const Context& context, const PackedConv& conv) {
+// Null for float32.
+const WordKernels* word_kernels(const Context& context, Type type) {
   const Kernels& k = context.kernels;
-  return conv.in != Type::float32 ? k.words->sparse[conv.group] : k.sparse[conv.group];
+  return type == Type::float32 ? nullptr : type == Type::int8 ? k.bytes : k.words;
+}
+
+auto sparse_kernel(const Context& context, const PackedConv& conv) {
+  const WordKernels* words = word_kernels(context, conv.in);
+  return words ? words->sparse[conv.group] : context.kernels.sparse[conv.group];
 }
 
 // Arguments that depend on the chunk of rows and the block of columns alone.
@@ -46,9 +52,11 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   a.counts = stream.counts.data();
   a.groups = std::min(conv.chunk_groups, conv.groups - first);
   a.bias = conv.bias.data() + first * conv.group;
-  a.words = conv.out == Type::bfloat16;
+  a.scale = conv.scale.data() + (conv.scale.empty() ? 0 : first * conv.group);
+  a.residual_scale = conv.residual_scale;
+  a.words = conv.out != Type::float32;
   a.rows = std::min(words_of(conv.out, conv.out_channels) - conv.out_row(chunk),
-                    a.groups * conv.group / (a.words ? 2 : 1));
+                    a.groups * conv.group / channels_a_word(conv.out));
   a.relu = conv.relu;
   return a;
 }
@@ -170,14 +178,18 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
 }
 
 void pool_map(Context& context, const Map& in, int padding_before, const Map& out) {
-  const auto kernel =
-      out.type == Type::bfloat16 ? context.kernels.words->pool : context.kernels.pool;
+  const WordKernels* words = word_kernels(context, out.type);
+  const auto kernel = words ? words->pool : context.kernels.pool;
+  const int share = out.type == Type::int8 ? 4 : 1;  // else both are the same words
   context.pool.parallel(out.height, [&](int y, int) {
     PoolArgs a{};
     a.width = out.width;
+    a.scale = 1 / out.q.scale;
     for (int c = 0; c < out.words(); c++) {
-      for (int r = 0; r < 3; r++)
-        a.rows[r] = in.at(2 * y - padding_before + r, c, -padding_before);
+      for (int i = 0; i < share; i++)
+        for (int r = 0; r < 3; r++)
+          a.rows[i][r] = in.at(2 * y - padding_before + r, std::min(c * share + i, in.words() - 1),
+                               -padding_before);
       a.out = out.at(y, c, 0);
       kernel(a);
     }
@@ -335,29 +347,30 @@ void winograd_regions(Context& context, const Winograd& conv, const Regions& in,
 }
 
 void mean_regions(Context& context, const Regions& in, const Regions& out) {
-  const bool words = in.type == Type::bfloat16;
-  const auto kernel = words ? context.kernels.words->mean : context.kernels.mean;
+  const WordKernels* words = word_kernels(context, in.type);
+  const auto kernel = words ? words->mean : context.kernels.mean;
+  const int share = channels_a_word(in.type);
   constexpr int slice = 32;  // words of a unit of work: neighbours in memory
   const int slices = divide_up(in.words(), slice);
   context.pool.parallel(in.blocks * slices, [&](int item, int) {
     const int b = item / slices, first = item % slices * slice;
     for (int c = first; c < std::min(first + slice, in.words()); c++) {
-      const int even = words ? 2 * c : c;
       MeanArgs a{};
       a.source = in.at(b, 0, 0, c);
       a.cell_stride = ptrdiff_t(in.words()) * in.lanes;
       a.cells = in.height * in.width;
       a.lanes = in.lanes;
-      a.out = out.at(b, 0, 0, even);
-      a.odd = words && even + 1 < in.channels ? out.at(b, 0, 0, even + 1) : nullptr;
+      a.scale = in.q.scale;
+      for (int i = 0; i < share && c * share + i < in.channels; i++)
+        a.out[i] = out.at(b, 0, 0, c * share + i);
       kernel(a);
     }
   });
 }
 
-void transpose_map(Context& context, const Map& in, float* out) {
+void transpose_map(Context& context, const Map& in, Type regions, float* out) {
   context.pool.parallel(in.height, [&](int y, int) {
-    const ptrdiff_t to = pitch(in.words(), in.lanes);
+    const ptrdiff_t to = cell_pitch(in, regions);
     TransposeArgs a{in.at(y, 0, 0), in.stride(), in.words(), in.width, out + y * in.width * to, to};
     context.kernels.transpose(a);
   });
@@ -425,16 +438,16 @@ struct Axis {
 
 }  // namespace
 
-void roi_align(Context& context, const RoiParams& params, const float* map, int height, int width,
+void roi_align(Context& context, const RoiParams& params, const Map& map, const float* copy,
                const float* boxes, int count, const float* bias, bool relu, const Regions& out) {
-  const int lanes = context.kernels.lanes;
-  const auto kernel =
-      out.type == Type::bfloat16 ? context.kernels.words->roi : context.kernels.roi;
+  const int lanes = context.kernels.lanes, width = map.width;
+  const WordKernels* words = word_kernels(context, out.type);
+  const auto kernel = words ? words->roi : context.kernels.roi;
   std::vector<Axis> ys(count), xs(count);
   for (int r = 0; r < count; r++) {
     const float* box = boxes + r * 4;
     xs[r].fill_box(box[0], box[2], params, width);
-    ys[r].fill_box(box[1], box[3], params, height);
+    ys[r].fill_box(box[1], box[3], params, map.height);
   }
   const int groups = divide_up(count, lanes);
   context.pool.parallel(groups * out.height, [&](int item, int) {
@@ -444,9 +457,11 @@ void roi_align(Context& context, const RoiParams& params, const float* map, int 
     std::vector<float> weights[kMaxLanes];
     for (int bx = 0; bx < out.width; bx++) {
       RoiArgs a{};
-      a.map = map;
+      a.map = copy;
+      a.bytes = map.type == Type::int8;
+      a.scale = (a.bytes ? map.q.scale : 1.0f) / out.q.scale;
       a.channels = out.words();
-      a.pitch = pitch(out.words(), lanes);
+      a.pitch = cell_pitch(map, out.type);
       a.bias = bias;
       a.relu = relu;
       a.out = out.at(block, by, bx, 0) + lane;

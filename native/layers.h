@@ -21,12 +21,13 @@
 
 namespace sparsedet {
 
-// Both hold words (kernels.h): float32 channels, or pairs of bfloat16 ones. A map's width counts
-// words too: half the pixels, rounded up, where a word is two of them.
+// Both hold words (kernels.h): float32 channels, pairs of bfloat16 or four of int8 ones. A map's
+// width counts words too: half the pixels, rounded up, where a word is two of them.
 struct Map {
   float* data = nullptr;
   int channels = 0, height = 0, width = 0, border = 0, lanes = 0;
   Type type = Type::float32;
+  Quantised q = {};  // int8
 
   int words() const { return words_of(type, channels); }
 
@@ -44,6 +45,7 @@ struct Regions {
   float* data = nullptr;
   int blocks = 0, channels = 0, height = 0, width = 0, lanes = 0;
   Type type = Type::float32;
+  Quantised q = {};  // int8
 
   int words() const { return words_of(type, channels); }
   size_t size() const { return static_cast<size_t>(blocks) * height * width * words() * lanes; }
@@ -85,7 +87,8 @@ void normalise(Context& context, const T* pixels, int width, const float mean[3]
 void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map* residual,
               const Map& out);
 
-// Max pooling 3x3, stride 2; the input is not negative, so zero padding is as good as none.
+// Max pooling 3x3, stride 2, into the same type or from float32 to int8; the input is not negative,
+// so zero padding is as good as none.
 void pool_map(Context& context, const Map& in, int padding_before, const Map& out);
 
 // stride: overrides the packed one. regions: how many exist, counted over all blocks.
@@ -104,8 +107,13 @@ void mean_regions(Context& context, const Regions& in, const Regions& out);
 // Words rounded up to whole vectors.
 inline int pitch(int words, int lanes) { return (words + lanes - 1) / lanes * lanes; }
 
-// [height][width][pitch] copy of a map's words.
-void transpose_map(Context& context, const Map& in, float* out);
+// Floats a cell of the copy that RoIAlign reads: the map's words, or what int8 is made of.
+inline int cell_pitch(const Map& in, Type regions) {
+  return pitch(in.words(), regions == Type::int8 && in.type == Type::float32 ? 4 * in.lanes : in.lanes);
+}
+
+// [height][width][cell_pitch] copy of a map's words, for regions of that type.
+void transpose_map(Context& context, const Map& in, Type regions, float* out);
 
 struct RoiParams {
   float scale;         // map cells a canvas pixel
@@ -117,8 +125,8 @@ struct RoiParams {
 
 // RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, canvas pixels), or of
 // the boxes that make it sample from corner to corner.
-// map: [height][width][pitch] words of the type of `out`. bias: as the kernel takes it.
-void roi_align(Context& context, const RoiParams& params, const float* map, int height, int width,
+// copy: of `map`, by transpose_map. bias: as the kernel takes it.
+void roi_align(Context& context, const RoiParams& params, const Map& map, const float* copy,
                const float* boxes, int count, const float* bias, bool relu, const Regions& out);
 
 }  // namespace sparsedet

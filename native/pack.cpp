@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -21,6 +22,7 @@ constexpr int kChunkGroups = 52;  // x 31 patterns a block: within the branch pr
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 int choose_group(const Kernels& kernels, Type type) {
+  if (type == Type::int8) return channels_a_word(type);
   const bool words = type != Type::float32;
   const auto& sparse = words ? kernels.words->sparse : kernels.sparse;
   for (int group : {5, 3})
@@ -137,7 +139,7 @@ class Rows {
 class Columns {
  public:
   Columns(const PackedConv& conv, int padding_before)
-      : pairs_(conv.in != Type::float32) {
+      : share_(conv.in == Type::int8 ? 4 : conv.in == Type::float32 ? 1 : 2) {
     const int taps = conv.kernel * conv.kernel;
     const bool pixels = conv.in == Type::pixels;
     place_.resize(size_t(conv.in_channels) * taps);
@@ -145,12 +147,12 @@ class Columns {
       start_.push_back(count_);
       for (const Segment& s : segments) {
         for (int word = s.channel; word < s.channel + s.count; word++, count_++)
-          for (int half = 0; half < (pairs_ ? 2 : 1); half++) {
-            const int c = pairs_ && !pixels ? 2 * word + half : word;
-            const int x = (pixels ? 2 * s.dx + half : s.dx) + padding_before;
+          for (int part = 0; part < share_; part++) {
+            const int c = pixels ? word : share_ * word + part;
+            const int x = (pixels ? 2 * s.dx + part : s.dx) + padding_before;
             if (c >= conv.in_channels || x < 0 || x >= conv.kernel) continue;
             const int tap = (s.dy + padding_before) * conv.kernel + x;
-            place_[size_t(c) * taps + tap] = pairs_ ? 2 * count_ + half : count_;
+            place_[size_t(c) * taps + tap] = share_ * count_ + part;
           }
       }
     }
@@ -161,13 +163,19 @@ class Columns {
   int start(size_t block) const { return start_[block]; }
   size_t row_length() const { return place_.size(); }
 
-  // words: [G][count], 0.0f where there is no weight.
-  void read(const PackedConv& conv, const Rows& rows, int group, float* words) const {
+  // words: [G][count], 0.0f where there is no weight. largest: of each output channel, for int8.
+  void read(const PackedConv& conv, const Rows& rows, int group, const std::vector<float>& largest,
+            float* words) const {
     std::memset(words, 0, size_t(conv.group) * count_ * sizeof(float));
     for (int r = 0; r < conv.group; r++, words += count_) {
       const int channel = conv.channel(group * conv.group + r);
       if (channel >= conv.out_channels) continue;
-      if (pairs_)
+      if (share_ == 4) {
+        const float times = largest[channel] > 0 ? 127 / largest[channel] : 0;
+        rows.row(channel, [&](size_t i, float w) {  // the lowest channel lies first
+          reinterpret_cast<int8_t*>(words)[place_[i]] = static_cast<int8_t>(std::nearbyint(w * times));
+        });
+      } else if (share_ == 2)
         rows.row(channel, [&](size_t i, float w) {
           const auto half = static_cast<uint16_t>(to_bfloat16(w));  // the even one lies first
           std::memcpy(reinterpret_cast<char*>(words) + 2 * place_[i], &half, 2);
@@ -179,7 +187,8 @@ class Columns {
 
   // patterns: [count], which rows have a weight there.
   void find_patterns(const PackedConv& conv, const float* words, bool dense, uint8_t* patterns) const {
-    const uint32_t digits = pairs_ ? 0x7fff7fffu : 0x7fffffffu;  // a zero may have either sign
+    // A zero of floats may have either sign.
+    const uint32_t digits = share_ == 4 ? 0xffffffffu : share_ == 2 ? 0x7fff7fffu : 0x7fffffffu;
     std::memset(patterns, dense ? (1 << conv.group) - 1 : 0, count_);
     for (int r = 0; !dense && r < conv.group; r++, words += count_)
       for (int k = 0; k < count_; k++)
@@ -187,10 +196,10 @@ class Columns {
   }
 
  private:
-  const bool pairs_;
+  const int share_;  // weights of a word
   int count_ = 0;
   std::vector<int> start_;      // [blocks + 1]
-  std::vector<int32_t> place_;  // of each weight of a row: its column, or half of a pair
+  std::vector<int32_t> place_;  // of each weight of a row: its column, or part of a word
 };
 
 // How many columns and weights the `counts` of one group and block stand for.
@@ -326,7 +335,30 @@ PackedConv cut_conv(const Kernels& kernels, const ConvShape& shape, const float*
   return conv;
 }
 
+// Scales and biases of an int8 convolution, so that what leaves is in the units of `out`.
+void scale_rows(const ConvShape& shape, const std::vector<float>& largest, PackedConv& conv) {
+  const bool words = shape.out == Type::int8;
+  const float unit = words ? shape.out_q.scale : 1.0f;
+  conv.residual_scale = shape.residual_q.scale / unit;
+  conv.scale.assign(conv.bias.size(), 0.0f);
+  for (int row = 0; row < shape.out_channels; row++) {
+    conv.scale[row] = largest[row] / 127 * shape.in_q.scale / unit;
+    conv.bias[row] /= unit;
+    if (words)
+      conv.bias[row] += static_cast<float>(shape.out_q.zero) -
+                        static_cast<float>(shape.residual_q.zero) * conv.residual_scale;
+  }
+}
+
 }  // namespace
+
+int64_t nonzero_words(const PackedConv& conv) {
+  int64_t words = 0;
+  for (const auto& streams : conv.streams)
+    for (const Stream& stream : streams)
+      for (const float& word : stream.values) words += std::bit_cast<uint32_t>(word) != 0;
+  return words;
+}
 
 int64_t Weights::nonzero(size_t size, Pool& pool) const {
   constexpr size_t kPiece = 1 << 16;
@@ -354,6 +386,14 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
   const Rows rows(weights, shape.out_channels, columns.row_length(), packer);
   const size_t blocks = conv.segments.size(), groups = conv.groups, count = columns.count();
   const size_t patterns = (size_t{1} << conv.group) - 1;
+  std::vector<float> largest;  // of each output channel
+  if (shape.in == Type::int8) {
+    largest.assign(shape.out_channels, 0.0f);
+    packer.parallel(shape.out_channels, [&](int row, int) {
+      rows.row(row, [&](size_t, float w) { largest[row] = std::max(largest[row], std::abs(w)); });
+    });
+    scale_rows(shape, largest, conv);
+  }
   // First each group by itself, for a stream's place depends on how much lies before it.
   struct Worker {
     std::vector<float> words;
@@ -371,7 +411,7 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
     auto& [words, found] = workers[worker];
     words.resize(conv.group * count);
     found.resize(count);
-    columns.read(conv, rows, group, words.data());
+    columns.read(conv, rows, group, largest, words.data());
     columns.find_patterns(conv, words.data(), dense, found.data());
     uint16_t* index = &all_index[group * count];
     float* values = &all_values[group * room];

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "int8.h"
 #include "kernels.h"
 #include "memory.h"
 #include "threads.h"
@@ -14,11 +15,17 @@ namespace sparsedet {
 
 // What a word holds (kernels.h). In `pixels`, which the stem reads in bfloat16, it is two
 // neighbouring pixels 2x and 2x + 1 of one channel: three channels would not make pairs.
-enum class Type { float32, bfloat16, pixels };
+enum class Type { float32, bfloat16, pixels, int8 };
 
-// Words a pixel (of `pixels`: two of them): two bfloat16 channels share one.
+// Channels that share a word.
+inline int channels_a_word(Type type) {
+  return type == Type::bfloat16 ? 2 : type == Type::int8 ? 4 : 1;
+}
+
+// Words a pixel (of `pixels`: two of them).
 inline int words_of(Type type, int channels) {
-  return type == Type::bfloat16 ? (channels + 1) / 2 : channels;
+  const int n = channels_a_word(type);
+  return (channels + n - 1) / n;
 }
 
 // Of the packed bytes and of where they come from: to be raised with any change of them, also of
@@ -41,28 +48,30 @@ struct Stream {
 // cache, groups of rows into chunks whose pattern loops fit the branch predictor.
 struct PackedConv {
   int in_channels, out_channels, kernel, stride;
-  Type in, out;      // bfloat16 sums may leave as float32, not the other way round
+  Type in, out;      // sums of words may leave as float32, not the other way round
   int group;         // G
   int chunk_groups;  // groups a chunk; the last chunk may have fewer
   int groups, chunks;
   bool relu;
   std::vector<float> bias;                     // [groups * G], zero for rows that do not exist
+  std::vector<float> scale;                    // int8: the same, see SparseArgs
+  float residual_scale = 0;                    // int8
   std::vector<std::vector<Segment>> segments;  // [block]
   std::vector<std::vector<Stream>> streams;    // [block][chunk], into `packed`
   // What the streams point into: the counts of all of them, the indices of all, the values of all.
   std::span<const std::byte> packed;
   std::shared_ptr<const void> owner;           // of `packed`
 
-  // Output channel of a packed row; in words, even and odd channels alternate by groups.
+  // Output channel of a packed row; in bfloat16, even and odd channels alternate by groups.
   int channel(int row) const {
-    if (out == Type::float32) return row;
+    if (out != Type::bfloat16) return row;
     const int g = row / group;
     return 2 * (g / 2 * group + row % group) + g % 2;
   }
   // First row of `out` that a chunk writes, in words.
   int out_row(int chunk) const {
     const int row = chunk * chunk_groups * group;
-    return out == Type::float32 ? row : row / 2;
+    return row / channels_a_word(out);
   }
   int columns(size_t block) const {
     int n = 0;
@@ -75,6 +84,8 @@ struct ConvShape {
   int in_channels, out_channels, kernel, stride, padding_before;
   bool relu;
   Type in = Type::float32, out = Type::float32;
+  // int8: how input, output and residual are to be read; the input has no negative values.
+  Quantised in_q = {}, out_q = {}, residual_q = {};
 };
 
 // The weights of a convolution, [out][in][k][k], as an array or as the model file stores them
@@ -131,7 +142,8 @@ struct Packer {
 
 // bias: [out] or null for none. With `split_taps` no block spans two taps, so that a block's
 // columns are consecutive channels (the head's layout needs no panel). With `dense` zeros are
-// kept: one long pattern of all rows, without a branch to guess. The result is the same for any
+// kept: one long pattern of all rows, without a branch to guess. For int8 each output channel's
+// weights are rounded to whole multiples of 1/127 of its largest. The result is the same for any
 // pool. Throws std::invalid_argument if mask, values and shape do not fit each other.
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
                      const float* bias, bool split_taps, bool dense = false, Packer packer = {});
@@ -142,6 +154,9 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
 PackedConv unpack_conv(const Kernels& kernels, const ConvShape& shape,
                        std::span<const std::byte>& packed, std::shared_ptr<const void> owner,
                        const float* bias, bool split_taps);
+
+// Weight words of a convolution that are not zero.
+int64_t nonzero_words(const PackedConv& conv);
 
 // Of bytes, 8-byte aligned; the same for any pool. For damage, not against intent.
 uint64_t checksum(std::span<const std::byte> bytes, Pool& pool);

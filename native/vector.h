@@ -20,7 +20,8 @@ typedef float V __attribute__((vector_size(L * 4)));
 typedef float VU __attribute__((vector_size(L * 4), aligned(4), may_alias));
 typedef int32_t I __attribute__((vector_size(L * 4)));
 
-SPARSEDET_INLINE V broadcast(float x) { return x - (V){}; }
+// As bits: a word of bytes may look like a signalling NaN.
+SPARSEDET_INLINE V broadcast(float x) { return (V)(__builtin_bit_cast(int32_t, x) - (I){}); }
 SPARSEDET_INLINE V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
 SPARSEDET_INLINE void store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
 SPARSEDET_INLINE V relu(V v) { return v > 0 ? v : (V){}; }

@@ -26,7 +26,7 @@ RUN = f"""
 import importlib, sys
 from sparsedet import _native
 _native.peak_gflops = lambda isa, threads, seconds: 100.0 * threads
-_native.peak_gflops_bf16 = lambda isa, threads, seconds: 0.0
+_native.peak_gflops_bf16 = _native.peak_gflops_int8 = lambda isa, threads, seconds: 0.0
 sys.path.insert(0, {str(BENCHMARKS)!r})
 importlib.import_module(sys.argv[1]).main(sys.argv[2:])
 """
@@ -146,6 +146,10 @@ def test_what_may_not_be_timed() -> None:
     assert verdict(sparsedet=("bf16", 60), openvino_bf16=("bf16", 65)) == ""
     assert verdict(sparsedet=("bf16", 50), openvino_bf16=("bf16", 65)).startswith("sparsedet dis")
     assert verdict(openvino_bf16=("bf16", 20)).startswith("openvino-bf16 disagrees")
+    # int8 is held to OpenVINO's int8, not to its bf16.
+    both = {"openvino_bf16": ("bf16", 90), "openvino_int8": ("int8", 60)}
+    assert verdict(sparsedet=("int8", 55), **both) == ""
+    assert verdict(sparsedet=("int8", 45), **both).startswith("sparsedet dis")
 
 
 def test_void() -> None:

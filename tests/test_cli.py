@@ -730,7 +730,7 @@ LAYERS = (
     ("network",),
     ("weights", "preprocess", "boxes", "detections", "coco", "matches", "charts"),
     ("engine", "reference", "exporters", "scored"),
-    ("backends", "plan", "packed", "omz_precision"),
+    ("backends", "plan", "packed", "omz_precision", "quantize"),
     ("pruning", "evaluate", "detector"),
     ("training", "importers", "bootstrap", "analysis", "report", "compare"),
     ("",),  # the package's own __init__

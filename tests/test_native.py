@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsedet import _native
 from sparsedet.config import preset
 from sparsedet.engine import Engine, available_isas
 from sparsedet.errors import InputError
@@ -36,6 +37,10 @@ if X86:
     ISA_FLAGS["avx512_bf16"] = [
         "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512bf16", "-mfma",
         "-mprefer-vector-width=512",
+    ]  # fmt: skip
+    ISA_FLAGS["avx512_vnni"] = [
+        "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512vnni", "-mfma",
+        "-mprefer-vector-width=512", "-fno-exceptions",
     ]  # fmt: skip
 elif ARM:
     ISA_FLAGS["neon"] = []
@@ -77,13 +82,15 @@ def test_kernels(tmp_path: Path) -> None:
     probe.write_text("int main() {}\n")
     if subprocess.run(["c++", *checks, probe, "-o", program], capture_output=True).returncode:
         checks = []  # a compiler without the checks' libraries
-    others = (NATIVE / "pack.cpp", NATIVE / "dispatch.cpp", ROOT / "tests/native/test_kernels.cpp")
+    tests = [ROOT / "tests/native" / name for name in ("test_kernels.cpp", "test_int8.cpp")]
+    others = [NATIVE / "pack.cpp", NATIVE / "dispatch.cpp", *tests]
     sources = kernel_sources(*checks) | {path: ["-O1", *checks] for path in others}
     subprocess.run(["c++", *checks, *compile_all(sources, tmp_path), "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     for isa in available_isas():
         assert f"ok   {isa} sparse" in run.stdout and f"ok   {isa} pack_conv" in run.stdout
+        assert not _native.has_int8(isa) or f"ok   {isa} int8 sparse" in run.stdout
 
 
 @needs_compiler

@@ -21,11 +21,12 @@ from .commands import (
     evaluate,
     export,
     info,
+    quantize,
     train,
 )  # fmt: skip
 from .errors import InputError
 
-COMMANDS = (detect, info, evaluate, compare, train, convert, export, download)
+COMMANDS = (detect, info, evaluate, compare, train, quantize, convert, export, download)
 """In the order of the help."""
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .backends import Backend, Name, build_backend, check_name, is_graph, load_graph
 from .config import ModelConfig
 from .detections import Detections, contract_rows, from_rows
-from .engine import Engine, default_threads
+from .engine import Engine, Precision, default_threads
 from .errors import InputError
 from .packed import cache_folder, load_engine
 from .plan import load_plan
@@ -65,7 +65,7 @@ class Detector:
     @classmethod
     def load(
         cls, path: str | os.PathLike[str] | None = None, *, num_threads: int | None = None,
-        streams: int = 1, precision: Literal["f32", "bf16", "auto"] = "f32", isa: str = "",
+        streams: int = 1, precision: Precision = "f32", isa: str = "",
         resize: Literal["fit", "stretch"] | None = None,
         plan: str | os.PathLike[str] | None = None,
         cache: bool | str | os.PathLike[str] = False, backend: Name = "native",
@@ -80,7 +80,8 @@ class Detector:
                 One stream gives the shortest time for a photograph, one for each thread the most
                 photographs a second (`stream`).
             precision: of activations and weights while running. "bf16" is faster where the CPU
-                has it and gives other scores; "auto" takes it there.
+                has it and gives other scores; "auto" takes it there. "int8" needs a file made
+                by `sparsedet quantize`, and zeros in 1x4 blocks to be fast.
             isa: of the native engine: instruction set, see `sparsedet.available_isas()`; default:
                 SPARSEDET_ISA from the environment, else the best that this CPU has.
             plan: of the native engine: a file of `sparsedet info --plan --autotune`; default: the
@@ -88,7 +89,8 @@ class Detector:
             cache: of the native engine: keep the packed weights in a file, so that the next load
                 needs no packing and processes share memory: True, in the folder `packed` of the
                 environment's SPARSEDET_CACHE, default ~/.cache/sparsedet; or a folder. A file for
-                each model, instruction set, precision and plan; nothing ever deletes it.
+                each model, instruction set, precision and plan; nothing ever deletes it. Not
+                for int8.
             resize: how photographs go on the canvas, "fit" or "stretch"; default: the model's.
             backend: who runs the network: "native", our engine; "openvino", "onnxruntime" or
                 "torch" (`pip install 'sparsedet[export]'`, for torch `[train]`), which do all the
@@ -111,7 +113,9 @@ class Detector:
             )
         path = embedded_model() if path is None else path
         methods = None if plan is None else load_plan(plan)
-        folder = cache_folder(cache)
+        folder = cache_folder(cache) if precision != "int8" else None
+        if precision == "int8" and backend != "native":
+            raise InputError(f"precision 'int8' is the native engine's, the backend is {backend!r}")
         engine: Backend
         if is_graph(path):
             engine = load_graph(backend, path, threads=threads, streams=streams,
@@ -125,7 +129,7 @@ class Detector:
             model = load_model(path, check=False)  # the engine asks for every tensor
             engine = Engine(
                 model.config, model.tensors, threads=threads, isa=isa, precision=precision,
-                plan=methods,
+                plan=methods, ranges=model.ranges,
             )  # fmt: skip
         else:
             model, engine = load_engine(

@@ -105,11 +105,15 @@ def check_threads(threads: int) -> None:
         raise InputError(f"threads is {threads!r}, expected a whole number 1..1024")
 
 
-def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16"]:
+Precision = Literal["f32", "bf16", "int8", "auto"]
+_PRECISIONS: tuple[Literal["f32", "bf16", "int8"], ...] = ("f32", "bf16", "int8")
+
+
+def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16", "int8"]:
     """What "auto" means here: bf16 where the CPU multiplies it natively, as OpenVINO does.
 
     Raises:
-        InputError: another word than "f32", "bf16" or "auto", or a bad instruction set.
+        InputError: another word than "f32", "bf16", "int8" or "auto", or a bad instruction set.
     """
     if precision == "auto":
         try:
@@ -117,11 +121,10 @@ def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16"]:
         except ValueError as error:
             raise InputError(str(error)) from None
         return "bf16" if native else "f32"
-    if precision == "bf16":
-        return "bf16"
-    if precision != "f32":
-        raise InputError(f"precision is {precision!r}, expected 'f32', 'bf16' or 'auto'")
-    return "f32"
+    for known in _PRECISIONS:
+        if precision == known:
+            return known
+    raise InputError(f"precision is {precision!r}, expected 'f32', 'bf16', 'int8' or 'auto'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +170,9 @@ class Engine:
         pin: keep each worker thread on one CPU.
         hoist: run res5's linear parts before RoIAlign, once for the map instead of once for
             each region; the same up to rounding.
-        precision: of weights and of the activations between layers; sums are float32. "auto":
-            see `choose_precision`.
+        precision: of weights and of the activations between layers; sums are float32, of int8
+            whole numbers. "auto": see `choose_precision`.
+        ranges: for int8 the range of every operation's output, see `quantize.calibrate`.
         plan: "sparse", "dense" or "winograd" for operations by name; a cost model that looks at
             shapes and zeros alone chooses for the others. Results are the same to the bit for
             one plan, whatever the number of threads.
@@ -180,14 +184,15 @@ class Engine:
     Raises:
         InputError: an instruction set that is unknown or that this CPU lacks, or a bad number
             of threads; a precision that is unknown or that this CPU lacks; packed weights that
-            are damaged.
+            are damaged; int8 without ranges.
     """
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *,
         threads: int | None = None, isa: str = "", pin: bool = False, hoist: bool = True,
-        linear: bool = False, precision: Literal["f32", "bf16", "auto"] = "f32",
+        linear: bool = False, precision: Precision = "f32",
         plan: Mapping[str, str] | None = None, packed: Mapping[str, PackedOp] | None = None,
+        ranges: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         threads = default_threads() if threads is None else threads
         check_threads(threads)
@@ -199,7 +204,12 @@ class Engine:
             self.native = NativeEngine(isa, threads, pin, _params(config, hoist, self.precision))
         except ValueError as error:
             raise InputError(str(error)) from None
-        plan = dict(plan or {})
+        plan, ranges = dict(plan or {}), ranges or {}
+        if self.precision == "int8" and not ranges:
+            raise InputError(
+                f"precision 'int8': {config.name} has no ranges of its activations; make them with "
+                "'sparsedet quantize MODEL --images FOLDER --output FILE' and load that file"
+            )
         try:
             for layer, weight, bias in lower(config, tensors, not linear, packed is None):
                 operation = (
@@ -219,7 +229,7 @@ class Engine:
                     given: Any = weight
                     if isinstance(weight, StoredTensor):
                         given = weight.mask, weight.values
-                    self.native.add(*operation, given, bias, method)
+                    self.native.add(*operation, given, bias, method, ranges.get(layer.name, 0.0))
         except InputError:
             raise
         except ValueError as error:  # of the plan; weights that do not fit were refused before
@@ -286,7 +296,7 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
         "num_classes": config.num_classes,
         "background_first": config.background == "first",
         "hoist": hoist,
-        "bfloat16": precision == "bf16",
+        "precision": precision,
         **{
             key: getattr(config, key)
             for key in (
@@ -299,7 +309,8 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
 
 
 __all__ = [
-    "MERGED", "Engine", "Memory", "PackedOp", "available_isas", "check_threads", "choose_isa",
+    "MERGED", "Engine", "Memory", "PackedOp", "Precision", "available_isas", "check_threads",
+    "choose_isa",
     "choose_precision",
     "default_threads", "lower",
 ]  # fmt: skip

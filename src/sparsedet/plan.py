@@ -12,14 +12,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import peak_gflops, peak_gflops_bf16
+from ._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
 from .config import ModelConfig
-from .engine import MERGED, Engine
+from .engine import MERGED, Engine, Precision
 from .errors import InputError
 from .files import write_atomic
 from .network import Layer, build_network
@@ -34,6 +34,8 @@ class Planned:
 
     Attributes:
         sparsity: zeros among its weights, 0..1.
+        words: share of its weight words (one weight, or two of bf16, or four of int8) that hold a
+            weight; what is not zero as a whole is multiplied as a whole.
         gflop: 10^9 floating-point operations that are done for an image, zeros left out where the
             method leaves them out.
         expected: GFLOP/s that the cost model expects, from the CPU's measured peak.
@@ -43,6 +45,7 @@ class Planned:
     name: str
     method: str
     sparsity: float
+    words: float
     gflop: float
     expected: float
     seconds: float
@@ -59,14 +62,14 @@ def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]
     canvas = _noise(config) if canvas is None else canvas
     network = build_network(config, canvas.shape[:2])
     best = _fastest(engine, canvas)
-    probe = peak_gflops if engine.precision == "f32" else peak_gflops_bf16
-    peak = probe(engine.isa, engine.threads, 0.3)
+    probes = {"f32": peak_gflops, "bf16": peak_gflops_bf16, "int8": peak_gflops_int8}
+    peak = probes[engine.precision](engine.isa, engine.threads, 0.3)
     by_name: dict[str, list[Layer]] = {}
     for layer in network.weighted:
         merged = next((m for m, names in MERGED.items() if layer.name in names), layer.name)
         by_name.setdefault(merged, []).append(layer)
     rows = []
-    for name, method, share, nonzero, hoisted, _ in engine.native.planned:
+    for name, method, share, nonzero, words, hoisted, _ in engine.native.planned:
         layers = by_name[name]
         layer, weights = layers[0], sum(layer.weights for layer in layers)
         cells = layer.out_size[0] * layer.out_size[1] * _inside(layer)
@@ -74,9 +77,10 @@ def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]
             cells = network.feature_size[0] * network.feature_size[1]
         elif layer.part == "roi":
             cells *= config.proposals
-        kept = {"sparse": nonzero, "dense": weights, "winograd": weights / 4}[method]
+        held = words * weights if engine.precision == "int8" else nonzero
+        kept = {"sparse": held, "dense": weights, "winograd": weights / 4}[method]
         rows.append(
-            Planned(name, method, 1 - nonzero / weights, 2e-9 * kept * cells, share * peak,
+            Planned(name, method, 1 - nonzero / weights, words, 2e-9 * kept * cells, share * peak,
                     best.get(name, 0.0))
         )  # fmt: skip
     return rows
@@ -114,13 +118,14 @@ def _fastest(engine: Engine, canvas: NDArray[Any]) -> dict[str, float]:
 def table(rows: list[Planned]) -> str:
     """As text, one line an operation."""
     lines = [
-        f"{'operation':20} {'method':8} {'zeros':>6} {'GFLOP':>8} {'expected':>9} "
+        f"{'operation':20} {'method':8} {'zeros':>6} {'words':>6} {'GFLOP':>8} {'expected':>9} "
         f"{'measured':>9} GFLOP/s {'ms':>8}"
     ]
     for r in rows:
         rate = f"{r.gflop / r.seconds:9.0f}" if r.seconds else f"{'-':>9}"
         lines.append(
-            f"{r.name:20} {r.method:8} {100 * r.sparsity:5.1f}% {r.gflop:8.3f} {r.expected:9.0f} "
+            f"{r.name:20} {r.method:8} {100 * r.sparsity:5.1f}% {100 * r.words:5.1f}% "
+            f"{r.gflop:8.3f} {r.expected:9.0f} "
             f"{rate} {'':7} {1000 * r.seconds:8.2f}"
         )
     return "\n".join(lines)
@@ -128,26 +133,30 @@ def table(rows: list[Planned]) -> str:
 
 def autotune(
     config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *, threads: int | None = None,
-    isa: str = "", precision: Literal["f32", "bf16", "auto"] = "f32",
+    isa: str = "", precision: Precision = "f32", ranges: Mapping[str, float] | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """The fastest method of each operation, measured here on noise.
 
     Args:
         config, tensors: the model, folded.
-        threads, isa, precision: as `Engine` takes them.
+        threads, isa, precision, ranges: as `Engine` takes them.
     """
     canvas = _noise(config)
     plan: dict[str, str] = {}
     fastest: dict[str, float] = {}
-    planned = Engine(config, tensors, threads=threads, isa=isa, precision=precision).native.planned
+
+    def build(plan: Mapping[str, str] | None) -> Engine:
+        return Engine(config, tensors, threads=threads, isa=isa, precision=precision, plan=plan,
+                      ranges=ranges)  # fmt: skip
+
+    planned = build(None).native.planned
     for method in ("sparse", "dense", "winograd"):
         wanted = {
             name: method
             for name, *_, can_winograd in planned
             if method != "winograd" or can_winograd
         }
-        engine = Engine(config, tensors, threads=threads, isa=isa, precision=precision, plan=wanted)
-        for name, seconds in _fastest(engine, canvas).items():
+        for name, seconds in _fastest(build(wanted), canvas).items():
             if name in wanted and seconds < fastest.get(name, np.inf):
                 plan[name], fastest[name] = method, seconds
     return plan

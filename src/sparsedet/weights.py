@@ -55,12 +55,36 @@ class ModelFile:
             a file are decoded when first asked for.
         provenance: JSON-ready values: recipe, data, licences, dates.
         storage_dtype: of the weights in the file; biases are always float32 there.
+        ranges: for int8, of the output of each of `byte_layers`; None if there are none.
     """
 
     config: ModelConfig
     tensors: Mapping[str, NDArray[np.float32]]
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
+    ranges: dict[str, float] | None = None
+
+
+def byte_layers(config: ModelConfig) -> list[str]:
+    """Layers whose outputs are bytes in int8: all but the stem and the predictors."""
+    layers = build_network(config).layers
+    return [layer.name for layer in layers if layer.prunable or not layer.weights]
+
+
+def check_ranges(config: ModelConfig, ranges: Mapping[str, Any]) -> None:
+    """Check that there is exactly one range for each of `byte_layers`.
+
+    Raises:
+        InputError: one is missing, left over, or not a finite number from 0 on.
+    """
+    names = byte_layers(config)
+    if different := sorted(set(names) ^ set(ranges)):
+        what = "missing" if different[0] in names else "of no layer that needs it"
+        raise InputError(f"the int8 range of {different[0]!r} is {what}")
+    for name, value in ranges.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < 3e38:  # of float32
+            raise InputError(f"the int8 range of {name!r} is {value!r}, no number from 0 on")
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -111,6 +135,7 @@ def save_model(
     provenance: Mapping[str, Any],
     *,
     dtype: StorageDtype = "float16",
+    ranges: Mapping[str, float] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model file; the same arguments give the same bytes.
@@ -122,6 +147,7 @@ def save_model(
         provenance: JSON-ready values.
         dtype: of the stored weights. float16 rounds them to 11 bits; those under 3e-8 become
             zeros.
+        ranges: as in `ModelFile`.
         overwrite: replace an existing file.
 
     Raises:
@@ -131,6 +157,8 @@ def save_model(
     if dtype not in _STORED_AS:
         raise InputError(f"dtype is {dtype!r}, expected 'float16' or 'float32'")
     check_tensors(config, tensors)
+    if ranges is not None:
+        check_ranges(config, ranges)
 
     stored: dict[str, NDArray[Any]] = {}
     sparse: dict[str, tuple[int, ...]] = {}
@@ -155,6 +183,8 @@ def save_model(
         "provenance": _to_json("provenance", dict(provenance)),
         "sparse": _to_json("sparse", sparse),
     }
+    if ranges is not None:
+        metadata["int8_ranges"] = _to_json("ranges", dict(ranges))
     write_atomic(path, _container(metadata, stored), overwrite=overwrite)
 
 
@@ -240,6 +270,10 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     config, shapes = _parse_config(metadata["config"], len(entries))
     provenance = _parse_json("the provenance", metadata["provenance"])
     sparse = _parse_json("the list of sparse tensors", metadata["sparse"])
+    ranges = None
+    if "int8_ranges" in metadata:
+        ranges = _parse_json("the int8 ranges", metadata["int8_ranges"])
+        check_ranges(config, ranges)
     half = any(entry.dtype == "F16" for entry in entries.values())
     weights_kind = "F16" if half else "F32"
 
@@ -271,7 +305,7 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     if left := sorted(entries) or sorted(sparse):
         raise ValueError(f"tensor {left[0]!r} comes twice or belongs to no layer")
     tensors = StoredTensors(path, file.fileno(), places)
-    return ModelFile(config, tensors, provenance, "float16" if half else "float32")
+    return ModelFile(config, tensors, provenance, "float16" if half else "float32", ranges)
 
 
 def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Entry]]:

@@ -17,6 +17,7 @@
 #include "dispatch.h"
 #include "kernels.h"
 #include "pack.h"
+#include "test_int8.h"
 
 namespace {
 
@@ -210,7 +211,7 @@ bool pool_case(const Kernels& k, int width) {
   for (int r = 0; r < 3; r++) {
     rows[r].resize(2 * whole + 2);  // the taps of whole vectors
     for (float& v : rows[r]) v = draw(false);
-    a.rows[r] = rows[r].data();
+    a.rows[0][r] = rows[r].data();
   }
   Output out(whole);
   for (int x = 0; x < whole; x++) {
@@ -441,6 +442,7 @@ int main() {
         if (k.sparse[G]) good &= test_sparse(k, G, fraction);
     good &= test_others(k);
     good &= test_pack_conv(k);
+    if (has_int8(k)) good &= test_int8(k);
   }
   return good ? 0 : 1;
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 BACKENDS = ("native", "openvino", "onnxruntime", "torch")
 """As `backends.NAMES`, which would bring numpy and the engine with it."""
 
+PRECISIONS = ("f32", "bf16", "int8", "auto")
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[[str, Run, str], argparse.ArgumentParser]
 """command(name, run, text) adds a command and returns its parser."""
@@ -37,6 +38,6 @@ def running_flags(parser: argparse.ArgumentParser, *, model: bool = True) -> Non
     parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="of `info --plan --autotune`; "
                         "default: by a cost model")  # fmt: skip
-    parser.add_argument("--precision", choices=("f32", "bf16", "auto"), default="f32",
+    parser.add_argument("--precision", choices=PRECISIONS, default="f32",
                         help="bf16 is faster and gives other scores; auto: bf16 where the "
-                        "CPU has it")  # fmt: skip
+                        "CPU has it; int8: for a file of `quantize`")  # fmt: skip

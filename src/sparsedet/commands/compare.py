@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import BACKENDS, Command, running_flags
+from . import BACKENDS, PRECISIONS, Command, running_flags
 from .evaluate import check_outputs, data_flags, progress, warn
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def register(command: Command) -> None:
     data_flags(parser)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     running_flags(parser, model=False)
-    parser.add_argument("--precision-b", choices=("f32", "bf16", "auto"),
+    parser.add_argument("--precision-b", choices=PRECISIONS,
                         help="of B alone; default: as --precision")  # fmt: skip
     parser.add_argument("--backend-b", choices=BACKENDS,
                         help="of B alone; default: as --backend")  # fmt: skip

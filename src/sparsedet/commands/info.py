@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import Command
+from . import PRECISIONS, Command
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -24,7 +24,7 @@ def register(command: Command) -> None:
                       "expected and measured GFLOP/s")  # fmt: skip
     info.add_argument("--autotune", type=Path, metavar="FILE", help="measure all "
                       "methods of each operation, write the fastest to a plan file")  # fmt: skip
-    info.add_argument("--precision", choices=("f32", "bf16", "auto"), default="f32",
+    info.add_argument("--precision", choices=PRECISIONS, default="f32",
                       help="of --plan")  # fmt: skip
     info.add_argument("--rois", type=int, help="regions an image (default: the model's)")
 
@@ -90,9 +90,11 @@ def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
 
     plan = None
     if arguments.autotune:
-        plan = autotune(model.config, model.tensors, precision=arguments.precision)
+        plan = autotune(model.config, model.tensors, precision=arguments.precision,
+                        ranges=model.ranges)  # fmt: skip
         save_plan(arguments.autotune, plan)
-    engine = Engine(model.config, model.tensors, precision=arguments.precision, plan=plan)
+    engine = Engine(model.config, model.tensors, precision=arguments.precision, plan=plan,
+                    ranges=model.ranges)  # fmt: skip
     rows = measure(engine)
     print(table(rows))
     work, busy = sum(r.gflop for r in rows), sum(r.seconds for r in rows)

@@ -7,36 +7,52 @@ rescaled on a picture so that detections of many classes appear; an empty result
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..engine import Engine
+from ..errors import InputError
 from ..network import build_network
 from .schedule import prunable_layers, uniform_zeros
 
 
-def random_tensors(config: ModelConfig, sparsity: float, seed: int = 0) -> dict[str, NDArray[Any]]:
+def random_tensors(
+    config: ModelConfig, sparsity: float, seed: int = 0,
+    pattern: Literal["unstructured", "1x4"] = "unstructured",
+) -> dict[str, NDArray[Any]]:  # fmt: skip
     """Folded weights of a whole network.
 
     Args:
         sparsity: zeros among ALL parameters, 0 <= sparsity < 1.
+        pattern: "1x4" makes four neighbouring input channels at one filter tap zero together, as
+            `pruning.patterns` does.
 
     Returns:
         `NAME.weight` and `NAME.bias`, float32. Deviations keep activations of every depth near
         1; nonzero weights are scaled up for the zeros among them.
     """
     network = build_network(config)
+    prunable = [network.by_name[name] for name in prunable_layers(network)]
+    if pattern == "1x4" and any(layer.in_channels % 4 for layer in prunable):
+        raise InputError("pattern 1x4 needs input channels in fours")
     zeros = uniform_zeros(network, prunable_layers(network), sparsity) if sparsity else {}
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
     for layer in network.weighted:
         weight = rng.standard_normal(layer.weights, dtype=np.float32)
         dead = zeros.get(layer.name, 0)
-        # Exactly that many zeros: the smallest of random keys.
-        if dead:
+        # Exactly that many zeros (or whole blocks): the smallest of random keys.
+        if dead and pattern == "1x4":
+            blocks = weight.reshape(layer.out_channels, -1, 4, layer.kernel**2)
+            dead = -(-dead // 4) * 4
+            chosen = np.argpartition(rng.random(weight.size // 4, dtype=np.float32), dead // 4 - 1)
+            alive = np.ones(weight.size // 4, np.float32)
+            alive[chosen[: dead // 4]] = 0
+            blocks *= alive.reshape(layer.out_channels, -1, 1, layer.kernel**2)
+        elif dead:
             weight[np.argpartition(rng.random(weight.size, dtype=np.float32), dead)[:dead]] = 0
         fan_in = layer.in_channels * layer.kernel**2 * (1 - dead / weight.size)
         gain = 0.3 if layer.residual else 1.4  # a residual branch adds little to its trunk
@@ -50,7 +66,7 @@ def random_tensors(config: ModelConfig, sparsity: float, seed: int = 0) -> dict[
 
 def lively_tensors(
     config: ModelConfig, sparsity: float, canvas: NDArray[np.uint8], seed: int = 0,
-    regions: int = 64,
+    regions: int = 64, pattern: Literal["unstructured", "1x4"] = "unstructured",
 ) -> dict[str, NDArray[Any]]:  # fmt: skip
     """`random_tensors`, rescaled layer by layer on a picture so that many classes are detected.
 
@@ -61,8 +77,9 @@ def lively_tensors(
     Args:
         canvas: (H, W, 3) uint8 BGR.
         regions: how many regions res5 and the predictors are scaled on.
+        pattern: as `random_tensors` takes it.
     """
-    tensors = random_tensors(config, sparsity, seed)
+    tensors = random_tensors(config, sparsity, seed, pattern)
     network = build_network(config, (canvas.shape[0], canvas.shape[1]))
     # Every layer alone and linear: residual and ReLU are added here.
     linear = Engine(config, tensors, hoist=False, linear=True).native

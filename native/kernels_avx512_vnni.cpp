@@ -1,0 +1,210 @@
+// Eight-bit words with AVX-512's dot product of fours, which sums exactly (VNNI).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own header
+#include <immintrin.h>
+#define SPARSEDET_LANES 16
+#include "sparse_tile.h"
+
+namespace sparsedet {
+namespace {
+
+constexpr int G = 4;  // the channels of a word: nothing waits for another group
+
+struct Int8 {
+  static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
+    return (V)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weight);
+  }
+};
+
+// Whole numbers, saturated below 256; join() saturates above zero.
+SPARSEDET_INLINE __m512i whole(V v) {
+  return _mm512_cvtps_epi32(_mm512_min_ps(v, broadcast(255.0f)));
+}
+
+SPARSEDET_INLINE V byte_of(V word, int channel) {
+  return _mm512_cvtepi32_ps((__m512i)((I)word >> 8 * channel & 255));
+}
+
+SPARSEDET_INLINE V load_bytes(const float* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+
+// In every 128 bits, four of each of v[0..3], as bytes.
+SPARSEDET_INLINE __m512i bytes(const __m512i (&v)[4]) {
+  return _mm512_packus_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+}
+
+// Four channels of the same pixels to words.
+SPARSEDET_INLINE V join(const __m512i (&channels)[4]) {
+  const __m512i order = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return (V)_mm512_shuffle_epi8(bytes(channels), order);
+}
+
+template <int P>
+__attribute__((noinline)) void tile(const SparseArgs& a) {
+  const uint16_t *index = a.index, *counts = a.counts;
+  const float* values = a.values;
+  const char* prefetch = a.prefetch;
+  V* partial = reinterpret_cast<V*>(a.partial);
+  for (int group = 0; group < a.groups; group++, partial += G * kVectors) {
+    const int row = group * G;
+    if (prefetch)
+      for (int i = 0; i < a.prefetch_rows; i++, prefetch += a.prefetch_stride)
+        for (int p = 0; p < P; p++) __builtin_prefetch(prefetch + p * L * 4, 0, 2);
+    if (a.last && a.residual)  // that is added next; past the end is harmless
+      for (int p = 0; p < P; p++)
+        __builtin_prefetch(a.residual + (group + 1) * a.row_stride + a.offset[p], 1, 3);
+    V sum[G][P];
+#pragma GCC unroll 8
+    for (int g = 0; g < G; g++)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) sum[g][p] = a.first ? (V){} : partial[g * kVectors + p];
+    patterns<Int8, G, P, 1>(reinterpret_cast<const char*>(a.panel), index, values, counts, sum);
+    counts += (1 << G) - 1;
+    if (!a.last) {
+#pragma GCC unroll 8
+      for (int g = 0; g < G; g++)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; p++) partial[g * kVectors + p] = sum[g][p];
+      continue;
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < G; g++) {
+      const V scale = broadcast(a.scale[row + g]), bias = broadcast(a.bias[row + g]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++)
+        sum[g][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[g][p]), scale, bias);
+    }
+    if (a.words) {
+      if (group >= a.rows) break;
+      const ptrdiff_t at = group * a.row_stride;
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) {
+        __m512i channels[4];
+        const V residual = a.residual ? load(a.residual + at + a.offset[p]) : (V){};
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) {
+          V v = sum[g][p];
+          if (a.residual) v = _mm512_fmadd_ps(byte_of(residual, g), broadcast(a.residual_scale), v);
+          channels[g] = whole(v);
+        }
+        V v = join(channels);
+        if (a.valid[p] < L) v = keep(v, a.valid[p]);
+        store(a.out + at + a.offset[p], v);
+      }
+      continue;
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < G; g++) {
+      if (row + g >= a.rows) break;
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) {
+        V v = a.relu ? relu(sum[g][p]) : sum[g][p];
+        if (a.valid[p] < L) v = keep(v, a.valid[p]);
+        store(a.out + (row + g) * a.row_stride + a.offset[p], v);
+      }
+    }
+  }
+}
+
+void sparse(const SparseArgs& a) {
+  switch (a.vectors) {
+    case 1: return tile<1>(a);
+    case 2: return tile<2>(a);
+    case 3: return tile<3>(a);
+    default: return tile<4>(a);
+  }
+}
+
+void pool(const PoolArgs& a) {
+  const V scale = broadcast(a.scale);
+  for (int x = 0; x < a.width; x += L) {
+    __m512i channels[4];
+    for (int c = 0; c < 4; c++) channels[c] = whole(largest(a.rows[c], x) * scale);
+    const V words = join(channels);
+    store(a.out + x, a.width - x < L ? keep(words, a.width - x) : words);
+  }
+}
+
+// Sixteen words, 64 channels, of each of L regions.
+template <bool BYTES>
+SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
+  V t[1][L];
+  I order;  // bytes() leaves word 4 j + l as part j of 128 bits l
+  for (int w = 0; w < L; w++) order[w] = w % 4 * 4 + w / 4;
+  const V scale = broadcast(a.scale);
+#pragma GCC unroll 1
+  for (int i = 0; i < L; i++) {
+    V sum[4] = {};
+    for (int k = 0; k < a.count[i]; k++) {
+      const V weight = broadcast(a.weights[i][k]);
+      const float* cell = a.map + a.cells[i][k] * a.pitch + (BYTES ? c : 4 * c);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        if constexpr (BYTES) {
+          sum[j] += weight * load_bytes(cell + j * 4);
+        } else {
+          sum[j] += weight * load(cell + j * L);
+        }
+      }
+    }
+    __m512i channels[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      const V bias = a.bias ? load(a.bias + 4 * c + j * L) : (V){};
+      channels[j] = whole(_mm512_fmadd_ps(sum[j], scale, bias));
+    }
+    t[0][i] = (V)_mm512_permutexvar_epi32((__m512i)order, bytes(channels));
+  }
+  store_regions(a, c, t);
+}
+
+void roi(const RoiArgs& a) {
+  for (int c = 0; c < a.channels; c += L) {
+    if (a.bytes) roi_block<true>(a, c);
+    else roi_block<false>(a, c);
+  }
+}
+
+void mean(const MeanArgs& a) {
+  const V scale = broadcast(a.scale * (1.0f / static_cast<float>(a.cells)));
+  for (int l = 0; l < a.lanes; l += kVectors * L) {  // what a cell holds is read together
+    I sum[4][kVectors] = {};
+    for (int i = 0; i < a.cells; i++)
+#pragma GCC unroll 8
+      for (int p = 0; p < kVectors; p++) {
+        const I words = (I)load(a.source + i * a.cell_stride + l + p * L);
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) sum[c][p] += words >> 8 * c & 255;
+      }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++)
+      if (a.out[c])
+#pragma GCC unroll 8
+        for (int p = 0; p < kVectors; p++)
+          store(a.out[c] + l + p * L, _mm512_cvtepi32_ps((__m512i)sum[c][p]) * scale);
+  }
+}
+
+int64_t peak(const PeakArgs& a) {
+  constexpr int chains = 12;
+  V sum[chains];  // unequal, or the compiler would keep one of them
+  for (int i = 0; i < chains; i++) sum[i] = broadcast(static_cast<float>(i));
+  V x = {}, y = {};
+  for (int64_t round = 0; round < a.rounds; round++) {
+    __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; i++) sum[i] = Int8::add_product(sum[i], x, y);
+  }
+  for (int i = 0; i < chains; i++)
+    for (int k = 0; k < L; k++) *a.sink += sum[i][k];
+  return a.rounds * chains * L * 8;
+}
+
+bool supported() { return __builtin_cpu_supports("avx512vnni"); }
+
+}  // namespace
+const WordKernels kernels_avx512_vnni = {
+    supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr}, pool, roi, mean, peak};
+}  // namespace sparsedet

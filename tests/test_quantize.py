@@ -1,0 +1,334 @@
+"""int8: operations to the bit, ranges, the file that holds them, and the command.
+
+With scales that are powers of two and whole numbers as weights every step is exact in float64, so
+int8 results are those of torch, rounded once, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SMALL
+from conftest import picture as photograph
+from numpy.typing import NDArray
+
+from sparsedet import Detector, _native, load_model
+from sparsedet.cli import main
+from sparsedet.config import ModelConfig
+from sparsedet.engine import MERGED, Engine, choose_precision, lower
+from sparsedet.errors import InputError
+from sparsedet.network import Layer, build_network
+from sparsedet.preprocess import to_canvas
+from sparsedet.pruning.synthetic import random_tensors
+from sparsedet.quantize import _cheapest, calibrate
+from sparsedet.weights import byte_layers, save_model
+
+INT8_ISAS = [isa for isa in _native.available_isas() if _native.has_int8(isa)]
+needs_int8 = pytest.mark.skipif(len(INT8_ISAS) < 2, reason="this CPU has no VNNI")
+
+
+def canvas_of(seed: int = 0) -> NDArray[np.uint8]:
+    return to_canvas(photograph(seed=seed), SMALL.canvas_height, SMALL.canvas_width)[0]
+
+
+def calibrated(tensors: dict[str, NDArray[Any]]) -> dict[str, float]:
+    return calibrate(SMALL, tensors, [canvas_of(seed) for seed in range(3)], threads=1)
+
+
+# ------------------------------------------------------------------- against torch, to the bit
+
+
+def whole_numbers(config: ModelConfig) -> dict[str, NDArray[Any]]:
+    """Weights that int8 keeps as they are: multiples of 2^-9, each row's largest 127 of them."""
+    rng = np.random.default_rng(3)
+    tensors = {}
+    for name, tensor in random_tensors(config, 0.6).items():
+        whole = np.where(tensor != 0, rng.integers(-126, 127, tensor.shape), 0)
+        if name.endswith(".weight"):
+            whole.reshape(len(whole), -1)[:, 0] = 127
+            whole = whole / 512
+        tensors[name] = whole.astype(np.float32)
+    return tensors
+
+
+class Steps:
+    """What a byte's step is worth for each tensor: powers of two, about as large as whole numbers
+    make the outputs."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.features = build_network(config).features
+        self.relu: dict[str, bool] = {}
+        self.steps: dict[str, float] = {}
+        for layer in build_network(config).layers:
+            if layer.name in byte_layers(config):
+                self.relu[layer.name] = layer.relu or not layer.weights
+                self.steps[layer.name] = {"pool": 0.25, "shortcut": 2.0}.get(
+                    layer.name.split(".")[-1], 1.0
+                )
+
+    @property
+    def ranges(self) -> dict[str, float]:
+        return {name: s * (255 if self.relu[name] else 127) for name, s in self.steps.items()}
+
+    def values(self, name: str, shape: tuple[int, ...], rng: Any) -> NDArray[np.float32]:
+        """Random values of a tensor."""
+        name = self.features if name == "rois" else name
+        if name not in self.steps:
+            return np.asarray(rng.integers(0, 41, shape), np.float32)
+        low, high = (0, 256) if self.relu[name] else (-128, 128)
+        return np.asarray(rng.integers(low, high, shape) * self.steps[name], np.float32)
+
+    def rounded(self, name: str, exact: Any) -> Any:
+        """A torch tensor as its bytes hold it."""
+        if name not in self.steps:
+            return exact.float()
+        low, high = (0, 255) if self.relu[name] else (-128, 127)
+        return ((exact / self.steps[name]).round().clamp(low, high) * self.steps[name]).float()
+
+
+def check_exact(config: ModelConfig, isa: str, sizes: Any, truth: Any) -> None:
+    import torch
+
+    tensors, steps, rng = whole_numbers(config), Steps(config), np.random.default_rng(1)
+    engine = Engine(config, tensors, threads=1, isa=isa, hoist=False, precision="int8",
+                    ranges=steps.ranges).native  # fmt: skip
+    model = truth(config, tensors).double()
+    for layer, _, _ in lower(config, tensors):
+        for batch, height, width in sizes(layer):
+            x = steps.values(layer.source, (batch, layer.in_channels, height, width), rng)
+            shaped = torch.from_numpy(x).double()
+            if not layer.weights:
+                padded = torch.nn.functional.pad(shaped, layer.padding * 2)
+                want = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
+            else:
+                members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
+                shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
+                want = torch.cat([member(shaped) for member in members], dim=1)
+                want = want[..., None, None] if layer.kind == "linear" else want
+            got = engine.run_op(layer.name, x)
+            assert np.array_equal(got, steps.rounded(layer.name, want)), (layer.name, x.shape)
+            assert got.size < 500 or len(np.unique(got)) > 20  # not all zero or cut off
+            if layer.residual:
+                y = steps.values(layer.residual, tuple(want.shape), rng)
+                want = steps.rounded(layer.name, members[0](shaped, torch.from_numpy(y).double()))
+                got = engine.run_op(layer.name, x, y)
+                assert np.array_equal(got, want), (layer.name, "with a residual", x.shape)
+
+
+@pytest.mark.parametrize("isa", INT8_ISAS)
+@pytest.mark.parametrize("family", ["r101-c4", "r101-c4-detectron2", "r50half-c4"])
+@pytest.mark.usefixtures("one_torch_thread")
+def test_operations(family: str, isa: str) -> None:
+    pytest.importorskip("torch")
+    import test_engine
+
+    check_exact(test_engine.small(family), isa, test_engine.own_size, test_engine.truth)
+
+
+@pytest.mark.parametrize("isa", INT8_ISAS)
+@pytest.mark.usefixtures("one_torch_thread")
+def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
+    pytest.importorskip("torch")
+    import test_engine
+
+    config = test_engine.small(
+        "r101-c4", blocks=(1, 1, 1, 1), bottleneck_channels=(150, 20, 20, 150),
+        stage_channels=(421, 20, 600, 421),
+    )  # fmt: skip
+
+    def size(layer: Layer) -> list[tuple[int, ...]]:
+        batch = 3 if layer.part == "roi" else 1
+        return [(batch, 1, 1) if layer.kind == "linear" else (batch, 7, 9)]
+
+    check_exact(config, isa, size, test_engine.truth)
+
+
+@pytest.mark.parametrize("isa", INT8_ISAS)
+@pytest.mark.parametrize("hoist", [True, False])
+def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> None:
+    tensors = load_model(small_model).tensors
+    ranges, canvas = calibrated(tensors), canvas_of().astype(np.float32)
+    exact = Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist).native
+    engine = Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist, precision="int8",
+                    ranges=ranges).native  # fmt: skip
+    features = exact.features(canvas)
+
+    def near(got: NDArray[Any], want: NDArray[Any], share: float) -> None:
+        assert got.shape == want.shape and np.abs(got - want).max() < share * np.abs(want).max()
+
+    near(engine.features(canvas), features, 0.06)
+    boxes = np.array([[3, 5, 60, 50], [0, 0, 96, 64], [40, 20, 44, 60]], dtype=np.float32)
+    pairs = zip(engine.regions(features, boxes), exact.regions(features, boxes), strict=True)
+    for got, want in pairs:
+        near(got, want, 0.1)
+
+
+@needs_int8
+def test_threads_and_forks_agree_to_the_bit(small_model: Path) -> None:
+    tensors = load_model(small_model).tensors
+    ranges, canvas = calibrated(tensors), canvas_of()
+    engines = [Engine(SMALL, tensors, threads=n, precision="int8", ranges=ranges)
+               for n in (1, 2, 3)]  # fmt: skip
+    rows = [engine.run(canvas) for engine in (*engines, engines[1].fork())]
+    assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
+
+
+# ------------------------------------------------------------------------------------- ranges
+
+
+def squared_error(x: NDArray[np.float64], top: float, steps: int) -> float:
+    step = top / steps
+    return float(np.sum((np.minimum(np.round(x / step), steps) * step - x) ** 2))
+
+
+@pytest.mark.parametrize("steps", [127, 255])
+@pytest.mark.parametrize("kind", ["uniform", "normal", "outlier"])
+def test_a_range_costs_the_least(kind: str, steps: int) -> None:
+    rng = np.random.default_rng(5)
+    x = np.abs(rng.uniform(0, 3, 40000) if kind == "uniform" else rng.normal(0, 1, 40000))
+    if kind == "outlier":
+        x[0] = 40
+    bits = x.astype(np.float32).view(np.int32) >> 18
+    found = _cheapest(np.bincount(bits, minlength=1 << 13), steps)
+    best = min(squared_error(x, top, steps) for top in np.linspace(0.5, x.max(), 400))
+    assert squared_error(x, found, steps) < 1.1 * best
+
+
+def test_ranges_follow_their_layer(small_model: Path) -> None:
+    """Twice a convolution's weights and biases: twice its output and its range, no other one."""
+    tensors = dict(load_model(small_model).tensors)
+    before = calibrated(tensors)
+    for name in ("rpn.conv.weight", "rpn.conv.bias"):
+        tensors[name] = 2 * tensors[name]
+    for name in ("rpn.objectness.weight", "rpn.deltas.weight"):
+        tensors[name] = tensors[name] / 2
+    after = calibrated(tensors)
+    assert list(before) == byte_layers(SMALL)
+    assert after.pop("rpn.conv") == pytest.approx(2 * before.pop("rpn.conv"))
+    assert after == before
+    assert _cheapest(np.bincount([0], minlength=1 << 13), 255) == 0.0
+
+
+def test_no_photograph(small_model: Path) -> None:
+    with pytest.raises(InputError, match="no photograph"):
+        calibrate(SMALL, load_model(small_model).tensors, [])
+
+
+# ------------------------------------------------------------------------------ file, command
+
+
+@pytest.fixture
+def quantized(small_model: Path, photo: Path, tmp_path: Path) -> Path:
+    out, folder = tmp_path / "int8.safetensors", str(photo.parent)
+    assert main(["quantize", str(small_model), "--images", folder, "--output", str(out)]) == 0
+    return out
+
+
+def test_the_file_keeps_its_weights(quantized: Path, small_model: Path) -> None:
+    model, before = load_model(quantized), load_model(small_model)
+    assert before.ranges is None and model.ranges is not None
+    assert list(model.ranges) == byte_layers(SMALL) and min(model.ranges.values()) > 0
+    assert model.storage_dtype == before.storage_dtype and model.config == before.config
+    assert model.provenance == {**before.provenance, "int8": {"photographs": 1}}
+
+    def parts(path: Path) -> tuple[Any, bytes]:
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        return json.loads(data[8:end]), data[end:]
+
+    (new, new_bytes), (old, old_bytes) = parts(quantized), parts(small_model)
+    assert new_bytes == old_bytes  # and an older reader finds all that it knows:
+    added = set(new.pop("__metadata__")) - set(old.pop("__metadata__"))
+    assert added == {"int8_ranges"} and new == old
+
+
+@needs_int8
+def test_detect_and_plan(quantized: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exact, fast = Detector.load(quantized), Detector.load(quantized, precision="int8")
+    a, b = exact(photograph()), fast(photograph())
+    assert len(a) and len(b) and abs(a.scores[0] - b.scores[0]) < 0.1
+    command = ["detect", str(photo), "--no-picture", "--model", str(quantized)]
+    assert main([*command, "--precision", "int8"]) == 0
+    capsys.readouterr()
+    assert main(["info", str(quantized), "--plan", "--precision", "int8"]) == 0
+    out = capsys.readouterr().out
+    assert " words " in out and ", int8, " in out
+
+
+def test_refusals(
+    small_model: Path, photo: Path, quantized: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    detect = ("detect", photo, "--no-picture", "--isa", "scalar", "--precision", "int8", "--model")
+    assert "sparsedet quantize" in refused(*detect, small_model)
+    folder = photo.parent
+    new, empty = folder.parent / "new.safetensors", folder.parent / "empty"
+    empty.mkdir()
+    again = ("quantize", small_model, "--images", folder, "--output")
+    assert "exists already" in refused(*again, quantized)
+    assert "no folder" in refused(*again, folder / "none" / "x.safetensors")
+    assert "at least 1" in refused(*again, new, "--photos", 0)
+    assert "no photographs" in refused("quantize", small_model, "--images", empty, "--output", new)
+    assert not new.exists()
+
+
+def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
+    model = load_model(small_model)
+    good = dict.fromkeys(byte_layers(SMALL), 1.0)
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({**good, "stem.conv": 1.0}, "'stem.conv' is of no layer"),
+        ({k: v for k, v in good.items() if k != "rpn.conv"}, "'rpn.conv' is missing"),
+        *(({**good, "rpn.conv": value}, "'rpn.conv' is")
+          for value in (-1.0, float("inf"), 1e39, "1", True, None)),
+    ]  # fmt: skip
+    for ranges, message in bad:
+        with pytest.raises(InputError, match=message):
+            save_model(tmp_path / "x", SMALL, model.tensors, {}, ranges=ranges)
+    path = tmp_path / "y"
+    save_model(path, SMALL, model.tensors, {}, ranges=good)
+    data, old = path.read_bytes(), b'\\"rpn.conv\\":1.0'
+    for new in (b'\\"rpn.conv\\":-10', b'\\"rpn.com\\":1.00', b'\\"rpn.conv\\":[1]'):
+        assert data.count(old) == 1 and len(old) == len(new)
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(InputError, match="int8 range"):
+            load_model(path)
+
+
+def test_where_there_is_no_int8() -> None:
+    tensors, ranges = random_tensors(SMALL, 0.5), dict.fromkeys(byte_layers(SMALL), 1.0)
+    assert choose_precision("int8") == "int8"
+    with pytest.raises(InputError, match="sparsedet quantize"):
+        Engine(SMALL, tensors, isa="scalar", precision="int8")
+    for isa in sorted(set(_native.available_isas()) - set(INT8_ISAS)):
+        with pytest.raises(InputError, match=f"'int8' is not available with '{isa}'"):
+            Engine(SMALL, tensors, isa=isa, precision="int8", ranges=ranges)
+
+
+# ---------------------------------------------------------------------------- zeros in blocks
+
+FOURS = replace(SMALL, bottleneck_channels=(32, 32, 32, 32), stage_channels=(64, 64, 64, 64),
+                stem_channels=16, rpn_channels=32)  # fmt: skip
+
+
+def test_blocks_of_zeros_are_left_out() -> None:
+    ranges = dict.fromkeys(byte_layers(FOURS), 1.0)
+    size = sum(t.size for t in random_tensors(FOURS, 0.0).values())
+    for pattern, expected in (("1x4", 0.42), ("unstructured", 1 - 0.58**4)):
+        tensors = random_tensors(FOURS, 0.55, pattern=pattern)
+        assert sum(int((t == 0).sum()) for t in tensors.values()) >= 0.55 * size
+        native = Engine(FOURS, tensors, isa="scalar", precision="int8", ranges=ranges).native
+        words = {name: share for name, _, _, _, share, *_ in native.planned}
+        assert words["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
+    with pytest.raises(InputError, match="in fours"):
+        random_tensors(SMALL, 0.5, pattern="1x4")
