@@ -46,7 +46,7 @@ from sparsedet.weights import ModelFile, sparsity_report
 
 Run = Callable[[], Detections]
 
-AVX512_LIMIT = 0.1
+AVX512_LIMIT = 0.0
 """With `--isa avx2`, the share of its time that OpenVINO may still spend in AVX-512 instructions.
 Its convolutions can be kept from them; its RoIAlign, pooling and elementwise operations cannot,
 which is in its favour. Above, the comparison is void and ours stands alone."""

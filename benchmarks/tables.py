@@ -57,7 +57,8 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
                 if peer not in result["seconds"]:
                     cells.append("")
                 elif result["void"]:
-                    cells.append("void")
+                    alone = run["machine"]["isa"] == "avx2"
+                    cells.append("not without AVX-512" if alone else "void")
                 else:
                     r = result["ratios"][peer]
                     cells.append(
