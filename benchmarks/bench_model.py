@@ -189,7 +189,10 @@ class Contest:
         ]
         times = interleaved(self.runs, arguments.repeats)
         medians = {name: statistics.median(t) for name, t in times.items()}
-        peak = statistics.median(healths[0]["peak_gflops"])
+        peak = statistics.median(
+            next(h["peak_gflops"] for h in healths if h["precision"] == "f32")
+        )  # fmt: skip
+        judged = {self.precisions[n] for n in self.runs if n.startswith("openvino")} or {"f32"}
         result = {
             "sparsity": report.sparsity,
             "gflops": report.gflops,
@@ -197,7 +200,7 @@ class Contest:
             "agreement_with_openvino_f32": {n: a.to_dict() for n, a in agreements.items()},
             "int8_features_error": self.features_error,
             "openvino_health": healths,
-            "void": any(h["void"] for h in healths)
+            "void": any(h["void"] for h in healths if h["precision"] in judged)
             or (arguments.isa == "avx2" and healths[0]["avx512_time_share"] > AVX512_LIMIT),
             "seconds": times,
             "ratios": {

@@ -75,7 +75,7 @@ def circumstances(run: dict[str, Any]) -> str:
     rounds = len(run["results"][0]["seconds"]["sparsedet"])
     shares = [
         h["share_of_peak"] for r in run["results"] for h in r["openvino_health"]
-        if h["precision"] == "f32"
+        if h["precision"] == run["precision"]
     ]  # fmt: skip
     versions = ", ".join(
         f"{title} {machine['versions'][package]}"
@@ -86,9 +86,9 @@ def circumstances(run: dict[str, Any]) -> str:
     )  # fmt: skip
     return (
         f"`{run['model']}`: medians of {rounds} rounds in which all run in turn, "
-        f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; OpenVINO's dense f32 "
-        f"work at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the CPU's measured peak; "
-        f"{versions}; commit {machine['commit']}."
+        f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; OpenVINO's dense "
+        f"{run['precision']} work at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the "
+        f"CPU's measured peak; {versions}; commit {machine['commit']}."
     )
 
 

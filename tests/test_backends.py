@@ -309,7 +309,10 @@ def test_bad_requests(small_model: Path, tmp_path: Path) -> None:
     onnx.write_bytes(b"\x08\x0a")
     for options, words in (
         ({"backend": "tensorrt"}, "'tensorrt', expected one of native, openvino"),
-        ({"backend": "onnxruntime", "isa": "scalar"}, "isa, plan and cache are the native engine's"),
+        (
+            {"backend": "onnxruntime", "isa": "scalar"},
+            "isa, plan and cache are the native engine's",
+        ),
         ({"backend": "onnxruntime", "precision": "bf16"}, "'f32' alone"),
         ({"backend": "onnxruntime", "precision": "int4"}, "precision is 'int4'"),
         ({"backend": "onnxruntime", "num_threads": 0}, "threads is 0"),

@@ -158,8 +158,9 @@ def test_void() -> None:
 
     large = preset("r101-c4")
     assert [is_void(large, "f32", share) for share in (0.85, 0.95, 1.2)] == [True, False, True]
+    assert is_void(large, "bf16", 0.85) and not is_void(large, "bf16", 0.95)
     # No figure to hold these to.
-    assert not is_void(large, "bf16", 0.5) and not is_void(preset("r50half-c4"), "f32", 0.5)
+    assert not is_void(large, "int8", 0.5) and not is_void(preset("r50half-c4"), "f32", 0.5)
 
 
 def test_insert_wants_its_mark(tmp_path: Path) -> None:
