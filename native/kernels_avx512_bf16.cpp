@@ -9,6 +9,7 @@ namespace {
 struct Bfloat16 {
   static constexpr bool words = true;
 
+  static SPARSEDET_INLINE V weight(const float* p) { return broadcast_from(p); }
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)weight);
   }

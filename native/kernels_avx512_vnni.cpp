@@ -10,6 +10,7 @@ namespace {
 constexpr int G = 4;  // the channels of a word: nothing waits for another group
 
 struct Int8 {
+  static SPARSEDET_INLINE V weight(const float* p) { return broadcast_from(p); }
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     return (V)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weight);
   }

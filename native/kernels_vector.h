@@ -7,6 +7,7 @@ namespace {
 
 struct Float32 {
   static constexpr bool words = false;
+  static SPARSEDET_INLINE V weight(const float* p) { return broadcast(*p); }
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) { return sum + weight * x; }
 };
 

@@ -1,7 +1,7 @@
 // The sparse product, for any vector length and both kinds of activations; see kernels.h.
 //
-// Type says what a word is: Float32 (kernels_vector.h) or bfloat16 pairs. It has add_product,
-// and with `words` also even, odd and join.
+// Type says what a word is: Float32 (kernels_vector.h), bfloat16 pairs or four bytes. It has weight,
+// which reads one into all lanes, and add_product; with `words` also even, odd and join.
 #pragma once
 #include "vector.h"
 
@@ -19,7 +19,7 @@ SPARSEDET_INLINE void patterns(const char* panel, const uint16_t*& index, const 
     const V* x = reinterpret_cast<const V*>(panel + static_cast<size_t>(*index++) * 8);
     V w[n];
 #pragma GCC unroll 8
-    for (int j = 0; j < n; j++) w[j] = broadcast(values[j]);
+    for (int j = 0; j < n; j++) w[j] = Type::weight(values + j);
     values += n;
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
