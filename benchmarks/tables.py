@@ -49,16 +49,18 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
     ]
     for run in runs:
         for result in run["results"]:
+            machine = run["machine"]["isa"]
+            pattern = " in 1x4 blocks" if "1x4" in run.get("weights", "") else ""
             cells = [
-                f"`{run['model']}`", f"{100 * result['sparsity']:.0f} %", run["precision"],
+                f"`{run['model']}`", f"{100 * result['sparsity']:.0f} %{pattern}",
+                run["precision"] + (", AVX2" if machine == "avx2" else ""),
                 duration(result["seconds"]["sparsedet"]),
             ]  # fmt: skip
             for peer in peers:
                 if peer not in result["seconds"]:
                     cells.append("")
                 elif result["void"]:
-                    alone = run["machine"]["isa"] == "avx2"
-                    cells.append("not without AVX-512" if alone else "void")
+                    cells.append("not without AVX-512" if machine == "avx2" else "void")
                 else:
                     r = result["ratios"][peer]
                     cells.append(
@@ -69,14 +71,9 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def circumstances(run: dict[str, Any]) -> str:
+def circumstances(runs: list[dict[str, Any]]) -> list[str]:
     """What the figures were measured on and with."""
-    machine = run["machine"]
-    rounds = len(run["results"][0]["seconds"]["sparsedet"])
-    shares = [
-        h["share_of_peak"] for r in run["results"] for h in r["openvino_health"]
-        if h["precision"] == run["precision"]
-    ]  # fmt: skip
+    machine = runs[0]["machine"]
     versions = ", ".join(
         f"{title} {machine['versions'][package]}"
         for package, title in (
@@ -84,12 +81,20 @@ def circumstances(run: dict[str, Any]) -> str:
         )
         if package in machine["versions"]
     )  # fmt: skip
-    return (
-        f"`{run['model']}`: medians of {rounds} rounds in which all run in turn, "
-        f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; OpenVINO's dense "
-        f"{run['precision']} work at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the "
-        f"CPU's measured peak; {versions}; commit {machine['commit']}."
-    )
+    lines = [f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; {versions}."]
+    for run in runs:
+        shares = [
+            100 * h["share_of_peak"] for r in run["results"] for h in r["openvino_health"]
+            if h["precision"] == run["precision"]
+        ]  # fmt: skip
+        peers = [TITLES[p] for p in TITLES if p in run["results"][0]["seconds"]]
+        lines.append(
+            f"`{run['model']}` against {', '.join(peers)}: medians of "
+            f"{len(run['results'][0]['seconds']['sparsedet'])} rounds in which all run in turn; "
+            f"OpenVINO's dense work at {min(shares):.0f} to {max(shares):.0f} % of the CPU's "
+            f"measured {run['precision']} peak; commit {run['machine']['commit']}."
+        )
+    return lines
 
 
 def loading(run: dict[str, Any]) -> str:
@@ -116,7 +121,7 @@ def text(folder: Path) -> str:
     lines = table(runs)
     lines += ["", "A whole detection of a photograph in memory; in bold, how many times faster "
               "sparsedet is, with the range over the rounds."]  # fmt: skip
-    lines += [circumstances(run) for run in runs]
+    lines += circumstances(runs)
     if run := load(folder, "bench_load"):
         lines += ["", loading(run)]
     return "\n".join(lines)
