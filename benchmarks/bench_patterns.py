@@ -1,0 +1,110 @@
+"""How the places of zeros change the speed: a pruned model against itself with them shuffled.
+
+    python benchmarks/bench_patterns.py [--model FILE]
+
+Each pruned weight tensor is permuted at random, so that layer by layer the shapes and the number of
+zeros stay; what changes is where they lie. Both are run in turn, in memory. Writes
+docs/results/bench_patterns.json, and the table between the marks of docs/engine.md.
+
+Glossary: a group is the G output channels that the kernel holds in registers; a column that any of
+them has a weight in costs a load of activations, one that none has a weight in costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+from documents import insert
+from numpy.typing import NDArray
+
+import sparsedet
+from sparsedet.detector import embedded_model
+from sparsedet.engine import Engine
+from sparsedet.preprocess import to_canvas
+
+MARK = "<!-- pattern table: benchmarks/bench_patterns.py -->"
+GROUP = 5
+TIMED = ("res2", "res3", "res4", "rpn.conv")
+
+
+def shuffled(tensors: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The same numbers of each convolution at random places."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.permutation(value.reshape(-1)).reshape(value.shape) if value.ndim == 4 else value
+        for name, value in tensors.items()
+    }
+
+
+def rows_a_load(tensors: dict[str, NDArray[np.float32]]) -> float:
+    """Weights that a loaded activation is multiplied by, on average over all pruned layers."""
+    weights = loads = 0
+    for value in tensors.values():
+        if value.ndim != 4 or np.count_nonzero(value) > 0.9 * value.size:
+            continue
+        kept = value.reshape(len(value), -1) != 0
+        for first in range(0, len(kept), GROUP):
+            loads += int(kept[first : first + GROUP].any(axis=0).sum())
+        weights += int(kept.sum())
+    return weights / loads
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=embedded_model())
+    parser.add_argument("--photo", type=Path, default=machine.ROOT / "examples" / "beach.jpg")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=40)
+    arguments = parser.parse_args(argv)
+    circumstances = machine.describe("", arguments.threads)
+    model = sparsedet.load_model(arguments.model)
+    config, photo = model.config, sparsedet.read_image(arguments.photo)
+    canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
+    subjects = {"its own zeros": dict(model.tensors), "shuffled zeros": shuffled(model.tensors)}
+    engines = {
+        name: Engine(config, tensors, threads=arguments.threads)
+        for name, tensors in subjects.items()
+    }
+    # The backbone and RPN alone: other weights give other proposals, and so another head's work.
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(arguments.repeats):
+        for name, engine in engines.items():
+            engine.run(canvas)
+            timed = engine.native.timings
+            names = {
+                layer for layer, _ in timed if layer.startswith(("res2", "res3", "res4", "rpn.c"))
+            }
+            times[name].append(sum(s for layer, s in timed if layer in names))
+    ratio = statistics.median(
+        b / a for a, b in zip(times["its own zeros"], times["shuffled zeros"], strict=True)
+    )
+    rows: dict[str, Any] = {
+        name: {"milliseconds": 1000 * statistics.median(times[name]),
+               "rows_a_load": rows_a_load(tensors)}
+        for name, tensors in subjects.items()
+    }  # fmt: skip
+    machine.save(
+        machine.RESULTS / "bench_patterns.json",
+        {"machine": circumstances, "model": config.name, "rows": rows, "ratio": ratio},
+    )
+    lines = [
+        f"| `{config.name}`, the embedded model | Rows a loaded activation feeds | res2 to RPN |",
+        "|---|---|---|",
+    ]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {row['rows_a_load']:.2f} | {row['milliseconds']:.1f} ms |")
+    lines.append("")
+    lines.append(f"With its zeros shuffled the same network takes {ratio:.2f} times as long.")
+    insert(machine.ROOT / "docs" / "engine.md", MARK, "\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
