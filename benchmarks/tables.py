@@ -87,12 +87,15 @@ def circumstances(runs: list[dict[str, Any]]) -> list[str]:
             100 * h["share_of_peak"] for r in run["results"] for h in r["openvino_health"]
             if h["precision"] == run["precision"]
         ]  # fmt: skip
+        span = f"{min(shares):.0f}"
+        if f"{max(shares):.0f}" != span:
+            span += f" to {max(shares):.0f}"
         peers = [TITLES[p] for p in TITLES if p in run["results"][0]["seconds"]]
         lines.append(
             f"`{run['model']}` against {', '.join(peers)}: medians of "
             f"{len(run['results'][0]['seconds']['sparsedet'])} rounds in which all run in turn; "
-            f"OpenVINO's dense work at {min(shares):.0f} to {max(shares):.0f} % of the CPU's "
-            f"measured {run['precision']} peak; commit {run['machine']['commit']}."
+            f"OpenVINO's dense work at {span} % of the CPU's measured "
+            f"{run['precision']} peak; commit {run['machine']['commit']}."
         )
     return lines
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The embedded model, from start to end: dense training, gradual pruning to 60 %, longer training with
-# no zero kept, pruning to 60.2 % at once by reconstruction; the last two scored.
+# The embedded model, from start to end: dense training in three stages, then pruning to 60.2 %
+# gradually, and the dense model trained on by the same schedule as its baseline; all scored.
 #
 #   recipes/embedded/run.sh TRAIN.json TRAIN_IMAGES VAL.json VAL_IMAGES OUTPUT_FOLDER
 #
@@ -22,10 +22,10 @@ stage() {  # NAME INIT COMMAND
 stage dense "$backbone" train
 stage prune "$out/dense" prune
 stage longer "$out/prune" train
-[ -f "$out/pruned/model.safetensors" ] ||
-  sparsedet prune --method reconstruct --init "$out/longer/model.safetensors" \
-    --images "$train_images" --output "$out/pruned" --sparsity 0.602 --calibration-photos 192
-for name in longer pruned; do
+stage continued "$out/longer/model.safetensors" train
+stage pruned_60 "$out/longer/model.safetensors" prune
+stage pruned_80 "$out/longer/model.safetensors" prune
+for name in continued pruned_60 pruned_80; do
   sparsedet eval --model "$out/$name/model.safetensors" --annotations "$val_json" \
     --images "$val_images" --json "$out/$name/scores.json" --overwrite
 done
