@@ -243,7 +243,7 @@ def picture(result: dict[str, Any]) -> bytes:
         xlabel="zeros among all parameters, %", ylabel="AP", ylim=(0, None),
         title=f"{result['images']} photographs; bars: 95 %, paired with the baseline",
     )  # fmt: skip
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
     plt.close(figure)
