@@ -94,25 +94,10 @@ void mean(const MeanArgs& a) {
   }
 }
 
-int64_t peak(const PeakArgs& a) {
-  constexpr int chains = 12;
-  V sum[chains];  // unequal, or the compiler would keep one of them
-  for (int i = 0; i < chains; i++) sum[i] = broadcast(static_cast<float>(i));
-  V x = {}, y = {};
-  for (int64_t round = 0; round < a.rounds; round++) {
-    __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
-#pragma GCC unroll 16
-    for (int i = 0; i < chains; i++) sum[i] = Bfloat16::add_product(sum[i], x, y);
-  }
-  for (int i = 0; i < chains; i++)
-    for (int k = 0; k < L; k++) *a.sink += sum[i][k];
-  return a.rounds * chains * L * 4;
-}
-
 bool supported() { return __builtin_cpu_supports("avx512bf16"); }
 
 }  // namespace
 const WordKernels kernels_avx512_bf16 = {
     supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
-    pool, roi, mean, peak};
+    pool, roi, mean, word_peak<Bfloat16, 4>};
 }  // namespace sparsedet

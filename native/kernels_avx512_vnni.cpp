@@ -188,24 +188,9 @@ void mean(const MeanArgs& a) {
   }
 }
 
-int64_t peak(const PeakArgs& a) {
-  constexpr int chains = 12;
-  V sum[chains];  // unequal, or the compiler would keep one of them
-  for (int i = 0; i < chains; i++) sum[i] = broadcast(static_cast<float>(i));
-  V x = {}, y = {};
-  for (int64_t round = 0; round < a.rounds; round++) {
-    __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
-#pragma GCC unroll 16
-    for (int i = 0; i < chains; i++) sum[i] = Int8::add_product(sum[i], x, y);
-  }
-  for (int i = 0; i < chains; i++)
-    for (int k = 0; k < L; k++) *a.sink += sum[i][k];
-  return a.rounds * chains * L * 8;
-}
-
 bool supported() { return __builtin_cpu_supports("avx512vnni"); }
 
 }  // namespace
 const WordKernels kernels_avx512_vnni = {
-    supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr}, pool, roi, mean, peak};
+    supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr}, pool, roi, mean, word_peak<Int8, 8>};
 }  // namespace sparsedet

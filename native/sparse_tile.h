@@ -119,5 +119,22 @@ SPARSEDET_INLINE void sparse_tiles(const SparseArgs& a) {
   }
 }
 
+// The peak of Type's product, which does FLOPS operations a lane; see PeakArgs.
+template <class Type, int FLOPS>
+int64_t word_peak(const PeakArgs& a) {
+  constexpr int chains = 12;
+  V sum[chains];  // unequal, or the compiler would keep one of them
+  for (int i = 0; i < chains; i++) sum[i] = broadcast(static_cast<float>(i));
+  V x = {}, y = {};
+  for (int64_t round = 0; round < a.rounds; round++) {
+    __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; i++) sum[i] = Type::add_product(sum[i], x, y);
+  }
+  for (int i = 0; i < chains; i++)
+    for (int k = 0; k < L; k++) *a.sink += sum[i][k];
+  return a.rounds * chains * L * FLOPS;
+}
+
 }  // namespace
 }  // namespace sparsedet
