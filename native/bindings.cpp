@@ -81,6 +81,7 @@ EngineParams to_params(nb::dict d) {
   p.boxes.proposals = integer("proposals");
   p.boxes.rpn_nms_threshold = number("rpn_nms_threshold");
   p.boxes.remove_empty = flag("rpn_remove_empty");
+  p.boxes.inclusive = flag("rpn_inclusive");
   p.boxes.num_classes = integer("num_classes");
   p.boxes.background_first = flag("background_first");
   p.boxes.background_deltas = flag("background_deltas");

@@ -22,10 +22,13 @@ Box decode(const float* d, const Box& box, const Box& weights, float clamp, floa
 // Greedy suppression against the boxes kept so far.
 class Suppressor {
  public:
-  explicit Suppressor(float threshold) : threshold_(threshold) {}
+  // beyond: how far a box's area reaches beyond its last row and column.
+  explicit Suppressor(float threshold, float beyond = 0) : threshold_(threshold), beyond_(beyond) {}
 
   // Keeps the box and returns true unless it overlaps a kept one by more than the threshold.
-  bool keep(const Box& b) {
+  bool keep(Box b) {
+    b[2] += beyond_;
+    b[3] += beyond_;
     const float area = (b[2] - b[0]) * (b[3] - b[1]);
     for (size_t i = 0; i < area_.size(); i++) {
       const float w = std::min(b[2], x1_[i]) - std::max(b[0], x0_[i]);
@@ -42,7 +45,7 @@ class Suppressor {
   }
 
  private:
-  const float threshold_;
+  const float threshold_, beyond_;
   std::vector<float> x0_, y0_, x1_, y1_, area_;
 };
 
@@ -65,7 +68,8 @@ std::vector<Box> find_proposals(const BoxParams& params, const float* logits, co
   std::sort(order.begin(), order.begin() + count, better);
 
   std::vector<Box> kept;
-  Suppressor suppressor(params.rpn_nms_threshold);
+  const float last = params.inclusive ? 1.0f : 0.0f;
+  Suppressor suppressor(params.rpn_nms_threshold, last);
   for (size_t i = 0; i < count && kept.size() < static_cast<size_t>(params.proposals); i++) {
     const int index = order[i], cell = index / anchors;
     const auto x = static_cast<float>(cell % width * params.anchor_stride);
@@ -73,7 +77,7 @@ std::vector<Box> find_proposals(const BoxParams& params, const float* logits, co
     Box anchor = params.cell_anchors[index % anchors];
     anchor = {anchor[0] + x, anchor[1] + y, anchor[2] + x, anchor[3] + y};
     const Box box = decode(deltas + static_cast<size_t>(index) * 4, anchor, params.rpn_weights,
-                           params.delta_clamp, canvas_height, canvas_width);
+                           params.delta_clamp, canvas_height - last, canvas_width - last);
     if (params.remove_empty && !(box[2] > box[0] && box[3] > box[1])) continue;
     if (suppressor.keep(box)) kept.push_back(box);
   }

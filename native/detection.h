@@ -19,6 +19,7 @@ struct BoxParams {
   int pre_nms, proposals;
   float rpn_nms_threshold;
   bool remove_empty;
+  bool inclusive;  // the last pixel of a proposal belongs to it, in clipping and NMS
   int num_classes;
   bool background_first, background_deltas;
   float score_threshold, nms_threshold;

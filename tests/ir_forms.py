@@ -27,7 +27,7 @@ from sparsedet.weights import load_model, save_model
 
 LEGACY = replace(
     PRESETS["r101-c4"], **{**SMALL, "anchor_sizes": (32.0, 64.0, 96.0, 128.0, 160.0)},
-    roi_sampling="corners", delta_clamp=20.0,
+    roi_sampling="corners", delta_clamp=20.0, rpn_inclusive=True,
 )  # fmt: skip
 MODELS: dict[str, ModelConfig] = {
     "tensorpack": replace(PRESETS["r101-c4"], canvas_height=160, canvas_width=224, **SMALL),

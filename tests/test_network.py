@@ -248,6 +248,7 @@ def test_unknown_preset_lists_the_known() -> None:
         ("stage_channels", [256, 512, 0, 2048]),
         ("stem_channels", 0),
         ("rpn_remove_empty", 1),
+        ("rpn_inclusive", 1),
         ("proposals", -1),
         ("roi_size", 7),
         ("roi_sampling_ratio", -1),

@@ -78,6 +78,10 @@ class ModelConfig:
     proposals: int = 300
     rpn_nms_threshold: float = 0.7
     rpn_remove_empty: bool = False
+    # Caffe's convention, that of OpenVINO's Proposal: the last pixel of a proposal belongs to it.
+    # Proposals are clipped to the canvas's last row and column, not to its borders, and NMS counts
+    # both of their sides one pixel longer. Detections are not concerned.
+    rpn_inclusive: bool = False
     delta_clamp: float = math.log(1333 / 16)
 
     # --- regions of interest

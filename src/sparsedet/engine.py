@@ -301,8 +301,8 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
             key: getattr(config, key)
             for key in (
                 "anchor_stride", "rpn_box_weights", "box_weights", "delta_clamp", "rpn_pre_nms",
-                "proposals", "rpn_nms_threshold", "rpn_remove_empty", "background_deltas",
-                "score_threshold", "nms_threshold", "max_detections",
+                "proposals", "rpn_nms_threshold", "rpn_remove_empty", "rpn_inclusive",
+                "background_deltas", "score_threshold", "nms_threshold", "max_detections",
             )
         },
     }  # fmt: skip

@@ -218,12 +218,14 @@ class FasterRCNN(nn.Module):
         config = self.config
         order = logits.argsort(descending=True, stable=True)[: pre_nms or config.rpn_pre_nms]
         decoded = decode(deltas[order], anchors[order], config.rpn_box_weights, config.delta_clamp)
-        decoded = clip(decoded, height, width)
+        last = float(config.rpn_inclusive)
+        decoded = clip(decoded, height - last, width - last)
         scores = logits[order]
         if config.rpn_remove_empty:
             keep = ((decoded[:, 2:] - decoded[:, :2]) > 0).all(dim=1)
             decoded, scores = decoded[keep], scores[keep]
-        keep = ops.nms(decoded, scores, config.rpn_nms_threshold)
+        covered = decoded + decoded.new_tensor([0.0, 0.0, last, last])
+        keep = ops.nms(covered, scores, config.rpn_nms_threshold)
         return decoded[keep[: post_nms or config.proposals]]
 
     def roi_features(self, features: Tensor, rois: list[Tensor], step: int = 1) -> Tensor:

@@ -259,8 +259,13 @@ class Graph(ABC):
 
     # ----------------------------------------------------------------- boxes
 
-    def decode(self, deltas: Any, boxes: Any, weights: tuple[float, ...]) -> Any:
-        """deltas [..., 4] and boxes broadcastable to it -> clipped xyxy boxes."""
+    def decode(
+        self, deltas: Any, boxes: Any, weights: tuple[float, ...], inside: float = 0.0
+    ) -> Any:
+        """deltas [..., 4] and boxes broadcastable to it -> xyxy boxes, clipped.
+
+        inside: how far from the canvas's right and lower border boxes end, pixels.
+        """
         scaled = self.binary("Div", deltas, self.constant(np.asarray(weights, dtype=np.float32)))
         low, high = self.cut(boxes, 0, 2, -1), self.cut(boxes, 2, 4, -1)
         half = self.number(0.5)
@@ -274,7 +279,7 @@ class Graph(ABC):
             self.binary("Sub", centre, reach), self.binary("Add", centre, reach), axis=-1
         )
         out = self.binary("Max", out, self.number(0.0))
-        return self.binary("Min", out, self.constant(self.extent))
+        return self.binary("Min", out, self.constant(self.extent - np.float32(inside)))
 
     @property
     def extent(self) -> NDArray[np.float32]:
@@ -307,15 +312,20 @@ class Graph(ABC):
         deltas = self.reshape(self.transpose(deltas, 0, 2, 3, 1), len(anchors), 4)
         scores, order = self.top(logits, count, ordered=False)  # NMS sorts anyway
         best = self.gather(self.constant(anchors.astype(np.float32)), order)
-        boxes = self.decode(self.gather(deltas, order), best, config.rpn_box_weights)
+        last = float(config.rpn_inclusive)
+        boxes = self.decode(self.gather(deltas, order), best, config.rpn_box_weights, last)
         if config.rpn_remove_empty:
             size = self.binary("Sub", self.cut(boxes, 2, 4, 1), self.cut(boxes, 0, 2, 1))
             least = self.binary("Min", self.cut(size, 0, 1, 1), self.cut(size, 1, 2, 1))
             full = self.binary("Greater", self.reshape(least, count), self.number(0.0))
             scores = self.select(full, scores, self.number(-np.inf))
+        covered = boxes
+        if config.rpn_inclusive:
+            beyond = self.constant(np.array([0, 0, 1, 1], dtype=np.float32))
+            covered = self.binary("Add", boxes, beyond)
         kept = self.nms(
-            self.reshape(boxes, 1, count, 4), self.reshape(scores, 1, 1, count), config.proposals,
-            config.rpn_nms_threshold, -1e30,
+            self.reshape(covered, 1, count, 4), self.reshape(scores, 1, 1, count),
+            config.proposals, config.rpn_nms_threshold, -1e30,
         )  # fmt: skip
         index = self.reshape(self.cut(kept, 2, 3, 1), -1)  # [M]
         # Missing proposals are read from one more row, of zeros.

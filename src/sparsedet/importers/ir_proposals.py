@@ -141,10 +141,7 @@ class ProposalReader(Fields):
             cells = cells[:, [1, 0, 3, 2]]
             self.body.layers["rpn.deltas"] = _swapped(self.body.layers["rpn.deltas"])
             self.notes.append(f"{node.says()} moves anchors into the picture first, ours does not")
-        else:
-            self.notes.append(
-                f"{node.says()} counts a box's last pixel as its own (+1) in NMS and clips to it"
-            )
+        self.fields["rpn_inclusive"] = not tensorflow
         self._anchors(cells, stride)
         place, length = node.number("box_coordinate_scale", 1.0), node.number("box_size_scale", 1.0)
         self.put("rpn_box_weights", (place, place, length, length))
