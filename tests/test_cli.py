@@ -210,6 +210,15 @@ def test_csv_without_detections_has_its_header(detect, photo: Path) -> None:
     assert outcome.out == "photo,name,label,category_id,score,x0,y0,x1,y1\n"
 
 
+def test_packed_weights_are_kept(detect, photo: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SPARSEDET_CACHE", str(tmp_path / "kept"))
+    plain = detect(photo, "--no-picture", "--format", "csv").out
+    assert not (tmp_path / "kept").exists()
+    for _ in range(2):
+        assert detect(photo, "--no-picture", "--format", "csv", "--cache").out == plain
+        assert len(list((tmp_path / "kept" / "packed").iterdir())) == 1
+
+
 def test_resize(detect, photo: Path) -> None:
     tall = photo.with_name("tall.png")
     cv2.imwrite(str(tall), picture(200, 60))

@@ -36,6 +36,9 @@ def register(command: Command) -> None:
                         help=f"show scores of at least S (default {SHOWN})")  # fmt: skip
     detect.add_argument("--resize", choices=("fit", "stretch"), help="keep the aspect ratio or "
                         "fill the canvas (default: the model's)")  # fmt: skip
+    detect.add_argument("--cache", action="store_true", help="keep packed weights in a file of "
+                        "$SPARSEDET_CACHE/packed (default ~/.cache/sparsedet/packed), so that the "
+                        "next start is faster")  # fmt: skip
     running_flags(detect)
 
 
@@ -56,6 +59,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         resize=arguments.resize,
         plan=arguments.plan,
+        cache=arguments.cache,
         backend=arguments.backend,
     )
     # What this run never writes over: its photographs and what it has written itself.
