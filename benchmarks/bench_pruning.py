@@ -1,14 +1,15 @@
 """Pruning methods compared: AP against sparsity, and each layer's error.
 
     python benchmarks/bench_pruning.py --annotations VAL.json --images FOLDER \\
-      --calibration FOLDER [--dense FILE] [--gradual 0.6=RUN 0.8=RUN --dense-continued RUN]
+      --calibration FOLDER [--dense FILE] \\
+      [--gradual 0.6=RUN 0.8=RUN --tuned 0.6=RUN --dense-continued RUN]
 
 At once, by magnitude and by reconstruction, to each of --sparsities: pruned here, from --dense, on
-photographs of --calibration, which are no photographs of --images. Gradually with fine-tuning:
-finished models, files or run folders. Each is scored by the engine, and its difference to its own
-baseline has a paired bootstrap interval over the photographs of --images: at once, the dense model
-that it came from; gradual, --dense-continued, which was trained on for the same steps by the same
-schedule without pruning.
+photographs of --calibration, which are no photographs of --images. Gradually with fine-tuning, or
+tuned after reconstruction: finished models, files or run folders. Each is scored by the engine, and
+its difference to its own baseline has a paired bootstrap interval over the photographs of --images:
+at once, the dense model that it came from; gradual and tuned, --dense-continued, which was trained
+on for the same steps by the same schedule without pruning.
 
 Pruned models and detections are kept in --work, named after what they come from: a run that was
 stopped continues, and a new dense model, a new photograph's name or changed pruning code starts
@@ -44,8 +45,11 @@ CODE = ("calibration", "oneshot", "patterns", "reconstruct", "schedule")
 TITLES = {
     "magnitude": "at once, magnitude",
     "reconstruct": "at once, reconstruction",
+    "tuned": "at once, reconstruction, then fine-tuned",
     "gradual": "gradual, fine-tuned",
 }
+TRAINED = ("tuned", "gradual")
+"""Methods whose baseline was trained on as long."""
 
 
 def digest(*parts: str) -> str:
@@ -103,10 +107,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             if method == "reconstruct":
                 report = json.loads((folder / "report.json").read_text())
                 layers.append(layer_check(sparsity, report))
-    models += [("gradual", sparsity, model_file(path)) for sparsity, path in arguments.gradual]
+    for method in TRAINED:
+        given = getattr(arguments, method)
+        models += [(method, sparsity, model_file(path)) for sparsity, path in given]
     baselines = {"magnitude": dense, "reconstruct": dense}
     if arguments.dense_continued:
-        baselines["gradual"] = model_file(arguments.dense_continued)
+        baselines |= dict.fromkeys(TRAINED, model_file(arguments.dense_continued))
     names = sparsedet.load_model(dense).config.class_names
     dataset = load_coco(arguments.annotations, arguments.images, names)
 
@@ -178,7 +184,7 @@ def table(result: dict[str, Any]) -> str:
         base = result["baselines"][row["method"]]
         if base["sha256"] not in seen:
             seen.add(base["sha256"])
-            name = "dense, trained on as long" if row["method"] == "gradual" else "dense"
+            name = "dense, trained on as long" if row["method"] in TRAINED else "dense"
             lines.append(
                 f"| {name} | {100 * base['sparsity']:.1f} % | {base['ap']:.4f} | "
                 f"{base['ap50']:.4f} |  |  |"
@@ -220,11 +226,14 @@ def layer_table(result: dict[str, Any]) -> str:
 
 def picture(result: dict[str, Any]) -> bytes:
     """AP against sparsity, a line a method, bars: the paired interval round the baseline's AP."""
-    from plots import BLUE, GREEN, GREY, ORANGE, plt
+    from plots import BLUE, GREEN, GREY, ORANGE, PINK, plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    colours = {"magnitude": ORANGE, "reconstruct": BLUE, "gradual": GREEN}
-    shift = {"magnitude": -0.4, "reconstruct": 0.0, "gradual": 0.4}  # so that bars lie apart
+    colours = {"magnitude": ORANGE, "reconstruct": BLUE, "tuned": PINK, "gradual": GREEN}
+    shift = {"magnitude": -0.4, "reconstruct": 0.0, "tuned": 0.4, "gradual": 0.8}  # bars apart
+    lines = {"reconstruct": ("dense", "--"), "gradual": ("dense, trained on as long", ":")}
+    if result["baselines"].get("gradual") == result["baselines"]["reconstruct"]:
+        del lines["gradual"]
     for method, title in TITLES.items():
         rows = [r for r in result["rows"] if r["method"] == method]
         if not rows:
@@ -235,10 +244,9 @@ def picture(result: dict[str, Any]) -> bytes:
                   for a, b in (("difference", "low"), ("high", "difference"))]  # fmt: skip
         axes.errorbar(zeros, [r["ap"] for r in rows], yerr=spread, fmt="o-", capsize=3,
                       color=colours[method], label=title)  # fmt: skip
-        dense = {"magnitude": None, "reconstruct": "dense", "gradual": "dense, trained on as long"}
-        if dense[method]:
-            style = "--" if method == "reconstruct" else ":"
-            axes.axhline(base["ap"], color=GREY, linestyle=style, label=dense[method])
+        if method in lines:
+            label, style = lines[method]
+            axes.axhline(base["ap"], color=GREY, linestyle=style, label=label)
     axes.set(
         xlabel="zeros among all parameters, %", ylabel="AP", ylim=(0, None),
         title=f"{result['images']} photographs; bars: 95 %, paired with the baseline",
@@ -268,6 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dense", type=Path,
                         default=ROOT / "recipes" / "embedded" / "dense.safetensors")  # fmt: skip
     parser.add_argument("--gradual", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
+    parser.add_argument("--tuned", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
     parser.add_argument("--dense-continued", type=Path, metavar="MODEL")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.602, 0.7, 0.8, 0.9])
     parser.add_argument("--photographs", type=int, default=192)
@@ -278,8 +287,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "pruning.md")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "pruning.svg")
     arguments = parser.parse_args(argv)
-    if arguments.gradual and not arguments.dense_continued:
-        parser.error("--gradual needs --dense-continued, its baseline")
+    if (arguments.gradual or arguments.tuned) and not arguments.dense_continued:
+        parser.error("--gradual and --tuned need --dense-continued, their baseline")
     result = measure(arguments)
     save(arguments.json, result)
     write_atomic(arguments.picture, picture(result), overwrite=True)

@@ -35,7 +35,8 @@ matplotlib.rcParams.update(
 )
 from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"  # Okabe and Ito
+# Okabe and Ito
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
 
 
 def speed(folder: Path) -> Any:
@@ -132,7 +133,7 @@ def roofline(folder: Path) -> Any:
         kind = f"{kernel}, {where}"
         intensity = 1000 * r["work_gflop"] / r["megabytes"]
         points.setdefault(kind, []).append((intensity, r["work_gflop"] / r["sparsedet_seconds"]))
-    colours = dict(zip(sorted(points), (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9"), strict=False))
+    colours = dict(zip(sorted(points), (BLUE, ORANGE, GREEN, PINK, "#56B4E9"), strict=False))
     for kind, places in sorted(points.items()):
         axes.plot(*zip(*places, strict=True), "o", color=colours.get(kind, GREY), label=kind)
     low, high = min(x for p in points.values() for x, _ in p) / 2, 2000.0

@@ -41,7 +41,8 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
     command = [
         "--annotations", files[0], "--images", files[1], "--calibration", calibration,
         "--dense", tmp_path / "dense", "--sparsities", 0.5, "--photographs", 6, "--resamples", 20,
-        "--gradual", f"0.4={tmp_path / 'sparse'}", "--dense-continued", tmp_path / "on",
+        "--gradual", f"0.4={tmp_path / 'sparse'}", "--tuned", f"0.4={tmp_path / 'sparse'}",
+        "--dense-continued", tmp_path / "on",
         "--work", tmp_path / "work", "--json", tmp_path / "b.json", "--document", document,
         "--picture", tmp_path / "b.svg", "--threads", 1,
     ]  # fmt: skip
@@ -49,10 +50,10 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
     assert capsys.readouterr().out.count("pruning to 0.5") == 2
     result = json.loads((tmp_path / "b.json").read_text())
     rows = {row["method"]: row for row in result["rows"]}
-    assert set(rows) == {"magnitude", "reconstruct", "gradual"}
+    assert set(rows) == {"magnitude", "reconstruct", "tuned", "gradual"}
     for method, row in rows.items():
         base, difference = result["baselines"][method], row["difference"]["AP"]
-        folder = "on" if method == "gradual" else "dense"
+        folder = "on" if method in ("tuned", "gradual") else "dense"
         assert base["sha256"] == sha256_of(tmp_path / folder / "model.safetensors")
         # What the bootstrap counts and what pycocotools counts is one figure.
         assert difference["a"] == pytest.approx(base["ap"], abs=1e-9)
@@ -63,7 +64,7 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
     errors = check["errors"].values()
     assert check["better"] == sum(a < b for a, b in errors) and check["layers"] == len(errors)
     text = document.read_text()
-    assert text.count("at once, ") == 2 and f"{check['better']} of {check['layers']}" in text
+    assert text.count("at once, ") == 3 and f"{check['better']} of {check['layers']}" in text
     assert "gradual, fine-tuned" in text and "dense, trained on as long" in text
     assert (tmp_path / "b.svg").read_text().lstrip().startswith("<?xml")
 
