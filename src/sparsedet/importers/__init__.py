@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..errors import InputError
+from ..weights import ModelFile, load_model
 from .source import Imported
 
 FORMATS: dict[str, str] = {
@@ -28,6 +29,8 @@ FORMATS: dict[str, str] = {
 
 def detect_format(path: str | os.PathLike[str]) -> str:
     """The key of `FORMATS` by a file's first bytes and the names inside it, not by its suffix.
+
+    A model file of this project is "model".
 
     Raises:
         InputError: it cannot be read, or is of none of the forms; says what it seems to be.
@@ -56,6 +59,8 @@ def load_foreign(
     if format is not None and format not in FORMATS:
         raise InputError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
     match format or detect_format(path):
+        case "model":
+            raise InputError(f"{path}: is a sparsedet model file already")
         case "detectron2":
             from .detectron2 import load_detectron2
 
@@ -79,4 +84,20 @@ def load_foreign(
             return load_openvino(path, base, fields)
 
 
-__all__ = ["FORMATS", "Imported", "detect_format", "load_foreign"]
+def load_any(path: str | os.PathLike[str]) -> tuple[ModelFile, tuple[str, ...]]:
+    """A detector in any form: a model file, or what `load_foreign` reads with its conventions.
+
+    Returns:
+        The model, and lines for the user: what a foreign form did not state.
+
+    Raises:
+        InputError: it cannot be read or is no detector that this project runs.
+    """
+    kind = detect_format(path)
+    if kind == "model":
+        return load_model(path), ()
+    found = load_foreign(path, kind)
+    return ModelFile(found.config, found.tensors, found.provenance, "float32"), found.notes
+
+
+__all__ = ["FORMATS", "Imported", "detect_format", "load_any", "load_foreign"]
