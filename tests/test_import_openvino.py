@@ -289,6 +289,17 @@ def test_a_node_that_does_not_fit_is_named(copy: Path) -> None:
             load_foreign(copy)
 
 
+def test_operations_of_other_detectors(folder: Path, copy: Path) -> None:
+    text = (folder / "form_later.xml").read_text()
+    shutil.copy(folder / "form_later.bin", copy.with_suffix(".bin"))
+    copy.write_text(re.sub('framework=""', 'framework="tensorflow"', text))
+    with pytest.raises(InputError, match=r"\(Proposal\): is of TensorFlow's kind"):
+        load_foreign(copy)
+    copy.write_text(text.replace('"ROIPooling"', '"ExperimentalDetectronROIFeatureExtractor"'))
+    with pytest.raises(InputError, match=r"has a feature pyramid .*: expected a Faster R-CNN C4"):
+        load_foreign(copy)
+
+
 def test_int8_is_refused_in_words(copy: Path) -> None:
     copy.write_text(copy.read_text().replace('type="ReLU"', 'type="FakeQuantize"', 1))
     with pytest.raises(InputError, match="INT8 model"):
