@@ -108,7 +108,9 @@ def server(model):
         steps.input(port.any_name).model().set_layout(layout)
     for port in model.outputs:
         steps.output(port.any_name).model().set_layout(ov.Layout("N..."))
-    assert isinstance(model.get_rt_info("model_info").value, dict)
+    info = model.get_rt_info("model_info").value
+    assert isinstance(info, dict) and int(info["pad_value"]) == 0
+    assert info["reverse_input_channels"] in ("YES", "NO")  # else older releases throw
     return run(steps.build(), canvas)
 
 
