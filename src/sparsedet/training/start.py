@@ -143,4 +143,5 @@ def load_teacher(path: Path) -> Teacher:
     if start.config is None:
         raise InputError(f"{path}: a classifier cannot be the teacher of a detector")
     model = build_model(start.config, start.tensors(start.config))
-    return Teacher(model, str(start.path), sha256_of(weights_file(start.path)))
+    file = weights_file(start.path)
+    return Teacher(model, str(file), sha256_of(file))
