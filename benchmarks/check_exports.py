@@ -180,7 +180,7 @@ def table(content: dict[str, Any]) -> str:
             else f"{'the same' if equal else 'NOT the same'}, {back['zeros']:,} zeros"
         )
         lines.append(
-            f"| {name} | {r['same']:,} of {r['ours']:,} | {r['ties']} | {r['others']} | "
+            f"| {name} | {r['same']:,} of {r['ours']:,} | {r['ties']} | {r['others']:,} | "
             f"{r['largest_score_difference']:.1g} | {r['ap']:.5f} ({r['ap_difference']:+.5f}) | "
             f"{read} |"
         )

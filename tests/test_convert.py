@@ -205,6 +205,62 @@ def test_what_an_older_checkpoint_states_is_used(state: Arrays, tmp_path: Path) 
     refused(zoo(tmp_path, {**stated, anchors: usual[:3]}), r"shape \(3, 4\), expected \(15, 4\)")
 
 
+def test_one_set_of_box_deltas_is_repeated(
+    state: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deltas = "roi_heads.box_predictor.bbox_pred"
+    four = {f"{deltas}.{leaf}": state[f"{deltas}.{leaf}"][4:8] for leaf in ("weight", "bias")}
+    each = {name: np.concatenate([value] * 20) for name, value in four.items()}
+    expected, output = load_foreign(zoo(tmp_path, {**state, **each})), tmp_path / "m.safetensors"
+    found = load_foreign(zoo(tmp_path, {**state, **four}))
+    assert found.config == expected.config
+    for name, value in expected.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], value)
+    # With another preset there is a set for the background, too.
+    found = load_foreign(zoo(tmp_path, {**state, **four}), base=preset("r101-c4"))
+    assert found.tensors["box.deltas.bias"].shape == (84,)
+    assert main(["convert", str(tmp_path / "model_final.pkl"), "-o", str(output)]) == 0
+    assert "one set of box deltas for all classes: repeated" in capsys.readouterr().out
+    one = {name: state[name][:2] for name in state if "cls_score" in name}  # one class: both forms
+    found = load_foreign(zoo(tmp_path, {**state, **four, **one}))
+    np.testing.assert_array_equal(found.tensors["box.deltas.bias"], four[f"{deltas}.bias"])
+
+
+def test_a_model_of_rgb_pictures(
+    state: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stem, output = "backbone.stem.conv1.weight", tmp_path / "m.safetensors"
+    expected = load_foreign(DETECTRON2).tensors["stem.conv.weight"]
+    reversed_ = {**state, stem: state[stem][:, ::-1]}
+    found = load_foreign(zoo(tmp_path, reversed_), rgb=True)
+    np.testing.assert_array_equal(found.tensors["stem.conv.weight"], expected)
+    usual = preset("r101-c4")  # Detectron2's recipe for torchvision's weights
+    assert found.config.pixel_mean == usual.pixel_mean
+    assert found.config.pixel_std == usual.pixel_std and found.config.stride_in == "conv2"
+    fields = {"stride_in": "conv1", "pixel_std": [1.0, 1.0, 1.0], "pixel_mean": [1.0, 2.0, 3.0]}
+    found = load_foreign(zoo(tmp_path, reversed_), rgb=True, fields=fields)
+    assert found.config.stride_in == "conv1" and found.config.pixel_mean == (1, 2, 3)  # BGR
+    stated = {"pixel_mean": np.array([9, 8, 7], np.float32).reshape(3, 1, 1)}  # in its own order
+    path = zoo(tmp_path, {**reversed_, **stated})
+    assert load_foreign(path, rgb=True).config.pixel_mean == (7, 8, 9)
+    assert load_foreign(path).config.pixel_mean == (9, 8, 7)
+    assert main(["convert", str(path), "-o", str(output), "--rgb"]) == 0
+    assert "RGB pictures of mean (7.0, 8.0, 9.0), std (57.375" in capsys.readouterr().out
+    np.testing.assert_array_equal(load_model(output).tensors["stem.conv.weight"], expected)
+    assert main(["convert", str(TENSORPACK), "-o", str(tmp_path / "x"), "--rgb"]) == 2
+    assert "only a Detectron2 model can be said to read RGB" in one_line(capsys)
+
+
+def test_tensors_without_axes(state: Arrays, variables: Arrays, tmp_path: Path) -> None:
+    """Where a shape decides the configuration."""
+    for name in ("backbone.stem.conv1.weight", "roi_heads.box_predictor.cls_score.weight",
+                 "roi_heads.box_predictor.bbox_pred.weight", "backbone.res3.0.conv3.weight",
+                 "proposal_generator.rpn_head.objectness_logits.weight"):  # fmt: skip
+        refused(zoo(tmp_path, {**state, name: np.array(1, np.float32)}), f"'{name}' has shape")
+    for name in ("conv0/W", "fastrcnn/class/W", "rpn/class/W", "group1/block0/conv3/W"):
+        refused(npz(tmp_path, {**variables, name: np.array(1, np.float32)}), f"'{name}' has shape")
+
+
 def test_the_users_fields_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"thing {n}" for n in range(20)]
     fields = {"class_names": names, "proposals": 50, "canvas_height": 320, "name": "mine"}
@@ -430,7 +486,10 @@ def test_other_models_are_named(
         ({"a": w}, r"is no model that is known here \(it holds 1 tensors, as a\)"),
         ({}, "holds no tensors"),
         ({**state, "roi_heads.box_predictor.0.cls_score.weight": w}, "is a cascade"),
-        ({**state, "roi_heads.box_predictor.bbox_pred.weight": w.repeat(2, 0)}, "all classes"),
+        (
+            {**state, "roi_heads.box_predictor.bbox_pred.weight": w.repeat(2, 0)},
+            r"bbox_pred.weight' has shape \(4, 2\), expected \(4, 64\)",
+        ),
     ):
         refused(zoo(tmp_path, names), match)
     for arrays, match in (

@@ -1,4 +1,5 @@
-"""Exported models in OpenVINO's own tools, unchanged: Model API and benchmark_app.
+"""Exported models in OpenVINO's own tools, unchanged: Model API, benchmark_app, and the calls that
+two programs in C++ make.
 
 Each in a process of its own, see test_export_openvino.py. docs/ecosystem.md has what was measured
 with many photographs, and the tools that no package index has.
@@ -12,9 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
+from conftest import picture
 
 from sparsedet.exporters.openvino import save_openvino
+from sparsedet.preprocess import to_canvas
 from sparsedet.weights import load_model
 
 ROOT = Path(__file__).parent.parent
@@ -57,3 +61,82 @@ def test_benchmark_app_runs_it(layout: str, small_model: Path, photo: Path, tmp_
     assert shape in done.stdout and f"[1,1,{model.config.max_detections},7]" in done.stdout
     # It takes the input for a picture, fills it with the photograph and not with noise.
     assert "Prepare image" in done.stdout and "Throughput" in done.stdout
+
+
+READERS = """
+import sys
+import cv2
+import numpy as np
+import openvino as ov
+from openvino import layout_helpers as layouts
+from openvino.preprocess import PrePostProcessor
+
+core, picture = ov.Core(), cv2.imread(sys.argv[1])
+
+
+def run(model, canvas):
+    given = [canvas if len(p.shape) == 4 else np.array([[64, 96, 1]], np.float32)
+             for p in model.inputs]
+    return np.array(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)[0])
+
+
+def demo(model):
+    steps = PrePostProcessor(model)
+    for port in model.inputs:
+        name, layout = port.any_name, layouts.get_layout(port)
+        if len(port.shape) == 4:
+            assert port.shape[layouts.width_idx(layout)] == 96
+            assert port.shape[layouts.height_idx(layout)] == 64
+            steps.input(name).tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+            steps.input(name).model().set_layout(layout)
+        else:
+            assert len(port.shape) == 2
+            steps.input(name).tensor().set_element_type(ov.Type.f32)
+    model = steps.build()
+    steps = PrePostProcessor(model)
+    steps.output().tensor().set_element_type(ov.Type.f32).set_layout(ov.Layout("NCHW"))
+    model = steps.build()
+    ov.set_batch(model, 1)
+    return run(model, picture[None])
+
+
+def server(model):
+    steps = PrePostProcessor(model)
+    for port in model.inputs:
+        layout = layouts.get_layout(port)
+        layout = ov.Layout("N...") if layout.empty else layout
+        steps.input(port.any_name).model().set_layout(layout)
+    for port in model.outputs:
+        steps.output(port.any_name).model().set_layout(ov.Layout("N..."))
+    info = model.get_rt_info("model_info").value
+    assert isinstance(info, dict) and int(info["pad_value"]) == 0
+    assert info["reverse_input_channels"] in ("YES", "NO")  # else older releases throw
+    return run(steps.build(), canvas)
+
+
+for path in sys.argv[2:]:
+    model = core.read_model(path)
+    canvas = picture[None].astype(np.float32)
+    if model.inputs[0].shape[3] != 3:
+        canvas = canvas.transpose(0, 3, 1, 2).copy()
+    plain = run(model, canvas)
+    assert (plain.reshape(-1, 7)[:, 0] == 0).sum() >= 10
+    assert np.array_equal(server(core.read_model(path)), plain)
+    if len(plain.shape) == 4:
+        assert np.array_equal(demo(core.read_model(path)), plain)
+"""
+"""What Open Model Zoo's C++ demo (`ModelSSD`) and Model Server do with a model after reading it, by
+the same calls of OpenVINO's core."""
+
+
+def test_calls_of_the_c_plus_plus_readers(small_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model, graphs = load_model(small_model), []
+    canvas, _ = to_canvas(picture(), 64, 96)
+    cv2.imwrite(str(tmp_path / "canvas.png"), canvas)
+    for form in ({}, {"layout": "NHWC", "image_info": True}, {"rows": "2d"}):
+        graphs.append(tmp_path / f"{len(graphs)}.xml")
+        save_openvino(graphs[-1], model.config, model.tensors, **form)
+    command = [sys.executable, "-c", READERS, tmp_path / "canvas.png", *graphs]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

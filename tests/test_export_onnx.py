@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_forms(options: dict) -> None:
         assert len(data) < 0.62 * len(full)
 
 
-def test_model_info_for_model_api() -> None:
+def test_metadata() -> None:
     config, _, tensors = tiny()
     info = {p.key: p.value for p in to_onnx(config, tensors).metadata_props}
     labels = info["model_info labels"].split()
@@ -117,6 +118,7 @@ def test_model_info_for_model_api() -> None:
     assert "traffic_light" in labels
     assert info["model_info model_type"] == "SSD"
     assert info["model_info resize_type"] == "fit_to_window"
+    assert ModelConfig.from_dict(json.loads(info["sparsedet config"])) == config
 
 
 def test_nothing_detected_is_all_padding() -> None:

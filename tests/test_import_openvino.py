@@ -200,6 +200,28 @@ def test_torch_graphs_that_openvino_converted(folder: Path, name: str, tmp_path:
     }
 
 
+FROM_ONNX = """
+import sys
+import openvino as ov
+from sparsedet.exporters.onnx import save_onnx
+from sparsedet.weights import load_model
+model = load_model(sys.argv[1])
+save_onnx(sys.argv[2] + ".onnx", model.config, model.tensors)
+ov.save_model(ov.convert_model(sys.argv[2] + ".onnx"), sys.argv[2] + ".xml", compress_to_fp16=False)
+"""
+
+
+def test_our_onnx_that_openvino_converted(small_model: Path, tmp_path: Path) -> None:
+    """It keeps ONNX's metadata in a place of its own, our configuration too."""
+    pytest.importorskip("onnx")
+    done = in_a_process("-c", FROM_ONNX, small_model, tmp_path / "graph")
+    assert done.returncode == 0, done.stderr
+    model, back = load_model(small_model), load_foreign(tmp_path / "graph.xml")
+    assert back.config == model.config
+    for key, value in model.tensors.items():
+        np.testing.assert_array_equal(back.tensors[key], value, err_msg=key)
+
+
 # --------------------------------------------------------------------- the command line
 
 
@@ -265,6 +287,17 @@ def test_a_node_that_does_not_fit_is_named(copy: Path) -> None:
         copy.write_text(text.replace(old, new))
         with pytest.raises(InputError, match=says):
             load_foreign(copy)
+
+
+def test_operations_of_other_detectors(folder: Path, copy: Path) -> None:
+    text = (folder / "form_later.xml").read_text()
+    shutil.copy(folder / "form_later.bin", copy.with_suffix(".bin"))
+    copy.write_text(re.sub('framework=""', 'framework="tensorflow"', text))
+    with pytest.raises(InputError, match=r"\(Proposal\): is of TensorFlow's kind"):
+        load_foreign(copy)
+    copy.write_text(text.replace('"ROIPooling"', '"ExperimentalDetectronROIFeatureExtractor"'))
+    with pytest.raises(InputError, match=r"has a feature pyramid .*: expected a Faster R-CNN C4"):
+        load_foreign(copy)
 
 
 def test_int8_is_refused_in_words(copy: Path) -> None:

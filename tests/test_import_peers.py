@@ -6,6 +6,7 @@ scripts compare networks of full size on photographs, where those projects are a
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sparsedet import boxes as np_boxes
 from sparsedet.config import preset
 from sparsedet.engine import Engine, available_isas
 from sparsedet.importers import Imported, load_foreign
+from sparsedet.importers.archives import open_source
 
 DATA = Path(__file__).parent / "data" / "parity"
 FILES = {"detectron2": "detectron2.pth", "tensorpack": "tensorpack.npz"}
@@ -72,6 +74,19 @@ def run(engine: Engine, canvas: NDArray[np.uint8]) -> tuple[F32, F32, NDArray[An
     height, width = canvas.shape[:2]
     size = np.array([width, height, width, height], np.float32)
     return rows[:, 3:] * size, rows[:, 2], rows[:, 1].astype(int)
+
+
+def rgb_agnostic(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Detectron2's small network as one of RGB pictures with one set of box deltas.
+
+    Its first layer reads pixels that are divided by a standard deviation, too.
+    """
+    stem, deltas = "backbone.stem.conv1.weight", "roi_heads.box_predictor.bbox_pred"
+    std = np.array([58.395, 57.12, 57.375], np.float32).reshape(3, 1, 1)
+    return {
+        **state, stem: np.ascontiguousarray(state[stem][:, ::-1] * std),
+        **{f"{deltas}.{leaf}": state[f"{deltas}.{leaf}"][8:12] for leaf in ("weight", "bias")},
+    }  # fmt: skip
 
 
 @peers
@@ -130,6 +145,25 @@ def test_tensorpacks_settings_are_fields(setting: str, fields: dict[str, Any]) -
         same_detections(*run(engine, canvas), one.outputs, f"{setting}/{key}")
         with pytest.raises(AssertionError):
             same_detections(*run(engine, canvas), one.outputs, key)
+
+
+def test_detectron2s_rgb_and_class_agnostic_models(tmp_path: Path) -> None:
+    tensors = {
+        n: stored.read() for n, stored in open_source(DATA / FILES["detectron2"])[1].left.items()
+    }
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": rgb_agnostic(tensors)}))
+    outputs = dict(np.load(DATA / "detectron2_rgb_outputs.npz"))
+    canvases = dict(np.load(DATA / "canvases.npz"))
+    imported = load_foreign(path, rgb=True)
+    assert any("RGB pictures" in note for note in imported.notes)
+    assert any("one set of box deltas for all classes" in note for note in imported.notes)
+    engine = Engine(imported.config, imported.tensors)
+    other = load_foreign(path)  # BGR
+    for key, canvas in canvases.items():
+        same_detections(*run(engine, canvas), outputs, key)
+        with pytest.raises(AssertionError):
+            same_detections(*run(Engine(other.config, other.tensors), canvas), outputs, key)
 
 
 @pytest.mark.slow

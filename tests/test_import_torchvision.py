@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # noqa: E4
 
 from sparsedet import InputError, preset  # noqa: E402
 from sparsedet.importers.torchvision_resnet import load_torchvision_resnet  # noqa: E402
-from sparsedet.training.start import build_model, initial_config, initial_tensors  # noqa: E402
+from sparsedet.training.start import build_model, open_start  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -55,8 +55,9 @@ def changed(path: Path, folder: Path, **tensors: Any) -> Path:
 
 
 def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) -> None:
-    model = build_model(SHALLOW, initial_tensors(path, SHALLOW))
-    assert initial_config(path) is None
+    start = open_start(path)
+    model = build_model(SHALLOW, start.tensors(SHALLOW))
+    assert start.config is None
     photo = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(1))
     region = torch.rand(2, 1024, 14, 14, generator=torch.Generator().manual_seed(2))
     rgb = photo.flip(1).float() / 255
@@ -72,15 +73,15 @@ def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) ->
     for mine, other in ((ours, theirs), (tensors["res5.0.conv3"], res5)):
         assert mine.shape == other.shape and other.abs().max() > 1
         assert (mine - other).abs().max() <= 2e-5 * other.abs().max()
-    assert not any(name.startswith(("rpn", "box")) for name in initial_tensors(path, SHALLOW))
+    assert not any(name.startswith(("rpn", "box")) for name in start.tensors(SHALLOW))
 
     from safetensors.torch import save_file
 
     save_file(torch.load(path, weights_only=True), tmp_path / "resnet.safetensors")
-    again = initial_tensors(tmp_path / "resnet.safetensors", SHALLOW)
-    first = initial_tensors(path, SHALLOW)
-    assert all(np.array_equal(again[name], value) for name, value in first.items())
-    assert initial_config(tmp_path / "resnet.safetensors") is None
+    again = open_start(tmp_path / "resnet.safetensors")
+    found = again.tensors(SHALLOW)
+    assert all(np.array_equal(found[n], value) for n, value in start.tensors(SHALLOW).items())
+    assert again.config is None
 
 
 def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> None:

@@ -557,7 +557,7 @@ def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
     noted = json.loads((folder / "nan_batch.json").read_text())
     assert noted == {"step": 3, "image_ids": [dataset.images[i].id for i in expected]}
     assert checkpoint.newest_checkpoint(folder).name == "checkpoint-0000003.safetensors"
-    saved = start.initial_tensors(checkpoint.newest_checkpoint(folder), TINY)
+    saved = start.open_start(folder).tensors(TINY)
     assert all(np.isfinite(value).all() for value in saved.values())
     # The weights were not touched by it either.
     assert all(np.array_equal(value, run.model.state_dict()[name]) for name, value in saved.items())
@@ -666,8 +666,8 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
     refused("No such file", "train", "run", data=(tmp_path / "none.json", images))
     refused("4 of 4 images are missing", "train", "run", data=(annotations, tmp_path))
     refused("file", "train", "file/run", *SETTINGS)
-    refused("not a sparsedet model", "prune", "run", *SETTINGS, "--init", annotations)
-    refused("not a sparsedet model", "train", "run", "--init", annotations)
+    refused("is no pickle, PyTorch", "prune", "run", *SETTINGS, "--init", annotations)
+    refused("is no pickle, PyTorch", "train", "run", "--init", annotations)
     refused("no readable checkpoint", "train", "run", "--init", tmp_path)
     refused("run: No such file", "train", "run", "--resume")
     refused("threads is 0", "train", "run", "--threads", 0)

@@ -36,6 +36,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, overwrite: bool =
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
+def weights_file(path: Path) -> Path:
+    """The file that holds a model's weights: of an OpenVINO IR (.xml) the .bin beside it."""
+    return path.with_suffix(".bin") if path.suffix == ".xml" else path
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Of a file's bytes, in hexadecimal.
 

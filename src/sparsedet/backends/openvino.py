@@ -110,11 +110,13 @@ def _said(graph: Any) -> dict[str, str]:
         "config": ["sparsedet", "config"], "labels": ["model_info", "labels"],
         "resize_type": ["model_info", "resize_type"],
     }  # fmt: skip
-    return {
-        key: str(graph.get_rt_info(place).astype(str))
-        for key, place in places.items()
-        if graph.has_rt_info(place)
-    }
+    found = {}
+    for key, place in places.items():
+        # Of an ONNX graph all metadata lies below `framework`, by the flat names that it has there.
+        for path in (place, ["framework", " ".join(place)]):
+            if graph.has_rt_info(path):
+                found[key] = str(graph.get_rt_info(path).astype(str))
+    return found
 
 
 def _reason(error: RuntimeError) -> str:

@@ -31,6 +31,8 @@ def register(command: Command) -> None:
                          "those that its project uses")  # fmt: skip
     convert.add_argument("--config", type=Path, metavar="JSON", help="an object of configuration "
                          "fields that override all else, as {\"class_names\": [...]}")  # fmt: skip
+    convert.add_argument("--rgb", action="store_true", help="a Detectron2 model of "
+                         "INPUT.FORMAT RGB, on a backbone of torchvision's")  # fmt: skip
     convert.add_argument("--dtype", choices=("float32", "float16"), default="float32",
                          help="of the weights in the file (default float32: nothing is "
                          "rounded)")  # fmt: skip
@@ -58,7 +60,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     if not isinstance(fields, dict):
         raise InputError(f"{arguments.config}: expected a JSON object of configuration fields")
     kind = arguments.format or detect_format(arguments.source)
-    imported = load_foreign(arguments.source, kind, base=base, fields=fields)
+    imported = load_foreign(arguments.source, kind, base=base, fields=fields, rgb=arguments.rgb)
     if kind == "openvino":
         _probe(arguments, imported)
     elif arguments.probe or arguments.force:

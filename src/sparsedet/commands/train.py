@@ -12,6 +12,7 @@ from . import Command
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
+    from ..weights import ModelFile
 
 
 def register(command: Command) -> None:
@@ -30,8 +31,9 @@ def register(command: Command) -> None:
         sub.add_argument("--annotations", type=Path, required=sub is train, help="COCO-format JSON")
         sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
         sub.add_argument("--init", type=Path, required=sub is prune, help="run folder, "
-                         "checkpoint, model file, torchvision or open_nsfw classifier")  # fmt: skip
-        sub.add_argument("--teacher", type=Path, metavar="MODEL", help="model file or run folder "
+                         "checkpoint, model file, a detector as `convert` reads it (Detectron2, "
+                         "TensorPack, OpenVINO), torchvision or open_nsfw classifier")  # fmt: skip
+        sub.add_argument("--teacher", type=Path, metavar="MODEL", help="run folder or detector "
                          "to learn from, too")  # fmt: skip
         sub.add_argument("--output", type=Path, required=True, help="run folder")
         sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
@@ -73,9 +75,10 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 
 def _prune_once(arguments: argparse.Namespace) -> int:
+    from ..importers import load_any
     from ..pruning.oneshot import OneShot
     from ..pruning.run import prune_files
-    from ..training.start import set_threads
+    from ..training.start import model_of_run, set_threads
 
     given = {
         key.removeprefix("recipe."): value
@@ -96,9 +99,16 @@ def _prune_once(arguments: argparse.Namespace) -> int:
     def progress(done: int, layers: int, name: str) -> None:
         print(f"{done + 1}/{layers} {name}", flush=True)
 
+    def load(path: Path) -> ModelFile:
+        model, notes = load_any(path)
+        for line in notes:
+            print(f"{path}: {line}")
+        return model
+
+    init: Path = arguments.init
     report = prune_files(
-        arguments.init, arguments.images, arguments.output, settings,
-        photographs=arguments.calibration_photos, progress=progress,
+        model_of_run(init) if init.is_dir() else init, arguments.images, arguments.output, settings,
+        photographs=arguments.calibration_photos, progress=progress, load=load,
     )  # fmt: skip
     print(report.table())
     print(f"-> {arguments.output / 'model.safetensors'}")

@@ -81,7 +81,7 @@ def model_info(config: ModelConfig) -> dict[str, str]:
         "model_type": "SSD",
         "resize_type": "fit_to_window" if config.resize == "fit" else "standard",
         "pad_value": "0",
-        "reverse_input_channels": "False",
+        "reverse_input_channels": "NO",  # OpenVINO's spelling; some releases read no other
         "labels": " ".join(labels),
     }
 

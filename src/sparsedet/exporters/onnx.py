@@ -7,6 +7,7 @@ is known by its name.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,8 @@ def to_onnx(
         form: see `Form`.
 
     Returns:
-        `onnx.ModelProto` with one output `detections`.
+        `onnx.ModelProto` with one output `detections`; its metadata holds `model_info ...` for
+        Model API and `sparsedet config`, the whole configuration as JSON.
 
     Raises:
         InputError: the onnx package is not installed, or an option is unknown.
@@ -102,8 +104,9 @@ class _OnnxGraph(Graph):
             opset_imports=[helper.make_opsetid("", OPSET)],
         )  # fmt: skip
         # Model API's spelling of a path in ONNX's flat metadata.
-        names = {f"model_info {key}": value for key, value in model_info(config).items()}
-        helper.set_model_props(model, names)
+        said = {f"model_info {key}": value for key, value in model_info(config).items()}
+        said["sparsedet config"] = json.dumps(config.to_dict())
+        helper.set_model_props(model, said)
         return model
 
     def add(

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..errors import InputError
+from ..weights import ModelFile, load_model
 from .source import Imported
 
 FORMATS: dict[str, str] = {
@@ -29,6 +30,8 @@ FORMATS: dict[str, str] = {
 def detect_format(path: str | os.PathLike[str]) -> str:
     """The key of `FORMATS` by a file's first bytes and the names inside it, not by its suffix.
 
+    A model file of this project is "model".
+
     Raises:
         InputError: it cannot be read, or is of none of the forms; says what it seems to be.
     """
@@ -39,7 +42,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
 
 def load_foreign(
     path: str | os.PathLike[str], format: str | None = None, *,
-    base: ModelConfig | None = None, fields: Mapping[str, Any] | None = None,
+    base: ModelConfig | None = None, fields: Mapping[str, Any] | None = None, rgb: bool = False,
 ) -> Imported:  # fmt: skip
     """Read a model of another project, or a training run of our own.
 
@@ -48,18 +51,24 @@ def load_foreign(
         format: a key of `FORMATS`; default: found by content.
         base: conventions that the source does not state; default: those that its project uses.
         fields: single values of the configuration that override all else.
+        rgb: a Detectron2 model reads RGB, which its file does not say.
 
     Raises:
         InputError: it cannot be read or is no model that this project runs.
     """
     path, fields = Path(path), fields or {}
-    if format is not None and format not in FORMATS:
+    if format not in (None, "model", *FORMATS):
         raise InputError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
-    match format or detect_format(path):
+    kind = format or detect_format(path)
+    if rgb and kind != "detectron2":
+        raise InputError(f"{path}: only a Detectron2 model can be said to read RGB")
+    match kind:
+        case "model":
+            raise InputError(f"{path}: is a sparsedet model file already")
         case "detectron2":
             from .detectron2 import load_detectron2
 
-            return load_detectron2(path, base, fields)
+            return load_detectron2(path, base, fields, rgb)
         case "tensorpack":
             from .tensorpack import load_tensorpack
 
@@ -79,4 +88,20 @@ def load_foreign(
             return load_openvino(path, base, fields)
 
 
-__all__ = ["FORMATS", "Imported", "detect_format", "load_foreign"]
+def load_any(path: str | os.PathLike[str]) -> tuple[ModelFile, tuple[str, ...]]:
+    """A detector in any form: a model file, or what `load_foreign` reads with its conventions.
+
+    Returns:
+        The model, and lines for the user: what a foreign form did not state.
+
+    Raises:
+        InputError: it cannot be read or is no detector that this project runs.
+    """
+    kind = detect_format(path)
+    if kind == "model":
+        return load_model(path), ()
+    found = load_foreign(path, kind)
+    return ModelFile(found.config, found.tensors, found.provenance, "float32"), found.notes
+
+
+__all__ = ["FORMATS", "Imported", "detect_format", "load_any", "load_foreign"]

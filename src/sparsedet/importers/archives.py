@@ -45,7 +45,7 @@ def sniff(path: Path) -> str:
     if "recipe" in metadata:
         return "checkpoint"
     if metadata.get("format") == "sparsedet":
-        raise InputError(f"{path}: is a sparsedet model file already")
+        return "model"
     names = list(source.left)
     kind = _foreign(names)
     if kind is not None:

@@ -3,7 +3,12 @@
 Its conventions, all in the preset `r101-c4-detectron2`: MSRA's bottlenecks stride in the first
 1x1, pixels are BGR less a mean, background is the last class and has no box deltas, RoIAlign
 samples adaptively. Depth, widths, classes, pixel statistics and anchors are read from the file
-where it has them. The box part of a Mask R-CNN is used, its mask part ignored.
+where it has them. The box part of a Mask R-CNN is used, its mask part ignored. One set of box
+deltas for all classes (CLS_AGNOSTIC_BBOX_REG) is repeated for each of them, which is the same.
+
+A file does not say whether its model reads BGR or RGB (INPUT.FORMAT). Detectron2's recipe for RGB,
+torchvision's backbones (tools/convert-torchvision-to-d2.py), changes three things: the order of
+the channels, the pixel statistics, and the stride, which is in the 3x3 then.
 
 Detectron2 resizes photographs to a short side of 800 and at most 1333 by PIL's filter; our models
 have a canvas of one size. Given the same canvas, the detections are the same.
@@ -13,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +45,35 @@ _ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 
 def load_detectron2(
     path: str | os.PathLike[str], base: ModelConfig | None = None,
-    fields: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None, rgb: bool = False,
 ) -> Imported:  # fmt: skip
     """Read a checkpoint.
 
     Args:
-        base: default: the preset `r101-c4-detectron2`.
-        fields: of the configuration, over all else.
+        base: default: the preset `r101-c4-detectron2`, with `rgb` changed as the recipe says.
+        fields: of the configuration (BGR), over all else.
+        rgb: the model reads RGB: its first layer and stated pixel statistics are reversed.
 
     Raises:
         InputError: unreadable, hostile, no Faster R-CNN C4, or its tensors do not fit together.
     """
     _, source = open_source(Path(path))
     _refuse_other_models(source)
-    config, notes = _config(source, base or preset("r101-c4-detectron2"), fields or {})
+    if base is None:
+        usual, base = preset("r101-c4"), preset("r101-c4-detectron2")
+        if rgb:
+            base = replace(base, stride_in="conv2", pixel_mean=usual.pixel_mean,
+                           pixel_std=usual.pixel_std)  # fmt: skip
+    config, notes = _config(source, base, fields or {}, rgb)
     tensors: dict[str, Any] = {}
     for layer in build_network(config).weighted:
         name = _name(layer)
+        if layer.name == "box.deltas" and _agnostic(source):
+            classes = layer.out_channels // 4
+            for leaf, shape in (("weight", (4, layer.in_channels)), ("bias", (4,))):
+                value = source.take(f"{name}.{leaf}", shape)
+                tensors[f"{layer.name}.{leaf}"] = np.concatenate([value] * classes)
+            continue
         tensors[f"{layer.name}.weight"] = source.take(f"{name}.weight", layer.weight_shape)
         if layer.norm:
             for leaf in _NORM:
@@ -69,6 +87,9 @@ def load_detectron2(
         r".*\.num_batches_tracked", r"roi_heads\.mask_head\..*",
     )  # fmt: skip
     ignored = source.finish(config.name)
+    if rgb:
+        stem = tensors["stem.conv.weight"]
+        tensors["stem.conv.weight"] = np.ascontiguousarray(stem[:, ::-1])
     provenance = {"source": f"Detectron2 checkpoint {Path(path).name}"}
     return Imported(config, source.fold(tensors, config), provenance, ignored, tuple(notes))
 
@@ -80,6 +101,11 @@ def _name(layer: Layer) -> str:
     if layer.name.startswith("res5."):
         return f"roi_heads.{layer.name}"
     return _NAMES.get(layer.name, f"backbone.{layer.name}")
+
+
+def _agnostic(source: Source) -> bool:
+    """Whether there is one set of box deltas for all classes."""
+    return source.length(f"{_NAMES['box.deltas']}.weight", 0) == 4
 
 
 def _refuse_other_models(source: Source) -> None:
@@ -95,7 +121,7 @@ def _refuse_other_models(source: Source) -> None:
 
 
 def _config(
-    source: Source, base: ModelConfig, fields: Mapping[str, Any]
+    source: Source, base: ModelConfig, fields: Mapping[str, Any], rgb: bool
 ) -> tuple[ModelConfig, list[str]]:
     """The configuration by what the tensors say, and what there is to tell."""
     notes: list[str] = []
@@ -103,20 +129,19 @@ def _config(
     stages = [f"backbone.res{n}" for n in (2, 3, 4)] + ["roi_heads.res5"]
     read: dict[str, Any] = {
         "blocks": blocks,
-        "stem_channels": source.shape("backbone.stem.conv1.weight")[0],
-        "bottleneck_channels": [source.shape(f"{s}.0.conv1.weight")[0] for s in stages],
-        "stage_channels": [source.shape(f"{s}.0.conv3.weight")[0] for s in stages],
-        "rpn_channels": source.shape(f"{_NAMES['rpn.conv']}.weight")[0],
+        "stem_channels": source.length("backbone.stem.conv1.weight", 0),
+        "bottleneck_channels": [source.length(f"{s}.0.conv1.weight", 0) for s in stages],
+        "stage_channels": [source.length(f"{s}.0.conv3.weight", 0) for s in stages],
+        "rpn_channels": source.length(f"{_NAMES['rpn.conv']}.weight", 0),
         "name": f"r{3 * sum(blocks) + 2}-c4-detectron2",
     }
     for key in ("pixel_mean", "pixel_std"):  # older checkpoints state them
         if key in source:
-            read[key] = source.take(key, (3, 1, 1)).reshape(-1).tolist()
-    classes = source.shape("roi_heads.box_predictor.cls_score.weight")[0] - 1
-    outputs = source.shape("roi_heads.box_predictor.bbox_pred.weight")[0]
-    if outputs == 4 != 4 * classes:
-        raise source.error("has one set of box deltas for all classes, expected one for each")
-    anchors = source.shape(f"{_NAMES['rpn.objectness']}.weight")[0]
+            read[key] = source.take(key, (3, 1, 1)).reshape(-1)[:: -1 if rgb else 1].tolist()
+    classes = source.length(f"{_NAMES['box.logits']}.weight", 0) - 1
+    if _agnostic(source):
+        notes.append("has one set of box deltas for all classes: repeated for each of them")
+    anchors = source.length(f"{_NAMES['rpn.objectness']}.weight", 0)
     if _ANCHORS in source:  # a buffer of older checkpoints
         value, usual = source.take(_ANCHORS, (anchors, 4)), boxes.cell_anchors(base)
         if value.shape != usual.shape or not np.allclose(value, usual, atol=1e-3):
@@ -128,6 +153,10 @@ def _config(
             f"has {anchors} anchors a cell, {base.name} {config.anchors_per_cell}: state "
             "anchor_sizes and anchor_ratios in the configuration"
         )
+    notes.append(
+        f"taken as trained on {'RGB' if rgb else 'BGR'} pictures of mean {config.pixel_mean}, std "
+        f"{config.pixel_std} (here in BGR order), strides in {config.stride_in}"
+    )
     notes.append(
         f"canvas {config.canvas_width}x{config.canvas_height} ({config.resize}, bilinear); "
         "Detectron2 itself resizes to short side 800, at most 1333, by PIL"

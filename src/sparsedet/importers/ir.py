@@ -290,11 +290,13 @@ class IR:
         return [node for node in self.nodes if node.type in types]
 
     def info(self, *path: str) -> str | None:
-        """A value of rt_info."""
-        element = self.rt_info
-        for name in path:
-            element = element.find(name) if element is not None else None
-        return None if element is None else element.get("value")
+        """A value of rt_info; of the metadata that OpenVINO kept of an ONNX graph, too."""
+        if self.rt_info is None:
+            return None
+        found = self.rt_info.findall("/".join(path))
+        kept = self.rt_info.findall("framework/info")
+        found += [info for info in kept if info.get("name") == " ".join(path)]
+        return found[0].get("value") if found else None
 
 
 _FOLDED = {

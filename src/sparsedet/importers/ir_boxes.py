@@ -1,9 +1,8 @@
 """The box arithmetic of a Faster R-CNN in an IR -> fields of the configuration.
 
 Proposals and RoI pooling are `ir_proposals`'; here is what follows the two predictors: one
-operation of OpenVINO's (`DetectionOutput`, `MulticlassNms`), or softmax, decoding and NMS written
-out. What our engine does otherwise than the source is said in notes; whether it matters is measured
-(`probe`).
+operation of OpenVINO's (`DetectionOutput`), or softmax, decoding and NMS written out. What our
+engine does otherwise than the source is said in notes; whether it matters is measured (`probe`).
 
 Glossary: K classes without background.
 """
@@ -101,14 +100,9 @@ class BoxReader(ProposalReader):
         softmax = [node for node in region if node.type in ("SoftMax", "Softmax")]
         if len(softmax) != 1:
             raise ir.error(f"has {len(softmax)} softmax after the class scores, expected one")
-        multi = [node for node in region if node.type == "MulticlassNms"]
         nms = [node for node in region if node.type == "NonMaxSuppression"]
-        if multi:
-            overlap: set[float | None] = {node.number("iou_threshold") for node in multi}
-            score: set[float | None] = {node.number("score_threshold") for node in multi}
-        else:
-            overlap = {self._scalar(node, 3) for node in nms}
-            score = {self._scalar(node, 4) for node in nms}
+        overlap = {self._scalar(node, 3) for node in nms}
+        score = {self._scalar(node, 4) for node in nms}
         if len(overlap) != 1 or None in overlap or len(score) != 1:
             raise ir.error("has no NMS of constant thresholds after the predictors, expected one "
                            "of all classes or one for each with the same thresholds")  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 from .ir import IR, Array, Node
 from .ir_steps import Linear, Reached, Steps
 
-ROI_TYPES = ("ROIAlign", "ROIPooling", "ExperimentalDetectronROIFeatureExtractor")
+ROI_TYPES = ("ROIAlign", "ROIPooling")
 MAX_BLOCKS = 1000
 
 
@@ -100,7 +100,9 @@ class _Walk(Steps):
         if ir.of_type(*ROI_TYPES):
             return
         kind = "no RoI pooling"
-        if ir.of_type("RegionYolo"):
+        if ir.of_type("ExperimentalDetectronROIFeatureExtractor"):
+            kind = "a feature pyramid (ExperimentalDetectronROIFeatureExtractor)"
+        elif ir.of_type("RegionYolo"):
             kind = "a YOLO head (RegionYolo) and no RoI pooling"
         elif ir.of_type("DetectionOutput", "PriorBox", "PriorBoxClustered"):
             kind = "an SSD head (DetectionOutput, prior boxes) and no RoI pooling"
@@ -259,12 +261,7 @@ class _Walk(Steps):
         if len(found) != 1:
             raise self.ir.error(f"has {len(found)} RoI poolings, expected one for a C4 detector")
         (node,) = found
-        source = node.inputs[0][0]
-        if node.type == "ExperimentalDetectronROIFeatureExtractor":
-            if len(node.inputs) != 2:
-                raise self._unfit(node, "one map (it has a feature pyramid)")
-            source = node.inputs[1][0]
-        if source is not x and not any(r.node is node for r in self._reach(x)):
+        if node.inputs[0][0] is not x and not any(r.node is node for r in self._reach(x)):
             raise self._unfit(node, f"the map of {x.name!r} as its input")
         self.body.rois.append(node)
         after = [c for c in node.consumers if c.type == "AvgPool"]

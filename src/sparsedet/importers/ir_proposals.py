@@ -1,25 +1,18 @@
 """From the RPN's outputs to RoI features in an IR -> fields of the configuration.
 
-Either one operation of OpenVINO's with attributes (`Proposal`,
-`ExperimentalDetectronGenerateProposalsSingleImage`), or written out (anchors, decoding, `TopK`,
-`NonMaxSuppression`), as converted torch and ONNX graphs have it; then RoI pooling.
+Either OpenVINO's operation `Proposal` with its attributes, or written out (anchors, decoding,
+`TopK`, `NonMaxSuppression`), as converted torch and ONNX graphs have it; then RoI pooling.
 
 Glossary: A anchors a cell, Hf and Wf rows and columns of the map.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from ..boxes import cell_anchors, corner_sampling, grid_anchors
 from .ir import Array, Node, ancestors, descendants
 from .ir_fields import Fields
-from .ir_steps import Linear
-
-DETECTRON_CLAMP = float(np.log(1000.0 / 16))
-"""Of dw and dh in ExperimentalDetectronGenerateProposalsSingleImage (its specification)."""
 
 
 class ProposalReader(Fields):
@@ -33,11 +26,8 @@ class ProposalReader(Fields):
         """
         self._regions()
         proposal = self._single("Proposal")
-        detectron = self._single("ExperimentalDetectronGenerateProposalsSingleImage")
         if proposal is not None:
             self._proposal(proposal)
-        elif detectron is not None:
-            self._detectron(detectron)
         else:
             self._written_out_proposals()
 
@@ -60,7 +50,7 @@ class ProposalReader(Fields):
                 raise self.ir.error(f"{node.says()}: expected the mode avg")
             stride = round(1 / scale) if scale > 0 else 0
             corners = self._corners(node, bins[0] * ratio, stride)
-        elif node.type == "ROIPooling":
+        else:
             sizes = node.numbers("output_size") or [
                 node.number("pooled_h"),
                 node.number("pooled_w"),
@@ -73,12 +63,6 @@ class ProposalReader(Fields):
             if any(length % stride for length in self.body.canvas):
                 self.notes.append(f"{node.says()} takes the canvas for the map's extent, which it "
                                   "only is if its sides are multiples of the stride")  # fmt: skip
-        else:
-            bins = (int(node.number("output_size")),) * 2
-            ratio = int(node.number("sampling_ratio"))
-            stride = int(node.number("pyramid_scales", stride))
-            if not node.flag("aligned"):
-                self.notes.append(f"{node.says()} is not aligned (half a pixel off), ours is")
         if bins[0] != bins[1] or bins[0] % averaged:
             raise self.ir.error(f"{node.says()}: {bins} bins, expected a square of an even number")
         self.fields["roi_sampling"] = "corners" if corners else "aligned"
@@ -117,31 +101,31 @@ class ProposalReader(Fields):
         self.fields["cell_anchors"] = tuple(exact)
 
     def _proposal(self, node: Node) -> None:
-        """The operation `Proposal`: anchors follow from its attributes."""
-        tensorflow = node.attributes.get("framework", "") == "tensorflow"
+        """The operation `Proposal`: anchors follow from its attributes.
+
+        Of its two kinds TensorFlow's is refused: its deltas and boxes are (y, x), so that a
+        network needs an operation more to turn them round.
+        """
+        if node.attributes.get("framework"):
+            raise self.ir.error(f"{node.says()}: is of TensorFlow's kind, with boxes as (y, x), "
+                                "expected Caffe's (framework \"\")")  # fmt: skip
         ratios, scales = node.numbers("ratio"), node.numbers("scale")
         size, stride = node.number("base_size"), int(node.number("feat_stride"))
-        count = len(self.layers and self.body.layers["rpn.objectness"].weight)
+        count = len(self.body.layers["rpn.objectness"].weight)
         if len(ratios) * len(scales) != count:
             raise self.ir.error(f"{node.says()}: {len(ratios)} ratios and {len(scales)} scales "
                                 f"for {count} anchors")  # fmt: skip
-        offset = 0.0 if tensorflow else 1.0
         rows = []
         for ratio in ratios:
-            width = np.sqrt(size * size / ratio)
-            width = width if tensorflow else np.round(width)
-            height = width * ratio if tensorflow else np.round(width * ratio)
+            width = np.floor(np.sqrt(size * size / ratio) + 0.5)  # C's round, not numpy's
+            height = np.floor(width * ratio + 0.5)
             for scale in scales:
-                w, h = (width * scale - offset) / 2, (height * scale - offset) / 2
-                centre = 0.0 if tensorflow else (size - offset) / 2
+                w, h = (width * scale - 1) / 2, (height * scale - 1) / 2
+                centre = (size - 1) / 2
                 # Its last pixel is inside of a box; with +1 the corner is where we have it.
-                rows.append((centre - w, centre - h, centre + w + offset, centre + h + offset))
+                rows.append((centre - w, centre - h, centre + w + 1, centre + h + 1))
         cells = np.asarray(rows, dtype=np.float32)
-        if tensorflow:  # (y, x) order, of boxes and deltas
-            cells = cells[:, [1, 0, 3, 2]]
-            self.body.layers["rpn.deltas"] = _swapped(self.body.layers["rpn.deltas"])
-            self.notes.append(f"{node.says()} moves anchors into the picture first, ours does not")
-        self.fields["rpn_inclusive"] = not tensorflow
+        self.fields["rpn_inclusive"] = True
         self._anchors(cells, stride)
         place, length = node.number("box_coordinate_scale", 1.0), node.number("box_size_scale", 1.0)
         self.put("rpn_box_weights", (place, place, length, length))
@@ -150,30 +134,10 @@ class ProposalReader(Fields):
         self.fields["proposals"] = int(node.number("post_nms_topn"))
         self.fields["rpn_remove_empty"] = False
         self.fields["delta_clamp"] = 20.0
-        if node.number("min_size") > offset:  # no box is shorter than 0, and the offset is added
+        if node.number("min_size") > 1:  # with the last pixel no box is shorter
             self.notes.append(f"{node.says()} drops boxes under {node.number('min_size'):g} pixels")
         if not node.flag("clip_before_nms", True):
             self.notes.append(f"{node.says()} clips boxes after NMS, ours before")
-
-    def _detectron(self, node: Node) -> None:
-        self.put("rpn_nms_threshold", node.number("nms_threshold"))
-        self.fields["rpn_pre_nms"] = int(node.number("pre_nms_count"))
-        self.fields["proposals"] = int(node.number("post_nms_count"))
-        self.fields["rpn_remove_empty"] = node.number("min_size") >= 0
-        self.put("delta_clamp", DETECTRON_CLAMP)
-        grids = self.ir.of_type("ExperimentalDetectronPriorGridGenerator")
-        anchors = self.ir.operand(node, 1)
-        if len(grids) == 1:
-            cells = self.ir.operand(grids[0], 0)
-            stride = int(grids[0].number("stride_x")) or self.fields["anchor_stride"]
-            if cells is None or cells.ndim != 2 or cells.shape[1] != 4:
-                raise self.ir.error(f"{grids[0].says()}: expected constant anchors [A, 4]")
-            self._anchors(cells.astype(np.float32), stride)
-        elif anchors is not None:
-            self._grid(anchors)
-        else:
-            raise self.ir.error(f"{node.says()}: expected constant anchors")
-        self.notes.append(f"{node.says()} counts a box's last pixel as its own (+1)")
 
     def _written_out_proposals(self) -> None:
         """Anchors, decoding and NMS as operations of their own."""
@@ -241,9 +205,3 @@ class ProposalReader(Fields):
 def _half(values: Array) -> bool:
     """Whether they were half-floats."""
     return bool(np.array_equal(values, values.astype(np.float16)))
-
-
-def _swapped(linear: Linear) -> Linear:
-    """Deltas (dy, dx, dh, dw) of each anchor -> (dx, dy, dw, dh)."""
-    order = np.arange(len(linear.weight)).reshape(-1, 4)[:, [1, 0, 3, 2]].reshape(-1)
-    return replace(linear, weight=linear.weight[order], bias=linear.bias[order])

@@ -85,6 +85,17 @@ class Source:
             raise self.error(f"tensor {name!r} is missing")
         return self.left[name].shape
 
+    def length(self, name: str, axis: int) -> int:
+        """One length of the declared shape.
+
+        Raises:
+            InputError: there is no such tensor, or it is a single number.
+        """
+        shape = self.shape(name)
+        if not shape:
+            raise self.error(f"tensor {name!r} has shape (), expected a layer's weights")
+        return shape[axis]
+
     def take(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """The values as float32, once.
 

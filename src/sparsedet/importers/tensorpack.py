@@ -102,13 +102,13 @@ def _config(source: Source, base: ModelConfig, fields: Mapping[str, Any]) -> Mod
     stages = [f"group{n}/block0" for n in range(4)]
     read: dict[str, Any] = {
         "blocks": blocks,
-        "stem_channels": source.shape("conv0/W")[-1],
-        "bottleneck_channels": [source.shape(f"{s}/conv1/W")[-1] for s in stages],
-        "stage_channels": [source.shape(f"{s}/conv3/W")[-1] for s in stages],
-        "rpn_channels": source.shape("rpn/conv0/W")[-1],
+        "stem_channels": source.length("conv0/W", -1),
+        "bottleneck_channels": [source.length(f"{s}/conv1/W", -1) for s in stages],
+        "stage_channels": [source.length(f"{s}/conv3/W", -1) for s in stages],
+        "rpn_channels": source.length("rpn/conv0/W", -1),
         "name": f"r{3 * sum(blocks) + 2}-c4",
     }
-    classes, anchors = source.shape("fastrcnn/class/W")[-1] - 1, source.shape("rpn/class/W")[-1]
+    classes, anchors = source.length("fastrcnn/class/W", -1) - 1, source.length("rpn/class/W", -1)
     config = settle(source, base, read, classes, fields)
     if config.anchors_per_cell != anchors:
         raise source.error(

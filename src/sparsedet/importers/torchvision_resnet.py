@@ -33,22 +33,6 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 _STAGES = tuple(rf"layer{n}\.(\d+)\." for n in (1, 2, 3, 4))
 
 
-def is_torchvision_resnet(path: str | os.PathLike[str]) -> bool:
-    """Whether a file should be read by `load_torchvision_resnet`.
-
-    A file of PyTorch's is always meant to be one; a safetensors file is, if it has its names.
-    """
-    path = Path(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return True
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        return "layer1.0.conv1.weight" in open_source(path)[1]
-    except InputError:
-        return False
-
-
 def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -> Arrays:
     """Backbone and res5 tensors in training form.
 
@@ -103,7 +87,7 @@ def _check_kind(source: Source, config: ModelConfig) -> None:
     """Refuse what is no classifier of `config`'s depth, saying what it is."""
     names = source.left
     if any(name.startswith(("proposal_generator.", "backbone.res")) for name in names):
-        raise source.error("is a detector of Detectron2's: `sparsedet convert` it first")
+        raise source.error("is a detector of Detectron2's, expected a ResNet classifier")
     if any(name.startswith(("backbone.", "fpn.", "rpn.", "roi_heads.")) for name in names):
         raise source.error("is a detector of torchvision's, expected a ResNet classifier")
     if "conv1.0.weight" in source:

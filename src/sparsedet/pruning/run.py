@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import sha256_of, write_atomic
+from ..files import sha256_of, weights_file, write_atomic
 from ..preprocess import read_image
 from ..reference import FasterRCNN
-from ..weights import fold_batch_norm, load_model, save_model
+from ..weights import ModelFile, fold_batch_norm, load_model, save_model
 from .calibration import calibration_canvas
 from .oneshot import OneShot, prune_once
 from .report import PruningReport, require_matplotlib
@@ -30,6 +30,7 @@ _MAKING = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap
 def prune_files(
     model: Path, images: Path, output: Path, settings: OneShot, *, photographs: int = 128,
     progress: Callable[[int, int, str], None] | None = None,
+    load: Callable[[Path], ModelFile] = load_model,
 ) -> PruningReport:  # fmt: skip
     """Prune a model file and write what came of it.
 
@@ -39,6 +40,7 @@ def prune_files(
         output: folder, created; must not hold results yet.
         photographs: how many are taken; an eighth of them only measures the error.
         progress: as `prune_once` takes it.
+        load: reads `model`, for files of other forms.
 
     Raises:
         InputError: the model, a photograph or the folder cannot be used, or the target cannot be
@@ -54,7 +56,7 @@ def prune_files(
     if len(found) < max(photographs, 2):
         raise InputError(f"{images}: {len(found)} photographs, {max(photographs, 2)} are needed")
     paths = random.Random(settings.seed).sample(found, max(photographs, 2))
-    file = load_model(model)
+    file = load(model)
     network = FasterRCNN(file.config)
     network.load_tensors(fold_batch_norm(file.tensors, file.config))
     network.eval()
@@ -63,11 +65,12 @@ def prune_files(
         network, canvases, settings, held_out=max(1, len(paths) // 8), progress=progress
     )
     output.mkdir(parents=True, exist_ok=True)
+    origin = weights_file(model)
     earlier = {key: value for key, value in file.provenance.items() if key in _MAKING}
     provenance = {
         **{key: value for key, value in file.provenance.items() if key not in _MAKING},
         "pruned": {**asdict(settings), "photographs": len(paths)},
-        "source": {"name": model.name, "sha256": sha256_of(model), **earlier},
+        "source": {"name": origin.name, "sha256": sha256_of(origin), **earlier},
     }
     save_model(output / OUTPUTS[0], file.config, network.folded_tensors(), provenance)
     write_atomic(output / OUTPUTS[1], (json.dumps(report.to_json(), indent=1) + "\n").encode())

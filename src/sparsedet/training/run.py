@@ -9,17 +9,15 @@ from pathlib import Path
 
 from ..coco import load_coco
 from ..config import COCO_NAMES, preset
-from ..files import sha256_of
+from ..files import sha256_of, weights_file
 from . import distributed
-from .checkpoint import newest_checkpoint
 from .loop import Trainer
 from .recipe import Recipe
 from .start import (
     build_model,
     check_folder,
-    initial_config,
-    initial_tensors,
     load_teacher,
+    open_start,
     prepare_folder,
 )
 
@@ -36,9 +34,9 @@ def train(
         annotations, images: COCO-format JSON and the folder of its photographs. Its classes
             become the model's.
         output: the run folder.
-        init: what to start from: a run folder, or anything that `initial_tensors` reads.
+        init: what to start from: a run folder, or anything that `open_start` reads.
         model: a preset's name; default: the configuration of `init`, else `r50half-c4`.
-        teacher: a model file or run folder to learn from beside the ground truth (`distill`).
+        teacher: a run folder or detector to learn from beside the ground truth (`distill`).
         resume: continue the run in `output`; `init` is not read.
         command: noted in the run folder.
 
@@ -49,10 +47,9 @@ def train(
         InputError: an input cannot be used, or training cannot go on; a message says why.
     """
     with distributed.session() as ranks:
-        start = output if resume else init
-        if start is not None and start.is_dir():
-            start = newest_checkpoint(start)
-        source = initial_config(start) if start else None
+        begin = output if resume else init
+        start = open_start(begin) if begin else None
+        source = start.config if start else None
         config = preset(model) if model else source or preset("r50half-c4")
         dataset = load_coco(annotations, images)
         if set(dataset.class_names) == set(COCO_NAMES):
@@ -64,17 +61,20 @@ def train(
         if ranks.writes:
             for line in dataset.warnings():
                 print(f"sparsedet: warning: {line}", file=sys.stderr)
+            for line in start.notes if start else ():
+                print(f"{init}: {line}")
         dataset.require_images()
-        initial = initial_tensors(start, config) if start else {}
+        initial = start.tensors(config) if start else {}
         if source and source.class_names != config.class_names and not resume:
             if ranks.writes:
-                print(f"{start} knows other classes: the predictors begin at random")
+                print(f"{init} knows other classes: the predictors begin at random")
             initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
         origin = {}
         if init and not resume:
             assert start is not None
-            origin["init"] = {"name": f"{init.name}/{start.name}" if init != start else init.name,
-                              "sha256": sha256_of(start)}  # fmt: skip
+            file = weights_file(start.path)
+            origin["init"] = {"name": f"{init.name}/{file.name}" if init.is_dir() else file.name,
+                              "sha256": sha256_of(file)}  # fmt: skip
         taught_by = load_teacher(teacher) if teacher else None
         if taught_by:
             origin["teacher"] = {"name": Path(taught_by.name).name, "sha256": taught_by.sha256}
@@ -84,9 +84,9 @@ def train(
         if ranks.writes:
             prepare_folder(output, resume)
         if resume and start:
-            trainer.resume(start)
+            trainer.resume(start.path)
             if ranks.writes:
-                print(f"continuing from {start}")
+                print(f"continuing from {start.path}")
         trainer.describe(command)
         finished = trainer.run()
         if not ranks.writes:

@@ -1,27 +1,28 @@
 """What a run starts from: a folder, a configuration, weights.
 
-Weights come from a run's checkpoint, a model file, or a classifier: torchvision's ResNet (.pth,
-.pt, .safetensors) or open_nsfw (.onnx). Where they end, the model's random start remains.
+Weights come from a detector in any form that `importers` reads, or a classifier: torchvision's
+ResNet (.pth, .safetensors) or open_nsfw (.onnx). Where they end, the model's random start remains.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..config import ModelConfig
 from ..errors import InputError
-from ..files import sha256_of
+from ..files import sha256_of, weights_file
+from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
-from ..importers.torchvision_resnet import is_torchvision_resnet, load_torchvision_resnet
+from ..importers.torchvision_resnet import load_torchvision_resnet
 from ..reference import FasterRCNN
-from ..weights import load_model
 from .checkpoint import checkpoints, newest_checkpoint, read_checkpoint, remove_leftovers
 from .distill import Teacher
 
@@ -59,44 +60,54 @@ def prepare_folder(folder: Path, resume: bool) -> None:
     remove_leftovers(folder)
 
 
-def initial_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensors to start from.
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """What a run begins with.
 
-    Checkpoints give the training form (batch norms separate where the run had them so) and the
-    averaged weights where the run averages, model files the folded form.
+    Attributes:
+        path: the file; of a run folder its newest checkpoint.
+        config: of the detector in it; None for a classifier, which fits several.
+        tensors: gives them for a configuration. Checkpoints have the training form (batch norms
+            separate where the run had them so) and averaged weights where the run averages; other
+            detectors are folded. Raises InputError if a classifier does not fit.
+        notes: lines for the user: what a foreign form did not state.
+    """
+
+    path: Path
+    config: ModelConfig | None
+    tensors: Callable[[ModelConfig], Mapping[str, np.ndarray]]
+    notes: tuple[str, ...] = ()
+
+
+def open_start(path: Path) -> Start:
+    """Read what `--init` and `--teacher` name.
 
     Raises:
-        InputError: the file is of no known kind, damaged, or of another network than `config`.
+        InputError: the file is of no known kind, or damaged.
     """
+    if path.is_dir():
+        path = newest_checkpoint(path)
     if path.suffix == ".onnx":
-        return load_open_nsfw(path, config)
-    if is_torchvision_resnet(path):
-        return load_torchvision_resnet(path, config)
-    if "recipe" in _metadata(path):
-        return {name: value.numpy() for name, value in read_checkpoint(path).weights.items()}
-    return dict(load_model(path).tensors)
-
-
-def initial_config(path: Path) -> ModelConfig | None:
-    """The configuration inside a checkpoint or model file; None for a classifier."""
-    if path.suffix == ".onnx" or is_torchvision_resnet(path):
-        return None
-    metadata = _metadata(path)
-    if "recipe" in metadata:
+        return Start(path, None, partial(load_open_nsfw, path))
+    kind = detect_format(path)
+    if kind == "torchvision":
+        return Start(path, None, partial(load_torchvision_resnet, path))
+    if kind == "checkpoint":
+        read = read_checkpoint(path)
         try:
-            return ModelConfig.from_dict(json.loads(metadata["config"]))
-        except (KeyError, ValueError):
-            pass  # load_model says what is wrong with it
-    return load_model(path).config
+            config = ModelConfig.from_dict(json.loads(read.metadata["config"]))
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: its metadata cannot be used: {error}") from None
+        weights = {name: value.numpy() for name, value in read.weights.items()}
+        return Start(path, config, lambda _: weights)
+    model, notes = load_any(path)
+    return Start(path, model.config, lambda _: model.tensors, notes)
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """Of a safetensors file; empty for anything else. `recipe` marks a checkpoint."""
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}
+def model_of_run(folder: Path) -> Path:
+    """The file with what a run came to: its `model.safetensors`, else its newest checkpoint."""
+    finished = folder / "model.safetensors"
+    return finished if finished.exists() else newest_checkpoint(folder)
 
 
 def build_model(config: ModelConfig, initial: Mapping[str, np.ndarray]) -> FasterRCNN:
@@ -123,16 +134,14 @@ def load_teacher(path: Path) -> Teacher:
     """A model to learn from.
 
     Args:
-        path: a model file, a checkpoint, or a run folder: its `model.safetensors`, else its
-            newest checkpoint.
+        path: a run folder, or a detector in any form that `open_start` reads.
 
     Raises:
         InputError: it cannot be read or is a classifier.
     """
-    if path.is_dir():
-        finished = path / "model.safetensors"
-        path = finished if finished.exists() else newest_checkpoint(path)
-    config = initial_config(path)
-    if config is None:
+    start = open_start(model_of_run(path) if path.is_dir() else path)
+    if start.config is None:
         raise InputError(f"{path}: a classifier cannot be the teacher of a detector")
-    return Teacher(build_model(config, initial_tensors(path, config)), str(path), sha256_of(path))
+    model = build_model(start.config, start.tensors(start.config))
+    file = weights_file(start.path)
+    return Teacher(model, str(file), sha256_of(file))

@@ -1,6 +1,7 @@
 """Runs Detectron2's own code on random weights, and the model imported from them beside it.
 
     python with_detectron2.py CHECKOUT golden [OUT]         the small network of this folder
+    python with_detectron2.py CHECKOUT rgb [OUT]            the same, made of it in another form
     python with_detectron2.py CHECKOUT photos PHOTO...      R101-C4 on photographs, all stages
 
 CHECKOUT is a clone of github.com/facebookresearch/detectron2 (run at 02b5c4e); it needs no
@@ -31,7 +32,7 @@ from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import transforms as T  # noqa: E402
 from detectron2.data.detection_utils import read_image  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
-from test_import_peers import deviation, run, same_detections  # noqa: E402
+from test_import_peers import deviation, rgb_agnostic, run, same_detections  # noqa: E402
 
 from sparsedet.config import preset  # noqa: E402
 from sparsedet.engine import Engine  # noqa: E402
@@ -93,12 +94,35 @@ def stages(model: Any, canvas: Any) -> dict[str, Any]:
     return {name: np.ascontiguousarray(value.numpy()) for name, value in out.items()}
 
 
-def golden(out: Path) -> None:
-    """A ResNet-50 of few channels, 20 classes, on the two small canvases."""
+def narrow() -> Any:
+    """Settings of a ResNet-50 of few channels, 20 classes."""
     cfg = settings(50)
     resnet = cfg.MODEL.RESNETS
     resnet.WIDTH_PER_GROUP, resnet.RES2_OUT_CHANNELS, resnet.STEM_OUT_CHANNELS = 2, 8, 4
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 20
+    return cfg
+
+
+def rgb(out: Path) -> None:
+    """A model of RGB pictures (the recipe of convert-torchvision-to-d2.py), class-agnostic."""
+    cfg = narrow()
+    cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = "RGB", False
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    state = torch.load(HERE / "detectron2.pth", weights_only=True)["model"]
+    state = rgb_agnostic({name: value.numpy() for name, value in state.items()})
+    model = build_model(cfg).eval()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    kept: dict[str, Any] = {}
+    for key, canvas in np.load(HERE / "canvases.npz").items():
+        values = stages(model, canvas[:, :, ::-1])
+        kept |= {f"{key}/{name}": values[name] for name in ("boxes", "scores", "labels")}
+    np.savez_compressed(out / "detectron2_rgb_outputs.npz", **kept)
+
+
+def golden(out: Path) -> None:
+    """The narrow network on the two small canvases."""
+    cfg = narrow()
     config = replace(
         preset("r101-c4-detectron2"), blocks=(3, 4, 6, 3), stem_channels=4, rpn_channels=32,
         bottleneck_channels=(2, 4, 8, 16), stage_channels=(8, 16, 32, 64),
@@ -163,7 +187,7 @@ def photos(paths: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "golden":
-        golden(Path(sys.argv[3]) if len(sys.argv) > 3 else HERE)
+    if sys.argv[2] in ("golden", "rgb"):
+        {"golden": golden, "rgb": rgb}[sys.argv[2]](Path(sys.argv[3]) if sys.argv[3:] else HERE)
     else:
         photos([Path(name) for name in sys.argv[3:]])
