@@ -102,13 +102,23 @@ def dense_outputs(
         InputError: activations leave float16's range, or the RPN proposes nothing.
     """
     found = DenseOutputs({}, {}, [])
+    # One block of memory: many small ones, each between activations that come and go, would keep
+    # those from being used again (12 GB of r101-c4 instead of 9).
+    sizes = [
+        sum(_counts(model.network.by_name[name], len(canvases), held_out))
+        * model.network.by_name[name].out_channels
+        for name in layers
+    ]
+    notes, used = torch.empty(sum(sizes), dtype=torch.float16), 0
     for layer, states in _walk(model, canvases, layers, found.regions):
         matrix = to_matrix(model.layers[layer.name].weight)
         own, whole = [], []
         for place, state in zip(_places(layer, states, held_out, seed), states, strict=True):
             own.append(patches(layer, state[layer.source], place) @ matrix.T)
             rest = _residual(layer, state, place)
-            whole.append(_store(layer.name, own[-1] if rest is None else own[-1] + rest))
+            value = _store(layer.name, own[-1] if rest is None else own[-1] + rest)
+            whole.append(notes[used : used + value.numel()].view(value.shape).copy_(value))
+            used += value.numel()
         unseen = torch.cat(own[len(own) - held_out :])
         found.outputs[layer.name] = whole
         found.sizes[layer.name] = float((unseen - unseen.mean(dim=0)).norm())
@@ -255,15 +265,19 @@ def _places(
     layer: Layer, states: list[dict[str, Tensor]], held_out: int, seed: int
 ) -> Iterator[Place]:
     """Random output positions of a layer on each photograph, the same in both walks."""
-    columns = layer.weights // layer.out_channels
-    total = max(LEAST_SAMPLES, SAMPLES_A_COLUMN * columns)
-    fitted = len(states) - held_out
-    for number, state in enumerate(states):
-        share = -(-total // fitted) if number < fitted else -(-HELD_OUT_SAMPLES // held_out)
+    counts = _counts(layer, len(states), held_out)
+    for number, (count, state) in enumerate(zip(counts, states, strict=True)):
         generator = torch.Generator().manual_seed(
             random.Random(f"{seed}/{layer.name}/{number}").getrandbits(48)
         )
-        yield places(layer, state[layer.source], share, generator)
+        yield places(layer, state[layer.source], count, generator)
+
+
+def _counts(layer: Layer, photographs: int, held_out: int) -> list[int]:
+    """How many positions are sampled on each photograph, if it has so many."""
+    columns = layer.weights // layer.out_channels
+    total, fitted = max(LEAST_SAMPLES, SAMPLES_A_COLUMN * columns), photographs - held_out
+    return fitted * [-(-total // fitted)] + held_out * [-(-HELD_OUT_SAMPLES // held_out)]
 
 
 def places(layer: Layer, x: Tensor, count: int, generator: torch.Generator) -> Place:
