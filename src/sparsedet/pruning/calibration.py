@@ -74,11 +74,13 @@ class DenseOutputs:
         outputs: of each layer, taken out as it is used: for each photograph what it gives at the
             sampled places, before ReLU, residual added, float16 [samples, out].
         sizes: as `LayerInputs.held_out_size`.
+        variances: of each layer's columns [columns], over the photographs that are not held out.
         regions: of each photograph, the boxes that both walks look at.
     """
 
     outputs: dict[str, list[Tensor]]
     sizes: dict[str, float]
+    variances: dict[str, Tensor]
     regions: list[Tensor]
 
 
@@ -101,7 +103,7 @@ def dense_outputs(
     Raises:
         InputError: activations leave float16's range, or the RPN proposes nothing.
     """
-    found = DenseOutputs({}, {}, [])
+    found = DenseOutputs({}, {}, {}, [])
     # One block of memory: many small ones, each between activations that come and go, would keep
     # those from being used again (12 GB of r101-c4 instead of 9).
     sizes = [
@@ -113,14 +115,23 @@ def dense_outputs(
     for layer, states in _walk(model, canvases, layers, found.regions):
         matrix = to_matrix(model.layers[layer.name].weight)
         own, whole = [], []
-        for place, state in zip(_places(layer, states, held_out, seed), states, strict=True):
-            own.append(patches(layer, state[layer.source], place) @ matrix.T)
+        count, sums = 0, torch.zeros(2, matrix.shape[1], dtype=torch.float64)
+        all_places = _places(layer, states, held_out, seed)
+        for number, (place, state) in enumerate(zip(all_places, states, strict=True)):
+            samples = patches(layer, state[layer.source], place)
+            own.append(samples @ matrix.T)
+            if number < len(states) - held_out:
+                count += len(samples)
+                sums[0] += samples.sum(dim=0, dtype=torch.float64)
+                sums[1] += samples.square_().sum(dim=0, dtype=torch.float64)
             rest = _residual(layer, state, place)
             value = _store(layer.name, own[-1] if rest is None else own[-1] + rest)
             whole.append(notes[used : used + value.numel()].view(value.shape).copy_(value))
             used += value.numel()
         unseen = torch.cat(own[len(own) - held_out :])
         found.outputs[layer.name] = whole
+        mean, square = sums / count
+        found.variances[layer.name] = (square - mean.square()).clamp(min=0).float()
         found.sizes[layer.name] = float((unseen - unseen.mean(dim=0)).norm())
     return found
 
