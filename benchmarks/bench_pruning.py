@@ -40,7 +40,7 @@ from sparsedet.pruning.run import PHOTOGRAPHS, prune_files
 
 MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
 LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
-CODE = ("calibration", "oneshot", "patterns", "reconstruct", "schedule")
+CODE = ("calibration", "importance", "oneshot", "patterns", "reconstruct", "schedule")
 """Modules that a change of which asks for pruning anew."""
 TITLES = {
     "magnitude": "at once, magnitude",
@@ -156,9 +156,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def layer_check(sparsity: float, report: dict[str, Any]) -> dict[str, Any]:
     """In how many layers reconstruction's error on held-out photographs is below magnitude's.
 
-    Layers that had as many zeros before do not count: there was nothing to choose.
+    Layers that had as many zeros before do not count, there was nothing to choose; nor do those
+    that no output feels.
     """
-    rows = [r for r in report["layers"] if r["had"] < r["zeros"]]
+    rows = [r for r in report["layers"] if r["had"] < r["zeros"] and r["magnitude_error"] > 0]
     ratios = {r["name"]: r["error"] / r["magnitude_error"] for r in rows}
     worst = max(ratios, key=lambda name: ratios[name])
     ordered = sorted(ratios.values())
@@ -203,7 +204,7 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['isa']}, float32. In brackets the 95 % interval of the paired bootstrap over "
         f"photographs ({result['resamples']} resamples). At once: "
         f"{result['calibration_photographs']} photographs of the training set without labels, "
-        "uniform allocation, no training.",
+        "no training; magnitude prunes every layer alike, reconstruction by sensitivity.",
     ]
     return "\n".join(lines)
 

@@ -754,7 +754,10 @@ TORCH = {"reference", "backends.torch"} | {
     for name in ("average", "checkpoint", "data", "distill", "distributed", "log", "loop", "losses",
                  "optimizer", "start", "validation")
 }  # fmt: skip
-TORCH |= {f"pruning.{m}" for m in ("calibration", "masks", "oneshot", "patterns", "reconstruct")}
+TORCH |= {
+    f"pruning.{name}"
+    for name in ("calibration", "importance", "masks", "oneshot", "patterns", "reconstruct")
+}
 
 RUNTIMES = {"backends.openvino", "backends.onnxruntime"}
 """Imported by `backends` when asked for, with the runtime that each is for."""

@@ -20,8 +20,17 @@ from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.network import build_network  # noqa: E402
 from sparsedet.preprocess import to_canvas  # noqa: E402
-from sparsedet.pruning.calibration import calibration_canvas, patches, places  # noqa: E402
-from sparsedet.pruning.oneshot import OneShot, plan_zeros, prune_once  # noqa: E402
+from sparsedet.pruning.calibration import (  # noqa: E402
+    calibration_canvas,
+    patches,
+    places,
+)
+from sparsedet.pruning.oneshot import (  # noqa: E402
+    LEAST_DENSITY,
+    OneShot,
+    plan_zeros,
+    prune_once,
+)
 from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import erk_zeros, prunable_layers  # noqa: E402
 from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
@@ -53,11 +62,12 @@ def pruned(dense, canvases, **settings: Any) -> tuple[Any, Any]:
     return made, prune_once(made, canvases, OneShot(**settings), held_out=2)
 
 
-def test_reconstruction_beats_magnitude_in_every_layer(dense) -> None:
+@pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
+def test_reconstruction_beats_magnitude_in_every_layer(dense, allocation) -> None:
     # 28 small photographs give 672 positions for the widest layer's 216 columns. With fewer
     # positions than columns reconstruction fits the photographs, and loses to magnitude.
     many = [calibration_canvas(picture(seed=seed), dense) for seed in range(30)]
-    _, report = pruned(dense, many, sparsity=0.6)
+    _, report = pruned(dense, many, sparsity=0.6, allocation=allocation)
     assert {row.name for row in report.layers} == set(prunable_layers(dense.network))
     assert all(0 < row.error < row.magnitude_error for row in report.layers)
 
@@ -142,12 +152,63 @@ def test_erk_follows_its_formula(dense) -> None:
     assert max(factors) - min(factors) < 0.1
 
 
+@pytest.mark.parametrize("group", [1, 4])
+def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
+    names = prunable_layers(dense.network)
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: dense.layers[name].weight.detach() for name in names}
+    matrices = {name: to_matrix(weight) for name, weight in weights.items()}
+    importance = {n: torch.rand(len(m), generator=generator) for n, m in matrices.items()}
+    variances = {n: torch.rand(m.shape[1], generator=generator) for n, m in matrices.items()}
+    importance["res3.0.conv2"] *= 100
+    importance["res4.0.conv2"] *= 1e-6
+    settings = OneShot(sparsity=0.5, pattern="1x4" if group == 4 else "unstructured")
+    assert settings.allocation == "sensitivity"  # the default
+    zeros = plan_zeros(dense.network, weights, settings, importance, variances)
+    assert 0 <= sum(zeros.values()) - 0.5 * dense.network.parameters < group
+    costs = {name: (matrix.square() * importance[name][:, None] * variances[name])
+             .reshape(-1, group).sum(dim=1).sort().values
+             for name, matrix in matrices.items()}  # fmt: skip
+    shares = {name: zeros[name] / matrix.numel() for name, matrix in matrices.items()}
+    density = 1 - sum(zeros.values()) / sum(m.numel() for m in matrices.values())
+    most = 1 - LEAST_DENSITY * density  # of zeros; only the layer that hardly matters has so many
+    assert [n for n in names if shares[n] > most - 0.01] == ["res4.0.conv2"]
+    assert min(shares, key=lambda name: shares[name]) == "res3.0.conv2"
+    free = [name for name in names if name != "res4.0.conv2"]
+    dearest = max(costs[n][zeros[n] // group - 1] for n in free if zeros[n])
+    assert all(costs[n][zeros[n] // group] >= dearest for n in free)
+
+
+def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(dense) -> None:
+    many = [calibration_canvas(picture(seed=seed), dense) for seed in range(30)]
+    unseen = [calibration_canvas(picture(seed=seed), dense) for seed in range(30, 40)]
+
+    @torch.no_grad()
+    def moved(made: Any) -> float:
+        """How far class chances of the same regions are from the unpruned network's."""
+        total = 0.0
+        for canvas in unseen:
+            features = dense.features(canvas)
+            logits, deltas = dense.rpn_outputs(features)
+            anchors = dense.anchors(features)
+            boxes = dense.proposals(logits[0], deltas[0], anchors, *canvas.shape[2:])
+            chance = dense.regions(features, [boxes])[0].log_softmax(1)
+            new = made.regions(made.features(canvas), [boxes])[0].log_softmax(1)
+            total += float((chance.exp() * (chance - new)).sum(1).mean())
+        return total
+
+    alike, _ = pruned(dense, many, sparsity=0.6, allocation="uniform")
+    by_sensitivity, _ = pruned(dense, many, sparsity=0.6)
+    assert moved(by_sensitivity) < moved(alike)
+
+
 def test_refusals(dense, canvases) -> None:
     for settings, word in (
         ({"sparsity": 0.999}, "needs"), ({"sparsity": 0.0}, "sparsity"), ({}, "sparsity"),
         ({"sparsity": 0.5, "exclude": ("res9",)}, "res9"),
         ({"sparsity": 0.5, "pattern": "2:4"}, "2:4"),
         ({"pattern": "2:4", "allocation": "erk"}, "erk"),
+        ({"pattern": "2:4", "allocation": "sensitivity"}, "sensitivity"),
         ({"sparsity": 0.5, "pattern": "8x8"}, "8x8"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):

@@ -40,7 +40,7 @@ def lowest(costs: np.ndarray, count: int) -> np.ndarray:
     return chosen.reshape(costs.shape)
 
 
-def naive(weight, hessian, zeros: int, pattern: str, block: int) -> np.ndarray:
+def naive(weight, hessian, zeros: int, pattern: str, block: int, importance=1.0) -> np.ndarray:
     """One column at a time; the rest's Hessian is inverted anew, densely, for each."""
     w, h = weight.numpy().copy(), hessian.numpy().copy()
     rows, columns = w.shape
@@ -56,7 +56,7 @@ def naive(weight, hessian, zeros: int, pattern: str, block: int) -> np.ndarray:
         for c in range(first, last, step):
             small = np.linalg.inv(inverse(c)[:step, :step])
             out.append(np.einsum("ri,ij,rj->r", of[:, c : c + step], small, of[:, c : c + step]))
-        return np.array(out).T
+        return np.array(out).T * np.reshape(importance, (-1, 1))
 
     step = 4 if pattern == "1x4" else 1
     first_choice = lowest(costs(w, 0, columns), zeros // step)
@@ -91,6 +91,23 @@ def test_agrees_with_dense_inverses(pattern, dtype) -> None:
     assert found.dtype == getattr(torch, dtype)
     assert np.abs(found.numpy() - wanted).max() < (1e-5 if dtype == "float32" else 1e-9)
     assert ((found == 0).numpy() == (wanted == 0)).all()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_important_outputs_keep_more_weights(pattern) -> None:
+    weight, _, hessian = problem(12, 40, 300)
+    importance = torch.tensor(np.random.default_rng(2).uniform(0.01, 1, 12))
+    found = reconstruct(weight, hessian, 240, pattern, importance=importance, block=16, refits=0)
+    wanted = naive(weight, hessian, 240, pattern, 16, importance.numpy())
+    assert np.abs(found.numpy() - wanted).max() < 1e-9
+    # Any scale; and all alike is none.
+    same = reconstruct(weight, hessian, 240, pattern, importance=8 * importance, block=16, refits=0)
+    assert torch.equal(same, found)
+    alike = reconstruct(weight, hessian, 240, pattern, importance=torch.full((12,), 4.0))
+    assert torch.equal(alike, reconstruct(weight, hessian, 240, pattern))
+    if pattern != "2:4":  # which fixes every row
+        kept = (found != 0).sum(dim=1).double()
+        assert torch.corrcoef(torch.stack([kept, importance.log()]))[0, 1] > 0.7
 
 
 def test_what_stays_is_optimal_in_the_last_columns() -> None:

@@ -52,6 +52,8 @@ def _recipe_flags(parser: argparse.ArgumentParser) -> None:
         hint, flag = hints[field.name], "--" + field.name.replace("_", "-")
         common: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default {field.default}",
                                   "dest": f"recipe.{field.name}"}  # fmt: skip
+        if field.name == "allocation":
+            common["help"] += "; --method reconstruct: sensitivity"
         if hint is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         elif hint in (int, float):

@@ -130,8 +130,8 @@ class MagnitudePruner(Masks):
             that have any grows.
 
     Raises:
-        InputError: a name in `exclude` is no layer, a layer does not fit the pattern, or too few
-            weights are left for the target.
+        InputError: a name in `exclude` is no layer, a layer does not fit the pattern, too few
+            weights are left for the target, or the allocation is for pruning at once.
     """
 
     def __init__(
@@ -139,6 +139,8 @@ class MagnitudePruner(Masks):
         exclude: Sequence[str] = (), pattern: Pattern = "unstructured",
     ) -> None:  # fmt: skip
         super().__init__(model, exclude)
+        if allocation == "sensitivity":
+            raise InputError("allocation is 'sensitivity', which is for pruning at once")
         self.schedule, self.allocation, self.pattern = schedule, allocation, pattern
         for name in self.layers:
             check_pattern(model.network.by_name[name], pattern)

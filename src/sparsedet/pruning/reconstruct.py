@@ -41,8 +41,8 @@ REFITS = 20
 
 def reconstruct(
     weight: Tensor, hessian: Tensor, zeros: int, pattern: Pattern = "unstructured",
-    *, pull: Tensor | None = None, damping: float = 0.01, block: int = BLOCK,
-    refits: int = REFITS,
+    *, pull: Tensor | None = None, importance: Tensor | None = None, damping: float = 0.01,
+    block: int = BLOCK, refits: int = REFITS,
 ) -> Tensor:  # fmt: skip
     """Prune a weight matrix and adapt what is left.
 
@@ -51,6 +51,7 @@ def reconstruct(
         hessian: [columns, columns], symmetric, positive semidefinite; any scale.
         zeros: how many; a multiple of 4 for "1x4", half of all for "2:4".
         pull: [columns, out] of the same scale, towards other outputs; None: the weight's own.
+        importance: [out], of a squared change of each output, any scale; None: all alike.
         damping: added to the diagonal, as a fraction of its mean. A column that no input
             reaches costs next to nothing and goes first.
         block: a multiple of 4.
@@ -68,14 +69,16 @@ def reconstruct(
         w += pull.T.to(torch.float64) @ upper.T @ upper
     aim = w.to(weight.dtype, copy=True)
     columns = w.shape[1]
-    counts = _zeros_a_block(w, upper, zeros, pattern, block)
+    rows = torch.ones(len(w), 1) if importance is None else importance[:, None]
+    rows = rows.to(w.dtype)
+    counts = _zeros_a_block(w, rows, upper, zeros, pattern, block)
     for index, start in enumerate(range(0, columns, block)):
         stop = min(start + block, columns)
         part, u = w[:, start:stop], upper[start:stop, start:stop]
         if pattern == "1x4":
-            chosen = spread(smallest(_group_costs(part, u), counts[index]))
+            chosen = spread(smallest(_group_costs(part, u) * rows, counts[index]))
         elif pattern == "unstructured":
-            chosen = smallest((part / u.diagonal()).square(), counts[index])
+            chosen = smallest((part / u.diagonal()).square() * rows, counts[index])
         else:
             chosen = torch.zeros_like(part, dtype=torch.bool)
         # Column by column in numpy, transposed: contiguous, and on one thread. torch would share
@@ -157,7 +160,9 @@ def _group_costs(part: Tensor, u: Tensor) -> Tensor:
     return torch.einsum("rgi,gij->rgj", groups, inverse).square().sum(dim=2)
 
 
-def _zeros_a_block(w: Tensor, upper: Tensor, zeros: int, pattern: Pattern, block: int) -> list[int]:
+def _zeros_a_block(
+    w: Tensor, rows: Tensor, upper: Tensor, zeros: int, pattern: Pattern, block: int
+) -> list[int]:
     """How many weights (or groups) each block gives, by the costs before any change.
 
     The same number in each block, as in SparseGPT, would ask as much of a 3x3 kernel's centre
@@ -173,7 +178,7 @@ def _zeros_a_block(w: Tensor, upper: Tensor, zeros: int, pattern: Pattern, block
             ],
             dim=1,
         )
-        chosen, width = smallest(costs, zeros // GROUP), block // GROUP
+        chosen, width = smallest(costs * rows, zeros // GROUP), block // GROUP
     else:
-        chosen, width = smallest((w / upper.diagonal()).square(), zeros), block
+        chosen, width = smallest((w / upper.diagonal()).square() * rows, zeros), block
     return [int(part.sum()) for part in torch.split(chosen, width, dim=1)]

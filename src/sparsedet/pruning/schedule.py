@@ -14,8 +14,9 @@ from typing import Literal, get_args
 from ..errors import InputError
 from ..network import Network
 
-Allocation = Literal["uniform", "global", "erk"]
-"""How zeros are shared out: equal sparsity, all weights ranked together, Erdos-Renyi-kernel."""
+Allocation = Literal["uniform", "global", "erk", "sensitivity"]
+"""How zeros are shared out: equal sparsity, all weights ranked together, Erdos-Renyi-kernel, by
+what the detector's outputs feel (at once only)."""
 
 Pattern = Literal["unstructured", "1x4", "2:4"]
 """Which weights may be zero: any, four neighbouring input channels at once, two of such four."""

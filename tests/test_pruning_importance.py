@@ -1,0 +1,111 @@
+"""What the detector's outputs feel: against divergences measured by moving those outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from conftest import SMALL, picture  # noqa: E402
+
+from sparsedet.preprocess import to_canvas  # noqa: E402
+from sparsedet.pruning.calibration import calibration_canvas  # noqa: E402
+from sparsedet.pruning.importance import ANCHORS, REGIONS, output_importance  # noqa: E402
+from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
+from sparsedet.reference import FasterRCNN  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
+
+CONFIGS = {
+    "background first": replace(SMALL, background="first", background_deltas=True),
+    "background last": replace(SMALL, background="last", background_deltas=False),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def dense(request) -> Any:
+    config = CONFIGS[request.param]
+    canvas, _ = to_canvas(picture(), config.canvas_height, config.canvas_width)
+    made = FasterRCNN(config)
+    made.load_tensors(lively_tensors(config, 0.0, canvas))
+    return made.eval()
+
+
+@torch.no_grad()
+def second_stage(model, canvas) -> tuple[Any, Any]:
+    """RoI features of the regions that are looked at, and the objectness of the best anchors."""
+    features = model.features(canvas)
+    logits, deltas = model.rpn_outputs(features)
+    boxes = model.proposals(logits[0], deltas[0], model.anchors(features), *canvas.shape[2:])
+    chosen = torch.linspace(0, len(boxes) - 1, min(REGIONS, len(boxes))).long()
+    best = logits[0].topk(min(ANCHORS, logits.shape[1])).values
+    return model.roi_features(features, [boxes[chosen]]), best
+
+
+def divergence(model, before, after) -> float:
+    """Of two answers (logits [R, K + 1], deltas [R, K (+ 1), 4]), the mean over regions: of the
+    class, and of a box with deviation 1 where it is no background."""
+    (logits, deltas), (new_logits, new_deltas) = before, after
+    chance, new = logits.log_softmax(1), new_logits.log_softmax(1)
+    classes = model.config.num_classes
+    first = 1 if model.config.background == "first" else 0
+    objects = chance.exp()[:, first : first + classes]
+    if model.config.background_deltas:
+        deltas, new_deltas = (d[:, first : first + classes] for d in (deltas, new_deltas))
+    boxes = 0.5 * (objects * (deltas - new_deltas).square().sum(2)).sum(1)
+    return float(((chance.exp() * (chance - new)).sum(1) + boxes).mean())
+
+
+def test_predicts_how_far_noise_moves_the_predictions(dense) -> None:
+    canvas = calibration_canvas(picture(), dense)
+    name, size = "res5.1.conv2" if "res5.1.conv2" in dense.layers else "res5.0.conv2", 0.02
+    found = sum(output_importance(dense, [canvas], seed=s)[name] for s in range(60)) / 60
+    regions, _ = second_stage(dense, canvas)
+    generator = torch.Generator().manual_seed(0)
+    conv, plain = dense.layers[name], dense.head(regions)
+
+    def noisy(x, residual=None, stride=None) -> Any:
+        out = torch.nn.functional.conv2d(x, conv.weight, conv.bias, stride or conv.layer.stride,
+                                         conv.layer.padding[0])  # fmt: skip
+        return torch.relu(out + size * torch.randn(out.shape, generator=generator))
+
+    with torch.no_grad():
+        own, conv.forward = conv.forward, noisy
+        moved = [divergence(dense, plain, dense.head(regions)) for _ in range(60)]
+        conv.forward = own
+    wanted = sum(moved) / len(moved)
+    assert float(0.5 * size**2 * found.sum()) == pytest.approx(wanted, rel=0.15)
+
+
+def test_predictors_are_as_important_as_their_chances_say(dense) -> None:
+    canvas = calibration_canvas(picture(), dense)
+    found = [output_importance(dense, [canvas], seed=s) for s in range(200)]
+    regions, best = second_stage(dense, canvas)
+    with torch.no_grad():
+        chance = dense.head(regions)[0].softmax(dim=1)
+    wanted = (chance * (1 - chance)).mean(dim=0)
+    mean = sum(f["box.logits"] for f in found) / len(found)
+    assert torch.allclose(mean, wanted, rtol=0.3, atol=0.003)
+    chance = best.sigmoid()
+    mean = sum(float(f["rpn.objectness"].sum()) for f in found) / len(found)
+    assert mean == pytest.approx(float((chance * (1 - chance)).mean()), rel=0.1)
+
+
+def test_a_channel_that_never_fires_does_not_matter_and_nothing_is_left_behind(dense) -> None:
+    canvases = [calibration_canvas(picture(seed=s), dense) for s in range(2)]
+    bias = dense.layers["res3.0.conv1"].bias
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias[3] = -1e4
+    found = output_importance(dense, canvases)
+    again = output_importance(dense, canvases)
+    with torch.no_grad():
+        bias.copy_(kept)
+    assert found.keys() == dense.layers.keys()
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    assert found["res3.0.conv1"][3] == 0 and (found["res3.0.conv1"] > 0).sum() > 1
+    assert all(p.requires_grad and p.grad is None for p in dense.parameters())
