@@ -416,9 +416,10 @@ def test_boxes_make_the_round_trip(h: int, w: int, resize: Any, data: st.DataObj
     to_canvas_scale = [at.dst_width / w / 480, at.dst_height / h / 320] * 2
     got = at.to_photo((boxes * to_canvas_scale).astype(np.float32))
     assert got.shape == boxes.shape and got.dtype == np.float32
-    # Half a unit of float32 is 3e-8 of the canvas, whose sides are so many photograph pixels:
+    # Fraction and result are rounded to float32, each by at most 2^-24 of its value; the canvas's
+    # sides are so many photograph pixels:
     sides = np.array([480 * w / at.dst_width, 320 * h / at.dst_height] * 2)
-    assert (np.abs(got - boxes) <= 7e-8 * sides).all()
+    assert (np.abs(got - boxes) <= 2**-23 * sides).all()
     assert (got >= 0).all() and (got <= [w, h, w, h]).all()
 
 
