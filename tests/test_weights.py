@@ -602,7 +602,8 @@ def test_flipped_bytes(tmp_path: Path, valid: bytes, where: str) -> None:
         for at in rng.integers(low, high, rng.integers(1, 3)):
             # Digits and brackets reach further into the parser than noise does.
             content[at] = rng.choice([*b'0129-.e[]{}",: n', rng.integers(256)])
-        loaded += outcome(tmp_path / "m", bytes(content))
+        if content != valid:  # a byte may have been what it became
+            loaded += outcome(tmp_path / "m", bytes(content))
     assert (loaded > 0) == (where != "length")  # the fuzz reaches past the first check
 
 
