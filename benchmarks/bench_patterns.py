@@ -78,10 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, engine in engines.items():
             engine.run(canvas)
             timed = engine.native.timings
-            names = {
-                layer for layer, _ in timed if layer.startswith(("res2", "res3", "res4", "rpn.c"))
-            }
-            times[name].append(sum(s for layer, s in timed if layer in names))
+            times[name].append(sum(s for layer, s in timed if layer.startswith(TIMED)))
     ratio = statistics.median(
         b / a for a, b in zip(times["its own zeros"], times["shuffled zeros"], strict=True)
     )

@@ -20,6 +20,7 @@ between the marks of docs/pruning.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -116,6 +117,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     names = sparsedet.load_model(dense).config.class_names
     dataset = load_coco(arguments.annotations, arguments.images, names)
 
+    @functools.cache  # baselines are mostly one file
     def row(path: Path) -> dict[str, Any]:
         found = detections(path, dataset, arguments.threads, work)
         stats = score_results(dataset.path, found, class_names=dataset.class_names).stats

@@ -192,5 +192,6 @@ bool supported() { return __builtin_cpu_supports("avx512vnni"); }
 
 }  // namespace
 const WordKernels kernels_avx512_vnni = {
-    supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr}, pool, roi, mean, word_peak<Int8, 8>};
+    supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr},
+    pool, roi, mean, word_peak<Int8, 8>};
 }  // namespace sparsedet

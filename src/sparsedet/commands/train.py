@@ -107,9 +107,8 @@ def _prune_once(arguments: argparse.Namespace) -> int:
             print(f"{path}: {line}")
         return model
 
-    init: Path = arguments.init
     report = prune_files(
-        model_of_run(init) if init.is_dir() else init, arguments.images, arguments.output, settings,
+        model_of_run(arguments.init), arguments.images, arguments.output, settings,
         photographs=arguments.calibration_photos, progress=progress, load=load,
     )  # fmt: skip
     print(report.table())

@@ -88,8 +88,13 @@ def load_foreign(
             return load_openvino(path, base, fields)
 
 
-def load_any(path: str | os.PathLike[str]) -> tuple[ModelFile, tuple[str, ...]]:
+def load_any(
+    path: str | os.PathLike[str], format: str | None = None
+) -> tuple[ModelFile, tuple[str, ...]]:
     """A detector in any form: a model file, or what `load_foreign` reads with its conventions.
+
+    Args:
+        format: as `detect_format` gives it, where the caller has asked; default: found by content.
 
     Returns:
         The model, and lines for the user: what a foreign form did not state.
@@ -97,7 +102,7 @@ def load_any(path: str | os.PathLike[str]) -> tuple[ModelFile, tuple[str, ...]]:
     Raises:
         InputError: it cannot be read or is no detector that this project runs.
     """
-    kind = detect_format(path)
+    kind = format or detect_format(path)
     if kind == "model":
         return load_model(path), ()
     found = load_foreign(path, kind)

@@ -100,14 +100,17 @@ def open_start(path: Path) -> Start:
             raise InputError(f"{path}: its metadata cannot be used: {error}") from None
         weights = {name: value.numpy() for name, value in read.weights.items()}
         return Start(path, config, lambda _: weights)
-    model, notes = load_any(path)
+    model, notes = load_any(path, kind)
     return Start(path, model.config, lambda _: model.tensors, notes)
 
 
-def model_of_run(folder: Path) -> Path:
-    """The file with what a run came to: its `model.safetensors`, else its newest checkpoint."""
-    finished = folder / "model.safetensors"
-    return finished if finished.exists() else newest_checkpoint(folder)
+def model_of_run(path: Path) -> Path:
+    """What a run folder came to: its `model.safetensors`, else its newest checkpoint. A file is
+    itself."""
+    if not path.is_dir():
+        return path
+    finished = path / "model.safetensors"
+    return finished if finished.exists() else newest_checkpoint(path)
 
 
 def build_model(config: ModelConfig, initial: Mapping[str, np.ndarray]) -> FasterRCNN:
@@ -139,7 +142,7 @@ def load_teacher(path: Path) -> Teacher:
     Raises:
         InputError: it cannot be read or is a classifier.
     """
-    start = open_start(model_of_run(path) if path.is_dir() else path)
+    start = open_start(model_of_run(path))
     if start.config is None:
         raise InputError(f"{path}: a classifier cannot be the teacher of a detector")
     model = build_model(start.config, start.tensors(start.config))
