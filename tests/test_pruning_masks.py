@@ -16,7 +16,8 @@ pytest.importorskip("torchvision")
 from conftest import SMALL  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
-from sparsedet.pruning.masks import MagnitudePruner  # noqa: E402
+from sparsedet.pruning.masks import GradualPruner  # noqa: E402
+from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros  # noqa: E402
 from sparsedet.reference import FasterRCNN  # noqa: E402
 from sparsedet.weights import sparsity_report  # noqa: E402
@@ -56,6 +57,18 @@ def jitter(made: FasterRCNN, seed: int) -> None:
             conv.weight.add_(noise * (conv.weight != 0))
 
 
+def feel(made: FasterRCNN, pruner: GradualPruner, seed: int) -> None:
+    """Show the pruner gradients whose sizes differ between layers, rows and columns."""
+    generator = torch.Generator().manual_seed(seed)
+    for conv in made.layers.values():
+        shape = conv.weight.shape
+        sizes = [torch.rand(size, generator=generator) for size in (1, *shape[:2])]
+        gradient = torch.empty(shape).normal_(0, 1, generator=generator)
+        scale = sizes[0] * sizes[1][:, None] * sizes[2]
+        conv.weight.grad = gradient * scale.view(*scale.shape, *[1] * (len(shape) - 2))
+    pruner.observe()
+
+
 def zero_weights(made: FasterRCNN) -> dict[str, int]:
     return {name: int((conv.weight == 0).sum()) for name, conv in made.layers.items()}
 
@@ -63,14 +76,15 @@ def zero_weights(made: FasterRCNN) -> dict[str, int]:
 # ------------------------------------------------------------------------ how many
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
 def test_every_update_reaches_exactly_the_scheduled_zeros(allocation) -> None:
     made = model()
-    pruner = MagnitudePruner(made, SCHEDULE, allocation)
+    pruner = GradualPruner(made, SCHEDULE, allocation)
     layers = prunable_layers(made.network)
     updates, seen = [], []
     for step in range(25):
         jitter(made, step)
+        feel(made, pruner, step)
         if pruner.update(step):
             updates.append(step)
             planned = uniform_zeros(made.network, layers, SCHEDULE.sparsity(step))
@@ -94,7 +108,7 @@ def test_allocations_differ_as_they_say() -> None:
         made = model()
         with torch.no_grad():
             made.layers["rpn.conv"].weight.mul_(0.01)
-        MagnitudePruner(made, CubicSchedule(final=0.5, end=1), allocation).update(1)
+        GradualPruner(made, CubicSchedule(final=0.5, end=1), allocation).update(1)
         found = zero_weights(made)
         shares[allocation] = {n: found[n] / made.layers[n].weight.numel() for n in found}
         assert {name for name, share in shares[allocation].items() if share == 0} == DENSE
@@ -103,13 +117,14 @@ def test_allocations_differ_as_they_say() -> None:
     assert shares["global"]["rpn.conv"] > 0.9 > shares["global"]["res5.0.conv2"]
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
 def test_masks_only_grow(allocation) -> None:
     made = model()
-    pruner = MagnitudePruner(made, SCHEDULE, allocation)
+    pruner = GradualPruner(made, SCHEDULE, allocation)
     history = []
     for step in range(21):
         jitter(made, step)
+        feel(made, pruner, step)
         if pruner.update(step):
             history.append({name: mask.clone() for name, mask in pruner.masks.items()})
             with torch.no_grad():  # even if something gave them the largest magnitude
@@ -123,7 +138,7 @@ def test_masks_only_grow(allocation) -> None:
 def test_excluded_layers_stay_dense() -> None:
     made = model()
     exclude = ("res2.0.conv1", "res5.0.conv2")
-    pruner = MagnitudePruner(made, CubicSchedule(final=0.6, end=1), "global", exclude)
+    pruner = GradualPruner(made, CubicSchedule(final=0.6, end=1), "global", exclude)
     pruner.update(1)
     dense = {name for name, count in zero_weights(made).items() if count == 0}
     assert dense == DENSE | set(exclude)
@@ -133,9 +148,9 @@ def test_excluded_layers_stay_dense() -> None:
 def test_impossible_pruning_is_refused_at_once() -> None:
     made = model()
     with pytest.raises(InputError, match="needs"):
-        MagnitudePruner(made, CubicSchedule(final=0.995, end=1))
+        GradualPruner(made, CubicSchedule(final=0.995, end=1))
     with pytest.raises(InputError, match="res9"):
-        MagnitudePruner(made, CubicSchedule(final=0.5, end=1), exclude=("res9",))
+        GradualPruner(made, CubicSchedule(final=0.5, end=1), exclude=("res9",))
 
 
 # ------------------------------------------------------------------------ which ones
@@ -145,7 +160,7 @@ def test_impossible_pruning_is_refused_at_once() -> None:
 def test_folded_magnitudes_are_ranked(allocation) -> None:
     made = model()
     folded = made.folded_tensors()
-    pruner = MagnitudePruner(made, CubicSchedule(final=0.5, end=1), allocation)
+    pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), allocation)
     pruner.update(1)
     live = {n: np.abs(folded[f"{n}.weight"])[m.numpy()] for n, m in pruner.masks.items()}
     dead = {n: np.abs(folded[f"{n}.weight"])[~m.numpy()] for n, m in pruner.masks.items()}
@@ -158,6 +173,71 @@ def test_folded_magnitudes_are_ranked(allocation) -> None:
     raw = model().layers["res4.0.conv2"].weight.abs()
     assert raw[~mask].max() > raw[mask].min()
     assert (conv.weight[mask] == model().layers["res4.0.conv2"].weight[mask]).all()
+
+
+def test_what_the_loss_feels_is_ranked() -> None:
+    made = model()
+    frozen = ("res2.0.conv1", "res2.0.conv2")
+    for name in frozen:
+        made.layers[name].weight.requires_grad_(False)
+    pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
+    layers = prunable_layers(made.network)
+    felt = [name for name in layers if name not in frozen]
+    means: dict[str, Any] = {name: 0.0 for name in felt}
+    for seed in range(3):
+        feel(made, pruner, seed)
+        squares = {n: to_matrix(made.layers[n].weight.grad).double().square() for n in felt}
+        total = sum(square.sum() for square in squares.values())
+        means = {n: 0.99 * means[n] + 0.01 * squares[n] / total for n in felt}
+    costs = {}
+    for name in felt:
+        rows, columns = means[name].sum(dim=1), means[name].sum(dim=0)
+        factored = torch.outer(rows, columns) / rows.sum()
+        costs[name] = to_matrix(made.layers[name].weight.detach()).double().square() * factored
+    pruner.update(1)
+    planned = uniform_zeros(made.network, layers, 0.5)
+    found = zero_weights(made)
+    assert {name: found[name] for name in frozen} == {name: planned[name] for name in frozen}
+    assert sum(found[name] for name in felt) == sum(planned[name] for name in felt)
+    live = torch.cat([costs[n][to_matrix(pruner.masks[n])] for n in felt])
+    dead = {n: costs[n][~to_matrix(pruner.masks[n])] for n in felt}
+    # A layer that would lose more than three quarters of the mean density keeps its best.
+    kept = sum(made.layers[n].weight.numel() - found[n] for n in felt)
+    density = kept / sum(made.layers[n].weight.numel() for n in felt)
+    shares = {n: 1 - found[n] / made.layers[n].weight.numel() for n in felt}
+    assert min(shares.values()) >= 0.25 * density
+    free = [n for n in felt if shares[n] > 0.26 * density]
+    assert len(free) > len(felt) / 2 and max(shares.values()) > 1.2 * density
+    limit = max(float(dead[n].max()) for n in free)
+    assert float((live < limit * (1 - 1e-5)).float().mean()) < 0.02  # those that had to stay
+    for name in felt:
+        mask = to_matrix(pruner.masks[name])
+        assert costs[name][~mask].max() <= costs[name][mask].min() * (1 + 1e-5)
+
+
+def test_gradients_that_overflow_are_not_noted_and_steps_count_alike() -> None:
+    made = model()
+    pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
+    feel(made, pruner, 0)
+    before = {name: value.clone() for name, value in pruner.statistics.items()}
+    for wrong in (torch.inf, torch.nan, 1e30):  # the square of the last is infinite
+        made.layers["rpn.conv"].weight.grad.fill_(wrong)
+        pruner.observe()
+    for conv in made.layers.values():
+        conv.weight.grad.zero_()
+    pruner.observe()
+    assert before.keys() == pruner.statistics.keys()
+    assert all(torch.equal(pruner.statistics[name], value) for name, value in before.items())
+    other = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
+    feel(made, other, 0)
+    for conv in made.layers.values():
+        conv.weight.grad.mul_(64)
+    other.observe()
+    again = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
+    for _ in range(2):
+        feel(made, again, 0)
+    for name, value in other.statistics.items():
+        assert torch.allclose(value, again.statistics[name], rtol=1e-5, atol=0)
 
 
 # ------------------------------------------------------------------------ zeros stay zeros
@@ -177,7 +257,7 @@ def optimizers(made: FasterRCNN) -> dict[str, Any]:
 def test_zeros_stay_zero_through_100_steps(name: str) -> None:
     made = model()
     optimizer = optimizers(made)[name]
-    pruner = MagnitudePruner(made, CubicSchedule(final=0.6, end=1))
+    pruner = GradualPruner(made, CubicSchedule(final=0.6, end=1))
     generator = torch.Generator().manual_seed(9)
 
     def step() -> None:
@@ -207,10 +287,10 @@ def test_zeros_stay_zero_through_100_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
 def test_the_saved_file_counts_at_least_the_target(tmp_path: Path, allocation, dtype) -> None:
     made = model()
-    pruner = MagnitudePruner(made, CubicSchedule(final=0.6, end=1), allocation)
+    pruner = GradualPruner(made, CubicSchedule(final=0.6, end=1), allocation)
     pruner.update(1)
     save_model(tmp_path / "m", CONFIG, made.folded_tensors(), {}, dtype=dtype)
     report = sparsity_report(CONFIG, load_model(tmp_path / "m").tensors)

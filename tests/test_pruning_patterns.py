@@ -13,13 +13,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from test_pruning_masks import CONFIG, jitter, model, zero_weights  # noqa: E402
+from test_pruning_masks import CONFIG, feel, jitter, model, zero_weights  # noqa: E402
 from tiny_training import FAST, TINY  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.coco import CocoDataset  # noqa: E402
-from sparsedet.pruning.masks import KeptZeros, MagnitudePruner  # noqa: E402
+from sparsedet.pruning.masks import GradualPruner, KeptZeros  # noqa: E402
 from sparsedet.pruning.patterns import smallest, to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import (  # noqa: E402
     CubicSchedule,
@@ -61,15 +61,16 @@ def test_selection_equals_a_stable_sort() -> None:
 # ------------------------------------------------------------------------ gradual, in patterns
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global", "erk"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "erk", "sensitivity"])
 def test_groups_of_four_follow_the_schedule(allocation) -> None:
     made = model()
     schedule = CubicSchedule(final=0.6, begin=2, end=20, every=5)
-    pruner = MagnitudePruner(made, schedule, allocation, pattern="1x4")
+    pruner = GradualPruner(made, schedule, allocation, pattern="1x4")
     layers, before = prunable_layers(made.network), {}
     allocate = erk_zeros if allocation == "erk" else uniform_zeros
     for step in range(21):
         jitter(made, step)
+        feel(made, pruner, step)
         if not pruner.update(step):
             continue
         for name in layers:
@@ -80,7 +81,7 @@ def test_groups_of_four_follow_the_schedule(allocation) -> None:
         planned, found = (allocate(made.network, layers, schedule.sparsity(step)),
                           zero_weights(made))  # fmt: skip
         excess = [found[name] - planned[name] for name in layers]
-        if allocation == "global":
+        if allocation in ("global", "sensitivity"):
             assert 0 <= sum(excess) < 4
         else:
             assert all(0 <= e < 4 for e in excess)
@@ -90,7 +91,7 @@ def test_groups_of_four_follow_the_schedule(allocation) -> None:
 def test_the_smallest_groups_go() -> None:
     made = model()
     folded = {name: to_matrix(conv.folded()[0].detach()) for name, conv in made.layers.items()}
-    MagnitudePruner(made, CubicSchedule(final=0.5, end=1), pattern="1x4").update(1)
+    GradualPruner(made, CubicSchedule(final=0.5, end=1), pattern="1x4").update(1)
     for name in prunable_layers(made.network):
         sizes = folded[name].square().view(len(folded[name]), -1, 4).sum(dim=2)
         dead = dead_of_group(made, name) == 4
@@ -102,7 +103,7 @@ def test_two_of_four_grows_to_every_group() -> None:
     layers = prunable_layers(made.network)
     final = half_of(made.network, layers)
     folded = {name: to_matrix(conv.folded()[0].detach()) for name, conv in made.layers.items()}
-    pruner = MagnitudePruner(made, CubicSchedule(final=final, end=4, every=2), pattern="2:4")
+    pruner = GradualPruner(made, CubicSchedule(final=final, end=4, every=2), pattern="2:4")
     assert pruner.update(2)
     for name in layers:
         dead = dead_of_group(made, name)
@@ -125,9 +126,9 @@ def test_patterns_that_cannot_be() -> None:
     made = FasterRCNN(replace(CONFIG, bottleneck_channels=(16, 22, 32, 40)))
     for pattern in ("1x4", "2:4"):
         with pytest.raises(InputError, match=r"res3\.0\.conv2 has 22"):
-            MagnitudePruner(made, CubicSchedule(final=0.4, end=1), pattern=pattern)
+            GradualPruner(made, CubicSchedule(final=0.4, end=1), pattern=pattern)
     with pytest.raises(InputError, match=r"2:4.*makes 0\.4"):
-        MagnitudePruner(model(), CubicSchedule(final=0.55, end=1), pattern="2:4")
+        GradualPruner(model(), CubicSchedule(final=0.55, end=1), pattern="2:4")
 
 
 @pytest.mark.parametrize(

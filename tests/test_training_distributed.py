@@ -17,7 +17,7 @@ pytest.importorskip("pycocotools")
 
 from tiny_training import FAST, TINY, make_data  # noqa: E402
 
-from sparsedet import InputError, load_model  # noqa: E402
+from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.coco import CocoDataset, load_coco  # noqa: E402
 from sparsedet.reference import FasterRCNN  # noqa: E402
@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 RECIPE = replace(
     FAST, steps=20, batch=4, accumulate=2, scale_low=1.0, log_every=1, clip_gradient=1.0, ema=0.9,
     sparsity=0.4, prune_begin=2, prune_end=18, prune_every=4, val_fraction=0.3, val_every=10,
+    allocation="sensitivity",
 )  # fmt: skip
 
 
@@ -40,12 +41,15 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, capsys) -> None:
     begin = Trainer(FasterRCNN(TINY, norm=True), load_coco(*files), replace(FAST, steps=1),
                     tmp_path)  # fmt: skip
     begin.checkpoint()
+    teacher = FasterRCNN(TINY, norm=True)
+    save_model(tmp_path / "teacher.safetensors", TINY, teacher.folded_tensors(), {})
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE.to_dict()))
 
     def arguments(output: str, *more: str) -> list[str]:
         return ["train", "--annotations", str(files[0]), "--images", str(files[1]), "--init",
                 str(tmp_path), "--recipe", str(tmp_path / "recipe.json"), "--threads", "1",
-                "--output", str(tmp_path / output), *more]  # fmt: skip
+                "--teacher", str(tmp_path / "teacher.safetensors"), "--output",
+                str(tmp_path / output), *more]  # fmt: skip
 
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",

@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 FULL = replace(
     FAST, steps=60, batch=4, accumulate=2, optimizer="adamw", learning_rate=1e-3, ema=0.9,
     sparsity=0.5, prune_begin=5, prune_end=50, prune_every=5, clip_gradient=1.0,
+    allocation="sensitivity",
 )  # fmt: skip
 """Everything that has a state of its own."""
 
@@ -100,6 +101,8 @@ def test_averages_masks_and_scaler_come_back(dataset, tmp_path: Path, capsys) ->
     assert rest.average is not None and run.average is not None
     assert all(torch.equal(rest.average.tensors[n], v) for n, v in run.average.tensors.items())
     assert all(torch.equal(rest.masks[n], v) for n, v in run.masks.items())
+    assert run.statistics
+    assert all(torch.equal(rest.statistics[n], v) for n, v in run.statistics.items())
     assert rest.scaler.state_dict() == run.scaler.state_dict()
     assert rest.scaler.get_scale() == 1024.0
 

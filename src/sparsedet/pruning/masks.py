@@ -2,11 +2,19 @@
 
 A pruned weight is exactly zero, and stays so through momentum and weight decay, because the mask
 is applied to weights, gradients and the optimizer's state. `KeptZeros` keeps those that the model
-comes with, `MagnitudePruner` lets them grow. Magnitudes are taken after folding batch norm: the
+comes with, `GradualPruner` lets them grow. Magnitudes are taken after folding batch norm: the
 size that a weight has in the network that runs.
 
+What the loss feels when weight w becomes zero is about w^2 times the mean of its squared gradient.
+The means are kept as one figure for each row and each column of a layer's matrix, whose products
+they are taken for: a weight alone sees too few gradients for a mean.
+
 Glossary: a *unit* is what a pattern makes zero at once: a weight ("unstructured"), a group of
-four ("1x4"), or the two smaller of each half of a group ("2:4"); groups as in `patterns`.
+four ("1x4"), or the two smaller of each half of a group ("2:4"); groups, rows and columns as in
+`patterns`.
+
+Source: LeCun, Denker & Solla, "Optimal brain damage", NeurIPS 1989; squared gradients by rows and
+columns: Shazeer & Stern, Adafactor, arXiv 1804.04235.
 """
 
 from __future__ import annotations
@@ -21,14 +29,15 @@ from ..reference import FasterRCNN
 from .patterns import (
     GROUP,
     ZEROS_A_UNIT,
+    cheapest,
     check_pattern,
     from_matrix,
-    smallest,
     spread,
     to_matrix,
     two_of_four,
 )
 from .schedule import (
+    LEAST_DENSITY,
     Allocation,
     CubicSchedule,
     Pattern,
@@ -37,6 +46,9 @@ from .schedule import (
     prunable_layers,
     uniform_zeros,
 )
+
+FORGET = 0.01
+"""Weight of a step's squared gradients in their running means."""
 
 
 class Masks:
@@ -61,6 +73,11 @@ class Masks:
         self.factors: dict[str, Tensor] = {
             name: torch.ones_like(model.layers[name].weight) for name in self.layers
         }
+        # What the choice of later zeros follows from, beside weights and masks.
+        self.statistics: dict[str, Tensor] = {}
+
+    def observe(self) -> None:
+        """Take note of a step's gradients, before they are masked."""
 
     def update(self, step: int) -> bool:
         """Recompute the masks if it is time; returns whether it was."""
@@ -117,21 +134,23 @@ class KeptZeros(Masks):
             raise InputError("keep_zeros is True, but the initial weights have no zero to keep")
 
 
-class MagnitudePruner(Masks):
+class GradualPruner(Masks):
     """Masks whose zeros grow along a schedule.
 
     Args:
         model: pruned in place.
         schedule: sparsity of ALL parameters, folded, against steps.
         allocation: "uniform" gives each pruned layer the same sparsity, "global" ranks all
-            units together, "erk" leaves small layers denser.
+            units together, "erk" leaves small layers denser; all three by magnitude.
+            "sensitivity" ranks the units of all trained layers together by what the loss feels,
+            frozen ones as "uniform" does.
         exclude: layers left dense beside stem and predictors.
         pattern: of the zeros. "2:4" ends where every group has two; before, the share of groups
             that have any grows.
 
     Raises:
-        InputError: a name in `exclude` is no layer, a layer does not fit the pattern, too few
-            weights are left for the target, or the allocation is for pruning at once.
+        InputError: a name in `exclude` is no layer, a layer does not fit the pattern, or too
+            few weights are left for the target.
     """
 
     def __init__(
@@ -139,8 +158,6 @@ class MagnitudePruner(Masks):
         exclude: Sequence[str] = (), pattern: Pattern = "unstructured",
     ) -> None:  # fmt: skip
         super().__init__(model, exclude)
-        if allocation == "sensitivity":
-            raise InputError("allocation is 'sensitivity', which is for pruning at once")
         self.schedule, self.allocation, self.pattern = schedule, allocation, pattern
         for name in self.layers:
             check_pattern(model.network.by_name[name], pattern)
@@ -149,6 +166,32 @@ class MagnitudePruner(Masks):
         if pattern == "2:4" and schedule.final > most:
             raise InputError(f"sparsity is {schedule.final:.3f}, but pattern 2:4 in all pruned "
                              f"layers makes {most:.3f}")  # fmt: skip
+        self.felt: tuple[str, ...] = ()  # ranked by what the loss feels
+        if allocation == "sensitivity":
+            weights = {name: model.layers[name].weight for name in self.layers}
+            self.felt = tuple(name for name in self.layers if weights[name].requires_grad)
+            for name in self.felt:
+                matrix = to_matrix(weights[name].detach())
+                self.statistics[f"rows/{name}"] = matrix.new_zeros(len(matrix))
+                self.statistics[f"columns/{name}"] = matrix.new_zeros(matrix.shape[1])
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        sums = {}
+        for name in self.felt:
+            gradient = self.model.layers[name].weight.grad
+            if gradient is not None:
+                squares = to_matrix(gradient).square()
+                sums[name] = (squares.sum(dim=1), squares.sum(dim=0))
+        if not sums:
+            return
+        # Every step counts alike, however large its gradients (or fp16's scale) are.
+        total = torch.stack([rows.sum() for rows, _ in sums.values()]).sum()
+        usable = torch.isfinite(total) & (total > 0)
+        for name, both in sums.items():
+            for side, found in zip(("rows", "columns"), both, strict=True):
+                mean = self.statistics[f"{side}/{name}"]
+                mean.copy_(torch.where(usable, mean.lerp(found / total, FORGET), mean))
 
     @torch.no_grad()
     def update(self, step: int) -> bool:
@@ -158,29 +201,36 @@ class MagnitudePruner(Masks):
         allocate = erk_zeros if self.allocation == "erk" else uniform_zeros
         zeros = allocate(self.model.network, self.layers, self.schedule.sparsity(step))
         unit = ZEROS_A_UNIT[self.pattern]
-        together = [self.layers] if self.allocation == "global" else [(n,) for n in self.layers]
-        for names in together:
-            sizes = [self._unit_sizes(name) for name in names]
+        ranked = self.layers if self.allocation == "global" else self.felt
+        alone = [(name,) for name in self.layers if name not in ranked]
+        for names in [ranked, *alone] if ranked else alone:
+            sizes = [self._unit_costs(name) for name in names]
             # Rounded up to whole units, of which a layer may have too few by one.
-            wanted = -(-sum(zeros[name] for name in names) // unit)
-            chosen = smallest(torch.cat(sizes), min(wanted, sum(map(len, sizes))))
-            parts = torch.split(chosen, [len(size) for size in sizes])
+            wanted = min(-(-sum(zeros[name] for name in names) // unit), sum(map(len, sizes)))
+            parts = cheapest(sizes, wanted, LEAST_DENSITY if names is self.felt else 0.0)
             self.restore({n: ~self._zeros(n, part) for n, part in zip(names, parts, strict=True)})
         self.apply()
         return True
 
-    def _squares(self, name: str) -> Tensor:
-        """Folded squares of a layer's weights. A masked one ranks below every live one, so that
-        masks only grow."""
-        weight, _ = self.model.layers[name].folded()
-        return torch.where(self.masks[name], weight.square(), -1.0)
+    def _costs(self, name: str) -> Tensor:
+        """What each weight of a layer costs when it becomes zero. A masked one ranks below every
+        live one, so that masks only grow."""
+        conv = self.model.layers[name]
+        if name in self.felt:
+            # Rows of gradients are of the unfolded weight: batch norm's scale cancels.
+            rows, columns = (self.statistics[f"{side}/{name}"] for side in ("rows", "columns"))
+            means = rows[:, None] * (columns / rows.sum().clamp(min=1e-30))
+            costs = conv.weight.square() * from_matrix(means, conv.weight.shape)
+        else:
+            costs = conv.folded()[0].square()
+        return torch.where(self.masks[name], costs, -1.0)
 
-    def _unit_sizes(self, name: str) -> Tensor:
-        """What each unit of a layer loses when it becomes zero, [units]."""
-        squares = self._squares(name)
+    def _unit_costs(self, name: str) -> Tensor:
+        """What each unit of a layer costs when it becomes zero, [units]."""
+        costs = self._costs(name)
         if self.pattern == "unstructured":
-            return squares.flatten()
-        groups = to_matrix(squares).reshape(-1, GROUP)
+            return costs.flatten()
+        groups = to_matrix(costs).reshape(-1, GROUP)
         if self.pattern == "2:4":
             groups = groups.topk(GROUP // 2, dim=1, largest=False).values
         return groups.sum(dim=1)
@@ -192,5 +242,5 @@ class MagnitudePruner(Masks):
             return units.view_as(mask)
         zeros = spread(units.view(len(mask), -1))
         if self.pattern == "2:4":
-            zeros &= two_of_four(to_matrix(self._squares(name)))
+            zeros &= two_of_four(to_matrix(self._costs(name)))
         return from_matrix(zeros, mask.shape)

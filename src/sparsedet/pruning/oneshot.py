@@ -12,7 +12,6 @@ column and an output costs about w^2, times the column's variance, times the out
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -25,10 +24,11 @@ from ..network import Network
 from ..reference import FasterRCNN
 from .calibration import LayerInputs, dense_outputs, layer_inputs
 from .importance import output_importance
-from .patterns import GROUP, check_pattern, from_matrix, pruned_by_size, smallest, to_matrix
+from .patterns import GROUP, cheapest, check_pattern, from_matrix, pruned_by_size, to_matrix
 from .reconstruct import reconstruct
 from .report import LayerPruning, PruningReport
 from .schedule import (
+    LEAST_DENSITY,
     PATTERNS,
     Allocation,
     Pattern,
@@ -44,8 +44,6 @@ IMPORTANCE_PHOTOGRAPHS = 32
 EVEN = 0.3
 """Added to the importance of a layer's outputs within the layer, of its mean. Without, outputs that
 hardly matter give so much that plain errors pass magnitude's, and detections agree no better."""
-LEAST_DENSITY = 0.25
-"""Of what all layers keep on average: no layer keeps less, so that none is cut through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +127,8 @@ def plan_zeros(
             for name, cost in zip(layers, costs, strict=True):
                 cost.mul_(importance[name][:, None]).mul_(variances[name])
         parts = [cost.reshape(-1, group).sum(dim=1) for cost in costs]
-        if settings.allocation == "sensitivity":
-            least = LEAST_DENSITY * (1 - needed / sum(map(len, parts)))
-            for part in parts:
-                part[part.topk(math.ceil(least * len(part))).indices] = torch.inf
-        chosen = torch.split(smallest(torch.cat(parts), needed), [len(part) for part in parts])
+        least = LEAST_DENSITY if settings.allocation == "sensitivity" else 0.0
+        chosen = cheapest(parts, needed, least)
         return {n: group * int(c.sum()) for n, c in zip(layers, chosen, strict=True)}
     allocate = erk_zeros if settings.allocation == "erk" else uniform_zeros
     zeros = allocate(network, layers, settings.sparsity)

@@ -9,6 +9,9 @@ Patterns: "unstructured" chooses weight by weight, "1x4" whole groups, "2:4" two
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,6 +64,25 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     equal = (flat == limit).nonzero().flatten()
     chosen[equal[: count - int(chosen.sum())]] = True
     return chosen.view(scores.shape)
+
+
+def cheapest(parts: Sequence[Tensor], count: int, least: float = 0.0) -> tuple[Tensor, ...]:
+    """A choice of `count` of several layers' units together, by their costs.
+
+    Args:
+        parts: costs of each layer's units [units].
+        least: density that each layer keeps, as a fraction of what all keep on average.
+
+    Returns:
+        for each layer, True at the chosen units.
+    """
+    lengths = [len(part) for part in parts]
+    costs = torch.cat(list(parts))
+    if least:
+        density = least * (1 - count / len(costs))
+        for part in torch.split(costs, lengths):
+            part[part.topk(math.ceil(density * len(part))).indices] = torch.inf
+    return torch.split(smallest(costs, count), lengths)
 
 
 def two_of_four(scores: Tensor) -> Tensor:

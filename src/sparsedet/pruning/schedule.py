@@ -16,7 +16,10 @@ from ..network import Network
 
 Allocation = Literal["uniform", "global", "erk", "sensitivity"]
 """How zeros are shared out: equal sparsity, all weights ranked together, Erdos-Renyi-kernel, by
-what the detector's outputs feel (at once only)."""
+what the detector's outputs (at once) or its loss (gradually) feel."""
+LEAST_DENSITY = 0.25
+"""Of what all layers keep on average: by sensitivity no layer keeps less, so that none is cut
+through."""
 
 Pattern = Literal["unstructured", "1x4", "2:4"]
 """Which weights may be zero: any, four neighbouring input channels at once, two of such four."""

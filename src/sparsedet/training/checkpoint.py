@@ -1,6 +1,7 @@
 """Checkpoints: everything that continues a run to the same bits, in one safetensors file.
 
-Tensors are `model/NAME`, `optimizer/SLOT/PARAMETER`, `mask/LAYER` and `ema/PARAMETER`; metadata
+Tensors are `model/NAME`, `optimizer/SLOT/PARAMETER`, `mask/LAYER`, `statistic/KIND/LAYER` (of the
+pruner) and `ema/PARAMETER`; metadata
 holds `step`, and as JSON `config`, `recipe` and `state`. `sha256` is of all that, so that a
 flipped bit is noticed. Files appear whole or not at all, and the newest two are kept: whatever
 happens to the newest, one is left to continue from.

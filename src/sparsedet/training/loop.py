@@ -143,6 +143,7 @@ class Trainer:
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{key}/{name}"] = value
         tensors |= {f"mask/{k}": v for k, v in self.masks.items()}
+        tensors |= {f"statistic/{k}": v for k, v in self.statistics.items()}
         if self.average:
             tensors |= {f"ema/{k}": v for k, v in self.average.tensors.items()}
         state = {"best_ap": self.best_ap, "best_step": self.best_step, "stale": self.stale,
@@ -158,6 +159,11 @@ class Trainer:
     def masks(self) -> dict[str, Tensor]:
         """The pruned layers' masks by name; none without pruning."""
         return self.pruner.masks if self.pruner else {}
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """What the choice of later zeros follows from, by name; none without pruning."""
+        return self.pruner.statistics if self.pruner else {}
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of this run.
@@ -188,6 +194,8 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         if self.pruner:
             self.pruner.restore(saved.part("mask/"))
+        for name, statistic in self.statistics.items():
+            statistic.copy_(saved.tensors[f"statistic/{name}"])
         for key, value in saved.part("optimizer/").items():
             slot, _, name = key.partition("/")
             device = "cpu" if slot == "step" else self.ranks.device  # AdamW counts on the CPU
@@ -302,6 +310,7 @@ class Trainer:
     def _update(self) -> None:
         """Take the step that the gradients ask for."""
         if self.pruner:
+            self.pruner.observe()
             self.pruner.mask_gradients()
         if self.recipe.clip_gradient:
             self.scaler.unscale_(self.optimizer)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..pruning.masks import KeptZeros, MagnitudePruner, Masks
+from ..pruning.masks import GradualPruner, KeptZeros, Masks
 from ..pruning.schedule import CubicSchedule, half_of, prunable_layers
 from ..reference import FasterRCNN
 from .recipe import Recipe
@@ -56,4 +56,4 @@ def make_masks(model: FasterRCNN, recipe: Recipe) -> Masks | None:
         final = half_of(model.network, prunable_layers(model.network, recipe.exclude))
     schedule = CubicSchedule(final=final, begin=recipe.prune_begin, end=recipe.prune_end,
                              every=recipe.prune_every)  # fmt: skip
-    return MagnitudePruner(model, schedule, recipe.allocation, recipe.exclude, recipe.pattern)
+    return GradualPruner(model, schedule, recipe.allocation, recipe.exclude, recipe.pattern)

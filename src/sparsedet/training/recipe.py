@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from ..config import coerce
 from ..errors import InputError
@@ -125,8 +125,8 @@ class Recipe:
         require(self.optimizer in ("sgd", "adamw"), "optimizer", "'sgd' or 'adamw'")
         require(self.decay in ("cosine", "step", "constant"), "decay",
                 "'cosine', 'step' or 'constant'")  # fmt: skip
-        require(self.allocation in ("uniform", "global", "erk"), "allocation",
-                "'uniform', 'global' or 'erk' ('sensitivity' is for pruning at once)")  # fmt: skip
+        require(self.allocation in get_args(Allocation), "allocation",
+                "'uniform', 'global', 'erk' or 'sensitivity'")  # fmt: skip
         require(self.amp in ("off", "bf16", "fp16"), "amp", "'off', 'bf16' or 'fp16'")
         require(self.batch % self.accumulate == 0, "accumulate", f"a divisor of batch {self.batch}")
         require(list(self.milestones) == sorted(set(self.milestones)), "milestones",
