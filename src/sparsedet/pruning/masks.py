@@ -171,9 +171,9 @@ class GradualPruner(Masks):
             weights = {name: model.layers[name].weight for name in self.layers}
             self.felt = tuple(name for name in self.layers if weights[name].requires_grad)
             for name in self.felt:
-                matrix = to_matrix(weights[name].detach())
-                self.statistics[f"rows/{name}"] = matrix.new_zeros(len(matrix))
-                self.statistics[f"columns/{name}"] = matrix.new_zeros(matrix.shape[1])
+                weight = weights[name].detach()
+                self.statistics[f"rows/{name}"] = weight.new_zeros(len(weight))
+                self.statistics[f"columns/{name}"] = torch.zeros_like(weight[0])
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -181,8 +181,11 @@ class GradualPruner(Masks):
         for name in self.felt:
             gradient = self.model.layers[name].weight.grad
             if gradient is not None:
-                squares = to_matrix(gradient).square()
-                sums[name] = (squares.sum(dim=1), squares.sum(dim=0))
+                flat = gradient.flatten(1)
+                sums[name] = (
+                    torch.linalg.vecdot(flat, flat),
+                    torch.linalg.vecdot(flat, flat, dim=0).view(gradient.shape[1:]),
+                )
         if not sums:
             return
         # Every step counts alike, however large its gradients (or fp16's scale) are.
@@ -219,8 +222,8 @@ class GradualPruner(Masks):
         if name in self.felt:
             # Rows of gradients are of the unfolded weight: batch norm's scale cancels.
             rows, columns = (self.statistics[f"{side}/{name}"] for side in ("rows", "columns"))
-            means = rows[:, None] * (columns / rows.sum().clamp(min=1e-30))
-            costs = conv.weight.square() * from_matrix(means, conv.weight.shape)
+            columns = columns / rows.sum().clamp(min=1e-30)
+            costs = conv.weight.square() * rows.view(-1, *[1] * columns.dim()) * columns
         else:
             costs = conv.folded()[0].square()
         return torch.where(self.masks[name], costs, -1.0)
