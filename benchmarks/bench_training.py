@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from sparsedet import preset
 from sparsedet.coco import CocoDataset, CocoImage
 from sparsedet.config import ModelConfig
+from sparsedet.pruning.schedule import Allocation
 from sparsedet.reference import FasterRCNN
 from sparsedet.training.data import Part
 from sparsedet.training.loop import Trainer
@@ -179,11 +180,16 @@ def peer_step(
 
 
 def time_alone(trainer: Trainer) -> dict[str, float]:
-    """Median seconds of masking the gradients of a step, and of recomputing the masks."""
+    """Median seconds of noting and masking a step's gradients, and of recomputing masks."""
     pruner = trainer.pruner
     assert pruner is not None
+
+    def gradients() -> None:
+        pruner.observe()
+        pruner.mask_gradients()
+
     work = {
-        "gradients": pruner.mask_gradients,
+        "gradients": gradients,
         "masks": lambda: pruner.update(trainer.recipe.prune_end),
     }
     found = {}
@@ -205,6 +211,7 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=128, help="sampled an image")
     parser.add_argument("--proposals", type=int, default=1000, help="before sampling, an image")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--allocation", choices=get_args(Allocation), default="uniform")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -217,7 +224,8 @@ def main() -> None:
         warmup_steps=0, rpn_pre_nms=2 * arguments.proposals, rpn_post_nms=arguments.proposals,
         roi_batch=arguments.regions, rpn_beta=1 / 9, roi_beta=1 / 9,
     )  # fmt: skip
-    pruned = replace(dense, sparsity=0.6, prune_end=1000, prune_every=1000)
+    pruned = replace(dense, sparsity=0.6, prune_end=1000, prune_every=1000,
+                     allocation=arguments.allocation)  # fmt: skip
     canvas, targets = batch_of_noise(arguments.batch, height, width)
     part = Part(canvas, targets, 1.0, [1])
     with tempfile.TemporaryDirectory() as name:
@@ -251,6 +259,7 @@ def main() -> None:
         "cpu": cpu_name(), "threads": arguments.threads, "torch": torch.__version__,
         "model": config.name, "batch": arguments.batch, "size": [height, width],
         "regions": arguments.regions, "proposals": arguments.proposals,
+        "allocation": arguments.allocation,
         "seconds": {key: statistics.median(value) for key, value in times.items()},
         "spread": {key: [min(value), max(value)] for key, value in times.items()},
         "ratio_to_torchvision": ratio("dense", "torchvision"),
