@@ -179,6 +179,18 @@ def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
     assert all(costs[n][zeros[n] // group] >= dearest for n in free)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
+def test_progress_counts_every_step_from_the_first(dense, canvases, method) -> None:
+    told: list[tuple[int, int, str]] = []
+    prune_once(copy.deepcopy(dense), canvases, OneShot(method=method, sparsity=0.3), held_out=2,
+               progress=lambda *step: told.append(step))  # fmt: skip
+    layers = list(prunable_layers(dense.network))
+    looked = [f"looking at {name}" for name in layers] + [f"pruning {name}" for name in layers]
+    if method == "reconstruct":  # by sensitivity, on the photographs that are not held out
+        looked = [f"gradients of photograph {n + 1}" for n in range(len(canvases) - 2)] + looked
+    assert told == [(number, len(looked), what) for number, what in enumerate(looked)]
+
+
 def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(dense) -> None:
     many = [calibration_canvas(picture(seed=seed), dense) for seed in range(30)]
     unseen = [calibration_canvas(picture(seed=seed), dense) for seed in range(30, 40)]

@@ -98,8 +98,8 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         set_threads(arguments.threads)
     settings = OneShot(method=arguments.method, **given)
 
-    def progress(done: int, layers: int, name: str) -> None:
-        print(f"{done + 1}/{layers} {name}", flush=True)
+    def progress(done: int, steps: int, what: str) -> None:
+        print(f"{done + 1}/{steps} {what}", flush=True)
 
     def load(path: Path) -> ModelFile:
         model, notes = load_any(path)

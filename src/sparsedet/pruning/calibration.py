@@ -16,7 +16,7 @@ import ctypes
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,9 +98,12 @@ def calibration_canvas(photo: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
 @torch.no_grad()
 def dense_outputs(
     model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], *, held_out: int,
-    seed: int = 0,
+    seed: int = 0, note: Callable[[str], None] | None = None,
 ) -> DenseOutputs:  # fmt: skip
-    """The first walk; arguments as `layer_inputs` takes them.
+    """The first walk; arguments as `layer_inputs` takes them, and:
+
+    Args:
+        note: told which layer is looked at.
 
     Raises:
         InputError: activations leave float16's range, or the RPN proposes nothing.
@@ -115,6 +118,8 @@ def dense_outputs(
     ]
     notes, used = torch.empty(sum(sizes), dtype=torch.float16), 0
     for layer, states in _walk(model, canvases, layers, found.regions):
+        if note is not None:
+            note(f"looking at {layer.name}")
         matrix = to_matrix(model.layers[layer.name].weight)
         own, whole = [], []
         count, sums = 0, torch.zeros(2, matrix.shape[1], dtype=torch.float64)

@@ -14,7 +14,7 @@ arXiv 1905.12558 (answers must be drawn, not taken from labels).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,13 +29,15 @@ REGIONS = 32
 
 
 def output_importance(
-    model: FasterRCNN, canvases: Sequence[Tensor], *, seed: int = 0
-) -> dict[str, Tensor]:
+    model: FasterRCNN, canvases: Sequence[Tensor], *, seed: int = 0,
+    note: Callable[[str], None] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Curvature of the predictions' divergence along each output channel of each layer.
 
     Args:
         model: without separate batch norms.
         canvases: photographs as `calibration.calibration_canvas` makes them.
+        note: told which photograph is looked at.
 
     Returns:
         For each weighted layer [out]: the mean over photographs of the sum over positions of
@@ -50,7 +52,9 @@ def output_importance(
     trained = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     with torch.enable_grad():
-        for canvas in canvases:
+        for number, canvas in enumerate(canvases):
+            if note is not None:
+                note(f"gradients of photograph {number + 1}")
             for name, value in _squared_gradients(model, canvas, generator).items():
                 found[name] = found.get(name, 0.0) + value / len(canvases)
     for parameter, flag in zip(model.parameters(), trained, strict=True):

@@ -12,6 +12,7 @@ column and an output costs about w^2, times the column's variance, times the out
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -146,7 +147,7 @@ def prune_once(
         model: without separate batch norms.
         canvases: calibration photographs as `calibration.calibration_canvas` makes them.
         held_out: how many of them, the last ones, only measure.
-        progress: called with (layers done, all layers, the layer's name).
+        progress: called with (steps done, all steps, what is done now).
 
     Raises:
         InputError: the target is impossible, or the photographs cannot be used.
@@ -156,20 +157,27 @@ def prune_once(
                          "expected at least 1 of each kind")  # fmt: skip
     weights = {name: conv.weight for name, conv in model.layers.items()}
     names = pruned_layers(model.network, settings)
-    importance: dict[str, Tensor] = {}
+    seen: Sequence[Tensor] = ()
     if settings.allocation == "sensitivity":
         seen = canvases[: min(len(canvases) - held_out, IMPORTANCE_PHOTOGRAPHS)]
-        importance = output_importance(model, seen, seed=settings.seed)
-    dense = dense_outputs(model, canvases, names, held_out=held_out, seed=settings.seed)
+    done = itertools.count()
+
+    def note(what: str) -> None:
+        if progress is not None:
+            progress(next(done), len(seen) + 2 * len(names), what)
+
+    importance: dict[str, Tensor] = {}
+    if seen:
+        importance = output_importance(model, seen, seed=settings.seed, note=note)
+    dense = dense_outputs(model, canvases, names, held_out=held_out, seed=settings.seed, note=note)
     zeros = plan_zeros(model.network, weights, settings, importance, dense.variances)
     inputs_of_all = layer_inputs(
         model, canvases, names, dense, held_out=held_out,
         hessians=settings.method == "reconstruct", seed=settings.seed,
     )  # fmt: skip
     rows = []
-    for done, inputs in enumerate(inputs_of_all):
-        if progress is not None:
-            progress(done, len(zeros), inputs.name)
+    for inputs in inputs_of_all:
+        note(f"pruning {inputs.name}")
         rows.append(
             _prune_layer(model.layers[inputs.name], inputs, zeros[inputs.name], settings,
                          importance.get(inputs.name))
