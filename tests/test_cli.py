@@ -461,6 +461,7 @@ def test_bad_info(run, small_model: Path) -> None:
     refused(run("info", "--model", "r102"), "'r102'", "r101-c4")
     refused(run("info", small_model, "--rois", 0), "--rois is 0")
     refused(run("info", small_model, "--model", "r101-c4"), "not both")
+    refused(run("info", "--model", "r101-c4", "--plan"), "a preset has no weights")
 
 
 def test_the_embedded_model(run, photo: Path, embedded: Path) -> None:

@@ -96,13 +96,17 @@ def test_convert_needs_no_torch(tmp_path: Path) -> None:
     assert load_model(tmp_path / "m").config.num_classes == 20
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("ema", "pruning"),
+    [(0.0, {}), (0.9, {}), (0.9, {"sparsity": 0.5, "prune_end": 1, "allocation": "sensitivity"})],
+)
 def test_a_training_run_becomes_the_model_it_would_save(
-    dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], ema: float
+    dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], ema: float, pruning: Any
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    run = Trainer(FasterRCNN(TINY, norm=True), dataset, replace(FAST, steps=2, ema=ema), folder)
+    run = Trainer(FasterRCNN(TINY, norm=True), dataset, replace(FAST, steps=2, ema=ema, **pruning),
+                  folder)  # fmt: skip
     run.run()
     run.checkpoint()
     saved = load_model(run.save_model({})).tensors

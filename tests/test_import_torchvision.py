@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # noqa: E402
 
-from sparsedet import InputError, preset  # noqa: E402
+from sparsedet import PRESETS, InputError, preset  # noqa: E402
 from sparsedet.importers.torchvision_resnet import load_torchvision_resnet  # noqa: E402
 from sparsedet.training.start import build_model, open_start  # noqa: E402
 
@@ -82,6 +82,15 @@ def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) ->
     found = again.tensors(SHALLOW)
     assert all(np.array_equal(found[n], value) for n, value in start.tensors(SHALLOW).items())
     assert again.config is None
+
+
+def test_a_classifier_chooses_its_preset(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_start(path).preset is None  # none has one block a stage
+    small = replace(PRESETS["r50-c4"], blocks=(1, 1, 1, 1))
+    monkeypatch.setitem(PRESETS, "r50-c4", small)
+    start = open_start(path)
+    assert start.config is None and start.preset == "r50-c4"
+    assert "res5.0.conv3.weight" in start.tensors(small)
 
 
 def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> None:

@@ -263,7 +263,7 @@ def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--sparsity", "0.5"], "0 photographs, 128 are needed"),
+        (["--sparsity", "0.5"], "0 photographs, 128 are needed (--calibration-photos)"),
         (["--sparsity", "0.5", "--steps", "9"], "--steps is for --method gradual"),
         ([], "sparsity is None"),
         (["--sparsity", "0.5", "--pattern", "2:4"], "give no sparsity"),

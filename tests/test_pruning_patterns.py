@@ -241,7 +241,7 @@ def test_pruned_at_once_then_trained(files, tmp_path, capsys) -> None:
     (tmp_path / "r.json").write_text(json.dumps(FAST.to_dict()))
     assert main(["train", "--annotations", str(files[0]), "--images", str(files[1]), "--threads",
                  "1", "--recipe", str(tmp_path / "r.json"), "--keep-zeros", "--init",
-                 str(once / "model.safetensors"), "--output", str(more)]) == 0  # fmt: skip
+                 str(once), "--output", str(more)]) == 0  # fmt: skip
     before, after = (load_model(folder / "model.safetensors") for folder in (once, more))
     for name in prunable_layers(FasterRCNN(TINY).network):
         a, b = (file.tensors[f"{name}.weight"] for file in (before, after))

@@ -7,6 +7,7 @@ it never loses or spoils a checkpoint, and that what it saves runs in the detect
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -53,7 +54,7 @@ from sparsedet.training.losses import (  # noqa: E402
     sample,
     sample_regions,
 )
-from sparsedet.training.recipe import Recipe  # noqa: E402
+from sparsedet.training.recipe import HELP, Recipe  # noqa: E402
 from sparsedet.weights import sparsity_report  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
@@ -630,10 +631,44 @@ def test_a_stopped_command_resumes(command, tmp_path: Path, capsys, monkeypatch)
     assert coco.blocks != TINY.blocks
     assert command("train", "part", *SETTINGS) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert command("train", "part", *SETTINGS, "--resume") == 0
-    assert "continuing from" in capsys.readouterr().out
+    assert command("train", "part", "--resume") == 0  # by the run's own recipe
+    printed = capsys.readouterr().out
+    assert "continuing from" in printed and "changed setting" not in printed
     a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "part"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_pruning_resumes_by_its_own_recipe(command, tmp_path: Path, capsys, monkeypatch) -> None:
+    assert command("train", "dense", *SETTINGS) == 0
+    assert "the frozen ones" not in capsys.readouterr().err  # nothing is
+    prune = ("--init", tmp_path / "dense", *SETTINGS, "--sparsity", 0.5, "--prune-end", 5)
+    assert command("prune", "whole", *prune) == 0
+    original = loop.Trainer.run
+
+    def stopped(self: loop.Trainer) -> bool:
+        stop_after(self, 3, signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(loop.Trainer, "run", stopped)
+    assert command("prune", "part", *prune) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert command("prune", "part", "--resume", "--log-every", 1) == 0
+    assert "changed setting log_every: 20 -> 1" in capsys.readouterr().out
+    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "part"))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    (tmp_path / "part" / "run.json").write_text("[]")
+    assert command("prune", "part", "--resume") == 2
+    assert "run.json: holds no recipe of a run" in capsys.readouterr().err
+
+
+def test_a_start_from_nothing_is_warned_of(command, capsys) -> None:
+    assert command("train", "run", *SETTINGS, "--freeze-at", 2) == 0
+    assert "without --init all weights begin at random" in capsys.readouterr().err
+
+
+def test_every_setting_is_explained() -> None:
+    assert list(HELP) == [field.name for field in dataclasses.fields(Recipe)]
 
 
 def test_other_classes_than_the_initial_models(command, tmp_path: Path, capsys) -> None:
@@ -672,6 +707,8 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
     refused("run: No such file", "train", "run", "--resume")
     refused("threads is 0", "train", "run", "--threads", 0)
     refused("'r102'", "train", "run", "--model", "r102")
+    refused("--init is needed", "prune", "run", *SETTINGS)
+    refused("--init is needed", "prune", "run", "--method", "magnitude", "--sparsity", 0.5)
     refused("no such layer", "train", "run", *SETTINGS, "--sparsity", 0.5, "--prune-end", 3,
             "--exclude", "res9")  # fmt: skip
     refused("needs", "train", "run", *SETTINGS, "--sparsity", 0.99, "--prune-end", 3)

@@ -40,6 +40,8 @@ def run_info(arguments: argparse.Namespace) -> int:
         raise InputError(f"--rois is {arguments.rois}, expected at least 1")
     if arguments.model and arguments.file:
         raise InputError("give a file or --model PRESET, not both")
+    if arguments.model and (arguments.plan or arguments.autotune):
+        raise InputError("--plan and --autotune need a file: a preset has no weights")
     if arguments.model:
         config = preset(arguments.model)
         rois = arguments.rois or config.proposals

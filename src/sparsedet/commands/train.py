@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def register(command: Command) -> None:
     """Add both parsers."""
     train = command("train", run_train, "Train a model on COCO-format data.")
-    train.add_argument("--model", metavar="PRESET", help="default: that of --init, else r50half-c4")
+    train.add_argument("--model", metavar="PRESET", help="default: that of --init or that "
+                       "fits it, else r50half-c4")  # fmt: skip
     prune = command("prune", run_prune, "Prune a trained model, gradually while fine-tuning it or "
                     "at once.")  # fmt: skip
     prune.set_defaults(model=None)
@@ -26,34 +27,42 @@ def register(command: Command) -> None:
                        default="gradual", help="gradual trains and needs annotations; the others "
                        "prune at once and need photographs alone")  # fmt: skip
     prune.add_argument("--calibration-photos", type=int, default=128, metavar="N",
-                       help="photographs to prune at once by (default 128)")  # fmt: skip
+                       help="photographs to prune at once by, drawn from "
+                       "--images (default 128)")  # fmt: skip
     for sub in (train, prune):
         sub.add_argument("--annotations", type=Path, required=sub is train, help="COCO-format JSON")
         sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
-        sub.add_argument("--init", type=Path, required=sub is prune, help="run folder, "
+        sub.add_argument("--init", type=Path, help="run folder, "
                          "checkpoint, model file, a detector as `convert` reads it (Detectron2, "
                          "TensorPack, OpenVINO), torchvision or open_nsfw classifier")  # fmt: skip
         sub.add_argument("--teacher", type=Path, metavar="MODEL", help="run folder or detector "
                          "to learn from, too")  # fmt: skip
         sub.add_argument("--output", type=Path, required=True, help="run folder")
-        sub.add_argument("--resume", action="store_true", help="continue the run in the folder")
+        sub.add_argument("--resume", action="store_true", help="continue the run in the folder, "
+                         "by its own recipe unless told otherwise")  # fmt: skip
         sub.add_argument("--threads", type=int, help="CPU threads")
         sub.add_argument("--recipe", type=Path, help="JSON file of the settings below")
-        _recipe_flags(sub)
+        _recipe_flags(sub, FINE_TUNING if sub is prune else {})
 
 
-def _recipe_flags(parser: argparse.ArgumentParser) -> None:
+FINE_TUNING = {"sparsity": 0.6, "prune_end": "two thirds of the steps", "learning_rate": 0.001,
+               "warmup_steps": "100, at most a tenth of the steps"}  # fmt: skip
+"""What `prune` does unless told otherwise: `_recipe`."""
+
+
+def _recipe_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     """A flag for each field of `Recipe`, named after it."""
-    from ..training.recipe import Recipe
+    from ..training.recipe import HELP, Recipe
 
     group = parser.add_argument_group("recipe")
     hints = get_type_hints(Recipe)
     for field in dataclasses.fields(Recipe):
         hint, flag = hints[field.name], "--" + field.name.replace("_", "-")
-        common: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default {field.default}",
-                                  "dest": f"recipe.{field.name}"}  # fmt: skip
-        if field.name == "allocation":
-            common["help"] += "; --method reconstruct: sensitivity"
+        default = defaults.get(field.name, field.default)
+        common: dict[str, Any] = {
+            "default": argparse.SUPPRESS, "dest": f"recipe.{field.name}",
+            "help": f"{HELP[field.name]} (default {'none' if default == () else default})",
+        }  # fmt: skip
         if hint is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         elif hint in (int, float):
@@ -73,15 +82,22 @@ def run_prune(arguments: argparse.Namespace) -> int:
         return _prune_once(arguments)
     if arguments.annotations is None:
         raise InputError("--annotations is needed to prune gradually")
+    if arguments.init is None and not arguments.resume:
+        raise InputError("--init is needed: what is to be pruned")
     return _train(arguments, prune=True)
 
 
 def _prune_once(arguments: argparse.Namespace) -> int:
-    from ..importers import load_any
-    from ..pruning.oneshot import OneShot
-    from ..pruning.run import prune_files
-    from ..training.start import model_of_run, set_threads
+    try:
+        from ..importers import load_any
+        from ..pruning.oneshot import OneShot
+        from ..pruning.run import prune_files
+        from ..training.start import model_of_run, set_threads
+    except ImportError as error:
+        raise InputError(f"pruning needs: pip install 'sparsedet[train]' ({error})") from None
 
+    if arguments.init is None:
+        raise InputError("--init is needed: what is to be pruned")
     given = {
         key.removeprefix("recipe."): value
         for key, value in vars(arguments).items()
@@ -117,15 +133,24 @@ def _prune_once(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
-    """The settings: those of the command, of the recipe file, of the flags; the last one wins."""
+    """The settings: those of the command or of the run that is resumed, of the recipe file, of
+    the flags; the last one wins."""
     from ..coco import read_json
     from ..training.recipe import Recipe
 
     values: dict[str, Any] = {}
+    noted = arguments.output / "run.json"
+    if arguments.resume and noted.exists():
+        try:
+            values = dict(read_json(noted)["recipe"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{noted}: holds no recipe of a run") from None
+        prune = False  # its defaults are in there
     if arguments.recipe:
-        values = read_json(arguments.recipe)
-        if not isinstance(values, dict):
+        given = read_json(arguments.recipe)
+        if not isinstance(given, dict):
             raise InputError(f"{arguments.recipe}: expected a JSON object of recipe settings")
+        values |= given
     values |= {key.removeprefix("recipe."): value for key, value in vars(arguments).items()
                if key.startswith("recipe.")}  # fmt: skip
     steps = values.get("steps", Recipe().steps)

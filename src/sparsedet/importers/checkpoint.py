@@ -48,6 +48,9 @@ def load_checkpoint(
             if index + 1 == len(found):
                 raise
             print(f"{error}, trying the one before", file=sys.stderr)
+    if (path / "model.safetensors").exists():
+        raise InputError(f"{path}: holds no checkpoint of a training run; its model.safetensors is "
+                         "a model file already")  # fmt: skip
     raise InputError(f"{path}: holds no checkpoint of a training run")
 
 
@@ -78,7 +81,7 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
             if f"ema/{name}" in source:
                 tensors[name] = source.take(f"ema/{name}", shape)
                 averaged += 1
-    source.ignore(r"optimizer/.*", r"mask/.*")
+    source.ignore(r"optimizer/.*", r"mask/.*", r"statistic/.*")
     ignored = source.finish(config.name)
     provenance = {"source": f"checkpoint {path.name} of a training run", "step": step}
     notes = (f"step {step} of a training run" + (", averaged weights" if averaged else ""),)

@@ -1,4 +1,4 @@
-"""ResNet classifiers (50, 101, 152) of torchvision and timm -> initial weights of the backbone.
+"""ResNet classifiers of torchvision and timm -> initial weights of the backbone.
 
 The file is a state_dict (`.pth`, read without torch and without running any code in it) or the
 same tensors as safetensors; timm's plain ResNets have torchvision's names. The classifier at its
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
+from ..config import ModelConfig, preset
 from ..errors import InputError
 from ..network import Layer, build_network
 from .archives import open_source
@@ -65,6 +65,13 @@ def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -
     stem = tensors["stem.conv.weight"]
     tensors["stem.conv.weight"] = np.ascontiguousarray(stem[:, ::-1])  # RGB -> BGR
     return tensors
+
+
+def fitting_preset(path: str | os.PathLike[str]) -> str | None:
+    """Name of the preset with as many blocks as a classifier has; None if there is none."""
+    _, source = open_source(Path(path))
+    blocks = count_blocks(source.left, _STAGES)
+    return next((n for n in ("r50-c4", "r101-c4") if preset(n).blocks == blocks), None)
 
 
 def _check_conventions(path: str | os.PathLike[str], config: ModelConfig) -> None:

@@ -54,7 +54,8 @@ def prune_files(
         raise InputError(f"{images}: is no folder of photographs")
     found = sorted(p for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
     if len(found) < max(photographs, 2):
-        raise InputError(f"{images}: {len(found)} photographs, {max(photographs, 2)} are needed")
+        raise InputError(f"{images}: {len(found)} photographs, {max(photographs, 2)} are needed "
+                         "(--calibration-photos)")  # fmt: skip
     paths = random.Random(settings.seed).sample(found, max(photographs, 2))
     file = load(model)
     network = FasterRCNN(file.config)

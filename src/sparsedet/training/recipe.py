@@ -26,25 +26,7 @@ class Recipe:
     A batch is cut into `accumulate` parts. One process computes them one after the other, several
     side by side; what is learnt is the same.
 
-    Attributes:
-        reference_batch: the batch that `learning_rate` is meant for; another `batch` scales it
-            in proportion (Goyal et al., arXiv 1706.02677). 0: it is meant for `batch`.
-        amp: type of the convolutions' arithmetic, automatic mixed precision.
-        ema: decay of the running mean of the weights, which is then what is validated and saved;
-            0: none.
-        short_sides, long_side: the photograph's shorter side is drawn from these pixels, its
-            longer one limited, as in Detectron2. Empty: it is fitted into the model's canvas
-            times a factor drawn from scale_low..scale_high.
-        workers: processes that load photographs, for each process that trains.
-        val_fraction, val_every: this share of the photographs, chosen by their ids alone, is kept
-            out of training, and AP on it is measured every so many steps and at the end.
-        pattern: of the zeros; "2:4" prunes with sparsity 0, for it says itself how many.
-        keep_zeros: the zeros that the initial weights have stay, and no others are made.
-        distill_class, distill_rpn, distill_features: weights of the losses towards a teacher,
-            where the run has one; see `distill`.
-        distill_temperature: of the class scores that are compared.
-        patience: stop after so many validations without a better AP; 0: never.
-        samples: photographs with detections drawn every `val_every` steps.
+    Attributes: explained in `HELP`.
     """
 
     # --- length and optimizer
@@ -184,6 +166,63 @@ class Recipe:
                 raise InputError(f"unknown recipe key {key!r}")
         return cls(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
 
+
+HELP = {
+    "steps": "optimizer steps",
+    "batch": "images of a step, over all processes",
+    "accumulate": "parts that a batch is cut into; a multiple of the number of processes",
+    "optimizer": "sgd with momentum, or adamw",
+    "learning_rate": "peak rate; a recipe for SGD and one for AdamW differ by orders of magnitude",
+    "reference_batch": "batch that the rate is meant for: another batch scales it in proportion "
+    "(Goyal et al., arXiv 1706.02677); 0: it is meant for this one",
+    "momentum": "of SGD",
+    "weight_decay": "of weights, not of biases and batch norms",
+    "warmup_steps": "steps in which the rate rises linearly",
+    "decay": "of the rate: to zero along a cosine, by 10 at each milestone, or none",
+    "milestones": "steps at which decay step divides the rate by 10",
+    "clip_gradient": "largest norm of all gradients together; 0: no limit",
+    "backbone_rate": "factor of the rate for stem and res2 to res5",
+    "freeze_at": "keep the stem (1), res2 (2), ... up to this as they are; 0: train all",
+    "amp": "type of the convolutions' arithmetic, automatic mixed precision",
+    "ema": "decay of the running mean of the weights, which is then validated and saved; 0: none",
+    "seed": "of data order, augmentation and sampling",
+    "flip": "share of images mirrored left to right",
+    "scale_low": "smallest size of an image, times the canvas",
+    "scale_high": "largest size of an image, times the canvas",
+    "short_sides": "the shorter side is drawn from these pixels, as in Detectron2, instead of "
+    "fitting the canvas times scale_low..scale_high",
+    "long_side": "limit of the longer side, with short_sides",
+    "workers": "processes that load images, for each process that trains",
+    "rpn_batch": "anchors sampled of an image",
+    "rpn_beta": "smooth L1's beta of anchors; 0: L1",
+    "rpn_anchors_inside": "leave out anchors that reach outside the image",
+    "rpn_pre_nms": "proposals of an image before suppression, in training",
+    "rpn_post_nms": "proposals of an image after suppression, in training",
+    "roi_batch": "regions sampled of an image",
+    "roi_positive": "share of them with an object, at most",
+    "roi_beta": "smooth L1's beta of regions; 0: L1",
+    "distill_class": "with a teacher, weight of the loss of class scores",
+    "distill_rpn": "with a teacher, weight of the loss of objectness",
+    "distill_features": "with a teacher, weight of the loss of the stride-16 map",
+    "distill_temperature": "of the class scores that are compared",
+    "sparsity": "share of ALL parameters that become zero; 0 with pattern 2:4",
+    "pattern": "of the zeros: any weight, four input channels at once, two of such four",
+    "allocation": "how zeros are shared out: to all layers alike, to the smallest weights, fewer "
+    "in small layers, by what the loss feels; --method reconstruct: sensitivity",
+    "prune_begin": "step before which there are no new zeros",
+    "prune_end": "step at which the zeros are complete",
+    "prune_every": "steps between two choices of zeros",
+    "exclude": "layers left dense, beside stem and predictors",
+    "keep_zeros": "the initial weights' zeros stay, and no others are made",
+    "val_fraction": "share of the images, chosen by their ids alone, that is kept out of training "
+    "and validated on",
+    "val_every": "steps between two validations, or samples",
+    "patience": "stop after so many validations without a better AP; 0: never",
+    "samples": "images with detections drawn every val_every steps",
+    "checkpoint_minutes": "minutes between two checkpoints",
+    "log_every": "steps between two lines of the log",
+}
+"""What each setting is; the command line's help."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 9e6), "batch": (1, 65536), "accumulate": (1, 65536),

@@ -35,7 +35,8 @@ def train(
             become the model's.
         output: the run folder.
         init: what to start from: a run folder, or anything that `open_start` reads.
-        model: a preset's name; default: the configuration of `init`, else `r50half-c4`.
+        model: a preset's name; default: the configuration of `init`, of a classifier the preset
+            that it fits, else `r50half-c4`.
         teacher: a run folder or detector to learn from beside the ground truth (`distill`).
         resume: continue the run in `output`; `init` is not read.
         command: noted in the run folder.
@@ -50,7 +51,10 @@ def train(
         begin = output if resume else init
         start = open_start(begin) if begin else None
         source = start.config if start else None
-        config = preset(model) if model else source or preset("r50half-c4")
+        if model:
+            config = preset(model)
+        else:
+            config = source or preset((start and start.preset) or "r50half-c4")
         dataset = load_coco(annotations, images)
         if set(dataset.class_names) == set(COCO_NAMES):
             dataset = load_coco(annotations, images, COCO_NAMES)
@@ -63,6 +67,10 @@ def train(
                 print(f"sparsedet: warning: {line}", file=sys.stderr)
             for line in start.notes if start else ():
                 print(f"{init}: {line}")
+            if not start and recipe.freeze_at:
+                frozen = f"frozen ones stay so (freeze_at {recipe.freeze_at})"
+                print("sparsedet: warning: without --init all weights begin at random, and the "
+                      + frozen, file=sys.stderr)  # fmt: skip
         dataset.require_images()
         initial = start.tensors(config) if start else {}
         if source and source.class_names != config.class_names and not resume:

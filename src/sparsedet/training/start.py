@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..files import sha256_of, weights_file
 from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
-from ..importers.torchvision_resnet import load_torchvision_resnet
+from ..importers.torchvision_resnet import fitting_preset, load_torchvision_resnet
 from ..reference import FasterRCNN
 from .checkpoint import checkpoints, newest_checkpoint, read_checkpoint, remove_leftovers
 from .distill import Teacher
@@ -71,12 +71,14 @@ class Start:
             separate where the run had them so) and averaged weights where the run averages; other
             detectors are folded. Raises InputError if a classifier does not fit.
         notes: lines for the user: what a foreign form did not state.
+        preset: name of the configuration that a classifier fits, if there is one.
     """
 
     path: Path
     config: ModelConfig | None
     tensors: Callable[[ModelConfig], Mapping[str, np.ndarray]]
     notes: tuple[str, ...] = ()
+    preset: str | None = None
 
 
 def open_start(path: Path) -> Start:
@@ -86,12 +88,15 @@ def open_start(path: Path) -> Start:
         InputError: the file is of no known kind, or damaged.
     """
     if path.is_dir():
-        path = newest_checkpoint(path)
+        pruned_at_once = path / "model.safetensors"
+        finished = pruned_at_once.exists() and not checkpoints(path)
+        path = pruned_at_once if finished else newest_checkpoint(path)
     if path.suffix == ".onnx":
-        return Start(path, None, partial(load_open_nsfw, path))
+        return Start(path, None, partial(load_open_nsfw, path), preset="r50half-c4")
     kind = detect_format(path)
     if kind == "torchvision":
-        return Start(path, None, partial(load_torchvision_resnet, path))
+        fitting = partial(load_torchvision_resnet, path)
+        return Start(path, None, fitting, preset=fitting_preset(path))
     if kind == "checkpoint":
         read = read_checkpoint(path)
         try:
