@@ -36,6 +36,20 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, overwrite: bool =
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder that results will be written into, before the work is done.
+
+    Raises:
+        InputError: it cannot be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: cannot be written")
+
+
 def weights_file(path: Path) -> Path:
     """The file that holds a model's weights: of an OpenVINO IR (.xml) the .bin beside it."""
     return path.with_suffix(".bin") if path.suffix == ".xml" else path

@@ -238,9 +238,10 @@ class FasterRCNN(nn.Module):
         scale = 1.0 / self.config.anchor_stride
         if features.device.type == "cpu" and features[0, 0].numel() <= 2048 and ratio > 0:
             return roi_align_matmul(features, rois, size, scale, ratio, step)
-        rois = [r.to(features.dtype) for r in rois]
-        out: Tensor = ops.roi_align(features, rois, size, scale, ratio, True)
-        return out[:, :, ::step, ::step]
+        # In float32: bfloat16 would round corners to multiples of 4 pixels and more.
+        places = [r.float() for r in rois]
+        out: Tensor = ops.roi_align(features.float(), places, size, scale, ratio, True)
+        return out[:, :, ::step, ::step].to(features.dtype)
 
     def head(self, roi_features: Tensor, subsampled: bool = False) -> tuple[Tensor, Tensor]:
         """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of regions."""

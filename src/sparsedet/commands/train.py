@@ -103,11 +103,12 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         for key, value in vars(arguments).items()
         if key.startswith("recipe.")
     }
+    for flag in ("teacher", "recipe", "resume"):
+        if getattr(arguments, flag):
+            raise InputError(f"--{flag} is for --method gradual")
     for key in given:
         if key not in ("sparsity", "pattern", "allocation", "exclude", "seed"):
             raise InputError(f"--{key.replace('_', '-')} is for --method gradual")
-    if arguments.teacher is not None:
-        raise InputError("--teacher is for --method gradual")
     if "exclude" in given:
         given["exclude"] = tuple(given["exclude"])
     if arguments.threads is not None:
@@ -164,6 +165,8 @@ def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
 
 def _train(arguments: argparse.Namespace, prune: bool) -> int:
     recipe = _recipe(arguments, prune)
+    if prune and not recipe.prunes:
+        raise InputError("sparsity is 0.0, expected more for prune")
     try:
         from ..training import run, start
     except ImportError as error:

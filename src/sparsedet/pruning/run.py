@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import sha256_of, weights_file, write_atomic
+from ..files import make_folder, sha256_of, weights_file, write_atomic
 from ..preprocess import read_image
 from ..reference import FasterRCNN
 from ..weights import ModelFile, fold_batch_norm, load_model, save_model
 from .calibration import calibration_canvas
-from .oneshot import OneShot, prune_once
+from .oneshot import OneShot, prune_once, pruned_layers
 from .report import PruningReport, require_matplotlib
 
 OUTPUTS = ("model.safetensors", "report.json", "report.png")
@@ -38,7 +38,7 @@ def prune_files(
         images: folder of the calibration photographs, JPEG or PNG, at any depth; which of them
             are taken follows from the settings' seed and their names.
         output: folder, created; must not hold results yet.
-        photographs: how many are taken; an eighth of them only measures the error.
+        photographs: how many are taken, at least 2; an eighth of them only measures the error.
         progress: as `prune_once` takes it.
         load: reads `model`, for files of other forms.
 
@@ -47,25 +47,28 @@ def prune_files(
             reached.
     """
     require_matplotlib()
+    if photographs < 2:
+        raise InputError(f"--calibration-photos is {photographs}, expected at least 2")
     for name in OUTPUTS:
         if (output / name).exists():
             raise InputError(f"{output / name}: exists already and is not overwritten")
     if not images.is_dir():
         raise InputError(f"{images}: is no folder of photographs")
     found = sorted(p for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
-    if len(found) < max(photographs, 2):
-        raise InputError(f"{images}: {len(found)} photographs, {max(photographs, 2)} are needed "
+    if len(found) < photographs:
+        raise InputError(f"{images}: {len(found)} photographs, {photographs} are needed "
                          "(--calibration-photos)")  # fmt: skip
-    paths = random.Random(settings.seed).sample(found, max(photographs, 2))
+    paths = random.Random(settings.seed).sample(found, photographs)
     file = load(model)
     network = FasterRCNN(file.config)
+    pruned_layers(network.network, settings)  # refuses the impossible now
+    make_folder(output)
     network.load_tensors(fold_batch_norm(file.tensors, file.config))
     network.eval()
     canvases = [calibration_canvas(read_image(path), network) for path in paths]
     report = prune_once(
         network, canvases, settings, held_out=max(1, len(paths) // 8), progress=progress
     )
-    output.mkdir(parents=True, exist_ok=True)
     origin = weights_file(model)
     earlier = {key: value for key, value in file.provenance.items() if key in _MAKING}
     provenance = {

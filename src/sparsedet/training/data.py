@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..coco import CocoDataset, CocoImage
 from ..config import ModelConfig
+from ..errors import InputError
 from ..preprocess import read_image, to_canvas
 from .losses import Target
 from .recipe import Recipe
@@ -39,6 +40,10 @@ class Part:
     share: float
     image_ids: list[int]
 
+    def pin_memory(self) -> Part:
+        """The same with pixels that are copied to a GPU while it computes; a DataLoader asks."""
+        return replace(self, canvas=self.canvas.pin_memory())
+
 
 def held_out(dataset: CocoDataset, fraction: float) -> tuple[CocoDataset, CocoDataset]:
     """The photographs to train on, and about `fraction` of all to validate on.
@@ -57,8 +62,9 @@ def held_out(dataset: CocoDataset, fraction: float) -> tuple[CocoDataset, CocoDa
 def epoch_batches(dataset: CocoDataset, recipe: Recipe, epoch: int) -> list[list[int]]:
     """Indices of each batch of an epoch: shuffled, landscape and portrait apart.
 
-    Photographs without boxes are left out, as in TensorPack and Detectron2. What does not
-    fill a batch at the end of the epoch is dropped, unless there is no full batch at all.
+    Photographs without boxes are left out, as in TensorPack and Detectron2. What is left of both
+    at the end of the epoch is mixed; what does not fill a batch then is dropped, unless there is
+    no full batch at all.
     """
     rng = random.Random(f"{recipe.seed}/{epoch}")
     order = [i for i, image in enumerate(dataset.images) if (~image.crowd).any()]
@@ -72,7 +78,27 @@ def epoch_batches(dataset: CocoDataset, recipe: Recipe, epoch: int) -> list[list
         if len(group) == recipe.batch:
             batches.append(list(group))
             group.clear()
-    return batches or [order[: recipe.batch]]
+    rest = groups[True] + groups[False]
+    rng.shuffle(rest)
+    if len(rest) >= recipe.batch or not batches:
+        batches.append(rest[: recipe.batch])
+    return batches
+
+
+def read_photograph(dataset: CocoDataset, image: CocoImage) -> np.ndarray:
+    """A photograph of the data set (H, W, 3) uint8 BGR, of any size with the annotated aspect.
+
+    Raises:
+        InputError: it cannot be read, or its aspect is not the one that its boxes are for.
+    """
+    path = dataset.image_path(image)
+    photo = read_image(path)
+    height, width = photo.shape[:2]
+    if abs(width * image.height - height * image.width) > max(image.width, image.height):
+        raise InputError(
+            f"{path}: is {width}x{height}, but annotated as {image.width}x{image.height}"
+        )
+    return photo
 
 
 def load_sample(
@@ -80,7 +106,7 @@ def load_sample(
 ) -> tuple[np.ndarray, Target]:
     """One augmented photograph (H, W, 3) uint8 BGR with its target."""
     rng = random.Random(f"{recipe.seed}/{epoch}/{image.id}")
-    photo = read_image(dataset.image_path(image))
+    photo = read_photograph(dataset, image)
     if recipe.short_sides:
         short, long = sorted((image.height, image.width))
         scale = min(rng.choice(recipe.short_sides) / short, recipe.long_side / long)

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -67,7 +69,11 @@ def session() -> Iterator[Ranks]:
                    (("WORLD_SIZE", 1), ("RANK", 0)))  # fmt: skip
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local >= torch.cuda.device_count():
+            raise InputError(f"process {local + 1} of this machine has no GPU: there are "
+                             f"{torch.cuda.device_count()}, start as many processes")  # fmt: skip
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if world == 1:
         yield Ranks(device=device)

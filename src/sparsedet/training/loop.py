@@ -184,6 +184,9 @@ class Trainer:
             raise InputError(
                 f"{path}: is of a pruning run, but the recipe prunes and keeps nothing"
             )
+        if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
+            raise InputError(f"{path}: its optimizer is {before['optimizer']}, not "
+                             f"{now['optimizer']}; start a new run with --init")  # fmt: skip
         state = json.loads(saved.metadata.get("state", "{}"))
         check_resumed(path, state.get("teacher", ""), self.teacher)
         self.origin = state.get("origin", self.origin)
@@ -204,11 +207,11 @@ class Trainer:
             averages = saved.part("ema/") or saved.part("model/")
             for name, tensor in self.average.tensors.items():
                 tensor.copy_(averages[name])
-        if state:
+        if state and before.get("val_fraction") == now["val_fraction"]:
             self.best_ap, self.best_step = state["best_ap"], state["best_step"]
             self.stale = state["stale"]
-            if state["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
+        if state and state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.step = int(saved.metadata["step"])
 
     # ------------------------------------------------------------ the loop
@@ -228,7 +231,7 @@ class Trainer:
         data = Batches(self.dataset, self.model.config, recipe, self.step, ranks.rank, ranks.world)
         batches = iter(torch.utils.data.DataLoader(
             data, batch_size=None, num_workers=recipe.workers,
-            pin_memory=ranks.device.type == "cuda",
+            pin_memory=ranks.device.type == "cuda", worker_init_fn=_ignore_signals,
         ))  # fmt: skip
         saved = time.monotonic()
         log = Log(self.folder, recipe, self.step) if ranks.writes else None
@@ -236,7 +239,7 @@ class Trainer:
             write_ground_truth(self.val, self.folder / GROUND_TRUTH)
         with closing(log) if log else nullcontext(), _stop_signals(self):
             while not self.finished and not ranks.any(self._stop):
-                parts = [next(batches) for _ in range(recipe.accumulate // ranks.world)]
+                parts = self._next(batches)
                 values = self.train_step(parts)
                 if not math.isfinite(sum(values.values())):
                     self._refuse(parts[0], values)
@@ -255,6 +258,19 @@ class Trainer:
                 if trouble := plot_run(self.folder):
                     log.say(trouble)
         return self.finished
+
+    def _next(self, batches: Iterator[Part]) -> list[Part]:
+        """This process's parts of the next step.
+
+        Raises:
+            InputError: a photograph cannot be used; what is learnt so far is kept.
+        """
+        try:
+            return [next(batches) for _ in range(self.recipe.accumulate // self.ranks.world)]
+        except InputError as error:
+            self.checkpoint()
+            # A worker's error comes with its traceback before it.
+            raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
 
     @property
     def finished(self) -> bool:
@@ -381,6 +397,13 @@ class Trainer:
             tensors = self.model.folded_tensors()
         save_model(path, self.model.config, tensors, provenance, overwrite=True)
         return path
+
+
+def _ignore_signals(_: int) -> None:
+    """In a worker: torchrun and a terminal send signals to the whole group, and the trainer needs
+    its workers for the step that it finishes."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

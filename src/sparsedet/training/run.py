@@ -10,6 +10,7 @@ from pathlib import Path
 from ..coco import load_coco
 from ..config import COCO_NAMES, preset
 from ..files import sha256_of, weights_file
+from ..pruning.schedule import prunable_layers
 from . import distributed
 from .loop import Trainer
 from .recipe import Recipe
@@ -58,10 +59,10 @@ def train(
         dataset = load_coco(annotations, images)
         if set(dataset.class_names) == set(COCO_NAMES):
             dataset = load_coco(annotations, images, COCO_NAMES)
-        else:  # the data's own classes; labels and predictors follow
-            config = dataclasses.replace(
-                config, class_names=dataset.class_names, category_ids=dataset.category_ids
-            )
+        # The data's own classes and ids; labels and predictors follow.
+        config = dataclasses.replace(
+            config, class_names=dataset.class_names, category_ids=dataset.category_ids
+        )
         if ranks.writes:
             for line in dataset.warnings():
                 print(f"sparsedet: warning: {line}", file=sys.stderr)
@@ -88,6 +89,12 @@ def train(
             origin["teacher"] = {"name": Path(taught_by.name).name, "sha256": taught_by.sha256}
         trainer = Trainer(build_model(config, initial), dataset, recipe, output, ranks, taught_by,
                           origin)  # fmt: skip
+        if recipe.prunes and not resume and ranks.writes:
+            layers = prunable_layers(trainer.model.network, recipe.exclude)
+            zeros = sum(int((trainer.model.layers[n].weight == 0).sum()) for n in layers)
+            if zeros > 0.1 * trainer.model.network.parameters:
+                print(f"{init}: {zeros:,} weights are zero; they may fill up until the schedule "
+                      "comes to them")  # fmt: skip
         check_folder(output, resume)  # on every process, before one of them writes
         if ranks.writes:
             prepare_folder(output, resume)

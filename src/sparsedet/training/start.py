@@ -7,7 +7,6 @@ ResNet (.pth, .safetensors) or open_nsfw (.onnx). Where they end, the model's ra
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 
 from ..config import ModelConfig
 from ..errors import InputError
-from ..files import sha256_of, weights_file
+from ..files import make_folder, sha256_of, weights_file
 from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
 from ..importers.torchvision_resnet import fitting_preset, load_torchvision_resnet
@@ -51,12 +50,7 @@ def prepare_folder(folder: Path, resume: bool) -> None:
         InputError: it cannot be written, or holds another run and `resume` is not asked for.
     """
     check_folder(folder, resume)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written")
+    make_folder(folder)
     remove_leftovers(folder)
 
 

@@ -19,8 +19,9 @@ from ..detections import Detections, from_rows
 from ..errors import InputError
 from ..evaluate import score_results
 from ..files import write_atomic
-from ..preprocess import read_image, to_canvas
+from ..preprocess import to_canvas
 from ..reference import FasterRCNN
+from .data import read_photograph
 from .distributed import Ranks
 
 GROUND_TRUTH = "val.json"
@@ -69,7 +70,7 @@ def validate(
     """
     results: list[dict[str, Any]] = []
     for image in dataset.images[ranks.rank :: ranks.world]:
-        photo = read_image(dataset.image_path(image))
+        photo = read_photograph(dataset, image)
         results += detect(model, photo, ranks.device).to_coco(image.id)
     results = ranks.gather(results)
     stats: dict[str, float] | None = None
@@ -88,7 +89,7 @@ def draw_samples(
     """Write `step-NNNNNNN-ID.jpg` of each image, its detections drawn."""
     folder.mkdir(exist_ok=True)
     for image in images:
-        photo = read_image(dataset.image_path(image))
+        photo = read_photograph(dataset, image)
         picture = detect(model, photo, device).above(SHOWN).draw(photo)
         _, data = cv2.imencode(".jpg", picture)
         path = folder / f"step-{step:07d}-{image.id}.jpg"
