@@ -1,7 +1,8 @@
 #!/bin/sh
-# The embedded model, from start to end: dense training in several stages, reconstruction to
-# 60.2 % zeros, and fine-tuning of what is left; beside it the dense model trained on by the same
-# schedule, which is its baseline, and gradual pruning to 60 and 80 % by that schedule; all scored.
+# The embedded model, from start to end: dense training in several stages, then from the last
+# one five models by one schedule: dense (the baseline), reconstructed to 60.2 % zeros and tuned
+# (what ships), reconstructed to 80 % and tuned, and pruned gradually to either. The dense one
+# teaches the others. All are scored.
 #
 #   recipes/embedded/run.sh TRAIN.json TRAIN_IMAGES VAL.json VAL_IMAGES OUTPUT_FOLDER
 #
@@ -28,13 +29,18 @@ stage longer "$out/prune" train
 stage averaged "$out/longer/model.safetensors" train
 stage steady "$out/averaged/model.safetensors" train
 steady=$out/steady/model.safetensors
-[ -f "$out/once/report.png" ] || sparsedet prune --method reconstruct --sparsity 0.602 \
-  --calibration-photos 192 --images "$train_images" --init "$steady" --output "$out/once"
-stage tuned_60 "$out/once/model.safetensors" train --teacher "$steady"
 stage continued "$steady" train
-stage pruned_60 "$steady" prune
-stage pruned_80 "$steady" prune
-for name in tuned_60 continued pruned_60 pruned_80; do
+teacher=$out/continued/model.safetensors
+for percent in 60 80; do
+  sparsity=0.$percent
+  [ "$percent" = 60 ] && sparsity=0.602
+  [ -f "$out/once_$percent/report.png" ] || sparsedet prune --method reconstruct \
+    --sparsity "$sparsity" --calibration-photos 192 --images "$train_images" --init "$steady" \
+    --output "$out/once_$percent"
+  stage "tuned_$percent" "$out/once_$percent/model.safetensors" train --teacher "$teacher"
+  stage "pruned_$percent" "$steady" prune --teacher "$teacher"
+done
+for name in continued tuned_60 pruned_60 tuned_80 pruned_80; do
   sparsedet eval --model "$out/$name/model.safetensors" --annotations "$val_json" \
     --images "$val_images" --json "$out/$name/scores.json" --overwrite
 done
