@@ -121,7 +121,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     def row(path: Path) -> dict[str, Any]:
         found = detections(path, dataset, arguments.threads, work)
         stats = score_results(dataset.path, found, class_names=dataset.class_names).stats
+        made = sparsedet.load_model(path).provenance
         return {
+            "allocation": made.get("recipe", {}).get("allocation", "uniform"),
+            "teacher": "teacher" in made,
             "file": f"{path.parent.name}/{path.name}", "sha256": sha256_of(path),
             "sparsity": sparsedet.Detector.load(path, num_threads=1).sparsity,
             "ap": stats["AP"], "ap50": stats["AP50"],
@@ -193,9 +196,14 @@ def table(result: dict[str, Any]) -> str:
                 f"{base['ap50']:.4f} |  |  |"
             )
         d = row["difference"]["AP"]
+        title = TITLES[row["method"]]
+        if row["method"] == "gradual" and row["allocation"] != "uniform":
+            title = title.replace("gradual", f"gradual by {row['allocation']}")
+        if row["method"] in TRAINED and row["teacher"]:
+            title += ", with a teacher"
         share = f"{100 * row['ap'] / base['ap']:.1f} %" if base["ap"] > 0 else ""
         lines.append(
-            f"| {TITLES[row['method']]} | {100 * row['sparsity']:.1f} % | {row['ap']:.4f} | "
+            f"| {title} | {100 * row['sparsity']:.1f} % | {row['ap']:.4f} | "
             f"{row['ap50']:.4f} | {share} | "
             f"{d['difference']:+.4f} ({d['low']:+.4f} .. {d['high']:+.4f}) |"
         )

@@ -128,29 +128,32 @@ def test_a_photograph_of_another_shape_than_annotated(files: Files, tmp_path: Pa
     assert newest_checkpoint(tmp_path / "run").stem[-7:] == f"{run.step:07d}"  # nothing is lost
 
 
-def test_a_workers_error_is_one_line(files: Files, tmp_path: Path) -> None:
-    dataset = load_coco(*files)
-    path = turned(dataset)
-    run = trainer(dataset, replace(FAST, steps=40, workers=1, samples=0), tmp_path / "run")
-    with pytest.raises(InputError) as caught:
-        run.run()
-    assert str(caught.value) == f"{path}: is 64x96, but annotated as 96x64"
-    assert newest_checkpoint(tmp_path / "run").stem[-7:] == f"{run.step:07d}"
+def command(files: Files, folder: Path, recipe: Any) -> list[str]:
+    """A training in a process of its own, from a start in `folder` to its `run`."""
+    save_model(folder / "start", TINY, FasterRCNN(TINY).folded_tensors(), {})
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    flags = {"annotations": files[0], "images": files[1], "init": folder / "start",
+             "recipe": folder / "recipe.json", "threads": 1, "output": folder / "run"}  # fmt: skip
+    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "sparsedet.cli", "train", *given]
+
+
+def test_a_workers_error_is_one_line_and_ends_the_run(files: Files, tmp_path: Path) -> None:
+    path = turned(load_coco(*files))
+    recipe = replace(FAST, steps=40, workers=2, samples=0)
+    done = subprocess.run(command(files, tmp_path, recipe), capture_output=True, text=True,
+                          timeout=90)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"sparsedet: {path}: is 64x96, but annotated as 96x64\n"
+    assert len(checkpoints(tmp_path / "run")) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group(files: Files, tmp_path: Path, number: int) -> None:
     """As torchrun, a terminal and batch systems send it: the workers get it, too."""
-    save_model(tmp_path / "start", TINY, FasterRCNN(TINY).folded_tensors(), {})
-    (tmp_path / "recipe.json").write_text(
-        json.dumps(replace(FAST, steps=100000, log_every=1, workers=2, samples=0).to_dict())
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sparsedet.cli", "train", "--annotations", str(files[0]), "--images",
-         str(files[1]), "--init", str(tmp_path / "start"), "--recipe",
-         str(tmp_path / "recipe.json"), "--threads", "1", "--output", str(tmp_path / "run")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+    recipe = replace(FAST, steps=100000, log_every=1, workers=2, samples=0)
+    process = subprocess.Popen(command(files, tmp_path, recipe), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") > 3):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()

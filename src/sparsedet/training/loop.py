@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import signal
 import time
@@ -231,7 +232,7 @@ class Trainer:
         data = Batches(self.dataset, self.model.config, recipe, self.step, ranks.rank, ranks.world)
         batches = iter(torch.utils.data.DataLoader(
             data, batch_size=None, num_workers=recipe.workers,
-            pin_memory=ranks.device.type == "cuda", worker_init_fn=_ignore_signals,
+            pin_memory=ranks.device.type == "cuda", worker_init_fn=_leave_group,
         ))  # fmt: skip
         saved = time.monotonic()
         log = Log(self.folder, recipe, self.step) if ranks.writes else None
@@ -240,6 +241,8 @@ class Trainer:
         with closing(log) if log else nullcontext(), _stop_signals(self):
             while not self.finished and not ranks.any(self._stop):
                 parts = self._next(batches)
+                if not parts:
+                    break
                 values = self.train_step(parts)
                 if not math.isfinite(sum(values.values())):
                     self._refuse(parts[0], values)
@@ -260,7 +263,8 @@ class Trainer:
         return self.finished
 
     def _next(self, batches: Iterator[Part]) -> list[Part]:
-        """This process's parts of the next step.
+        """This process's parts of the next step; none if a signal that stops the run ended the
+        workers, too.
 
         Raises:
             InputError: a photograph cannot be used; what is learnt so far is kept.
@@ -271,6 +275,10 @@ class Trainer:
             self.checkpoint()
             # A worker's error comes with its traceback before it.
             raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
+        except RuntimeError:  # a worker is gone
+            if not self._stop:
+                raise
+            return []
 
     @property
     def finished(self) -> bool:
@@ -399,11 +407,10 @@ class Trainer:
         return path
 
 
-def _ignore_signals(_: int) -> None:
-    """In a worker: torchrun and a terminal send signals to the whole group, and the trainer needs
-    its workers for the step that it finishes."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_group(_: int) -> None:
+    """In a worker: torchrun and a terminal send signals to the whole process group, and the trainer
+    needs its workers for the step that it finishes."""
+    os.setpgid(0, 0)
 
 
 @contextmanager
