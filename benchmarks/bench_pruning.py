@@ -121,12 +121,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     def row(path: Path) -> dict[str, Any]:
         found = detections(path, dataset, arguments.threads, work)
         stats = score_results(dataset.path, found, class_names=dataset.class_names).stats
-        made = sparsedet.load_model(path).provenance
+        detector = sparsedet.Detector.load(path, num_threads=1)
+        made = detector.model.provenance
         return {
             "allocation": made.get("recipe", {}).get("allocation", "uniform"),
             "teacher": "teacher" in made,
             "file": f"{path.parent.name}/{path.name}", "sha256": sha256_of(path),
-            "sparsity": sparsedet.Detector.load(path, num_threads=1).sparsity,
+            "sparsity": detector.sparsity,
             "ap": stats["AP"], "ap50": stats["AP50"],
         }  # fmt: skip
 

@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from tiny_training import FAST, NAMES, TINY, make_data  # noqa: E402
+from tiny_training import FAST, NAMES, TINY, make_data, trainer  # noqa: E402
 from torchvision.models.detection import _utils as tv_utils  # noqa: E402
 from torchvision.models.detection.roi_heads import fastrcnn_loss  # noqa: E402
 from torchvision.models.detection.rpn import RegionProposalNetwork  # noqa: E402
@@ -58,11 +58,6 @@ from sparsedet.training.recipe import HELP, Recipe  # noqa: E402
 from sparsedet.weights import sparsity_report  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
-
-
-def trainer(dataset: CocoDataset, recipe: Recipe, folder: Path, norm: bool = True) -> loop.Trainer:
-    folder.mkdir(exist_ok=True)
-    return loop.Trainer(FasterRCNN(TINY, norm=norm), dataset, recipe, folder)
 
 
 def whole(canvas: Any, targets: list[Target]) -> list[Part]:
@@ -613,15 +608,20 @@ def test_own_data_from_training_to_detection(command, files, tmp_path: Path, cap
     assert "4 images" in capsys.readouterr().out
 
 
-def test_a_stopped_command_resumes(command, tmp_path: Path, capsys, monkeypatch) -> None:
-    assert command("train", "whole", *SETTINGS) == 0
+def stop_runs_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every run end by SIGTERM in the middle of that step, until `monkeypatch` is undone."""
     original = loop.Trainer.run
 
     def stopped(self: loop.Trainer) -> bool:
-        stop_after(self, 4, signal.SIGTERM)
+        stop_after(self, step, signal.SIGTERM)
         return original(self)
 
     monkeypatch.setattr(loop.Trainer, "run", stopped)
+
+
+def test_a_stopped_command_resumes(command, tmp_path: Path, capsys, monkeypatch) -> None:
+    assert command("train", "whole", *SETTINGS) == 0
+    stop_runs_after(4, monkeypatch)
     capsys.readouterr()
     assert command("train", "part", *SETTINGS) == 130
     assert "stopped after step 4 of 6" in capsys.readouterr().out
@@ -643,13 +643,7 @@ def test_pruning_resumes_by_its_own_recipe(command, tmp_path: Path, capsys, monk
     assert "the frozen ones" not in capsys.readouterr().err  # nothing is
     prune = ("--init", tmp_path / "dense", *SETTINGS, "--sparsity", 0.5, "--prune-end", 5)
     assert command("prune", "whole", *prune) == 0
-    original = loop.Trainer.run
-
-    def stopped(self: loop.Trainer) -> bool:
-        stop_after(self, 3, signal.SIGTERM)
-        return original(self)
-
-    monkeypatch.setattr(loop.Trainer, "run", stopped)
+    stop_runs_after(3, monkeypatch)
     assert command("prune", "part", *prune) == 130
     monkeypatch.undo()
     capsys.readouterr()

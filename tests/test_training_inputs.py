@@ -21,7 +21,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 pytest.importorskip("pycocotools")
 
-from tiny_training import FAST, TINY, make_data  # noqa: E402
+from tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
 from torchvision import ops  # noqa: E402
 
 from sparsedet import InputError, load_model, preset, save_model  # noqa: E402
@@ -32,7 +32,6 @@ from sparsedet.pruning import run as pruning_run  # noqa: E402
 from sparsedet.reference import FasterRCNN  # noqa: E402
 from sparsedet.training.checkpoint import checkpoints, newest_checkpoint  # noqa: E402
 from sparsedet.training.data import epoch_batches, load_sample  # noqa: E402
-from sparsedet.training.loop import Trainer  # noqa: E402
 from sparsedet.training.run import train  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
@@ -43,11 +42,6 @@ Files = tuple[Path, Path]
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return make_data(tmp_path / "data", 8)
-
-
-def trainer(dataset: CocoDataset, recipe: Any, folder: Path) -> Trainer:
-    folder.mkdir(exist_ok=True)
-    return Trainer(FasterRCNN(TINY, norm=True), dataset, recipe, folder)
 
 
 def as_coco(files: Files, first: int) -> Files:

@@ -20,18 +20,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from tiny_training import FAST, TINY  # noqa: E402
+from tiny_training import FAST, trainer  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
 from sparsedet.training.checkpoint import (  # noqa: E402
     checkpoints,
     newest_checkpoint,
     read_checkpoint,
 )
-from sparsedet.training.loop import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -41,11 +38,6 @@ FULL = replace(
     allocation="sensitivity",
 )  # fmt: skip
 """Everything that has a state of its own."""
-
-
-def trainer(dataset: CocoDataset, recipe: Any, folder: Path) -> Trainer:
-    folder.mkdir(exist_ok=True)
-    return Trainer(FasterRCNN(TINY, norm=True), dataset, recipe, folder)
 
 
 def same(a: Path, b: Path) -> bool:

@@ -19,7 +19,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 pytest.importorskip("pycocotools")
 
-from tiny_training import FAST, TINY, make_data  # noqa: E402
+from tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
 
 from sparsedet import Detector, InputError, load_model, read_image  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
@@ -41,11 +41,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def many(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     """Twelve photographs: ids alone say which are held out."""
     return load_coco(*make_data(tmp_path_factory.mktemp("many"), 12))
-
-
-def trainer(dataset: CocoDataset, recipe: Recipe, folder: Path) -> loop.Trainer:
-    folder.mkdir(exist_ok=True)
-    return loop.Trainer(FasterRCNN(TINY, norm=True), dataset, recipe, folder)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, aps: list[float]) -> None:

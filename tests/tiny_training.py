@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 from conftest import SMALL
 
+from sparsedet.coco import CocoDataset
+from sparsedet.reference import FasterRCNN
+from sparsedet.training.loop import Trainer
 from sparsedet.training.recipe import Recipe
 
 NAMES = ("red box", "green box", "blue bär")
@@ -51,3 +54,9 @@ def make_data(folder: Path, count: int = 4) -> tuple[Path, Path]:
     path = folder / "instances.json"
     path.write_text(json.dumps(data))
     return path, images
+
+
+def trainer(dataset: CocoDataset, recipe: Recipe, folder: Path, norm: bool = True) -> Trainer:
+    """A run of the tiny model from a random start."""
+    folder.mkdir(exist_ok=True)
+    return Trainer(FasterRCNN(TINY, norm=norm), dataset, recipe, folder)

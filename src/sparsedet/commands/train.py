@@ -78,12 +78,12 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
+    if arguments.init is None and not arguments.resume:
+        raise InputError("--init is needed: what is to be pruned")
     if arguments.method != "gradual":
         return _prune_once(arguments)
     if arguments.annotations is None:
         raise InputError("--annotations is needed to prune gradually")
-    if arguments.init is None and not arguments.resume:
-        raise InputError("--init is needed: what is to be pruned")
     return _train(arguments, prune=True)
 
 
@@ -96,8 +96,6 @@ def _prune_once(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise InputError(f"pruning needs: pip install 'sparsedet[train]' ({error})") from None
 
-    if arguments.init is None:
-        raise InputError("--init is needed: what is to be pruned")
     given = {
         key.removeprefix("recipe."): value
         for key, value in vars(arguments).items()
@@ -157,9 +155,9 @@ def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
     steps = values.get("steps", Recipe().steps)
     if prune and isinstance(steps, int):
         # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
-        sparsity = 0.0 if values.get("pattern") == "2:4" else 0.6
-        values = {"sparsity": sparsity, "prune_end": max(1, steps * 2 // 3), "learning_rate": 0.001,
-                  "warmup_steps": min(100, steps // 10), **values}  # fmt: skip
+        fixed = {"sparsity": 0.0} if values.get("pattern") == "2:4" else {}
+        values = {**FINE_TUNING, "prune_end": max(1, steps * 2 // 3),
+                  "warmup_steps": min(100, steps // 10), **fixed, **values}  # fmt: skip
     return Recipe.from_dict(values)
 
 
