@@ -26,16 +26,15 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import machine
 import numpy as np
-import subjects
-from openvino_profile import Profile, Profiler, is_void
+from lib import machine, subjects
+from lib.openvino_profile import Profile, Profiler, is_void
 
 import sparsedet
 from sparsedet.engine import MERGED, Engine
-from sparsedet.network import Layer, Network, build_network
-from sparsedet.preprocess import to_canvas
-from sparsedet.weights import ModelFile, sparsity_report
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.file import ModelFile, sparsity_report
+from sparsedet.model.graph import Layer, Network, build_network
 
 PACKED_BYTES = 5
 """Of a packed weight: 4, and its share of a 2-byte index that all rows of a pattern use."""

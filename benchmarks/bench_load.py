@@ -21,16 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
-import subjects
-from agreement import exact
+from lib import machine, subjects
+from lib.agreement import exact
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.preprocess import to_canvas
-from sparsedet.weights import ModelFile, sparsity_report
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.file import ModelFile, sparsity_report
 
 RUNTIMES = ("sparsedet", "cached", "openvino")
 
@@ -53,7 +52,7 @@ OPENVINO = """
 import sys
 import numpy
 import openvino
-from sparsedet.preprocess import read_image, to_canvas
+from sparsedet.images.letterbox import read_image, to_canvas
 model, photo, rows, threads, height, width, resize = sys.argv[1:]
 core = openvino.Core()
 compiled = core.compile_model(core.read_model(model), "CPU", {

@@ -21,10 +21,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import machine
 import numpy as np
-import subjects
-from agreement import (
+from lib import machine, subjects
+from lib.agreement import (
     FEATURES_LIMIT,
     LOW_FLOOR,
     Agreement,
@@ -33,16 +32,16 @@ from agreement import (
     loose,
     refuse_to_time,
 )
-from openvino_profile import health
-from peers import PEERS, Rows
-from subjects import calibration_canvases
+from lib.openvino_profile import health
+from lib.peers import PEERS, Rows
+from lib.subjects import calibration_canvases
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
-from sparsedet.preprocess import to_canvas
-from sparsedet.quantize import calibrate
-from sparsedet.weights import ModelFile, sparsity_report
+from sparsedet.engine.calibrate import calibrate
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.file import ModelFile, sparsity_report
 
 Run = Callable[[], Detections]
 

@@ -17,15 +17,15 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
-from documents import insert
+from lib import machine
+from lib.documents import insert
 from numpy.typing import NDArray
 
 import sparsedet
 from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine
-from sparsedet.preprocess import to_canvas
+from sparsedet.images.letterbox import to_canvas
 
 MARK = "<!-- pattern table: benchmarks/bench_patterns.py -->"
 GROUP = 5

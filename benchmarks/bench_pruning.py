@@ -28,15 +28,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from documents import insert
-from machine import RESULTS, ROOT, describe, save
+from lib.documents import insert
+from lib.machine import RESULTS, ROOT, describe, save
 
 import sparsedet
-from sparsedet.bootstrap import paired_bootstrap
-from sparsedet.coco import load_coco
-from sparsedet.evaluate import evaluate, score_results
+from sparsedet.evaluation import evaluate, score_results
+from sparsedet.evaluation.bootstrap import paired_bootstrap
+from sparsedet.evaluation.coco import load_coco
 from sparsedet.files import sha256_of, write_atomic
-from sparsedet.pruning.oneshot import OneShot
+from sparsedet.pruning.one_shot import OneShot
 from sparsedet.pruning.run import PHOTOGRAPHS, prune_files
 
 MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"

@@ -32,14 +32,14 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from sparsedet import preset
-from sparsedet.coco import CocoDataset, CocoImage
-from sparsedet.config import ModelConfig
+from sparsedet.evaluation.coco import CocoDataset, CocoImage
+from sparsedet.model.config import ModelConfig
 from sparsedet.pruning.schedule import Allocation
-from sparsedet.reference import FasterRCNN
+from sparsedet.torch_model import FasterRCNN
 from sparsedet.training.data import Part
-from sparsedet.training.loop import Trainer
 from sparsedet.training.losses import Target
 from sparsedet.training.recipe import Recipe
+from sparsedet.training.trainer import Trainer
 
 NEVER = 10**8
 """A step that is not reached: of the next update of the masks."""

@@ -4,8 +4,8 @@
 
 The photographs given are taken for the whole world, so that its figures are the truth; from it,
 data sets of the same size are drawn with replacement, and an interval is made of each as
-`sparsedet.bootstrap` makes it (percentiles for B - A, 1.96 standard deviations for B alone, and
-for B alone percentiles beside them).
+`sparsedet.evaluation.bootstrap` makes it (percentiles for B - A, 1.96 standard deviations for B
+alone, and for B alone percentiles beside them).
 Results are what `sparsedet eval --results` wrote for two models.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsedet.bootstrap import FIGURES
-from sparsedet.coco import load_coco, read_json
-from sparsedet.evaluate import coco_matches
-from sparsedet.matches import average_precision, mean_over_classes
+from sparsedet.evaluation import coco_matches
+from sparsedet.evaluation.average_precision import average_precision, mean_over_classes
+from sparsedet.evaluation.bootstrap import FIGURES
+from sparsedet.evaluation.coco import load_coco, read_json
 
 
 def main() -> None:

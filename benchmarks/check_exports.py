@@ -19,23 +19,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
-from documents import insert
+from lib import machine
+from lib.documents import insert
 
 import sparsedet
-from sparsedet.boxes import iou
-from sparsedet.coco import load_coco
-from sparsedet.config import ModelConfig
 from sparsedet.detections import Detections, from_rows
 from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine
-from sparsedet.evaluate import evaluate
+from sparsedet.evaluation import evaluate
+from sparsedet.evaluation.coco import load_coco
 from sparsedet.exporters.onnx import save_onnx
 from sparsedet.exporters.openvino import save_openvino
+from sparsedet.images.letterbox import to_canvas
 from sparsedet.importers import load_foreign
-from sparsedet.preprocess import to_canvas
-from sparsedet.weights import ModelFile, sparsity_report
+from sparsedet.model.boxes import iou
+from sparsedet.model.config import ModelConfig
+from sparsedet.model.file import ModelFile, sparsity_report
 
 FORMS: dict[str, dict[str, Any]] = {
     "openvino float32": {},

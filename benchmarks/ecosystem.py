@@ -28,7 +28,7 @@ import sparsedet
 from sparsedet.detections import Detections
 from sparsedet.detector import embedded_model
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.preprocess import to_canvas
+from sparsedet.images.letterbox import to_canvas
 
 Answer = Callable[[NDArray[np.uint8]], tuple[list[str], Any, Any]]
 """A photograph -> names, scores (N,) and boxes (N, 4) in pixels."""

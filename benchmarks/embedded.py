@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from documents import insert
-from machine import RESULTS, ROOT, cpu_name, save
+from lib.documents import insert
+from lib.machine import RESULTS, ROOT, cpu_name, save
 
 import sparsedet
-from sparsedet.coco import load_coco
 from sparsedet.detector import embedded_model
-from sparsedet.evaluate import evaluate
+from sparsedet.evaluation import evaluate
+from sparsedet.evaluation.coco import load_coco
 
 MARK = "<!-- embedded table: benchmarks/embedded.py -->"
 
@@ -54,7 +54,7 @@ def time_both(detectors: dict[str, sparsedet.Detector], dataset: Any) -> dict[st
 
 def whole_process(photo: Path) -> float:
     """Median seconds of `sparsedet detect PHOTO` from start to exit."""
-    command = [sys.executable, "-m", "sparsedet.cli", "detect", "--no-picture", str(photo)]
+    command = [sys.executable, "-m", "sparsedet", "detect", "--no-picture", str(photo)]
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    dataset = load_coco(arguments.annotations, arguments.images, sparsedet.config.COCO_NAMES)
+    dataset = load_coco(arguments.annotations, arguments.images, sparsedet.model.config.COCO_NAMES)
     paths = {"dense": arguments.dense, "sparse": embedded_model()}
     detectors = {
         name: sparsedet.Detector.load(path, num_threads=arguments.threads)

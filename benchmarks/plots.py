@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from machine import RESULTS, ROOT
+from lib.machine import RESULTS, ROOT
 from tables import load
 
 from sparsedet.files import write_atomic

@@ -14,8 +14,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from documents import insert
-from machine import RESULTS, ROOT
+from lib.documents import insert
+from lib.machine import RESULTS, ROOT
 
 MARK = "<!-- bench table: benchmarks/tables.py -->"
 MODELS = ("bench_model", "bench_peers", "bench_bf16", "bench_int8", "bench_avx2", "bench_embedded")

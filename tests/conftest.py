@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from numpy.typing import NDArray
+from helpers.small import SMALL, picture
 
-from sparsedet.coco import CocoDataset, load_coco
-from sparsedet.config import ModelConfig, preset
 from sparsedet.detector import embedded_model
-from sparsedet.preprocess import to_canvas
-from sparsedet.pruning.synthetic import lively_tensors
-from sparsedet.weights import save_model
-
-SMALL = replace(
-    preset("r50half-c4"),
-    name="small",
-    canvas_height=64,
-    canvas_width=96,
-    blocks=(1, 1, 1, 1),
-    stem_channels=8,
-    bottleneck_channels=(4, 6, 8, 10),
-    stage_channels=(8, 12, 16, 20),
-    rpn_channels=12,
-    anchor_sizes=(16.0, 32.0, 64.0),
-    proposals=40,
-    class_names=("cat", "dög", "traffic light"),
-    category_ids=(17, 18, 10),
-    max_detections=20,
-)
-
-
-def picture(height: int = 90, width: int = 120, seed: int = 0) -> NDArray[np.uint8]:
-    """Coloured rectangles on a noisy ground, (height, width, 3) BGR."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
-    for _ in range(8):
-        x0, y0 = rng.integers(0, width // 2), rng.integers(0, height // 2)
-        x1, y1 = x0 + rng.integers(6, width // 2), y0 + rng.integers(6, height // 2)
-        cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)),
-                      [int(c) for c in rng.integers(0, 256, 3)], cv2.FILLED)  # fmt: skip
-    return image
+from sparsedet.evaluation.coco import CocoDataset, load_coco
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.config import ModelConfig
+from sparsedet.model.file import save_model
+from sparsedet.testing import lively_tensors
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +58,7 @@ def one_torch_thread():
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """COCO JSON and folder of four photographs of coloured boxes, three classes."""
-    from tiny_training import make_data
+    from helpers.tiny_training import make_data
 
     return make_data(tmp_path_factory.mktemp("data"))
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsedet import detections
-from sparsedet.config import COCO_CATEGORY_IDS, COCO_NAMES
 from sparsedet.detections import Detections, contract_rows, from_rows, pad_rows
 from sparsedet.errors import InputError
-from sparsedet.preprocess import place
+from sparsedet.images.letterbox import place
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

@@ -12,12 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import SMALL, picture
+from helpers.small import SMALL, picture
 
 from sparsedet import Detector, InputError, available_isas, read_image
 from sparsedet.detections import from_rows
-from sparsedet.preprocess import to_canvas
-from sparsedet.weights import load_model, save_model
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.file import load_model, save_model
 
 HEIGHT, WIDTH = SMALL.canvas_height, SMALL.canvas_width
 

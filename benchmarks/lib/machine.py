@@ -22,7 +22,7 @@ import numpy as np
 from sparsedet import _native
 from sparsedet.files import write_atomic
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "nncf", "onnxruntime", "torch")
 

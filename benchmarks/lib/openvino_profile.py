@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from machine import peak_gflops
+from lib.machine import peak_gflops
+from lib.peers import openvino_backend
 from numpy.typing import NDArray
-from peers import openvino_backend
 
-from sparsedet.config import ModelConfig, preset
-from sparsedet.network import build_network
-from sparsedet.weights import ModelFile
+from sparsedet.model.config import ModelConfig, preset
+from sparsedet.model.file import ModelFile
+from sparsedet.model.graph import build_network
 
 FLOOR, CEILING = 0.93 * 0.95, 1.05
 """Shares of the measured peak in the dense part between which a run counts, see above."""

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from lib.subjects import calibration_canvases
 from numpy.typing import NDArray
-from subjects import calibration_canvases
 
 from sparsedet.backends import build_backend
-from sparsedet.weights import ModelFile
+from sparsedet.model.file import ModelFile
 
 Rows = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import sparsedet
-from sparsedet.config import ModelConfig
-from sparsedet.preprocess import to_canvas
-from sparsedet.pruning.synthetic import lively_tensors
-from sparsedet.weights import ModelFile
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.config import ModelConfig
+from sparsedet.model.file import ModelFile
+from sparsedet.testing import lively_tensors
 
-PHOTO = Path(__file__).resolve().parent.parent / "examples" / "beach.jpg"
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "beach.jpg"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-#include "pack.h"
+#include "algorithms/pack.h"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "bfloat16.h"
+#include "kernels/bfloat16.h"
 
 namespace sparsedet {
 

@@ -6,10 +6,10 @@
 #include <span>
 #include <vector>
 
-#include "int8.h"
-#include "kernels.h"
-#include "memory.h"
-#include "threads.h"
+#include "kernels/int8.h"
+#include "kernels/kernels.h"
+#include "runtime/memory.h"
+#include "runtime/threads.h"
 
 namespace sparsedet {
 

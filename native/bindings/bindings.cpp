@@ -13,9 +13,9 @@
 #include <cstring>
 #include <optional>
 
-#include "dispatch.h"
-#include "engine.h"
-#include "peak.h"
+#include "kernels/dispatch.h"
+#include "graph/engine.h"
+#include "runtime/peak.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

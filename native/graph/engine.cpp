@@ -1,4 +1,4 @@
-#include "engine.h"
+#include "graph/engine.h"
 
 #include <algorithm>
 #include <chrono>
@@ -7,7 +7,7 @@
 #include <map>
 #include <stdexcept>
 
-#include "bfloat16.h"
+#include "kernels/bfloat16.h"
 
 namespace sparsedet {
 

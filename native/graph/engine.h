@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "detection.h"
-#include "layers.h"
-#include "memory.h"
+#include "ops/boxes.h"
+#include "ops/layers.h"
+#include "runtime/memory.h"
 
 namespace sparsedet {
 

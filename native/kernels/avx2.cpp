@@ -1,6 +1,6 @@
 // AVX2 with FMA: 16 registers of 8 lanes; 3 rows x 4 vectors.
 #define SPARSEDET_LANES 8
-#include "kernels_vector.h"
+#include "kernels/vector_kernels.h"
 
 namespace sparsedet {
 namespace {

@@ -1,7 +1,7 @@
 // bfloat16 words with AVX-512's dot product of pairs. Denormal products count as zero there.
 #include <immintrin.h>
 #define SPARSEDET_LANES 16
-#include "sparse_tile.h"
+#include "kernels/sparse_tile.h"
 
 namespace sparsedet {
 namespace {

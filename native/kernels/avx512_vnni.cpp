@@ -2,7 +2,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own header
 #include <immintrin.h>
 #define SPARSEDET_LANES 16
-#include "sparse_tile.h"
+#include "kernels/sparse_tile.h"
 
 namespace sparsedet {
 namespace {

@@ -1,6 +1,6 @@
 // NEON (AArch64): 32 registers of 4 lanes; 5 rows x 4 vectors.
 #define SPARSEDET_LANES 4
-#include "kernels_vector.h"
+#include "kernels/vector_kernels.h"
 
 namespace sparsedet {
 namespace {

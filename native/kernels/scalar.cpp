@@ -1,7 +1,7 @@
 // The specification: every kernel in plain loops. Other instruction sets are tested against it.
-#include "bfloat16.h"
-#include "int8.h"
-#include "kernels.h"
+#include "kernels/bfloat16.h"
+#include "kernels/int8.h"
+#include "kernels/kernels.h"
 
 namespace sparsedet {
 namespace {

@@ -3,7 +3,7 @@
 // Type says what a word is: Float32 (kernels_vector.h), bfloat16 pairs or four bytes. It has weight,
 // which reads one into all lanes, and add_product; with `words` also even, odd and join.
 #pragma once
-#include "vector.h"
+#include "kernels/vector.h"
 
 namespace sparsedet {
 namespace {

@@ -3,7 +3,7 @@
 // namespace and uses no library code, so that nothing compiled with that file's flags can be
 // picked by the linker for another file.
 #pragma once
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 #define SPARSEDET_REGISTER(v) "+v"(v)

@@ -1,6 +1,6 @@
 // The float32 kernels, for any vector length; see vector.h for how a source file uses this.
 #pragma once
-#include "sparse_tile.h"
+#include "kernels/sparse_tile.h"
 
 namespace sparsedet {
 namespace {

@@ -1,4 +1,4 @@
-#include "detection.h"
+#include "ops/boxes.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,11 +1,11 @@
-#include "layers.h"
+#include "ops/layers.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "bfloat16.h"
+#include "kernels/bfloat16.h"
 
 namespace sparsedet {
 

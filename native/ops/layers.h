@@ -15,9 +15,9 @@
 #include <cstddef>
 #include <vector>
 
-#include "kernels.h"
-#include "pack.h"
-#include "threads.h"
+#include "kernels/kernels.h"
+#include "algorithms/pack.h"
+#include "runtime/threads.h"
 
 namespace sparsedet {
 

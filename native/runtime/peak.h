@@ -4,8 +4,8 @@
 #include <chrono>
 #include <vector>
 
-#include "kernels.h"
-#include "threads.h"
+#include "kernels/kernels.h"
+#include "runtime/threads.h"
 
 namespace sparsedet {
 

@@ -24,7 +24,7 @@ stage() {  # NAME INIT COMMAND [FLAG...]
   name=$1 init=$2 command=$3
   shift 3
   # shellcheck disable=SC2086
-  torchrun --standalone --nproc-per-node "${GPUS:-8}" -m sparsedet.cli "$command" "$@" \
+  torchrun --standalone --nproc-per-node "${GPUS:-8}" -m sparsedet "$command" "$@" \
     --annotations "$coco/annotations/instances_train2017.json" --images "$coco/train2017" \
     --init "$init" --recipe "$here/$name.json" --output "$out/$name" $resume ${FLAGS:-}
 }

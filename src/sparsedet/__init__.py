@@ -6,14 +6,14 @@
 ...     print(name, score, box)
 """
 
-from .config import PRESETS, ModelConfig, preset
 from .detections import Detections
 from .detector import Detector
 from .engine import available_isas
 from .errors import InputError
-from .preprocess import read_image
+from .images.letterbox import read_image
+from .model.config import PRESETS, ModelConfig, preset
+from .model.file import load_model, save_model
 from .version import VERSION
-from .weights import load_model, save_model
 
 __version__ = VERSION
 

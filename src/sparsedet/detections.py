@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .preprocess import Placement, check_image
+from .images.letterbox import Placement, check_image
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

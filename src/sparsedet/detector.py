@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, Name, build_backend, check_name, is_graph, load_graph
-from .config import ModelConfig
 from .detections import Detections, contract_rows, from_rows
 from .engine import Engine, Precision, default_threads
+from .engine.autotune import load_plan
+from .engine.packed_cache import cache_folder, load_engine
 from .errors import InputError
-from .packed import cache_folder, load_engine
-from .plan import load_plan
-from .preprocess import as_blob, to_canvas
-from .weights import ModelFile, load_model, sparsity_report
+from .images.letterbox import as_blob, to_canvas
+from .model.config import ModelConfig
+from .model.file import ModelFile, load_model, sparsity_report
 
 if TYPE_CHECKING:
     import asyncio

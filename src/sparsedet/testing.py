@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
-from ..engine import Engine
-from ..errors import InputError
-from ..network import build_network
-from .schedule import prunable_layers, uniform_zeros
+from .engine import Engine
+from .errors import InputError
+from .model.config import ModelConfig
+from .model.graph import build_network
+from .pruning.schedule import prunable_layers, uniform_zeros
 
 
 def random_tensors(

@@ -20,9 +20,9 @@ import torchvision.ops as ops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import boxes as np_boxes
-from .config import ModelConfig
-from .network import Layer, Network, build_network
+from .model import boxes as np_boxes
+from .model.config import ModelConfig
+from .model.graph import Layer, Network, build_network
 
 
 class FrozenBatchNorm(nn.Module):

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import exact
-from conftest import SMALL, picture
+from helpers.small import SMALL, picture
+from lib.agreement import exact
 
 from sparsedet import Detector, InputError, read_image
-from sparsedet.backends.ports import Port, Ports, plain_rows
-from sparsedet.config import COCO_CATEGORY_IDS, COCO_NAMES, preset
+from sparsedet.backends.signature import Port, Ports, plain_rows
 from sparsedet.detections import Detections
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, preset
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PHOTOS = (EXAMPLES / "beach.jpg", EXAMPLES / "frisbee.jpg")
 
 DETECT = """
@@ -143,7 +143,7 @@ def graphs(small_model: Path, tmp_path: Path) -> dict[str, Path]:
     pytest.importorskip("onnxruntime")
     from sparsedet.exporters.onnx import save_onnx
     from sparsedet.exporters.openvino import save_openvino
-    from sparsedet.weights import load_model
+    from sparsedet.model.file import load_model
 
     model = load_model(small_model)
     made = {}
@@ -195,7 +195,7 @@ def test_eval_and_compare(
 ) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("pycocotools")
-    from test_cli import coco
+    from helpers.coco_files import coco
 
     from sparsedet.cli import main
 

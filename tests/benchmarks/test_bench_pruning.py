@@ -14,13 +14,13 @@ pytest.importorskip("matplotlib")
 
 import bench_pruning
 import cv2
-from conftest import picture
-from tiny_training import TINY
+from helpers.small import picture
+from helpers.tiny_training import TINY
 
 from sparsedet.files import sha256_of
-from sparsedet.preprocess import to_canvas
-from sparsedet.pruning.synthetic import lively_tensors
-from sparsedet.weights import save_model
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.file import save_model
+from sparsedet.testing import lively_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import Agreement, exact, loose, refuse_to_time
-from documents import insert
+from lib.agreement import Agreement, exact, loose, refuse_to_time
+from lib.documents import insert
 
-from sparsedet.config import preset
 from sparsedet.detections import Detections
-from sparsedet.preprocess import place
+from sparsedet.images.letterbox import place
+from sparsedet.model.config import preset
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 RUN = f"""
 import importlib, sys
@@ -154,7 +154,7 @@ def test_what_may_not_be_timed() -> None:
 
 def test_void() -> None:
     pytest.importorskip("openvino")
-    from openvino_profile import is_void
+    from lib.openvino_profile import is_void
 
     large = preset("r101-c4")
     assert [is_void(large, "f32", share) for share in (0.85, 0.95, 1.2)] == [True, False, True]

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from sparsedet.config import COCO_CATEGORY_IDS, COCO_NAMES, preset
 from sparsedet.detections import Detections, from_rows
-from sparsedet.preprocess import place, read_image
+from sparsedet.images.letterbox import place, read_image
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, preset
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def detections(*rows: tuple[float, ...]) -> Detections:

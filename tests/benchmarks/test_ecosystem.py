@@ -15,13 +15,13 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import picture
+from helpers.small import picture
 
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.preprocess import to_canvas
-from sparsedet.weights import load_model
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.file import load_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PHOTOS = [ROOT / "examples" / "beach.jpg", ROOT / "examples" / "frisbee.jpg"]
 
 

@@ -5,7 +5,6 @@ No torch here: training's own refusals are in test_training.py.
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import json
@@ -17,20 +16,20 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from conftest import SMALL, picture
+from helpers.coco_files import coco
+from helpers.small import SMALL, picture
 
 import sparsedet
 from sparsedet.cli import main
-from sparsedet.config import preset
-from sparsedet.preprocess import read_image
-from sparsedet.weights import load_model, save_model, tensor_shapes
+from sparsedet.images.letterbox import read_image
+from sparsedet.model.config import preset
+from sparsedet.model.file import load_model, save_model, tensor_shapes
 
 SOURCE = Path(sparsedet.__file__).parent
 
@@ -475,30 +474,6 @@ def test_the_embedded_model(run, photo: Path, embedded: Path) -> None:
 # --------------------------------------------------------------------- eval
 
 
-def coco(folder: Path, **changes: Any) -> tuple[Path, Path]:
-    """A data set of two photographs with ground truth that the small model partly finds."""
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
-    for number in (1, 2):
-        cv2.imwrite(str(images / f"{number}.png"), picture(seed=number - 1))
-    data: dict[str, Any] = {
-        "images": [{"id": n, "file_name": f"{n}.png", "width": 120, "height": 90} for n in (1, 2)],
-        "categories": [
-            {"id": id_, "name": name}
-            for id_, name in zip(SMALL.category_ids, SMALL.class_names, strict=True)
-        ],
-        "annotations": [
-            {"id": 7, "image_id": n, "category_id": 17, "bbox": [9 * n, 8, 40, 30], "area": 1200,
-             "iscrowd": 0}
-            for n in (1, 2)
-        ],
-    }  # fmt: skip
-    data |= changes
-    path = folder / "instances.json"
-    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
-    return path, images
-
-
 @pytest.fixture
 def evaluate(run, small_model: Path) -> Callable[..., Outcome]:
     pytest.importorskip("pycocotools")
@@ -728,101 +703,3 @@ def test_a_reader_that_stops_reading(small_model: Path, photo: Path) -> None:
         )
         os.close(writer)
         assert done.returncode == 0 and done.stderr == b"", done.stderr
-
-
-# --------------------------------------------------------------------- who imports whom
-
-
-LAYERS = (
-    ("errors", "_native", "version"),
-    ("files", "config", "stored", "download"),
-    ("zoo",),
-    ("network",),
-    ("weights", "preprocess", "boxes", "detections", "coco", "matches", "charts"),
-    ("engine", "reference", "exporters", "scored"),
-    ("backends", "plan", "packed", "omz_precision", "quantize"),
-    ("pruning", "evaluate", "detector"),
-    ("training", "importers", "bootstrap", "analysis", "report", "compare"),
-    ("",),  # the package's own __init__
-    ("commands", "serve"),
-    ("cli",),
-)
-"""From bottom to top; a module may import from its own layer and those below."""
-
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH = {"reference", "backends.torch"} | {
-    f"training.{name}"
-    for name in ("average", "checkpoint", "data", "distill", "distributed", "log", "loop", "losses",
-                 "optimizer", "start", "validation")
-}  # fmt: skip
-TORCH |= {
-    f"pruning.{name}"
-    for name in ("calibration", "importance", "masks", "oneshot", "patterns", "reconstruct")
-}
-
-RUNTIMES = {"backends.openvino", "backends.onnxruntime"}
-"""Imported by `backends` when asked for, with the runtime that each is for."""
-
-
-def imports_of(path: Path, tree: ast.AST) -> Iterator[str]:
-    """Absolute names of everything that a module imports, also inside functions."""
-    package = ["sparsedet", *path.relative_to(SOURCE).parent.parts]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:  # `from . import boxes` imports a module
-                name = f"{base}.{alias.name}"
-                file = SOURCE.parent / name.replace(".", "/")
-                yield name if file.is_dir() or file.with_suffix(".py").exists() else base
-
-
-def modules() -> dict[str, tuple[Path, ast.Module]]:
-    """Name without "sparsedet." -> file and syntax tree."""
-    found = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
-        name = name.removesuffix("__init__").removesuffix(".")
-        found[name] = (path, ast.parse(path.read_text(encoding="utf-8")))
-    return found
-
-
-def test_imports_point_down_only() -> None:
-    graph: dict[str, set[str]] = {}
-    for name, (path, code) in modules().items():
-        graph[name] = set()
-        for target in imports_of(path, code):
-            if target.split(".")[0] != "sparsedet":
-                continue
-            target = target.removeprefix("sparsedet").removeprefix(".")
-            assert LEVEL[target.split(".")[0]] <= LEVEL[name.split(".")[0]], (name, target)
-            if target != name:
-                graph[name].add(target)
-    assert {"engine", "cli", "training.loop"} <= set(graph)
-    assert "network" in graph["engine"] and "config" in graph["network"]  # the walk sees them
-    assert "reference" not in graph["engine"] and "engine" not in graph["reference"]
-    list(TopologicalSorter(graph).static_order())  # raises where modules import each other
-
-
-def test_torch_is_imported_where_it_belongs() -> None:
-    users = {
-        name
-        for name, (path, code) in modules().items()
-        if {target.split(".")[0] for target in imports_of(path, code)} & {"torch", "torchvision"}
-    }
-    assert users == TORCH
-
-
-def test_inference_needs_numpy_and_opencv_alone() -> None:
-    allowed = {"numpy", "cv2", "safetensors", "sparsedet"} | set(sys.stdlib_module_names)
-    for name, (path, code) in modules().items():
-        if name in TORCH | RUNTIMES or name.startswith("training."):
-            continue
-        at_import = ast.Module([node for node in code.body if not isinstance(node, ast.If)], [])
-        for node in ast.walk(at_import):
-            if isinstance(node, ast.FunctionDef):
-                node.body = []  # imports in functions are lazy
-        used = {target.split(".")[0] for target in imports_of(path, at_import)}
-        assert used <= allowed, (name, used - allowed)

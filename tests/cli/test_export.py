@@ -7,11 +7,11 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import picture
+from helpers.small import picture
 
 from sparsedet.cli import main
 from sparsedet.importers import load_foreign
-from sparsedet.weights import load_model
+from sparsedet.model.file import load_model
 
 pytest.importorskip("onnx")
 
@@ -37,7 +37,7 @@ def test_openvino_is_written_and_read_back(small_model: Path, tmp_path: Path) ->
 
     pytest.importorskip("openvino")
     target = tmp_path / "model.xml"
-    command = [sys.executable, "-m", "sparsedet.cli", "export", str(small_model), "-o", str(target),
+    command = [sys.executable, "-m", "sparsedet", "export", str(small_model), "-o", str(target),
                "--dtype", "float16"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ def test_int8_needs_nncf(
 
 def test_calibration_photographs_are_chosen_by_name(tmp_path: Path) -> None:
     from sparsedet.errors import InputError
-    from sparsedet.exporters.quantize import blobs, calibration_photographs
+    from sparsedet.exporters.nncf import blobs, calibration_photographs
 
     for name in ("a.png", "b.png", "c.txt"):
         cv2.imwrite(str(tmp_path / name.replace("txt", "png")), picture())
@@ -107,7 +107,7 @@ def test_calibration_photographs_are_chosen_by_name(tmp_path: Path) -> None:
         calibration_photographs(tmp_path, 4)
     with pytest.raises(InputError, match="no folder"):
         calibration_photographs(tmp_path / "a.png", 1)
-    from conftest import SMALL
+    from helpers.small import SMALL
 
     (first,) = blobs(chosen[:1], SMALL, "NCHW")
     assert first.shape == (1, 3, 64, 96) and first.dtype == "float32"
@@ -124,7 +124,7 @@ def test_int8_with_nncf(small_model: Path, tmp_path: Path) -> None:
     for seed in range(4):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), picture(seed=seed))
     target = tmp_path / "m.xml"
-    command = [sys.executable, "-W", "ignore", "-m", "sparsedet.cli", "export", str(small_model),
+    command = [sys.executable, "-W", "ignore", "-m", "sparsedet", "export", str(small_model),
                "-o", str(target), "--int8", "--images", str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, picture
+from helpers.small import SMALL, picture
 
 from sparsedet import Detector, InputError
 from sparsedet.cli import main
 from sparsedet.engine import Engine
-from sparsedet.network import build_network
-from sparsedet.plan import load_plan, measure
-from sparsedet.weights import load_model
+from sparsedet.engine.autotune import load_plan, measure
+from sparsedet.model.file import load_model
+from sparsedet.model.graph import build_network
 
 
 def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:

@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL
-from conftest import picture as photograph
+from helpers.small import SMALL
+from helpers.small import picture as photograph
 from numpy.typing import NDArray
 
 from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
-from sparsedet.config import ModelConfig
 from sparsedet.engine import MERGED, Engine, choose_precision, lower
+from sparsedet.engine.calibrate import _cheapest, calibrate
 from sparsedet.errors import InputError
-from sparsedet.network import Layer, build_network
-from sparsedet.preprocess import to_canvas
-from sparsedet.pruning.synthetic import random_tensors
-from sparsedet.quantize import _cheapest, calibrate
-from sparsedet.weights import byte_layers, save_model
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.config import ModelConfig
+from sparsedet.model.file import byte_layers, save_model
+from sparsedet.model.graph import Layer, build_network
+from sparsedet.testing import random_tensors
 
 INT8_ISAS = [isa for isa in _native.available_isas() if _native.has_int8(isa)]
 needs_int8 = pytest.mark.skipif(len(INT8_ISAS) < 2, reason="this CPU has no VNNI")

@@ -17,26 +17,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparsedet import boxes as np_boxes
-from sparsedet.config import COCO_NAMES, ModelConfig, preset
 from sparsedet.detector import embedded_model
 from sparsedet.engine import MERGED, Engine, available_isas, lower
 from sparsedet.errors import InputError
-from sparsedet.network import Layer, build_network
-from sparsedet.preprocess import read_image, to_canvas
-from sparsedet.pruning.synthetic import lively_tensors, random_tensors
-from sparsedet.weights import load_model
+from sparsedet.images.letterbox import read_image, to_canvas
+from sparsedet.model import boxes as np_boxes
+from sparsedet.model.config import COCO_NAMES, ModelConfig, preset
+from sparsedet.model.file import load_model
+from sparsedet.model.graph import Layer, build_network
+from sparsedet.testing import lively_tensors, random_tensors
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 import torchvision.ops as ops  # noqa: E402
 
-from sparsedet.reference import FasterRCNN  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 F32 = NDArray[np.float32]
 ISAS = available_isas()
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # Odd channel counts everywhere, a canvas that 16 does not divide.
 SMALL: dict[str, Any] = dict(

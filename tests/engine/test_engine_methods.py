@@ -25,11 +25,11 @@ from test_engine import (
 )  # fmt: skip
 
 from sparsedet import _native
-from sparsedet.config import ModelConfig
 from sparsedet.engine import MERGED, OUTPUTS, Engine, choose_precision, lower
 from sparsedet.errors import InputError
-from sparsedet.network import Layer
-from sparsedet.pruning.synthetic import random_tensors
+from sparsedet.model.config import ModelConfig
+from sparsedet.model.graph import Layer
+from sparsedet.testing import random_tensors
 
 torch = pytest.importorskip("torch")
 

@@ -16,18 +16,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL, picture
+from helpers.small import SMALL, picture
 from numpy.typing import NDArray
 
-from sparsedet import packed
 from sparsedet._native import has_bfloat16
-from sparsedet.config import preset
 from sparsedet.detector import Detector, embedded_model
 from sparsedet.engine import Engine, PackedOp, available_isas
+from sparsedet.engine import packed_cache as packed
 from sparsedet.errors import InputError
-from sparsedet.pruning.synthetic import random_tensors
-from sparsedet.stored import StoredTensor, StoredTensors
-from sparsedet.weights import ModelFile, StorageDtype, load_model, save_model, sparsity_report
+from sparsedet.model.config import preset
+from sparsedet.model.file import (
+    ModelFile,
+    StorageDtype,
+    load_model,
+    save_model,
+    sparsity_report,
+)
+from sparsedet.model.tensors import StoredTensor, StoredTensors
+from sparsedet.testing import random_tensors
 
 # Odd numbers of channels, more columns than a panel and more rows than a chunk.
 WIDE = replace(

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsedet.analysis import Analysis, analyse
-from sparsedet.coco import load_coco
 from sparsedet.errors import InputError
-from sparsedet.evaluate import CocoScores, coco_matches, score
+from sparsedet.evaluation import CocoScores, coco_matches, score
+from sparsedet.evaluation.analysis import Analysis, analyse
+from sparsedet.evaluation.coco import load_coco
 
 pytest.importorskip("pycocotools")
 
-EVAL = Path(__file__).parent / "data" / "eval"
+EVAL = Path(__file__).parents[1] / "data" / "eval"
 
 
 @cache

@@ -11,21 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsedet.bootstrap import Difference, compare_matches, intervals, paired_bootstrap
-from sparsedet.coco import CocoDataset, load_coco
 from sparsedet.errors import InputError
-from sparsedet.evaluate import coco_matches, score_results
-from sparsedet.matches import (
+from sparsedet.evaluation import coco_matches, score_results
+from sparsedet.evaluation.average_precision import (
     IOU_THRESHOLDS,
     ClassMatches,
     Matches,
     average_precision,
     mean_over_classes,
 )
+from sparsedet.evaluation.bootstrap import (
+    Difference,
+    compare_matches,
+    intervals,
+    paired_bootstrap,
+)
+from sparsedet.evaluation.coco import CocoDataset, load_coco
 
 pytest.importorskip("pycocotools")
 
-EVAL = Path(__file__).parent / "data" / "eval"
+EVAL = Path(__file__).parents[1] / "data" / "eval"
 DEV_VAL = EVAL / "instances_dev_val.json"
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsedet.coco import CocoDataset, finite_numbers, load_coco, read_json
-from sparsedet.config import COCO_CATEGORY_IDS, COCO_NAMES
 from sparsedet.errors import InputError
+from sparsedet.evaluation.coco import CocoDataset, finite_numbers, load_coco, read_json
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
-EVAL = Path(__file__).parent / "data" / "eval"
+EVAL = Path(__file__).parents[1] / "data" / "eval"
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from sparsedet.coco import CocoDataset, load_coco
-from sparsedet.compare import Comparison, compare
 from sparsedet.errors import InputError
-from sparsedet.evaluate import evaluate
+from sparsedet.evaluation import evaluate
+from sparsedet.evaluation.coco import CocoDataset, load_coco
+from sparsedet.evaluation.compare import Comparison, compare
 
 pytest.importorskip("pycocotools")
 

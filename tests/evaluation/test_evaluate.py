@@ -19,13 +19,13 @@ import cv2
 import numpy as np
 import pytest
 
-from sparsedet.coco import CocoDataset, load_coco
 from sparsedet.errors import InputError
-from sparsedet.evaluate import STAT_NAMES, CocoScores, evaluate, score_results
+from sparsedet.evaluation import STAT_NAMES, CocoScores, evaluate, score_results
+from sparsedet.evaluation.coco import CocoDataset, load_coco
 
 pytest.importorskip("pycocotools")
 
-EVAL = Path(__file__).parent / "data" / "eval"
+EVAL = Path(__file__).parents[1] / "data" / "eval"
 FAKE_BOXES = EVAL / "instances_val2014_fakebbox100_results.json"
 VAL2014 = EVAL / "instances_val2014_100.json"
 DEV_VAL = EVAL / "instances_dev_val.json"

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from sparsedet.evaluate import AP_NAME, OMZ_NAME, CocoScores, score_results
+from sparsedet.evaluation import AP_NAME, OMZ_NAME, CocoScores, score_results
 
 pytest.importorskip("pycocotools")
 
-EVAL = Path(__file__).parent / "data" / "eval"
+EVAL = Path(__file__).parents[1] / "data" / "eval"
 GOLDENS = EVAL / "omz_coco_precision.json"
 FIXTURES = (
     ("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json"),

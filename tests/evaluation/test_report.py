@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
-from sparsedet.analysis import analyse
-from sparsedet.charts import line_chart, log_bars, matrix_chart
-from sparsedet.coco import CocoDataset, load_coco
-from sparsedet.evaluate import AP_NAME, OMZ_NAME, score
-from sparsedet.report import render_report
+from sparsedet.evaluation import AP_NAME, OMZ_NAME, score
+from sparsedet.evaluation.analysis import analyse
+from sparsedet.evaluation.coco import CocoDataset, load_coco
+from sparsedet.evaluation.report import render_report
+from sparsedet.evaluation.report.charts import line_chart, log_bars, matrix_chart
 
 pytest.importorskip("pycocotools")
 

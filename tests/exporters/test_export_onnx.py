@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_export_openvino import SMALL, picture
+from helpers.exports import SMALL, picture
 
-from sparsedet.config import PRESETS, ModelConfig
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
 from sparsedet.exporters.onnx import save_onnx, to_onnx
-from sparsedet.pruning.synthetic import lively_tensors
+from sparsedet.model.config import PRESETS, ModelConfig
+from sparsedet.testing import lively_tensors
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

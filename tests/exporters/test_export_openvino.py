@@ -7,33 +7,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from helpers.exports import SMALL, picture
 
-from sparsedet.config import PRESETS, ModelConfig
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.pruning.synthetic import lively_tensors
+from sparsedet.model.config import PRESETS, ModelConfig
+from sparsedet.testing import lively_tensors
 
 ov = pytest.importorskip("openvino")
-
-SMALL = {
-    "blocks": (1, 1, 2, 1), "stem_channels": 16, "bottleneck_channels": (8, 8, 16, 24),
-    "stage_channels": (32, 32, 48, 64), "rpn_channels": 32, "proposals": 50,
-    "anchor_sizes": (16.0, 32.0, 64.0, 96.0, 128.0),
-}  # fmt: skip
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    """Smooth random colours with some edges."""
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3)).astype(np.uint8)
-    out = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    out[height // 3 : height // 2, width // 4 : width // 2] = (20, 200, 90)
-    return out
-
 
 # A process of its own: once OpenVINO's CPU plugin is loaded, a signal that Python handles can end
 # the process by a segmentation fault, and other tests send themselves signals.

@@ -1,6 +1,7 @@
 """IRs for the importer's tests, and what OpenVINO answers on them; not a test.
 
-Run as `python ir_forms.py FOLDER`, in a process of its own (test_export_openvino.py says why).
+Run as `python -m helpers.ir_forms FOLDER`, in a process of its own (test_export_openvino.py says
+why).
 Writes models, their exports in every form as FOLDER/NAME.xml with the rows on one picture as
 NAME.npy, and networks of other kinds.
 """
@@ -15,15 +16,15 @@ from typing import Any
 import cv2
 import numpy as np
 import openvino as ov
-import published_form
 from openvino import opset8 as op
-from test_export_openvino import SMALL, picture
 
-from sparsedet.boxes import legacy_cell_anchors
-from sparsedet.config import PRESETS, ModelConfig
+from helpers import published_form
+from helpers.exports import SMALL, picture
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.pruning.synthetic import lively_tensors
-from sparsedet.weights import load_model, save_model
+from sparsedet.model.boxes import legacy_cell_anchors
+from sparsedet.model.config import PRESETS, ModelConfig
+from sparsedet.model.file import load_model, save_model
+from sparsedet.testing import lively_tensors
 
 LEGACY = replace(
     PRESETS["r101-c4"], **{**SMALL, "anchor_sizes": (32.0, 64.0, 96.0, 128.0, 160.0)},

@@ -18,8 +18,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset8 as op
 
-from sparsedet.network import Layer, build_network
-from sparsedet.weights import ModelFile, load_model
+from sparsedet.model.file import ModelFile, load_model
+from sparsedet.model.graph import Layer, build_network
 
 
 def build(model: ModelFile, variants: set[str]) -> ov.Model:

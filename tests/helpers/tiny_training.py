@@ -9,12 +9,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from conftest import SMALL
 
-from sparsedet.coco import CocoDataset
-from sparsedet.reference import FasterRCNN
-from sparsedet.training.loop import Trainer
+from helpers.small import SMALL
+from sparsedet.evaluation.coco import CocoDataset
+from sparsedet.torch_model import FasterRCNN
 from sparsedet.training.recipe import Recipe
+from sparsedet.training.trainer import Trainer
 
 NAMES = ("red box", "green box", "blue bär")
 TINY = replace(SMALL, name="tiny", class_names=NAMES, category_ids=(3, 5, 8))

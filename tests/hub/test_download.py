@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsedet import zoo
 from sparsedet.cli import main
-from sparsedet.download import Patience, RemoteFile, _Redirects, fetch
 from sparsedet.errors import InputError
+from sparsedet.hub import catalogue as zoo
+from sparsedet.hub.fetch import Patience, RemoteFile, _Redirects, fetch
 
 CONTENT = np.random.default_rng(5).bytes(300_000)
 OTHER = np.random.default_rng(6).bytes(300_000)
@@ -530,7 +530,7 @@ def test_what_is_downloaded_is_converted(
 ) -> None:  # fmt: skip
     pytest.importorskip("openvino")
     from sparsedet.exporters.openvino import save_openvino
-    from sparsedet.weights import load_model
+    from sparsedet.model.file import load_model
 
     model = load_model(small_model)
     save_openvino(tmp_path / "made.xml", model.config, model.tensors, layout="NHWC")
@@ -546,14 +546,14 @@ def test_what_is_downloaded_is_converted(
     # A process of its own, because the importer runs OpenVINO beside our engine.
     program = f"""
 import sys
-from sparsedet import zoo
+from sparsedet.hub import catalogue as zoo
 from sparsedet.cli import main
-from sparsedet.download import RemoteFile
+from sparsedet.hub.fetch import RemoteFile
 zoo.PUBLISHED = {{"net": zoo.Published("a net", "MIT", {made!r})}}
 command = ["download", "net", "--mirror", {shop.url!r}, "-o", {output!r}]
 sys.exit(main(command))
 """
-    root = Path(__file__).parent.parent  # the shop's folder is another
+    root = Path(__file__).parents[2]  # the shop's folder is another
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "net.safetensors" in done.stdout

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sparsedet.errors import InputError
-from sparsedet.preprocess import (
+from sparsedet.images.letterbox import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
     Placement,

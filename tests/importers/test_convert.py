@@ -15,19 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.parity import DETECTRON2, TENSORPACK
 from numpy.typing import NDArray
 
 from sparsedet import InputError
-from sparsedet.boxes import cell_anchors
 from sparsedet.cli import main
-from sparsedet.config import preset
 from sparsedet.importers import detect_format, load_foreign
-from sparsedet.importers.archives import open_source
-from sparsedet.network import build_network
-from sparsedet.weights import load_model, save_model, sparsity_report
-
-DATA = Path(__file__).parent / "data" / "parity"
-DETECTRON2, TENSORPACK = DATA / "detectron2.pth", DATA / "tensorpack.npz"
+from sparsedet.importers.containers import open_source
+from sparsedet.model.boxes import cell_anchors
+from sparsedet.model.config import preset
+from sparsedet.model.file import load_model, save_model, sparsity_report
+from sparsedet.model.graph import build_network
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -16,19 +16,19 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from tiny_training import FAST, TINY  # noqa: E402
+from helpers.tiny_training import FAST, TINY  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.importers import detect_format, load_foreign  # noqa: E402
-from sparsedet.importers.archives import open_source  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.training.loop import Trainer  # noqa: E402
-from sparsedet.weights import load_model  # noqa: E402
+from sparsedet.importers.containers import open_source  # noqa: E402
+from sparsedet.model.file import load_model  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
+from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
-DETECTRON2 = Path(__file__).parent / "data" / "parity" / "detectron2.pth"
+DETECTRON2 = Path(__file__).parents[1] / "data" / "parity" / "detectron2.pth"
 
 
 @pytest.fixture(scope="module")

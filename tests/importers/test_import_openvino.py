@@ -16,25 +16,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsedet.boxes import legacy_cell_anchors
 from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
+from sparsedet.images.letterbox import read_image
 from sparsedet.importers import detect_format, load_foreign
-from sparsedet.importers.ir import IR
-from sparsedet.importers.probe import compare, picture
-from sparsedet.preprocess import read_image
-from sparsedet.weights import load_model, sparsity_report
+from sparsedet.importers.openvino_ir.graph import IR
+from sparsedet.importers.openvino_ir.verify import compare, picture
+from sparsedet.model.boxes import legacy_cell_anchors
+from sparsedet.model.file import load_model, sparsity_report
 
 pytest.importorskip("openvino")
 
-HERE = Path(__file__).parent
 MODELS = ["tensorpack", "odd", "detectron2", "half", "legacy"]
 FORMS = ["plain", "published", "hoisted", "float16"]
 
 
 def in_a_process(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
     )
@@ -43,7 +42,7 @@ def in_a_process(*command: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ir")
-    done = in_a_process(HERE / "ir_forms.py", path)
+    done = in_a_process("-m", "helpers.ir_forms", path)
     assert done.returncode == 0, done.stderr
     return path
 
@@ -155,9 +154,9 @@ TRACE = """
 import sys, warnings
 import numpy as np, openvino as ov, torch
 from torchvision import ops
-from sparsedet.preprocess import read_image
-from sparsedet.reference import FasterRCNN
-from sparsedet.weights import load_model
+from sparsedet.images.letterbox import read_image
+from sparsedet.torch_model import FasterRCNN
+from sparsedet.model.file import load_model
 warnings.filterwarnings("ignore")
 
 class Traced(FasterRCNN):
@@ -186,7 +185,7 @@ def test_torch_graphs_that_openvino_converted(folder: Path, name: str, tmp_path:
     done = in_a_process("-c", TRACE, source, image, graph)
     assert done.returncode == 0, done.stderr
     # The trace keeps numbers of its own picture: that one is the probe.
-    done = in_a_process("-m", "sparsedet.cli", "convert", graph, "-o", target, "--probe", image)
+    done = in_a_process("-m", "sparsedet", "convert", graph, "-o", target, "--probe", image)
     assert done.returncode == 0, done.stderr
     found = re.search(r"(\d+) detections of the source, (\d+) ours, 0 without", done.stdout)
     assert found and found[1] == found[2] and int(found[1]) >= 20
@@ -204,7 +203,7 @@ FROM_ONNX = """
 import sys
 import openvino as ov
 from sparsedet.exporters.onnx import save_onnx
-from sparsedet.weights import load_model
+from sparsedet.model.file import load_model
 model = load_model(sys.argv[1])
 save_onnx(sys.argv[2] + ".onnx", model.config, model.tensors)
 ov.save_model(ov.convert_model(sys.argv[2] + ".onnx"), sys.argv[2] + ".xml", compress_to_fp16=False)
@@ -229,7 +228,7 @@ def test_convert_runs_both_and_refuses_what_differs(folder: Path, tmp_path: Path
     source, probe = folder / "half_published.xml", folder / "half.png"
     target, wrong = tmp_path / "model.safetensors", tmp_path / "wrong.json"
     wrong.write_text(json.dumps({"box_weights": [5.0, 5.0, 5.0, 5.0]}))
-    command = ("-m", "sparsedet.cli", "convert", source, "-o", target, "--probe", probe)
+    command = ("-m", "sparsedet", "convert", source, "-o", target, "--probe", probe)
     done = in_a_process(*command, "--config", wrong)
     assert done.returncode == 2 and not target.exists()
     assert len(done.stderr.splitlines()) == 1 and "answers otherwise" in done.stderr

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparsedet import boxes as np_boxes
-from sparsedet.config import preset
 from sparsedet.engine import Engine, available_isas
 from sparsedet.importers import Imported, load_foreign
-from sparsedet.importers.archives import open_source
+from sparsedet.importers.containers import open_source
+from sparsedet.model import boxes as np_boxes
+from sparsedet.model.config import preset
 
-DATA = Path(__file__).parent / "data" / "parity"
+DATA = Path(__file__).parents[1] / "data" / "parity"
 FILES = {"detectron2": "detectron2.pth", "tensorpack": "tensorpack.npz"}
 BASES = {"detectron2": None, "tensorpack": preset("r101-c4")}  # ran with 300 proposals
 peers = pytest.mark.parametrize("peer", FILES)
@@ -170,7 +170,7 @@ def test_detectron2s_rgb_and_class_agnostic_models(tmp_path: Path) -> None:
 @peers
 def test_the_torch_reference_agrees_too(peer: str, one_torch_thread: None) -> None:
     torch = pytest.importorskip("torch")
-    from sparsedet.reference import FasterRCNN
+    from sparsedet.torch_model import FasterRCNN
 
     one = golden(peer)
     model = FasterRCNN(one.imported.config)

@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # noqa: E402
 
 from sparsedet import PRESETS, InputError, preset  # noqa: E402
-from sparsedet.importers.torchvision_resnet import load_torchvision_resnet  # noqa: E402
+from sparsedet.importers.torchvision import load_torchvision_resnet  # noqa: E402
 from sparsedet.training.start import build_model, open_start  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
@@ -96,8 +96,8 @@ def test_a_classifier_chooses_its_preset(path: Path, monkeypatch: pytest.MonkeyP
 def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> None:
     with torch.device("meta"):
         names = set(torchvision.models.resnet101().state_dict())
-    from sparsedet.importers.torchvision_resnet import _names
-    from sparsedet.network import build_network
+    from sparsedet.importers.torchvision import _names
+    from sparsedet.model.graph import build_network
 
     wanted = {
         f"{prefix}.weight"

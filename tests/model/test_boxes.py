@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparsedet import boxes
-from sparsedet.config import PRESETS, preset
+from sparsedet.model import boxes
+from sparsedet.model.config import PRESETS, preset
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
 CLAMP = math.log(1000 / 16)
@@ -118,7 +118,7 @@ def test_decode_by_class_equals_one_at_a_time() -> None:
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_torch_copies_equal_numpy(weights: tuple[float, float, float, float]) -> None:
     torch = pytest.importorskip("torch")
-    from sparsedet import reference
+    from sparsedet import torch_model as reference
 
     rng = np.random.default_rng(4)
     source, target = random_boxes(rng, 200), random_boxes(rng, 200)
@@ -171,7 +171,7 @@ def test_iou_of_empty_boxes_is_zero() -> None:
 def test_roi_align_matmul_equals_torchvision(ratio: int, step: int) -> None:
     torch = pytest.importorskip("torch")
     ops = pytest.importorskip("torchvision.ops")
-    from sparsedet import reference
+    from sparsedet import torch_model as reference
 
     generator = torch.Generator().manual_seed(6)
     features = torch.randn(2, 5, 9, 13, generator=generator)  # canvas 144 x 208
@@ -200,7 +200,7 @@ def test_roi_align_matmul_equals_torchvision(ratio: int, step: int) -> None:
 @pytest.mark.slow
 def test_roi_align_matmul_without_regions() -> None:
     torch = pytest.importorskip("torch")
-    from sparsedet import reference
+    from sparsedet import torch_model as reference
 
     found = reference.roi_align_matmul(
         torch.zeros(1, 3, 4, 4), [torch.zeros(0, 4)], 14, 1 / 16, 2, 2

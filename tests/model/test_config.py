@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsedet.config import _RANGES, PRESETS, ModelConfig, preset
+from sparsedet.model.config import _RANGES, PRESETS, ModelConfig, preset
 
 R101 = PRESETS["r101-c4"]
 NAN, INF = float("nan"), float("inf")

@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sparsedet.config import PRESETS, ModelConfig, preset
 from sparsedet.errors import InputError
-from sparsedet.network import build_network
-from sparsedet.pruning.schedule import prunable_layers, uniform_zeros
-from sparsedet.weights import (
+from sparsedet.model.config import PRESETS, ModelConfig, preset
+from sparsedet.model.file import (
     StorageDtype,
     Tensors,
     check_tensors,
@@ -29,8 +27,10 @@ from sparsedet.weights import (
     sparsity_report,
     tensor_shapes,
 )
+from sparsedet.model.graph import build_network
+from sparsedet.pruning.schedule import prunable_layers, uniform_zeros
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROVENANCE = {"recipe": "none", "data": ["näher", "\N{SNOWMAN}"], "steps": 3, "ap": 0.125}
 
 # Odd channel counts, so that hardly any element count is a multiple of 8.
@@ -642,7 +642,7 @@ def test_fold_batch_norm_equals_the_formula() -> None:
 @pytest.mark.slow
 def test_fold_batch_norm_equals_torch() -> None:
     pytest.importorskip("torch")
-    from sparsedet.reference import FasterRCNN
+    from sparsedet.torch_model import FasterRCNN
 
     tensors = training_form(TINY)
     model = FasterRCNN(TINY, norm=True)
@@ -705,7 +705,7 @@ def test_sparsity_report() -> None:
 @pytest.mark.slow
 def test_torch_takes_the_tensors_as_they_are(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from sparsedet.reference import FasterRCNN
+    from sparsedet.torch_model import FasterRCNN
 
     tensors = random_tensors(TINY, 0.5)
     save_model(tmp_path / "m", TINY, tensors, PROVENANCE, dtype="float32")

@@ -7,8 +7,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from sparsedet.config import COCO_CATEGORY_IDS, COCO_NAMES, PRESETS, ModelConfig, preset
-from sparsedet.network import Network, build_network, output_length
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, PRESETS, ModelConfig, preset
+from sparsedet.model.graph import Network, build_network, output_length
 
 R101 = PRESETS["r101-c4"]
 
@@ -132,7 +132,7 @@ def test_torch_counts_the_same(name, changes, canvas) -> None:
     pytest.importorskip("torchvision")
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sparsedet.reference import FasterRCNN
+    from sparsedet.torch_model import FasterRCNN
 
     config = replace(PRESETS[name], **{"blocks": (2, 1, 2, 1), **changes})
     network = build_network(config, canvas)

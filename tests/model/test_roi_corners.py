@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from helpers.small import SMALL
 
-from sparsedet.config import ModelConfig
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
-from sparsedet.pruning.synthetic import random_tensors
+from sparsedet.model.config import ModelConfig
+from sparsedet.testing import random_tensors
 
 CORNERS = replace(SMALL, roi_sampling="corners", canvas_height=80, canvas_width=112)
 BOXES = np.array(
@@ -74,7 +74,7 @@ def test_torch_is_crop_and_resize(operator: bool, monkeypatch: pytest.MonkeyPatc
     torch = pytest.importorskip("torch")
     from torchvision import ops
 
-    from sparsedet import reference
+    from sparsedet import torch_model as reference
 
     if operator:  # which it takes for large maps
 

@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "int8.h"
+#include "kernels/int8.h"
 
 namespace {
 

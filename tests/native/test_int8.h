@@ -1,7 +1,7 @@
 #pragma once
 #include <string>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 // Checks the int8 kernels of a table that has some; prints a line for each group of cases.
 bool test_int8(const sparsedet::Kernels& kernels);

@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
-#include "kernels.h"
-#include "pack.h"
+#include "kernels/dispatch.h"
+#include "kernels/kernels.h"
+#include "algorithms/pack.h"
 #include "test_int8.h"
 
 namespace {

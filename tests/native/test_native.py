@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from sparsedet import _native
-from sparsedet.config import preset
 from sparsedet.engine import Engine, available_isas
 from sparsedet.errors import InputError
-from sparsedet.network import build_network
-from sparsedet.pruning.synthetic import random_tensors
+from sparsedet.model.config import preset
+from sparsedet.model.graph import build_network
+from sparsedet.testing import random_tensors
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64")
@@ -62,13 +62,13 @@ def compile_all(sources: dict[Path, list[str]], to: Path) -> list[Path]:
 
 
 def kernel_sources(*flags: str) -> dict[Path, list[str]]:
-    return {NATIVE / f"kernels_{isa}.cpp": [*f, *flags] for isa, f in reversed(ISA_FLAGS.items())}
+    return {NATIVE / f"kernels/{isa}.cpp": [*f, *flags] for isa, f in reversed(ISA_FLAGS.items())}
 
 
 def test_flags_are_those_of_the_build() -> None:
     build = (ROOT / "CMakeLists.txt").read_text()
     for isa, flags in ISA_FLAGS.items():
-        assert f"native/kernels_{isa}.cpp" in build
+        assert f"native/kernels/{isa}.cpp" in build
         assert not flags or f'"{";".join(flags)}"' in build
 
 
@@ -83,7 +83,7 @@ def test_kernels(tmp_path: Path) -> None:
     if subprocess.run(["c++", *checks, probe, "-o", program], capture_output=True).returncode:
         checks = []  # a compiler without the checks' libraries
     tests = [ROOT / "tests/native" / name for name in ("test_kernels.cpp", "test_int8.cpp")]
-    others = [NATIVE / "pack.cpp", NATIVE / "dispatch.cpp", *tests]
+    others = [NATIVE / "algorithms/pack.cpp", NATIVE / "kernels/dispatch.cpp", *tests]
     sources = kernel_sources(*checks) | {path: ["-O1", *checks] for path in others}
     subprocess.run(["c++", *checks, *compile_all(sources, tmp_path), "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True)
@@ -105,8 +105,9 @@ def test_nothing_but_the_table_leaves_a_kernel_file(tmp_path: Path) -> None:
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         symbols = [line.split()[:2] for line in listing.splitlines()]
-        table = f"_ZN9sparsedet{len(source.stem)}{source.stem}E"
-        assert [name for name, _ in symbols] == [table], listing
+        name = f"kernels_{source.stem}"
+        table = f"_ZN9sparsedet{len(name)}{name}E"
+        assert [symbol for symbol, _ in symbols] == [table], listing
         assert symbols[0][1] in "RD", "the table must be constant data, filled by the compiler"
 
 
@@ -127,10 +128,10 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 PRINT_ISA = f"""
-from sparsedet.config import ModelConfig
+from sparsedet.model.config import ModelConfig
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
-from sparsedet.pruning.synthetic import random_tensors
+from sparsedet.testing import random_tensors
 config = ModelConfig.from_dict({TINY.to_dict()!r})
 try:
     print(Engine(config, random_tensors(config, 0.0), threads=1).isa)
@@ -179,7 +180,7 @@ def test_an_unknown_instruction_set_in_the_environment_of_a_process() -> None:
 FAKE_CPU = """
 #include <cstdio>
 #include <stdexcept>
-#include "dispatch.h"
+#include "kernels/dispatch.h"
 namespace sparsedet {
 static bool yes() { return true; }
 [[maybe_unused]] static bool no() { return false; }
@@ -205,7 +206,7 @@ def test_a_cpu_without_a_compiled_instruction_set(tmp_path: Path) -> None:
     source = tmp_path / "fake_cpu.cpp"
     source.write_text(FAKE_CPU)
     objects = compile_all(
-        {source: ["-Wno-missing-field-initializers"], NATIVE / "dispatch.cpp": []}, tmp_path
+        {source: ["-Wno-missing-field-initializers"], NATIVE / "kernels/dispatch.cpp": []}, tmp_path
     )
     subprocess.run(["c++", *objects, "-o", tmp_path / "fake_cpu"], check=True)
 

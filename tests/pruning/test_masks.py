@@ -13,14 +13,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from conftest import SMALL  # noqa: E402
+from helpers.small import SMALL  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
+from sparsedet.model.file import sparsity_report  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
 from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.weights import sparsity_report  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

@@ -14,28 +14,19 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from conftest import SMALL, picture  # noqa: E402
+from helpers.small import SMALL, picture  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.network import build_network  # noqa: E402
-from sparsedet.preprocess import to_canvas  # noqa: E402
-from sparsedet.pruning.calibration import (  # noqa: E402
-    calibration_canvas,
-    patches,
-    places,
-)
-from sparsedet.pruning.oneshot import (  # noqa: E402
-    LEAST_DENSITY,
-    OneShot,
-    plan_zeros,
-    prune_once,
-)
+from sparsedet.images.letterbox import to_canvas  # noqa: E402
+from sparsedet.model.file import load_model, save_model, sparsity_report  # noqa: E402
+from sparsedet.model.graph import build_network  # noqa: E402
+from sparsedet.pruning.calibration import calibration_canvas, patches, places  # noqa: E402
+from sparsedet.pruning.one_shot import LEAST_DENSITY, OneShot, plan_zeros, prune_once  # noqa: E402
 from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import erk_zeros, prunable_layers  # noqa: E402
-from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.weights import load_model, save_model, sparsity_report  # noqa: E402
+from sparsedet.testing import lively_tensors  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

@@ -13,12 +13,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from test_pruning_masks import CONFIG, feel, jitter, model, zero_weights  # noqa: E402
-from tiny_training import FAST, TINY  # noqa: E402
+from helpers.tiny_training import FAST, TINY  # noqa: E402
+from test_masks import CONFIG, feel, jitter, model, zero_weights  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset  # noqa: E402
+from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
+from sparsedet.model.file import sparsity_report  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner, KeptZeros  # noqa: E402
 from sparsedet.pruning.patterns import smallest, to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import (  # noqa: E402
@@ -28,11 +29,10 @@ from sparsedet.pruning.schedule import (  # noqa: E402
     prunable_layers,
     uniform_zeros,
 )
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.training.checkpoint import newest_checkpoint, read_checkpoint  # noqa: E402
-from sparsedet.training.loop import Trainer  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
-from sparsedet.weights import sparsity_report  # noqa: E402
+from sparsedet.training.run_folder import newest_checkpoint, read_checkpoint  # noqa: E402
+from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

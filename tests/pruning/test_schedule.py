@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from sparsedet.config import PRESETS
-from sparsedet.network import build_network
+from sparsedet.model.config import PRESETS
+from sparsedet.model.graph import build_network
 from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros
 
 

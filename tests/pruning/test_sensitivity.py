@@ -10,13 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from conftest import SMALL, picture  # noqa: E402
+from helpers.small import SMALL, picture  # noqa: E402
 
-from sparsedet.preprocess import to_canvas  # noqa: E402
+from sparsedet.images.letterbox import to_canvas  # noqa: E402
 from sparsedet.pruning.calibration import calibration_canvas  # noqa: E402
-from sparsedet.pruning.importance import ANCHORS, REGIONS, output_importance  # noqa: E402
-from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
+from sparsedet.pruning.sensitivity import ANCHORS, REGIONS, output_importance  # noqa: E402
+from sparsedet.testing import lively_tensors  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

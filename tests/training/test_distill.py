@@ -15,13 +15,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from tiny_training import FAST, TINY  # noqa: E402
+from helpers.tiny_training import FAST, TINY  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.training.checkpoint import newest_checkpoint  # noqa: E402
+from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training.data import load_batch  # noqa: E402
 from sparsedet.training.distill import (  # noqa: E402
     LOSSES,
@@ -30,8 +29,9 @@ from sparsedet.training.distill import (  # noqa: E402
     feature_loss,
     objectness_loss,
 )
-from sparsedet.training.loop import Trainer  # noqa: E402
 from sparsedet.training.losses import losses  # noqa: E402
+from sparsedet.training.run_folder import newest_checkpoint  # noqa: E402
+from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

@@ -15,16 +15,16 @@ pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 pytest.importorskip("pycocotools")
 
-from tiny_training import FAST, TINY, make_data  # noqa: E402
+from helpers.tiny_training import FAST, TINY, make_data  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset, load_coco  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.training.checkpoint import newest_checkpoint, read_checkpoint  # noqa: E402
+from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training.data import Batches, Part, epoch_batches  # noqa: E402
 from sparsedet.training.distributed import Ranks, session  # noqa: E402
-from sparsedet.training.loop import Trainer  # noqa: E402
+from sparsedet.training.run_folder import newest_checkpoint, read_checkpoint  # noqa: E402
+from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -53,7 +53,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, capsys) -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "sparsedet.cli", *arguments("two")],
+         "-m", "sparsedet", *arguments("two")],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

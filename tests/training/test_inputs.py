@@ -21,18 +21,18 @@ pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 pytest.importorskip("pycocotools")
 
-from tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
+from helpers.tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
 from torchvision import ops  # noqa: E402
 
 from sparsedet import InputError, load_model, preset, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset, load_coco  # noqa: E402
-from sparsedet.config import COCO_NAMES  # noqa: E402
+from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
+from sparsedet.model.config import COCO_NAMES  # noqa: E402
 from sparsedet.pruning import run as pruning_run  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.training.checkpoint import checkpoints, newest_checkpoint  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training.data import epoch_batches, load_sample  # noqa: E402
 from sparsedet.training.run import train  # noqa: E402
+from sparsedet.training.run_folder import checkpoints, newest_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -129,7 +129,7 @@ def command(files: Files, folder: Path, recipe: Any) -> list[str]:
     flags = {"annotations": files[0], "images": files[1], "init": folder / "start",
              "recipe": folder / "recipe.json", "threads": 1, "output": folder / "run"}  # fmt: skip
     given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "sparsedet.cli", "train", *given]
+    return [sys.executable, "-m", "sparsedet", "train", *given]
 
 
 def test_a_workers_error_is_one_line_and_ends_the_run(files: Files, tmp_path: Path) -> None:

@@ -20,15 +20,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from tiny_training import FAST, trainer  # noqa: E402
+from helpers.tiny_training import FAST, trainer  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.training.checkpoint import (  # noqa: E402
-    checkpoints,
-    newest_checkpoint,
-    read_checkpoint,
-)
+from sparsedet.training.run_folder import checkpoints, newest_checkpoint, read_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -59,7 +55,7 @@ def test_kill_9_and_resume_to_the_last_bit(dataset, files, tmp_path: Path, capsy
 
     assert main(arguments("whole")) == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "sparsedet.cli", *arguments("part", "--checkpoint-minutes", "0")],
+        [sys.executable, "-m", "sparsedet", *arguments("part", "--checkpoint-minutes", "0")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     moment, rest = random.randrange(1, 40), random.random() * 0.03

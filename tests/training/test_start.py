@@ -16,15 +16,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from conftest import picture  # noqa: E402
-from test_convert import DETECTRON2, TENSORPACK  # noqa: E402
+from helpers.parity import DETECTRON2, TENSORPACK  # noqa: E402
+from helpers.small import picture  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.importers import load_foreign  # noqa: E402
-from sparsedet.importers.archives import open_source  # noqa: E402
+from sparsedet.importers.containers import open_source  # noqa: E402
+from sparsedet.model.file import load_model, sparsity_report  # noqa: E402
 from sparsedet.training.start import build_model, load_teacher, open_start  # noqa: E402
-from sparsedet.weights import load_model, sparsity_report  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

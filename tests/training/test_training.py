@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 
-from tiny_training import FAST, NAMES, TINY, make_data, trainer  # noqa: E402
+from helpers.tiny_training import FAST, NAMES, TINY, make_data, trainer  # noqa: E402
 from torchvision.models.detection import _utils as tv_utils  # noqa: E402
 from torchvision.models.detection.roi_heads import fastrcnn_loss  # noqa: E402
 from torchvision.models.detection.rpn import RegionProposalNetwork  # noqa: E402
@@ -32,19 +32,16 @@ from torchvision.ops import box_iou  # noqa: E402
 
 from sparsedet import Detector, InputError, load_model, preset, read_image  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset  # noqa: E402
-from sparsedet.config import ModelConfig  # noqa: E402
+from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.importers.open_nsfw import load_open_nsfw  # noqa: E402
-from sparsedet.network import build_network  # noqa: E402
-from sparsedet.reference import FasterRCNN, decode, encode  # noqa: E402
-from sparsedet.training import checkpoint, loop, start  # noqa: E402
-from sparsedet.training.data import (  # noqa: E402
-    Batches,
-    Part,
-    epoch_batches,
-    load_batch,
-    load_sample,
-)
+from sparsedet.model.config import ModelConfig  # noqa: E402
+from sparsedet.model.file import sparsity_report  # noqa: E402
+from sparsedet.model.graph import build_network  # noqa: E402
+from sparsedet.torch_model import FasterRCNN, decode, encode  # noqa: E402
+from sparsedet.training import run_folder as checkpoint  # noqa: E402
+from sparsedet.training import start  # noqa: E402
+from sparsedet.training import trainer as loop  # noqa: E402
+from sparsedet.training.data import Batches, Part, epoch_batches, load_batch, load_sample  # noqa: E402
 from sparsedet.training.losses import (  # noqa: E402
     Target,
     losses,
@@ -55,7 +52,6 @@ from sparsedet.training.losses import (  # noqa: E402
     sample_regions,
 )
 from sparsedet.training.recipe import HELP, Recipe  # noqa: E402
-from sparsedet.weights import sparsity_report  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -91,7 +87,7 @@ def target(count: int, seed: int, height: int = 64, width: int = 96) -> Target:
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize(("positive", "negative"), [(0.7, 0.3), (0.5, 0.5)])
 def test_matching_follows_its_definition(positive, negative, low_quality) -> None:
-    from sparsedet.boxes import iou
+    from sparsedet.model.boxes import iou
 
     boxes, truth = random_boxes(300, 1), random_boxes(6, 2)
     boxes[:3] = truth[:3]

@@ -19,22 +19,22 @@ pytest.importorskip("torchvision")
 pytest.importorskip("rich")
 pytest.importorskip("pycocotools")
 
-from tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
+from helpers.tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
 
 from sparsedet import Detector, InputError, load_model, read_image  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.coco import CocoDataset, load_coco  # noqa: E402
-from sparsedet.reference import FasterRCNN  # noqa: E402
-from sparsedet.training import loop  # noqa: E402
-from sparsedet.training.average import WeightAverage  # noqa: E402
+from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
+from sparsedet.model.file import sparsity_report  # noqa: E402
+from sparsedet.torch_model import FasterRCNN  # noqa: E402
+from sparsedet.training import trainer as loop  # noqa: E402
 from sparsedet.training.data import held_out, load_batch, load_sample  # noqa: E402
+from sparsedet.training.ema import WeightAverage  # noqa: E402
 from sparsedet.training.losses import losses  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
-from sparsedet.weights import sparsity_report  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

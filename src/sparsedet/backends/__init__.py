@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
 from ..engine import check_threads, choose_precision
 from ..errors import InputError
-from ..weights import ModelFile
+from ..model.config import ModelConfig
+from ..model.file import ModelFile
 
 Name = Literal["native", "openvino", "onnxruntime", "torch"]
 NAMES: tuple[str, ...] = get_args(Name)

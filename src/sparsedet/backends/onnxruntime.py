@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
 from ..errors import InputError
 from ..exporters.onnx import to_onnx
-from ..weights import ModelFile
-from .ports import Port, Ports, plain_rows
+from ..model.config import ModelConfig
+from ..model.file import ModelFile
+from .signature import Port, Ports, plain_rows
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 

@@ -10,11 +10,11 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.frontend import FrontEndManager
 
-from ..config import ModelConfig
 from ..errors import InputError
 from ..exporters.openvino import to_openvino
-from ..weights import ModelFile
-from .ports import Port, Ports, plain_rows
+from ..model.config import ModelConfig
+from ..model.file import ModelFile
+from .signature import Port, Ports, plain_rows
 
 
 def options(threads: int, streams: int, precision: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import COCO_NAMES, ModelConfig, preset
 from ..errors import InputError
+from ..model.config import COCO_NAMES, ModelConfig, preset
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
-from ..reference import FasterRCNN
-from ..weights import ModelFile
-from .ports import check_size, plain_rows
+from ..model.config import ModelConfig
+from ..model.file import ModelFile
+from ..torch_model import FasterRCNN
+from .signature import check_size, plain_rows
 
 
 class TorchBackend:

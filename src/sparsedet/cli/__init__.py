@@ -11,20 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import (
-    Run,
-    compare,
-    complain,
-    convert,
-    detect,
-    download,
-    evaluate,
-    export,
-    info,
-    quantize,
-    train,
-)  # fmt: skip
-from .errors import InputError
+from ..errors import InputError
+from . import compare, convert, detect, download, evaluate, export, info, quantize, train
+from .options import Run, complain
 
 COMMANDS = (detect, info, evaluate, compare, train, quantize, convert, export, download)
 """In the order of the help."""
@@ -53,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
-    from . import __version__
+    from .. import __version__
 
     parser = argparse.ArgumentParser(prog="sparsedet", description="Sparse Faster R-CNN on CPUs.")
     parser.add_argument("--version", action="version", version=f"sparsedet {__version__}")
@@ -67,7 +56,3 @@ def build_parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         module.register(command)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import BACKENDS, PRECISIONS, Command, running_flags
 from .evaluate import check_outputs, data_flags, progress, warn
+from .options import BACKENDS, PRECISIONS, Command, running_flags
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -30,8 +30,8 @@ def register(command: Command) -> None:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    from ..coco import load_coco
-    from ..compare import compare
+    from ..evaluation.coco import load_coco
+    from ..evaluation.compare import compare
     from ..files import write_atomic
 
     check_outputs(arguments.overwrite, arguments.json)

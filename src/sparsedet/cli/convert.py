@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import Command
+from .options import Command
 
 if TYPE_CHECKING:
     from ..importers import Imported
@@ -45,10 +45,10 @@ def register(command: Command) -> None:
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    from ..coco import read_json
-    from ..config import preset
+    from ..evaluation.coco import read_json
     from ..importers import detect_format, load_foreign
-    from ..weights import load_model, save_model, sparsity_report
+    from ..model.config import preset
+    from ..model.file import load_model, save_model, sparsity_report
 
     output: Path = arguments.output
     if output.exists() and not arguments.overwrite:
@@ -87,8 +87,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def _probe(arguments: argparse.Namespace, imported: Imported) -> None:
     """Run the source beside the import, where OpenVINO is installed."""
-    from ..importers.probe import compare_with_openvino, have_openvino
-    from ..preprocess import read_image
+    from ..images.letterbox import read_image
+    from ..importers.openvino_ir.verify import compare_with_openvino, have_openvino
 
     photo = read_image(arguments.probe) if arguments.probe else None
     if not have_openvino():
@@ -107,7 +107,7 @@ def _probe(arguments: argparse.Namespace, imported: Imported) -> None:
 
 
 def _print(imported: Imported, verbose: bool) -> None:
-    from ..importers.source import printable
+    from ..importers.tensor_source import printable
 
     config = imported.config
     print(

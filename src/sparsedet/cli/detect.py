@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import Command, complain, running_flags
+from .options import Command, complain, running_flags
 
 if TYPE_CHECKING:
     from ..detections import Detections
@@ -93,7 +93,7 @@ def _detect_one(
     arguments: argparse.Namespace,
 ) -> tuple[Detections, float, Path | None]:  # fmt: skip
     """Detections, seconds, and the annotated picture's path, which is added to `taken`."""
-    from ..preprocess import read_image
+    from ..images.letterbox import read_image
 
     image = read_image(photo)
     target = None

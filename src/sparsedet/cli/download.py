@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from ..errors import InputError
-from . import Command
+from .options import Command
 
 
 def register(command: Command) -> None:
@@ -28,7 +28,7 @@ def register(command: Command) -> None:
 
 
 def run_download(arguments: argparse.Namespace) -> int:
-    from ..zoo import describe_check, get, published
+    from ..hub.catalogue import describe_check, get, published
 
     if arguments.list:
         print(_table())
@@ -71,7 +71,7 @@ def _convert(source: Path, output: Path, overwrite: bool) -> int:
 
 
 def _table() -> str:
-    from ..zoo import PUBLISHED, cache_folder, cached
+    from ..hub.catalogue import PUBLISHED, cache_folder, cached
 
     width = max(map(len, PUBLISHED))
     lines = [f"{'NAME':<{width}}  {'MB':>6}  cached  what"]

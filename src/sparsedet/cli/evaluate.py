@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from . import Command, running_flags
+from .options import Command, running_flags
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -41,10 +41,10 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    from ..analysis import analyse
-    from ..coco import load_coco
     from ..detector import Detector
-    from ..evaluate import evaluate
+    from ..evaluation import evaluate
+    from ..evaluation.analysis import analyse
+    from ..evaluation.coco import load_coco
     from ..files import write_atomic
 
     check_outputs(arguments.overwrite, arguments.json, arguments.results, arguments.report)
@@ -66,7 +66,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
         arguments.results: json.dumps(results),
     }
     if arguments.report is not None:
-        from ..report import render_report
+        from ..evaluation.report import render_report
 
         outputs[arguments.report] = render_report(
             scores, analysis, dataset, title=f"{detector.config.name}: evaluation",

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import Command
+from .options import Command
 
 if TYPE_CHECKING:
-    from ..weights import ModelFile
+    from ..model.file import ModelFile
 
 SUFFIXES = {".xml": "openvino", ".onnx": "onnx"}
 
@@ -49,7 +49,7 @@ def register(command: Command) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
-    from ..weights import load_model
+    from ..model.file import load_model
 
     kind = arguments.format or SUFFIXES.get(arguments.output.suffix)
     if kind is None:
@@ -94,7 +94,7 @@ def _export_openvino(arguments: argparse.Namespace, model: ModelFile, form: dict
 
     target = check_ir_path(arguments.output, arguments.overwrite)
     if arguments.int8:
-        from ..exporters.quantize import calibration_photographs, quantize, require_nncf
+        from ..exporters.nncf import calibration_photographs, quantize, require_nncf
 
         require_nncf()
         paths = calibration_photographs(arguments.images, arguments.photos)
@@ -106,8 +106,8 @@ def _export_openvino(arguments: argparse.Namespace, model: ModelFile, form: dict
 
 def _describe(arguments: argparse.Namespace, model: ModelFile, form: dict[str, Any]) -> None:
     """What was written, for the terminal."""
-    from ..exporters.graph import Form
-    from ..weights import sparsity_report
+    from ..exporters.builder import Form
+    from ..model.file import sparsity_report
 
     shape = Form(**form)
     report = sparsity_report(model.config, model.tensors)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import PRECISIONS, Command
+from .options import PRECISIONS, Command
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
-    from ..weights import ModelFile
+    from ..model.config import ModelConfig
+    from ..model.file import ModelFile
 
 
 def register(command: Command) -> None:
@@ -30,11 +30,11 @@ def register(command: Command) -> None:
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    from ..config import preset
     from ..detector import embedded_model
     from ..engine import choose_isa
-    from ..network import build_network
-    from ..weights import load_model, sparsity_report
+    from ..model.config import preset
+    from ..model.file import load_model, sparsity_report
+    from ..model.graph import build_network
 
     if arguments.rois is not None and arguments.rois < 1:
         raise InputError(f"--rois is {arguments.rois}, expected at least 1")
@@ -88,7 +88,7 @@ def run_info(arguments: argparse.Namespace) -> int:
 def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
     """`info --plan`: measured here, on noise; `--autotune` chooses by measuring first."""
     from ..engine import Engine
-    from ..plan import autotune, measure, save_plan, table
+    from ..engine.autotune import autotune, measure, save_plan, table
 
     plan = None
     if arguments.autotune:
@@ -136,8 +136,8 @@ def _layer_table(rows: list[tuple[Any, ...]], rois: int) -> str:
 
 def _costs(config: ModelConfig, rois: int) -> str:
     """Parameters and GFLOPs of the configuration, the published figures beside them."""
-    from ..config import preset
-    from ..network import build_network
+    from ..model.config import preset
+    from ..model.graph import build_network
 
     network = build_network(config)
     many, one = network.flops(rois) / 1e9, network.flops(1) / 1e9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import Command
+from .options import Command
 
 
 def register(command: Command) -> None:
@@ -24,7 +24,7 @@ def register(command: Command) -> None:
 
 def run_quantize(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
-    from ..quantize import quantize_file
+    from ..engine.calibrate import quantize_file
 
     def progress(done: int, photographs: int) -> None:
         print(f"{done}/{photographs}", flush=True)

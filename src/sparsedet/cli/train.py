@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..errors import InputError
-from . import Command
+from .options import Command
 
 if TYPE_CHECKING:
+    from ..model.file import ModelFile
     from ..training.recipe import Recipe
-    from ..weights import ModelFile
 
 
 def register(command: Command) -> None:
@@ -90,7 +90,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
 def _prune_once(arguments: argparse.Namespace) -> int:
     try:
         from ..importers import load_any
-        from ..pruning.oneshot import OneShot
+        from ..pruning.one_shot import OneShot
         from ..pruning.run import prune_files
         from ..training.start import model_of_run, set_threads
     except ImportError as error:
@@ -134,7 +134,7 @@ def _prune_once(arguments: argparse.Namespace) -> int:
 def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
     """The settings: those of the command or of the run that is resumed, of the recipe file, of
     the flags; the last one wins."""
-    from ..coco import read_json
+    from ..evaluation.coco import read_json
     from ..training.recipe import Recipe
 
     values: dict[str, Any] = {}

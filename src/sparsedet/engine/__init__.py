@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import boxes as np_boxes
-from ._native import Engine as NativeEngine
-from ._native import available_isas, choose_isa, has_bfloat16
-from .config import ModelConfig
-from .errors import InputError
-from .network import Layer, build_network
-from .stored import StoredTensor, StoredTensors
+from .._native import Engine as NativeEngine
+from .._native import available_isas, choose_isa, has_bfloat16
+from ..errors import InputError
+from ..model import boxes as np_boxes
+from ..model.config import ModelConfig
+from ..model.graph import Layer, build_network
+from ..model.tensors import StoredTensor, StoredTensors
 
 F32 = NDArray[np.float32]
 

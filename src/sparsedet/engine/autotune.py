@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
-from .config import ModelConfig
-from .engine import MERGED, Engine, Precision
-from .errors import InputError
-from .files import write_atomic
-from .network import Layer, build_network
+from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
+from ..errors import InputError
+from ..files import write_atomic
+from ..model.config import ModelConfig
+from ..model.graph import Layer, build_network
+from . import MERGED, Engine, Precision
 
 RUNS = 3
 """Runs of which the fastest counts."""

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig
-from .engine import Engine
-from .errors import InputError
-from .network import build_network
-from .preprocess import read_image, to_canvas
-from .weights import byte_layers, load_model, save_model
+from ..errors import InputError
+from ..images.letterbox import read_image, to_canvas
+from ..model.config import ModelConfig
+from ..model.file import byte_layers, load_model, save_model
+from ..model.graph import build_network
+from . import Engine
 
 REGIONS = 64
 """Of each photograph's proposals, evenly spread from the best to the last."""

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import pack_version
-from .engine import Engine, PackedOp, choose_isa, choose_precision
-from .errors import InputError
-from .stored import StoredTensors
-from .version import VERSION
-from .weights import ModelFile, load_model
+from .._native import pack_version
+from ..errors import InputError
+from ..model.file import ModelFile, load_model
+from ..model.tensors import StoredTensors
+from ..version import VERSION
+from . import Engine, PackedOp, choose_isa, choose_precision
 
 _MAGIC = b"SDPACKED"
 _START = struct.Struct("<8sQQ32s8x")

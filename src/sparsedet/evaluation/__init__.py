@@ -25,12 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..images.letterbox import read_image
+from .average_precision import Matches, average_precision, class_matches
 from .coco import CocoDataset, load_coco, read_json
-from .errors import InputError
-from .matches import Matches, average_precision, class_matches
-from .omz_precision import omz_matches
-from .preprocess import read_image
-from .scored import Scored, check
+from .omz_metric import omz_matches
+from .results import Scored, check
 
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl",
               "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip

@@ -21,12 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from . import coco_matches
+from .average_precision import (
+    Matches,
+    average_precision,
+    mean_over_classes,
+    precision_at_recalls,
+)
 from .bootstrap import Interval, intervals
 from .coco import CocoDataset
-from .errors import InputError
-from .evaluate import coco_matches
-from .matches import Matches, average_precision, mean_over_classes, precision_at_recalls
-from .scored import check, overlaps
+from .results import check, overlaps
 
 IOU = 0.5
 """Overlap from which a detection is a hit in all figures at one threshold."""

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from . import coco_matches
+from .average_precision import Matches, average_precision, mean_over_classes
 from .coco import CocoDataset
-from .errors import InputError
-from .evaluate import coco_matches
-from .matches import Matches, average_precision, mean_over_classes
 
 FIGURES = ("AP", "AP50", "AP75")
 _BATCH = 200  # resamples at a time: memory stays at some tens of MB

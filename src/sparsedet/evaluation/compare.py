@@ -14,11 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .analysis import FEW
-from .bootstrap import Difference, compare_matches
-from .coco import CocoDataset
-from .errors import InputError
-from .evaluate import (
+from ..errors import InputError
+from . import (
     AP_NAME,
     OMZ_NAME,
     STAT_NAMES,
@@ -29,6 +26,9 @@ from .evaluate import (
     photographs,
     score,
 )
+from .analysis import FEW
+from .bootstrap import Difference, compare_matches
+from .coco import CocoDataset
 
 _RESAMPLES = 1000
 

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .matches import IOU_THRESHOLDS, Matches, class_matches
-from .scored import Scored, overlaps
+from .average_precision import IOU_THRESHOLDS, Matches, class_matches
+from .results import Scored, overlaps
 
 MAX_DETECTIONS = 100
 """Of a class in a photograph, as the model's accuracy-check.yml says."""

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .coco import CocoDataset, finite_numbers, read_json
-from .errors import InputError
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import boxes as np_boxes
-from ..config import ModelConfig
 from ..errors import InputError
-from ..network import Layer, build_network
+from ..model import boxes as np_boxes
+from ..model.config import ModelConfig
+from ..model.graph import Layer, build_network
 
 Array = NDArray[Any]
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
 from ..errors import InputError
-from ..preprocess import read_image, to_canvas
+from ..images.letterbox import read_image, to_canvas
+from ..model.config import ModelConfig
 
 PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}
 PREDICTORS = ("rpn.objectness", "rpn.deltas", "box.logits", "box.deltas")

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..errors import InputError
 from ..files import write_atomic
-from .graph import Array, Form, Graph, model_info
+from ..model.config import ModelConfig
+from .builder import Array, Form, Graph, model_info
 
 OPSET, IR_VERSION = 21, 10
 """What onnx 1.16 and ONNX Runtime 1.18 know, the oldest versions that the package asks for."""

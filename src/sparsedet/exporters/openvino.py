@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..errors import InputError
 from ..files import write_atomic
-from .graph import Array, Form, Graph, model_info
+from ..model.config import ModelConfig
+from .builder import Array, Form, Graph, model_info
 
 
 def to_openvino(config: ModelConfig, tensors: Mapping[str, Array], **form: Any) -> Any:

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .download import Note, Patience, RemoteFile, fetch
-from .errors import InputError
+from ..errors import InputError
+from .fetch import Note, Patience, RemoteFile, fetch
 
 _OMZ = (
     "https://storage.openvinotoolkit.org/repositories/open_model_zoo/2023.0/models_bin/1/"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.parse import urlsplit
 
-from .errors import InputError
+from ..errors import InputError
 
 CHUNK = 1 << 18
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})

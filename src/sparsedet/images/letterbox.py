@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
 from ..errors import InputError
-from ..weights import ModelFile, load_model
-from .source import Imported
+from ..model.config import ModelConfig
+from ..model.file import ModelFile, load_model
+from .tensor_source import Imported
 
 FORMATS: dict[str, str] = {
     "detectron2": "Detectron2's C4 models (.pkl, .pth)",
@@ -35,7 +35,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     Raises:
         InputError: it cannot be read, or is of none of the forms; says what it seems to be.
     """
-    from .archives import sniff
+    from .containers import sniff
 
     return sniff(Path(path))
 
@@ -83,7 +83,7 @@ def load_foreign(
                 f"detector: use it as `sparsedet train --init {path}`"
             )
         case _:
-            from .openvino import load_openvino
+            from .openvino_ir import load_openvino
 
             return load_openvino(path, base, fields)
 

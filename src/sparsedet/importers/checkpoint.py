@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
 from ..errors import InputError
-from ..network import build_network
-from .archives import open_source
-from .source import Imported
+from ..model.config import ModelConfig
+from ..model.graph import build_network
+from .containers import open_source
+from .tensor_source import Imported
 
 _LEAVES = ("weight", "bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 

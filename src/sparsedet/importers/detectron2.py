@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import boxes
-from ..config import ModelConfig, preset
-from ..network import Layer, build_network
-from .archives import open_source
-from .source import Imported, Source, count_blocks, settle
+from ..model import boxes
+from ..model.config import ModelConfig, preset
+from ..model.graph import Layer, build_network
+from .containers import open_source
+from .tensor_source import Imported, Source, count_blocks, settle
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _STAGES = (r"backbone\.res2\.(\d+)\.", r"backbone\.res3\.(\d+)\.", r"backbone\.res4\.(\d+)\.",

@@ -11,9 +11,9 @@ import os
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..errors import InputError
-from ..network import build_network
+from ..model.config import ModelConfig
+from ..model.graph import build_network
 
 
 def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, np.ndarray]:

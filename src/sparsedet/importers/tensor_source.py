@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
 from ..errors import InputError
-from ..network import build_network
-from ..weights import Tensors, fold_batch_norm
+from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
+from ..model.file import Tensors, fold_batch_norm
+from ..model.graph import build_network
 
 MAX_PARAMETERS = 500_000_000
 """Of a model to import; ten times r101-c4. A hostile file may declare any widths."""

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig, preset
-from ..network import Layer, build_network
-from .archives import open_source
-from .source import Imported, Source, count_blocks, settle
+from ..model.config import ModelConfig, preset
+from ..model.graph import Layer, build_network
+from .containers import open_source
+from .tensor_source import Imported, Source, count_blocks, settle
 
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean/EMA",
          "running_var": "variance/EMA"}  # fmt: skip

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig, preset
 from ..errors import InputError
-from ..network import Layer, build_network
-from .archives import open_source
-from .source import Source, count_blocks
+from ..model.config import ModelConfig, preset
+from ..model.graph import Layer, build_network
+from .containers import open_source
+from .tensor_source import Source, count_blocks
 
 MEAN = (0.406 * 255, 0.456 * 255, 0.485 * 255)
 STD = (0.225 * 255, 0.224 * 255, 0.229 * 255)

@@ -26,11 +26,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..files import write_atomic
 from .config import ModelConfig
-from .errors import InputError
-from .files import write_atomic
-from .network import build_network
-from .stored import Place, StoredTensors
+from .graph import build_network
+from .tensors import Place, StoredTensors
 
 StorageDtype = Literal["float32", "float16"]
 Tensors = dict[str, NDArray[np.float32]]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from ..errors import InputError
 from .config import ModelConfig
-from .errors import InputError
 
 Part = Literal["backbone", "rpn", "roi"]
 

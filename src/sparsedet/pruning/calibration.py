@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..network import Layer
-from ..preprocess import to_canvas
-from ..reference import FasterRCNN
+from ..images.letterbox import to_canvas
+from ..model.graph import Layer
+from ..torch_model import FasterRCNN
 from .patterns import to_matrix
 
 SAMPLES_A_COLUMN = 4

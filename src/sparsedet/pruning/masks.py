@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..reference import FasterRCNN
+from ..torch_model import FasterRCNN
 from .patterns import (
     GROUP,
     ZEROS_A_UNIT,

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..network import Network
-from ..reference import FasterRCNN
+from ..model.graph import Network
+from ..torch_model import FasterRCNN
 from .calibration import LayerInputs, dense_outputs, layer_inputs
-from .importance import output_importance
 from .patterns import GROUP, cheapest, check_pattern, from_matrix, pruned_by_size, to_matrix
 from .reconstruct import reconstruct
 from .report import LayerPruning, PruningReport
@@ -38,6 +37,7 @@ from .schedule import (
     uniform_zeros,
     zeros_needed,
 )
+from .sensitivity import output_importance
 
 Method = Literal["magnitude", "reconstruct"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..network import Layer
+from ..model.graph import Layer
 from .schedule import Pattern
 
 GROUP = 4

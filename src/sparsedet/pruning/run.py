@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import make_folder, sha256_of, weights_file, write_atomic
-from ..preprocess import read_image
-from ..reference import FasterRCNN
-from ..weights import ModelFile, fold_batch_norm, load_model, save_model
+from ..images.letterbox import read_image
+from ..model.file import ModelFile, fold_batch_norm, load_model, save_model
+from ..torch_model import FasterRCNN
 from .calibration import calibration_canvas
-from .oneshot import OneShot, prune_once, pruned_layers
+from .one_shot import OneShot, prune_once, pruned_layers
 from .report import PruningReport, require_matplotlib
 
 OUTPUTS = ("model.safetensors", "report.json", "report.png")

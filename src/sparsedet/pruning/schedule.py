@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import InputError
-from ..network import Network
+from ..model.graph import Network
 
 Allocation = Literal["uniform", "global", "erk", "sensitivity"]
 """How zeros are shared out: equal sparsity, all weights ranked together, Erdos-Renyi-kernel, by

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..reference import FasterRCNN
+from ..torch_model import FasterRCNN
 
 ANCHORS = 256
 """Best ones of a photograph, as many as a training samples."""

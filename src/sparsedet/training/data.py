@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..coco import CocoDataset, CocoImage
-from ..config import ModelConfig
 from ..errors import InputError
-from ..preprocess import read_image, to_canvas
+from ..evaluation.coco import CocoDataset, CocoImage
+from ..images.letterbox import read_image, to_canvas
+from ..model.config import ModelConfig
 from .losses import Target
 from .recipe import Recipe
 

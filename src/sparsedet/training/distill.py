@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import ModelConfig
 from ..errors import InputError
-from ..reference import FasterRCNN
+from ..model.config import ModelConfig
+from ..torch_model import FasterRCNN
 from .recipe import Recipe
 
 SAME = ("class_names", "background", "anchor_sizes", "anchor_ratios", "anchor_stride",

@@ -19,7 +19,7 @@ import torchvision.ops as ops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..reference import FasterRCNN, encode
+from ..torch_model import FasterRCNN, encode
 from .distill import Teacher, distillation, weights
 from .recipe import Recipe
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..pruning.masks import GradualPruner, KeptZeros, Masks
 from ..pruning.schedule import CubicSchedule, half_of, prunable_layers
-from ..reference import FasterRCNN
+from ..torch_model import FasterRCNN
 from .recipe import Recipe
 
 

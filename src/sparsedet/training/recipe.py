@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from ..config import coerce
 from ..errors import InputError
+from ..model.config import coerce
 from ..pruning.schedule import PATTERNS, Allocation, Pattern
 
 

@@ -7,20 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..coco import load_coco
-from ..config import COCO_NAMES, preset
+from ..evaluation.coco import load_coco
 from ..files import sha256_of, weights_file
+from ..model.config import COCO_NAMES, preset
 from ..pruning.schedule import prunable_layers
 from . import distributed
-from .loop import Trainer
 from .recipe import Recipe
-from .start import (
-    build_model,
-    check_folder,
-    load_teacher,
-    open_start,
-    prepare_folder,
-)
+from .start import build_model, check_folder, load_teacher, open_start, prepare_folder
+from .trainer import Trainer
 
 
 def train(

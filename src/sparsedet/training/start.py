@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import ModelConfig
 from ..errors import InputError
 from ..files import make_folder, sha256_of, weights_file
 from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
-from ..importers.torchvision_resnet import fitting_preset, load_torchvision_resnet
-from ..reference import FasterRCNN
-from .checkpoint import checkpoints, newest_checkpoint, read_checkpoint, remove_leftovers
+from ..importers.torchvision import fitting_preset, load_torchvision_resnet
+from ..model.config import ModelConfig
+from ..torch_model import FasterRCNN
 from .distill import Teacher
+from .run_folder import checkpoints, newest_checkpoint, read_checkpoint, remove_leftovers
 
 
 def set_threads(count: int) -> None:

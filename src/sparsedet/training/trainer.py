@@ -24,22 +24,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coco import CocoDataset
 from ..errors import InputError
+from ..evaluation.coco import CocoDataset
 from ..files import write_atomic
-from ..reference import FasterRCNN
-from ..weights import load_model, save_model
-from .average import WeightAverage
-from .checkpoint import read_checkpoint, write_checkpoint
+from ..model.file import load_model, save_model
+from ..torch_model import FasterRCNN
 from .data import Batches, Part, held_out
 from .distill import Teacher, check_recipe, check_resumed
 from .distributed import Ranks
+from .ema import WeightAverage
 from .log import Log
 from .losses import LossModule
 from .optimizer import build_optimizer, freeze, make_masks
 from .plots import plot_run
 from .recipe import Recipe
-from .validation import GROUND_TRUTH, check_validation, draw_samples, validate, write_ground_truth
+from .run_folder import read_checkpoint, write_checkpoint
+from .validation import (
+    GROUND_TRUTH,
+    check_validation,
+    draw_samples,
+    validate,
+    write_ground_truth,
+)
 
 BEST = "best.safetensors"
 

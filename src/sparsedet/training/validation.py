@@ -14,13 +14,13 @@ from typing import Any
 import cv2
 import torch
 
-from ..coco import CocoDataset, CocoImage, read_json
 from ..detections import Detections, from_rows
 from ..errors import InputError
-from ..evaluate import score_results
+from ..evaluation import score_results
+from ..evaluation.coco import CocoDataset, CocoImage, read_json
 from ..files import write_atomic
-from ..preprocess import to_canvas
-from ..reference import FasterRCNN
+from ..images.letterbox import to_canvas
+from ..torch_model import FasterRCNN
 from .data import read_photograph
 from .distributed import Ranks
 

@@ -1,6 +1,7 @@
 """Write `omz_coco_precision.json`: what Open Model Zoo's accuracy checker says of the fixtures.
 
-    PYTHONPATH=src:tests python tests/data/eval/make_omz_goldens.py ZOO/tools/accuracy_checker
+    PYTHONPATH=src:tests:tests/evaluation python tests/data/eval/make_omz_goldens.py \\
+        ZOO/tools/accuracy_checker
 
 Runs the checker's own annotation converter and metric, with the settings of the model's
 accuracy-check.yml (`max_detections: 100`, background label 0, labels in the order of categories).
@@ -55,7 +56,7 @@ def coco_precision(document: dict[str, Any], results: list[dict[str, Any]]) -> d
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
     from accuracy_checker import __version__
-    from test_omz_precision import DRAWN, FIXTURES, drawn, load
+    from test_omz_metric import DRAWN, FIXTURES, drawn, load
 
     goldens = {
         "how": f"make_omz_goldens.py with accuracy_checker {__version__} of Open Model Zoo",

@@ -23,7 +23,7 @@ import torch
 
 HERE = Path(__file__).parent
 CHECKOUT = Path(sys.argv[1])
-sys.path[:0] = [str(CHECKOUT), str(HERE.parent.parent)]
+sys.path[:0] = [str(CHECKOUT), str(HERE.parents[1]), str(HERE.parents[1] / "importers")]
 sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")  # gone from setuptools
 sys.modules["pkg_resources"].resource_filename = lambda *_: ""  # type: ignore[attr-defined]
 
@@ -34,12 +34,12 @@ from detectron2.data.detection_utils import read_image  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from test_import_peers import deviation, rgb_agnostic, run, same_detections  # noqa: E402
 
-from sparsedet.config import preset  # noqa: E402
 from sparsedet.engine import Engine  # noqa: E402
 from sparsedet.importers import load_foreign  # noqa: E402
 from sparsedet.importers.detectron2 import _name  # noqa: E402
-from sparsedet.network import build_network  # noqa: E402
-from sparsedet.pruning.synthetic import lively_tensors  # noqa: E402
+from sparsedet.model.config import preset  # noqa: E402
+from sparsedet.model.graph import build_network  # noqa: E402
+from sparsedet.testing import lively_tensors  # noqa: E402
 
 
 def settings(depth: int) -> Any:

@@ -36,7 +36,7 @@ OUTPUTS = {
 def weights(size: str, folder: Path, photos: list[str]) -> None:
     import cv2
 
-    from sparsedet.pruning.synthetic import lively_tensors
+    from sparsedet.testing import lively_tensors
 
     if size == "small":
         canvases = dict(np.load(HERE / "canvases.npz"))
@@ -57,7 +57,7 @@ def weights(size: str, folder: Path, photos: list[str]) -> None:
 def config_of(size: str) -> Any:
     from dataclasses import replace
 
-    from sparsedet.config import preset
+    from sparsedet.model.config import preset
 
     if size == "full":
         return preset("r101-c4")
@@ -71,7 +71,7 @@ def config_of(size: str) -> Any:
 def variables_of(config: Any, folded: dict[str, Any], half: bool) -> dict[str, Any]:
     """Its variables: a random batch norm for each convolution, which folds to `folded`."""
     from sparsedet.importers.tensorpack import _name
-    from sparsedet.network import build_network
+    from sparsedet.model.graph import build_network
 
     rng, out = np.random.default_rng(0), {}
     for layer in build_network(config).weighted:
@@ -150,12 +150,12 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
 
 
 def compare(size: str, folder: Path) -> None:
-    sys.path.insert(0, str(HERE.parent.parent))
+    sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "importers")]
     from test_import_peers import deviation, run, same_detections
 
-    from sparsedet.config import preset
     from sparsedet.engine import Engine
     from sparsedet.importers import load_foreign
+    from sparsedet.model.config import preset
 
     imported = load_foreign(folder / "weights.npz", base=preset("r101-c4"))
     assert size == "small" or imported.config == preset("r101-c4")

@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .analysis import FEW, Analysis, Photograph
+from ...errors import InputError
+from ...images.letterbox import read_image
+from .. import AP_NAME, OMZ_NAME, CocoScores
+from ..analysis import FEW, Analysis, Photograph
+from ..coco import CocoDataset
 from .charts import line_chart, log_bars, matrix_chart, spark
-from .coco import CocoDataset
-from .errors import InputError
-from .evaluate import AP_NAME, OMZ_NAME, CocoScores
-from .preprocess import read_image
 
 PHOTOGRAPHS = 12
 """How many are shown, those with most mistakes."""
@@ -66,7 +66,7 @@ def render_report(
         facts: lines under the title, name -> value.
         photographs: how many to show.
     """
-    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     sections = [
         _figures(scores, analysis),
         _charts(analysis),

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..weights import read_header
-from .pickles import STORAGES, NotPlain, Storage, StorageType, flatten, read_pickle, widen
-from .source import Source, Stored, printable
+from ...errors import InputError
+from ...model.file import read_header
+from ..tensor_source import Source, Stored, printable
+from .pickle import STORAGES, NotPlain, Storage, StorageType, flatten, read_pickle, widen
 
 MAX_PICKLE = 64 << 20
 """Bytes of a PyTorch file's own pickle, which holds names and shapes alone (r101-c4: 0.1 MB)."""

@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from .source import Stored, printable
+from ...errors import InputError
+from ..tensor_source import Stored, printable
 
 
 class NotPlain(pickle.UnpicklingError):

@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig, preset
-from ..errors import InputError
-from ..network import build_network
-from ..weights import Tensors, check_tensors
-from .ir import IR
-from .ir_boxes import BoxReader
-from .ir_layers import Body, find_layers
-from .ir_steps import Linear
-from .source import Imported, Source, settle
+from ...errors import InputError
+from ...model.config import ModelConfig, preset
+from ...model.file import Tensors, check_tensors
+from ...model.graph import build_network
+from ..tensor_source import Imported, Source, settle
+from .boxes import BoxReader
+from .graph import IR
+from .layers import Body, find_layers
+from .steps import Linear
 
 
 def load_openvino(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ir import Node, ancestors, descendants
-from .ir_proposals import ProposalReader
+from .graph import Node, ancestors, descendants
+from .proposals import ProposalReader
 
 
 class BoxReader(ProposalReader):

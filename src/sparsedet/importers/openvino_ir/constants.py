@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import PRESETS, ModelConfig
-from .ir import IR, Array, Node, descendants
-from .ir_layers import Body
+from ...model.config import PRESETS, ModelConfig
+from .graph import IR, Array, Node, descendants
+from .layers import Body
 
 PASSED = {
     "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Convert", "Gather", "Slice", "StridedSlice",

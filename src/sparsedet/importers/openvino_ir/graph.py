@@ -23,7 +23,7 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ...errors import InputError
 
 MAX_XML_BYTES = 64 << 20
 """The published network's is 0.3 MB; large ones of others reach some megabytes."""

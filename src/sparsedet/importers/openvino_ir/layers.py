@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .ir import IR, Array, Node
-from .ir_steps import Linear, Reached, Steps
+from .graph import IR, Array, Node
+from .steps import Linear, Reached, Steps
 
 ROI_TYPES = ("ROIAlign", "ROIPooling")
 MAX_BLOCKS = 1000

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..boxes import cell_anchors, corner_sampling, grid_anchors
-from .ir import Array, Node, ancestors, descendants
-from .ir_fields import Fields
+from ...model.boxes import cell_anchors, corner_sampling, grid_anchors
+from .constants import Fields
+from .graph import Array, Node, ancestors, descendants
 
 
 class ProposalReader(Fields):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
-from .ir import IR, Array, Node
+from ...errors import InputError
+from .graph import IR, Array, Node
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..boxes import iou
-from ..config import ModelConfig
-from ..engine import Engine
-from ..errors import InputError
-from ..preprocess import to_canvas
-from .source import Imported
+from ...engine import Engine
+from ...errors import InputError
+from ...images.letterbox import to_canvas
+from ...model.boxes import iou
+from ...model.config import ModelConfig
+from ..tensor_source import Imported
 
 Rows = NDArray[np.float32]
 

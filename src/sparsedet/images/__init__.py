@@ -1,0 +1,1 @@
+"""Photographs: read from files, brought into the network input, drawn on."""

@@ -1,0 +1,1 @@
+"""What a model is: its configuration, its network, its file."""
