@@ -31,10 +31,13 @@ from lib import machine, subjects
 from lib.openvino_profile import Profile, Profiler, is_void
 
 import sparsedet
-from sparsedet.engine import MERGED, Engine
+from sparsedet.engine import Engine
+from sparsedet.engine.lower import MERGED
 from sparsedet.images.letterbox import to_canvas
-from sparsedet.model.file import ModelFile, sparsity_report
-from sparsedet.model.graph import Layer, Network, build_network
+from sparsedet.model.c4 import build_network
+from sparsedet.model.file import ModelFile
+from sparsedet.model.graph import Layer, Network
+from sparsedet.model.sparsity import sparsity_report
 
 PACKED_BYTES = 5
 """Of a packed weight: 4, and its share of a 2-byte index that all rows of a pattern use."""

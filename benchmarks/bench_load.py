@@ -29,7 +29,8 @@ import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.images.letterbox import to_canvas
-from sparsedet.model.file import ModelFile, sparsity_report
+from sparsedet.model.file import ModelFile
+from sparsedet.model.sparsity import sparsity_report
 
 RUNTIMES = ("sparsedet", "cached", "openvino")
 
@@ -52,7 +53,8 @@ OPENVINO = """
 import sys
 import numpy
 import openvino
-from sparsedet.images.letterbox import read_image, to_canvas
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.read import read_image
 model, photo, rows, threads, height, width, resize = sys.argv[1:]
 core = openvino.Core()
 compiled = core.compile_model(core.read_model(model), "CPU", {

@@ -41,7 +41,8 @@ from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate
 from sparsedet.images.letterbox import to_canvas
-from sparsedet.model.file import ModelFile, sparsity_report
+from sparsedet.model.file import ModelFile
+from sparsedet.model.sparsity import sparsity_report
 
 Run = Callable[[], Detections]
 

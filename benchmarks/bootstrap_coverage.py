@@ -19,7 +19,8 @@ import numpy as np
 from sparsedet.evaluation import coco_matches
 from sparsedet.evaluation.average_precision import average_precision, mean_over_classes
 from sparsedet.evaluation.bootstrap import FIGURES
-from sparsedet.evaluation.coco import load_coco, read_json
+from sparsedet.evaluation.coco import load_coco
+from sparsedet.files import read_json
 
 
 def main() -> None:

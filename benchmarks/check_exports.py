@@ -35,7 +35,8 @@ from sparsedet.images.letterbox import to_canvas
 from sparsedet.importers import load_foreign
 from sparsedet.model.boxes import iou
 from sparsedet.model.config import ModelConfig
-from sparsedet.model.file import ModelFile, sparsity_report
+from sparsedet.model.file import ModelFile
+from sparsedet.model.sparsity import sparsity_report
 
 FORMS: dict[str, dict[str, Any]] = {
     "openvino float32": {},

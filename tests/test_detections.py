@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sparsedet import detections
 from sparsedet.detections import Detections, contract_rows, from_rows, pad_rows
 from sparsedet.errors import InputError
+from sparsedet.images import draw
 from sparsedet.images.letterbox import place
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
@@ -200,7 +200,7 @@ def picture(height: int, width: int, *boxes: tuple[int, float, float, float, flo
 
 def test_a_box_is_drawn_on_its_pixels_in_its_colour() -> None:
     out = picture(300, 400, (3, 0.9, 100.6, 80.6, 249.4, 219.4))
-    colour = detections._colour(3)
+    colour = draw._colour(3)
     for y, x in ((80, 240), (219, 150), (150, 100), (150, 249)):
         assert tuple(out[y, x]) == colour
     assert (out[95:205, 115:235] == 128).all()  # nothing inside
@@ -210,11 +210,11 @@ def test_a_box_is_drawn_on_its_pixels_in_its_colour() -> None:
 def test_the_better_detection_lies_on_top() -> None:
     for first, second in ((1, 2), (2, 1)):
         out = picture(300, 400, (first, 0.6, 50, 50, 200, 200), (second, 0.7, 50, 50, 200, 200))
-        assert tuple(out[199, 125]) == detections._colour(second)
+        assert tuple(out[199, 125]) == draw._colour(second)
 
 
 def test_colours_are_distinct_and_stable() -> None:
-    colours = [detections._colour(label) for label in range(1, 81)]
+    colours = [draw._colour(label) for label in range(1, 81)]
     assert all(len(set(colours[i : i + 20])) == 20 for i in range(61))
     assert colours.count(colours[0]) == 1  # nothing looks like a person
     assert colours[0] == (0, 159, 230)  # golden: a class never changes its colour
@@ -233,7 +233,7 @@ def test_labels_stay_inside_the_picture(
     for corner in corners:
         low_high = np.sort(np.reshape(corner, (2, 2)), axis=0).reshape(4)
         box = (low_high * [width, height, width, height]).astype(np.float32)
-        label = detections._Label.fitting(f"{name} 0.50", float(np.sqrt(height * width)), width)
+        label = draw._Label.fitting(f"{name} 0.50", float(np.sqrt(height * width)), width)
         at = label.place(box, taken, height, width, 2)
         assert (at[2:] - at[:2]).tolist() == [label.width, label.height]
         assert (at[:2] >= 0).all() and at[2] <= width and at[3] <= height
@@ -243,8 +243,8 @@ def test_labels_stay_inside_the_picture(
 def test_labels_of_equal_boxes_do_not_cover_each_other() -> None:
     labels = (1, 2, 3, 4)
     out = picture(300, 400, *((k, 0.9 - k / 10, 100, 80, 300, 220) for k in labels))
-    areas = [(out == detections._colour(k)).all(axis=2).sum() for k in labels]
-    text = [detections._Label.fitting(f"{COCO_NAMES[k - 1]} 0.50", 346, 400) for k in labels]
+    areas = [(out == draw._colour(k)).all(axis=2).sum() for k in labels]
+    text = [draw._Label.fitting(f"{COCO_NAMES[k - 1]} 0.50", 346, 400) for k in labels]
     for area, label in zip(areas, text, strict=True):
         assert area > 0.5 * label.width * label.height  # the rest is ink
 
@@ -259,11 +259,11 @@ def test_the_smallest_pictures_can_be_drawn_on(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(96, 128), (480, 640), (2000, 3000)])
 def test_text_and_lines_grow_with_the_picture(size: tuple[int, int]) -> None:
     extent = float(np.sqrt(size[0] * size[1]))
-    label = detections._Label.fitting("person 0.50", extent, size[1])
+    label = draw._Label.fitting("person 0.50", extent, size[1])
     assert max(9, extent / 50) <= label.height <= max(18, extent / 20)
     y1, x1 = round(size[0] * 0.75), round(size[1] * 0.75)
     out = picture(*size, (2, 0.5, size[1] / 4, size[0] / 4, x1, y1))
-    line = (out[size[0] // 2, size[1] * 5 // 8 :] == detections._colour(2)).all(axis=1).sum()
+    line = (out[size[0] // 2, size[1] * 5 // 8 :] == draw._colour(2)).all(axis=1).sum()
     assert 1 <= line <= 2 + extent / 200 and (line > 1) == (extent > 390)
 
 

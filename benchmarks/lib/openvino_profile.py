@@ -31,9 +31,10 @@ from lib.machine import peak_gflops
 from lib.peers import openvino_backend
 from numpy.typing import NDArray
 
-from sparsedet.model.config import ModelConfig, preset
+from sparsedet.model.c4 import build_network
+from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import ModelFile
-from sparsedet.model.graph import build_network
+from sparsedet.model.presets import preset
 
 FLOOR, CEILING = 0.93 * 0.95, 1.05
 """Shares of the measured peak in the dense part between which a run counts, see above."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sparsedet
 from sparsedet.detector import EMBEDDED
-from sparsedet.model.file import sparsity_report
+from sparsedet.model.sparsity import sparsity_report
 
 MODELS = Path(__file__).resolve().parents[2] / "src" / "sparsedet" / "models"
 LARGEST = 12_000_000  # bytes

@@ -10,9 +10,10 @@ from .detections import Detections
 from .detector import Detector
 from .engine import available_isas
 from .errors import InputError
-from .images.letterbox import read_image
-from .model.config import PRESETS, ModelConfig, preset
+from .images.read import read_image
+from .model.config import ModelConfig
 from .model.file import load_model, save_model
+from .model.presets import PRESETS, preset
 from .version import VERSION
 
 __version__ = VERSION

@@ -26,7 +26,8 @@ from .engine.packed_cache import cache_folder, load_engine
 from .errors import InputError
 from .images.letterbox import as_blob, to_canvas
 from .model.config import ModelConfig
-from .model.file import ModelFile, load_model, sparsity_report
+from .model.file import ModelFile, load_model
+from .model.sparsity import sparsity_report
 
 if TYPE_CHECKING:
     import asyncio

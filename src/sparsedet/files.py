@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -65,3 +67,18 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        InputError: it cannot be read or is not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number too long to hold
+        raise InputError(f"{path}: not valid JSON ({error})") from None

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from .engine import Engine
 from .errors import InputError
+from .model.c4 import build_network
 from .model.config import ModelConfig
-from .model.graph import build_network
 from .pruning.schedule import prunable_layers, uniform_zeros
 
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .model import boxes as np_boxes
+from .model.c4 import build_network
 from .model.config import ModelConfig
-from .model.graph import Layer, Network, build_network
+from .model.graph import Layer, Network
 
 
 class FrozenBatchNorm(nn.Module):

@@ -22,7 +22,8 @@ from lib.agreement import exact
 from sparsedet import Detector, InputError, read_image
 from sparsedet.backends.signature import Port, Ports, plain_rows
 from sparsedet.detections import Detections
-from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, preset
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
+from sparsedet.model.presets import preset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PHOTOS = (EXAMPLES / "beach.jpg", EXAMPLES / "frisbee.jpg")

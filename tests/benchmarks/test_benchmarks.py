@@ -18,7 +18,7 @@ from lib.documents import insert
 
 from sparsedet.detections import Detections
 from sparsedet.images.letterbox import place
-from sparsedet.model.config import preset
+from sparsedet.model.presets import preset
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

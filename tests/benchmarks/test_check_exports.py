@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from sparsedet.detections import Detections, from_rows
-from sparsedet.images.letterbox import place, read_image
-from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, preset
+from sparsedet.images.letterbox import place
+from sparsedet.images.read import read_image
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
+from sparsedet.model.presets import preset
 
 ROOT = Path(__file__).parents[2]
 

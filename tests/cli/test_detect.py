@@ -27,9 +27,9 @@ from helpers.small import SMALL, picture
 
 import sparsedet
 from sparsedet.cli import main
-from sparsedet.images.letterbox import read_image
-from sparsedet.model.config import preset
+from sparsedet.images.read import read_image
 from sparsedet.model.file import load_model, save_model, tensor_shapes
+from sparsedet.model.presets import preset
 
 SOURCE = Path(sparsedet.__file__).parent
 

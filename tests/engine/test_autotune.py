@@ -13,8 +13,8 @@ from sparsedet import Detector, InputError
 from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.engine.autotune import load_plan, measure
+from sparsedet.model.c4 import build_network
 from sparsedet.model.file import load_model
-from sparsedet.model.graph import build_network
 
 
 def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
-from sparsedet.engine import MERGED, Engine, choose_precision, lower
+from sparsedet.engine import Engine, choose_precision
 from sparsedet.engine.calibrate import _cheapest, calibrate
+from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_canvas
+from sparsedet.model.c4 import build_network
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import byte_layers, save_model
-from sparsedet.model.graph import Layer, build_network
+from sparsedet.model.graph import Layer
 from sparsedet.testing import random_tensors
 
 INT8_ISAS = [isa for isa in _native.available_isas() if _native.has_int8(isa)]

@@ -18,13 +18,17 @@ import pytest
 from numpy.typing import NDArray
 
 from sparsedet.detector import embedded_model
-from sparsedet.engine import MERGED, Engine, available_isas, lower
+from sparsedet.engine import Engine, available_isas
+from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
-from sparsedet.images.letterbox import read_image, to_canvas
+from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.read import read_image
 from sparsedet.model import boxes as np_boxes
-from sparsedet.model.config import COCO_NAMES, ModelConfig, preset
+from sparsedet.model.c4 import build_network
+from sparsedet.model.config import COCO_NAMES, ModelConfig
 from sparsedet.model.file import load_model
-from sparsedet.model.graph import Layer, build_network
+from sparsedet.model.graph import Layer
+from sparsedet.model.presets import preset
 from sparsedet.testing import lively_tensors, random_tensors
 
 torch = pytest.importorskip("torch")

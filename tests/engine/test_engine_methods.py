@@ -25,7 +25,8 @@ from test_engine import (
 )  # fmt: skip
 
 from sparsedet import _native
-from sparsedet.engine import MERGED, OUTPUTS, Engine, choose_precision, lower
+from sparsedet.engine import Engine, choose_precision
+from sparsedet.engine.lower import MERGED, OUTPUTS, lower
 from sparsedet.errors import InputError
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.graph import Layer

@@ -24,14 +24,9 @@ from sparsedet.detector import Detector, embedded_model
 from sparsedet.engine import Engine, PackedOp, available_isas
 from sparsedet.engine import packed_cache as packed
 from sparsedet.errors import InputError
-from sparsedet.model.config import preset
-from sparsedet.model.file import (
-    ModelFile,
-    StorageDtype,
-    load_model,
-    save_model,
-    sparsity_report,
-)
+from sparsedet.model.file import ModelFile, StorageDtype, load_model, save_model
+from sparsedet.model.presets import preset
+from sparsedet.model.sparsity import sparsity_report
 from sparsedet.model.tensors import StoredTensor, StoredTensors
 from sparsedet.testing import random_tensors
 

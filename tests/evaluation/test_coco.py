@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sparsedet.errors import InputError
-from sparsedet.evaluation.coco import CocoDataset, finite_numbers, load_coco, read_json
+from sparsedet.evaluation.coco import CocoDataset, finite_numbers, load_coco
+from sparsedet.files import read_json
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
 EVAL = Path(__file__).parents[1] / "data" / "eval"

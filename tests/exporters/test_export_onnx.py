@@ -13,7 +13,8 @@ from helpers.exports import SMALL, picture
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
 from sparsedet.exporters.onnx import save_onnx, to_onnx
-from sparsedet.model.config import PRESETS, ModelConfig
+from sparsedet.model.config import ModelConfig
+from sparsedet.model.presets import PRESETS
 from sparsedet.testing import lively_tensors
 
 onnx = pytest.importorskip("onnx")

@@ -14,7 +14,8 @@ from helpers.exports import SMALL, picture
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.model.config import PRESETS, ModelConfig
+from sparsedet.model.config import ModelConfig
+from sparsedet.model.presets import PRESETS
 from sparsedet.testing import lively_tensors
 
 ov = pytest.importorskip("openvino")

@@ -22,8 +22,9 @@ from helpers import published_form
 from helpers.exports import SMALL, picture
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.model.boxes import legacy_cell_anchors
-from sparsedet.model.config import PRESETS, ModelConfig
+from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import load_model, save_model
+from sparsedet.model.presets import PRESETS
 from sparsedet.testing import lively_tensors
 
 LEGACY = replace(

@@ -18,8 +18,9 @@ import numpy as np
 import openvino as ov
 from openvino import opset8 as op
 
+from sparsedet.model.c4 import build_network
 from sparsedet.model.file import ModelFile, load_model
-from sparsedet.model.graph import Layer, build_network
+from sparsedet.model.graph import Layer
 
 
 def build(model: ModelFile, variants: set[str]) -> ov.Model:

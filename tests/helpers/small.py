@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedet.model.config import preset
+from sparsedet.model.presets import preset
 
 SMALL = replace(
     preset("r50half-c4"),

@@ -20,17 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sparsedet.errors import InputError
-from sparsedet.images.letterbox import (
-    MAX_FILE_BYTES,
-    MAX_PIXELS,
-    Placement,
-    as_blob,
-    check_image,
-    decode_image,
-    place,
-    read_image,
-    to_canvas,
-)
+from sparsedet.images.letterbox import Placement, as_blob, check_image, place, to_canvas
+from sparsedet.images.read import MAX_FILE_BYTES, MAX_PIXELS, decode_image, read_image
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

@@ -23,9 +23,10 @@ from sparsedet.cli import main
 from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.containers import open_source
 from sparsedet.model.boxes import cell_anchors
-from sparsedet.model.config import preset
-from sparsedet.model.file import load_model, save_model, sparsity_report
-from sparsedet.model.graph import build_network
+from sparsedet.model.c4 import build_network
+from sparsedet.model.file import load_model, save_model
+from sparsedet.model.presets import preset
+from sparsedet.model.sparsity import sparsity_report
 
 Arrays = dict[str, NDArray[Any]]
 

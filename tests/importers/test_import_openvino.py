@@ -19,12 +19,13 @@ import pytest
 from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
-from sparsedet.images.letterbox import read_image
+from sparsedet.images.read import read_image
 from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.openvino_ir.graph import IR
 from sparsedet.importers.openvino_ir.verify import compare, picture
 from sparsedet.model.boxes import legacy_cell_anchors
-from sparsedet.model.file import load_model, sparsity_report
+from sparsedet.model.file import load_model
+from sparsedet.model.sparsity import sparsity_report
 
 pytest.importorskip("openvino")
 
@@ -154,7 +155,7 @@ TRACE = """
 import sys, warnings
 import numpy as np, openvino as ov, torch
 from torchvision import ops
-from sparsedet.images.letterbox import read_image
+from sparsedet.images.read import read_image
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.model.file import load_model
 warnings.filterwarnings("ignore")

@@ -19,7 +19,7 @@ from sparsedet.engine import Engine, available_isas
 from sparsedet.importers import Imported, load_foreign
 from sparsedet.importers.containers import open_source
 from sparsedet.model import boxes as np_boxes
-from sparsedet.model.config import preset
+from sparsedet.model.presets import preset
 
 DATA = Path(__file__).parents[1] / "data" / "parity"
 FILES = {"detectron2": "detectron2.pth", "tensorpack": "tensorpack.npz"}

@@ -97,7 +97,7 @@ def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> Non
     with torch.device("meta"):
         names = set(torchvision.models.resnet101().state_dict())
     from sparsedet.importers.torchvision import _names
-    from sparsedet.model.graph import build_network
+    from sparsedet.model.c4 import build_network
 
     wanted = {
         f"{prefix}.weight"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sparsedet.model import boxes
-from sparsedet.model.config import PRESETS, preset
+from sparsedet.model.presets import PRESETS, preset
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
 CLAMP = math.log(1000 / 16)

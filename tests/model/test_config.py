@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sparsedet.model.config import _RANGES, PRESETS, ModelConfig, preset
+from sparsedet.model.config import _RANGES, ModelConfig
+from sparsedet.model.presets import PRESETS, preset
 
 R101 = PRESETS["r101-c4"]
 NAN, INF = float("nan"), float("inf")

@@ -16,18 +16,19 @@ import pytest
 import safetensors.numpy
 
 from sparsedet.errors import InputError
-from sparsedet.model.config import PRESETS, ModelConfig, preset
+from sparsedet.model.batch_norm import fold_batch_norm
+from sparsedet.model.c4 import build_network
+from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import (
     StorageDtype,
     Tensors,
     check_tensors,
-    fold_batch_norm,
     load_model,
     save_model,
-    sparsity_report,
     tensor_shapes,
 )
-from sparsedet.model.graph import build_network
+from sparsedet.model.presets import PRESETS, preset
+from sparsedet.model.sparsity import sparsity_report
 from sparsedet.pruning.schedule import prunable_layers, uniform_zeros
 
 ROOT = Path(__file__).parents[2]

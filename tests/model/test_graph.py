@@ -7,8 +7,10 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, PRESETS, ModelConfig, preset
-from sparsedet.model.graph import Network, build_network, output_length
+from sparsedet.model.c4 import build_network
+from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
+from sparsedet.model.graph import Network, output_length
+from sparsedet.model.presets import PRESETS, preset
 
 R101 = PRESETS["r101-c4"]
 

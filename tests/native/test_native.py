@@ -17,8 +17,8 @@ import pytest
 from sparsedet import _native
 from sparsedet.engine import Engine, available_isas
 from sparsedet.errors import InputError
-from sparsedet.model.config import preset
-from sparsedet.model.graph import build_network
+from sparsedet.model.c4 import build_network
+from sparsedet.model.presets import preset
 from sparsedet.testing import random_tensors
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ pytest.importorskip("torchvision")
 from helpers.small import SMALL  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
-from sparsedet.model.file import sparsity_report  # noqa: E402
+from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
 from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros  # noqa: E402

@@ -19,8 +19,9 @@ from helpers.small import SMALL, picture  # noqa: E402
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.images.letterbox import to_canvas  # noqa: E402
-from sparsedet.model.file import load_model, save_model, sparsity_report  # noqa: E402
-from sparsedet.model.graph import build_network  # noqa: E402
+from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.model.file import load_model, save_model  # noqa: E402
+from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.pruning.calibration import calibration_canvas, patches, places  # noqa: E402
 from sparsedet.pruning.one_shot import LEAST_DENSITY, OneShot, plan_zeros, prune_once  # noqa: E402
 from sparsedet.pruning.patterns import to_matrix  # noqa: E402

@@ -19,7 +19,7 @@ from test_masks import CONFIG, feel, jitter, model, zero_weights  # noqa: E402
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
-from sparsedet.model.file import sparsity_report  # noqa: E402
+from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner, KeptZeros  # noqa: E402
 from sparsedet.pruning.patterns import smallest, to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import (  # noqa: E402

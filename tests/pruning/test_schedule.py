@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from sparsedet.model.config import PRESETS
-from sparsedet.model.graph import build_network
+from sparsedet.model.c4 import build_network
+from sparsedet.model.presets import PRESETS
 from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros
 
 

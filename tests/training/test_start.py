@@ -23,7 +23,8 @@ from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.importers import load_foreign  # noqa: E402
 from sparsedet.importers.containers import open_source  # noqa: E402
-from sparsedet.model.file import load_model, sparsity_report  # noqa: E402
+from sparsedet.model.file import load_model  # noqa: E402
+from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.training.start import build_model, load_teacher, open_start  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]

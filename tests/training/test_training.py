@@ -34,9 +34,9 @@ from sparsedet import Detector, InputError, load_model, preset, read_image  # no
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.importers.open_nsfw import load_open_nsfw  # noqa: E402
+from sparsedet.model.c4 import build_network  # noqa: E402
 from sparsedet.model.config import ModelConfig  # noqa: E402
-from sparsedet.model.file import sparsity_report  # noqa: E402
-from sparsedet.model.graph import build_network  # noqa: E402
+from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN, decode, encode  # noqa: E402
 from sparsedet.training import run_folder as checkpoint  # noqa: E402
 from sparsedet.training import start  # noqa: E402

@@ -24,7 +24,7 @@ from helpers.tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
 from sparsedet import Detector, InputError, load_model, read_image  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
-from sparsedet.model.file import sparsity_report  # noqa: E402
+from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training import trainer as loop  # noqa: E402
 from sparsedet.training.data import held_out, load_batch, load_sample  # noqa: E402

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.config import COCO_NAMES, ModelConfig, preset
+from ..model.config import COCO_NAMES, ModelConfig
+from ..model.presets import preset
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,11 @@ def register(command: Command) -> None:
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    from ..evaluation.coco import read_json
+    from ..files import read_json
     from ..importers import detect_format, load_foreign
-    from ..model.config import preset
-    from ..model.file import load_model, save_model, sparsity_report
+    from ..model.file import load_model, save_model
+    from ..model.presets import preset
+    from ..model.sparsity import sparsity_report
 
     output: Path = arguments.output
     if output.exists() and not arguments.overwrite:
@@ -87,7 +88,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def _probe(arguments: argparse.Namespace, imported: Imported) -> None:
     """Run the source beside the import, where OpenVINO is installed."""
-    from ..images.letterbox import read_image
+    from ..images.read import read_image
     from ..importers.openvino_ir.verify import compare_with_openvino, have_openvino
 
     photo = read_image(arguments.probe) if arguments.probe else None

@@ -93,7 +93,7 @@ def _detect_one(
     arguments: argparse.Namespace,
 ) -> tuple[Detections, float, Path | None]:  # fmt: skip
     """Detections, seconds, and the annotated picture's path, which is added to `taken`."""
-    from ..images.letterbox import read_image
+    from ..images.read import read_image
 
     image = read_image(photo)
     target = None

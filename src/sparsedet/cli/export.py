@@ -107,7 +107,7 @@ def _export_openvino(arguments: argparse.Namespace, model: ModelFile, form: dict
 def _describe(arguments: argparse.Namespace, model: ModelFile, form: dict[str, Any]) -> None:
     """What was written, for the terminal."""
     from ..exporters.builder import Form
-    from ..model.file import sparsity_report
+    from ..model.sparsity import sparsity_report
 
     shape = Form(**form)
     report = sparsity_report(model.config, model.tensors)

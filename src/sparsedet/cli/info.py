@@ -32,9 +32,10 @@ def register(command: Command) -> None:
 def run_info(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine import choose_isa
-    from ..model.config import preset
-    from ..model.file import load_model, sparsity_report
-    from ..model.graph import build_network
+    from ..model.c4 import build_network
+    from ..model.file import load_model
+    from ..model.presets import preset
+    from ..model.sparsity import sparsity_report
 
     if arguments.rois is not None and arguments.rois < 1:
         raise InputError(f"--rois is {arguments.rois}, expected at least 1")
@@ -136,8 +137,8 @@ def _layer_table(rows: list[tuple[Any, ...]], rois: int) -> str:
 
 def _costs(config: ModelConfig, rois: int) -> str:
     """Parameters and GFLOPs of the configuration, the published figures beside them."""
-    from ..model.config import preset
-    from ..model.graph import build_network
+    from ..model.c4 import build_network
+    from ..model.presets import preset
 
     network = build_network(config)
     many, one = network.flops(rois) / 1e9, network.flops(1) / 1e9

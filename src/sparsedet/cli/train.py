@@ -134,7 +134,7 @@ def _prune_once(arguments: argparse.Namespace) -> int:
 def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
     """The settings: those of the command or of the run that is resumed, of the recipe file, of
     the flags; the last one wins."""
-    from ..evaluation.coco import read_json
+    from ..files import read_json
     from ..training.recipe import Recipe
 
     values: dict[str, Any] = {}

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
 from ..errors import InputError
 from ..files import write_atomic
+from ..model.c4 import build_network
 from ..model.config import ModelConfig
-from ..model.graph import Layer, build_network
-from . import MERGED, Engine, Precision
+from ..model.graph import Layer
+from . import Engine, Precision
+from .lower import MERGED
 
 RUNS = 3
 """Runs of which the fastest counts."""

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..images.letterbox import read_image, to_canvas
+from ..images.letterbox import to_canvas
+from ..images.read import read_image
+from ..model.c4 import build_network
 from ..model.config import ModelConfig
 from ..model.file import byte_layers, load_model, save_model
-from ..model.graph import build_network
 from . import Engine
 
 REGIONS = 64

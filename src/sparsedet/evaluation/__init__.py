@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..images.letterbox import read_image
+from ..files import read_json
+from ..images.read import read_image
 from .average_precision import Matches, average_precision, class_matches
-from .coco import CocoDataset, load_coco, read_json
+from .coco import CocoDataset, load_coco
 from .omz_metric import omz_matches
 from .results import Scored, check
 

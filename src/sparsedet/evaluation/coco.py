@@ -9,7 +9,6 @@ file's own. Boxes are xyxy float pixels of the photograph.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +95,6 @@ class CocoDataset:
                 f"{self.root}: {len(missing)} of {len(self.images)} images are missing, "
                 f"first {missing[0]!r}"
             )
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        InputError: it cannot be read or is not JSON.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number too long to hold
-        raise InputError(f"{path}: not valid JSON ({error})") from None
 
 
 def load_coco(

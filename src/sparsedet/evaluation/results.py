@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .coco import CocoDataset, finite_numbers, read_json
+from ..files import read_json
+from .coco import CocoDataset, finite_numbers
 
 
 @dataclass(frozen=True)

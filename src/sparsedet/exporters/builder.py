@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model import boxes as np_boxes
+from ..model.c4 import build_network
 from ..model.config import ModelConfig
-from ..model.graph import Layer, build_network
+from ..model.graph import Layer
 
 Array = NDArray[Any]
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..images.letterbox import read_image, to_canvas
+from ..images.letterbox import to_canvas
+from ..images.read import read_image
 from ..model.config import ModelConfig
 
 PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}

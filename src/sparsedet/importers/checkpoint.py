@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..model.c4 import build_network
 from ..model.config import ModelConfig
-from ..model.graph import build_network
 from .containers import open_source
 from .tensor_source import Imported
 

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 
 from ..model import boxes
-from ..model.config import ModelConfig, preset
-from ..model.graph import Layer, build_network
+from ..model.c4 import build_network
+from ..model.config import ModelConfig
+from ..model.graph import Layer
+from ..model.presets import preset
 from .containers import open_source
 from .tensor_source import Imported, Source, count_blocks, settle
 

@@ -12,8 +12,8 @@ import os
 import numpy as np
 
 from ..errors import InputError
+from ..model.c4 import build_network
 from ..model.config import ModelConfig
-from ..model.graph import build_network
 
 
 def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, np.ndarray]:

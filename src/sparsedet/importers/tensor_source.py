@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..model.batch_norm import fold_batch_norm
+from ..model.c4 import build_network
 from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
-from ..model.file import Tensors, fold_batch_norm
-from ..model.graph import build_network
+from ..model.file import Tensors
 
 MAX_PARAMETERS = 500_000_000
 """Of a model to import; ten times r101-c4. A hostile file may declare any widths."""

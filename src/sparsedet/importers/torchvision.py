@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.config import ModelConfig, preset
-from ..model.graph import Layer, build_network
+from ..model.c4 import build_network
+from ..model.config import ModelConfig
+from ..model.graph import Layer
+from ..model.presets import preset
 from .containers import open_source
 from .tensor_source import Source, count_blocks
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import make_folder, sha256_of, weights_file, write_atomic
-from ..images.letterbox import read_image
-from ..model.file import ModelFile, fold_batch_norm, load_model, save_model
+from ..images.read import read_image
+from ..model.batch_norm import fold_batch_norm
+from ..model.file import ModelFile, load_model, save_model
 from ..torch_model import FasterRCNN
 from .calibration import calibration_canvas
 from .one_shot import OneShot, prune_once, pruned_layers

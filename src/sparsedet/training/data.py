@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.coco import CocoDataset, CocoImage
-from ..images.letterbox import read_image, to_canvas
+from ..images.letterbox import to_canvas
+from ..images.read import read_image
 from ..model.config import ModelConfig
 from .losses import Target
 from .recipe import Recipe

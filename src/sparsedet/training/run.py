@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..evaluation.coco import load_coco
 from ..files import sha256_of, weights_file
-from ..model.config import COCO_NAMES, preset
+from ..model.config import COCO_NAMES
+from ..model.presets import preset
 from ..pruning.schedule import prunable_layers
 from . import distributed
 from .recipe import Recipe

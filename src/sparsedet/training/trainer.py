@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from .optimizer import build_optimizer, freeze, make_masks
 from .plots import plot_run
 from .recipe import Recipe
 from .run_folder import read_checkpoint, write_checkpoint
+from .signals import leave_group, stop_on_signals
 from .validation import (
     GROUND_TRUTH,
     check_validation,
@@ -238,13 +237,13 @@ class Trainer:
         data = Batches(self.dataset, self.model.config, recipe, self.step, ranks.rank, ranks.world)
         batches = iter(torch.utils.data.DataLoader(
             data, batch_size=None, num_workers=recipe.workers,
-            pin_memory=ranks.device.type == "cuda", worker_init_fn=_leave_group,
+            pin_memory=ranks.device.type == "cuda", worker_init_fn=leave_group,
         ))  # fmt: skip
         saved = time.monotonic()
         log = Log(self.folder, recipe, self.step) if ranks.writes else None
         if self.val.images and ranks.writes:
             write_ground_truth(self.val, self.folder / GROUND_TRUTH)
-        with closing(log) if log else nullcontext(), _stop_signals(self):
+        with closing(log) if log else nullcontext(), stop_on_signals(self._ask_to_stop):
             while not self.finished and not ranks.any(self._stop):
                 parts = self._next(batches)
                 if not parts:
@@ -267,6 +266,9 @@ class Trainer:
                 if trouble := plot_run(self.folder):
                     log.say(trouble)
         return self.finished
+
+    def _ask_to_stop(self) -> None:
+        self._stop = True
 
     def _next(self, batches: Iterator[Part]) -> list[Part]:
         """This process's parts of the next step; none if a signal that stops the run ended the
@@ -411,24 +413,3 @@ class Trainer:
             tensors = self.model.folded_tensors()
         save_model(path, self.model.config, tensors, provenance, overwrite=True)
         return path
-
-
-def _leave_group(_: int) -> None:
-    """In a worker: torchrun and a terminal send signals to the whole process group, and the trainer
-    needs its workers for the step that it finishes."""
-    os.setpgid(0, 0)
-
-
-@contextmanager
-def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM and SIGINT end the loop after the current step instead of losing work."""
-
-    def stop(*_: object) -> None:
-        trainer._stop = True
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

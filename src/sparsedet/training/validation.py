@@ -17,8 +17,8 @@ import torch
 from ..detections import Detections, from_rows
 from ..errors import InputError
 from ..evaluation import score_results
-from ..evaluation.coco import CocoDataset, CocoImage, read_json
-from ..files import write_atomic
+from ..evaluation.coco import CocoDataset, CocoImage
+from ..files import read_json, write_atomic
 from ..images.letterbox import to_canvas
 from ..torch_model import FasterRCNN
 from .data import read_photograph

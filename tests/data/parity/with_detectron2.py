@@ -37,8 +37,8 @@ from test_import_peers import deviation, rgb_agnostic, run, same_detections  # n
 from sparsedet.engine import Engine  # noqa: E402
 from sparsedet.importers import load_foreign  # noqa: E402
 from sparsedet.importers.detectron2 import _name  # noqa: E402
-from sparsedet.model.config import preset  # noqa: E402
-from sparsedet.model.graph import build_network  # noqa: E402
+from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.model.presets import preset  # noqa: E402
 from sparsedet.testing import lively_tensors  # noqa: E402
 
 

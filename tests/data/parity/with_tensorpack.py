@@ -57,7 +57,7 @@ def weights(size: str, folder: Path, photos: list[str]) -> None:
 def config_of(size: str) -> Any:
     from dataclasses import replace
 
-    from sparsedet.model.config import preset
+    from sparsedet.model.presets import preset
 
     if size == "full":
         return preset("r101-c4")
@@ -71,7 +71,7 @@ def config_of(size: str) -> Any:
 def variables_of(config: Any, folded: dict[str, Any], half: bool) -> dict[str, Any]:
     """Its variables: a random batch norm for each convolution, which folds to `folded`."""
     from sparsedet.importers.tensorpack import _name
-    from sparsedet.model.graph import build_network
+    from sparsedet.model.c4 import build_network
 
     rng, out = np.random.default_rng(0), {}
     for layer in build_network(config).weighted:
@@ -155,7 +155,7 @@ def compare(size: str, folder: Path) -> None:
 
     from sparsedet.engine import Engine
     from sparsedet.importers import load_foreign
-    from sparsedet.model.config import preset
+    from sparsedet.model.presets import preset
 
     imported = load_foreign(folder / "weights.npz", base=preset("r101-c4"))
     assert size == "small" or imported.config == preset("r101-c4")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...images.letterbox import read_image
+from ...images.read import read_image
 from .. import AP_NAME, OMZ_NAME, CocoScores
 from ..analysis import FEW, Analysis, Photograph
 from ..coco import CocoDataset

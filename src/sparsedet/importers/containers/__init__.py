@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...model.file import read_header
+from ...model.safetensors import read_header
 from ..tensor_source import Source, Stored, printable
 from .pickle import STORAGES, NotPlain, Storage, StorageType, flatten, read_pickle, widen
 

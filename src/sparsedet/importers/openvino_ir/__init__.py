@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...model.config import ModelConfig, preset
+from ...model.c4 import build_network
+from ...model.config import ModelConfig
 from ...model.file import Tensors, check_tensors
-from ...model.graph import build_network
+from ...model.presets import preset
 from ..tensor_source import Imported, Source, settle
 from .boxes import BoxReader
 from .graph import IR

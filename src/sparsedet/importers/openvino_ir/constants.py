@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...model.config import PRESETS, ModelConfig
+from ...model.config import ModelConfig
+from ...model.presets import PRESETS
 from .graph import IR, Array, Node, descendants
 from .layers import Body
 

@@ -1,0 +1,132 @@
+"""Photographs: from a file or from bytes to pixels."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import threading
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .headers import FORMATS
+
+U8 = NDArray[np.uint8]
+
+MAX_PIXELS = 100_000_000
+"""Photographs of more pixels are refused unless the caller raises the limit."""
+
+
+MAX_FILE_BYTES = 1 << 30
+"""Larger files are refused unread; 100 million uncompressed 16-bit RGBA pixels fit."""
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> U8:
+    """Read a photograph from a file: `decode_image` of its bytes.
+
+    Args:
+        path: a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF (first page) or AVIF file, as far
+            as the installed OpenCV decodes that format.
+        max_pixels: larger pictures are refused before they are decoded (OpenCV's own limit is
+            2**30).
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+
+    Raises:
+        InputError: no such file, not a file, or anything `decode_image` refuses.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a file, expected a photograph")
+        if status.st_size > MAX_FILE_BYTES:
+            raise InputError(
+                f"{path}: the file has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}"
+            )
+        # Read here and not by cv2.imread: that fails on some non-ASCII names on Windows.
+        with open(path, "rb") as file:
+            data = file.read()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    return decode_image(data, str(path), max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
+    """Decode a photograph that is in memory.
+
+    The EXIF orientation is applied. Grey, palette, CMYK and 16-bit pictures become 8-bit BGR;
+    an alpha channel is dropped, not composited (all as OpenCV's IMREAD_COLOR does). The size
+    is read from the header before anything is decoded, so a decompression bomb costs nothing;
+    a format whose header is not understood here is therefore refused even where OpenCV could
+    decode it.
+
+    Args:
+        data: the image file's content.
+        name: what error messages call it.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+
+    Raises:
+        InputError: empty, not an image, damaged, truncated, or over the limit.
+    """
+    if not data:
+        raise InputError(f"{name}: the file is empty, expected a photograph")
+    size_of = next((read for magic, read in FORMATS if magic.match(data)), None)
+    if size_of is None:
+        raise InputError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF image")
+    try:
+        height, width = size_of(data)
+    except (struct.error, ValueError):
+        raise InputError(f"{name}: the image is truncated or damaged") from None
+    if height < 1 or width < 1:
+        raise InputError(f"{name}: the image is damaged (it declares {width}x{height} pixels)")
+    if height * width > max_pixels:
+        raise InputError(
+            f"{name}: the image has {width}x{height} = {height * width} pixels, "
+            f"expected at most {max_pixels}"
+        )
+    try:
+        with _quiet_opencv:
+            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise InputError(
+            f"{name}: the image is truncated, damaged or of a kind OpenCV {cv2.__version__} "
+            "cannot decode"
+        )
+    return np.ascontiguousarray(image, dtype=np.uint8)
+
+
+class _QuietOpenCV:
+    """Keeps OpenCV's log off stderr while any thread decodes: its warnings become our errors."""
+
+    _log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4.x has the two functions on top
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._level = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._threads == 0:
+                self._level = self._log.getLogLevel()
+                self._log.setLogLevel(0)
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                self._log.setLogLevel(self._level)
+
+
+_quiet_opencv = _QuietOpenCV()

@@ -1,0 +1,93 @@
+"""The layer table of a Faster R-CNN with a C4 backbone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..errors import InputError
+from .config import ModelConfig
+from .graph import Layer, Network, Part, output_length
+
+
+def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) -> Network:
+    """The layer table of `config`.
+
+    Args:
+        config: the model.
+        canvas: (height, width) in pixels; default: the configuration's own canvas.
+
+    Raises:
+        InputError: the canvas is too small for the network.
+    """
+    layers: list[Layer] = []
+    size = canvas or (config.canvas_height, config.canvas_width)
+    if min(size) < 16:
+        raise InputError(f"canvas is {size[0]}x{size[1]} pixels, expected at least 16x16")
+    channels = {"canvas": 3}
+    sizes = {"canvas": size}
+
+    def add(
+        name: str, part: Part, source: str, out: int, kernel: int, stride: int = 1,
+        padding: tuple[int, int] = (0, 0), *, relu: bool = False, residual: str | None = None,
+        kind: Literal["conv", "linear", "maxpool"] = "conv", norm: bool = False,
+        prunable: bool = False,
+    ) -> str:  # fmt: skip
+        in_h, in_w = sizes[source]
+        out_size = (
+            output_length(in_h, kernel, stride, padding),
+            output_length(in_w, kernel, stride, padding),
+        )
+        if min(out_size) < 1:
+            raise InputError(f"canvas {size[0]}x{size[1]} is too small: {name} would be empty")
+        layers.append(
+            Layer(name, part, source, kind, channels[source], out, kernel, stride, padding, relu,
+                  (in_h, in_w), out_size, residual, norm, prunable)
+        )  # fmt: skip
+        channels[name], sizes[name] = out, out_size
+        return name
+
+    def stage(number: int, part: Part, source: str, stride: int) -> str:
+        """Residual stage res<number> of bottlenecks; returns the name of its output."""
+        width = config.bottleneck_channels[number - 2]
+        out = config.stage_channels[number - 2]
+        conv1_padding: tuple[int, int]
+        for block in range(config.blocks[number - 2]):
+            name = f"res{number}.{block}"
+            step = stride if block == 0 else 1
+            first, second = (step, 1) if config.stride_in == "conv1" else (1, step)
+            conv1_padding = config.stride_conv1_padding if first > 1 else (0, 0)
+            conv2_padding = config.stride_conv2_padding if second > 1 else (1, 1)
+            conv1 = add(f"{name}.conv1", part, source, width, 1, first, conv1_padding,
+                        relu=True, norm=True, prunable=True)  # fmt: skip
+            conv2 = add(f"{name}.conv2", part, conv1, width, 3, second, conv2_padding,
+                        relu=True, norm=True, prunable=True)  # fmt: skip
+            residual = source
+            if block == 0:
+                shortcut_padding = config.stride_conv1_padding if step > 1 else (0, 0)
+                residual = add(f"{name}.shortcut", part, source, out, 1, step, shortcut_padding,
+                               norm=True, prunable=True)  # fmt: skip
+            source = add(f"{name}.conv3", part, conv2, out, 1, relu=True, residual=residual,
+                         norm=True, prunable=True)  # fmt: skip
+        return source
+
+    stem = add("stem.conv", "backbone", "canvas", config.stem_channels, 7, 2, config.stem_padding,
+               relu=True, norm=True)  # fmt: skip
+    x = add("stem.pool", "backbone", stem, config.stem_channels, 3, 2, config.pool_padding,
+            kind="maxpool")  # fmt: skip
+    for number, stride in ((2, 1), (3, 2), (4, 2)):
+        x = stage(number, "backbone", x, stride)
+    feature_size = sizes[x]
+
+    anchors = config.anchors_per_cell
+    rpn = add("rpn.conv", "rpn", x, config.rpn_channels, 3, 1, (1, 1), relu=True, prunable=True)
+    add("rpn.objectness", "rpn", rpn, anchors, 1)
+    add("rpn.deltas", "rpn", rpn, 4 * anchors, 1)
+
+    channels["rois"], sizes["rois"] = channels[x], (config.roi_size, config.roi_size)
+    stage(5, "roi", "rois", 2)
+    channels["pooled"], sizes["pooled"] = config.stage_channels[3], (1, 1)
+    classes = config.num_classes
+    add("box.logits", "roi", "pooled", classes + 1, 1, kind="linear")
+    box_outputs = 4 * (classes + config.background_deltas)
+    add("box.deltas", "roi", "pooled", box_outputs, 1, kind="linear")
+    return Network(config, tuple(layers), feature_size)
