@@ -61,10 +61,20 @@ class Operation:
     def shape(self) -> tuple[Any, ...]:
         """Equal for operations that differ in nothing but their place in the network."""
         return tuple(
-            (y.part, y.kind, y.in_channels, y.out_channels, y.kernel, y.stride, y.in_size,
-             y.relu, y.residual is not None, self.hoisted)
+            (
+                y.part,
+                y.kind,
+                y.in_channels,
+                y.out_channels,
+                y.kernel,
+                y.stride,
+                y.in_size,
+                y.relu,
+                y.residual is not None,
+                self.hoisted,
+            )
             for y in self.layers
-        )  # fmt: skip
+        )
 
     def runs(self, network: Network, hoisting: bool) -> float:
         """How often an image multiplies by each weight, on average over the window's taps."""
@@ -178,13 +188,17 @@ def measure(model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) 
             "sparsedet": {name: s for name, s in our.items() if name not in listed},
             "openvino": {name: s for name, s in their.items() if name not in listed and s > 1e-5},
         },
-    }  # fmt: skip
+    }
 
 
 def row(
-    network: Network, group: list[Operation], model: ModelFile, our: Times, their: Times,
+    network: Network,
+    group: list[Operation],
+    model: ModelFile,
+    our: Times,
+    their: Times,
     peak: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """One shape: means over its operations."""
     count = len(group)
     weights = [model.tensors[f"{y.name}.weight"] for op in group for y in op.layers]

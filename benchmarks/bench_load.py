@@ -112,9 +112,11 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
     for command in commands.values():  # fills the file system's cache
         whole_process(*command)
     _, placement = to_canvas(
-        sparsedet.read_image(arguments.photo), config.canvas_height, config.canvas_width,
+        sparsedet.read_image(arguments.photo),
+        config.canvas_height,
+        config.canvas_width,
         config.resize,
-    )  # fmt: skip
+    )
     whole_process(*commands["cached"])  # from the file that the first one wrote
     found = {
         name: from_rows(np.load(path), placement, config.class_names, config.category_ids)

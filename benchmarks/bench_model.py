@@ -97,9 +97,11 @@ class Contest:
         self.ranges = model.ranges
         if arguments.precision == "int8" and self.ranges is None:
             self.ranges = calibrate(
-                model.config, model.tensors, calibration_canvases(model.config),
+                model.config,
+                model.tensors,
+                calibration_canvases(model.config),
                 threads=arguments.threads,
-            )  # fmt: skip
+            )
         self.engine = self.build_engine()
         self.runs = {"sparsedet": detection(model, photo, self.engine.run)}
         self.precisions = {"sparsedet": arguments.precision}
@@ -153,8 +155,10 @@ class Contest:
         if problem := refuse_to_time(agreements, self.precisions, floor):
             raise SystemExit(problem)
         if self.features_error is not None and self.features_error > FEATURES_LIMIT:
-            raise SystemExit(f"sparsedet's features are off by {self.features_error:.2f} of their "
-                             f"deviation, nothing is timed: expected {FEATURES_LIMIT}")  # fmt: skip
+            raise SystemExit(
+                f"sparsedet's features are off by {self.features_error:.2f} of their "
+                f"deviation, nothing is timed: expected {FEATURES_LIMIT}"
+            )
         self.runs = {name: run for name, run in self.runs.items() if name in timed}
         return agreements
 
@@ -189,9 +193,7 @@ class Contest:
         ]
         times = interleaved(self.runs, arguments.repeats)
         medians = {name: statistics.median(t) for name, t in times.items()}
-        peak = statistics.median(
-            next(h["peak_gflops"] for h in healths if h["precision"] == "f32")
-        )  # fmt: skip
+        peak = statistics.median(next(h["peak_gflops"] for h in healths if h["precision"] == "f32"))
         judged = {self.precisions[n] for n in self.runs if n.startswith("openvino")} or {"f32"}
         result = {
             "sparsity": report.sparsity,

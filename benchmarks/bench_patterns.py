@@ -83,10 +83,12 @@ def main(argv: list[str] | None = None) -> None:
         b / a for a, b in zip(times["its own zeros"], times["shuffled zeros"], strict=True)
     )
     rows: dict[str, Any] = {
-        name: {"milliseconds": 1000 * statistics.median(times[name]),
-               "rows_a_load": rows_a_load(tensors)}
+        name: {
+            "milliseconds": 1000 * statistics.median(times[name]),
+            "rows_a_load": rows_a_load(tensors),
+        }
         for name, tensors in subjects.items()
-    }  # fmt: skip
+    }
     machine.save(
         machine.RESULTS / "bench_patterns.json",
         {"machine": circumstances, "model": config.name, "rows": rows, "ratio": ratio},

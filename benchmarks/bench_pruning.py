@@ -102,8 +102,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     dense = model_file(arguments.dense)
     for method in ("magnitude", "reconstruct"):
         for sparsity in arguments.sparsities:
-            folder = pruned(dense, method, sparsity, arguments.calibration, arguments.photographs,
-                            work)  # fmt: skip
+            folder = pruned(
+                dense, method, sparsity, arguments.calibration, arguments.photographs, work
+            )
             models.append((method, sparsity, folder / "model.safetensors"))
             if method == "reconstruct":
                 report = json.loads((folder / "report.json").read_text())
@@ -126,10 +127,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         return {
             "allocation": made.get("recipe", {}).get("allocation", "uniform"),
             "teacher": "teacher" in made,
-            "file": f"{path.parent.name}/{path.name}", "sha256": sha256_of(path),
+            "file": f"{path.parent.name}/{path.name}",
+            "sha256": sha256_of(path),
             "sparsity": detector.sparsity,
-            "ap": stats["AP"], "ap50": stats["AP50"],
-        }  # fmt: skip
+            "ap": stats["AP"],
+            "ap50": stats["AP50"],
+        }
 
     rows = []
     for method, target, path in models:
@@ -146,8 +149,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     machine = describe("", arguments.threads)
     chosen = " ".join(f"{s:g}" for s in arguments.sparsities)  # files are where they are
-    machine["command"] = (f"python benchmarks/bench_pruning.py --sparsities {chosen} "
-                          f"--photographs {arguments.photographs} ...")  # fmt: skip
+    machine["command"] = (
+        f"python benchmarks/bench_pruning.py --sparsities {chosen} "
+        f"--photographs {arguments.photographs} ..."
+    )
     return {
         "machine": machine,
         "images": len(dataset.images),
@@ -252,17 +257,28 @@ def picture(result: dict[str, Any]) -> bytes:
             continue
         base = result["baselines"][method]
         zeros = [100 * r["sparsity"] + shift[method] for r in rows]
-        spread = [[r["difference"]["AP"][a] - r["difference"]["AP"][b] for r in rows]
-                  for a, b in (("difference", "low"), ("high", "difference"))]  # fmt: skip
-        axes.errorbar(zeros, [r["ap"] for r in rows], yerr=spread, fmt="o-", capsize=3,
-                      color=colours[method], label=title)  # fmt: skip
+        spread = [
+            [r["difference"]["AP"][a] - r["difference"]["AP"][b] for r in rows]
+            for a, b in (("difference", "low"), ("high", "difference"))
+        ]
+        axes.errorbar(
+            zeros,
+            [r["ap"] for r in rows],
+            yerr=spread,
+            fmt="o-",
+            capsize=3,
+            color=colours[method],
+            label=title,
+        )
         if method in lines:
             label, style = lines[method]
             axes.axhline(base["ap"], color=GREY, linestyle=style, label=label)
     axes.set(
-        xlabel="zeros among all parameters, %", ylabel="AP", ylim=(0, None),
+        xlabel="zeros among all parameters, %",
+        ylabel="AP",
+        ylim=(0, None),
         title=f"{result['images']} photographs; bars: 95 %, paired with the baseline",
-    )  # fmt: skip
+    )
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
@@ -285,8 +301,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
     parser.add_argument("--images", type=Path, required=True, help="its photographs")
     parser.add_argument("--calibration", type=Path, required=True, help="other photographs")
-    parser.add_argument("--dense", type=Path,
-                        default=ROOT / "recipes" / "embedded" / "dense.safetensors")  # fmt: skip
+    parser.add_argument(
+        "--dense", type=Path, default=ROOT / "recipes" / "embedded" / "dense.safetensors"
+    )
     parser.add_argument("--gradual", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
     parser.add_argument("--tuned", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
     parser.add_argument("--dense-continued", type=Path, metavar="MODEL")

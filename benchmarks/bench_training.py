@@ -110,17 +110,20 @@ def torchvision_peer(config: ModelConfig, recipe: Recipe, height: int, width: in
         parameter.requires_grad_(not frozen)
     detector = TorchvisionFasterRCNN(
         Backbone(body),
-        min_size=min(height, width), max_size=max(height, width),
-        image_mean=list(config.pixel_mean), image_std=list(config.pixel_std),
+        min_size=min(height, width),
+        max_size=max(height, width),
+        image_mean=list(config.pixel_mean),
+        image_std=list(config.pixel_std),
         rpn_anchor_generator=AnchorGenerator((config.anchor_sizes,), (config.anchor_ratios,)),
-        rpn_pre_nms_top_n_train=recipe.rpn_pre_nms, rpn_post_nms_top_n_train=recipe.rpn_post_nms,
+        rpn_pre_nms_top_n_train=recipe.rpn_pre_nms,
+        rpn_post_nms_top_n_train=recipe.rpn_post_nms,
         rpn_batch_size_per_image=recipe.rpn_batch,
         box_roi_pool=MultiScaleRoIAlign(["0"], config.roi_size, config.roi_sampling_ratio),
         box_head=Res5(body),
         box_predictor=FastRCNNPredictor(config.stage_channels[3], config.num_classes + 1),
         box_batch_size_per_image=recipe.roi_batch,
         box_positive_fraction=recipe.roi_positive,
-    )  # fmt: skip
+    )
     return detector.train()
 
 
@@ -220,12 +223,20 @@ def main() -> None:
     config = preset(arguments.model)
     height, width = arguments.size or (config.canvas_height, config.canvas_width)
     dense = Recipe(
-        steps=NEVER // 100, batch=arguments.batch, learning_rate=1e-6, decay="constant",
-        warmup_steps=0, rpn_pre_nms=2 * arguments.proposals, rpn_post_nms=arguments.proposals,
-        roi_batch=arguments.regions, rpn_beta=1 / 9, roi_beta=1 / 9,
-    )  # fmt: skip
-    pruned = replace(dense, sparsity=0.6, prune_end=1000, prune_every=1000,
-                     allocation=arguments.allocation)  # fmt: skip
+        steps=NEVER // 100,
+        batch=arguments.batch,
+        learning_rate=1e-6,
+        decay="constant",
+        warmup_steps=0,
+        rpn_pre_nms=2 * arguments.proposals,
+        rpn_post_nms=arguments.proposals,
+        roi_batch=arguments.regions,
+        rpn_beta=1 / 9,
+        roi_beta=1 / 9,
+    )
+    pruned = replace(
+        dense, sparsity=0.6, prune_end=1000, prune_every=1000, allocation=arguments.allocation
+    )
     canvas, targets = batch_of_noise(arguments.batch, height, width)
     part = Part(canvas, targets, 1.0, [1])
     with tempfile.TemporaryDirectory() as name:
@@ -256,26 +267,36 @@ def main() -> None:
     applied = ratio("pruned", "dense") - 1
     recomputed = (ratio("pruned, masks recomputed", "dense") - 1 - applied) / every
     result = {
-        "cpu": cpu_name(), "threads": arguments.threads, "torch": torch.__version__,
-        "model": config.name, "batch": arguments.batch, "size": [height, width],
-        "regions": arguments.regions, "proposals": arguments.proposals,
+        "cpu": cpu_name(),
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "model": config.name,
+        "batch": arguments.batch,
+        "size": [height, width],
+        "regions": arguments.regions,
+        "proposals": arguments.proposals,
         "allocation": arguments.allocation,
         "seconds": {key: statistics.median(value) for key, value in times.items()},
         "spread": {key: [min(value), max(value)] for key, value in times.items()},
         "ratio_to_torchvision": ratio("dense", "torchvision"),
-        "pruning_overhead": {"masks_applied": applied, "masks_recomputed_a_step": recomputed,
-                             "total": applied + recomputed},
+        "pruning_overhead": {
+            "masks_applied": applied,
+            "masks_recomputed_a_step": recomputed,
+            "total": applied + recomputed,
+        },
         "pruning_alone": {
             "seconds": alone,
             "share_of_a_step": (alone["gradients"] + alone["masks"] / every)
             / statistics.median(times["dense"]),
         },
-    }  # fmt: skip
+    }
     for key, value in result["seconds"].items():
         print(f"{key:<26}{1000 * value:9.1f} ms")
     print(f"dense / torchvision: {result['ratio_to_torchvision']:.3f}")
-    print(f"pruning adds {applied + recomputed:.2%} ({applied:.2%} to apply the masks, "
-          f"{recomputed:.2%} to recompute them every {every} steps)")  # fmt: skip
+    print(
+        f"pruning adds {applied + recomputed:.2%} ({applied:.2%} to apply the masks, "
+        f"{recomputed:.2%} to recompute them every {every} steps)"
+    )
     print(f"timed alone: {result['pruning_alone']['share_of_a_step']:.2%}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -49,9 +49,13 @@ def main() -> None:
         drawn = figures(rng.multinomial(images, outer / images, size=arguments.resamples))
         (low, high), (low_b, high_b) = (np.quantile(d, [0.025, 0.975], axis=0) for d in drawn)
         half = 1.96 * drawn[1].std(axis=0)
-        held.append([(low <= truth[0][0]) & (truth[0][0] <= high),
-                     np.abs(alone[0] - truth[1][0]) <= half,
-                     (low_b <= truth[1][0]) & (truth[1][0] <= high_b)])  # fmt: skip
+        held.append(
+            [
+                (low <= truth[0][0]) & (truth[0][0] <= high),
+                np.abs(alone[0] - truth[1][0]) <= half,
+                (low_b <= truth[1][0]) & (truth[1][0] <= high_b),
+            ]
+        )
     rows = zip(np.mean(held, axis=0), ("B - A", "B", "B, percentiles"), strict=True)
     for row, what in rows:
         for figure, share in zip(FIGURES, row, strict=True):

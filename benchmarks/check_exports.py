@@ -41,14 +41,16 @@ from sparsedet.model.sparsity import sparsity_report
 FORMS: dict[str, dict[str, Any]] = {
     "openvino float32": {},
     "openvino float32, NHWC, 2d, image_info": {
-        "layout": "NHWC", "rows": "2d", "image_info": True,
+        "layout": "NHWC",
+        "rows": "2d",
+        "image_info": True,
     },
     "openvino float32, hoisted": {"hoist": True},
     "openvino float16": {"dtype": "float16"},
     "onnx float32": {},
     "onnx float32, hoisted": {"hoist": True},
     "onnx float16": {"dtype": "float16"},
-}  # fmt: skip
+}
 """Name -> what differs from the default form."""
 
 MARK = "<!-- exports: benchmarks/check_exports.py -->"
@@ -85,9 +87,9 @@ def run_onnx(path: Path, threads: int) -> Rows:
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = {given.name: given.shape for given in session.get_inputs()}
-    return lambda canvas: session.run(
-        None, dict(zip(inputs, blobs(canvas, inputs), strict=True))
-    )[0]  # fmt: skip
+    return lambda canvas: session.run(None, dict(zip(inputs, blobs(canvas, inputs), strict=True)))[
+        0
+    ]
 
 
 def detector(model: ModelFile, rows: Rows) -> Callable[[np.ndarray], Detections]:
@@ -118,8 +120,15 @@ def compare(
 ) -> dict[str, Any]:
     """Detections of the same photographs, each pair by the best IoU of its class."""
     total = sum(map(len, ours))
-    found = {"ours": total, "theirs": sum(map(len, theirs)), "same": 0, "ties": 0, "others": 0,
-             "least_iou": 1.0, "largest_score_difference": 0.0}  # fmt: skip
+    found = {
+        "ours": total,
+        "theirs": sum(map(len, theirs)),
+        "same": 0,
+        "ties": 0,
+        "others": 0,
+        "least_iou": 1.0,
+        "largest_score_difference": 0.0,
+    }
     for a, b in zip(ours, theirs, strict=True):
         overlap = iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels[None, :])
         # Of boxes that overlap alike, the one with the score.
@@ -211,8 +220,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ir", action="append", default=[], metavar="NAME=FILE.xml")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the result there")
-    parser.add_argument("--document", type=Path, metavar="RESULT.json",
-                        help="only put that result's table into docs/interchange.md")  # fmt: skip
+    parser.add_argument(
+        "--document",
+        type=Path,
+        metavar="RESULT.json",
+        help="only put that result's table into docs/interchange.md",
+    )
     arguments = parser.parse_args(argv)
     if arguments.document:
         content = json.loads(arguments.document.read_text())
@@ -243,10 +256,16 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{compared} photographs, {sum(map(len, ours))} detections; AP {ap:.4f}", flush=True)
     results: dict[str, Any] = {}
     content = {
-        "machine": circumstances, "model": model.config.name, "photographs": compared,
-        "scored": scored, "ap": ap, "parameters": report.parameters, "zeros": report.zeros,
-        "limits": {"iou": IOU, "score": SCORE, "tie": TIE}, "results": results,
-    }  # fmt: skip
+        "machine": circumstances,
+        "model": model.config.name,
+        "photographs": compared,
+        "scored": scored,
+        "ap": ap,
+        "parameters": report.parameters,
+        "zeros": report.zeros,
+        "limits": {"iou": IOU, "score": SCORE, "tie": TIE},
+        "results": results,
+    }
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         given = {name: write(model, name, Path(folder)) for name in arguments.forms}

@@ -57,16 +57,24 @@ def speed(folder: Path) -> Any:
         zeros = [100 * r["sparsity"] for r in results]
         ratios = [r["ratios"][peer] for r in results]
         axes.fill_between(
-            zeros, [r["least"] for r in ratios], [r["most"] for r in ratios], color=colour,
-            alpha=0.18, linewidth=0,
-        )  # fmt: skip
+            zeros,
+            [r["least"] for r in ratios],
+            [r["most"] for r in ratios],
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
         label = f"{run['precision']} against OpenVINO {peer.split('-')[1]}"
         axes.plot(zeros, [r["median"] for r in ratios], "o-", color=colour, label=label)
         for x, r in zip(zeros, ratios, strict=True):
             axes.annotate(
-                f"{r['median']:.2f}", (x, r["median"]), (0, above), textcoords="offset points",
-                ha="center", color=colour,
-            )  # fmt: skip
+                f"{r['median']:.2f}",
+                (x, r["median"]),
+                (0, above),
+                textcoords="offset points",
+                ha="center",
+                color=colour,
+            )
         limit = limit or (run["model"], zeros, [r["gflops"] / r["sparse_gflops"] for r in results])
     if limit is None:
         plt.close(figure)
@@ -76,9 +84,11 @@ def speed(folder: Path) -> Any:
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(
-        xlabel="zeros among all parameters, %", ylabel="times faster than OpenVINO",
-        ylim=(0.7, None), title=f"{limit[0]}, whole detections",
-    )  # fmt: skip
+        xlabel="zeros among all parameters, %",
+        ylabel="times faster than OpenVINO",
+        ylim=(0.7, None),
+        title=f"{limit[0]}, whole detections",
+    )
     axes.legend(frameon=False, loc="upper left")
     return figure
 
@@ -98,15 +108,23 @@ def layers(folder: Path) -> Any:
         (-0.2, "sparsedet_share_of_peak", BLUE, "sparsedet, work by nonzero weights"),
     ):
         axes.barh(
-            [p + shift for p in places], [100 * (r[key] or 0) for r in rows], 0.4, color=colour,
+            [p + shift for p in places],
+            [100 * (r[key] or 0) for r in rows],
+            0.4,
+            color=colour,
             label=label,
-        )  # fmt: skip
+        )
     for place, r in zip(places, rows, strict=True):
         share = 100 * max(r["sparsedet_share_of_peak"], r["openvino_share_of_peak"] or 0)
         axes.annotate(
-            f"{r['ratio']:.1f}x", (share, place), (5, 0), textcoords="offset points", va="center",
-            color=GREEN if r["ratio"] >= 1 else ORANGE, fontsize=9,
-        )  # fmt: skip
+            f"{r['ratio']:.1f}x",
+            (share, place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            color=GREEN if r["ratio"] >= 1 else ORANGE,
+            fontsize=9,
+        )
     names = [f"{r['shape']}" + (f"  (x {r['count']})" if r["count"] > 1 else "") for r in rows]
     axes.set_yticks(places, names, fontsize=9)
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -139,10 +157,21 @@ def roofline(folder: Path) -> Any:
     low, high = min(x for p in points.values() for x, _ in p) / 2, 2000.0
     edge = peak / bandwidth
     axes.plot([low, edge, high], [low * bandwidth, peak, peak], color=GREY)
-    axes.annotate(f"{peak:.0f} GFLOP/s, f32 peak", (high, peak), (-4, 6), ha="right",
-                  textcoords="offset points", color=GREY)  # fmt: skip
-    axes.annotate(f"{bandwidth:.0f} GB/s, memory", (low, low * bandwidth), (14, 4),
-                  textcoords="offset points", color=GREY)  # fmt: skip
+    axes.annotate(
+        f"{peak:.0f} GFLOP/s, f32 peak",
+        (high, peak),
+        (-4, 6),
+        ha="right",
+        textcoords="offset points",
+        color=GREY,
+    )
+    axes.annotate(
+        f"{bandwidth:.0f} GB/s, memory",
+        (low, low * bandwidth),
+        (14, 4),
+        textcoords="offset points",
+        color=GREY,
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set(
@@ -184,14 +213,23 @@ def gains(folder: Path) -> Any:
         [found[n]["most"] - found[n]["median"] for n in names],
     ]
     axes.barh(
-        names, [m - 1 for m in medians], 0.5, left=1, color=BLUE, xerr=spread, ecolor=GREY,
+        names,
+        [m - 1 for m in medians],
+        0.5,
+        left=1,
+        color=BLUE,
+        xerr=spread,
+        ecolor=GREY,
         capsize=3,
-    )  # fmt: skip
+    )
     for place, name in enumerate(names):
         axes.annotate(
-            f"{found[name]['median']:.2f}", (found[name]["most"], place), (6, 0),
-            textcoords="offset points", va="center",
-        )  # fmt: skip
+            f"{found[name]['median']:.2f}",
+            (found[name]["most"], place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+        )
     axes.axvline(1, color=GREY, linewidth=0.8)
     axes.set(xlabel="times as long without it", title=f"{run['model']}, {run['precision']}")
     return figure

@@ -52,10 +52,11 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
             machine = run["machine"]["isa"]
             pattern = " in 1x4 blocks" if "1x4" in run.get("weights", "") else ""
             cells = [
-                f"`{run['model']}`", f"{100 * result['sparsity']:.0f} %{pattern}",
+                f"`{run['model']}`",
+                f"{100 * result['sparsity']:.0f} %{pattern}",
                 run["precision"] + (", AVX2" if machine == "avx2" else ""),
                 duration(result["seconds"]["sparsedet"]),
-            ]  # fmt: skip
+            ]
             for peer in peers:
                 if peer not in result["seconds"]:
                     cells.append("")
@@ -77,16 +78,20 @@ def circumstances(runs: list[dict[str, Any]]) -> list[str]:
     versions = ", ".join(
         f"{title} {machine['versions'][package]}"
         for package, title in (
-            ("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch"),
+            ("openvino", "OpenVINO"),
+            ("onnxruntime", "ONNX Runtime"),
+            ("torch", "PyTorch"),
         )
         if package in machine["versions"]
-    )  # fmt: skip
+    )
     lines = [f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; {versions}."]
     for run in runs:
         shares = [
-            100 * h["share_of_peak"] for r in run["results"] for h in r["openvino_health"]
+            100 * h["share_of_peak"]
+            for r in run["results"]
+            for h in r["openvino_health"]
             if h["precision"] == run["precision"]
-        ]  # fmt: skip
+        ]
         span = f"{min(shares):.0f}"
         if f"{max(shares):.0f}" != span:
             span += f" to {max(shares):.0f}"
@@ -122,8 +127,11 @@ def text(folder: Path) -> str:
     if not runs:
         return "Not measured yet: `python benchmarks/bench_model.py --json FILE`."
     lines = table(runs)
-    lines += ["", "A whole detection of a photograph in memory; in bold, how many times faster "
-              "sparsedet is, with the range over the rounds."]  # fmt: skip
+    lines += [
+        "",
+        "A whole detection of a photograph in memory; in bold, how many times faster "
+        "sparsedet is, with the range over the rounds.",
+    ]
     lines += circumstances(runs)
     if run := load(folder, "bench_load"):
         lines += ["", loading(run)]

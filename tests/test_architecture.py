@@ -30,9 +30,20 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH = {"torch_model", "backends.torch"} | {
     f"training.{name}"
-    for name in ("ema", "run_folder", "data", "distill", "distributed", "log", "trainer", "losses",
-                 "optimizer", "start", "validation")
-}  # fmt: skip
+    for name in (
+        "ema",
+        "run_folder",
+        "data",
+        "distill",
+        "distributed",
+        "log",
+        "trainer",
+        "losses",
+        "optimizer",
+        "start",
+        "validation",
+    )
+}
 TORCH |= {
     f"pruning.{name}"
     for name in ("calibration", "sensitivity", "masks", "one_shot", "patterns", "reconstruct")

@@ -96,10 +96,14 @@ def test_garbage_in_padding_rows_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        (0, 1, "belong to 2 images"), (1, 0, "class_id 0, expected 1..80"),
-        (1, 81, "class_id 81"), (1, 2.5, "class_id 2.5"), (2, np.nan, "NaN"), (3, np.inf, "NaN"),
+        (0, 1, "belong to 2 images"),
+        (1, 0, "class_id 0, expected 1..80"),
+        (1, 81, "class_id 81"),
+        (1, 2.5, "class_id 2.5"),
+        (2, np.nan, "NaN"),
+        (3, np.inf, "NaN"),
     ],
-)  # fmt: skip
+)
 def test_impossible_rows_are_refused(column: int, value: float, message: str) -> None:
     rows = make_rows(3)
     rows[1, column] = value
@@ -223,9 +227,11 @@ def test_colours_are_distinct_and_stable() -> None:
 
 
 @given(
-    st.integers(40, 900), st.integers(140, 900), st.sampled_from(COCO_NAMES),
+    st.integers(40, 900),
+    st.integers(140, 900),
+    st.sampled_from(COCO_NAMES),
     st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=8),
-)  # fmt: skip
+)
 def test_labels_stay_inside_the_picture(
     height: int, width: int, name: str, corners: list[tuple[float, ...]]
 ) -> None:

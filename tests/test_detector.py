@@ -83,8 +83,13 @@ def test_from_file_to_boxes(detector: Detector, photo: Path) -> None:
 def test_layouts_and_types_of_a_blob_are_one(detector: Detector) -> None:
     blob = canvases(2)
     rows = detector.infer(blob)
-    for same in (blob.transpose(0, 3, 1, 2), blob.astype(np.float32), blob.astype(np.int64),
-                 np.asfortranarray(blob), blob.transpose(0, 3, 1, 2).astype(float)):  # fmt: skip
+    for same in (
+        blob.transpose(0, 3, 1, 2),
+        blob.astype(np.float32),
+        blob.astype(np.int64),
+        np.asfortranarray(blob),
+        blob.transpose(0, 3, 1, 2).astype(float),
+    ):
         assert np.array_equal(detector.infer(same), rows)
 
 
@@ -277,10 +282,18 @@ def test_bad_blobs(detector: Detector, blob) -> None:
 
 
 def test_a_canvas_too_small_for_the_network(small_model: Path, tmp_path: Path) -> None:
-    detector = variant(small_model, tmp_path / "m", pool_padding=(0, 0),
-                       stride_conv1_padding=(0, -1), stride_conv2_padding=(0, 1))  # fmt: skip
-    for height, width, message in ((8, 300, "is 8x300 pixels"), (64, 15, "64x15"),
-                                   (16, 64, "16x64 is too small")):  # fmt: skip
+    detector = variant(
+        small_model,
+        tmp_path / "m",
+        pool_padding=(0, 0),
+        stride_conv1_padding=(0, -1),
+        stride_conv2_padding=(0, 1),
+    )
+    for height, width, message in (
+        (8, 300, "is 8x300 pixels"),
+        (64, 15, "64x15"),
+        (16, 64, "16x64 is too small"),
+    ):
         for _ in range(2):  # a refused size is refused again
             with pytest.raises(InputError, match=message):
                 detector.infer(np.zeros((1, height, width, 3), np.uint8))

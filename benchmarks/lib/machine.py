@@ -84,8 +84,11 @@ def describe(isa: str, threads: int) -> dict[str, Any]:
 
 def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float = 0.3) -> float:
     """The arithmetic peak of `threads` threads at once, now; 0.0 without such a precision."""
-    probes = {"f32": _native.peak_gflops, "bf16": _native.peak_gflops_bf16,
-              "int8": _native.peak_gflops_int8}  # fmt: skip
+    probes = {
+        "f32": _native.peak_gflops,
+        "bf16": _native.peak_gflops_bf16,
+        "int8": _native.peak_gflops_int8,
+    }
     return float(probes[precision](_native.choose_isa(isa), threads, seconds))
 
 

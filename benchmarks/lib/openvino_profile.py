@@ -105,9 +105,14 @@ def is_void(config: ModelConfig, precision: str, share: float | None) -> bool:
 
 
 def health(
-    model: ModelFile, canvas: NDArray[np.uint8], threads: int, precision: str, isa: str,
-    gflops: float, runs: int = 3,
-) -> dict[str, Any]:  # fmt: skip
+    model: ModelFile,
+    canvas: NDArray[np.uint8],
+    threads: int,
+    precision: str,
+    isa: str,
+    gflops: float,
+    runs: int = 3,
+) -> dict[str, Any]:
     """OpenVINO's dense part against the CPU's peak in the same minutes.
 
     Args:

@@ -27,13 +27,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="a model file instead of random weights")
     parser.add_argument("--photo", type=Path, default=PHOTO)
     parser.add_argument(
-        "--sparsity", type=float, nargs="+", default=[0.0, 0.6, 0.8, 0.9],
+        "--sparsity",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.6, 0.8, 0.9],
         help="zeros among all parameters, 0..0.9, of random weights",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--pattern", choices=["unstructured", "1x4"], default="unstructured",
+        "--pattern",
+        choices=["unstructured", "1x4"],
+        default="unstructured",
         help="of the zeros of random weights",
-    )  # fmt: skip
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--isa", default="", help="instruction set; default: the CPU's best")

@@ -19,7 +19,9 @@ namespace {
 constexpr int kPanelBytes = 32 * 1024;
 constexpr int kChunkGroups = 52;  // x 31 patterns a block: within the branch predictor's reach
 
-int divide_up(int a, int b) { return (a + b - 1) / b; }
+int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
 
 int choose_group(const Kernels& kernels, Type type) {
   if (type == Type::int8) return channels_a_word(type);
@@ -41,7 +43,8 @@ std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target,
   // Words along x that a window reads: its taps, or the pairs of pixels that hold them.
   const bool pixels = shape.in == Type::pixels;
   const int before = pixels ? (shape.padding_before + 1) / 2 : shape.padding_before;
-  const int across = pixels ? before + (shape.kernel - 1 - shape.padding_before) / 2 + 1 : shape.kernel;
+  const int across =
+      pixels ? before + (shape.kernel - 1 - shape.padding_before) / 2 + 1 : shape.kernel;
   const int taps = shape.kernel * across, words = words_of(shape.in, shape.in_channels);
   std::vector<std::vector<Segment>> blocks;
   auto segment = [&](int tap, int channel, int count) {
@@ -90,7 +93,8 @@ class Rows {
         each_word(row, [&](size_t, uint64_t word) { first_[row + 1] += std::popcount(word); });
       });
       std::partial_sum(first_.begin(), first_.end(), first_.begin());
-      good = first_.back() == weights.count && (bits % 8 == 0 || weights.mask.back() >> bits % 8 == 0);
+      good =
+          first_.back() == weights.count && (bits % 8 == 0 || weights.mask.back() >> bits % 8 == 0);
     }
     if (!good) throw std::invalid_argument("mask and values disagree");
   }
@@ -100,7 +104,8 @@ class Rows {
   void row(int row, const Put& put) const {
     if (weights_.dense) {
       const float* from = weights_.dense + row * length_;
-      for (size_t i = 0; i < length_; i++) put(i, from[i]);
+      for (size_t i = 0; i < length_; i++)
+        put(i, from[i]);
     } else if (weights_.half) {
       const uint16_t* next = static_cast<const uint16_t*>(weights_.values) + first_[row];
       each_set(row, [&](size_t i) { put(i, from_float16(*next++)); });
@@ -126,7 +131,8 @@ class Rows {
   template <class Use>
   void each_set(int row, const Use& use) const {
     each_word(row, [&](size_t i, uint64_t word) {
-      for (; word; word &= word - 1) use(i + std::countr_zero(word));
+      for (; word; word &= word - 1)
+        use(i + std::countr_zero(word));
     });
   }
 
@@ -139,7 +145,9 @@ class Rows {
 class Columns {
  public:
   Columns(const PackedConv& conv, int padding_before)
-      : share_(conv.in == Type::int8 ? 4 : conv.in == Type::float32 ? 1 : 2) {
+      : share_(conv.in == Type::int8      ? 4
+               : conv.in == Type::float32 ? 1
+                                          : 2) {
     const int taps = conv.kernel * conv.kernel;
     const bool pixels = conv.in == Type::pixels;
     place_.resize(size_t(conv.in_channels) * taps);
@@ -173,7 +181,8 @@ class Columns {
       if (share_ == 4) {
         const float times = largest[channel] > 0 ? 127 / largest[channel] : 0;
         rows.row(channel, [&](size_t i, float w) {  // the lowest channel lies first
-          reinterpret_cast<int8_t*>(words)[place_[i]] = static_cast<int8_t>(std::nearbyint(w * times));
+          reinterpret_cast<int8_t*>(words)[place_[i]] =
+              static_cast<int8_t>(std::nearbyint(w * times));
         });
       } else if (share_ == 2)
         rows.row(channel, [&](size_t i, float w) {
@@ -186,7 +195,8 @@ class Columns {
   }
 
   // patterns: [count], which rows have a weight there.
-  void find_patterns(const PackedConv& conv, const float* words, bool dense, uint8_t* patterns) const {
+  void find_patterns(const PackedConv& conv, const float* words, bool dense,
+                     uint8_t* patterns) const {
     // A zero of floats may have either sign.
     const uint32_t digits = share_ == 4 ? 0xffffffffu : share_ == 2 ? 0x7fff7fffu : 0x7fffffffu;
     std::memset(patterns, dense ? (1 << conv.group) - 1 : 0, count_);
@@ -210,7 +220,8 @@ struct Extent {
 Extent extent(const uint16_t* counts, int patterns) {
   static constexpr auto rows = [] {  // of a pattern; the instruction is not in the baseline
     std::array<uint32_t, 1 << kMaxGroup> n{};
-    for (unsigned p = 1; p < n.size(); p++) n[p] = n[p / 2] + p % 2;
+    for (unsigned p = 1; p < n.size(); p++)
+      n[p] = n[p / 2] + p % 2;
     return n;
   }();
   uint32_t columns = 0, weights = 0;
@@ -221,7 +232,9 @@ Extent extent(const uint16_t* counts, int patterns) {
   return {columns, weights};
 }
 
-size_t round_up(size_t a, size_t b) { return (a + b - 1) / b * b; }
+size_t round_up(size_t a, size_t b) {
+  return (a + b - 1) / b * b;
+}
 
 // Bytes that counts lie in, and all, by the counts of a convolution. In all places multiples of
 // 64, that neighbours are aligned.
@@ -248,7 +261,8 @@ bool set_streams(PackedConv& conv, std::span<const std::byte>& bytes) {
   for (size_t block = 0; block < conv.segments.size(); block++)
     for (int first = 0; first < conv.groups; first += conv.chunk_groups) {
       Extent& e = extents.emplace_back();
-      for (int g = first; g < std::min(first + conv.chunk_groups, conv.groups); g++, counts += patterns) {
+      for (int g = first; g < std::min(first + conv.chunk_groups, conv.groups);
+           g++, counts += patterns) {
         const Extent one = extent(counts, patterns);
         e.columns += one.columns;
         e.weights += one.weights;
@@ -286,14 +300,16 @@ Extent write_group(const PackedConv& conv, const Columns& columns, size_t block,
   const int from = columns.start(block), count = columns.start(block + 1) - from, G = conv.group;
   patterns += from;
   int next[1 << kMaxGroup] = {}, kept = 0;
-  for (int k = 0; k < count; k++) next[patterns[k]]++;
+  for (int k = 0; k < count; k++)
+    next[patterns[k]]++;
   for (int p = 1; p < 1 << G; p++) {
     counts[p - 1] = static_cast<uint16_t>(next[p]);
     next[p] = std::exchange(kept, kept + next[p]);
   }
   next[0] = kept;  // behind all that is kept
   std::array<uint16_t, 1 << 10> order;
-  for (int k = 0; k < count; k++) order[next[patterns[k]]++] = static_cast<uint16_t>(k);
+  for (int k = 0; k < count; k++)
+    order[next[patterns[k]]++] = static_cast<uint16_t>(k);
   float* const begin = values;
   for (int i = 0; i < kept; i++) {
     const int k = order[i], pattern = patterns[k];
@@ -356,7 +372,8 @@ int64_t nonzero_words(const PackedConv& conv) {
   int64_t words = 0;
   for (const auto& streams : conv.streams)
     for (const Stream& stream : streams)
-      for (const float& word : stream.values) words += std::bit_cast<uint32_t>(word) != 0;
+      for (const float& word : stream.values)
+        words += std::bit_cast<uint32_t>(word) != 0;
   return words;
 }
 
@@ -369,10 +386,12 @@ int64_t Weights::nonzero(size_t size, Pool& pool) const {
     int found = 0;
     if (dense || !half) {
       const float* w = (dense ? dense : static_cast<const float*>(values)) + from;
-      for (size_t i = 0; i < n; i++) found += w[i] != 0;
+      for (size_t i = 0; i < n; i++)
+        found += w[i] != 0;
     } else {
       const uint16_t* w = static_cast<const uint16_t*>(values) + from;
-      for (size_t i = 0; i < n; i++) found += (w[i] & 0x7fff) != 0;
+      for (size_t i = 0; i < n; i++)
+        found += (w[i] & 0x7fff) != 0;
     }
     all += found;
   });
@@ -466,7 +485,8 @@ PackedConv unpack_conv(const Kernels& kernels, const ConvShape& shape,
     const unsigned end = step * conv.columns(block);
     for (const Stream& stream : conv.streams[block]) {
       unsigned bad = 0;
-      for (const unsigned at : stream.index) bad |= (at & (step - 1)) | (at >= end);
+      for (const unsigned at : stream.index)
+        bad |= (at & (step - 1)) | (at >= end);
       good &= bad == 0;
     }
   }
@@ -525,9 +545,12 @@ Winograd unpack_winograd(const Kernels& kernels, const ConvShape& shape,
 
 Winograd pack_winograd(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
                        const float* bias, Packer packer) {
-  constexpr double transform[kTileInput][3] = {
-      {1 / 4., 0, 0},           {-1 / 6., -1 / 6., -1 / 6.}, {-1 / 6., 1 / 6., -1 / 6.},
-      {1 / 24., 1 / 12., 1 / 6.}, {1 / 24., -1 / 12., 1 / 6.}, {0, 0, 1}};
+  constexpr double transform[kTileInput][3] = {{1 / 4., 0, 0},
+                                               {-1 / 6., -1 / 6., -1 / 6.},
+                                               {-1 / 6., 1 / 6., -1 / 6.},
+                                               {1 / 24., 1 / 12., 1 / 6.},
+                                               {1 / 24., -1 / 12., 1 / 6.},
+                                               {0, 0, 1}};
   const ptrdiff_t row_filters = shape.in_channels, filters = row_filters * shape.out_channels;
   Winograd conv = begin_winograd(shape, bias);
   std::vector<float> point(filters), filled;
@@ -546,13 +569,14 @@ Winograd pack_winograd(const Kernels& kernels, const ConvShape& shape, const Wei
         for (ptrdiff_t f = row * row_filters; f < (row + 1) * row_filters; f++) {
           double sum = 0;
           for (int y = 0; y < 3; y++)
-            for (int x = 0; x < 3; x++) sum += transform[i][y] * transform[j][x] * double{weight[f * 9 + y * 3 + x]};
+            for (int x = 0; x < 3; x++)
+              sum += transform[i][y] * transform[j][x] * double{weight[f * 9 + y * 3 + x]};
           point[f] = static_cast<float>(sum);
         }
       };
       packer.parallel(shape.out_channels, transform_row);
-      conv.points.push_back(pack_conv(kernels, winograd_product(shape), point.data(), nullptr, true,
-                                      true, packer));
+      conv.points.push_back(
+          pack_conv(kernels, winograd_product(shape), point.data(), nullptr, true, true, packer));
     }
   return conv;
 }

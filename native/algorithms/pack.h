@@ -60,7 +60,7 @@ struct PackedConv {
   std::vector<std::vector<Stream>> streams;    // [block][chunk], into `packed`
   // What the streams point into: the counts of all of them, the indices of all, the values of all.
   std::span<const std::byte> packed;
-  std::shared_ptr<const void> owner;           // of `packed`
+  std::shared_ptr<const void> owner;  // of `packed`
 
   // Output channel of a packed row; in bfloat16, even and odd channels alternate by groups.
   int channel(int row) const {
@@ -75,7 +75,8 @@ struct PackedConv {
   }
   int columns(size_t block) const {
     int n = 0;
-    for (const Segment& s : segments[block]) n += s.count;
+    for (const Segment& s : segments[block])
+      n += s.count;
     return n;
   }
 };
@@ -136,7 +137,8 @@ struct Packer {
   template <class Body>
   void parallel(int count, const Body& body) const {
     if (pool) return pool->parallel(count, body);
-    for (int item = 0; item < count; item++) body(item, 0);
+    for (int item = 0; item < count; item++)
+      body(item, 0);
   }
 };
 

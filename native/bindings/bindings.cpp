@@ -13,8 +13,8 @@
 #include <cstring>
 #include <optional>
 
-#include "kernels/dispatch.h"
 #include "graph/engine.h"
+#include "kernels/dispatch.h"
 #include "runtime/peak.h"
 
 namespace nb = nanobind;
@@ -43,7 +43,8 @@ std::vector<Box> to_boxes(const Array<float, nb::shape<-1, 4>>& array) {
 
 std::vector<float> flatten(const std::vector<Box>& boxes) {
   std::vector<float> out;
-  for (const Box& b : boxes) out.insert(out.end(), b.begin(), b.end());
+  for (const Box& b : boxes)
+    out.insert(out.end(), b.begin(), b.end());
   return out;
 }
 
@@ -90,7 +91,9 @@ EngineParams to_params(nb::dict d) {
   p.boxes.max_detections = integer("max_detections");
   p.hoist = flag("hoist");
   const auto precision = nb::cast<std::string>(d["precision"]);
-  p.precision = precision == "bf16" ? Type::bfloat16 : precision == "int8" ? Type::int8 : Type::float32;
+  p.precision = precision == "bf16"   ? Type::bfloat16
+                : precision == "int8" ? Type::int8
+                                      : Type::float32;
   return p;
 }
 
@@ -125,22 +128,25 @@ class PyEngine {
     const auto chosen = to_method(method);
     if (nb::isinstance<nb::tuple>(weight)) {
       const auto [mask, values] =
-          nb::cast<std::pair<Array<uint8_t, nb::ndim<1>>, nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig,
-                                                                      nb::device::cpu>>>(weight);
+          nb::cast<std::pair<Array<uint8_t, nb::ndim<1>>,
+                             nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>>>(
+              weight);
       const bool half = values.dtype() == nb::dlpack::dtype{2, 16, 1};
       if (!half && values.dtype() != nb::dtype<float>())
         throw std::invalid_argument(name + ": values are neither float32 nor float16");
       nb::gil_scoped_release release;
-      engine_.add(spec, {{mask.data(), mask.size()}, values.data(), values.size(), half}, bias->data(),
-                  chosen);
+      engine_.add(spec, {{mask.data(), mask.size()}, values.data(), values.size(), half},
+                  bias->data(), chosen);
       return;
     }
     std::optional<Array<float, nb::shape<-1, -1, -1, -1>>> dense;
     if (!weight.is_none()) {
       dense = nb::cast<Array<float, nb::shape<-1, -1, -1, -1>>>(weight);
-      const size_t shape[] = {size_t(out_channels), size_t(in_channels), size_t(kernel), size_t(kernel)};
+      const size_t shape[] = {size_t(out_channels), size_t(in_channels), size_t(kernel),
+                              size_t(kernel)};
       for (int i = 0; i < 4; i++)
-        if (dense->shape(i) != shape[i]) throw std::invalid_argument(name + ": weight has the wrong shape");
+        if (dense->shape(i) != shape[i])
+          throw std::invalid_argument(name + ": weight has the wrong shape");
     }
     nb::gil_scoped_release release;
     engine_.add(spec, dense ? dense->data() : nullptr, bias ? bias->data() : nullptr, chosen);
@@ -148,12 +154,12 @@ class PyEngine {
 
   // packed: what `packed` gave, in one array; kept, not copied.
   void add_packed(const std::string& name, const std::string& source, const std::string& residual,
-                  const std::string& part, int in_channels, int out_channels, int kernel, int stride,
-                  std::pair<int, int> padding, bool relu, bool output,
+                  const std::string& part, int in_channels, int out_channels, int kernel,
+                  int stride, std::pair<int, int> padding, bool relu, bool output,
                   Array<uint8_t, nb::ndim<1>> packed, Bias bias, const std::string& method,
                   int64_t nonzero, uint64_t checksum) {
-    const OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel, stride,
-                                padding, relu, output, false);
+    const OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel,
+                                stride, padding, relu, output, false);
     check_bias(spec, bias);
     const auto chosen = to_method(method);
     if (!chosen) throw std::invalid_argument(name + ": its method is not given");
@@ -163,7 +169,9 @@ class PyEngine {
       nb::gil_scoped_acquire acquire;
       packed = {};
     });
-    const PackedOp op{*chosen, nonzero, checksum,
+    const PackedOp op{*chosen,
+                      nonzero,
+                      checksum,
                       {{reinterpret_cast<const std::byte*>(packed.data()), packed.size()}}};
     engine_.add_packed(spec, op, owner, bias.data());
   }
@@ -185,7 +193,8 @@ class PyEngine {
       engine_.plan(static_cast<int>(canvas.shape(0)), static_cast<int>(canvas.shape(1)));
       found = engine_.run(canvas.data());
     }
-    return to_numpy(to_rows(found, float(canvas.shape(0)), float(canvas.shape(1))), {found.size(), 7});
+    return to_numpy(to_rows(found, float(canvas.shape(0)), float(canvas.shape(1))),
+                    {found.size(), 7});
   }
 
   nb::ndarray<nb::numpy, float> features(Array<float, nb::shape<-1, -1, 3>> canvas) {
@@ -208,9 +217,9 @@ class PyEngine {
     const size_t expected = size_t(engine_.feature_height()) * engine_.feature_width() * anchors;
     if (logits.shape(0) != expected || deltas.shape(0) != expected)
       throw std::invalid_argument("logits and deltas do not fit the planned canvas");
-    const auto boxes = find_proposals(engine_.params().boxes, logits.data(), deltas.data(),
-                                      engine_.feature_height(), engine_.feature_width(),
-                                      float(engine_.canvas_height()), float(engine_.canvas_width()));
+    const auto boxes = find_proposals(
+        engine_.params().boxes, logits.data(), deltas.data(), engine_.feature_height(),
+        engine_.feature_width(), float(engine_.canvas_height()), float(engine_.canvas_width()));
     return to_numpy(flatten(boxes), {boxes.size(), 4});
   }
 
@@ -249,7 +258,8 @@ class PyEngine {
                                        std::optional<Array<float, nb::ndim<4>>> residual) {
     const auto shape_of = [](const Array<float, nb::ndim<4>>& array) {
       Engine::Shape shape;
-      for (int i = 0; i < 4; i++) shape[i] = static_cast<int>(std::min<size_t>(array.shape(i), INT_MAX));
+      for (int i = 0; i < 4; i++)
+        shape[i] = static_cast<int>(std::min<size_t>(array.shape(i), INT_MAX));
       return shape;
     };
     Engine::Shape shape = shape_of(x);
@@ -261,8 +271,8 @@ class PyEngine {
   nb::list planned() const {
     nb::list out;
     for (const auto& p : engine_.planned())
-      out.append(nb::make_tuple(p.name, kMethods[static_cast<int>(p.method)], p.share,
-                               p.nonzero, p.words, p.hoisted, p.can_winograd));
+      out.append(nb::make_tuple(p.name, kMethods[static_cast<int>(p.method)], p.share, p.nonzero,
+                                p.words, p.hoisted, p.can_winograd));
     return out;
   }
   void plan(int height, int width) { engine_.plan(height, width); }
@@ -275,12 +285,13 @@ class PyEngine {
   const std::vector<std::pair<std::string, double>>& timings() const { return engine_.timings(); }
 
  private:
-  static OpSpec to_spec(const std::string& name, const std::string& source, const std::string& residual,
-                        const std::string& part, int in_channels, int out_channels, int kernel,
-                        int stride, std::pair<int, int> padding, bool relu, bool output, bool pool) {
+  static OpSpec to_spec(const std::string& name, const std::string& source,
+                        const std::string& residual, const std::string& part, int in_channels,
+                        int out_channels, int kernel, int stride, std::pair<int, int> padding,
+                        bool relu, bool output, bool pool) {
     const Part p = part == "backbone" ? Part::backbone : part == "rpn" ? Part::rpn : Part::roi;
-    return {name,   source, residual,      p,              pool, in_channels, out_channels,
-            kernel, stride, padding.first, padding.second, relu, output};
+    return {name,   source,        residual,       p,    pool,  in_channels, out_channels, kernel,
+            stride, padding.first, padding.second, relu, output};
   }
 
   static void check_bias(const OpSpec& spec, const std::optional<Bias>& bias) {
@@ -319,35 +330,52 @@ NB_MODULE(_native, m) {
   m.doc() = "The sparse engine's core; use sparsedet.engine instead.";
   m.attr("pack_version") = sparsedet::kPackVersion;
   m.def("available_isas", &sparsedet::available_isas);
-  m.def("has_bfloat16", [](const std::string& isa) { return sparsedet::has_bfloat16(sparsedet::choose_kernels(isa)); },
-        "isa"_a = "");
-  m.def("has_int8", [](const std::string& isa) { return sparsedet::has_int8(sparsedet::choose_kernels(isa)); },
-        "isa"_a = "");
-  m.def("peak_gflops", [](const std::string& isa, int threads, double seconds) {
-          nb::gil_scoped_release release;
-          return sparsedet::peak_gflops(sparsedet::choose_kernels(isa).peak, threads, seconds);
-        }, "isa"_a, "threads"_a, "seconds"_a);
-  m.def("peak_gflops_int8", [](const std::string& isa, int threads, double seconds) {
-          nb::gil_scoped_release release;
-          const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
-          if (!sparsedet::has_int8(kernels)) return 0.0;
-          return sparsedet::peak_gflops(kernels.bytes->peak, threads, seconds);
-        }, "isa"_a, "threads"_a, "seconds"_a);
-  m.def("peak_gflops_bf16", [](const std::string& isa, int threads, double seconds) {
-          nb::gil_scoped_release release;
-          const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
-          if (!sparsedet::has_bfloat16(kernels)) return 0.0;
-          return sparsedet::peak_gflops(kernels.words->peak, threads, seconds);
-        }, "isa"_a, "threads"_a, "seconds"_a);
-  m.def("choose_isa", [](const std::string& isa) { return std::string(sparsedet::choose_kernels(isa).isa); },
-        "isa"_a = "");
+  m.def(
+      "has_bfloat16",
+      [](const std::string& isa) {
+        return sparsedet::has_bfloat16(sparsedet::choose_kernels(isa));
+      },
+      "isa"_a = "");
+  m.def(
+      "has_int8",
+      [](const std::string& isa) { return sparsedet::has_int8(sparsedet::choose_kernels(isa)); },
+      "isa"_a = "");
+  m.def(
+      "peak_gflops",
+      [](const std::string& isa, int threads, double seconds) {
+        nb::gil_scoped_release release;
+        return sparsedet::peak_gflops(sparsedet::choose_kernels(isa).peak, threads, seconds);
+      },
+      "isa"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "peak_gflops_int8",
+      [](const std::string& isa, int threads, double seconds) {
+        nb::gil_scoped_release release;
+        const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
+        if (!sparsedet::has_int8(kernels)) return 0.0;
+        return sparsedet::peak_gflops(kernels.bytes->peak, threads, seconds);
+      },
+      "isa"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "peak_gflops_bf16",
+      [](const std::string& isa, int threads, double seconds) {
+        nb::gil_scoped_release release;
+        const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
+        if (!sparsedet::has_bfloat16(kernels)) return 0.0;
+        return sparsedet::peak_gflops(kernels.words->peak, threads, seconds);
+      },
+      "isa"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "choose_isa",
+      [](const std::string& isa) { return std::string(sparsedet::choose_kernels(isa).isa); },
+      "isa"_a = "");
   nb::class_<PyEngine>(m, "Engine")
-      .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a, "params"_a)
+      .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a,
+           "params"_a)
       .def(nb::init<const PyEngine&, int>(), "other"_a, "threads"_a)
       .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
-           "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
-           "output"_a, "weight"_a.none(), "bias"_a.none(), "method"_a = "",
-           "range"_a = 0.0f)
+           "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a, "output"_a,
+           "weight"_a.none(), "bias"_a.none(), "method"_a = "", "range"_a = 0.0f)
       .def("add_packed", &PyEngine::add_packed, "name"_a, "source"_a, "residual"_a, "part"_a,
            "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
            "output"_a, "packed"_a, "bias"_a, "method"_a, "nonzero"_a, "checksum"_a)

@@ -20,7 +20,8 @@ int out_length(int length, const OpSpec& s) {
 
 // Rows of zeros that an operation reads above or below its input.
 int border_needed(int in_height, const OpSpec& s) {
-  const int below = (out_length(in_height, s) - 1) * s.stride - s.padding_before + s.kernel - in_height;
+  const int below =
+      (out_length(in_height, s) - 1) * s.stride - s.padding_before + s.kernel - in_height;
   return std::max({s.padding_before, below, 0});
 }
 
@@ -87,14 +88,16 @@ std::vector<float> read_map(const Map& from) {
   for (int c = 0; c < from.channels; c++)
     for (int y = 0; y < from.height; y++)
       for (int x = 0; x < from.width; x++)
-        out.push_back(value_at(from.type, from.q, from.at(y, c / channels_a_word(from.type), x), c));
+        out.push_back(
+            value_at(from.type, from.q, from.at(y, c / channels_a_word(from.type), x), c));
   return out;
 }
 
 // [count][channels][height][width] <-> regions.
 void fill_regions(const float* from, int count, const Regions& to) {
   auto value = [&](int r, int c, int y, int x) {
-    return c < to.channels ? from[((ptrdiff_t(r) * to.channels + c) * to.height + y) * to.width + x] : 0.0f;
+    return c < to.channels ? from[((ptrdiff_t(r) * to.channels + c) * to.height + y) * to.width + x]
+                           : 0.0f;
   };
   for (int r = 0; r < count; r++)
     for (int c = 0; c < to.words(); c++)
@@ -109,8 +112,9 @@ void read_regions(const Regions& from, int count, float* out) {
     for (int c = 0; c < from.channels; c++)
       for (int y = 0; y < from.height; y++)
         for (int x = 0; x < from.width; x++)
-          *out++ = value_at(from.type, from.q,
-                            from.at(r / from.lanes, y, x, c / channels_a_word(from.type)) + r % from.lanes, c);
+          *out++ = value_at(
+              from.type, from.q,
+              from.at(r / from.lanes, y, x, c / channels_a_word(from.type)) + r % from.lanes, c);
 }
 
 }  // namespace
@@ -124,12 +128,20 @@ void Arena::reserve(size_t floats) {
 }
 
 Engine::Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params)
-    : kernels_(kernels), params_(params), pool_(threads, pin), scratch_(threads),
-      context_{kernels_, pool_, scratch_}, shared_ops_(std::make_shared<std::vector<Op>>()) {}
+    : kernels_(kernels),
+      params_(params),
+      pool_(threads, pin),
+      scratch_(threads),
+      context_{kernels_, pool_, scratch_},
+      shared_ops_(std::make_shared<std::vector<Op>>()) {}
 
 Engine::Engine(const Engine& other, int threads)
-    : kernels_(other.kernels_), params_(other.params_), pool_(threads, false), scratch_(threads),
-      context_{kernels_, pool_, scratch_}, shared_ops_(other.shared_ops_),
+    : kernels_(other.kernels_),
+      params_(other.params_),
+      pool_(threads, false),
+      scratch_(threads),
+      context_{kernels_, pool_, scratch_},
+      shared_ops_(other.shared_ops_),
       feature_name_(other.feature_name_) {}
 
 Type Engine::type_of(const std::string& name) const {
@@ -168,7 +180,8 @@ Method Engine::choose_method(const OpSpec& s, Type type, double words) const {
   if (can_winograd(s, type)) {
     // For out x out outputs of a region. Its weights take four times a dense layer's memory:
     // a tenth faster is not enough.
-    const int out = (params_.roi.size + 1) / 2, tiles = (out + kTile - 1) / kTile, taps = 3 * out - 2;
+    const int out = (params_.roi.size + 1) / 2, tiles = (out + kTile - 1) / kTile,
+              taps = 3 * out - 2;
     const double direct = taps * taps * std::min(sparse, dense);
     const double winograd = tiles * tiles * kPoints / expected_share(Method::winograd, type, 1);
     if (winograd * 1.15 < direct) return Method::winograd;
@@ -195,9 +208,19 @@ std::pair<Engine::Op, ConvShape> Engine::begin(const OpSpec& spec, const float* 
   op.q = {spec.range > 0 ? spec.range / (negative ? 127 : 255) : 1, negative ? 128 : 0};
   if (spec.is_pool) return {std::move(op), {}};
   const Type in = type_of(spec.source);
-  op.type = spec.output || in == Type::float32 ? Type::float32 : in == Type::int8 ? in : Type::bfloat16;
-  ConvShape shape{spec.in_channels, spec.out_channels, spec.kernel, spec.stride,
-                  spec.padding_before, spec.relu, in, op.type, quantised(spec.source), op.q,
+  op.type = spec.output || in == Type::float32 ? Type::float32
+            : in == Type::int8                 ? in
+                                               : Type::bfloat16;
+  ConvShape shape{spec.in_channels,
+                  spec.out_channels,
+                  spec.kernel,
+                  spec.stride,
+                  spec.padding_before,
+                  spec.relu,
+                  in,
+                  op.type,
+                  quantised(spec.source),
+                  op.q,
                   spec.residual.empty() ? Quantised{} : quantised(spec.residual)};
   op.hoisted = params_.hoist && spec.source == "rois";
   if (op.hoisted) {
@@ -229,9 +252,7 @@ void Engine::add(const OpSpec& spec, const Weights& weights, const float* bias,
     op.nonzero = weights.nonzero(count, pool_);
     op.words = word_density(shape.in, double(op.nonzero) / double(count));
     const bool int8 = shape.in == Type::int8;
-    op.method = method    ? *method
-                : int8    ? Method::sparse
-                          : choose_method(spec, shape.in, op.words);
+    op.method = method ? *method : int8 ? Method::sparse : choose_method(spec, shape.in, op.words);
     if (op.method == Method::winograd && !can_winograd(spec, shape.in))
       throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
     const Packer packer{&pool_, &weights_, &pack_scratch_};
@@ -256,12 +277,13 @@ void Engine::add(const OpSpec& spec, const Weights& weights, const float* bias,
   finish(std::move(op));
 }
 
-void Engine::add_packed(const OpSpec& spec, const PackedOp& packed, std::shared_ptr<const void> owner,
-                        const float* bias) {
+void Engine::add_packed(const OpSpec& spec, const PackedOp& packed,
+                        std::shared_ptr<const void> owner, const float* bias) {
   auto [op, shape] = begin(spec, bias);
   op.nonzero = packed.nonzero;
-  op.words = word_density(shape.in, double(op.nonzero) / (double(spec.out_channels) * spec.in_channels *
-                                                          spec.kernel * spec.kernel));
+  op.words = word_density(
+      shape.in, double(op.nonzero) /
+                    (double(spec.out_channels) * spec.in_channels * spec.kernel * spec.kernel));
   op.method = packed.method;
   std::span<const std::byte> bytes = packed.parts.at(0);
   if (checksum(bytes, pool_) != packed.checksum)
@@ -272,7 +294,8 @@ void Engine::add_packed(const OpSpec& spec, const PackedOp& packed, std::shared_
       throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
     op.winograd = unpack_winograd(kernels_, shape, bytes, owner, bias);
   } else {
-    op.conv = unpack_conv(kernels_, shape, bytes, owner, bias, spec.part == Part::roi && !op.hoisted);
+    op.conv =
+        unpack_conv(kernels_, shape, bytes, owner, bias, spec.part == Part::roi && !op.hoisted);
   }
   if (!bytes.empty()) throw std::invalid_argument(spec.name + ": more is packed than it has");
   finish(std::move(op));
@@ -298,10 +321,13 @@ PackedOp Engine::packed(const std::string& name) {
 
 size_t Engine::weight_bytes() const {
   size_t n = 0;
-  const auto count = [&](const PackedConv& c) { n += c.packed.size() + c.bias.size() * sizeof(float); };
+  const auto count = [&](const PackedConv& c) {
+    n += c.packed.size() + c.bias.size() * sizeof(float);
+  };
   for (const Op& o : ops_) {
     if (!o.spec.is_pool && o.method != Method::winograd) count(o.conv);
-    for (const PackedConv& point : o.winograd.points) count(point);
+    for (const PackedConv& point : o.winograd.points)
+      count(point);
     n += (o.winograd.bias.size() + o.roi_bias.size()) * sizeof(float);
   }
   return n;
@@ -313,7 +339,9 @@ const Engine::Op& Engine::op(const std::string& name) const {
   throw std::invalid_argument("no operation '" + name + "'");
 }
 
-const Map& Engine::map(const std::string& name) const { return find(maps_, name); }
+const Map& Engine::map(const std::string& name) const {
+  return find(maps_, name);
+}
 
 const Regions& Engine::region_tensor(const std::string& name) const {
   return find(regions_, name);
@@ -321,7 +349,8 @@ const Regions& Engine::region_tensor(const std::string& name) const {
 
 int64_t Engine::nonzero_weights() const {
   int64_t n = 0;
-  for (const Op& o : ops_) n += o.nonzero;
+  for (const Op& o : ops_)
+    n += o.nonzero;
   return n;
 }
 
@@ -338,9 +367,10 @@ void Engine::place(std::vector<Span*>& spans, size_t& total) {
     for (const Span* other : placed)  // sorted by offset
       if (other->from <= s->to && s->from <= other->to && other->offset < s->offset + s->floats)
         s->offset = std::max(s->offset, other->offset + other->floats);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), s,
-                                   [](const Span* a, const Span* b) { return a->offset < b->offset; }),
-                  s);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), s,
+                         [](const Span* a, const Span* b) { return a->offset < b->offset; }),
+        s);
     total = std::max(total, s->offset + s->floats);
   }
 }
@@ -378,7 +408,8 @@ void Engine::plan(int height, int width) {
   std::map<std::string, int> index;
   auto add = [&](const std::string& name, bool is_map, int c, int h, int w, int time) {
     index[name] = static_cast<int>(tensors.size());
-    tensors.push_back({name, is_map, c, h, w, 0, type_of(name), quantised(name), {0, 0, time, time}, -1});
+    tensors.push_back(
+        {name, is_map, c, h, w, 0, type_of(name), quantised(name), {0, 0, time, time}, -1});
   };
   const int bins = (params_.roi.size + params_.roi.step - 1) / params_.roi.step;
   int roi_start = count + 1;
@@ -432,7 +463,8 @@ void Engine::plan(int height, int width) {
     const int out = index.at(s.name);
     int in = index.at(s.residual);
     if (tensors[in].span.to != i + 1 || tensors[in].border != tensors[out].border) continue;
-    while (tensors[in].alias >= 0) in = tensors[in].alias;
+    while (tensors[in].alias >= 0)
+      in = tensors[in].alias;
     tensors[out].alias = in;
     tensors[in].span.to = tensors[out].span.to;
   }
@@ -442,8 +474,8 @@ void Engine::plan(int height, int width) {
   const int blocks = pool_.size() > 4 ? most_blocks : 1;  // regions in flight
   for (Tensor& t : tensors) {
     if (t.alias >= 0) continue;
-    t.span.floats = t.is_map ? t.map(nullptr, lanes).size()
-                             : t.regions(nullptr, blocks, region_lanes).size();
+    t.span.floats =
+        t.is_map ? t.map(nullptr, lanes).size() : t.regions(nullptr, blocks, region_lanes).size();
     spans.push_back(&t.span);
   }
   auto hoisted_map = [&](float* data, const Op& o) {
@@ -472,9 +504,9 @@ void Engine::plan(int height, int width) {
   Span winograd{0, 0, roi_start, count + 1};
   for (const Op& o : ops_)
     if (o.method == Method::winograd)
-      winograd.floats = std::max(
-          winograd.floats,
-          winograd_floats(o.winograd, tensors[index.at(o.spec.name)].regions(nullptr, blocks, region_lanes)));
+      winograd.floats = std::max(winograd.floats,
+                                 winograd_floats(o.winograd, tensors[index.at(o.spec.name)].regions(
+                                                                 nullptr, blocks, region_lanes)));
   spans.push_back(&winograd);
   size_t total = 0;
   place(spans, total);
@@ -490,7 +522,8 @@ void Engine::plan(int height, int width) {
   }
   for (const auto& [name, span] : hoisted)
     maps_.emplace_back(name, hoisted_map(arena_.data() + span.offset, op(name)));
-  for (const auto& [name, span] : copies) transposed_.emplace_back(name, arena_.data() + span.offset);
+  for (const auto& [name, span] : copies)
+    transposed_.emplace_back(name, arena_.data() + span.offset);
   winograd_memory_ = arena_.data() + winograd.offset;
   canvas_height_ = height;
   canvas_width_ = width;
@@ -540,7 +573,8 @@ void Engine::find_boxes(std::vector<float>& logits, std::vector<float>& deltas) 
     for (int x = 0; x < m.width; x++)
       for (int a = 0; a < anchors; a++, i++) {
         logits[i] = *m.at(y, a, x);
-        for (int d = 0; d < 4; d++) deltas[i * 4 + d] = *m.at(y, anchors + a * 4 + d, x);
+        for (int d = 0; d < 4; d++)
+          deltas[i * 4 + d] = *m.at(y, anchors + a * 4 + d, x);
       }
 }
 
@@ -574,7 +608,8 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
       r.blocks = (count + r.lanes - 1) / r.lanes;
       return r;
     };
-    auto align = [&](const std::string& name, const Map& from, const float* bias, bool relu, int step) {
+    auto align = [&](const std::string& name, const Map& from, const float* bias, bool relu,
+                     int step) {
       Timer timer(timings_, "roialign." + name);
       RoiParams params = params_.roi;
       params.step = step;
@@ -596,8 +631,10 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
         }
         Timer timer(timings_, o.spec.name);
         // Bins that a stride would skip were never computed.
-        const int stride = o.spec.source == "rois" ? o.spec.stride / params_.roi.step : o.spec.stride;
-        const Regions residual = o.spec.residual.empty() ? Regions{} : used(region_tensor(o.spec.residual));
+        const int stride =
+            o.spec.source == "rois" ? o.spec.stride / params_.roi.step : o.spec.stride;
+        const Regions residual =
+            o.spec.residual.empty() ? Regions{} : used(region_tensor(o.spec.residual));
         if (o.method == Method::winograd)
           winograd_regions(context_, o.winograd, used(region_tensor(o.spec.source)),
                            used(region_tensor(o.spec.name)), count, winograd_memory_);
@@ -611,7 +648,8 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
     const Regions out = used(region_tensor(*last));
     for (int r = 0; r < count; r++) {
       const float* column = out.at(r / out.lanes, 0, 0, 0) + r % out.lanes;
-      for (int k = 0; k < classes; k++) logits[(start + r) * classes + k] = column[k * out.lanes];
+      for (int k = 0; k < classes; k++)
+        logits[(start + r) * classes + k] = column[k * out.lanes];
       for (int k = 0; k < box_columns; k++)
         deltas[(start + r) * box_columns + k] = column[(classes + k) * out.lanes];
     }
@@ -624,7 +662,8 @@ std::vector<Detection> Engine::run(const T* canvas) {
   {
     Timer timer(timings_, "normalise");
     prepare_border(map("canvas"));
-    normalise(context_, canvas, canvas_width_, params_.pixel_mean, params_.pixel_std, map("canvas"));
+    normalise(context_, canvas, canvas_width_, params_.pixel_mean, params_.pixel_std,
+              map("canvas"));
   }
   run_maps(Part::backbone);
   run_maps(Part::rpn);
@@ -683,7 +722,8 @@ std::vector<float> Engine::roi_features(const float* features, const std::vector
   const int bins = params_.roi.size, lanes = kVectors * kernels_.lanes;
   const int count = static_cast<int>(boxes.size()), blocks = (count + lanes - 1) / lanes;
   std::vector<float> copy(size_t(m.height) * m.width * cell_pitch(m, m.type) + 16);
-  float* flat = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(copy.data()) + 63) & ~uintptr_t{63});
+  float* flat =
+      reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(copy.data()) + 63) & ~uintptr_t{63});
   transpose_map(context_, m, m.type, flat);
   Arena memory;
   Regions out{nullptr, blocks, m.channels, bins, bins, lanes, m.type, m.q};
@@ -691,8 +731,7 @@ std::vector<float> Engine::roi_features(const float* features, const std::vector
   out.data = memory.data();
   RoiParams params = params_.roi;
   params.step = 1;
-  if (count)
-    roi_align(context_, params, m, flat, boxes[0].data(), count, nullptr, false, out);
+  if (count) roi_align(context_, params, m, flat, boxes[0].data(), count, nullptr, false, out);
   std::vector<float> result(size_t(count) * m.channels * bins * bins);
   read_regions(out, count, result.data());
   return result;
@@ -702,11 +741,12 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
                                   const float* residual, const Shape& residual_shape) {
   const Op& o = op(name);
   const OpSpec& s = o.spec;
-  if (o.hoisted) throw std::invalid_argument(name + " is hoisted: build the engine without hoisting");
+  if (o.hoisted)
+    throw std::invalid_argument(name + " is hoisted: build the engine without hoisting");
   const auto [batch, channels, height, width] = shape;
   const int out_height = out_length(height, s), out_width = out_length(width, s);
-  if (channels != s.in_channels || batch < 1 || (s.part != Part::roi && batch != 1) || out_height < 1 ||
-      out_width < 1)
+  if (channels != s.in_channels || batch < 1 || (s.part != Part::roi && batch != 1) ||
+      out_height < 1 || out_width < 1)
     throw std::invalid_argument(name + ": x has the wrong shape");
   shape = {batch, s.out_channels, out_height, out_width};
   if (residual && (s.is_pool || residual_shape != shape))
@@ -719,7 +759,8 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
   Arena memory[3];
   if (s.part == Part::roi) {
     const int lanes = kVectors * kernels_.lanes, blocks = (batch + lanes - 1) / lanes;
-    Regions in{nullptr, blocks, s.in_channels, height, width, lanes, type_of(s.source), quantised(s.source)};
+    Regions in{nullptr, blocks, s.in_channels,     height,
+               width,   lanes,  type_of(s.source), quantised(s.source)};
     Regions out{nullptr, blocks, s.out_channels, out_height, out_width, lanes, o.type, o.q};
     Regions add = out;
     if (residual) add.q = quantised(s.residual);
@@ -743,8 +784,14 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
   }
   const int lanes = kernels_.lanes;
   const Type type = type_of(s.source);
-  Map in{nullptr, s.in_channels, height, type == Type::pixels ? (width + 1) / 2 : width,
-         border_needed(height, s), lanes, type, quantised(s.source)};
+  Map in{nullptr,
+         s.in_channels,
+         height,
+         type == Type::pixels ? (width + 1) / 2 : width,
+         border_needed(height, s),
+         lanes,
+         type,
+         quantised(s.source)};
   Map out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type, o.q};
   Map add = out;
   if (residual) add.q = quantised(s.residual);

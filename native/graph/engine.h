@@ -27,7 +27,7 @@ struct OpSpec {
   bool is_pool;
   int in_channels, out_channels, kernel, stride, padding_before, padding_after;
   bool relu;
-  bool output;  // its values leave the network: always float32
+  bool output;      // its values leave the network: always float32
   float range = 0;  // int8: the largest magnitude of its output that is kept apart
 };
 
@@ -95,7 +95,7 @@ class Engine {
 
   // ---- the stages of `run`, for tests: on plain row-major arrays
   template <class T>
-  std::vector<float> features(const T* canvas);                 // [channels][Hf][Wf]
+  std::vector<float> features(const T* canvas);  // [channels][Hf][Wf]
   void rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas);
   void regions(const float* features, const std::vector<Box>& boxes, std::vector<float>& logits,
                std::vector<float>& deltas);
@@ -142,8 +142,8 @@ class Engine {
     Method method = Method::sparse;
     PackedConv conv;
     Winograd winograd;
-    int64_t nonzero = 0;          // weights
-    double words = 0;             // share of words that hold a weight
+    int64_t nonzero = 0;  // weights
+    double words = 0;     // share of words that hold a weight
     bool hoisted = false;
     std::vector<float> roi_bias;  // of a hoisted operation: added after RoIAlign
     Type type = Type::float32;    // of its output

@@ -11,7 +11,18 @@ bool supported() {
 }
 }  // namespace
 const Kernels kernels_avx512 = {
-    "avx512", L, supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, sparse<6>},
-    pack, pool, transpose, roi, mean, winograd_input, winograd_output,
-    peak, &kernels_avx512_bf16, &kernels_avx512_vnni};
+    "avx512",
+    L,
+    supported,
+    {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, sparse<6>},
+    pack,
+    pool,
+    transpose,
+    roi,
+    mean,
+    winograd_input,
+    winograd_output,
+    peak,
+    &kernels_avx512_bf16,
+    &kernels_avx512_vnni};
 }  // namespace sparsedet

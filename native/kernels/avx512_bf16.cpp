@@ -18,7 +18,8 @@ struct Bfloat16 {
   // Rounds to nearest even.
   static SPARSEDET_INLINE V join(V low, V high) {
     I order;  // 16-bit halves k and k + 16 side by side
-    for (int k = 0; k < L; k++) order[k] = k | (k + L) << 16;
+    for (int k = 0; k < L; k++)
+      order[k] = k | (k + L) << 16;
     return (V)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
 };
@@ -71,8 +72,10 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
 
 void roi(const RoiArgs& a) {
   int c = 0;
-  for (; c + 4 * L <= a.channels; c += 4 * L) roi_block<4>(a, c);
-  for (; c < a.channels; c += L) roi_block<1>(a, c);
+  for (; c + 4 * L <= a.channels; c += 4 * L)
+    roi_block<4>(a, c);
+  for (; c < a.channels; c += L)
+    roi_block<1>(a, c);
 }
 
 void mean(const MeanArgs& a) {
@@ -94,10 +97,13 @@ void mean(const MeanArgs& a) {
   }
 }
 
-bool supported() { return __builtin_cpu_supports("avx512bf16"); }
+bool supported() {
+  return __builtin_cpu_supports("avx512bf16");
+}
 
 }  // namespace
 const WordKernels kernels_avx512_bf16 = {
     supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
-    pool, roi, mean, word_peak<Bfloat16, 4>};
+    pool,      roi,
+    mean,      word_peak<Bfloat16, 4>};
 }  // namespace sparsedet

@@ -37,8 +37,8 @@ SPARSEDET_INLINE __m512i bytes(const __m512i (&v)[4]) {
 
 // Four channels of the same pixels to words.
 SPARSEDET_INLINE V join(const __m512i (&channels)[4]) {
-  const __m512i order = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   return (V)_mm512_shuffle_epi8(bytes(channels), order);
 }
 
@@ -52,7 +52,8 @@ __attribute__((noinline)) void tile(const SparseArgs& a) {
     const int row = group * G;
     if (prefetch)
       for (int i = 0; i < a.prefetch_rows; i++, prefetch += a.prefetch_stride)
-        for (int p = 0; p < P; p++) __builtin_prefetch(prefetch + p * L * 4, 0, 2);
+        for (int p = 0; p < P; p++)
+          __builtin_prefetch(prefetch + p * L * 4, 0, 2);
     if (a.last && a.residual)  // that is added next; past the end is harmless
       for (int p = 0; p < P; p++)
         __builtin_prefetch(a.residual + (group + 1) * a.row_stride + a.offset[p], 1, 3);
@@ -60,14 +61,16 @@ __attribute__((noinline)) void tile(const SparseArgs& a) {
 #pragma GCC unroll 8
     for (int g = 0; g < G; g++)
 #pragma GCC unroll 8
-      for (int p = 0; p < P; p++) sum[g][p] = a.first ? (V){} : partial[g * kVectors + p];
+      for (int p = 0; p < P; p++)
+        sum[g][p] = a.first ? (V){} : partial[g * kVectors + p];
     patterns<Int8, G, P, 1>(reinterpret_cast<const char*>(a.panel), index, values, counts, sum);
     counts += (1 << G) - 1;
     if (!a.last) {
 #pragma GCC unroll 8
       for (int g = 0; g < G; g++)
 #pragma GCC unroll 8
-        for (int p = 0; p < P; p++) partial[g * kVectors + p] = sum[g][p];
+        for (int p = 0; p < P; p++)
+          partial[g * kVectors + p] = sum[g][p];
       continue;
     }
 #pragma GCC unroll 8
@@ -111,10 +114,14 @@ __attribute__((noinline)) void tile(const SparseArgs& a) {
 
 void sparse(const SparseArgs& a) {
   switch (a.vectors) {
-    case 1: return tile<1>(a);
-    case 2: return tile<2>(a);
-    case 3: return tile<3>(a);
-    default: return tile<4>(a);
+    case 1:
+      return tile<1>(a);
+    case 2:
+      return tile<2>(a);
+    case 3:
+      return tile<3>(a);
+    default:
+      return tile<4>(a);
   }
 }
 
@@ -122,7 +129,8 @@ void pool(const PoolArgs& a) {
   const V scale = broadcast(a.scale);
   for (int x = 0; x < a.width; x += L) {
     __m512i channels[4];
-    for (int c = 0; c < 4; c++) channels[c] = whole(largest(a.rows[c], x) * scale);
+    for (int c = 0; c < 4; c++)
+      channels[c] = whole(largest(a.rows[c], x) * scale);
     const V words = join(channels);
     store(a.out + x, a.width - x < L ? keep(words, a.width - x) : words);
   }
@@ -133,7 +141,8 @@ template <bool BYTES>
 SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
   V t[1][L];
   I order;  // bytes() leaves word 4 j + l as part j of 128 bits l
-  for (int w = 0; w < L; w++) order[w] = w % 4 * 4 + w / 4;
+  for (int w = 0; w < L; w++)
+    order[w] = w % 4 * 4 + w / 4;
   const V scale = broadcast(a.scale);
 #pragma GCC unroll 1
   for (int i = 0; i < L; i++) {
@@ -163,8 +172,10 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
 
 void roi(const RoiArgs& a) {
   for (int c = 0; c < a.channels; c += L) {
-    if (a.bytes) roi_block<true>(a, c);
-    else roi_block<false>(a, c);
+    if (a.bytes)
+      roi_block<true>(a, c);
+    else
+      roi_block<false>(a, c);
   }
 }
 
@@ -177,7 +188,8 @@ void mean(const MeanArgs& a) {
       for (int p = 0; p < kVectors; p++) {
         const I words = (I)load(a.source + i * a.cell_stride + l + p * L);
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) sum[c][p] += words >> 8 * c & 255;
+        for (int c = 0; c < 4; c++)
+          sum[c][p] += words >> 8 * c & 255;
       }
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++)
@@ -188,10 +200,13 @@ void mean(const MeanArgs& a) {
   }
 }
 
-bool supported() { return __builtin_cpu_supports("avx512vnni"); }
+bool supported() {
+  return __builtin_cpu_supports("avx512vnni");
+}
 
 }  // namespace
 const WordKernels kernels_avx512_vnni = {
     supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr},
-    pool, roi, mean, word_peak<Int8, 8>};
+    pool,      roi,
+    mean,      word_peak<Int8, 8>};
 }  // namespace sparsedet

@@ -7,7 +7,8 @@ namespace sparsedet {
 
 static const Kernels* const kCompiled[] = {
 #if defined(__x86_64__)
-    &kernels_avx512, &kernels_avx2,
+    &kernels_avx512,
+    &kernels_avx2,
 #endif
 #if defined(__aarch64__)
     &kernels_neon,
@@ -38,8 +39,12 @@ const Kernels& choose_kernels(std::string isa) {
   throw std::invalid_argument("unknown instruction set '" + isa + "'; compiled in: " + known);
 }
 
-bool has_bfloat16(const Kernels& kernels) { return kernels.words && kernels.words->supported(); }
+bool has_bfloat16(const Kernels& kernels) {
+  return kernels.words && kernels.words->supported();
+}
 
-bool has_int8(const Kernels& kernels) { return kernels.bytes && kernels.bytes->supported(); }
+bool has_int8(const Kernels& kernels) {
+  return kernels.bytes && kernels.bytes->supported();
+}
 
 }  // namespace sparsedet

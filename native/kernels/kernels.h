@@ -35,30 +35,30 @@
 
 namespace sparsedet {
 
-constexpr int kVectors = 4;   // vectors a panel column
+constexpr int kVectors = 4;  // vectors a panel column
 constexpr int kMaxLanes = 16;
 constexpr int kMaxGroup = 6;  // rows a group, at most
 
 // One panel times the packed weights of `groups` groups.
 struct SparseArgs {
   const float* panel;
-  const uint16_t* index;   // streams as drawn above, all groups one after the other
+  const uint16_t* index;  // streams as drawn above, all groups one after the other
   const float* values;
   const uint16_t* counts;  // [groups][2^G - 1]
   int groups;
-  int vectors;             // P, 1..kVectors
-  float* partial;          // [groups][G][kVectors][L] sums between blocks; aligned
-  bool first;              // start from the bias instead of `partial`
-  bool last;               // finish into `out` instead of `partial`
+  int vectors;     // P, 1..kVectors
+  float* partial;  // [groups][G][kVectors][L] sums between blocks; aligned
+  bool first;      // start from the bias instead of `partial`
+  bool last;       // finish into `out` instead of `partial`
   // Used when `first` (int8: when `last`): one value for each row, G * groups of them.
   const float* bias;
   // Used when `last`:
-  const float* residual;   // added before the ReLU, or null; same strides as `out`; may be `out`
-  float* out;              // row r, vector v at out + r * row_stride + offset[v]
-  ptrdiff_t row_stride;    // floats
-  int rows;                // rows that exist: 0 < rows <= G * groups; the others are not stored
+  const float* residual;  // added before the ReLU, or null; same strides as `out`; may be `out`
+  float* out;             // row r, vector v at out + r * row_stride + offset[v]
+  ptrdiff_t row_stride;   // floats
+  int rows;               // rows that exist: 0 < rows <= G * groups; the others are not stored
   ptrdiff_t offset[kVectors];
-  int valid[kVectors];     // lanes of each vector that exist, 1..L; the others are stored as zero
+  int valid[kVectors];  // lanes of each vector that exist, 1..L; the others are stored as zero
   bool relu;
   // bfloat16 only: rows of `out` and `residual` are words. Group 2h then holds the even and group
   // 2h + 1 the odd channels of G words; `groups` is even, `partial` is always given, `rows` and
@@ -72,7 +72,7 @@ struct SparseArgs {
   float residual_scale;
   // Prefetched while the kernel runs, or null: lines of `prefetch_bytes` a group.
   const char* prefetch;
-  int prefetch_rows;       // rows fetched a group
+  int prefetch_rows;  // rows fetched a group
   ptrdiff_t prefetch_stride;
 };
 
@@ -98,29 +98,29 @@ struct PoolArgs {
 
 // [channels][pixels] -> [pixels][pitch] of one row of a map.
 struct TransposeArgs {
-  const float* source;     // channel c, pixel x at source + c * channel_stride + x
+  const float* source;  // channel c, pixel x at source + c * channel_stride + x
   ptrdiff_t channel_stride;
   int channels;
   int pixels;
-  float* out;              // pixel x, channel c at out + x * pitch + c; aligned
-  ptrdiff_t pitch;         // at least channels rounded up to L; the excess up to there is set to zero
+  float* out;       // pixel x, channel c at out + x * pitch + c; aligned
+  ptrdiff_t pitch;  // at least channels rounded up to L; the excess up to there is set to zero
 };
 
 // Weighted sums of map cells for L regions at once, laid out with regions as lanes.
 struct RoiArgs {
-  const float* map;        // [cells][pitch], aligned
-  bool bytes;              // int8: the map holds words; else float32, `pitch` is 4 * channels
-                           // rounded up to 4 * L, and so many biases there are in either case
-  float scale;             // int8: sums are multiplied by it, fused with the bias
+  const float* map;  // [cells][pitch], aligned
+  bool bytes;        // int8: the map holds words; else float32, `pitch` is 4 * channels
+                     // rounded up to 4 * L, and so many biases there are in either case
+  float scale;       // int8: sums are multiplied by it, fused with the bias
   int channels;
-  ptrdiff_t pitch;         // channels rounded up to L
+  ptrdiff_t pitch;                  // channels rounded up to L
   const int32_t* cells[kMaxLanes];  // for each region: the cells of its bin ...
   const float* weights[kMaxLanes];  // ... and their weights
   int count[kMaxLanes];             // how many; 0 gives zeros
-  const float* bias;       // added afterwards, or null: `pitch` values; for words `pitch` of even
-                           // channels, then as many of odd ones
+  const float* bias;  // added afterwards, or null: `pitch` values; for words `pitch` of even
+                      // channels, then as many of odd ones
   bool relu;
-  float* out;              // channel c at out + c * channel_stride, L lanes; aligned
+  float* out;  // channel c at out + c * channel_stride, L lanes; aligned
   ptrdiff_t channel_stride;
 };
 
@@ -133,13 +133,13 @@ struct PeakArgs {
 
 // Winograd's F(4x4, 3x3) on regions as lanes: to and from the 36 points of a tile (pack.h).
 struct WinogradArgs {
-  float* pixels[36];       // channel 0 of the tile's 6x6 inputs, null for zero; of its 4x4 outputs
-                           // (the first 16), null for those not stored; rows one after the other
-  float* points;           // point i, channel c at points + i * point_stride + c * kVectors * L
+  float* pixels[36];  // channel 0 of the tile's 6x6 inputs, null for zero; of its 4x4 outputs
+                      // (the first 16), null for those not stored; rows one after the other
+  float* points;      // point i, channel c at points + i * point_stride + c * kVectors * L
   ptrdiff_t point_stride;
-  int channels;            // kVectors * L floats between two, in pixels too
-  int vectors;             // 1..kVectors
-  const float* bias;       // outputs only: one a channel
+  int channels;       // kVectors * L floats between two, in pixels too
+  int vectors;        // 1..kVectors
+  const float* bias;  // outputs only: one a channel
   bool relu;
 };
 
@@ -148,9 +148,9 @@ struct MeanArgs {
   const float* source;  // cell i, lane l at source + i * cell_stride + l; aligned
   ptrdiff_t cell_stride;
   int cells;
-  int lanes;            // a multiple of kVectors * L
-  float* out[4];        // `lanes` float32 values of each channel of the word, null if there is none
-  float scale;          // int8: of a byte
+  int lanes;      // a multiple of kVectors * L
+  float* out[4];  // `lanes` float32 values of each channel of the word, null if there is none
+  float scale;    // int8: of a byte
 };
 
 // What differs when activations and weights are words. Sums are float32, or int32.

@@ -32,7 +32,7 @@ void sparse(const SparseArgs& a) {
   const float* values = a.values;
   for (int group = 0; group < a.groups; group++, counts += (1 << G) - 1) {
     float sum[G][kVectors][L];
-    using Sums = float(*)[kVectors][L];
+    using Sums = float (*)[kVectors][L];
     Sums partial = reinterpret_cast<Sums>(a.partial + group * G * kVectors * L);
     for (int g = 0; g < G; g++)
       for (int p = 0; p < a.vectors; p++)
@@ -216,7 +216,8 @@ void roi_bytes(const RoiArgs& a) {
 void mean(const MeanArgs& a) {
   for (int l = 0; l < a.lanes; l++) {
     float sum = 0;
-    for (int i = 0; i < a.cells; i++) sum += a.source[i * a.cell_stride + l];
+    for (int i = 0; i < a.cells; i++)
+      sum += a.source[i * a.cell_stride + l];
     a.out[0][l] = sum * (1.0f / static_cast<float>(a.cells));
   }
 }
@@ -237,7 +238,8 @@ void mean_bytes(const MeanArgs& a) {
   for (int l = 0; l < a.lanes; l++)
     for (int c = 0; c < 4 && a.out[c]; c++) {
       int32_t sum = 0;
-      for (int i = 0; i < a.cells; i++) sum += byte_of(a.source[i * a.cell_stride + l], c);
+      for (int i = 0; i < a.cells; i++)
+        sum += byte_of(a.source[i * a.cell_stride + l], c);
       a.out[c][l] = static_cast<float>(sum) * (a.scale * (1.0f / static_cast<float>(a.cells)));
     }
 }
@@ -276,26 +278,44 @@ template <class Type, class Sum, int FLOPS>
 int64_t peak(const PeakArgs& a) {
   Sum sum[8] = {};
   for (int64_t round = 0; round < a.rounds; round++)
-    for (Sum& s : sum) Type::add_product(s, *a.sink, 0.5f);
-  for (Sum s : sum) *a.sink += static_cast<float>(s);
+    for (Sum& s : sum)
+      Type::add_product(s, *a.sink, 0.5f);
+  for (Sum s : sum)
+    *a.sink += static_cast<float>(s);
   return a.rounds * 8 * FLOPS;
 }
 
-bool supported() { return true; }
+bool supported() {
+  return true;
+}
 
 const WordKernels words = {
     supported,
     {nullptr, nullptr, nullptr, sparse<Bfloat16, 3>, nullptr, sparse<Bfloat16, 5>, nullptr},
-    pool_words, roi_words, mean_words, peak<Bfloat16, float, 4>};
+    pool_words,
+    roi_words,
+    mean_words,
+    peak<Bfloat16, float, 4>};
 
 const WordKernels bytes = {
-    supported, {nullptr, nullptr, nullptr, nullptr, sparse_bytes, nullptr, nullptr},
-    pool_bytes, roi_bytes, mean_bytes, peak<Int8, int32_t, 8>};
+    supported,  {nullptr, nullptr, nullptr, nullptr, sparse_bytes, nullptr, nullptr},
+    pool_bytes, roi_bytes,
+    mean_bytes, peak<Int8, int32_t, 8>};
 
 }  // namespace
 const Kernels kernels_scalar = {
-    "scalar", L, supported,
+    "scalar",
+    L,
+    supported,
     {nullptr, nullptr, nullptr, sparse<Float32, 3>, nullptr, sparse<Float32, 5>, nullptr},
-    pack, pool, transpose, roi, mean, winograd_input, winograd_output, peak<Float32, float, 2>, &words,
+    pack,
+    pool,
+    transpose,
+    roi,
+    mean,
+    winograd_input,
+    winograd_output,
+    peak<Float32, float, 2>,
+    &words,
     &bytes};
 }  // namespace sparsedet

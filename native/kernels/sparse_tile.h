@@ -19,7 +19,8 @@ SPARSEDET_INLINE void patterns(const char* panel, const uint16_t*& index, const 
     const V* x = reinterpret_cast<const V*>(panel + static_cast<size_t>(*index++) * 8);
     V w[n];
 #pragma GCC unroll 8
-    for (int j = 0; j < n; j++) w[j] = Type::weight(values + j);
+    for (int j = 0; j < n; j++)
+      w[j] = Type::weight(values + j);
     values += n;
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
@@ -45,7 +46,8 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
     const int row = group * G;
     if (prefetch)
       for (int i = 0; i < a.prefetch_rows; i++, prefetch += a.prefetch_stride)
-        for (int p = 0; p < P; p++) __builtin_prefetch(prefetch + p * L * 4, 0, 2);
+        for (int p = 0; p < P; p++)
+          __builtin_prefetch(prefetch + p * L * 4, 0, 2);
     // The residual that is added next; past the end is harmless.
     const bool pairs = Type::words && a.words, odd = group & 1;
     if (a.last && a.residual && !(pairs && odd)) {
@@ -66,7 +68,8 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
 #pragma GCC unroll 8
       for (int g = 0; g < G; g++)
 #pragma GCC unroll 8
-        for (int p = 0; p < P; p++) partial[g * kVectors + p] = sum[g][p];
+        for (int p = 0; p < P; p++)
+          partial[g * kVectors + p] = sum[g][p];
       continue;
     }
     if constexpr (Type::words)
@@ -112,10 +115,14 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
 template <class Type, int G>
 SPARSEDET_INLINE void sparse_tiles(const SparseArgs& a) {
   switch (a.vectors) {
-    case 1: return sparse_tile<Type, G, 1>(a);
-    case 2: return sparse_tile<Type, G, 2>(a);
-    case 3: return sparse_tile<Type, G, 3>(a);
-    default: return sparse_tile<Type, G, 4>(a);
+    case 1:
+      return sparse_tile<Type, G, 1>(a);
+    case 2:
+      return sparse_tile<Type, G, 2>(a);
+    case 3:
+      return sparse_tile<Type, G, 3>(a);
+    default:
+      return sparse_tile<Type, G, 4>(a);
   }
 }
 
@@ -124,15 +131,18 @@ template <class Type, int FLOPS>
 int64_t word_peak(const PeakArgs& a) {
   constexpr int chains = 12;
   V sum[chains];  // unequal, or the compiler would keep one of them
-  for (int i = 0; i < chains; i++) sum[i] = broadcast(static_cast<float>(i));
+  for (int i = 0; i < chains; i++)
+    sum[i] = broadcast(static_cast<float>(i));
   V x = {}, y = {};
   for (int64_t round = 0; round < a.rounds; round++) {
     __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
 #pragma GCC unroll 16
-    for (int i = 0; i < chains; i++) sum[i] = Type::add_product(sum[i], x, y);
+    for (int i = 0; i < chains; i++)
+      sum[i] = Type::add_product(sum[i], x, y);
   }
   for (int i = 0; i < chains; i++)
-    for (int k = 0; k < L; k++) *a.sink += sum[i][k];
+    for (int k = 0; k < L; k++)
+      *a.sink += sum[i][k];
   return a.rounds * chains * L * FLOPS;
 }
 

@@ -20,7 +20,9 @@ typedef float V __attribute__((vector_size(L * 4)));
 typedef float VU __attribute__((vector_size(L * 4), aligned(4), may_alias));
 typedef int32_t I __attribute__((vector_size(L * 4)));
 
-SPARSEDET_INLINE V broadcast(float x) { return x - (V){}; }
+SPARSEDET_INLINE V broadcast(float x) {
+  return x - (V){};
+}
 #if defined(__x86_64__)
 // In one load. Beside intrinsics the compiler loads a scalar and broadcasts it by a second
 // instruction, which waits for the units that multiply.
@@ -30,13 +32,20 @@ SPARSEDET_INLINE V broadcast_from(const float* p) {
   return v;
 }
 #endif
-SPARSEDET_INLINE V load(const float* p) { return *reinterpret_cast<const VU*>(p); }
-SPARSEDET_INLINE void store(float* p, V v) { *reinterpret_cast<VU*>(p) = v; }
-SPARSEDET_INLINE V relu(V v) { return v > 0 ? v : (V){}; }
+SPARSEDET_INLINE V load(const float* p) {
+  return *reinterpret_cast<const VU*>(p);
+}
+SPARSEDET_INLINE void store(float* p, V v) {
+  *reinterpret_cast<VU*>(p) = v;
+}
+SPARSEDET_INLINE V relu(V v) {
+  return v > 0 ? v : (V){};
+}
 
 SPARSEDET_INLINE I iota() {
   I i;
-  for (int k = 0; k < L; k++) i[k] = k;
+  for (int k = 0; k < L; k++)
+    i[k] = k;
   return i;
 }
 
@@ -50,7 +59,9 @@ SPARSEDET_INLINE V every_second(const float* p) {
   return __builtin_shuffle(load(p), load(p + L), iota() * 2);
 }
 
-SPARSEDET_INLINE V larger(V a, V b) { return a > b ? a : b; }
+SPARSEDET_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
 
 // Transpose an L x L tile held in L vectors: log2(L) rounds of pairwise exchanges.
 template <int STEP>
@@ -74,7 +85,8 @@ SPARSEDET_INLINE void exchange(V (&t)[L]) {
 SPARSEDET_INLINE V largest(const float* const rows[3], int x) {
   V best = every_second(rows[0] + 2 * x);
   for (int r = 0; r < 3; r++)
-    for (int t = 0; t < 3; t++) best = larger(best, every_second(rows[r] + 2 * x + t));
+    for (int t = 0; t < 3; t++)
+      best = larger(best, every_second(rows[r] + 2 * x + t));
   return best;
 }
 

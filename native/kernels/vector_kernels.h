@@ -23,20 +23,26 @@ SPARSEDET_INLINE void pack_vectors(const PackArgs& a) {
   if (a.stride == 1) {
     for (int c = 0; c < a.count; c++, at += a.channel_stride, to += kVectors)
 #pragma GCC unroll 8
-      for (int p = 0; p < P; p++) to[p] = load(a.source[p] + at);
+      for (int p = 0; p < P; p++)
+        to[p] = load(a.source[p] + at);
   } else {
     for (int c = 0; c < a.count; c++, at += a.channel_stride, to += kVectors)
 #pragma GCC unroll 8
-      for (int p = 0; p < P; p++) to[p] = every_second(a.source[p] + at);
+      for (int p = 0; p < P; p++)
+        to[p] = every_second(a.source[p] + at);
   }
 }
 
 void pack(const PackArgs& a) {
   switch (a.vectors) {
-    case 1: return pack_vectors<1>(a);
-    case 2: return pack_vectors<2>(a);
-    case 3: return pack_vectors<3>(a);
-    default: return pack_vectors<4>(a);
+    case 1:
+      return pack_vectors<1>(a);
+    case 2:
+      return pack_vectors<2>(a);
+    case 3:
+      return pack_vectors<3>(a);
+    default:
+      return pack_vectors<4>(a);
   }
 }
 
@@ -55,7 +61,8 @@ void transpose(const TransposeArgs& a) {
       for (int i = 0; i < L; i++)
         t[i] = c + i < a.channels ? load(a.source + (c + i) * a.channel_stride + x) : (V){};
       exchange<1>(t);
-      for (int i = 0; i < L && x + i < a.pixels; i++) store(a.out + (x + i) * a.pitch + c, t[i]);
+      for (int i = 0; i < L && x + i < a.pixels; i++)
+        store(a.out + (x + i) * a.pitch + c, t[i]);
     }
 }
 
@@ -70,7 +77,8 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
       const V weight = broadcast(a.weights[i][k]);
       const float* cell = a.map + a.cells[i][k] * a.pitch + c;
 #pragma GCC unroll 8
-      for (int j = 0; j < B; j++) sum[j] += weight * load(cell + j * L);
+      for (int j = 0; j < B; j++)
+        sum[j] += weight * load(cell + j * L);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < B; j++) {
@@ -83,8 +91,10 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
 
 void roi(const RoiArgs& a) {
   int c = 0;
-  for (; c + 4 * L <= a.channels; c += 4 * L) roi_block<4>(a, c);
-  for (; c < a.channels; c += L) roi_block<1>(a, c);
+  for (; c + 4 * L <= a.channels; c += 4 * L)
+    roi_block<4>(a, c);
+  for (; c < a.channels; c += L)
+    roi_block<1>(a, c);
 }
 
 void mean(const MeanArgs& a) {
@@ -93,9 +103,11 @@ void mean(const MeanArgs& a) {
     V sum[kVectors] = {};
     for (int i = 0; i < a.cells; i++)
 #pragma GCC unroll 8
-      for (int p = 0; p < kVectors; p++) sum[p] += load(a.source + i * a.cell_stride + l + p * L);
+      for (int p = 0; p < kVectors; p++)
+        sum[p] += load(a.source + i * a.cell_stride + l + p * L);
 #pragma GCC unroll 8
-    for (int p = 0; p < kVectors; p++) store(a.out[0] + l + p * L, sum[p] * scale);
+    for (int p = 0; p < kVectors; p++)
+      store(a.out[0] + l + p * L, sum[p] * scale);
   }
 }
 
@@ -133,14 +145,16 @@ void winograd_input(const WinogradArgs& a) {
 #pragma GCC unroll 6
       for (int row = 0; row < 6; row++) {
 #pragma GCC unroll 6
-        for (int i = row * 6; i < row * 6 + 6; i++) d[i] = a.pixels[i] ? load(a.pixels[i] + at) : (V){};
+        for (int i = row * 6; i < row * 6 + 6; i++)
+          d[i] = a.pixels[i] ? load(a.pixels[i] + at) : (V){};
         input_axis<1>(d + row * 6);
       }
 #pragma GCC unroll 6
       for (int column = 0; column < 6; column++) {
         input_axis<6>(d + column);
 #pragma GCC unroll 6
-        for (int i = column; i < 36; i += 6) store(a.points + i * a.point_stride + at, d[i]);
+        for (int i = column; i < 36; i += 6)
+          store(a.points + i * a.point_stride + at, d[i]);
       }
     }
 }
@@ -153,7 +167,8 @@ void winograd_output(const WinogradArgs& a) {
 #pragma GCC unroll 6
       for (int column = 0; column < 6; column++) {
 #pragma GCC unroll 6
-        for (int i = column; i < 36; i += 6) m[i] = load(a.points + i * a.point_stride + at);
+        for (int i = column; i < 36; i += 6)
+          m[i] = load(a.points + i * a.point_stride + at);
         output_axis<6>(m + column);
       }
       const V bias = broadcast(a.bias[c]);
@@ -173,17 +188,21 @@ void winograd_output(const WinogradArgs& a) {
 
 int64_t peak(const PeakArgs& a) {
   constexpr int chains = 12;  // hides the latency of two units
-  V sum[chains];  // unequal, or the compiler would keep one of them
-  for (int i = 0; i < chains; i++) sum[i] = broadcast(static_cast<float>(i));
+  V sum[chains];              // unequal, or the compiler would keep one of them
+  for (int i = 0; i < chains; i++)
+    sum[i] = broadcast(static_cast<float>(i));
   V x = broadcast(0.999f), y = broadcast(1e-3f);
   for (int64_t round = 0; round < a.rounds; round++) {
     __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
 #pragma GCC unroll 16
-    for (int i = 0; i < chains; i++) sum[i] = sum[i] * x + y;
+    for (int i = 0; i < chains; i++)
+      sum[i] = sum[i] * x + y;
   }
   V total = {};
-  for (int i = 0; i < chains; i++) total += sum[i];
-  for (int i = 0; i < L; i++) *a.sink += total[i];
+  for (int i = 0; i < chains; i++)
+    total += sum[i];
+  for (int i = 0; i < L; i++)
+    *a.sink += total[i];
   return a.rounds * chains * L * 2;
 }
 

@@ -102,7 +102,8 @@ std::vector<Detection> find_detections(const BoxParams& params, const float* log
     const float* row = logits + r * columns;
     const float top = *std::max_element(row, row + columns);
     float sum = 0;
-    for (int k = 0; k < columns; k++) sum += exps[k] = std::exp(row[k] - top);
+    for (int k = 0; k < columns; k++)
+      sum += exps[k] = std::exp(row[k] - top);
     for (int k = 0; k < classes; k++) {
       const float score = exps[first_logit + k] / sum;
       if (score > params.score_threshold) candidates.push_back({static_cast<int>(r), k, score});
@@ -115,7 +116,8 @@ std::vector<Detection> find_detections(const BoxParams& params, const float* log
   std::vector<Detection> found;
   for (const Candidate& c : candidates) {
     if (found.size() == static_cast<size_t>(params.max_detections)) break;
-    const float* d = deltas + (static_cast<size_t>(c.region) * box_columns + first_box + c.label) * 4;
+    const float* d =
+        deltas + (static_cast<size_t>(c.region) * box_columns + first_box + c.label) * 4;
     const Box box = decode(d, regions[c.region], params.box_weights, params.delta_clamp,
                            canvas_height, canvas_width);
     if (suppressors[c.label].keep(box)) found.push_back({c.label + 1, c.score, box});

@@ -14,8 +14,8 @@ using Box = std::array<float, 4>;
 struct BoxParams {
   std::vector<Box> cell_anchors;  // of the cell at the map's origin
   int anchor_stride;
-  Box rpn_weights, box_weights;   // deltas are divided by these
-  float delta_clamp;              // upper limit of dw and dh
+  Box rpn_weights, box_weights;  // deltas are divided by these
+  float delta_clamp;             // upper limit of dw and dh
   int pre_nms, proposals;
   float rpn_nms_threshold;
   bool remove_empty;

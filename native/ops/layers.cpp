@@ -11,7 +11,9 @@ namespace sparsedet {
 
 namespace {
 
-int divide_up(int a, int b) { return (a + b - 1) / b; }
+int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
 
 // Tiles that a block of weights is swept over: many, so that the branch predictor is trained once
 // for all of them; but the partial sums of more than these no longer come from the second-level
@@ -27,7 +29,8 @@ int sweep_tiles(const PackedConv& conv, int width) {
 // for every thread.
 int count_sweeps(int tiles, int longest, int chunks, int threads) {
   int sweeps = divide_up(tiles, longest);
-  while (sweeps * chunks % threads && sweeps < tiles) sweeps++;
+  while (sweeps * chunks % threads && sweeps < tiles)
+    sweeps++;
   return sweeps;
 }
 
@@ -66,7 +69,8 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
 float* Scratch::get(int worker, size_t floats) {
   auto& buffer = buffers_[worker];
   if (buffer.size() < floats + 16) buffer.resize(floats + 16);
-  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) & ~uintptr_t{63});
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) &
+                                  ~uintptr_t{63});
 }
 
 void clear_border(Context& context, const Map& map) {
@@ -91,9 +95,11 @@ void normalise(Context& context, const T* pixels, int width, const float mean[3]
       float* to = out.at(y, c, 0);
       const auto pixel = [&](int x) { return (row[x * 3 + c] - mean[c]) * scale[c]; };
       if (out.type == Type::float32) {
-        for (int x = 0; x < width; x++) to[x] = pixel(x);
+        for (int x = 0; x < width; x++)
+          to[x] = pixel(x);
       } else {
-        for (int x = 0; x < width / 2; x++) to[x] = join_bfloat16(pixel(2 * x), pixel(2 * x + 1));
+        for (int x = 0; x < width / 2; x++)
+          to[x] = join_bfloat16(pixel(2 * x), pixel(2 * x + 1));
         if (width % 2) to[width / 2] = join_bfloat16(pixel(width - 1), 0.0f);
       }
       std::memset(to + out.width, 0, excess * sizeof(float));
@@ -108,7 +114,8 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
               const Map& out) {
   const int lanes = out.lanes, row_vectors = divide_up(out.width, lanes);
   const int vectors = row_vectors * out.height, tiles = divide_up(vectors, kVectors);
-  const int sweeps = count_sweeps(tiles, sweep_tiles(conv, kVectors * lanes), conv.chunks, context.pool.size());
+  const int sweeps =
+      count_sweeps(tiles, sweep_tiles(conv, kVectors * lanes), conv.chunks, context.pool.size());
   size_t panel_floats = 0;
   for (size_t b = 0; b < conv.segments.size(); b++)
     panel_floats = std::max(panel_floats, size_t(conv.columns(b)) * kVectors * lanes);
@@ -121,8 +128,8 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
     const int last = static_cast<int>(int64_t(tiles) * (sweep + 1) / sweeps);
     // Sums that wait for another block; those of a single block are gone before the next tile.
     const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
-    float* panel = context.scratch.get(
-        worker, panel_floats + partial_floats + waiting * (last - first - 1));
+    float* panel =
+        context.scratch.get(worker, panel_floats + partial_floats + waiting * (last - first - 1));
     float* partial = panel + panel_floats;
     const ptrdiff_t chunk_offset = conv.out_row(chunk) * out.stride();
     // Of words along x: two pixels a word make up for stride 2.
@@ -150,7 +157,8 @@ void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map
         pack.stride = stride;
         pack.panel = panel;
         for (const Segment& s : conv.segments[block]) {
-          for (int p = 0; p < a.vectors; p++) pack.source[p] = source(v0 + p, s.dy, s.dx, s.channel);
+          for (int p = 0; p < a.vectors; p++)
+            pack.source[p] = source(v0 + p, s.dy, s.dx, s.channel);
           pack.count = s.count;
           context.kernels.pack(pack);
           pack.panel += s.count * kVectors * lanes;
@@ -247,10 +255,9 @@ struct RegionConv {
         a.residual = residual ? residual->at(b, y, x, row) : nullptr;
         a.partial = partial + (position - first) * waiting;
         const bool wraps = position + 1 == last;
-        const float* next =
-            block + wraps < blocks
-                ? source(b, wraps ? first : position + 1, conv.segments[block + wraps][0])
-                : nullptr;
+        const float* next = block + wraps < blocks ? source(b, wraps ? first : position + 1,
+                                                            conv.segments[block + wraps][0])
+                                                   : nullptr;
         a.prefetch = reinterpret_cast<const char*>(next);
         a.prefetch_rows = divide_up(segment.count, a.groups);
         a.prefetch_stride = out.lanes * static_cast<ptrdiff_t>(sizeof(float));
@@ -265,8 +272,8 @@ struct RegionConv {
 void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
                   const Regions* residual, const Regions& out, int regions) {
   const RegionConv job{conv, stride, in, residual, out, regions};
-  const int sweeps =
-      count_sweeps(job.positions(), sweep_tiles(conv, out.lanes), conv.chunks * out.blocks, context.pool.size());
+  const int sweeps = count_sweeps(job.positions(), sweep_tiles(conv, out.lanes),
+                                  conv.chunks * out.blocks, context.pool.size());
   context.pool.parallel(out.blocks * sweeps * conv.chunks, [&](int unit, int worker) {
     const int chunk = unit % conv.chunks, sweep = unit / conv.chunks % sweeps;
     const int b = unit / conv.chunks / sweeps;
@@ -278,8 +285,9 @@ void conv_regions(Context& context, const PackedConv& conv, int stride, const Re
 namespace {
 
 Regions winograd_tiles(float* data, int channels, const Regions& out) {
-  return {data, out.blocks, channels, divide_up(out.height, kTile), divide_up(out.width, kTile),
-          out.lanes, Type::float32};
+  return {
+      data,      out.blocks,   channels, divide_up(out.height, kTile), divide_up(out.width, kTile),
+      out.lanes, Type::float32};
 }
 
 }  // namespace
@@ -289,8 +297,8 @@ size_t winograd_floats(const Winograd& conv, const Regions& out) {
                     winograd_tiles(nullptr, conv.out_channels(), out).size());
 }
 
-void winograd_regions(Context& context, const Winograd& conv, const Regions& in,
-                      const Regions& out, int regions, float* memory) {
+void winograd_regions(Context& context, const Winograd& conv, const Regions& in, const Regions& out,
+                      int regions, float* memory) {
   const Regions sources = winograd_tiles(memory, conv.in_channels(), out);
   const Regions products =
       winograd_tiles(memory + kPoints * sources.size(), conv.out_channels(), out);
@@ -323,8 +331,8 @@ void winograd_regions(Context& context, const Winograd& conv, const Regions& in,
     Regions from = sources, to = products;
     from.data += point * sources.size();
     to.data += point * products.size();
-    RegionConv{conv.points[point], 1, from, nullptr, to, regions}.unit(
-        context, worker, b, unit % chunks, 0, tiles);
+    RegionConv{conv.points[point], 1, from, nullptr, to, regions}.unit(context, worker, b,
+                                                                       unit % chunks, 0, tiles);
   });
 
   context.pool.parallel(out.blocks * tiles * out_slices, [&](int unit, int) {

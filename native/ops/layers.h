@@ -15,8 +15,8 @@
 #include <cstddef>
 #include <vector>
 
-#include "kernels/kernels.h"
 #include "algorithms/pack.h"
+#include "kernels/kernels.h"
 #include "runtime/threads.h"
 
 namespace sparsedet {
@@ -50,7 +50,8 @@ struct Regions {
   int words() const { return words_of(type, channels); }
   size_t size() const { return static_cast<size_t>(blocks) * height * width * words() * lanes; }
   float* at(int block, int y, int x, int c) const {
-    return data + (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * words() + c) * lanes;
+    return data +
+           (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * words() + c) * lanes;
   }
 };
 
@@ -62,7 +63,8 @@ class Scratch {
   float* get(int worker, size_t floats);
   size_t bytes() const {
     size_t n = 0;
-    for (const auto& buffer : buffers_) n += buffer.capacity() * sizeof(float);
+    for (const auto& buffer : buffers_)
+      n += buffer.capacity() * sizeof(float);
     return n;
   }
 
@@ -98,18 +100,21 @@ void conv_regions(Context& context, const PackedConv& conv, int stride, const Re
 // A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3), float32. `memory` holds
 // winograd_floats, aligned.
 size_t winograd_floats(const Winograd& conv, const Regions& out);
-void winograd_regions(Context& context, const Winograd& conv, const Regions& in,
-                      const Regions& out, int regions, float* memory);
+void winograd_regions(Context& context, const Winograd& conv, const Regions& in, const Regions& out,
+                      int regions, float* memory);
 
 // Mean over the map of every region, float32: [block][1][1][channel][lanes].
 void mean_regions(Context& context, const Regions& in, const Regions& out);
 
 // Words rounded up to whole vectors.
-inline int pitch(int words, int lanes) { return (words + lanes - 1) / lanes * lanes; }
+inline int pitch(int words, int lanes) {
+  return (words + lanes - 1) / lanes * lanes;
+}
 
 // Floats a cell of the copy that RoIAlign reads: the map's words, or what int8 is made of.
 inline int cell_pitch(const Map& in, Type regions) {
-  return pitch(in.words(), regions == Type::int8 && in.type == Type::float32 ? 4 * in.lanes : in.lanes);
+  return pitch(in.words(),
+               regions == Type::int8 && in.type == Type::float32 ? 4 * in.lanes : in.lanes);
 }
 
 // [height][width][cell_pitch] copy of a map's words, for regions of that type.

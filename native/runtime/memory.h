@@ -19,7 +19,8 @@ constexpr size_t kHugePage = size_t{2} << 20;
 inline std::shared_ptr<std::byte> allocate_pages(size_t bytes) {
   bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
 #if defined(__linux__)
-  void* all = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* all =
+      mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (all == MAP_FAILED) throw std::bad_alloc();
   auto* data = reinterpret_cast<std::byte*>((reinterpret_cast<size_t>(all) + kHugePage - 1) /
                                             kHugePage * kHugePage);

@@ -24,9 +24,11 @@ inline double peak_gflops(int64_t (*kernel)(const PeakArgs&), int threads, doubl
   do {
     const auto from = Clock::now();
     std::vector<int64_t> done(threads);
-    pool.parallel(threads, [&](int item, int) { done[item] = kernel({1 << 20, &sinks[item * 16]}); });
+    pool.parallel(threads,
+                  [&](int item, int) { done[item] = kernel({1 << 20, &sinks[item * 16]}); });
     int64_t total = 0;
-    for (int64_t d : done) total += d;
+    for (int64_t d : done)
+      total += d;
     rates.push_back(static_cast<double>(total) / since(from) / 1e9);
   } while (since(start) < seconds);
   const auto middle = rates.begin() + rates.size() / 2;

@@ -29,7 +29,8 @@ class Pool {
     stop_ = true;
     start_.fetch_add(1);
     start_.notify_all();
-    for (auto& worker : workers_) worker.join();
+    for (auto& worker : workers_)
+      worker.join();
   }
 
   Pool(const Pool&) = delete;
@@ -40,7 +41,8 @@ class Pool {
   // Calls body(item, worker) once for every item in [0, count), in any order.
   void parallel(int count, const std::function<void(int, int)>& body) {
     if (threads_ == 1 || count <= 1) {
-      for (int item = 0; item < count; item++) body(item, 0);
+      for (int item = 0; item < count; item++)
+        body(item, 0);
       return;
     }
     const Pinned pinned(*this);
@@ -70,7 +72,8 @@ class Pool {
       if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acquire)) continue;
       // Until this item is done, body and count are those of its run.
       const int count = count_.load(std::memory_order_relaxed);
-      (*body_.load(std::memory_order_relaxed))(count - static_cast<int>(static_cast<uint32_t>(left)), worker);
+      (*body_.load(std::memory_order_relaxed))(
+          count - static_cast<int>(static_cast<uint32_t>(left)), worker);
       done_.fetch_add(1, std::memory_order_release);
       left = left_.load(std::memory_order_acquire);
     }
@@ -111,7 +114,8 @@ class Pool {
 #if defined(__linux__)
     cpu_set_t set;
     CPU_ZERO(&set);
-    for (int cpu : cpus) CPU_SET(cpu, &set);
+    for (int cpu : cpus)
+      CPU_SET(cpu, &set);
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 #else
     (void)cpus;
@@ -124,7 +128,8 @@ class Pool {
     explicit Pinned(const Pool& pool) {
       if (!pool.pin_ || pool.cpus_.empty()) return;
       before_ = allowed_cpus();
-      if (std::find(before_.begin(), before_.end(), pool.cpus_[0]) == before_.end()) before_.clear();
+      if (std::find(before_.begin(), before_.end(), pool.cpus_[0]) == before_.end())
+        before_.clear();
       if (!before_.empty()) run_on({pool.cpus_[0]});
     }
     ~Pinned() {

@@ -200,9 +200,13 @@ def from_rows(
     order = np.argsort(-array[:, 2], kind="stable")
     array = array[order]
     found = Detections(
-        array[:, 3:].copy(), array[:, 2].copy(), labels[order],
-        class_names, category_ids, placement,
-    )  # fmt: skip
+        array[:, 3:].copy(),
+        array[:, 2].copy(),
+        labels[order],
+        class_names,
+        category_ids,
+        placement,
+    )
     return found if score_threshold is None else found.above(score_threshold)
 
 

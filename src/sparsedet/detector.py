@@ -65,12 +65,18 @@ class Detector:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str] | None = None, *, num_threads: int | None = None,
-        streams: int = 1, precision: Precision = "f32", isa: str = "",
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        num_threads: int | None = None,
+        streams: int = 1,
+        precision: Precision = "f32",
+        isa: str = "",
         resize: Literal["fit", "stretch"] | None = None,
         plan: str | os.PathLike[str] | None = None,
-        cache: bool | str | os.PathLike[str] = False, backend: Name = "native",
-    ) -> Detector:  # fmt: skip
+        cache: bool | str | os.PathLike[str] = False,
+        backend: Name = "native",
+    ) -> Detector:
         """Load a model file.
 
         Args:
@@ -119,19 +125,26 @@ class Detector:
             raise InputError(f"precision 'int8' is the native engine's, the backend is {backend!r}")
         engine: Backend
         if is_graph(path):
-            engine = load_graph(backend, path, threads=threads, streams=streams,
-                                precision=precision)  # fmt: skip
+            engine = load_graph(
+                backend, path, threads=threads, streams=streams, precision=precision
+            )
             model = ModelFile(engine.config, {}, {"graph": str(path)}, "float32")
         elif backend != "native":
             model = load_model(path)
-            engine = build_backend(backend, model, threads=threads, streams=streams,
-                                   precision=precision)  # fmt: skip
+            engine = build_backend(
+                backend, model, threads=threads, streams=streams, precision=precision
+            )
         elif folder is None:
             model = load_model(path, check=False)  # the engine asks for every tensor
             engine = Engine(
-                model.config, model.tensors, threads=threads, isa=isa, precision=precision,
-                plan=methods, ranges=model.ranges,
-            )  # fmt: skip
+                model.config,
+                model.tensors,
+                threads=threads,
+                isa=isa,
+                precision=precision,
+                plan=methods,
+                ranges=model.ranges,
+            )
         else:
             model, engine = load_engine(
                 path, folder, threads=threads, isa=isa, precision=precision, plan=methods

@@ -20,9 +20,11 @@ from .pruning.schedule import prunable_layers, uniform_zeros
 
 
 def random_tensors(
-    config: ModelConfig, sparsity: float, seed: int = 0,
+    config: ModelConfig,
+    sparsity: float,
+    seed: int = 0,
     pattern: Literal["unstructured", "1x4"] = "unstructured",
-) -> dict[str, NDArray[Any]]:  # fmt: skip
+) -> dict[str, NDArray[Any]]:
     """Folded weights of a whole network.
 
     Args:
@@ -65,9 +67,13 @@ def random_tensors(
 
 
 def lively_tensors(
-    config: ModelConfig, sparsity: float, canvas: NDArray[np.uint8], seed: int = 0,
-    regions: int = 64, pattern: Literal["unstructured", "1x4"] = "unstructured",
-) -> dict[str, NDArray[Any]]:  # fmt: skip
+    config: ModelConfig,
+    sparsity: float,
+    canvas: NDArray[np.uint8],
+    seed: int = 0,
+    regions: int = 64,
+    pattern: Literal["unstructured", "1x4"] = "unstructured",
+) -> dict[str, NDArray[Any]]:
     """`random_tensors`, rescaled layer by layer on a picture so that many classes are detected.
 
     Raw random features hardly differ from place to place. Here every channel's output before

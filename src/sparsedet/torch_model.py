@@ -107,8 +107,13 @@ class FasterRCNN(nn.Module):
     def reset_parameters(self, seed: int = 0) -> None:
         """He initialisation for the backbone, Detectron2's deviations for RPN and predictors."""
         generator = torch.Generator().manual_seed(seed)
-        deviations = {"rpn.conv": 0.01, "rpn.objectness": 0.01, "rpn.deltas": 0.01,
-                      "box.logits": 0.01, "box.deltas": 0.001}  # fmt: skip
+        deviations = {
+            "rpn.conv": 0.01,
+            "rpn.objectness": 0.01,
+            "rpn.deltas": 0.01,
+            "box.logits": 0.01,
+            "box.deltas": 0.001,
+        }
         for name, conv in self.layers.items():
             fan_out = conv.layer.out_channels * conv.layer.kernel**2
             std = deviations.get(name, math.sqrt(2.0 / fan_out))
@@ -203,9 +208,15 @@ class FasterRCNN(nn.Module):
 
     @torch.no_grad()
     def proposals(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, height: float, width: float,
-        pre_nms: int | None = None, post_nms: int | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        height: float,
+        width: float,
+        pre_nms: int | None = None,
+        post_nms: int | None = None,
+    ) -> Tensor:
         """One image's proposals, best first.
 
         Args:

@@ -157,13 +157,22 @@ def graphs(small_model: Path, tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("backend", "graph"),
-    [("openvino", "NCHW.xml"), ("openvino", "NHWC.xml"), ("openvino", "NHWC.onnx"),
-     ("onnxruntime", "NCHW.onnx"), ("onnxruntime", "NHWC.onnx")],
-)  # fmt: skip
+    [
+        ("openvino", "NCHW.xml"),
+        ("openvino", "NHWC.xml"),
+        ("openvino", "NHWC.onnx"),
+        ("onnxruntime", "NCHW.onnx"),
+        ("onnxruntime", "NHWC.onnx"),
+    ],
+)
 def test_a_graph_runs_as_it_is(
-    backend: str, graph: str, graphs: dict[str, Path], small_model: Path, photo: Path,
+    backend: str,
+    graph: str,
+    graphs: dict[str, Path],
+    small_model: Path,
+    photo: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     ours = Detector.load(small_model, num_threads=1)(read_image(photo))
     (got,), config, _ = elsewhere(
         tmp_path, (photo,), path=str(graphs[graph]), backend=backend, num_threads=1
@@ -178,8 +187,23 @@ def test_the_command(
     from sparsedet.cli import main
 
     def rows(*flags: str) -> list[dict[str, Any]]:
-        assert main(["detect", str(photo), "--no-picture", "--format", "json", "--threads", "1",
-                     "--score-threshold", "0.05", *flags]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "detect",
+                    str(photo),
+                    "--no-picture",
+                    "--format",
+                    "json",
+                    "--threads",
+                    "1",
+                    "--score-threshold",
+                    "0.05",
+                    *flags,
+                ]
+            )
+            == 0
+        )
         return json.loads(capsys.readouterr().out)["detections"]
 
     ours = rows("--model", str(small_model))
@@ -205,8 +229,21 @@ def test_eval_and_compare(
     stats = []
     for backend in ("native", "onnxruntime"):
         out = tmp_path / f"{backend}.json"
-        assert main(["eval", *data, "--model", str(small_model), "--backend", backend,
-                     "--json", str(out)]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "eval",
+                    *data,
+                    "--model",
+                    str(small_model),
+                    "--backend",
+                    backend,
+                    "--json",
+                    str(out),
+                ]
+            )
+            == 0
+        )
         stats.append(json.loads(out.read_text())["stats"])
     assert stats[0] == pytest.approx(stats[1], abs=5e-4)
     capsys.readouterr()
@@ -278,8 +315,16 @@ def test_what_a_graph_says_of_its_classes() -> None:
 
 
 def test_rows_of_any_order_and_form() -> None:
-    rows = np.array([[-1, 0, 0, 0, 0, 0, 0], [0, 2, 0.5, 0, 0, 1, 1], [0, 1, 0.9, 0, 0, 1, 1],
-                     [0, 3, 0.0, 0, 0, 1, 1], [-1, 9, 0.7, 0, 0, 0, 0]], np.float32)  # fmt: skip
+    rows = np.array(
+        [
+            [-1, 0, 0, 0, 0, 0, 0],
+            [0, 2, 0.5, 0, 0, 1, 1],
+            [0, 1, 0.9, 0, 0, 1, 1],
+            [0, 3, 0.0, 0, 0, 1, 1],
+            [-1, 9, 0.7, 0, 0, 0, 0],
+        ],
+        np.float32,
+    )
     for form in (rows, rows[None, None]):
         assert plain_rows(form)[:, 1].tolist() == [1, 2]
     assert plain_rows(rows[:1]).shape == (0, 7)
@@ -333,9 +378,12 @@ def test_bad_graphs_for_openvino(tmp_path: Path, graphs: dict[str, Path]) -> Non
     good = graphs["NCHW.xml"]
     text, weights = good.read_text(), good.with_suffix(".bin").read_bytes()
     for name, content, data in (
-        ("empty", "", b""), ("other", "<net/>", b""), ("cut", text[:3000], weights),
-        ("without", text, None), ("short", text, weights[:5000]),
-    ):  # fmt: skip
+        ("empty", "", b""),
+        ("other", "<net/>", b""),
+        ("cut", text[:3000], weights),
+        ("without", text, None),
+        ("short", text, weights[:5000]),
+    ):
         (tmp_path / f"{name}.xml").write_text(content)
         if data is not None:
             (tmp_path / f"{name}.bin").write_bytes(data)

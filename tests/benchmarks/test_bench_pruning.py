@@ -39,13 +39,37 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
     empty = f"{bench_pruning.MARK}\n<!-- end -->\n{bench_pruning.LAYER_MARK}\n<!-- end -->\n"
     document.write_text(empty)
     command = [
-        "--annotations", files[0], "--images", files[1], "--calibration", calibration,
-        "--dense", tmp_path / "dense", "--sparsities", 0.5, "--photographs", 6, "--resamples", 20,
-        "--gradual", f"0.4={tmp_path / 'sparse'}", "--tuned", f"0.4={tmp_path / 'sparse'}",
-        "--dense-continued", tmp_path / "on",
-        "--work", tmp_path / "work", "--json", tmp_path / "b.json", "--document", document,
-        "--picture", tmp_path / "b.svg", "--threads", 1,
-    ]  # fmt: skip
+        "--annotations",
+        files[0],
+        "--images",
+        files[1],
+        "--calibration",
+        calibration,
+        "--dense",
+        tmp_path / "dense",
+        "--sparsities",
+        0.5,
+        "--photographs",
+        6,
+        "--resamples",
+        20,
+        "--gradual",
+        f"0.4={tmp_path / 'sparse'}",
+        "--tuned",
+        f"0.4={tmp_path / 'sparse'}",
+        "--dense-continued",
+        tmp_path / "on",
+        "--work",
+        tmp_path / "work",
+        "--json",
+        tmp_path / "b.json",
+        "--document",
+        document,
+        "--picture",
+        tmp_path / "b.svg",
+        "--threads",
+        1,
+    ]
     bench_pruning.main(list(map(str, command)))
     assert capsys.readouterr().out.count("pruning to 0.5") == 2
     result = json.loads((tmp_path / "b.json").read_text())
@@ -79,9 +103,11 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
 
 def test_gradual_needs_its_baseline(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
-        bench_pruning.main(["--annotations", "a", "--images", "b", "--calibration", "c",
-                            "--gradual", "0.6=x"])  # fmt: skip
+        bench_pruning.main(
+            ["--annotations", "a", "--images", "b", "--calibration", "c", "--gradual", "0.6=x"]
+        )
     assert "--dense-continued" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        bench_pruning.main(["--annotations", "a", "--images", "b", "--calibration", "c",
-                            "--gradual", "0.6"])  # fmt: skip
+        bench_pruning.main(
+            ["--annotations", "a", "--images", "b", "--calibration", "c", "--gradual", "0.6"]
+        )

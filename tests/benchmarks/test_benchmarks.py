@@ -47,9 +47,15 @@ def test_results_become_tables_and_pictures(small_model: Path, photo: Path, tmp_
     common = ["--model", small_model, "--photo", photo, "--threads", 1, "--repeats", 3, "--json"]
 
     *_, last = run(
-        "bench_model", "--peer", "openvino-f32", "onnxruntime", "--ablate", "--scaling",
-        *common, tmp_path / "bench_model.json",
-    )  # fmt: skip
+        "bench_model",
+        "--peer",
+        "openvino-f32",
+        "onnxruntime",
+        "--ablate",
+        "--scaling",
+        *common,
+        tmp_path / "bench_model.json",
+    )
     assert last.startswith("ratios openvino-f32 0.40:")
     content = json.loads((tmp_path / "bench_model.json").read_text())
     assert {"cpu", "isa", "threads", "versions", "commit"} <= content["machine"].keys()
@@ -102,9 +108,18 @@ def test_torch_as_peer(small_model: Path, photo: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("openvino")
     *_, last = run(
-        "bench_model", "--peer", "torch", "--model", small_model, "--photo", photo,
-        "--threads", 1, "--repeats", 1,
-    )  # fmt: skip
+        "bench_model",
+        "--peer",
+        "torch",
+        "--model",
+        small_model,
+        "--photo",
+        photo,
+        "--threads",
+        1,
+        "--repeats",
+        1,
+    )
     assert last.startswith("ratios torch 0.40:")
 
 
@@ -114,10 +129,13 @@ def test_torch_as_peer(small_model: Path, photo: Path) -> None:
 def detections(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
     config = preset("r50half-c4")
     return Detections(
-        np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32),
-        np.array(labels, np.int64), config.class_names, config.category_ids,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.array(labels, np.int64),
+        config.class_names,
+        config.category_ids,
         place(320, 480, 320, 480),
-    )  # fmt: skip
+    )
 
 
 def test_agreement() -> None:

@@ -23,8 +23,10 @@ ROOT = Path(__file__).parents[2]
 
 def detections(*rows: tuple[float, ...]) -> Detections:
     """Rows of label, score and a box in a photograph of 480 x 320."""
-    full = np.array([[0, label, score, *np.array(box) / (480, 320, 480, 320)]
-                     for label, score, *box in rows], dtype=np.float32).reshape(-1, 7)  # fmt: skip
+    full = np.array(
+        [[0, label, score, *np.array(box) / (480, 320, 480, 320)] for label, score, *box in rows],
+        dtype=np.float32,
+    ).reshape(-1, 7)
     at = place(320, 480, 320, 480, "fit")
     return from_rows(full, at, COCO_NAMES, COCO_CATEGORY_IDS, 0.0)
 
@@ -35,8 +37,9 @@ def test_compare_tells_ties_from_differences() -> None:
     same = check_exports.compare([a], [a], config)
     assert (same["same"], same["ties"], same["others"]) == (2, 0, 0)
     # Half of both boxes' union: whether the second is suppressed is decided by rounding.
-    tie = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50),
-                     (1, 0.4, 10, 10, 60, 110))  # fmt: skip
+    tie = detections(
+        (1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50), (1, 0.4, 10, 10, 60, 110)
+    )
     found = check_exports.compare([a], [tie], config)
     assert (found["same"], found["ties"], found["others"]) == (2, 1, 0)
     less = detections((1, 0.9, 10, 10, 110, 110))
@@ -59,19 +62,44 @@ def test_two_photographs(tmp_path: Path) -> None:
             {"id": number, "file_name": f"{number}.jpg", "width": width, "height": height}
         )
     names = zip(COCO_CATEGORY_IDS, COCO_NAMES, strict=True)
-    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500,
-           "iscrowd": 0}  # fmt: skip
+    box = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [0, 0, 50, 50],
+        "area": 2500,
+        "iscrowd": 0,
+    }
     annotations = tmp_path / "a.json"
-    annotations.write_text(json.dumps({
-        "images": images, "annotations": [box],
-        "categories": [{"id": i, "name": name} for i, name in names],
-    }))  # fmt: skip
+    annotations.write_text(
+        json.dumps(
+            {
+                "images": images,
+                "annotations": [box],
+                "categories": [{"id": i, "name": name} for i, name in names],
+            }
+        )
+    )
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "check_exports.py", "--annotations", annotations,
-         "--images", tmp_path, "--json", tmp_path / "r.json", "--forms", "openvino float32",
-         "openvino float32, hoisted", "onnx float32", "--threads", "1"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            ROOT / "benchmarks" / "check_exports.py",
+            "--annotations",
+            annotations,
+            "--images",
+            tmp_path,
+            "--json",
+            tmp_path / "r.json",
+            "--forms",
+            "openvino float32",
+            "openvino float32, hoisted",
+            "onnx float32",
+            "--threads",
+            "1",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     for form in result["results"].values():

@@ -52,10 +52,30 @@ def test_benchmark_app_runs_it(layout: str, small_model: Path, photo: Path, tmp_
     save_openvino(graph, model.config, model.tensors, layout=layout)
     program = "import sys; from openvino.tools.benchmark.main import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", program, "-m", str(graph), "-i", str(photo), "-d", "CPU", "-niter",
-         "2", "-hint", "none", "-nthreads", "1", "-nstreams", "1", "-nireq", "1"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            program,
+            "-m",
+            str(graph),
+            "-i",
+            str(photo),
+            "-d",
+            "CPU",
+            "-niter",
+            "2",
+            "-hint",
+            "none",
+            "-nthreads",
+            "1",
+            "-nstreams",
+            "1",
+            "-nireq",
+            "1",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     shape = "[1,64,96,3]" if layout == "NHWC" else "[1,3,64,96]"
     assert shape in done.stdout and f"[1,1,{model.config.max_detections},7]" in done.stdout

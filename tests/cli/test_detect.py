@@ -435,9 +435,14 @@ def test_info_of_a_file_of_the_published_network(run, tmp_path: Path) -> None:
     save_model(path, config, tensors, {"recipe": "zeros", "data": {"images": 0}})
     outcome = run("info", path)
     assert outcome.code == 0
-    for text in (*PUBLISHED, "52,791,392 of 52,792,416 parameters are zero", "recipe: zeros",
-                 'data: {"images": 0}', f"{path.stat().st_size / 1e6:.2f} MB",
-                 "After pruning 0.00 of 847.46 GFLOPs remain"):  # fmt: skip
+    for text in (
+        *PUBLISHED,
+        "52,791,392 of 52,792,416 parameters are zero",
+        "recipe: zeros",
+        'data: {"images": 0}',
+        f"{path.stat().st_size / 1e6:.2f} MB",
+        "After pruning 0.00 of 847.46 GFLOPs remain",
+    ):
         assert text in outcome.out
 
 
@@ -479,8 +484,18 @@ def evaluate(run, small_model: Path) -> Callable[..., Outcome]:
     pytest.importorskip("pycocotools")
 
     def call(files: tuple[Path, Path], *flags: object) -> Outcome:
-        return run("eval", "--model", small_model, "--threads", 1, "--annotations", files[0],
-                   "--images", files[1], *flags)  # fmt: skip
+        return run(
+            "eval",
+            "--model",
+            small_model,
+            "--threads",
+            1,
+            "--annotations",
+            files[0],
+            "--images",
+            files[1],
+            *flags,
+        )
 
     return call
 
@@ -529,7 +544,7 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
         {"images": [{"id": n, "file_name": "9.png", "width": 120, "height": 90} for n in (1, 2)]},
         "2 of 2 images are missing, first '9.png'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_COCO)
@@ -565,8 +580,13 @@ def test_eval_report(evaluate, tmp_path: Path) -> None:
     page, figures = tmp_path / "r.html", tmp_path / "s.json"
     outcome = evaluate(files, "--report", page, "--json", figures, "--score-threshold", 0.1)
     assert outcome.code == 0 and outcome.out.endswith(f"-> {page}\n")
-    for words in ("AP (pycocotools)", "AP (Open Model Zoo coco_precision)", "AP by IoU",
-                  "scores from 0.1", "Most mistakes"):  # fmt: skip
+    for words in (
+        "AP (pycocotools)",
+        "AP (Open Model Zoo coco_precision)",
+        "AP by IoU",
+        "scores from 0.1",
+        "Most mistakes",
+    ):
         assert words in outcome.out
     text = page.read_text(encoding="utf-8")
     assert "1.png" in text and "dög" in text and "data:image/jpeg" in text
@@ -587,8 +607,18 @@ def test_compare(run, small_model: Path, tmp_path: Path) -> None:
     target = tmp_path / "c.json"
 
     def call(a: object, b: object, *flags: object) -> Outcome:
-        return run("compare", a, b, "--annotations", annotations, "--images", images, "--threads",
-                   1, *flags)  # fmt: skip
+        return run(
+            "compare",
+            a,
+            b,
+            "--annotations",
+            annotations,
+            "--images",
+            images,
+            "--threads",
+            1,
+            *flags,
+        )
 
     outcome = call(small_model, small_model, "--json", target)
     assert outcome.code == 0 and outcome.err == ""
@@ -633,8 +663,20 @@ def test_bad_recipes(run, tmp_path: Path, command, recipe, flags, word) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(recipe)
     before = tree(tmp_path)
-    outcome = run(command, "--annotations", tmp_path / "a", "--images", tmp_path, "--init", path,
-                  "--output", tmp_path / "run", "--recipe", path, *flags)  # fmt: skip
+    outcome = run(
+        command,
+        "--annotations",
+        tmp_path / "a",
+        "--images",
+        tmp_path,
+        "--init",
+        path,
+        "--output",
+        tmp_path / "run",
+        "--recipe",
+        path,
+        *flags,
+    )
     refused(outcome, word)
     assert tree(tmp_path) == before
 

@@ -37,8 +37,17 @@ def test_openvino_is_written_and_read_back(small_model: Path, tmp_path: Path) ->
 
     pytest.importorskip("openvino")
     target = tmp_path / "model.xml"
-    command = [sys.executable, "-m", "sparsedet", "export", str(small_model), "-o", str(target),
-               "--dtype", "float16"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "sparsedet",
+        "export",
+        str(small_model),
+        "-o",
+        str(target),
+        "--dtype",
+        "float16",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.bin", "model.xml"]
@@ -73,9 +82,12 @@ def test_openvino_is_written_and_read_back(small_model: Path, tmp_path: Path) ->
     ],
 )
 def test_refusals(
-    flags: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["export", *flags]) == 2
     error = capsys.readouterr().err
@@ -124,8 +136,20 @@ def test_int8_with_nncf(small_model: Path, tmp_path: Path) -> None:
     for seed in range(4):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), picture(seed=seed))
     target = tmp_path / "m.xml"
-    command = [sys.executable, "-W", "ignore", "-m", "sparsedet", "export", str(small_model),
-               "-o", str(target), "--int8", "--images", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "sparsedet",
+        "export",
+        str(small_model),
+        "-o",
+        str(target),
+        "--int8",
+        "--images",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = target.read_text()

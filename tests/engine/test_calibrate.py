@@ -97,8 +97,9 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any, truth: Any) -> None:
     import torch
 
     tensors, steps, rng = whole_numbers(config), Steps(config), np.random.default_rng(1)
-    engine = Engine(config, tensors, threads=1, isa=isa, hoist=False, precision="int8",
-                    ranges=steps.ranges).native  # fmt: skip
+    engine = Engine(
+        config, tensors, threads=1, isa=isa, hoist=False, precision="int8", ranges=steps.ranges
+    ).native
     model = truth(config, tensors).double()
     for layer, _, _ in lower(config, tensors):
         for batch, height, width in sizes(layer):
@@ -139,9 +140,11 @@ def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
     import test_engine
 
     config = test_engine.small(
-        "r101-c4", blocks=(1, 1, 1, 1), bottleneck_channels=(150, 20, 20, 150),
+        "r101-c4",
+        blocks=(1, 1, 1, 1),
+        bottleneck_channels=(150, 20, 20, 150),
         stage_channels=(421, 20, 600, 421),
-    )  # fmt: skip
+    )
 
     def size(layer: Layer) -> list[tuple[int, ...]]:
         batch = 3 if layer.part == "roi" else 1
@@ -156,8 +159,9 @@ def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> No
     tensors = load_model(small_model).tensors
     ranges, canvas = calibrated(tensors), canvas_of().astype(np.float32)
     exact = Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist).native
-    engine = Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist, precision="int8",
-                    ranges=ranges).native  # fmt: skip
+    engine = Engine(
+        SMALL, tensors, threads=2, isa=isa, hoist=hoist, precision="int8", ranges=ranges
+    ).native
     features = exact.features(canvas)
 
     def near(got: NDArray[Any], want: NDArray[Any], share: float) -> None:
@@ -174,8 +178,9 @@ def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> No
 def test_threads_and_forks_agree_to_the_bit(small_model: Path) -> None:
     tensors = load_model(small_model).tensors
     ranges, canvas = calibrated(tensors), canvas_of()
-    engines = [Engine(SMALL, tensors, threads=n, precision="int8", ranges=ranges)
-               for n in (1, 2, 3)]  # fmt: skip
+    engines = [
+        Engine(SMALL, tensors, threads=n, precision="int8", ranges=ranges) for n in (1, 2, 3)
+    ]
     rows = [engine.run(canvas) for engine in (*engines, engines[1].fork())]
     assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
 
@@ -291,9 +296,11 @@ def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
         ({**good, "stem.conv": 1.0}, "'stem.conv' is of no layer"),
         ({k: v for k, v in good.items() if k != "rpn.conv"}, "'rpn.conv' is missing"),
-        *(({**good, "rpn.conv": value}, "'rpn.conv' is")
-          for value in (-1.0, float("inf"), 1e39, "1", True, None)),
-    ]  # fmt: skip
+        *(
+            ({**good, "rpn.conv": value}, "'rpn.conv' is")
+            for value in (-1.0, float("inf"), 1e39, "1", True, None)
+        ),
+    ]
     for ranges, message in bad:
         with pytest.raises(InputError, match=message):
             save_model(tmp_path / "x", SMALL, model.tensors, {}, ranges=ranges)
@@ -319,8 +326,13 @@ def test_where_there_is_no_int8() -> None:
 
 # ---------------------------------------------------------------------------- zeros in blocks
 
-FOURS = replace(SMALL, bottleneck_channels=(32, 32, 32, 32), stage_channels=(64, 64, 64, 64),
-                stem_channels=16, rpn_channels=32)  # fmt: skip
+FOURS = replace(
+    SMALL,
+    bottleneck_channels=(32, 32, 32, 32),
+    stage_channels=(64, 64, 64, 64),
+    stem_channels=16,
+    rpn_channels=32,
+)
 
 
 def test_blocks_of_zeros_are_left_out() -> None:

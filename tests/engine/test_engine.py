@@ -44,11 +44,19 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # Odd channel counts everywhere, a canvas that 16 does not divide.
 SMALL: dict[str, Any] = dict(
-    canvas_height=97, canvas_width=131, blocks=(1, 2, 2, 2), stem_channels=13,
-    bottleneck_channels=(7, 13, 18, 21), stage_channels=(20, 35, 52, 61), rpn_channels=33,
-    class_names=COCO_NAMES[:20], category_ids=tuple(range(1, 21)),
-    anchor_sizes=(16.0, 32.0, 64.0), proposals=80, rpn_pre_nms=400,
-)  # fmt: skip
+    canvas_height=97,
+    canvas_width=131,
+    blocks=(1, 2, 2, 2),
+    stem_channels=13,
+    bottleneck_channels=(7, 13, 18, 21),
+    stage_channels=(20, 35, 52, 61),
+    rpn_channels=33,
+    class_names=COCO_NAMES[:20],
+    category_ids=tuple(range(1, 21)),
+    anchor_sizes=(16.0, 32.0, 64.0),
+    proposals=80,
+    rpn_pre_nms=400,
+)
 # The two families of weights, and the small default: stride in the first 1x1 or in the 3x3,
 # padding on both sides or mostly before, background first or last, with deltas or without,
 # adaptive RoI sampling or not, empty proposals removed or not.
@@ -160,9 +168,11 @@ def test_operations(family: str, isa: str) -> None:
 def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
     """More columns than a panel holds and more rows than a chunk has, in maps and regions."""
     config = small(
-        "r101-c4", blocks=(1, 1, 1, 1), bottleneck_channels=(150, 20, 20, 150),
+        "r101-c4",
+        blocks=(1, 1, 1, 1),
+        bottleneck_channels=(150, 20, 20, 150),
         stage_channels=(421, 20, 600, 421),
-    )  # fmt: skip
+    )
     tensors = random_tensors(config, 0.6)
 
     def size(layer: Layer) -> list[tuple[int, ...]]:
@@ -326,16 +336,19 @@ def check_end_to_end(
     lines = differences(
         proposed(our_proposals, *outputs),
         proposed(their_proposals, logits.numpy(), deltas.numpy()),
-        config.rpn_nms_threshold, config.proposals,
-    )  # fmt: skip
+        config.rpn_nms_threshold,
+        config.proposals,
+    )
     if lines:
         same = torch.from_numpy(our_proposals)
         found, scores, labels = model.detect(*model.regions(features, [same]), same, *size)
         theirs = np.column_stack([0 * labels, labels, scores, found / scale])
     lines += differences(
         *(Found(rows[:, 3:] * scale, rows[:, 2], rows[:, 1]) for rows in (ours, theirs)),
-        config.nms_threshold, config.max_detections, config.score_threshold,
-    )  # fmt: skip
+        config.nms_threshold,
+        config.max_detections,
+        config.score_threshold,
+    )
     print(*lines, f"{len(ours)} detections, {len(lines)} differences", sep="\n")
     assert len(lines) <= len(ours) // 10
     return lines
@@ -366,10 +379,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[str], Tensors]]] = {
     "one proposal": ({"proposals": 1}, lively),
     # No suppression: as many as wanted, in many blocks of regions.
     "1000 proposals": (
-        {"proposals": 1000, "rpn_pre_nms": 6000, "rpn_nms_threshold": 1.0}, lively,
+        {"proposals": 1000, "rpn_pre_nms": 6000, "rpn_nms_threshold": 1.0},
+        lively,
     ),
     "the box below the threshold": ({"score_threshold": 0.3, "max_detections": 7}, lively),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("hoist", [True, False])
@@ -425,8 +439,14 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
     features = plain.features(canvas)
     rois = plain.proposals(*plain.rpn(features))
     # With boxes outside the map and without any area.
-    odd = [[0, 0, 208, 160], [0, 0, 0, 0], [208, 160, 208, 160], [-90, -70, 5, 4],
-           [200, 150, 400, 300], [500, 500, 600, 600]]  # fmt: skip
+    odd = [
+        [0, 0, 208, 160],
+        [0, 0, 0, 0],
+        [208, 160, 208, 160],
+        [-90, -70, 5, 4],
+        [200, 150, 400, 300],
+        [500, 500, 600, 600],
+    ]
     rois = np.vstack([rois, odd]).astype(np.float32)
     for a, b in zip(hoisted.regions(features, rois), plain.regions(features, rois), strict=True):
         assert deviation(a, b) < 1e-5
@@ -506,9 +526,11 @@ def test_bad_numbers_of_threads(threads: int) -> None:
 def box_engine(**changes: Any) -> Any:
     """A core that is only asked about boxes: 48-pixel anchors, one a cell, 160x208 canvas."""
     config = small(
-        "r101-c4", cell_anchors=((-24.0, -24.0, 24.0, 24.0),), score_threshold=0.0,
+        "r101-c4",
+        cell_anchors=((-24.0, -24.0, 24.0, 24.0),),
+        score_threshold=0.0,
         **{"max_detections": 10_000, **changes},
-    )  # fmt: skip
+    )
     native = Engine(config, random_tensors(config, 0.0), threads=1).native
     native.plan(160, 208)
     return config, native
@@ -541,9 +563,12 @@ def test_proposals_are_those_of_torchvisions_nms(
     kind: str, threshold: float, inclusive: bool, remove_empty: bool
 ) -> None:
     config, native = box_engine(
-        rpn_nms_threshold=threshold, proposals=70, rpn_pre_nms=110, rpn_remove_empty=remove_empty,
+        rpn_nms_threshold=threshold,
+        proposals=70,
+        rpn_pre_nms=110,
+        rpn_remove_empty=remove_empty,
         rpn_inclusive=inclusive,
-    )  # fmt: skip
+    )
     cells = np_boxes.cell_anchors(config)
     anchors = np_boxes.grid_anchors(cells, build_network(config, (160, 208)).feature_size, 16)
     boxes = crowd(kind, len(anchors))

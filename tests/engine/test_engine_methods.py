@@ -22,7 +22,7 @@ from test_engine import (
     picture,
     small,
     truth,
-)  # fmt: skip
+)
 
 from sparsedet import _native
 from sparsedet.engine import Engine, choose_precision
@@ -88,9 +88,11 @@ def test_bfloat16_operations(family: str, isa: str) -> None:
 @pytest.mark.parametrize("isa", BF16_ISAS)
 def test_bfloat16_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
     config = small(
-        "r101-c4", blocks=(1, 1, 1, 1), bottleneck_channels=(150, 20, 20, 150),
+        "r101-c4",
+        blocks=(1, 1, 1, 1),
+        bottleneck_channels=(150, 20, 20, 150),
         stage_channels=(421, 20, 600, 421),
-    )  # fmt: skip
+    )
 
     def size(layer: Layer) -> list[tuple[int, ...]]:
         batch = 3 if layer.part == "roi" else 1

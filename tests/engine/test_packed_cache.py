@@ -32,9 +32,15 @@ from sparsedet.testing import random_tensors
 
 # Odd numbers of channels, more columns than a panel and more rows than a chunk.
 WIDE = replace(
-    preset("r101-c4"), canvas_height=64, canvas_width=96, blocks=(1, 1, 1, 2), stem_channels=7,
-    bottleneck_channels=(5, 13, 150, 33), stage_channels=(9, 21, 421, 65), rpn_channels=19,
-)  # fmt: skip
+    preset("r101-c4"),
+    canvas_height=64,
+    canvas_width=96,
+    blocks=(1, 1, 1, 2),
+    stem_channels=7,
+    bottleneck_channels=(5, 13, 150, 33),
+    stage_channels=(9, 21, 421, 65),
+    rpn_channels=19,
+)
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
@@ -132,9 +138,20 @@ def test_what_the_core_refuses(small_model: Path) -> None:
 
     def add(mask: list[int], values: NDArray[Any], bias: int = 3) -> None:
         engine.add(
-            "x", "stem.conv", "", "backbone", 5, 3, 1, 1, (0, 0), False, False,
-            (np.array(mask, np.uint8), values), np.zeros(bias, np.float32),
-        )  # fmt: skip
+            "x",
+            "stem.conv",
+            "",
+            "backbone",
+            5,
+            3,
+            1,
+            1,
+            (0, 0),
+            False,
+            False,
+            (np.array(mask, np.uint8), values),
+            np.zeros(bias, np.float32),
+        )
 
     two = np.ones(2, np.float32)
     add([1, 64], two)
@@ -294,14 +311,22 @@ def test_tables_that_lie(small_model: Path, tmp_path: Path) -> None:
 
     rest = {k: v for k, v in values["operations"].items() if k != name}
     lies: list[Any] = [
-        [], {}, None, 3, {**values, "operations": []}, {**values, "operations": rest},
-        {**values, "operations": {**rest, name: []}}, {**values, "operations": {**rest, name: 7}},
+        [],
+        {},
+        None,
+        3,
+        {**values, "operations": []},
+        {**values, "operations": rest},
+        {**values, "operations": {**rest, name: []}},
+        {**values, "operations": {**rest, name: 7}},
         *(operation(i, v) for i in (0, 1) for v in (-64, 1, 2**70, 0.5, "0", None, True)),
         *(operation(2, v) for v in ("dense", "winograd", "", "x", None, 7, [])),
         *(operation(3, v) for v in (-1, 2**63, 2**70, 0.5, None)),
         *(operation(4, v) for v in (-1, 0, 2**64, 0.5, None)),
-        operation(1, entry[0]), operation(1, entry[1] + 64), operation(0, entry[0] + 64),
-    ]  # fmt: skip
+        operation(1, entry[0]),
+        operation(1, entry[1] + 64),
+        operation(0, entry[0] + 64),
+    ]
     for lie in lies:
         text = json.dumps(lie).encode()
         start = packed._START.pack(packed._MAGIC, table, len(text), hashlib.sha256(text).digest())

@@ -84,8 +84,9 @@ def test_a_resample_scores_as_the_data_set_with_copies_of_its_photographs(tmp_pa
     matches = coco_matches(dataset, results)
     counts = rng.multinomial(220, np.full(220, 1 / 220))
     assert counts.max() >= 3 and (counts == 0).sum() > 50
-    wanted = [(id_, copy) for id_, n in zip(matches.image_ids, counts, strict=True)
-              for copy in range(n)]  # fmt: skip
+    wanted = [
+        (id_, copy) for id_, n in zip(matches.image_ids, counts, strict=True) for copy in range(n)
+    ]
     new_ids: dict[int, list[int]] = {}
     for number, (id_, _) in enumerate(wanted, start=1):
         new_ids.setdefault(id_, []).append(number)
@@ -115,13 +116,14 @@ def one_class(*photographs: tuple[int, list[tuple[float, bool]]]) -> Matches:
     rows.sort(key=lambda row: -row[0])
     shape = len(IOU_THRESHOLDS), 1
     entry = ClassMatches(
-        "cat", 1,
+        "cat",
+        1,
         np.array([i for _, _, i in rows], dtype=np.int64),
         np.array([score for score, _, _ in rows], dtype=np.float64),
         np.tile(np.array([hit for _, hit, _ in rows], dtype=bool), shape),
         np.zeros((len(IOU_THRESHOLDS), len(rows)), dtype=bool),
         np.array([n for n, _ in photographs], dtype=np.int64),
-    )  # fmt: skip
+    )
     return Matches(IOU_THRESHOLDS, tuple(range(len(photographs))), (entry,))
 
 

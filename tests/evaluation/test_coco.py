@@ -41,8 +41,9 @@ def load(folder: Path, content: Any, class_names: list[str] | None = None) -> Co
 
 
 def with_boxes(*boxes: Any, **extra: Any) -> dict[str, Any]:
-    entries = [{"id": i, "image_id": 7, "category_id": 10, "bbox": b, **extra}
-               for i, b in enumerate(boxes)]  # fmt: skip
+    entries = [
+        {"id": i, "image_id": 7, "category_id": 10, "bbox": b, **extra} for i, b in enumerate(boxes)
+    ]
     return document(annotations=entries)
 
 

@@ -27,20 +27,23 @@ class Found:
     names: list[str]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        return [{"image_id": image_id, "category_id": 99, "bbox": BOX, "score": 0.9}
-                for _ in self.names]  # fmt: skip
+        return [
+            {"image_id": image_id, "category_id": 99, "bbox": BOX, "score": 0.9} for _ in self.names
+        ]
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> CocoDataset:
     """A cat on each of 20 photographs; photograph i is all of brightness i."""
     document = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 60, "height": 50}
-                   for i in range(20)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 60, "height": 50} for i in range(20)
+        ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": BOX, "iscrowd": 0}
-                        for i in range(20)],
-    }  # fmt: skip
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": BOX, "iscrowd": 0} for i in range(20)
+        ],
+    }
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(document), encoding="utf-8")
     for i in range(20):
@@ -63,9 +66,13 @@ def finds(first: int, seconds: float = 0.0, calls: list[str] | None = None, name
 def test_a_clear_difference(dataset: CocoDataset) -> None:
     calls: list[str] = []
     good, bad = finds(0, 0.004, calls, "a"), finds(10, 0.001, calls, "b")
-    outcome = compare(good, bad, dataset, names=("good", "bad"),
-                      facts=({"size_mb": 9.0, "zeros_percent": 0.0},
-                             {"size_mb": 4.5, "zeros_percent": 60.0}))  # fmt: skip
+    outcome = compare(
+        good,
+        bad,
+        dataset,
+        names=("good", "bad"),
+        facts=({"size_mb": 9.0, "zeros_percent": 0.0}, {"size_mb": 4.5, "zeros_percent": 60.0}),
+    )
     assert "".join(calls) == "ab" + "abba" * 10  # warmed up, then in turn
     for side, detect in ((outcome.a, good), (outcome.b, bad)):
         assert side.scores == evaluate(detect, dataset)[0]
@@ -78,8 +85,18 @@ def test_a_clear_difference(dataset: CocoDataset) -> None:
     assert outcome.a.milliseconds > outcome.b.milliseconds > 1
     assert outcome.classes() == [("cat", pytest.approx(1), pytest.approx(51 / 101), 20)]
     text = outcome.text()
-    for words in ("A  good", "B  bad", "AP (pycocotools)", "AP (Open Model Zoo coco_precision)",
-                  "20 photographs", "size, MB", "-4.5", "+60.0", "x   as fast", "cat"):  # fmt: skip
+    for words in (
+        "A  good",
+        "B  bad",
+        "AP (pycocotools)",
+        "AP (Open Model Zoo coco_precision)",
+        "20 photographs",
+        "size, MB",
+        "-4.5",
+        "+60.0",
+        "x   as fast",
+        "cat",
+    ):
         assert words in text, words
     assert "dog" not in text  # no ground truth
     assert "fewer than" not in text

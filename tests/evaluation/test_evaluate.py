@@ -49,8 +49,9 @@ def perfect(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The ground truth itself as results, crowd regions left out."""
     return [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1}
-        for a in document["annotations"] if not a.get("iscrowd")
-    ]  # fmt: skip
+        for a in document["annotations"]
+        if not a.get("iscrowd")
+    ]
 
 
 # ----------------------------------------------------------------- published figures
@@ -65,8 +66,20 @@ def test_cocoapis_fake_boxes() -> None:
 
 
 def test_padillas_figures() -> None:
-    published = [0.503647, 0.696973, 0.571667, 0.593252, 0.557991, 0.489363,
-                 0.386813, 0.593680, 0.595353, 0.654764, 0.603130, 0.553744]  # fmt: skip
+    published = [
+        0.503647,
+        0.696973,
+        0.571667,
+        0.593252,
+        0.557991,
+        0.489363,
+        0.386813,
+        0.593680,
+        0.595353,
+        0.654764,
+        0.603130,
+        0.553744,
+    ]
     scores = score_results(EVAL / "padilla_gts_bbox_area.json", FAKE_BOXES)
     assert list(scores.stats.values()) == pytest.approx(published, abs=1e-6)
 
@@ -84,10 +97,18 @@ def test_faster_coco_evals_figures() -> None:
     # Published for masks, each of which here fits its box or misses; only APm depends on the
     # areas of masks (0.7368), so it is compared with that project's own box figure below.
     published = {
-        "AP": 0.6947194719471946, "AP50": 0.6947194719471946, "AP75": 0.6947194719471946,
-        "APs": -1.0, "APl": 0.0, "AR1": 0.6666666666666666, "AR10": 0.75, "AR100": 0.75,
-        "ARs": -1.0, "ARm": 0.7916666666666666, "ARl": 0.0,
-    }  # fmt: skip
+        "AP": 0.6947194719471946,
+        "AP50": 0.6947194719471946,
+        "AP75": 0.6947194719471946,
+        "APs": -1.0,
+        "APl": 0.0,
+        "AR1": 0.6666666666666666,
+        "AR10": 0.75,
+        "AR100": 0.75,
+        "ARs": -1.0,
+        "ARm": 0.7916666666666666,
+        "ARl": 0.0,
+    }
     stats = score_results(EVAL / "fce_gt_dataset.json", EVAL / "fce_dt_dataset.json").stats
     assert {name: stats[name] for name in published} == pytest.approx(published, abs=1e-12)
 
@@ -212,8 +233,10 @@ def test_a_missing_evaluator_is_said_before_any_work(monkeypatch: pytest.MonkeyP
 
 
 def document(*annotations: dict[str, Any]) -> dict[str, Any]:
-    entries = [{"id": i, "image_id": 5, "category_id": 1, "bbox": [10, 10, 20, 20], **a}
-               for i, a in enumerate(annotations)]  # fmt: skip
+    entries = [
+        {"id": i, "image_id": 5, "category_id": 1, "bbox": [10, 10, 20, 20], **a}
+        for i, a in enumerate(annotations)
+    ]
     return {
         "images": [
             {"id": 5, "file_name": "five.png", "width": 64, "height": 48},
@@ -351,8 +374,10 @@ class Found:
 @pytest.fixture
 def photographs(tmp_path: Path) -> CocoDataset:
     """A cat and a dog on `five.png`, which is all blue, and a dog on `two.png`."""
-    dogs = [{"category_id": 4, "bbox": [1, 2, 30, 30]},
-            {"category_id": 4, "bbox": [3, 4, 9, 9], "image_id": 2}]  # fmt: skip
+    dogs = [
+        {"category_id": 4, "bbox": [1, 2, 30, 30]},
+        {"category_id": 4, "bbox": [3, 4, 9, 9], "image_id": 2},
+    ]
     path = write(tmp_path, document({}, *dogs))
     blue = np.zeros((48, 64, 3), np.uint8)
     blue[..., 0] = 255

@@ -53,10 +53,16 @@ def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         for _ in range(whole(6)):
             category = categories[whole(3)]
             box = [whole(30), whole(30), 4 + whole(26), 4 + whole(26)]
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": image["id"], "category_id": category,
-                "bbox": box, "area": box[2] * box[3], "iscrowd": int(draw() < 0.25),
-            })  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(draw() < 0.25),
+                }
+            )
             for _ in range(whole(4)):
                 moved = [v + whole(5) - 2 if draw() < 0.7 else v for v in box]
                 results.append((image["id"], category if draw() < 0.9 else 5, moved))
@@ -115,12 +121,16 @@ def test_the_checkers_figures_on_unkind_data(tmp_path: Path) -> None:
 
 def one(annotations: list[dict[str, Any]], images: int = 1) -> dict[str, Any]:
     return {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 100}
-                   for i in range(1, images + 1)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 100, "height": 100}
+            for i in range(1, images + 1)
+        ],
         "categories": [{"id": 1, "name": "cat"}],
-        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0, **entry}
-                        for i, entry in enumerate(annotations, start=1)],
-    }  # fmt: skip
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0, **entry}
+            for i, entry in enumerate(annotations, start=1)
+        ],
+    }
 
 
 def found(box: list[float], score: float, image: int = 1) -> dict[str, Any]:

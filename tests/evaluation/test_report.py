@@ -60,11 +60,13 @@ def data_set(folder: Path, first: str = "one", second: str = "two.png", objects:
         {"image_id": 2, "category_id": 2, "bbox": [5, 5, 60, 60], "iscrowd": 1},
     ][:objects]
     document = {
-        "images": [{"id": 1, "file_name": "one.png", "width": 120, "height": 90},
-                   {"id": 2, "file_name": second, "width": 120, "height": 90}],
+        "images": [
+            {"id": 1, "file_name": "one.png", "width": 120, "height": 90},
+            {"id": 2, "file_name": second, "width": 120, "height": 90},
+        ],
         "categories": [{"id": 1, "name": first}, {"id": 2, "name": "two"}, {"id": 3, "name": "x"}],
         "annotations": [{"id": i, **entry} for i, entry in enumerate(annotations, 1)],
-    }  # fmt: skip
+    }
     path = folder / "instances.json"
     path.write_text(json.dumps(document), encoding="utf-8")
     for name in ("one.png", "two.png"):
@@ -86,10 +88,22 @@ def render(dataset: CocoDataset, results: list[dict[str, Any]], **options: Any) 
 def test_the_page_is_complete(tmp_path: Path) -> None:
     dataset, results = data_set(tmp_path)
     page = Page(render(dataset, results, facts={"Zeros": "60 %"}))
-    for words in ("a model", "60 %", AP_NAME, OMZ_NAME, "Precision and recall", "AP by IoU",
-                  "Scores", "By score threshold", "Photographs with most mistakes", "two.png",
-                  "Confusion matrix", "Classes", "1 found, 1 missed, 1 false",
-                  "1 of 3 classes have no object"):  # fmt: skip
+    for words in (
+        "a model",
+        "60 %",
+        AP_NAME,
+        OMZ_NAME,
+        "Precision and recall",
+        "AP by IoU",
+        "Scores",
+        "By score threshold",
+        "Photographs with most mistakes",
+        "two.png",
+        "Confusion matrix",
+        "Classes",
+        "1 found, 1 missed, 1 false",
+        "1 of 3 classes have no object",
+    ):
         assert words in page.text, words
     figures = score(dataset, results)
     assert (
@@ -157,5 +171,7 @@ def test_charts_hold_what_they_are_given() -> None:
     matrix = matrix_chart(np.array([[3, 0], [1, 2]]), ["cat", "a" * 40], rows="r", columns="c")
     Page(matrix)
     assert re.findall(r'<rect class="(good|bad)"[^>]*fill-opacity="([\d.]+)"', matrix) == [
-        ("good", "0.78"), ("bad", "0.34"), ("good", "1.00"),
-    ]  # fmt: skip
+        ("good", "0.78"),
+        ("bad", "0.34"),
+        ("good", "1.00"),
+    ]

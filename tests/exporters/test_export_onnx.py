@@ -76,15 +76,20 @@ def test_nhwc_form() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"hoist": True}, {"dtype": "float16"}, {"rows": "2d"}, {"image_info": True},
+        {"hoist": True},
+        {"dtype": "float16"},
+        {"rows": "2d"},
+        {"image_info": True},
         {"dynamic_batch": True},
         {"layout": "NHWC", "hoist": True, "dtype": "float16", "rows": "2d", "dynamic_batch": True},
     ],
-)  # fmt: skip
+)
 def test_forms(options: dict) -> None:
     config, image, tensors = tiny()
-    tensors = {k: v.astype(np.float16).astype(np.float32) if k.endswith("weight") else v
-               for k, v in tensors.items()}  # fmt: skip
+    tensors = {
+        k: v.astype(np.float16).astype(np.float32) if k.endswith("weight") else v
+        for k, v in tensors.items()
+    }
     nhwc = options.get("layout") == "NHWC"
     blob = image[None].astype(np.float32)
     given = {"image" if nhwc else "input": blob if nhwc else blob.transpose(0, 3, 1, 2)}

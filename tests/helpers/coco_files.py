@@ -24,11 +24,17 @@ def coco(folder: Path, **changes: Any) -> tuple[Path, Path]:
             for id_, name in zip(SMALL.category_ids, SMALL.class_names, strict=True)
         ],
         "annotations": [
-            {"id": 7, "image_id": n, "category_id": 17, "bbox": [9 * n, 8, 40, 30], "area": 1200,
-             "iscrowd": 0}
+            {
+                "id": 7,
+                "image_id": n,
+                "category_id": 17,
+                "bbox": [9 * n, 8, 40, 30],
+                "area": 1200,
+                "iscrowd": 0,
+            }
             for n in (1, 2)
         ],
-    }  # fmt: skip
+    }
     data |= changes
     path = folder / "instances.json"
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))

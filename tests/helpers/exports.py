@@ -6,10 +6,14 @@ import cv2
 import numpy as np
 
 SMALL = {
-    "blocks": (1, 1, 2, 1), "stem_channels": 16, "bottleneck_channels": (8, 8, 16, 24),
-    "stage_channels": (32, 32, 48, 64), "rpn_channels": 32, "proposals": 50,
+    "blocks": (1, 1, 2, 1),
+    "stem_channels": 16,
+    "bottleneck_channels": (8, 8, 16, 24),
+    "stage_channels": (32, 32, 48, 64),
+    "rpn_channels": 32,
+    "proposals": 50,
     "anchor_sizes": (16.0, 32.0, 64.0, 96.0, 128.0),
-}  # fmt: skip
+}
 
 
 def picture(height: int, width: int) -> np.ndarray:

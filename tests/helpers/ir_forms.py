@@ -28,9 +28,12 @@ from sparsedet.model.presets import PRESETS
 from sparsedet.testing import lively_tensors
 
 LEGACY = replace(
-    PRESETS["r101-c4"], **{**SMALL, "anchor_sizes": (32.0, 64.0, 96.0, 128.0, 160.0)},
-    roi_sampling="corners", delta_clamp=20.0, rpn_inclusive=True,
-)  # fmt: skip
+    PRESETS["r101-c4"],
+    **{**SMALL, "anchor_sizes": (32.0, 64.0, 96.0, 128.0, 160.0)},
+    roi_sampling="corners",
+    delta_clamp=20.0,
+    rpn_inclusive=True,
+)
 MODELS: dict[str, ModelConfig] = {
     "tensorpack": replace(PRESETS["r101-c4"], canvas_height=160, canvas_width=224, **SMALL),
     "odd": replace(PRESETS["r101-c4"], canvas_height=113, canvas_width=151, **SMALL),
@@ -41,10 +44,12 @@ MODELS: dict[str, ModelConfig] = {
         PRESETS["r50half-c4"], canvas_height=160, canvas_width=224, resize="stretch", **SMALL
     ),
     "legacy": replace(
-        LEGACY, canvas_height=160, canvas_width=224,
+        LEGACY,
+        canvas_height=160,
+        canvas_width=224,
         cell_anchors=tuple(map(tuple, legacy_cell_anchors(LEGACY.anchor_sizes).tolist())),
     ),
-}  # fmt: skip
+}
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "published": {"layout": "NHWC", "rows": "2d", "image_info": True},
@@ -94,10 +99,17 @@ def others(folder: Path) -> None:
         op.reshape(convolution(8), op.constant([1, 8 * 1024]), False),
         op.reshape(convolution(4), op.constant([1, 4 * 1024]), False),
         op.constant(np.zeros((1, 2, 8 * 1024), dtype=np.float32)),
-        {"background_label_id": 0, "top_k": 10, "keep_top_k": [10], "share_location": True,
-         "nms_threshold": 0.5, "confidence_threshold": 0.1, "normalized": True,
-         "code_type": "caffe.PriorBoxParameter.CENTER_SIZE"},
-    )  # fmt: skip
+        {
+            "background_label_id": 0,
+            "top_k": 10,
+            "keep_top_k": [10],
+            "share_location": True,
+            "nms_threshold": 0.5,
+            "confidence_threshold": 0.1,
+            "normalized": True,
+            "code_type": "caffe.PriorBoxParameter.CENTER_SIZE",
+        },
+    )
     ov.save_model(ov.Model([op.result(rows)], [x], "c"), folder / "ssd.xml", False)
 
 

@@ -63,9 +63,13 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         before, after = layer.padding
         if after < 0:  # TensorPack's x[:, :, :-1, :-1]
             x = op.strided_slice(
-                x, ints(0, 0, 0, 0), ints(0, 0, after, after), ints(1, 1, 1, 1),
-                [1, 1, 1, 1], [1, 1, 0, 0],
-            )  # fmt: skip
+                x,
+                ints(0, 0, 0, 0),
+                ints(0, 0, after, after),
+                ints(1, 1, 1, 1),
+                [1, 1, 1, 1],
+                [1, 1, 0, 0],
+            )
         factor = np.ones(len(bias), dtype=np.float32)
         if layer.norm and "norms" in variants:
             factor = np.exp2(rng.integers(-2, 3, len(bias))).astype(np.float32)  # exact
@@ -105,9 +109,11 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         "framework": "",
     }
     rois = op.proposal(
-        op.concat([other, score], 1), values["rpn.deltas"], op.reshape(info, ints(3), False),
+        op.concat([other, score], 1),
+        values["rpn.deltas"],
+        op.reshape(info, ints(3), False),
         attributes,
-    ).output(0)  # fmt: skip
+    ).output(0)
     bins = config.roi_size * 2
     pooled = op.roi_pooling(values[network.features], rois, [bins, bins], 1.0, "bilinear")
     values["rois"] = op.avg_pool(pooled, [2, 2], [0, 0], [0, 0], [2, 2], True)
@@ -127,13 +133,19 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         op.reshape(op.softmax(values["box.logits"], 1), ints(1, count * classes), False),
         boxes,
         {
-            "background_label_id": 0, "top_k": -1, "keep_top_k": [config.max_detections],
-            "code_type": "caffe.PriorBoxParameter.CENTER_SIZE", "share_location": False,
-            "nms_threshold": config.nms_threshold, "confidence_threshold": config.score_threshold,
-            "variance_encoded_in_target": "variances" not in variants, "normalized": True,
-            "clip_before_nms": True, "clip_after_nms": False,
+            "background_label_id": 0,
+            "top_k": -1,
+            "keep_top_k": [config.max_detections],
+            "code_type": "caffe.PriorBoxParameter.CENTER_SIZE",
+            "share_location": False,
+            "nms_threshold": config.nms_threshold,
+            "confidence_threshold": config.score_threshold,
+            "variance_encoded_in_target": "variances" not in variants,
+            "normalized": True,
+            "clip_before_nms": True,
+            "clip_after_nms": False,
         },
-    )  # fmt: skip
+    )
     return ov.Model([op.result(rows, name="detection_output")], parameters, "published")
 
 

@@ -35,6 +35,11 @@ def picture(height: int = 90, width: int = 120, seed: int = 0) -> NDArray[np.uin
     for _ in range(8):
         x0, y0 = rng.integers(0, width // 2), rng.integers(0, height // 2)
         x1, y1 = x0 + rng.integers(6, width // 2), y0 + rng.integers(6, height // 2)
-        cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)),
-                      [int(c) for c in rng.integers(0, 256, 3)], cv2.FILLED)  # fmt: skip
+        cv2.rectangle(
+            image,
+            (int(x0), int(y0)),
+            (int(x1), int(y1)),
+            [int(c) for c in rng.integers(0, 256, 3)],
+            cv2.FILLED,
+        )
     return image

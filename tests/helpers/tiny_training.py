@@ -20,9 +20,19 @@ NAMES = ("red box", "green box", "blue bär")
 TINY = replace(SMALL, name="tiny", class_names=NAMES, category_ids=(3, 5, 8))
 
 FAST = Recipe(
-    steps=6, batch=2, freeze_at=0, learning_rate=0.01, warmup_steps=2, decay="constant",
-    rpn_batch=64, rpn_pre_nms=200, rpn_post_nms=50, roi_batch=32, log_every=3, scale_low=0.8,
-)  # fmt: skip
+    steps=6,
+    batch=2,
+    freeze_at=0,
+    learning_rate=0.01,
+    warmup_steps=2,
+    decay="constant",
+    rpn_batch=64,
+    rpn_pre_nms=200,
+    rpn_post_nms=50,
+    roi_batch=32,
+    log_every=3,
+    scale_low=0.8,
+)
 
 
 def make_data(folder: Path, count: int = 4) -> tuple[Path, Path]:
@@ -32,9 +42,10 @@ def make_data(folder: Path, count: int = 4) -> tuple[Path, Path]:
     images.mkdir(parents=True)
     colours = ((30, 30, 230), (30, 230, 30), (230, 30, 30))  # BGR, by class
     data: dict[str, list[dict[str, Any]]] = {
-        "images": [], "annotations": [],
+        "images": [],
+        "annotations": [],
         "categories": [{"id": i, "name": n} for i, n in zip((3, 5, 8), NAMES, strict=True)],
-    }  # fmt: skip
+    }
     for number in range(1, count + 1):
         image = rng.integers(100, 150, (64, 96, 3), dtype=np.uint8)
         for slot in range(1 + number % 3):
@@ -44,10 +55,15 @@ def make_data(folder: Path, count: int = 4) -> tuple[Path, Path]:
             label = (number + slot) % 3
             image[y : y + height, x : x + width] = colours[label]
             data["annotations"].append(
-                {"id": len(data["annotations"]), "image_id": number,
-                 "category_id": (3, 5, 8)[label], "bbox": [x, y, width, height],
-                 "area": width * height, "iscrowd": 0}
-            )  # fmt: skip
+                {
+                    "id": len(data["annotations"]),
+                    "image_id": number,
+                    "category_id": (3, 5, 8)[label],
+                    "bbox": [x, y, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                }
+            )
         cv2.imwrite(str(images / f"{number}.png"), image)
         entry = {"id": number, "file_name": f"{number}.png", "width": 96, "height": 64}
         data["images"].append(entry)

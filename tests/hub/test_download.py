@@ -97,9 +97,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def serve(
-    content: bytes = CONTENT, *, etag: str = '"one"', upto: int | None = None, ranges: bool = True,
-    corrupt: bool = False, pause: float = 0.0, length: bool = True,
-) -> Answer:  # fmt: skip
+    content: bytes = CONTENT,
+    *,
+    etag: str = '"one"',
+    upto: int | None = None,
+    ranges: bool = True,
+    corrupt: bool = False,
+    pause: float = 0.0,
+    length: bool = True,
+) -> Answer:
     """A file as good servers serve it, but for what is asked for.
 
     Args:
@@ -205,10 +211,17 @@ def test_a_whole_part_is_checked_not_fetched_again(server: Server, tmp_path: Pat
     assert server.requests == [] and files(tmp_path) == ["net.bin"]
 
 
-@pytest.mark.parametrize("bad", [
-    serve(upto=90_000, pause=2.0),
-    status(500), status(503, Retry_After=0), status(429, Retry_After=86400), serve(corrupt=True),
-], ids=["stall", "500", "503", "429", "corrupt"])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        serve(upto=90_000, pause=2.0),
+        status(500),
+        status(503, Retry_After=0),
+        status(429, Retry_After=86400),
+        serve(corrupt=True),
+    ],
+    ids=["stall", "500", "503", "429", "corrupt"],
+)
 def test_one_bad_answer_is_survived(server: Server, tmp_path: Path, bad: Answer) -> None:
     server.answers = [bad, serve()]
     fetch(remote(server), tmp_path / "net.bin", patience=replace(CALM, timeout=0.25))
@@ -270,8 +283,12 @@ def test_a_file_that_became_shorter(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_redirects_are_followed(server: Server, tmp_path: Path, code: int) -> None:
     there = f"{server.url}/elsewhere"
-    server.answers = [status(code, Location=there), serve(upto=5), status(code, Location=there),
-                      serve()]  # fmt: skip
+    server.answers = [
+        status(code, Location=there),
+        serve(upto=5),
+        status(code, Location=there),
+        serve(),
+    ]
     fetch(remote(server), tmp_path / "net.bin", patience=CALM)
     assert [path for path, _ in server.requests] == ["/models/net.bin", "/elsewhere"] * 2
     assert server.ranges[3] == "bytes=5-" and (tmp_path / "net.bin").read_bytes() == CONTENT
@@ -308,20 +325,33 @@ def test_many_at_once_fetch_it_once(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
 def test_a_refusal_is_final(server: Server, tmp_path: Path, code: int) -> None:
     server.answers = [status(code)]
-    refused(server, remote(server), tmp_path / "net.bin", f"answers {code}", "127.0.0.1",
-            "--mirror", str(tmp_path / "net.bin"))  # fmt: skip
+    refused(
+        server,
+        remote(server),
+        tmp_path / "net.bin",
+        f"answers {code}",
+        "127.0.0.1",
+        "--mirror",
+        str(tmp_path / "net.bin"),
+    )
     assert len(server.requests) == 1 and files(tmp_path) == []
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (status(503), "answers 503"), (serve(upto=0), "broke"),
-    (serve(upto=0, pause=1.0), "nothing came for 0.25 s"),
-], ids=["503", "broken", "silent"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (status(503), "answers 503"),
+        (serve(upto=0), "broke"),
+        (serve(upto=0, pause=1.0), "nothing came for 0.25 s"),
+    ],
+    ids=["503", "broken", "silent"],
+)
 def test_patience_ends(server: Server, tmp_path: Path, answer: Answer, words: str) -> None:
     server.answers = [answer]
     patience = replace(CALM, timeout=0.25) if words.startswith("nothing") else CALM
-    refused(server, remote(server), tmp_path / "net.bin", words, "4 tries in a row",
-            patience=patience)  # fmt: skip
+    refused(
+        server, remote(server), tmp_path / "net.bin", words, "4 tries in a row", patience=patience
+    )
     assert len(server.requests) == 4
     assert not (tmp_path / "net.bin.part").exists()
 
@@ -407,8 +437,14 @@ def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
     usage = shutil.disk_usage(tmp_path)._replace(free=299_999)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     server.answers = [serve()]
-    refused(server, remote(server), tmp_path / "net.bin", "300,000 more bytes", "299,999",
-            "SPARSEDET_CACHE")  # fmt: skip
+    refused(
+        server,
+        remote(server),
+        tmp_path / "net.bin",
+        "300,000 more bytes",
+        "299,999",
+        "SPARSEDET_CACHE",
+    )
 
 
 def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
@@ -457,10 +493,11 @@ def shop(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ser
     made = tuple(
         RemoteFile(
             f"https://models.invalid/zoo/1/{name}",
-            "sha384:" + hashlib.sha384(content).hexdigest(), len(content),
+            "sha384:" + hashlib.sha384(content).hexdigest(),
+            len(content),
         )
         for name, content in (("net.xml", OTHER), ("net.bin", CONTENT))
-    )  # fmt: skip
+    )
     monkeypatch.setattr(zoo, "PUBLISHED", {"net": zoo.Published("a net", "MIT", made)})
     monkeypatch.setenv("SPARSEDET_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SPARSEDET_OFFLINE", raising=False)
@@ -525,9 +562,12 @@ def test_the_bar_is_for_terminals(
 
 
 def test_what_is_downloaded_is_converted(
-    shop: Server, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    shop: Server,
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     pytest.importorskip("openvino")
     from sparsedet.exporters.openvino import save_openvino
     from sparsedet.model.file import load_model
@@ -536,10 +576,13 @@ def test_what_is_downloaded_is_converted(
     save_openvino(tmp_path / "made.xml", model.config, model.tensors, layout="NHWC")
     contents = {suffix: (tmp_path / f"made{suffix}").read_bytes() for suffix in (".xml", ".bin")}
     made = tuple(
-        RemoteFile(f"https://models.invalid/net{suffix}",
-                   "sha384:" + hashlib.sha384(content).hexdigest(), len(content))
+        RemoteFile(
+            f"https://models.invalid/net{suffix}",
+            "sha384:" + hashlib.sha384(content).hexdigest(),
+            len(content),
+        )
         for suffix, content in contents.items()
-    )  # fmt: skip
+    )
     monkeypatch.setattr(zoo, "PUBLISHED", {"net": zoo.Published("a net", "MIT", made)})
     shop.answers = [lambda handler: serve(contents[handler.path[-4:]])(handler)]
     output = str(tmp_path / "net.safetensors")

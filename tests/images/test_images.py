@@ -210,12 +210,24 @@ def test_a_long_run_of_filling_costs_linear_time() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\0", b"hello, this is no image\n", b"BM", b"BMW builds no bitmaps, whatever you say",
-        b"\xff\xd8\xff", b"\xff\xd8\xff\xd9", b"II*\0", b"MM\0+" + bytes(3), b"GIF89a",
-        b"RIFF\0\0\0\0WEBP", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04" + bytes(99), bytes(4096),
-        b"\0\0\0\x18ftypavif\0\0\0\0", b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"",
+        b"\0",
+        b"hello, this is no image\n",
+        b"BM",
+        b"BMW builds no bitmaps, whatever you say",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xd9",
+        b"II*\0",
+        b"MM\0+" + bytes(3),
+        b"GIF89a",
+        b"RIFF\0\0\0\0WEBP",
+        b"\x89PNG\r\n\x1a\n",
+        b"PK\x03\x04" + bytes(99),
+        bytes(4096),
+        b"\0\0\0\x18ftypavif\0\0\0\0",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     refused(data)
 
@@ -305,21 +317,29 @@ BOMBS = {
     + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 50000, 8, 2, 0, 0, 0))
     + png_chunk(b"IDAT", zlib.compress(bytes(1000)))
     + png_chunk(b"IEND", b""),
-    "jpeg": b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HH", 50000, 60000)
-    + bytes(10) + b"\xff\xd9",
+    "jpeg": b"\xff\xd8\xff\xc0\0\x11\x08"
+    + struct.pack(">HH", 50000, 60000)
+    + bytes(10)
+    + b"\xff\xd9",
     "bmp": b"BM" + bytes(12) + struct.pack("<Iii", 40, 60000, 50000) + bytes(28),
     "bmp from the top": b"BM" + bytes(12) + struct.pack("<Iii", 40, 60000, -50000) + bytes(28),
     "bmp core": b"BM" + bytes(12) + struct.pack("<IHH", 12, 60000, 50000) + bytes(28),
     "gif": b"GIF89a" + struct.pack("<HH", 60000, 50000) + bytes(20),
-    "webp": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4)
-    + (59999).to_bytes(3, "little") + (49999).to_bytes(3, "little"),
+    "webp": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0"
+    + bytes(4)
+    + (59999).to_bytes(3, "little")
+    + (49999).to_bytes(3, "little"),
     "tiff": tiff_bomb("<", False),
     "tiff big-endian": tiff_bomb(">", False),
     "bigtiff": tiff_bomb("<", True),
     "bigtiff big-endian": tiff_bomb(">", True),
-    "avif": b"\0\0\0\x18ftypavif" + bytes(8) + b"\0\0\0\x14ispe\0\0\0\0"
-    + struct.pack(">II", 65000, 1) + b"\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", 60000, 50000),
-}  # fmt: skip
+    "avif": b"\0\0\0\x18ftypavif"
+    + bytes(8)
+    + b"\0\0\0\x14ispe\0\0\0\0"
+    + struct.pack(">II", 65000, 1)
+    + b"\0\0\0\x14ispe\0\0\0\0"
+    + struct.pack(">II", 60000, 50000),
+}
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -358,10 +378,14 @@ def test_read_image_names_the_file_it_cannot_read(tmp_path: Path) -> None:
         sparse.truncate(MAX_FILE_BYTES + 1)
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
     reasons = {
-        "missing.jpg": "No such file", "empty.jpg": "empty", "text.jpg": "not a JPEG",
-        "huge.png": "expected at most", "pipe.jpg": "not a file", ".": "not a file",
+        "missing.jpg": "No such file",
+        "empty.jpg": "empty",
+        "text.jpg": "not a JPEG",
+        "huge.png": "expected at most",
+        "pipe.jpg": "not a file",
+        ".": "not a file",
         "null\0.jpg": "null",
-    }  # fmt: skip
+    }
     for name, reason in reasons.items():
         path = os.path.join(tmp_path, name)
         with pytest.raises(InputError) as caught:
@@ -418,10 +442,14 @@ def test_boxes_follow_the_contracts_formula_and_are_clipped() -> None:
     at = place(427, 640, 800, 1280)
     got = at.to_photo(np.array([[0.5, 0.25, 0.9, 0.75], [-0.5, 0.1, 1.0, 1.5]], np.float32))
     expected = [
-        [0.5 * 1280 / (1199 / 640), 0.25 * 800 / (800 / 427),
-         0.9 * 1280 / (1199 / 640), 0.75 * 800 / (800 / 427)],
+        [
+            0.5 * 1280 / (1199 / 640),
+            0.25 * 800 / (800 / 427),
+            0.9 * 1280 / (1199 / 640),
+            0.75 * 800 / (800 / 427),
+        ],
         [0, 0.1 * 800 / (800 / 427), 640, 427],
-    ]  # fmt: skip
+    ]
     assert np.allclose(got, expected, rtol=1e-6)
     assert at.to_photo(np.zeros((0, 4), np.float32)).shape == (0, 4)
 

@@ -151,8 +151,13 @@ def test_sixty_percent_in_sixty_percent_out(
 def test_what_float16_rounds_to_zero_is_said(
     state: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = {**state, "roi_heads.box_predictor.bbox_pred.weight":
-            state["roi_heads.box_predictor.bbox_pred.weight"] * np.float32(1e-9)}  # fmt: skip
+    tiny = {
+        **state,
+        "roi_heads.box_predictor.bbox_pred.weight": state[
+            "roi_heads.box_predictor.bbox_pred.weight"
+        ]
+        * np.float32(1e-9),
+    }
     path, output = zoo(tmp_path, tiny), tmp_path / "model.safetensors"
     assert main(["convert", str(path), "-o", str(output), "--dtype", "float16"]) == 0
     assert "were too small for float16" in capsys.readouterr().out
@@ -169,19 +174,27 @@ def test_what_is_not_the_networks_is_listed(
     }
     names = (*mask, "optimizer.state.0.momentum_buffer")
     content = {
-        "model": {**state, **mask}, "iteration": 9,
-        "optimizer": {"state": {0: {"momentum_buffer": np.zeros(3, np.float32)}},
-                      "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
-    }  # fmt: skip
+        "model": {**state, **mask},
+        "iteration": 9,
+        "optimizer": {
+            "state": {0: {"momentum_buffer": np.zeros(3, np.float32)}},
+            "param_groups": [{"lr": 0.1, "params": [0, 1]}],
+        },
+    }
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps(content))
     found = load_foreign(path)
     # A numpy scalar is a number and no array.
     assert set(found.ignored) == {n for n in names if not n.endswith("num_batches_tracked")}
-    assert np.array_equal(found.tensors["box.logits.bias"],
-                          load_foreign(DETECTRON2).tensors["box.logits.bias"])  # fmt: skip
-    more = {"maskrcnn/deconv/W": np.zeros((2, 2, 3, 4), np.float32), "global_step": np.int64(7),
-            "learning_rate": np.float32(0.1), "conv0/W/Momentum": variables["conv0/W"]}  # fmt: skip
+    assert np.array_equal(
+        found.tensors["box.logits.bias"], load_foreign(DETECTRON2).tensors["box.logits.bias"]
+    )
+    more = {
+        "maskrcnn/deconv/W": np.zeros((2, 2, 3, 4), np.float32),
+        "global_step": np.int64(7),
+        "learning_rate": np.float32(0.1),
+        "conv0/W/Momentum": variables["conv0/W"],
+    }
     path = npz(tmp_path, {**variables, **more})
     assert load_foreign(path).ignored == tuple(sorted(more))
     output = tmp_path / "model.safetensors"
@@ -252,9 +265,13 @@ def test_a_model_of_rgb_pictures(
 
 def test_tensors_without_axes(state: Arrays, variables: Arrays, tmp_path: Path) -> None:
     """Where a shape decides the configuration."""
-    for name in ("backbone.stem.conv1.weight", "roi_heads.box_predictor.cls_score.weight",
-                 "roi_heads.box_predictor.bbox_pred.weight", "backbone.res3.0.conv3.weight",
-                 "proposal_generator.rpn_head.objectness_logits.weight"):  # fmt: skip
+    for name in (
+        "backbone.stem.conv1.weight",
+        "roi_heads.box_predictor.cls_score.weight",
+        "roi_heads.box_predictor.bbox_pred.weight",
+        "backbone.res3.0.conv3.weight",
+        "proposal_generator.rpn_head.objectness_logits.weight",
+    ):
         refused(zoo(tmp_path, {**state, name: np.array(1, np.float32)}), f"'{name}' has shape")
     for name in ("conv0/W", "fastrcnn/class/W", "rpn/class/W", "group1/block0/conv3/W"):
         refused(npz(tmp_path, {**variables, name: np.array(1, np.float32)}), f"'{name}' has shape")
@@ -292,8 +309,9 @@ def test_the_published_names_cover_the_reference() -> None:
     from sparsedet.importers import detectron2, tensorpack
 
     for module, name, parameters in (
-        (detectron2, "r101-c4-detectron2", 52_784_220), (tensorpack, "r101-c4", 52_792_416),
-    ):  # fmt: skip
+        (detectron2, "r101-c4-detectron2", 52_784_220),
+        (tensorpack, "r101-c4", 52_792_416),
+    ):
         network = build_network(preset(name))
         assert network.parameters == parameters
         assert len({module._name(layer) for layer in network.weighted}) == len(network.weighted)
@@ -449,8 +467,10 @@ def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variable
     refused(zoo(tmp_path, {**state, name: state[name][:1]}), r"has shape \(1, 4, 3, 3\), expected")
     refused(zoo(tmp_path, {**state, name: state[name].astype(np.int64)}), "holds no floats")
     refused(zoo(tmp_path, {**state, "backbone.res3.1.conv9.weight": bad}), "belongs to no layer")
-    refused(zoo(tmp_path, {**state, "backbone.res2.0.conv1.norm.running_var":
-                           -np.ones(2, np.float32)}), "running_var' is negative")  # fmt: skip
+    refused(
+        zoo(tmp_path, {**state, "backbone.res2.0.conv1.norm.running_var": -np.ones(2, np.float32)}),
+        "running_var' is negative",
+    )
     doubled = {"model": {**state, name: {"a": bad}}, f"{name}.a": bad}
     (tmp_path / "twice.pkl").write_bytes(pickle.dumps(doubled))
     refused(tmp_path / "twice.pkl", f"tensor '{name}.a' comes twice")
@@ -467,9 +487,12 @@ def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variable
 
 
 def test_other_models_are_named(
-    tmp_path: Path, state: Arrays, variables: Arrays, small_model: Path,
+    tmp_path: Path,
+    state: Arrays,
+    variables: Arrays,
+    small_model: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     w = np.zeros((2, 2), np.float32)
     fpn = {"backbone.bottom_up.stem.conv1.weight": w, "backbone.fpn_lateral2.weight": w}
     for names, match in (

@@ -42,12 +42,18 @@ def test_our_reader_reads_what_torch_reads(state: dict[str, Any], tmp_path: Path
     for name, value in state.items():
         assert np.array_equal(found.left[name].read(), value.numpy())
     tensors = {
-        "shared": torch.arange(12.0).view(3, 4), "strided": torch.arange(12.0).view(3, 4).T[1:],
-        "expanded": torch.ones(1).expand(4, 5), "empty": torch.zeros(0, 3),
-        "scalar": torch.tensor(2.5), "half": torch.randn(5).half(), "int": torch.arange(5),
-        "bfloat16": torch.randn(7).bfloat16(), "bool": torch.tensor([True, False]),
-        "parameter": torch.nn.Parameter(torch.randn(2)), "double": torch.randn(3).double(),
-    }  # fmt: skip
+        "shared": torch.arange(12.0).view(3, 4),
+        "strided": torch.arange(12.0).view(3, 4).T[1:],
+        "expanded": torch.ones(1).expand(4, 5),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5),
+        "half": torch.randn(5).half(),
+        "int": torch.arange(5),
+        "bfloat16": torch.randn(7).bfloat16(),
+        "bool": torch.tensor([True, False]),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+        "double": torch.randn(3).double(),
+    }
     tensors["view"] = tensors["shared"][1]
     for new in (True, False):
         torch.save({"model": tensors}, tmp_path / "t.pth", _use_new_zipfile_serialization=new)
@@ -66,9 +72,11 @@ def test_a_training_checkpoint_of_detectron2(state: dict[str, Any], tmp_path: Pa
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     content = {
-        "model": OrderedDict((f"module.{k}", v) for k, v in state.items()), "iteration": 269_999,
-        "optimizer": optimizer.state_dict(), "scheduler": {"milestones": Counter([1, 2])},
-    }  # fmt: skip
+        "model": OrderedDict((f"module.{k}", v) for k, v in state.items()),
+        "iteration": 269_999,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": {"milestones": Counter([1, 2])},
+    }
     expected = load_foreign(DETECTRON2).tensors
     for new in (True, False):
         path = tmp_path / "model_0269999.pth"
@@ -105,8 +113,9 @@ def test_a_training_run_becomes_the_model_it_would_save(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    run = Trainer(FasterRCNN(TINY, norm=True), dataset, replace(FAST, steps=2, ema=ema, **pruning),
-                  folder)  # fmt: skip
+    run = Trainer(
+        FasterRCNN(TINY, norm=True), dataset, replace(FAST, steps=2, ema=ema, **pruning), folder
+    )
     run.run()
     run.checkpoint()
     saved = load_model(run.save_model({})).tensors

@@ -125,12 +125,28 @@ def test_the_published_form(folder: Path, name: str) -> None:
     anchors = legacy_cell_anchors(model.config.anchor_sizes)
     np.testing.assert_allclose(config.cell_anchors, anchors, atol=1e-4)
     same = (
-        "pixel_mean", "pixel_std", "blocks", "stride_in", "stem_padding", "pool_padding",
-        "stride_conv1_padding", "stride_conv2_padding", "proposals", "rpn_nms_threshold",
-        "rpn_pre_nms", "rpn_remove_empty", "rpn_inclusive", "roi_size", "roi_sampling_ratio",
-        "roi_sampling", "background", "background_deltas", "score_threshold", "nms_threshold",
+        "pixel_mean",
+        "pixel_std",
+        "blocks",
+        "stride_in",
+        "stem_padding",
+        "pool_padding",
+        "stride_conv1_padding",
+        "stride_conv2_padding",
+        "proposals",
+        "rpn_nms_threshold",
+        "rpn_pre_nms",
+        "rpn_remove_empty",
+        "rpn_inclusive",
+        "roi_size",
+        "roi_sampling_ratio",
+        "roi_sampling",
+        "background",
+        "background_deltas",
+        "score_threshold",
+        "nms_threshold",
         "max_detections",
-    )  # fmt: skip
+    )
     tolerance = 1e-3 if name == "compressed" else 1e-6
     for field in same:
         expected, found = getattr(model.config, field), getattr(config, field)
@@ -277,12 +293,15 @@ def test_other_networks(folder: Path, kind: str, says: str) -> None:
 def test_a_node_that_does_not_fit_is_named(copy: Path) -> None:
     text = copy.read_text()
     for old, new, says in (
-        ('mode="avg" aligned_mode="half_pixel_for_nn"',
-         'mode="max" aligned_mode="half_pixel_for_nn"', r"\(ROIAlign\): expected the mode avg"),
+        (
+            'mode="avg" aligned_mode="half_pixel_for_nn"',
+            'mode="max" aligned_mode="half_pixel_for_nn"',
+            r"\(ROIAlign\): expected the mode avg",
+        ),
         ('type="MaxPool"', 'type="AvgPool"', "one max pooling after the stem"),
         ('type="SoftMax"', 'type="LogSoftmax"', "0 softmax after the class scores"),
         ('type="ReLU"', 'type="Elu"', "expected the stem"),
-    ):  # fmt: skip
+    ):
         assert old in text
         copy.write_text(text.replace(old, new))
         with pytest.raises(InputError, match=says):
@@ -360,16 +379,22 @@ def test_swapped_files_are_no_format(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('<!DOCTYPE n [<!ENTITY a "aaaaaaaaaa">' + "".join(
-            f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-        ) + "]><net><layers>&i;</layers></net>", "document type"),
+        (
+            '<!DOCTYPE n [<!ENTITY a "aaaaaaaaaa">'
+            + "".join(
+                f'<!ENTITY {b} "{f"&{a};" * 10}">'
+                for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+            )
+            + "]><net><layers>&i;</layers></net>",
+            "document type",
+        ),
         ('<!DOCTYPE n [<!ENTITY a SYSTEM "file:///etc/passwd">]><net>&a;</net>', "document type"),
         ("<net>" + "<a>" * 1000 + "</a>" * 1000 + "</net>", "nested too deeply"),
         ('<net version="11"><layers/></net>', "no <edges>"),
         ("<html></html>", "no OpenVINO IR"),
         ("<net", "truncated"),
     ],
-)  # fmt: skip
+)
 def test_hostile_xml(tmp_path: Path, content: str, says: str) -> None:
     file = tmp_path / "bomb.xml"
     file.write_text('<?xml version="1.0"?>' + content)

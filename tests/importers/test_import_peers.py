@@ -84,9 +84,10 @@ def rgb_agnostic(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     stem, deltas = "backbone.stem.conv1.weight", "roi_heads.box_predictor.bbox_pred"
     std = np.array([58.395, 57.12, 57.375], np.float32).reshape(3, 1, 1)
     return {
-        **state, stem: np.ascontiguousarray(state[stem][:, ::-1] * std),
+        **state,
+        stem: np.ascontiguousarray(state[stem][:, ::-1] * std),
         **{f"{deltas}.{leaf}": state[f"{deltas}.{leaf}"][8:12] for leaf in ("weight", "bias")},
-    }  # fmt: skip
+    }
 
 
 @peers
@@ -132,11 +133,13 @@ def test_detections(peer: str, isa: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "fields"),
     [
-        ("tf_pad_mode", {"stem_padding": [2, 3], "pool_padding": [0, 1],
-                         "stride_conv2_padding": [0, 1]}),
+        (
+            "tf_pad_mode",
+            {"stem_padding": [2, 3], "pool_padding": [0, 1], "stride_conv2_padding": [0, 1]},
+        ),
         ("stride_1x1", {"stride_in": "conv1"}),
     ],
-)  # fmt: skip
+)
 def test_tensorpacks_settings_are_fields(setting: str, fields: dict[str, Any]) -> None:
     """The two settings of its backbone that its files do not state (docs/weights.md)."""
     one = golden("tensorpack", **fields)

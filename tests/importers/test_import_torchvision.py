@@ -22,8 +22,9 @@ from sparsedet.training.start import build_model, open_start  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 # One block a stage; the widths are those of ResNet-50 and 101.
-SHALLOW = replace(preset("r101-c4"), name="shallow", blocks=(1, 1, 1, 1), canvas_height=64,
-                  canvas_width=96)  # fmt: skip
+SHALLOW = replace(
+    preset("r101-c4"), name="shallow", blocks=(1, 1, 1, 1), canvas_height=64, canvas_width=96
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,12 @@ def resnet() -> Any:
     net = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5).eval()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor, low, high in ((module.weight, 0.5, 1), (module.bias, -1, 1),
-                                      (module.running_mean, -1, 1),
-                                      (module.running_var, 0.5, 2)):  # fmt: skip
+            for tensor, low, high in (
+                (module.weight, 0.5, 1),
+                (module.bias, -1, 1),
+                (module.running_mean, -1, 1),
+                (module.running_var, 0.5, 2),
+            ):
                 torch.nn.init.uniform_(tensor.data, low, high)
     return net
 
@@ -101,9 +105,10 @@ def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> Non
 
     wanted = {
         f"{prefix}.weight"
-        for layer in build_network(preset("r101-c4")).weighted if layer.norm
+        for layer in build_network(preset("r101-c4")).weighted
+        if layer.norm
         for prefix in _names(layer)
-    }  # fmt: skip
+    }
     assert wanted == {n for n in names if n.endswith(".weight")} - {"fc.weight"}
 
 

@@ -64,11 +64,19 @@ def test_anchors_equal_torchvision() -> None:
 def test_legacy_anchors_equal_the_well_known_table() -> None:
     # py-faster-rcnn's table is one-based and inclusive: x1 - 1 and y1 - 1 make it zero-based,
     # and x2 - 1 + 1 leaves the far corner as it is.
-    table = np.array([
-        [-83, -39, 100, 56], [-175, -87, 192, 104], [-359, -183, 376, 200],
-        [-55, -55, 72, 72], [-119, -119, 136, 136], [-247, -247, 264, 264],
-        [-35, -79, 52, 96], [-79, -167, 96, 184], [-167, -343, 184, 360],
-    ])  # fmt: skip
+    table = np.array(
+        [
+            [-83, -39, 100, 56],
+            [-175, -87, 192, 104],
+            [-359, -183, 376, 200],
+            [-55, -55, 72, 72],
+            [-119, -119, 136, 136],
+            [-247, -247, 264, 264],
+            [-35, -79, 52, 96],
+            [-79, -167, 96, 184],
+            [-167, -343, 184, 360],
+        ]
+    )
     found = boxes.legacy_cell_anchors((128, 256, 512))
     assert np.array_equal(found, table - [1, 1, 0, 0])
     assert boxes.legacy_cell_anchors().shape == (15, 4)
@@ -126,12 +134,16 @@ def test_torch_copies_equal_numpy(weights: tuple[float, float, float, float]) ->
     t_source, t_target, t_deltas = map(torch.from_numpy, (source, target, deltas))
     np.testing.assert_allclose(
         reference.decode(t_deltas, t_source[:, None], weights, CLAMP),
-        boxes.decode(deltas, source, weights, CLAMP), rtol=1e-5, atol=1e-3,
-    )  # fmt: skip
+        boxes.decode(deltas, source, weights, CLAMP),
+        rtol=1e-5,
+        atol=1e-3,
+    )
     np.testing.assert_allclose(
         reference.encode(t_source, t_target, weights),
-        boxes.encode(source, target, weights), rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
+        boxes.encode(source, target, weights),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     assert np.array_equal(reference.clip(t_source, 90, 120), boxes.clip(source, 90, 120))
 
 
@@ -176,20 +188,22 @@ def test_roi_align_matmul_equals_torchvision(ratio: int, step: int) -> None:
     generator = torch.Generator().manual_seed(6)
     features = torch.randn(2, 5, 9, 13, generator=generator)  # canvas 144 x 208
     rois = [
-        torch.tensor([
-            [10.0, 12.0, 90.5, 70.25],
-            [0.0, 0.0, 208.0, 144.0],  # the whole map
-            [-60.0, -30.0, 100.0, 80.0],  # partly outside
-            [150.0, 100.0, 300.0, 400.0],
-            [500.0, 500.0, 600.0, 700.0],  # fully outside
-            [-400.0, 20.0, -300.0, 90.0],
-            [33.0, 44.0, 33.0, 44.0],  # empty
-            [40.0, 40.0, 42.0, 43.0],  # less than a cell
-            [-16.0, -16.0, 0.0, 0.0],  # at the edge's one-cell rim
-            [200.0, 136.0, 224.0, 160.0],
-        ]),
+        torch.tensor(
+            [
+                [10.0, 12.0, 90.5, 70.25],
+                [0.0, 0.0, 208.0, 144.0],  # the whole map
+                [-60.0, -30.0, 100.0, 80.0],  # partly outside
+                [150.0, 100.0, 300.0, 400.0],
+                [500.0, 500.0, 600.0, 700.0],  # fully outside
+                [-400.0, 20.0, -300.0, 90.0],
+                [33.0, 44.0, 33.0, 44.0],  # empty
+                [40.0, 40.0, 42.0, 43.0],  # less than a cell
+                [-16.0, -16.0, 0.0, 0.0],  # at the edge's one-cell rim
+                [200.0, 136.0, 224.0, 160.0],
+            ]
+        ),
         torch.tensor([[3.0, 5.0, 160.0, 66.0]]),
-    ]  # fmt: skip
+    ]
     expected = ops.roi_align(features, rois, 14, 1 / 16, ratio, aligned=True)[:, :, ::step, ::step]
     found = reference.roi_align_matmul(features, rois, 14, 1 / 16, ratio, step)
     assert not expected[4].any() and not expected[5].any() and expected[8].any()

@@ -110,8 +110,18 @@ def test_numbers_out_of_range_are_refused(field: str) -> None:
         refused(field, changed(own, number))
 
 
-@pytest.mark.parametrize("field", ["pixel_std", "anchor_sizes", "anchor_ratios", "box_weights",
-                                   "rpn_box_weights", "proposals", "stem_channels"])  # fmt: skip
+@pytest.mark.parametrize(
+    "field",
+    [
+        "pixel_std",
+        "anchor_sizes",
+        "anchor_ratios",
+        "box_weights",
+        "rpn_box_weights",
+        "proposals",
+        "stem_channels",
+    ],
+)
 def test_zero_is_no_size(field: str) -> None:
     refused(field, changed(VALUES[field], 0))
 
@@ -146,8 +156,12 @@ def test_senseless_values_are_refused(field: str, value: Any, what: str) -> None
 
 
 def test_a_hand_written_configuration_is_checked_too() -> None:
-    for changes in ({"resize": "crop"}, {"blocks": (0, 1, 1, 1)}, {"batch_norm_eps": NAN},
-                    {"class_names": ("a", "a"), "category_ids": (1, 2)}):  # fmt: skip
+    for changes in (
+        {"resize": "crop"},
+        {"blocks": (0, 1, 1, 1)},
+        {"batch_norm_eps": NAN},
+        {"class_names": ("a", "a"), "category_ids": (1, 2)},
+    ):
         with pytest.raises(ValueError, match=next(iter(changes))):
             replace(R101, **changes)  # type: ignore[arg-type]
 
@@ -158,8 +172,12 @@ def test_a_hand_written_configuration_is_checked_too() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_ends_of_the_ranges_are_accepted(name: str) -> None:
     values = preset(name).to_dict()
-    for field in set(_RANGES) - {"cell_anchors", "category_ids", "stride_conv1_padding",
-                                 "stride_conv2_padding"}:  # fmt: skip
+    for field in set(_RANGES) - {
+        "cell_anchors",
+        "category_ids",
+        "stride_conv1_padding",
+        "stride_conv2_padding",
+    }:
         for number in _RANGES[field]:
             kind = type(values[field][0] if isinstance(values[field], tuple) else values[field])
             value = changed(values[field], kind(number))

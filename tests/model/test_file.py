@@ -160,8 +160,9 @@ def test_biases_keep_float32(tmp_path: Path) -> None:
     tensors["rpn.conv.bias"][:] = 1e-30, 1e30, 1 / 3
     tensors["box.logits.bias"][:] = 0
     save_model(tmp_path / "m", TINY, tensors, {})
-    assert np.array_equal(load_model(tmp_path / "m").tensors["rpn.conv.bias"],
-                          tensors["rpn.conv.bias"])  # fmt: skip
+    assert np.array_equal(
+        load_model(tmp_path / "m").tensors["rpn.conv.bias"], tensors["rpn.conv.bias"]
+    )
     assert stored_names(tmp_path / "m")["box.logits.bias"].tolist() == [0, 0, 0]  # no mask
 
 
@@ -419,7 +420,8 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "no data": (_no_data, "truncated: has 0 of"),
     "bytes to spare": (lambda p: p.data.append(0), "has 1 bytes after its last tensor"),
     "end moved": (
-        lambda p: p.header[LAST]["data_offsets"].__setitem__(1, 10**12), "truncated: has",
+        lambda p: p.header[LAST]["data_offsets"].__setitem__(1, 10**12),
+        "truncated: has",
     ),
     # tensors against the layer table
     "bias of another type": (_entry(BIAS, dtype="U8"), "is 'U8', expected 'F32'"),
@@ -430,10 +432,12 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "bias of another shape": (_entry(BIAS, shape=[1, 3]), r"shape \[1, 3\], expected \[3\]"),
     "shape gigantic": (_entry(BIAS, shape=[10**18]), r"expected \[3\]"),
     "fewer bytes than its shape": (
-        lambda p: p.replace(BIAS, "F32", [3], bytes(8)), "8 bytes, which does not fit",
+        lambda p: p.replace(BIAS, "F32", [3], bytes(8)),
+        "8 bytes, which does not fit",
     ),
     "values with an odd byte": (
-        lambda p: p.replace(VALUES, "F16", [1], bytes(3)), "3 bytes, which does not fit",
+        lambda p: p.replace(VALUES, "F16", [1], bytes(3)),
+        "3 bytes, which does not fit",
     ),
     "values of two axes": (_entry(VALUES, shape=[1, 1]), r"shape \[1, 1\], expected"),
     "mask too short": (lambda p: p.replace(MASK, "U8", [23], bytes(23)), r"expected \[24\]"),
@@ -453,10 +457,12 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "sparse no JSON": (_meta("sparse", "x"), "list of sparse tensors is not valid JSON"),
     "sparse names nothing": (lambda p: p.edit("sparse", x=[1]), "'x' comes twice"),
     "sparse shape": (
-        lambda p: p.edit("sparse", **{"rpn.conv.weight": [189]}), r"expected shape \[3, 7, 3, 3\]",
+        lambda p: p.edit("sparse", **{"rpn.conv.weight": [189]}),
+        r"expected shape \[3, 7, 3, 3\]",
     ),
     "sparse shape no list": (
-        lambda p: p.edit("sparse", **{"rpn.conv.weight": None}), "expected shape",
+        lambda p: p.edit("sparse", **{"rpn.conv.weight": None}),
+        "expected shape",
     ),
     "not listed": (_meta("sparse", "{}"), "weight' is missing"),
     # the configuration
@@ -465,7 +471,8 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "config key twice": (_meta("config", '{"name":"a","name":"b"}'), "'name' comes twice"),
     "config deeply nested": (_meta("config", '{"a":' + "[" * 50_000), "not valid JSON"),
     "config nested less": (
-        _meta("config", '{"name":"a","blocks":' + "[" * 900 + "]" * 900 + "}"), "configuration",
+        _meta("config", '{"name":"a","blocks":' + "[" * 900 + "]" * 900 + "}"),
+        "configuration",
     ),
     "config nameless": (_meta("config", "{}"), "no 'name'"),
     "unknown key": (_config(rce="import os"), "unknown configuration key 'rce'"),
@@ -483,7 +490,7 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
     ),
     "empty map": (_config(stem_padding=[-500, 3]), "configuration cannot be used"),
     "other class count": (_config(class_names=["a"], category_ids=[1]), r"\[2, 9\]"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -629,8 +636,10 @@ def test_fold_batch_norm_equals_the_formula() -> None:
     tensors = training_form(TINY)
     folded = fold_batch_norm(tensors, TINY)
     check_tensors(TINY, folded)
-    norm = {part: tensors[f"res3.0.conv2.norm.{part}"][1].item()
-            for part in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
+    norm = {
+        part: tensors[f"res3.0.conv2.norm.{part}"][1].item()
+        for part in ("weight", "bias", "running_mean", "running_var")
+    }
     scale = norm["weight"] / (norm["running_var"] + 1e-5) ** 0.5
     expected = tensors["res3.0.conv2.weight"][1].astype(np.float64) * scale
     np.testing.assert_allclose(folded["res3.0.conv2.weight"][1], expected, rtol=1e-6)
@@ -658,8 +667,10 @@ def test_folding_twice_changes_nothing() -> None:
     once = fold_batch_norm(tensors, TINY)
     twice = fold_batch_norm(once, TINY)
     assert all(np.array_equal(once[name], twice[name]) for name in once)
-    assert all(np.array_equal(once[f"rpn.conv.{part}"], tensors[f"rpn.conv.{part}"])
-               for part in ("weight", "bias"))  # fmt: skip
+    assert all(
+        np.array_equal(once[f"rpn.conv.{part}"], tensors[f"rpn.conv.{part}"])
+        for part in ("weight", "bias")
+    )
 
 
 def test_folding_names_what_is_wrong() -> None:

@@ -170,10 +170,14 @@ def test_torchvisions_resnet_is_the_same_backbone(blocks, width, canvas) -> None
 
     # torchvision strides in the 3x3 like TensorPack, and pads both sides alike.
     config = replace(
-        R101, blocks=blocks, bottleneck_channels=(width, 2 * width, 4 * width, 8 * width),
-        stem_padding=(3, 3), pool_padding=(1, 1), stride_conv1_padding=(0, 0),
+        R101,
+        blocks=blocks,
+        bottleneck_channels=(width, 2 * width, 4 * width, 8 * width),
+        stem_padding=(3, 3),
+        pool_padding=(1, 1),
+        stride_conv1_padding=(0, 0),
         stride_conv2_padding=(1, 1),
-    )  # fmt: skip
+    )
     network = build_network(config, canvas)
     with torch.device("meta"):
         theirs = ResNet(Bottleneck, list(blocks), width_per_group=width)

@@ -17,7 +17,7 @@ CORNERS = replace(SMALL, roi_sampling="corners", canvas_height=80, canvas_width=
 BOXES = np.array(
     [[0, 0, 112, 80], [3, 5, 60, 40], [50.5, 20.25, 111, 79], [10, 10, 10, 30], [90, 60, 112, 80]],
     dtype=np.float32,
-)  # fmt: skip
+)
 
 
 def crop_and_resize(
@@ -34,10 +34,9 @@ def crop_and_resize(
                 top, left = int(np.floor(y)), int(np.floor(x))
                 down, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
                 v, u = y - top, x - left
-                out[r, :, i, j] = (
-                    (1 - v) * ((1 - u) * features[:, top, left] + u * features[:, top, right])
-                    + v * ((1 - u) * features[:, down, left] + u * features[:, down, right])
-                )  # fmt: skip
+                out[r, :, i, j] = (1 - v) * (
+                    (1 - u) * features[:, top, left] + u * features[:, top, right]
+                ) + v * ((1 - u) * features[:, down, left] + u * features[:, down, right])
     return out
 
 

@@ -19,12 +19,24 @@ using namespace sparsedet;
 
 std::mt19937 rng(2);
 
-uint32_t bits(float x) { return __builtin_bit_cast(uint32_t, x); }
-float from_bits(uint32_t x) { return __builtin_bit_cast(float, x); }
-float word() { return from_bits(static_cast<uint32_t>(rng())); }
-float fraction() { return static_cast<float>(rng()) * 0x1p-31f - 1.0f; }
-int divide_up(int a, int b) { return (a + b - 1) / b; }
-int weight_of(float w, int c) { return static_cast<int8_t>(byte_of(w, c)); }
+uint32_t bits(float x) {
+  return __builtin_bit_cast(uint32_t, x);
+}
+float from_bits(uint32_t x) {
+  return __builtin_bit_cast(float, x);
+}
+float word() {
+  return from_bits(static_cast<uint32_t>(rng()));
+}
+float fraction() {
+  return static_cast<float>(rng()) * 0x1p-31f - 1.0f;
+}
+int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+int weight_of(float w, int c) {
+  return static_cast<int8_t>(byte_of(w, c));
+}
 
 // The contract's rounding, in other words than int8.h has it.
 uint32_t saturated(float x) {
@@ -36,7 +48,8 @@ class Buffer {
  public:
   explicit Buffer(size_t size) : size_(size + 2 * kGuard) {
     data_ = static_cast<float*>(std::aligned_alloc(64, divide_up(size_ * 4, 64) * 64));
-    for (size_t i = 0; i < size_; i++) data_[i] = from_bits(0x7f812345u + i);  // signalling NaNs
+    for (size_t i = 0; i < size_; i++)
+      data_[i] = from_bits(0x7f812345u + i);  // signalling NaNs
     want_.assign(reinterpret_cast<uint32_t*>(data_), reinterpret_cast<uint32_t*>(data_) + size_);
   }
   ~Buffer() { std::free(data_); }
@@ -66,18 +79,23 @@ bool sparse_case(const Kernels& k, const Case& c) {
   const int L = k.lanes, width = kVectors * L, rows = c.groups * G;
   Buffer panel(static_cast<size_t>(c.columns) * width), partial(static_cast<size_t>(rows) * width);
   for (int i = 0; i < c.columns; i++)
-    for (int j = 0; j < c.P * L; j++) panel.put(i * width + j, word());
+    for (int j = 0; j < c.P * L; j++)
+      panel.put(i * width + j, word());
   std::vector<float> weight(rows * c.columns), bias(rows), scale(rows), values;
-  for (float& w : weight) w = rng() * 0x1p-32 < c.density ? word() : 0;
-  for (float& b : bias) b = 200 * fraction();
-  for (float& s : scale) s = 2e-3f * fraction();
+  for (float& w : weight)
+    w = rng() * 0x1p-32 < c.density ? word() : 0;
+  for (float& b : bias)
+    b = 200 * fraction();
+  for (float& s : scale)
+    s = 2e-3f * fraction();
   std::vector<uint16_t> index, counts;
   for (int group = 0; group < c.groups; group++)
     for (int pattern = 1; pattern < 1 << G; pattern++) {
       counts.push_back(0);
       for (int i = 0; i < c.columns; i++) {
         int mask = 0;
-        for (int g = 0; g < G; g++) mask |= (bits(weight[(group * G + g) * c.columns + i]) != 0) << g;
+        for (int g = 0; g < G; g++)
+          mask |= (bits(weight[(group * G + g) * c.columns + i]) != 0) << g;
         if (mask != pattern) continue;
         counts.back()++;
         index.push_back(static_cast<uint16_t>(i * width / 2));
@@ -119,8 +137,7 @@ bool sparse_case(const Kernels& k, const Case& c) {
           if (adds) v = std::fma(static_cast<float>(byte_of(added, g)), a.residual_scale, v);
           bytes[g] = saturated(v);
           if (c.last && !c.words && row < a.rows)
-            out.expect(row * a.row_stride + a.offset[p] + l,
-                       !exists || (c.relu && v < 0) ? 0 : v);
+            out.expect(row * a.row_stride + a.offset[p] + l, !exists || (c.relu && v < 0) ? 0 : v);
         }
         if (c.last && c.words) out.expect(word_at, exists ? join_bytes(bytes) : 0);
       }
@@ -156,7 +173,8 @@ bool pool_case(const Kernels& k, int width) {
   for (int c = 0; c < 4; c++)
     for (int r = 0; r < 3; r++) {
       rows[c][r].resize(2 * whole + 2);  // the taps of whole vectors
-      for (float& v : rows[c][r]) v = 3 * fraction();
+      for (float& v : rows[c][r])
+        v = 3 * fraction();
       a.rows[c][r] = rows[c][r].data();
     }
   Buffer out(whole);
@@ -164,7 +182,8 @@ bool pool_case(const Kernels& k, int width) {
     uint32_t bytes[4];
     for (int c = 0; c < 4; c++) {
       float best = -9;
-      for (int t = 0; t < 9; t++) best = std::max(best, rows[c][t / 3][2 * x + t % 3]);
+      for (int t = 0; t < 9; t++)
+        best = std::max(best, rows[c][t / 3][2 * x + t % 3]);
       bytes[c] = saturated(best * a.scale);
     }
     out.expect(x, x < width ? join_bytes(bytes) : 0);
@@ -177,11 +196,13 @@ bool pool_case(const Kernels& k, int width) {
 
 // Whole numbers as weights, so that the order of the sum does not matter.
 bool roi_case(const Kernels& k, int words, bool bytes, bool bias) {
-  const int L = k.lanes, cells = 23, pitch = bytes ? divide_up(words, L) * L : divide_up(words, L) * L * 4;
+  const int L = k.lanes, cells = 23,
+            pitch = bytes ? divide_up(words, L) * L : divide_up(words, L) * L * 4;
   Buffer map(static_cast<size_t>(cells) * pitch), offsets(divide_up(words, L) * L * 4);
   for (int i = 0; i < cells * pitch; i++)
     map.put(i, bytes ? word() : static_cast<float>(static_cast<int>(rng() % 199) - 99));
-  for (int c = 0; c < divide_up(words, L) * L * 4; c++) offsets.put(c, 99 * fraction());
+  for (int c = 0; c < divide_up(words, L) * L * 4; c++)
+    offsets.put(c, 99 * fraction());
   RoiArgs a{};
   a.map = map.data();
   a.bytes = bytes;
@@ -208,7 +229,8 @@ bool roi_case(const Kernels& k, int words, bool bytes, bool bias) {
         float sum = 0;
         for (int n = 0; n < a.count[l]; n++) {
           const float* cell = map.data() + places[l][n] * pitch;
-          sum += weights[l][n] * (bytes ? static_cast<float>(byte_of(cell[w], c)) : cell[4 * w + c]);
+          sum +=
+              weights[l][n] * (bytes ? static_cast<float>(byte_of(cell[w], c)) : cell[4 * w + c]);
         }
         joined[c] = saturated(std::fma(sum, a.scale, bias ? offsets.data()[4 * w + c] : 0.0f));
       }
@@ -222,7 +244,8 @@ bool roi_case(const Kernels& k, int words, bool bytes, bool bias) {
 bool mean_case(const Kernels& k, int cells, int channels) {
   const int L = k.lanes, lanes = kVectors * L;
   Buffer source(static_cast<size_t>(cells) * lanes * 2), out(4 * lanes);
-  for (int i = 0; i < cells * lanes * 2; i++) source.put(i, word());
+  for (int i = 0; i < cells * lanes * 2; i++)
+    source.put(i, word());
   MeanArgs a{};
   a.source = source.data() + lanes;
   a.cell_stride = 2 * lanes;
@@ -233,8 +256,10 @@ bool mean_case(const Kernels& k, int cells, int channels) {
     a.out[c] = out.data() + c * lanes;
     for (int l = 0; l < lanes; l++) {
       int sum = 0;
-      for (int i = 0; i < cells; i++) sum += static_cast<int>(byte_of(a.source[i * 2 * lanes + l], c));
-      out.expect(c * lanes + l, static_cast<float>(sum) * (a.scale * (1.0f / static_cast<float>(cells))));
+      for (int i = 0; i < cells; i++)
+        sum += static_cast<int>(byte_of(a.source[i * 2 * lanes + l], c));
+      out.expect(c * lanes + l,
+                 static_cast<float>(sum) * (a.scale * (1.0f / static_cast<float>(cells))));
     }
   }
   k.bytes->mean(a);
@@ -264,13 +289,16 @@ bool test_int8(const Kernels& k) {
           for (int valid : {1, L - 1, L})
             for (int flags = 0; flags < 16; flags++)
               for (int residual = 0; residual < 3; residual++)
-                check(sparse_case(k, {groups, columns, P, valid, density, bool(flags & 1),
-                                      bool(flags & 2), bool(flags & 4), bool(flags & 8), residual}));
+                check(
+                    sparse_case(k, {groups, columns, P, valid, density, bool(flags & 1),
+                                    bool(flags & 2), bool(flags & 4), bool(flags & 8), residual}));
   bool good = finish("sparse");
   for (int n : {1, L - 1, L, L + 1, 3 * L + 2}) {
     check(pool_case(k, n));
-    for (int flags = 0; flags < 4; flags++) check(roi_case(k, n, flags & 1, flags & 2));
-    for (int channels = 1; channels <= 4; channels++) check(mean_case(k, n, channels));
+    for (int flags = 0; flags < 4; flags++)
+      check(roi_case(k, n, flags & 1, flags & 2));
+    for (int channels = 1; channels <= 4; channels++)
+      check(mean_case(k, n, channels));
   }
   return finish("pool, roi, mean") && good;
 }

@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
+#include "algorithms/pack.h"
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
-#include "algorithms/pack.h"
 #include "test_int8.h"
 
 namespace {
@@ -46,20 +46,26 @@ float draw(bool fraction) {
 
 float draw_nonzero(bool fraction) {
   float v;
-  do v = draw(fraction);
+  do
+    v = draw(fraction);
   while (v == 0);
   return v;
 }
 
-bool with_probability(double p) { return rng() * 0x1p-32 < p; }
+bool with_probability(double p) {
+  return rng() * 0x1p-32 < p;
+}
 
-int divide_up(int a, int b) { return (a + b - 1) / b; }
+int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
 
 // A buffer that a kernel writes, with guards on both sides, and what it should hold afterwards.
 class Output {
  public:
   explicit Output(size_t size)
-      : floats_(size + 2 * kGuard, kCanary), want_(floats_.begin(), floats_.end()),
+      : floats_(size + 2 * kGuard, kCanary),
+        want_(floats_.begin(), floats_.end()),
         tolerance_(floats_.size(), 0.0) {}
   float* data() { return floats_.data() + kGuard; }
   // The content before the call.
@@ -105,10 +111,12 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
   const int L = k.lanes, groups = divide_up(c.rows, c.G), width = kVectors * L;
   Floats panel(static_cast<size_t>(c.columns) * width, kNaN);  // vectors from P on stay NaN
   for (int i = 0; i < c.columns; i++)
-    for (int j = 0; j < c.P * L; j++) panel[i * width + j] = draw(c.fraction);
+    for (int j = 0; j < c.P * L; j++)
+      panel[i * width + j] = draw(c.fraction);
   // Rows that only fill up the last group have weights too: they must not be stored.
   std::vector<float> weight(static_cast<size_t>(groups) * c.G * c.columns);
-  for (float& w : weight) w = with_probability(c.density) ? draw_nonzero(c.fraction) : 0;
+  for (float& w : weight)
+    w = with_probability(c.density) ? draw_nonzero(c.fraction) : 0;
   std::vector<uint16_t> index, counts;
   std::vector<float> values;
   for (int group = 0; group < groups; group++)
@@ -126,7 +134,8 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
       }
     }
   std::vector<float> bias(static_cast<size_t>(groups) * c.G);
-  for (float& b : bias) b = draw(c.fraction);
+  for (float& b : bias)
+    b = draw(c.fraction);
 
   // Vectors in descending order and rows with gaps, none of them aligned.
   SparseArgs a{};
@@ -187,10 +196,12 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
 bool pack_case(const Kernels& k, int stride, int vectors, int count) {
   const int L = k.lanes, channel_stride = 2 * L + 5;
   std::vector<float> source(3 * vectors + (count - 1) * channel_stride + stride * L);
-  for (float& v : source) v = draw(false);
+  for (float& v : source)
+    v = draw(false);
   Output panel(static_cast<size_t>(count) * kVectors * L);
   PackArgs a{};
-  for (int p = 0; p < vectors; p++) a.source[p] = source.data() + 3 * (p + 1);
+  for (int p = 0; p < vectors; p++)
+    a.source[p] = source.data() + 3 * (p + 1);
   a.channel_stride = channel_stride;
   a.count = count;
   a.vectors = vectors;
@@ -210,14 +221,16 @@ bool pool_case(const Kernels& k, int width) {
   PoolArgs a{};
   for (int r = 0; r < 3; r++) {
     rows[r].resize(2 * whole + 2);  // the taps of whole vectors
-    for (float& v : rows[r]) v = draw(false);
+    for (float& v : rows[r])
+      v = draw(false);
     a.rows[0][r] = rows[r].data();
   }
   Output out(whole);
   for (int x = 0; x < whole; x++) {
     float best = rows[0][2 * x];
     for (const auto& row : rows)
-      for (int t = 0; t < 3; t++) best = std::max(best, row[2 * x + t]);
+      for (int t = 0; t < 3; t++)
+        best = std::max(best, row[2 * x + t]);
     out.expect(x, x < width ? best : 0);
   }
   a.out = out.data();
@@ -233,8 +246,7 @@ bool transpose_case(const Kernels& k, int channels, int pixels) {
   Output out(static_cast<size_t>(pixels) * pitch);
   for (int x = 0; x < pixels; x++)
     for (int c = 0; c < pitch; c++)
-      out.expect(x * pitch + c,
-                 c < channels ? source[c * channel_stride + x] = draw(false) : 0.0f);
+      out.expect(x * pitch + c, c < channels ? source[c * channel_stride + x] = draw(false) : 0.0f);
   k.transpose({source.data(), channel_stride, channels, pixels, out.data(), pitch});
   return out.good();
 }
@@ -244,7 +256,8 @@ bool roi_case(const Kernels& k, int channels, bool bias, bool relu, bool fractio
   Floats map(static_cast<size_t>(map_cells) * pitch, kNaN), offset(pitch, kNaN);
   for (int c = 0; c < channels; c++) {
     offset[c] = draw(fraction);
-    for (int i = 0; i < map_cells; i++) map[i * pitch + c] = draw(fraction);
+    for (int i = 0; i < map_cells; i++)
+      map[i * pitch + c] = draw(fraction);
   }
   RoiArgs a{};
   std::vector<int32_t> cells[kMaxLanes];
@@ -284,9 +297,11 @@ bool roi_case(const Kernels& k, int channels, bool bias, bool relu, bool fractio
 bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split_taps) {
   const int taps = s.kernel * s.kernel;
   std::vector<float> weight(static_cast<size_t>(s.out_channels) * s.in_channels * taps);
-  for (float& w : weight) w = with_probability(density) ? draw_nonzero(true) : 0;
+  for (float& w : weight)
+    w = with_probability(density) ? draw_nonzero(true) : 0;
   std::vector<float> bias(s.out_channels), unpacked(weight.size());
-  for (float& b : bias) b = draw(true);
+  for (float& b : bias)
+    b = draw(true);
   const bool no_bias = split_taps;
   const PackedConv conv =
       pack_conv(k, s, weight.data(), no_bias ? nullptr : bias.data(), split_taps);
@@ -337,8 +352,10 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
     }
     good &= row == conv.groups * G;
   }
-  for (int n : seen) good &= n == 1;
-  return good && unpacked == weight && nonzero == std::count_if(weight.begin(), weight.end(), [](float w) { return w != 0; });
+  for (int n : seen)
+    good &= n == 1;
+  return good && unpacked == weight &&
+         nonzero == std::count_if(weight.begin(), weight.end(), [](float w) { return w != 0; });
 }
 
 // ------------------------------------------------------------------------------------- the runs
@@ -411,12 +428,14 @@ bool test_others(const Kernels& k) {
                    stride, count);
   for (int a : lengths) {
     pool.check(pool_case(k, a), "width %d", a);
-    for (int b : lengths) transpose.check(transpose_case(k, a, b), "channels %d pixels %d", a, b);
+    for (int b : lengths)
+      transpose.check(transpose_case(k, a, b), "channels %d pixels %d", a, b);
     for (int flags = 0; flags < 8; flags++)
       roi.check(roi_case(k, a, flags & 1, flags & 2, flags & 4), "channels %d flags %d", a, flags);
   }
   bool good = true;
-  for (const Group* g : {&pack, &pool, &transpose, &roi}) good &= g->report();
+  for (const Group* g : {&pack, &pool, &transpose, &roi})
+    good &= g->report();
   return good;
 }
 

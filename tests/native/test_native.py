@@ -31,17 +31,32 @@ ISA_FLAGS: dict[str, list[str]] = {"scalar": []}
 if X86:
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["avx512"] = [
-        "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma",
+        "-mavx512f",
+        "-mavx512vl",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mfma",
         "-mprefer-vector-width=512",
-    ]  # fmt: skip
+    ]
     ISA_FLAGS["avx512_bf16"] = [
-        "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512bf16", "-mfma",
+        "-mavx512f",
+        "-mavx512vl",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512bf16",
+        "-mfma",
         "-mprefer-vector-width=512",
-    ]  # fmt: skip
+    ]
     ISA_FLAGS["avx512_vnni"] = [
-        "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512vnni", "-mfma",
-        "-mprefer-vector-width=512", "-fno-exceptions",
-    ]  # fmt: skip
+        "-mavx512f",
+        "-mavx512vl",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vnni",
+        "-mfma",
+        "-mprefer-vector-width=512",
+        "-fno-exceptions",
+    ]
 elif ARM:
     ISA_FLAGS["neon"] = []
 
@@ -102,8 +117,10 @@ def test_nothing_but_the_table_leaves_a_kernel_file(tmp_path: Path) -> None:
     ):
         listing = subprocess.run(
             ["nm", "--extern-only", "--defined-only", "--format=posix", object_file],
-            check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         symbols = [line.split()[:2] for line in listing.splitlines()]
         name = f"kernels_{source.stem}"
         table = f"_ZN9sparsedet{len(name)}{name}E"
@@ -114,17 +131,25 @@ def test_nothing_but_the_table_leaves_a_kernel_file(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- the choice of kernels
 
 TINY = replace(
-    preset("r50half-c4"), canvas_height=32, canvas_width=32, blocks=(1, 1, 1, 1), stem_channels=3,
-    bottleneck_channels=(3, 3, 3, 3), stage_channels=(5, 5, 5, 5), rpn_channels=3,
-)  # fmt: skip
+    preset("r50half-c4"),
+    canvas_height=32,
+    canvas_width=32,
+    blocks=(1, 1, 1, 1),
+    stem_channels=3,
+    bottleneck_channels=(3, 3, 3, 3),
+    stage_channels=(5, 5, 5, 5),
+    rpn_channels=3,
+)
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(p for p in sys.path if p)
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": path, **environment},
-    )  # fmt: skip
+    )
 
 
 PRINT_ISA = f"""
@@ -211,8 +236,13 @@ def test_a_cpu_without_a_compiled_instruction_set(tmp_path: Path) -> None:
     subprocess.run(["c++", *objects, "-o", tmp_path / "fake_cpu"], check=True)
 
     def run(**environment: str) -> str:
-        return subprocess.run([tmp_path / "fake_cpu"], check=True, capture_output=True, text=True,
-                              env={**os.environ, **environment}).stdout  # fmt: skip
+        return subprocess.run(
+            [tmp_path / "fake_cpu"],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+        ).stdout
 
     refused = "refused: instruction set 'avx512' is not available on this CPU"
     assert run(SPARSEDET_ISA="") == f"avx2 scalar [avx2] [scalar] {refused}"
@@ -250,10 +280,14 @@ def test_shapes_that_do_not_fit_an_operation() -> None:
     channels, out = residual.in_channels, residual.out_channels
     assert engine.run_op(residual.name, ones(1, channels, 2, 3), ones(1, out, 2, 3)).size
     for name, shape in (
-        ("stem.conv", (1, 4, 9, 9)), ("stem.conv", (2, 3, 9, 9)), ("stem.conv", (1, 3, 0, 9)),
-        ("stem.conv", (0, 3, 9, 9)), ("res5.0.conv1", (0, 5, 7, 7)), ("res5.0.conv1", (2, 4, 7, 7)),
+        ("stem.conv", (1, 4, 9, 9)),
+        ("stem.conv", (2, 3, 9, 9)),
+        ("stem.conv", (1, 3, 0, 9)),
+        ("stem.conv", (0, 3, 9, 9)),
+        ("res5.0.conv1", (0, 5, 7, 7)),
+        ("res5.0.conv1", (2, 4, 7, 7)),
         ("stem.pool", (1, 2, 9, 9)),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=f"{name}: x has the wrong shape"):
             engine.run_op(name, ones(*shape))
     for shape in ((1, out, 2, 2), (1, out + 1, 2, 3), (2, out, 2, 3)):

@@ -25,8 +25,13 @@ from sparsedet.torch_model import FasterRCNN  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 # Large enough that rounding up a layer is far below a thousandth of all parameters.
-CONFIG = replace(SMALL, name="masks", bottleneck_channels=(16, 24, 32, 40),
-                 stage_channels=(32, 48, 64, 80), rpn_channels=48)  # fmt: skip
+CONFIG = replace(
+    SMALL,
+    name="masks",
+    bottleneck_channels=(16, 24, 32, 40),
+    stage_channels=(32, 48, 64, 80),
+    rpn_channels=48,
+)
 SCHEDULE = CubicSchedule(final=0.6, begin=2, end=20, every=5)
 DENSE = {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
 

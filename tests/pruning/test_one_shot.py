@@ -31,8 +31,13 @@ from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
-CONFIG = replace(SMALL, name="oneshot", bottleneck_channels=(8, 12, 16, 20),
-                 stage_channels=(16, 24, 32, 40), rpn_channels=24)  # fmt: skip
+CONFIG = replace(
+    SMALL,
+    name="oneshot",
+    bottleneck_channels=(8, 12, 16, 20),
+    stage_channels=(16, 24, 32, 40),
+    rpn_channels=24,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +97,10 @@ def test_channel_means_are_kept(dense, canvases) -> None:
         pool = dense.run_layer(dense.network.by_name["stem.pool"], state)
         inputs.append(patches(layer, pool, places(layer, pool, 10**6, generator)))
     x = torch.cat(inputs)
-    means = [(x @ to_matrix(m.layers[layer.name].weight).T + m.layers[layer.name].bias).mean(0)
-             for m in (dense, made)]  # fmt: skip
+    means = [
+        (x @ to_matrix(m.layers[layer.name].weight).T + m.layers[layer.name].bias).mean(0)
+        for m in (dense, made)
+    ]
     assert torch.allclose(*means, atol=1e-3)
     assert not torch.equal(dense.layers[layer.name].bias, made.layers[layer.name].bias)
 
@@ -119,8 +126,9 @@ def test_repeatable(dense, canvases) -> None:
     first, a = pruned(dense, canvases, sparsity=0.7, allocation="erk")
     second, b = pruned(dense, canvases, sparsity=0.7, allocation="erk")
     assert a == b
-    assert all(torch.equal(p, q) for p, q in
-               zip(first.parameters(), second.parameters(), strict=True))  # fmt: skip
+    assert all(
+        torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "erk"])
@@ -138,8 +146,10 @@ def test_erk_follows_its_formula(dense) -> None:
     shapes = dense.network.by_name
     kept = {n: shapes[n].weights - z for n, z in erk_zeros(dense.network, layers, 0.6).items()}
     free = [n for n in layers if kept[n] < shapes[n].weights]
-    factors = [kept[n] / (shapes[n].in_channels + shapes[n].out_channels + 2 * shapes[n].kernel)
-               for n in free]  # fmt: skip
+    factors = [
+        kept[n] / (shapes[n].in_channels + shapes[n].out_channels + 2 * shapes[n].kernel)
+        for n in free
+    ]
     assert len(free) < len(layers)  # some would pass 1 and are dense
     assert max(factors) - min(factors) < 0.1
 
@@ -158,9 +168,14 @@ def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
     assert settings.allocation == "sensitivity"  # the default
     zeros = plan_zeros(dense.network, weights, settings, importance, variances)
     assert 0 <= sum(zeros.values()) - 0.5 * dense.network.parameters < group
-    costs = {name: (matrix.square() * importance[name][:, None] * variances[name])
-             .reshape(-1, group).sum(dim=1).sort().values
-             for name, matrix in matrices.items()}  # fmt: skip
+    costs = {
+        name: (matrix.square() * importance[name][:, None] * variances[name])
+        .reshape(-1, group)
+        .sum(dim=1)
+        .sort()
+        .values
+        for name, matrix in matrices.items()
+    }
     shares = {name: zeros[name] / matrix.numel() for name, matrix in matrices.items()}
     density = 1 - sum(zeros.values()) / sum(m.numel() for m in matrices.values())
     most = 1 - LEAST_DENSITY * density  # of zeros; only the layer that hardly matters has so many
@@ -174,8 +189,13 @@ def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
 @pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
 def test_progress_counts_every_step_from_the_first(dense, canvases, method) -> None:
     told: list[tuple[int, int, str]] = []
-    prune_once(copy.deepcopy(dense), canvases, OneShot(method=method, sparsity=0.3), held_out=2,
-               progress=lambda *step: told.append(step))  # fmt: skip
+    prune_once(
+        copy.deepcopy(dense),
+        canvases,
+        OneShot(method=method, sparsity=0.3),
+        held_out=2,
+        progress=lambda *step: told.append(step),
+    )
     layers = list(prunable_layers(dense.network))
     looked = [f"looking at {name}" for name in layers] + [f"pruning {name}" for name in layers]
     if method == "reconstruct":  # by sensitivity, on the photographs that are not held out
@@ -208,13 +228,15 @@ def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(
 
 def test_refusals(dense, canvases) -> None:
     for settings, word in (
-        ({"sparsity": 0.999}, "needs"), ({"sparsity": 0.0}, "sparsity"), ({}, "sparsity"),
+        ({"sparsity": 0.999}, "needs"),
+        ({"sparsity": 0.0}, "sparsity"),
+        ({}, "sparsity"),
         ({"sparsity": 0.5, "exclude": ("res9",)}, "res9"),
         ({"sparsity": 0.5, "pattern": "2:4"}, "2:4"),
         ({"pattern": "2:4", "allocation": "erk"}, "erk"),
         ({"pattern": "2:4", "allocation": "sensitivity"}, "sensitivity"),
         ({"sparsity": 0.5, "pattern": "8x8"}, "8x8"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=word):
             pruned(dense, canvases, **settings)
     odd = FasterRCNN(replace(CONFIG, rpn_channels=24, bottleneck_channels=(8, 10, 16, 20)))
@@ -233,20 +255,37 @@ def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
     images.mkdir()
     for seed in range(8):
         cv2.imwrite(str(images / f"{seed}.png"), picture(seed=seed))
-    command = ["prune", "--method", "reconstruct", "--init", str(model), "--images", str(images),
-               "--output", str(out), "--sparsity", "0.5", "--calibration-photos", "8"]  # fmt: skip
+    command = [
+        "prune",
+        "--method",
+        "reconstruct",
+        "--init",
+        str(model),
+        "--images",
+        str(images),
+        "--output",
+        str(out),
+        "--sparsity",
+        "0.5",
+        "--calibration-photos",
+        "8",
+    ]
     assert main(command) == 0
     assert "res5.0.conv2" in capsys.readouterr().out
     found = load_model(out / "model.safetensors")
     assert sparsity_report(found.config, found.tensors).sparsity >= 0.5
     assert found.provenance["pruned"]["method"] == "reconstruct"
-    source = {"name": model.name, "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
-              "recipe": "none"}  # fmt: skip
+    source = {
+        "name": model.name,
+        "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "recipe": "none",
+    }
     assert found.provenance["source"] == source and found.provenance["licence"] == "mine"
     assert "recipe" not in found.provenance  # it was the source's
     report = json.loads((out / "report.json").read_text())
-    assert report["sparsity"] >= 0.5 and len(report["layers"]) == len(prunable_layers(
-        build_network(CONFIG)))  # fmt: skip
+    assert report["sparsity"] >= 0.5 and len(report["layers"]) == len(
+        prunable_layers(build_network(CONFIG))
+    )
     assert cv2.imread(str(out / "report.png")) is not None
     assert main(command) == 2  # never over what is there
     assert "exists already" in capsys.readouterr().err
@@ -265,7 +304,19 @@ def test_what_the_command_refuses(dense, tmp_path, capsys, more, message) -> Non
     model = tmp_path / "dense.safetensors"
     save_model(model, CONFIG, dense.folded_tensors(), {})
     (tmp_path / "photos").mkdir()
-    code = main(["prune", "--method", "magnitude", "--init", str(model), "--images",
-                 str(tmp_path / "photos"), "--output", str(tmp_path / "out"), *more])  # fmt: skip
+    code = main(
+        [
+            "prune",
+            "--method",
+            "magnitude",
+            "--init",
+            str(model),
+            "--images",
+            str(tmp_path / "photos"),
+            "--output",
+            str(tmp_path / "out"),
+            *more,
+        ]
+    )
     assert code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

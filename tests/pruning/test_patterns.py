@@ -78,8 +78,10 @@ def test_groups_of_four_follow_the_schedule(allocation) -> None:
             assert ((dead == 0) | (dead == 4)).all()
             assert (dead >= before.get(name, dead)).all()  # groups that are gone stay gone
             before[name] = dead
-        planned, found = (allocate(made.network, layers, schedule.sparsity(step)),
-                          zero_weights(made))  # fmt: skip
+        planned, found = (
+            allocate(made.network, layers, schedule.sparsity(step)),
+            zero_weights(made),
+        )
         excess = [found[name] - planned[name] for name in layers]
         if allocation in ("global", "sensitivity"):
             assert 0 <= sum(excess) < 4
@@ -154,10 +156,35 @@ def test_a_run_prunes_in_a_pattern(dataset, files, tmp_path, capsys, pattern) ->
     save_model(init, FIT, FasterRCNN(FIT).folded_tensors(), {})
     (tmp_path / "r.json").write_text(json.dumps({**FAST.to_dict(), "sparsity": 0.0}))
     more = ["--sparsity", "0.4"] if pattern == "1x4" else []
-    assert main(["prune", "--annotations", str(files[0]), "--images", str(files[1]), "--threads",
-                 "1", "--recipe", str(tmp_path / "r.json"), "--init", str(init), "--output",
-                 str(tmp_path / "out"), "--pattern", pattern, "--prune-end", "4", "--ema", "0.5",
-                 "--prune-every", "2", *more]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "prune",
+                "--annotations",
+                str(files[0]),
+                "--images",
+                str(files[1]),
+                "--threads",
+                "1",
+                "--recipe",
+                str(tmp_path / "r.json"),
+                "--init",
+                str(init),
+                "--output",
+                str(tmp_path / "out"),
+                "--pattern",
+                pattern,
+                "--prune-end",
+                "4",
+                "--ema",
+                "0.5",
+                "--prune-every",
+                "2",
+                *more,
+            ]
+        )
+        == 0
+    )
     found = load_model(tmp_path / "out" / "model.safetensors")
     made = FasterRCNN(FIT)
     made.load_tensors(found.tensors)
@@ -182,8 +209,15 @@ def sparse_model() -> FasterRCNN:
 
 def keeping(dataset: CocoDataset, folder: Path, made: FasterRCNN, **changes: Any) -> Trainer:
     folder.mkdir(exist_ok=True)
-    recipe = replace(FAST, keep_zeros=True, optimizer="adamw", learning_rate=1e-3, ema=0.8,
-                     weight_decay=0.1, **changes)  # fmt: skip
+    recipe = replace(
+        FAST,
+        keep_zeros=True,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        ema=0.8,
+        weight_decay=0.1,
+        **changes,
+    )
     return Trainer(made, dataset, recipe, folder)
 
 
@@ -235,13 +269,48 @@ def test_pruned_at_once_then_trained(files, tmp_path, capsys) -> None:
     model_file = tmp_path / "dense.safetensors"
     save_model(model_file, TINY, FasterRCNN(TINY).folded_tensors(), {"recipe": {"steps": 7}})
     once, more = tmp_path / "once", tmp_path / "more"
-    assert main(["prune", "--method", "magnitude", "--init", str(model_file), "--images",
-                 str(files[1]), "--output", str(once), "--sparsity", "0.5",
-                 "--calibration-photos", "4"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "prune",
+                "--method",
+                "magnitude",
+                "--init",
+                str(model_file),
+                "--images",
+                str(files[1]),
+                "--output",
+                str(once),
+                "--sparsity",
+                "0.5",
+                "--calibration-photos",
+                "4",
+            ]
+        )
+        == 0
+    )
     (tmp_path / "r.json").write_text(json.dumps(FAST.to_dict()))
-    assert main(["train", "--annotations", str(files[0]), "--images", str(files[1]), "--threads",
-                 "1", "--recipe", str(tmp_path / "r.json"), "--keep-zeros", "--init",
-                 str(once), "--output", str(more)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "train",
+                "--annotations",
+                str(files[0]),
+                "--images",
+                str(files[1]),
+                "--threads",
+                "1",
+                "--recipe",
+                str(tmp_path / "r.json"),
+                "--keep-zeros",
+                "--init",
+                str(once),
+                "--output",
+                str(more),
+            ]
+        )
+        == 0
+    )
     before, after = (load_model(folder / "model.safetensors") for folder in (once, more))
     for name in prunable_layers(FasterRCNN(TINY).network):
         a, b = (file.tensors[f"{name}.weight"] for file in (before, after))

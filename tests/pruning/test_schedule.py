@@ -74,11 +74,16 @@ CONFIGS = {
     **PRESETS,
     "one class": replace(PRESETS["r50half-c4"], class_names=("cat",), category_ids=(17,)),
     "tiny": replace(
-        PRESETS["r50half-c4"], blocks=(1, 1, 1, 1), stem_channels=3, rpn_channels=5,
-        bottleneck_channels=(1, 2, 3, 4), stage_channels=(5, 7, 11, 13),
-        class_names=("cat",), category_ids=(17,),
+        PRESETS["r50half-c4"],
+        blocks=(1, 1, 1, 1),
+        stem_channels=3,
+        rpn_channels=5,
+        bottleneck_channels=(1, 2, 3, 4),
+        stage_channels=(5, 7, 11, 13),
+        class_names=("cat",),
+        category_ids=(17,),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -69,8 +69,9 @@ def test_predicts_how_far_noise_moves_the_predictions(dense) -> None:
     conv, plain = dense.layers[name], dense.head(regions)
 
     def noisy(x, residual=None, stride=None) -> Any:
-        out = torch.nn.functional.conv2d(x, conv.weight, conv.bias, stride or conv.layer.stride,
-                                         conv.layer.padding[0])  # fmt: skip
+        out = torch.nn.functional.conv2d(
+            x, conv.weight, conv.bias, stride or conv.layer.stride, conv.layer.padding[0]
+        )
         return torch.relu(out + size * torch.randn(out.shape, generator=generator))
 
     with torch.no_grad():

@@ -74,8 +74,10 @@ def test_the_losses_are_their_formulas() -> None:
     generator = torch.Generator().manual_seed(0)
     mine, theirs = (torch.randn(5, 4, generator=generator) for _ in range(2))
     kl = torch.nn.functional.kl_div
-    parts = [kl((mine[r] / 3).log_softmax(1), (theirs[r] / 3).softmax(1), reduction="batchmean")
-             for r in (slice(0, 2), slice(2, 5))]  # fmt: skip
+    parts = [
+        kl((mine[r] / 3).log_softmax(1), (theirs[r] / 3).softmax(1), reduction="batchmean")
+        for r in (slice(0, 2), slice(2, 5))
+    ]
     found = class_loss(mine, theirs, [2, 3], 3.0)
     assert float(found) == pytest.approx(9 * float(sum(parts)) / 2, rel=1e-5)
     # The teacher's two best of four anchors; the divergence is cross-entropy less entropy.
@@ -178,14 +180,35 @@ def test_from_the_command_line(files, dataset, tmp_path: Path, capsys) -> None:
     run = trainer(dataset, replace(FAST, steps=2), folder, None)
     run.run()
     (tmp_path / "recipe.json").write_text(json.dumps(replace(FAST, steps=3).to_dict()))
-    common = ["--annotations", str(files[0]), "--images", str(files[1]), "--threads", "1",
-              "--recipe", str(tmp_path / "recipe.json")]  # fmt: skip
+    common = [
+        "--annotations",
+        str(files[0]),
+        "--images",
+        str(files[1]),
+        "--threads",
+        "1",
+        "--recipe",
+        str(tmp_path / "recipe.json"),
+    ]
 
     def call(name: str, output: str, *more: object) -> int:
         return main([name, *common, "--output", str(tmp_path / output), *map(str, more)])
 
-    assert call("prune", "pruned", "--init", folder, "--teacher", folder, "--sparsity", 0.5,
-                "--prune-end", 2) == 0  # fmt: skip
+    assert (
+        call(
+            "prune",
+            "pruned",
+            "--init",
+            folder,
+            "--teacher",
+            folder,
+            "--sparsity",
+            0.5,
+            "--prune-end",
+            2,
+        )
+        == 0
+    )
     provenance = load_model(tmp_path / "pruned" / "model.safetensors").provenance
     assert provenance["init"]["sha256"] == provenance["teacher"]["sha256"]
     assert len(provenance["init"]["sha256"]) == 64

@@ -30,32 +30,70 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 # One size of photograph and canvas, so that also the uncut batch can be compared.
 RECIPE = replace(
-    FAST, steps=20, batch=4, accumulate=2, scale_low=1.0, log_every=1, clip_gradient=1.0, ema=0.9,
-    sparsity=0.4, prune_begin=2, prune_end=18, prune_every=4, val_fraction=0.3, val_every=10,
+    FAST,
+    steps=20,
+    batch=4,
+    accumulate=2,
+    scale_low=1.0,
+    log_every=1,
+    clip_gradient=1.0,
+    ema=0.9,
+    sparsity=0.4,
+    prune_begin=2,
+    prune_end=18,
+    prune_every=4,
+    val_fraction=0.3,
+    val_every=10,
     allocation="sensitivity",
-)  # fmt: skip
+)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path, capsys) -> None:
     files = make_data(tmp_path / "data", 12)
-    begin = Trainer(FasterRCNN(TINY, norm=True), load_coco(*files), replace(FAST, steps=1),
-                    tmp_path)  # fmt: skip
+    begin = Trainer(
+        FasterRCNN(TINY, norm=True), load_coco(*files), replace(FAST, steps=1), tmp_path
+    )
     begin.checkpoint()
     teacher = FasterRCNN(TINY, norm=True)
     save_model(tmp_path / "teacher.safetensors", TINY, teacher.folded_tensors(), {})
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE.to_dict()))
 
     def arguments(output: str, *more: str) -> list[str]:
-        return ["train", "--annotations", str(files[0]), "--images", str(files[1]), "--init",
-                str(tmp_path), "--recipe", str(tmp_path / "recipe.json"), "--threads", "1",
-                "--teacher", str(tmp_path / "teacher.safetensors"), "--output",
-                str(tmp_path / output), *more]  # fmt: skip
+        return [
+            "train",
+            "--annotations",
+            str(files[0]),
+            "--images",
+            str(files[1]),
+            "--init",
+            str(tmp_path),
+            "--recipe",
+            str(tmp_path / "recipe.json"),
+            "--threads",
+            "1",
+            "--teacher",
+            str(tmp_path / "teacher.safetensors"),
+            "--output",
+            str(tmp_path / output),
+            *more,
+        ]
 
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "sparsedet", *arguments("two")],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "sparsedet",
+            *arguments("two"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("-> ") == 1 and done.stdout.count("step 20/20") == 1  # rank 0 alone
     assert main(arguments("one")) == 0
@@ -68,8 +106,9 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, capsys) -> None:
     first = lines("one", "metrics.jsonl")
     assert len(first) == 20 and first[-1]["sparsity"] >= 0.4
     for name in ("one", "uncut"):
-        for ours, theirs in zip(lines("two", "metrics.jsonl"), lines(name, "metrics.jsonl"),
-                                strict=True):  # fmt: skip
+        for ours, theirs in zip(
+            lines("two", "metrics.jsonl"), lines(name, "metrics.jsonl"), strict=True
+        ):
             for key in theirs.keys() - {"seconds"}:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), (name, key)
         other = read_checkpoint(newest_checkpoint(tmp_path / name))
@@ -77,8 +116,9 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, capsys) -> None:
             assert torch.allclose(two.weights[key], value, rtol=0, atol=1e-5), (name, key)
         assert all(torch.equal(two.part("mask/")[k], v) for k, v in other.part("mask/").items())
         # Sharded evaluation: the same figures.
-        for ours, theirs in zip(lines("two", "validation.jsonl"), lines(name, "validation.jsonl"),
-                                strict=True):  # fmt: skip
+        for ours, theirs in zip(
+            lines("two", "validation.jsonl"), lines(name, "validation.jsonl"), strict=True
+        ):
             assert ours == pytest.approx(theirs, abs=1e-3)
     moved = read_checkpoint(newest_checkpoint(tmp_path)).part("model/")["rpn.conv.weight"]
     assert (two.part("model/")["rpn.conv.weight"] - moved).abs().max() > 1e-3

@@ -59,8 +59,9 @@ def as_coco(files: Files, first: int) -> Files:
 def test_coco_classes_under_other_ids(files: Files, tmp_path: Path, first: int, capsys) -> None:
     save_model(tmp_path / "three", TINY, FasterRCNN(TINY).folded_tensors(), {})
     # From a model of three classes: the predictors have to follow the data, too.
-    assert train(replace(FAST, steps=2), *as_coco(files, first), tmp_path / "run",
-                 init=tmp_path / "three")  # fmt: skip
+    assert train(
+        replace(FAST, steps=2), *as_coco(files, first), tmp_path / "run", init=tmp_path / "three"
+    )
     assert "other classes: the predictors begin at random" in capsys.readouterr().out
     config = load_model(tmp_path / "run" / "model.safetensors").config
     assert config.class_names == COCO_NAMES
@@ -84,8 +85,10 @@ def test_cocos_own_ids_stay(files: Files, tmp_path: Path) -> None:
 
 def test_the_rarer_orientation_is_trained_on(files: Files) -> None:
     dataset = load_coco(*files)
-    images = tuple(replace(image, width=64, height=96) if number < 3 else image
-                   for number, image in enumerate(dataset.images))  # fmt: skip
+    images = tuple(
+        replace(image, width=64, height=96) if number < 3 else image
+        for number, image in enumerate(dataset.images)
+    )
     mixed, recipe = replace(dataset, images=images), replace(FAST, batch=4)
     seen, alike = set(), 0
     for epoch in range(10):
@@ -126,8 +129,14 @@ def command(files: Files, folder: Path, recipe: Any) -> list[str]:
     """A training in a process of its own, from a start in `folder` to its `run`."""
     save_model(folder / "start", TINY, FasterRCNN(TINY).folded_tensors(), {})
     (folder / "recipe.json").write_text(json.dumps(recipe.to_dict()))
-    flags = {"annotations": files[0], "images": files[1], "init": folder / "start",
-             "recipe": folder / "recipe.json", "threads": 1, "output": folder / "run"}  # fmt: skip
+    flags = {
+        "annotations": files[0],
+        "images": files[1],
+        "init": folder / "start",
+        "recipe": folder / "recipe.json",
+        "threads": 1,
+        "output": folder / "run",
+    }
     given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "sparsedet", "train", *given]
 
@@ -135,8 +144,9 @@ def command(files: Files, folder: Path, recipe: Any) -> list[str]:
 def test_a_workers_error_is_one_line_and_ends_the_run(files: Files, tmp_path: Path) -> None:
     path = turned(load_coco(*files))
     recipe = replace(FAST, steps=40, workers=2, samples=0)
-    done = subprocess.run(command(files, tmp_path, recipe), capture_output=True, text=True,
-                          timeout=90)  # fmt: skip
+    done = subprocess.run(
+        command(files, tmp_path, recipe), capture_output=True, text=True, timeout=90
+    )
     assert done.returncode == 2
     assert done.stderr == f"sparsedet: {path}: is 64x96, but annotated as 96x64\n"
     assert len(checkpoints(tmp_path / "run")) == 1
@@ -146,8 +156,12 @@ def test_a_workers_error_is_one_line_and_ends_the_run(files: Files, tmp_path: Pa
 def test_a_signal_to_the_whole_group(files: Files, tmp_path: Path, number: int) -> None:
     """As torchrun, a terminal and batch systems send it: the workers get it, too."""
     recipe = replace(FAST, steps=100000, log_every=1, workers=2, samples=0)
-    process = subprocess.Popen(command(files, tmp_path, recipe), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command(files, tmp_path, recipe),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") > 3):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -196,8 +210,21 @@ def test_pruning_at_once_refuses_before_it_works(
     monkeypatch.setattr(pruning_run, "prune_once", lambda *_, **__: pytest.fail("worked"))
 
     def refused(message: str, *flags: object, method: str = "magnitude") -> None:
-        arguments = ["--method", method, "--init", model, "--images", files[1], "--sparsity", 0.5,
-                     "--calibration-photos", 4, "--output", tmp_path / "out", *flags]  # fmt: skip
+        arguments = [
+            "--method",
+            method,
+            "--init",
+            model,
+            "--images",
+            files[1],
+            "--sparsity",
+            0.5,
+            "--calibration-photos",
+            4,
+            "--output",
+            tmp_path / "out",
+            *flags,
+        ]
         assert main(["prune", *map(str, arguments)]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -207,8 +234,14 @@ def test_pruning_at_once_refuses_before_it_works(
     refused("--resume is for --method gradual", "--resume")
     refused("--calibration-photos is -7", "--calibration-photos", -7)
     refused("needs", "--sparsity", 0.99)
-    refused("sparsity is 0.0, expected more", "--sparsity", 0, "--annotations", files[0],
-            method="gradual")  # fmt: skip
+    refused(
+        "sparsity is 0.0, expected more",
+        "--sparsity",
+        0,
+        "--annotations",
+        files[0],
+        method="gradual",
+    )
 
 
 def test_gradual_pruning_says_what_happens_to_zeros(files: Files, tmp_path: Path, capsys) -> None:
@@ -217,6 +250,7 @@ def test_gradual_pruning_says_what_happens_to_zeros(files: Files, tmp_path: Path
         if name.startswith("res") and name.endswith("weight"):
             tensors[name].reshape(-1)[::2] = 0
     save_model(tmp_path / "sparse", TINY, tensors, {})
-    train(replace(FAST, sparsity=0.6, prune_end=4), *files, tmp_path / "run",
-          init=tmp_path / "sparse")  # fmt: skip
+    train(
+        replace(FAST, sparsity=0.6, prune_end=4), *files, tmp_path / "run", init=tmp_path / "sparse"
+    )
     assert "they may fill up until the schedule comes to them" in capsys.readouterr().out

@@ -29,10 +29,20 @@ from sparsedet.training.run_folder import checkpoints, newest_checkpoint, read_c
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 FULL = replace(
-    FAST, steps=60, batch=4, accumulate=2, optimizer="adamw", learning_rate=1e-3, ema=0.9,
-    sparsity=0.5, prune_begin=5, prune_end=50, prune_every=5, clip_gradient=1.0,
+    FAST,
+    steps=60,
+    batch=4,
+    accumulate=2,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    ema=0.9,
+    sparsity=0.5,
+    prune_begin=5,
+    prune_end=50,
+    prune_every=5,
+    clip_gradient=1.0,
     allocation="sensitivity",
-)  # fmt: skip
+)
 """Everything that has a state of its own."""
 
 
@@ -49,15 +59,29 @@ def test_kill_9_and_resume_to_the_last_bit(dataset, files, tmp_path: Path, capsy
     recipe.write_text(json.dumps(FULL.to_dict()))
 
     def arguments(output: str, *more: str) -> list[str]:
-        return ["train", "--annotations", str(files[0]), "--images", str(files[1]), "--recipe",
-                str(recipe), "--threads", "1", "--init", str(tmp_path / "begin"), "--output",
-                str(tmp_path / output), *more]  # fmt: skip
+        return [
+            "train",
+            "--annotations",
+            str(files[0]),
+            "--images",
+            str(files[1]),
+            "--recipe",
+            str(recipe),
+            "--threads",
+            "1",
+            "--init",
+            str(tmp_path / "begin"),
+            "--output",
+            str(tmp_path / output),
+            *more,
+        ]
 
     assert main(arguments("whole")) == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "sparsedet", *arguments("part", "--checkpoint-minutes", "0")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     moment, rest = random.randrange(1, 40), random.random() * 0.03
     print(f"to be killed {rest:.4f} s after step {moment}")
     deadline = time.monotonic() + 60
@@ -110,8 +134,9 @@ def test_a_full_disk(dataset, tmp_path: Path, monkeypatch, capsys) -> None:
         run.run()
     monkeypatch.undo()
     assert [path.name[-19:] for path in checkpoints(folder)] == [
-        "0000005.safetensors", "0000006.safetensors"
-    ]  # fmt: skip
+        "0000005.safetensors",
+        "0000006.safetensors",
+    ]
     assert not list(folder.glob(".checkpoint*"))  # the half-written one gives its room back
     rest = trainer(dataset, recipe, folder)
     rest.resume(newest_checkpoint(folder))

@@ -72,10 +72,31 @@ def test_a_start_is_what_the_importer_reads(ir: Path, small_model: Path, tmp_pat
 def test_train_begins_with_a_foreign_detector(
     files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["train", "--annotations", str(files[0]), "--images", str(files[1]), "--threads", "1",
-               "--output", str(tmp_path / "run"), "--init", str(TENSORPACK), "--steps", "1",
-               "--batch", "1", "--learning-rate", "1e-30", "--rpn-batch", "16", "--roi-batch", "8",
-               "--rpn-post-nms", "20"]  # fmt: skip
+    command = [
+        "train",
+        "--annotations",
+        str(files[0]),
+        "--images",
+        str(files[1]),
+        "--threads",
+        "1",
+        "--output",
+        str(tmp_path / "run"),
+        "--init",
+        str(TENSORPACK),
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+        "--learning-rate",
+        "1e-30",
+        "--rpn-batch",
+        "16",
+        "--roi-batch",
+        "8",
+        "--rpn-post-nms",
+        "20",
+    ]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "states no settings: taken as strides in conv2" in printed
@@ -94,9 +115,28 @@ def test_prune_once_begins_with_a_foreign_detector(
     kind: str, ir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = {"detectron2": DETECTRON2, "openvino": ir}[kind], tmp_path / "out"
-    assert main(["prune", "--method", "magnitude", "--init", str(source), "--images", str(photos),
-                 "--output", str(out), "--sparsity", "0.5", "--calibration-photos", "2",
-                 "--threads", "1"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "prune",
+                "--method",
+                "magnitude",
+                "--init",
+                str(source),
+                "--images",
+                str(photos),
+                "--output",
+                str(out),
+                "--sparsity",
+                "0.5",
+                "--calibration-photos",
+                "2",
+                "--threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert ("itself resizes to short side" in capsys.readouterr().out) == (kind == "detectron2")
     found = load_model(out / "model.safetensors")
     assert sparsity_report(found.config, found.tensors).sparsity >= 0.5
@@ -108,9 +148,12 @@ def test_prune_once_begins_with_a_foreign_detector(
 
 
 def test_what_is_no_start(
-    files: tuple[Path, Path], ir: Path, photos: Path, tmp_path: Path,
+    files: tuple[Path, Path],
+    ir: Path,
+    photos: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     state = {name: stored.read() for name, stored in open_source(DETECTRON2)[1].left.items()}
     w = np.zeros((2, 2), np.float32)
     del state["proposal_generator.rpn_head.conv.bias"]
@@ -125,17 +168,34 @@ def test_what_is_no_start(
         torch.save(tensors, tmp_path / name)
         made.append((tmp_path / name, words))
     ir.with_suffix(".bin").write_bytes(ir.with_suffix(".bin").read_bytes()[:-5000])
-    made += [(ir, "it is truncated"), (files[0], "is no pickle, PyTorch, .npz, safetensors"),
-             (tmp_path / "none.npz", "No such file")]  # fmt: skip
+    made += [
+        (ir, "it is truncated"),
+        (files[0], "is no pickle, PyTorch, .npz, safetensors"),
+        (tmp_path / "none.npz", "No such file"),
+    ]
     before = sorted(tmp_path.rglob("*"))
     for path, words in made:
         with pytest.raises(InputError):
             open_start(path)
-        for flags in (["train"], ["prune"], ["prune", "--method", "magnitude", "--sparsity", "0.5",
-                                             "--calibration-photos", "2"]):  # fmt: skip
+        for flags in (
+            ["train"],
+            ["prune"],
+            ["prune", "--method", "magnitude", "--sparsity", "0.5", "--calibration-photos", "2"],
+        ):
             images = photos if "--method" in flags else files[1]
-            given = [*flags, "--annotations", str(files[0]), "--images", str(images), "--threads",
-                     "1", "--init", str(path), "--output", str(tmp_path / "run")]  # fmt: skip
+            given = [
+                *flags,
+                "--annotations",
+                str(files[0]),
+                "--images",
+                str(images),
+                "--threads",
+                "1",
+                "--init",
+                str(path),
+                "--output",
+                str(tmp_path / "run"),
+            ]
             capsys.readouterr()
             assert main(given) == 2
             lines = capsys.readouterr().err.splitlines()

@@ -362,8 +362,17 @@ def test_batches_start_anywhere(dataset: CocoDataset) -> None:
 
 
 def test_a_tiny_model_learns_four_pictures(dataset: CocoDataset, tmp_path: Path) -> None:
-    recipe = replace(FAST, steps=100, batch=4, optimizer="adamw", learning_rate=3e-3, flip=0.0,
-                     scale_low=1.0, clip_gradient=5.0, decay="cosine")  # fmt: skip
+    recipe = replace(
+        FAST,
+        steps=100,
+        batch=4,
+        optimizer="adamw",
+        learning_rate=3e-3,
+        flip=0.0,
+        scale_low=1.0,
+        clip_gradient=5.0,
+        decay="cosine",
+    )
     run = trainer(dataset, recipe, tmp_path / "run")
     canvas, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
     history = [run.train_step(whole(canvas, aims)) for _ in range(recipe.steps)]
@@ -387,8 +396,9 @@ def test_a_tiny_model_learns_four_pictures(dataset: CocoDataset, tmp_path: Path)
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bool) -> None:
-    recipe = replace(FAST, warmup_steps=0, weight_decay=0.01, momentum=0.9, learning_rate=0.02,
-                     backbone_rate=0.5)  # fmt: skip
+    recipe = replace(
+        FAST, warmup_steps=0, weight_decay=0.01, momentum=0.9, learning_rate=0.02, backbone_rate=0.5
+    )
     run = trainer(dataset, recipe, tmp_path / "run", norm)
     hand = copy.deepcopy(run.model)
     speed = {name: torch.zeros_like(p) for name, p in hand.named_parameters()}
@@ -408,8 +418,12 @@ def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bo
 
 
 def test_frozen_stages_stay(dataset: CocoDataset, tmp_path: Path) -> None:
-    for freeze_at, frozen in ((0, ()), (1, ("stem.",)), (2, ("stem.", "res2.")),
-                              (3, ("stem.", "res2.", "res3."))):  # fmt: skip
+    for freeze_at, frozen in (
+        (0, ()),
+        (1, ("stem.",)),
+        (2, ("stem.", "res2.")),
+        (3, ("stem.", "res2.", "res3.")),
+    ):
         run = trainer(dataset, replace(FAST, freeze_at=freeze_at), tmp_path / str(freeze_at))
         before = weights(run)
         run.train_step(whole(*load_batch(dataset, [0, 1], TINY, FAST, 0)))
@@ -420,8 +434,9 @@ def test_frozen_stages_stay(dataset: CocoDataset, tmp_path: Path) -> None:
 
 
 def test_learning_rate() -> None:
-    recipe = replace(FAST, steps=100, learning_rate=0.1, warmup_steps=4, decay="step",
-                     milestones=(50, 80))  # fmt: skip
+    recipe = replace(
+        FAST, steps=100, learning_rate=0.1, warmup_steps=4, decay="step", milestones=(50, 80)
+    )
     rates = [recipe.rate(step) for step in range(100)]
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert set(np.round(rates[4:50], 9)) == {0.1}
@@ -438,9 +453,10 @@ PRUNING = replace(FAST, sparsity=0.5, prune_begin=1, prune_end=5, prune_every=2)
 
 
 @pytest.mark.parametrize(
-    "recipe", [FAST, PRUNING, replace(PRUNING, optimizer="adamw", learning_rate=1e-3)],
+    "recipe",
+    [FAST, PRUNING, replace(PRUNING, optimizer="adamw", learning_rate=1e-3)],
     ids=["sgd", "pruned", "pruned adamw"],
-)  # fmt: skip
+)
 def test_runs_repeat_and_resume_to_the_last_bit(dataset, tmp_path: Path, recipe, capsys) -> None:
     whole = trainer(dataset, recipe, tmp_path / "whole")
     assert whole.run()
@@ -506,8 +522,14 @@ def test_a_corrupt_newest_checkpoint(dataset, tmp_path: Path, capsys, damage: st
     run.run()
     older, newest = sorted(folder.glob("checkpoint-*"))
     data = newest.read_bytes()
-    newest.write_bytes({"truncated": data[:-1000], "empty": b"", "text": b"no checkpoint at all",
-                        "foreign": b"\x02\0\0\0\0\0\0\0{}"}[damage])  # fmt: skip
+    newest.write_bytes(
+        {
+            "truncated": data[:-1000],
+            "empty": b"",
+            "text": b"no checkpoint at all",
+            "foreign": b"\x02\0\0\0\0\0\0\0{}",
+        }[damage]
+    )
     capsys.readouterr()
     assert checkpoint.newest_checkpoint(folder) == older
     said = capsys.readouterr().err
@@ -558,8 +580,22 @@ def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
 # ------------------------------------------------------------------------ the commands
 
 
-SETTINGS = ("--steps", "6", "--batch", "2", "--freeze-at", "0", "--rpn-batch", "64",
-            "--rpn-pre-nms", "200", "--rpn-post-nms", "50", "--roi-batch", "32")  # fmt: skip
+SETTINGS = (
+    "--steps",
+    "6",
+    "--batch",
+    "2",
+    "--freeze-at",
+    "0",
+    "--rpn-batch",
+    "64",
+    "--rpn-pre-nms",
+    "200",
+    "--rpn-post-nms",
+    "50",
+    "--roi-batch",
+    "32",
+)
 
 
 @pytest.fixture
@@ -573,8 +609,20 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def command(files: tuple[Path, Path], tmp_path: Path, tiny_preset: None) -> Callable[..., int]:
     def call(name: str, output: str, *flags: object, data: tuple[Path, Path] = files) -> int:
-        return main([name, "--annotations", str(data[0]), "--images", str(data[1]), "--threads",
-                     "1", "--output", str(tmp_path / output), *map(str, flags)])  # fmt: skip
+        return main(
+            [
+                name,
+                "--annotations",
+                str(data[0]),
+                "--images",
+                str(data[1]),
+                "--threads",
+                "1",
+                "--output",
+                str(tmp_path / output),
+                *map(str, flags),
+            ]
+        )
 
     return call
 
@@ -599,8 +647,22 @@ def test_own_data_from_training_to_detection(command, files, tmp_path: Path, cap
         found = detector(read_image(path), 0.0)
         assert set(found.names) <= set(NAMES)
         assert {entry["category_id"] for entry in found.to_coco(1)} <= {3, 5, 8}
-    assert main(["eval", "--model", str(tmp_path / "sparse" / "model.safetensors"), "--threads",
-                 "1", "--annotations", str(files[0]), "--images", str(files[1])]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "eval",
+                "--model",
+                str(tmp_path / "sparse" / "model.safetensors"),
+                "--threads",
+                "1",
+                "--annotations",
+                str(files[0]),
+                "--images",
+                str(files[1]),
+            ]
+        )
+        == 0
+    )
     assert "4 images" in capsys.readouterr().out
 
 
@@ -699,8 +761,18 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
     refused("'r102'", "train", "run", "--model", "r102")
     refused("--init is needed", "prune", "run", *SETTINGS)
     refused("--init is needed", "prune", "run", "--method", "magnitude", "--sparsity", 0.5)
-    refused("no such layer", "train", "run", *SETTINGS, "--sparsity", 0.5, "--prune-end", 3,
-            "--exclude", "res9")  # fmt: skip
+    refused(
+        "no such layer",
+        "train",
+        "run",
+        *SETTINGS,
+        "--sparsity",
+        0.5,
+        "--prune-end",
+        3,
+        "--exclude",
+        "res9",
+    )
     refused("needs", "train", "run", *SETTINGS, "--sparsity", 0.99, "--prune-end", 3)
     data = json.loads(annotations.read_text())
     bare = tmp_path / "bare.json"
@@ -742,14 +814,23 @@ def onnx_backbone(config: ModelConfig, canvas: tuple[int, int], folder: Path) ->
         before, after = layer.padding
         if layer.kind == "maxpool":
             outputs[layer.name] = apply(
-                "MaxPool", [x], layer.name, kernel_shape=[3, 3], strides=[2, 2],
+                "MaxPool",
+                [x],
+                layer.name,
+                kernel_shape=[3, 3],
+                strides=[2, 2],
                 pads=[before, before, after, after],
-            )  # fmt: skip
+            )
             continue
         weight = constant(f"{layer.name}.w", rng.normal(0, 0.3, layer.weight_shape))
         weight = apply("Identity", [weight], f"{layer.name}.w_read")
-        x = apply("Conv", [x, weight], f"{layer.name}.0", strides=[layer.stride] * 2,
-                  pads=[before, before, after, after])  # fmt: skip
+        x = apply(
+            "Conv",
+            [x, weight],
+            f"{layer.name}.0",
+            strides=[layer.stride] * 2,
+            pads=[before, before, after, after],
+        )
         for number, (op, low, high) in enumerate(
             [("Add", -1, 1), ("Sub", -1, 1), ("Mul", 0.2, 1), ("Add", -1, 1)], start=1
         ):
@@ -763,12 +844,15 @@ def onnx_backbone(config: ModelConfig, canvas: tuple[int, int], folder: Path) ->
     channels = config.stage_channels[2]
     values = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "backbone",
-        [values("input", TensorProto.FLOAT, [1, *canvas, 3]),
-         values("region", TensorProto.FLOAT, [1, channels, 14, 14])],
+        nodes,
+        "backbone",
+        [
+            values("input", TensorProto.FLOAT, [1, *canvas, 3]),
+            values("region", TensorProto.FLOAT, [1, channels, 14, 14]),
+        ],
         [values(outputs[name], TensorProto.FLOAT, None) for name in (network.features, last)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )  # fmt: skip
+    )
     path = folder / "classifier.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
     return path, {"features": outputs[network.features], "res5": outputs[last]}

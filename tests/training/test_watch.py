@@ -61,17 +61,34 @@ def test_the_split_follows_from_the_ids(many: CocoDataset) -> None:
 
 
 def test_a_run_folder_explains_itself(many: CocoDataset, tmp_path: Path, capsys) -> None:
-    recipe = replace(FAST, steps=8, val_fraction=0.3, val_every=4, samples=2, ema=0.5,
-                     sparsity=0.3, prune_end=4, prune_every=2)  # fmt: skip
+    recipe = replace(
+        FAST,
+        steps=8,
+        val_fraction=0.3,
+        val_every=4,
+        samples=2,
+        ema=0.5,
+        sparsity=0.3,
+        prune_end=4,
+        prune_every=2,
+    )
     run = trainer(many, recipe, tmp_path / "run")
     run.describe(["train", "..."])
     assert run.run()
     path = run.save_model({"recipe": "r"})
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} >= {
-        "run.json", "metrics.jsonl", "validation.jsonl", "log.txt", "val.json", "samples",
-        "best.safetensors", "model.safetensors", "losses.png", "sparsity.png",
-    }  # fmt: skip
+        "run.json",
+        "metrics.jsonl",
+        "validation.jsonl",
+        "log.txt",
+        "val.json",
+        "samples",
+        "best.safetensors",
+        "model.safetensors",
+        "losses.png",
+        "sparsity.png",
+    }
     noted = json.loads((folder / "run.json").read_text())
     assert noted["recipe"] == json.loads(json.dumps(recipe.to_dict()))
     assert noted["held_out_images"] == len(run.val.images) > 0
@@ -104,8 +121,17 @@ def test_the_best_is_kept_and_patience_ends_a_run(many, tmp_path, monkeypatch, c
 
 def test_no_model_is_best_before_pruning_is_complete(many, tmp_path, monkeypatch, capsys) -> None:
     scripted(monkeypatch, [0.9, 0.8, 0.1, 0.2])
-    recipe = replace(FAST, steps=8, val_fraction=0.3, val_every=2, patience=1, samples=0,
-                     sparsity=0.3, prune_end=6, prune_every=2)  # fmt: skip
+    recipe = replace(
+        FAST,
+        steps=8,
+        val_fraction=0.3,
+        val_every=2,
+        patience=1,
+        samples=0,
+        sparsity=0.3,
+        prune_end=6,
+        prune_every=2,
+    )
     run = trainer(many, recipe, tmp_path / "run")
     assert run.run() and (run.best_step, run.best_ap) == (8, 0.2)
 
@@ -214,8 +240,22 @@ def test_impossible_recipes(settings: dict[str, Any], word: str, capsys, tmp_pat
         Recipe.from_dict(settings)
     assert word in str(error.value)
     (tmp_path / "r.json").write_text(json.dumps(settings))
-    assert main(["train", "--annotations", "x", "--images", "x", "--output", str(tmp_path / "out"),
-                 "--recipe", str(tmp_path / "r.json")]) == 2  # fmt: skip
+    assert (
+        main(
+            [
+                "train",
+                "--annotations",
+                "x",
+                "--images",
+                "x",
+                "--output",
+                str(tmp_path / "out"),
+                "--recipe",
+                str(tmp_path / "r.json"),
+            ]
+        )
+        == 2
+    )
     assert word in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -244,8 +284,15 @@ def test_tensorboard_is_written_where_there_is_one(dataset, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     trainer(dataset, FAST, tmp_path / "run").run()
     assert {n for n, _, step in written if step == 3} == {
-        "loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box", "rate", "sparsity", "seconds"
-    }  # fmt: skip
+        "loss",
+        "rpn_objectness",
+        "rpn_box",
+        "roi_class",
+        "roi_box",
+        "rate",
+        "sparsity",
+        "seconds",
+    }
     assert written[-1][0] == "closed"
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     trainer(dataset, FAST, tmp_path / "other").run()
@@ -262,9 +309,24 @@ def test_real_photographs_of_three_classes(tmp_path: Path, monkeypatch, capsys) 
     boxes = json.loads((ROOT / "tests" / "data" / "three_classes.json").read_text())
     assert len(boxes["categories"]) == 3
     monkeypatch.setitem(sparsedet.PRESETS, "r50half-c4", TINY)
-    common = ["--annotations", str(ROOT / "tests" / "data" / "three_classes.json"), "--images",
-              str(ROOT / "examples"), "--threads", "1", "--steps", "8", "--batch", "2",
-              "--roi-batch", "32", "--rpn-pre-nms", "200", "--rpn-post-nms", "50"]  # fmt: skip
+    common = [
+        "--annotations",
+        str(ROOT / "tests" / "data" / "three_classes.json"),
+        "--images",
+        str(ROOT / "examples"),
+        "--threads",
+        "1",
+        "--steps",
+        "8",
+        "--batch",
+        "2",
+        "--roi-batch",
+        "32",
+        "--rpn-pre-nms",
+        "200",
+        "--rpn-post-nms",
+        "50",
+    ]
     dense, sparse = tmp_path / "dense", tmp_path / "sparse"
     assert main(["train", *common, "--freeze-at", "0", "--output", str(dense)]) == 0
     assert main(["prune", *common, "--init", str(dense), "--output", str(sparse)]) == 0

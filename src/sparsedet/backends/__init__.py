@@ -77,9 +77,13 @@ def build_backend(
 
 
 def load_graph(
-    name: str, path: str | os.PathLike[str], *, threads: int, streams: int = 1,
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    threads: int,
+    streams: int = 1,
     precision: str = "f32",
-) -> Backend:  # fmt: skip
+) -> Backend:
     """A graph file (`is_graph`) as it is; arguments as for `build_backend`.
 
     Raises:

@@ -53,8 +53,11 @@ def from_graph(
         ports = _ports(session)
         about = session.get_modelmeta()
         # ONNX's metadata is flat: Model API writes a path with spaces, and so do our graphs.
-        keys = {"labels": "model_info labels", "resize_type": "model_info resize_type",
-                "config": "sparsedet config"}  # fmt: skip
+        keys = {
+            "labels": "model_info labels",
+            "resize_type": "model_info resize_type",
+            "config": "sparsedet config",
+        }
         meta = about.custom_metadata_map
         config = ports.config(about.graph_name, {k: meta[v] for k, v in keys.items() if v in meta})
     except InputError as error:

@@ -107,9 +107,10 @@ def _ports(graph: Any) -> Ports:
 def _said(graph: Any) -> dict[str, str]:
     """For `Ports.config`."""
     places = {
-        "config": ["sparsedet", "config"], "labels": ["model_info", "labels"],
+        "config": ["sparsedet", "config"],
+        "labels": ["model_info", "labels"],
         "resize_type": ["model_info", "resize_type"],
-    }  # fmt: skip
+    }
     found = {}
     for key, place in places.items():
         # Of an ONNX graph all metadata lies below `framework`, by the flat names that it has there.

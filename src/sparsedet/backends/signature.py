@@ -74,8 +74,13 @@ class Ports:
                 f"has outputs {_shapes(outputs)}, expected one of rows of seven, [D, 7] or "
                 "[1, 1, D, 7]"
             )
-        found = cls(images[0], images[0].shape[1] != 3, infos[0] if infos else None, rows[0],
-                    outputs[rows[0]].shape[-2])  # fmt: skip
+        found = cls(
+            images[0],
+            images[0].shape[1] != 3,
+            infos[0] if infos else None,
+            rows[0],
+            outputs[rows[0]].shape[-2],
+        )
         if min(found.size) < 1 or images[0].shape[0] not in (1, -1):
             raise InputError(f"has input {_shapes(images)}, expected a fixed size and one picture")
         return found
@@ -124,8 +129,9 @@ class Ports:
         if labels and labels[0].strip("_").lower() == "background":
             del labels[0]
         if labels and labels != [label.replace(" ", "_") for label in COCO_NAMES]:
-            base = replace(base, class_names=tuple(labels),
-                           category_ids=tuple(range(1, len(labels) + 1)))  # fmt: skip
+            base = replace(
+                base, class_names=tuple(labels), category_ids=tuple(range(1, len(labels) + 1))
+            )
         return base
 
 

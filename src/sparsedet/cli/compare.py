@@ -23,10 +23,10 @@ def register(command: Command) -> None:
     data_flags(parser)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     running_flags(parser, model=False)
-    parser.add_argument("--precision-b", choices=PRECISIONS,
-                        help="of B alone; default: as --precision")  # fmt: skip
-    parser.add_argument("--backend-b", choices=BACKENDS,
-                        help="of B alone; default: as --backend")  # fmt: skip
+    parser.add_argument(
+        "--precision-b", choices=PRECISIONS, help="of B alone; default: as --precision"
+    )
+    parser.add_argument("--backend-b", choices=BACKENDS, help="of B alone; default: as --backend")
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
@@ -36,8 +36,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
     check_outputs(arguments.overwrite, arguments.json)
     a = _load(arguments.a, arguments, arguments.precision, arguments.backend)
-    b = _load(arguments.b, arguments, arguments.precision_b or arguments.precision,
-              arguments.backend_b or arguments.backend)  # fmt: skip
+    b = _load(
+        arguments.b,
+        arguments,
+        arguments.precision_b or arguments.precision,
+        arguments.backend_b or arguments.backend,
+    )
     common = [name for name in a.config.class_names if name in b.config.class_names]
     if not common:
         raise InputError(f"{arguments.a} and {arguments.b} have no class in common")
@@ -45,11 +49,14 @@ def run_compare(arguments: argparse.Namespace) -> int:
     warn(dataset.warnings())
     dataset = dataset.first(arguments.limit)
     outcome = compare(
-        a, b, dataset,
+        a,
+        b,
+        dataset,
         names=(_name(arguments.a, a), _name(arguments.b, b)),
         facts=(_facts(arguments.a, a), _facts(arguments.b, b)),
-        skip_bad=arguments.skip_bad, progress=progress,
-    )  # fmt: skip
+        skip_bad=arguments.skip_bad,
+        progress=progress,
+    )
     warn(outcome.warnings)
     if arguments.json is not None:
         text = json.dumps(outcome.to_json())
@@ -69,9 +76,13 @@ def _load(given: str, arguments: argparse.Namespace, precision: Any, backend: An
 
     native = backend == "native"  # isa and plan are for our engine, if B alone runs by another
     return Detector.load(
-        _path(given), num_threads=arguments.threads, isa=arguments.isa if native else "",
-        precision=precision, plan=arguments.plan if native else None, backend=backend,
-    )  # fmt: skip
+        _path(given),
+        num_threads=arguments.threads,
+        isa=arguments.isa if native else "",
+        precision=precision,
+        plan=arguments.plan if native else None,
+        backend=backend,
+    )
 
 
 def _name(given: str, detector: Detector) -> str:

@@ -20,26 +20,49 @@ def register(command: Command) -> None:
     """Add the parser."""
     from ..importers import FORMATS
 
-    convert = command("convert", run_convert, "Read a model of another project (Detectron2, "
-                      "TensorPack, OpenVINO) or a training run, write a model file.")  # fmt: skip
+    convert = command(
+        "convert",
+        run_convert,
+        "Read a model of another project (Detectron2, "
+        "TensorPack, OpenVINO) or a training run, write a model file.",
+    )
     convert.add_argument("source", type=Path, help="; ".join(FORMATS.values()))
-    convert.add_argument("-o", "--output", type=Path, required=True, metavar="FILE",
-                         help="the model file to write")  # fmt: skip
-    convert.add_argument("--from", dest="format", choices=tuple(FORMATS),
-                         help="default: found out by content")  # fmt: skip
-    convert.add_argument("--preset", help="conventions that the source does not state; default: "
-                         "those that its project uses")  # fmt: skip
-    convert.add_argument("--config", type=Path, metavar="JSON", help="an object of configuration "
-                         "fields that override all else, as {\"class_names\": [...]}")  # fmt: skip
-    convert.add_argument("--rgb", action="store_true", help="a Detectron2 model of "
-                         "INPUT.FORMAT RGB, on a backbone of torchvision's")  # fmt: skip
-    convert.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                         help="of the weights in the file (default float32: nothing is "
-                         "rounded)")  # fmt: skip
-    convert.add_argument("--probe", type=Path, metavar="PHOTO", help="OpenVINO IR: what source "
-                         "and import are compared on (default: a synthetic picture)")  # fmt: skip
-    convert.add_argument("--force", action="store_true",
-                         help="save even if it answers otherwise than its source")  # fmt: skip
+    convert.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the model file to write"
+    )
+    convert.add_argument(
+        "--from", dest="format", choices=tuple(FORMATS), help="default: found out by content"
+    )
+    convert.add_argument(
+        "--preset",
+        help="conventions that the source does not state; default: those that its project uses",
+    )
+    convert.add_argument(
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help='an object of configuration fields that override all else, as {"class_names": [...]}',
+    )
+    convert.add_argument(
+        "--rgb",
+        action="store_true",
+        help="a Detectron2 model of INPUT.FORMAT RGB, on a backbone of torchvision's",
+    )
+    convert.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the weights in the file (default float32: nothing is rounded)",
+    )
+    convert.add_argument(
+        "--probe",
+        type=Path,
+        metavar="PHOTO",
+        help="OpenVINO IR: what source and import are compared on (default: a synthetic picture)",
+    )
+    convert.add_argument(
+        "--force", action="store_true", help="save even if it answers otherwise than its source"
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
     convert.add_argument("--verbose", action="store_true", help="name every ignored tensor")
 
@@ -68,9 +91,13 @@ def run_convert(arguments: argparse.Namespace) -> int:
         raise InputError("--probe and --force are for an OpenVINO IR")
     report = sparsity_report(imported.config, imported.tensors)  # complete and finite
     save_model(
-        output, imported.config, imported.tensors, imported.provenance, dtype=arguments.dtype,
+        output,
+        imported.config,
+        imported.tensors,
+        imported.provenance,
+        dtype=arguments.dtype,
         overwrite=arguments.overwrite,
-    )  # fmt: skip
+    )
     written = sparsity_report(imported.config, load_model(output).tensors)
     _print(imported, arguments.verbose)
     print(
@@ -121,7 +148,11 @@ def _print(imported: Imported, verbose: bool) -> None:
     if names:
         shown = names if verbose else names[:SHOWN]
         more = f", ... (--verbose names all {len(names)})" if len(shown) < len(names) else ""
-        print(f"{len(names)} tensors of the source are no part of the network: "
-              f"{', '.join(shown)}{more}")  # fmt: skip
-    print(f"each of the {len(imported.tensors)} tensors of the network was found, of its shape "
-          "and finite")  # fmt: skip
+        print(
+            f"{len(names)} tensors of the source are no part of the network: "
+            f"{', '.join(shown)}{more}"
+        )
+    print(
+        f"each of the {len(imported.tensors)} tensors of the network was found, of its shape "
+        "and finite"
+    )

@@ -26,19 +26,40 @@ def register(command: Command) -> None:
     """Add the parser."""
     detect = command("detect", run_detect, "Find objects in photographs and draw them.")
     detect.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    detect.add_argument("-o", "--output", type=Path, help="annotated picture (one photograph) or "
-                        "folder; default: NAME_detected.EXT beside the photograph")  # fmt: skip
+    detect.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="annotated picture (one photograph) or "
+        "folder; default: NAME_detected.EXT beside the photograph",
+    )
     detect.add_argument("--overwrite", action="store_true", help="replace existing output files")
     detect.add_argument("--no-picture", action="store_true", help="draw nothing")
-    detect.add_argument("--format", choices=("table", "json", "csv"), default="table",
-                        help="of what is printed; json: one line a photograph")  # fmt: skip
-    detect.add_argument("--score-threshold", type=float, default=SHOWN, metavar="S",
-                        help=f"show scores of at least S (default {SHOWN})")  # fmt: skip
-    detect.add_argument("--resize", choices=("fit", "stretch"), help="keep the aspect ratio or "
-                        "fill the canvas (default: the model's)")  # fmt: skip
-    detect.add_argument("--cache", action="store_true", help="keep packed weights in a file of "
-                        "$SPARSEDET_CACHE/packed (default ~/.cache/sparsedet/packed), so that the "
-                        "next start is faster")  # fmt: skip
+    detect.add_argument(
+        "--format",
+        choices=("table", "json", "csv"),
+        default="table",
+        help="of what is printed; json: one line a photograph",
+    )
+    detect.add_argument(
+        "--score-threshold",
+        type=float,
+        default=SHOWN,
+        metavar="S",
+        help=f"show scores of at least S (default {SHOWN})",
+    )
+    detect.add_argument(
+        "--resize",
+        choices=("fit", "stretch"),
+        help="keep the aspect ratio or fill the canvas (default: the model's)",
+    )
+    detect.add_argument(
+        "--cache",
+        action="store_true",
+        help="keep packed weights in a file of "
+        "$SPARSEDET_CACHE/packed (default ~/.cache/sparsedet/packed), so that the "
+        "next start is faster",
+    )
     running_flags(detect)
 
 
@@ -89,9 +110,13 @@ def run_detect(arguments: argparse.Namespace) -> int:
 
 
 def _detect_one(
-    detector: Detector, photo: Path, output: Path | None, into_folder: bool, taken: set[str],
+    detector: Detector,
+    photo: Path,
+    output: Path | None,
+    into_folder: bool,
+    taken: set[str],
     arguments: argparse.Namespace,
-) -> tuple[Detections, float, Path | None]:  # fmt: skip
+) -> tuple[Detections, float, Path | None]:
     """Detections, seconds, and the annotated picture's path, which is added to `taken`."""
     from ..images.read import read_image
 

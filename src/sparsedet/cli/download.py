@@ -13,18 +13,32 @@ from .options import Command
 
 def register(command: Command) -> None:
     """Add the parser."""
-    download = command("download", run_download, "Fetch a published model into the cache, check "
-                       "it and convert it to a model file.")  # fmt: skip
+    download = command(
+        "download",
+        run_download,
+        "Fetch a published model into the cache, check it and convert it to a model file.",
+    )
     download.add_argument("name", nargs="?", metavar="NAME", help="see --list")
     download.add_argument("--list", action="store_true", help="show what there is, fetch nothing")
-    download.add_argument("-o", "--output", type=Path, metavar="FILE", help="the model file to "
-                          "write; default: NAME.safetensors here")  # fmt: skip
+    download.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the model file to write; default: NAME.safetensors here",
+    )
     download.add_argument("--no-convert", action="store_true", help="only fetch and check")
     download.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    download.add_argument("--offline", action="store_true", help="open no connection, use what is "
-                          "in the cache (also by SPARSEDET_OFFLINE=1)")  # fmt: skip
-    download.add_argument("--mirror", metavar="URL", help="ask this address instead of the "
-                          "publisher's host, for the same path")  # fmt: skip
+    download.add_argument(
+        "--offline",
+        action="store_true",
+        help="open no connection, use what is in the cache (also by SPARSEDET_OFFLINE=1)",
+    )
+    download.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="ask this address instead of the publisher's host, for the same path",
+    )
 
 
 def run_download(arguments: argparse.Namespace) -> int:
@@ -45,9 +59,12 @@ def run_download(arguments: argparse.Namespace) -> int:
     bar = _Bar()
     try:
         paths = get(
-            arguments.name, mirror=arguments.mirror, no_network=arguments.offline,
-            progress=bar.show, note=bar.note,
-        )  # fmt: skip
+            arguments.name,
+            mirror=arguments.mirror,
+            no_network=arguments.offline,
+            progress=bar.show,
+            note=bar.note,
+        )
     finally:
         bar.end()
     for path, remote in zip(paths, model.files, strict=True):

@@ -22,11 +22,20 @@ def register(command: Command) -> None:
     data_flags(evaluate)
     evaluate.add_argument("--json", type=Path, help="write the figures to this file")
     evaluate.add_argument("--results", type=Path, help="write COCO results to this file")
-    evaluate.add_argument("--report", type=Path, metavar="FILE.html",
-                          help="write an HTML page: curves, confusions, photographs")  # fmt: skip
-    evaluate.add_argument("--score-threshold", type=float, default=0.25, metavar="S",
-                          help="of the confusion matrix, the counts and the photographs; AP has "
-                          "no threshold (default 0.25)")  # fmt: skip
+    evaluate.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write an HTML page: curves, confusions, photographs",
+    )
+    evaluate.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.25,
+        metavar="S",
+        help="of the confusion matrix, the counts and the photographs; AP has "
+        "no threshold (default 0.25)",
+    )
     running_flags(evaluate)
 
 
@@ -35,8 +44,9 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
     parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
     parser.add_argument("--limit", type=int, help="only the first photographs")
-    parser.add_argument("--skip-bad", action="store_true",
-                        help="count unreadable photographs as without detections")  # fmt: skip
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="count unreadable photographs as without detections"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
 
 
@@ -50,9 +60,14 @@ def run_eval(arguments: argparse.Namespace) -> int:
     check_outputs(arguments.overwrite, arguments.json, arguments.results, arguments.report)
     if not 0 <= arguments.score_threshold <= 1:
         raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
-    detector = Detector.load(arguments.model, num_threads=arguments.threads, isa=arguments.isa,
-                             precision=arguments.precision, plan=arguments.plan,
-                             backend=arguments.backend)  # fmt: skip
+    detector = Detector.load(
+        arguments.model,
+        num_threads=arguments.threads,
+        isa=arguments.isa,
+        precision=arguments.precision,
+        plan=arguments.plan,
+        backend=arguments.backend,
+    )
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     warn(dataset.warnings())
     dataset = dataset.first(arguments.limit)
@@ -69,9 +84,12 @@ def run_eval(arguments: argparse.Namespace) -> int:
         from ..evaluation.report import render_report
 
         outputs[arguments.report] = render_report(
-            scores, analysis, dataset, title=f"{detector.config.name}: evaluation",
+            scores,
+            analysis,
+            dataset,
+            title=f"{detector.config.name}: evaluation",
             facts=_facts(detector, arguments, scores.images, seconds),
-        )  # fmt: skip
+        )
     # Before anything is printed: whoever reads the pipe may close it.
     for path, text in outputs.items():
         if path is not None:

@@ -20,30 +20,60 @@ def register(command: Command) -> None:
     """Add the parser."""
     export = command("export", run_export, "Write a model as OpenVINO IR or ONNX.")
     export.add_argument("model", nargs="?", type=Path, help="default: the embedded model")
-    export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE",
-                        help="FILE.xml (beside it goes FILE.bin) or FILE.onnx")  # fmt: skip
-    export.add_argument("-f", "--format", choices=tuple(SUFFIXES.values()),
-                        help="default: by the file's ending")  # fmt: skip
-    export.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                        help="of the stored weights")  # fmt: skip
-    export.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW",
-                        help="input `input` [1,3,H,W] or `image` [1,H,W,3]")  # fmt: skip
-    export.add_argument("--rows", choices=("4d", "2d"), default="4d",
-                        help="output [1,1,N,7] or [N,7]")  # fmt: skip
-    export.add_argument("--max-detections", type=int, metavar="N",
-                        help="rows of the output (default: the model's)")  # fmt: skip
-    export.add_argument("--image-info", action="store_true", help="add the unused input image_info "
-                        "[1,3] that Open Model Zoo's accuracy checker feeds")  # fmt: skip
-    export.add_argument("--hoist", action="store_true", help="run res5's first linear layers once "
-                        "on the map, not for each region: the same detections")  # fmt: skip
-    export.add_argument("--dynamic-batch", action="store_true",
-                        help="ONNX: leave the batch axis open; one picture a run")  # fmt: skip
-    export.add_argument("--int8", action="store_true",
-                        help="OpenVINO: quantise with NNCF; needs --images")  # fmt: skip
-    export.add_argument("--images", type=Path, metavar="FOLDER",
-                        help="calibration photographs of --int8, without labels")  # fmt: skip
-    export.add_argument("--photos", type=int, metavar="N",
-                        help="how many of them (default: 128, or all if fewer)")  # fmt: skip
+    export.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="FILE.xml (beside it goes FILE.bin) or FILE.onnx",
+    )
+    export.add_argument(
+        "-f", "--format", choices=tuple(SUFFIXES.values()), help="default: by the file's ending"
+    )
+    export.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights"
+    )
+    export.add_argument(
+        "--layout",
+        choices=("NCHW", "NHWC"),
+        default="NCHW",
+        help="input `input` [1,3,H,W] or `image` [1,H,W,3]",
+    )
+    export.add_argument(
+        "--rows", choices=("4d", "2d"), default="4d", help="output [1,1,N,7] or [N,7]"
+    )
+    export.add_argument(
+        "--max-detections", type=int, metavar="N", help="rows of the output (default: the model's)"
+    )
+    export.add_argument(
+        "--image-info",
+        action="store_true",
+        help="add the unused input image_info [1,3] that Open Model Zoo's accuracy checker feeds",
+    )
+    export.add_argument(
+        "--hoist",
+        action="store_true",
+        help="run res5's first linear layers once "
+        "on the map, not for each region: the same detections",
+    )
+    export.add_argument(
+        "--dynamic-batch",
+        action="store_true",
+        help="ONNX: leave the batch axis open; one picture a run",
+    )
+    export.add_argument(
+        "--int8", action="store_true", help="OpenVINO: quantise with NNCF; needs --images"
+    )
+    export.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="calibration photographs of --int8, without labels",
+    )
+    export.add_argument(
+        "--photos", type=int, metavar="N", help="how many of them (default: 128, or all if fewer)"
+    )
     export.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
@@ -66,9 +96,13 @@ def run_export(arguments: argparse.Namespace) -> int:
         from ..exporters.onnx import save_onnx
 
         save_onnx(
-            arguments.output, model.config, model.tensors, overwrite=arguments.overwrite,
-            dynamic_batch=arguments.dynamic_batch, **form,
-        )  # fmt: skip
+            arguments.output,
+            model.config,
+            model.tensors,
+            overwrite=arguments.overwrite,
+            dynamic_batch=arguments.dynamic_batch,
+            **form,
+        )
     else:
         _export_openvino(arguments, model, form)
     _describe(arguments, model, form)
@@ -117,5 +151,7 @@ def _describe(arguments: argparse.Namespace, model: ModelFile, form: dict[str, A
     info = " and image_info [1, 3]" if shape.image_info else ""
     print(f"input {shape.input_name} {shape.input_shape(model.config)}{info}, BGR, 0..255")
     print(f"output detections {shape.output_shape(model.config)}")
-    print(f"{report.zeros:,} of {report.parameters:,} parameters are zero "
-          f"({100 * report.sparsity:.2f} %)")  # fmt: skip
+    print(
+        f"{report.zeros:,} of {report.parameters:,} parameters are zero "
+        f"({100 * report.sparsity:.2f} %)"
+    )

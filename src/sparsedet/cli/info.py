@@ -20,12 +20,18 @@ def register(command: Command) -> None:
     info = command("info", run_info, "Layers, parameters, sparsity and cost of a model.")
     info.add_argument("file", nargs="?", type=Path, help="default: the embedded model")
     info.add_argument("--model", metavar="PRESET", help="a preset instead of a file")
-    info.add_argument("--plan", action="store_true", help="how each operation is run here: method, "
-                      "expected and measured GFLOP/s")  # fmt: skip
-    info.add_argument("--autotune", type=Path, metavar="FILE", help="measure all "
-                      "methods of each operation, write the fastest to a plan file")  # fmt: skip
-    info.add_argument("--precision", choices=PRECISIONS, default="f32",
-                      help="of --plan")  # fmt: skip
+    info.add_argument(
+        "--plan",
+        action="store_true",
+        help="how each operation is run here: method, expected and measured GFLOP/s",
+    )
+    info.add_argument(
+        "--autotune",
+        type=Path,
+        metavar="FILE",
+        help="measure all methods of each operation, write the fastest to a plan file",
+    )
+    info.add_argument("--precision", choices=PRECISIONS, default="f32", help="of --plan")
     info.add_argument("--rois", type=int, help="regions an image (default: the model's)")
 
 
@@ -49,10 +55,16 @@ def run_info(arguments: argparse.Namespace) -> int:
         print(_describe(config))
         network = build_network(config)
         rows = [
-            (layer.name, layer.weight_shape, layer.parameters, None,
-             layer.macs * (rois if layer.part == "roi" else 1), None)
+            (
+                layer.name,
+                layer.weight_shape,
+                layer.parameters,
+                None,
+                layer.macs * (rois if layer.part == "roi" else 1),
+                None,
+            )
             for layer in network.weighted
-        ]  # fmt: skip
+        ]
         print(_layer_table(rows, rois))
         print(_costs(config, rois))
         return 0
@@ -67,10 +79,15 @@ def run_info(arguments: argparse.Namespace) -> int:
     report = sparsity_report(model.config, model.tensors, arguments.rois)
     print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB, {model.storage_dtype})")
     print(_describe(model.config))
-    print(_layer_table(
-        [(r.name, r.shape, r.parameters, r.sparsity, r.macs, r.sparse_macs) for r in report.layers],
-        report.rois,
-    ))  # fmt: skip
+    print(
+        _layer_table(
+            [
+                (r.name, r.shape, r.parameters, r.sparsity, r.macs, r.sparse_macs)
+                for r in report.layers
+            ],
+            report.rois,
+        )
+    )
     print(
         f"{report.zeros:,} of {report.parameters:,} parameters are zero: "
         f"sparsity {100 * report.sparsity:.2f} % of all weights and biases, batch norm folded"
@@ -93,11 +110,13 @@ def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
 
     plan = None
     if arguments.autotune:
-        plan = autotune(model.config, model.tensors, precision=arguments.precision,
-                        ranges=model.ranges)  # fmt: skip
+        plan = autotune(
+            model.config, model.tensors, precision=arguments.precision, ranges=model.ranges
+        )
         save_plan(arguments.autotune, plan)
-    engine = Engine(model.config, model.tensors, precision=arguments.precision, plan=plan,
-                    ranges=model.ranges)  # fmt: skip
+    engine = Engine(
+        model.config, model.tensors, precision=arguments.precision, plan=plan, ranges=model.ranges
+    )
     rows = measure(engine)
     print(table(rows))
     work, busy = sum(r.gflop for r in rows), sum(r.seconds for r in rows)

@@ -28,16 +28,31 @@ def complain(what: object) -> None:
 def running_flags(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     """Which model runs (unless the command has names of its own for it), and how."""
     if model:
-        parser.add_argument("--model", type=Path, metavar="FILE",
-                            help="model file; default: the embedded model; with --backend openvino "
-                            "or onnxruntime also a graph, .xml or .onnx")  # fmt: skip
-    parser.add_argument("--backend", choices=BACKENDS,
-                        default="native", help="who runs the network: our engine (default), or a "
-                        "dense runtime to compare with")  # fmt: skip
+        parser.add_argument(
+            "--model",
+            type=Path,
+            metavar="FILE",
+            help="model file; default: the embedded model; with --backend openvino "
+            "or onnxruntime also a graph, .xml or .onnx",
+        )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="native",
+        help="who runs the network: our engine (default), or a dense runtime to compare with",
+    )
     parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="of `info --plan --autotune`; "
-                        "default: by a cost model")  # fmt: skip
-    parser.add_argument("--precision", choices=PRECISIONS, default="f32",
-                        help="bf16 is faster and gives other scores; auto: bf16 where the "
-                        "CPU has it; int8: for a file of `quantize`")  # fmt: skip
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="of `info --plan --autotune`; default: by a cost model",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="f32",
+        help="bf16 is faster and gives other scores; auto: bf16 where the "
+        "CPU has it; int8: for a file of `quantize`",
+    )

@@ -18,35 +18,60 @@ if TYPE_CHECKING:
 def register(command: Command) -> None:
     """Add both parsers."""
     train = command("train", run_train, "Train a model on COCO-format data.")
-    train.add_argument("--model", metavar="PRESET", help="default: that of --init or that "
-                       "fits it, else r50half-c4")  # fmt: skip
-    prune = command("prune", run_prune, "Prune a trained model, gradually while fine-tuning it or "
-                    "at once.")  # fmt: skip
+    train.add_argument(
+        "--model", metavar="PRESET", help="default: that of --init or that fits it, else r50half-c4"
+    )
+    prune = command(
+        "prune", run_prune, "Prune a trained model, gradually while fine-tuning it or at once."
+    )
     prune.set_defaults(model=None)
-    prune.add_argument("--method", choices=("gradual", "magnitude", "reconstruct"),
-                       default="gradual", help="gradual trains and needs annotations; the others "
-                       "prune at once and need photographs alone")  # fmt: skip
-    prune.add_argument("--calibration-photos", type=int, default=128, metavar="N",
-                       help="photographs to prune at once by, drawn from "
-                       "--images (default 128)")  # fmt: skip
+    prune.add_argument(
+        "--method",
+        choices=("gradual", "magnitude", "reconstruct"),
+        default="gradual",
+        help="gradual trains and needs annotations; the others "
+        "prune at once and need photographs alone",
+    )
+    prune.add_argument(
+        "--calibration-photos",
+        type=int,
+        default=128,
+        metavar="N",
+        help="photographs to prune at once by, drawn from --images (default 128)",
+    )
     for sub in (train, prune):
         sub.add_argument("--annotations", type=Path, required=sub is train, help="COCO-format JSON")
         sub.add_argument("--images", type=Path, required=True, help="folder of the photographs")
-        sub.add_argument("--init", type=Path, help="run folder, "
-                         "checkpoint, model file, a detector as `convert` reads it (Detectron2, "
-                         "TensorPack, OpenVINO), torchvision or open_nsfw classifier")  # fmt: skip
-        sub.add_argument("--teacher", type=Path, metavar="MODEL", help="run folder or detector "
-                         "to learn from, too")  # fmt: skip
+        sub.add_argument(
+            "--init",
+            type=Path,
+            help="run folder, "
+            "checkpoint, model file, a detector as `convert` reads it (Detectron2, "
+            "TensorPack, OpenVINO), torchvision or open_nsfw classifier",
+        )
+        sub.add_argument(
+            "--teacher",
+            type=Path,
+            metavar="MODEL",
+            help="run folder or detector to learn from, too",
+        )
         sub.add_argument("--output", type=Path, required=True, help="run folder")
-        sub.add_argument("--resume", action="store_true", help="continue the run in the folder, "
-                         "by its own recipe unless told otherwise")  # fmt: skip
+        sub.add_argument(
+            "--resume",
+            action="store_true",
+            help="continue the run in the folder, by its own recipe unless told otherwise",
+        )
         sub.add_argument("--threads", type=int, help="CPU threads")
         sub.add_argument("--recipe", type=Path, help="JSON file of the settings below")
         _recipe_flags(sub, FINE_TUNING if sub is prune else {})
 
 
-FINE_TUNING = {"sparsity": 0.6, "prune_end": "two thirds of the steps", "learning_rate": 0.001,
-               "warmup_steps": "100, at most a tenth of the steps"}  # fmt: skip
+FINE_TUNING = {
+    "sparsity": 0.6,
+    "prune_end": "two thirds of the steps",
+    "learning_rate": 0.001,
+    "warmup_steps": "100, at most a tenth of the steps",
+}
 """What `prune` does unless told otherwise: `_recipe`."""
 
 
@@ -60,9 +85,10 @@ def _recipe_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> 
         hint, flag = hints[field.name], "--" + field.name.replace("_", "-")
         default = defaults.get(field.name, field.default)
         common: dict[str, Any] = {
-            "default": argparse.SUPPRESS, "dest": f"recipe.{field.name}",
+            "default": argparse.SUPPRESS,
+            "dest": f"recipe.{field.name}",
             "help": f"{HELP[field.name]} (default {'none' if default == () else default})",
-        }  # fmt: skip
+        }
         if hint is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         elif hint in (int, float):
@@ -123,9 +149,14 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         return model
 
     report = prune_files(
-        model_of_run(arguments.init), arguments.images, arguments.output, settings,
-        photographs=arguments.calibration_photos, progress=progress, load=load,
-    )  # fmt: skip
+        model_of_run(arguments.init),
+        arguments.images,
+        arguments.output,
+        settings,
+        photographs=arguments.calibration_photos,
+        progress=progress,
+        load=load,
+    )
     print(report.table())
     print(f"-> {arguments.output / 'model.safetensors'}")
     return 0
@@ -150,14 +181,22 @@ def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
         if not isinstance(given, dict):
             raise InputError(f"{arguments.recipe}: expected a JSON object of recipe settings")
         values |= given
-    values |= {key.removeprefix("recipe."): value for key, value in vars(arguments).items()
-               if key.startswith("recipe.")}  # fmt: skip
+    values |= {
+        key.removeprefix("recipe."): value
+        for key, value in vars(arguments).items()
+        if key.startswith("recipe.")
+    }
     steps = values.get("steps", Recipe().steps)
     if prune and isinstance(steps, int):
         # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
         fixed = {"sparsity": 0.0} if values.get("pattern") == "2:4" else {}
-        values = {**FINE_TUNING, "prune_end": max(1, steps * 2 // 3),
-                  "warmup_steps": min(100, steps // 10), **fixed, **values}  # fmt: skip
+        values = {
+            **FINE_TUNING,
+            "prune_end": max(1, steps * 2 // 3),
+            "warmup_steps": min(100, steps // 10),
+            **fixed,
+            **values,
+        }
     return Recipe.from_dict(values)
 
 
@@ -172,8 +211,14 @@ def _train(arguments: argparse.Namespace, prune: bool) -> int:
     if arguments.threads is not None:
         start.set_threads(arguments.threads)
     finished = run.train(
-        recipe, arguments.annotations, arguments.images, arguments.output, init=arguments.init,
-        model=arguments.model, teacher=arguments.teacher, resume=arguments.resume,
+        recipe,
+        arguments.annotations,
+        arguments.images,
+        arguments.output,
+        init=arguments.init,
+        model=arguments.model,
+        teacher=arguments.teacher,
+        resume=arguments.resume,
         command=arguments.command_line,
-    )  # fmt: skip
+    )
     return 0 if finished else 130

@@ -126,12 +126,20 @@ class Engine:
     """
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *,
-        threads: int | None = None, isa: str = "", pin: bool = False, hoist: bool = True,
-        linear: bool = False, precision: Precision = "f32",
-        plan: Mapping[str, str] | None = None, packed: Mapping[str, PackedOp] | None = None,
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        threads: int | None = None,
+        isa: str = "",
+        pin: bool = False,
+        hoist: bool = True,
+        linear: bool = False,
+        precision: Precision = "f32",
+        plan: Mapping[str, str] | None = None,
+        packed: Mapping[str, PackedOp] | None = None,
         ranges: Mapping[str, float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         threads = default_threads() if threads is None else threads
         check_threads(threads)
         self.config = config
@@ -151,10 +159,18 @@ class Engine:
         try:
             for layer, weight, bias in lower(config, tensors, not linear, packed is None):
                 operation = (
-                    layer.name, layer.source, "" if linear else layer.residual or "", layer.part,
-                    layer.in_channels, layer.out_channels, layer.kernel, layer.stride,
-                    layer.padding, layer.relu and not linear, layer.name in OUTPUTS,
-                )  # fmt: skip
+                    layer.name,
+                    layer.source,
+                    "" if linear else layer.residual or "",
+                    layer.part,
+                    layer.in_channels,
+                    layer.out_channels,
+                    layer.kernel,
+                    layer.stride,
+                    layer.padding,
+                    layer.relu and not linear,
+                    layer.name in OUTPUTS,
+                )
                 method = plan.pop(layer.name, "")
                 if packed is not None and bias is not None:
                     if layer.name not in packed:
@@ -238,15 +254,32 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
         **{
             key: getattr(config, key)
             for key in (
-                "anchor_stride", "rpn_box_weights", "box_weights", "delta_clamp", "rpn_pre_nms",
-                "proposals", "rpn_nms_threshold", "rpn_remove_empty", "rpn_inclusive",
-                "background_deltas", "score_threshold", "nms_threshold", "max_detections",
+                "anchor_stride",
+                "rpn_box_weights",
+                "box_weights",
+                "delta_clamp",
+                "rpn_pre_nms",
+                "proposals",
+                "rpn_nms_threshold",
+                "rpn_remove_empty",
+                "rpn_inclusive",
+                "background_deltas",
+                "score_threshold",
+                "nms_threshold",
+                "max_detections",
             )
         },
-    }  # fmt: skip
+    }
 
 
 __all__ = [
-    "Engine", "Memory", "PackedOp", "Precision", "available_isas", "check_threads", "choose_isa",
-    "choose_precision", "default_threads",
-]  # fmt: skip
+    "Engine",
+    "Memory",
+    "PackedOp",
+    "Precision",
+    "available_isas",
+    "check_threads",
+    "choose_isa",
+    "choose_precision",
+    "default_threads",
+]

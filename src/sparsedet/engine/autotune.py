@@ -82,9 +82,16 @@ def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]
         held = words * weights if engine.precision == "int8" else nonzero
         kept = {"sparse": held, "dense": weights, "winograd": weights / 4}[method]
         rows.append(
-            Planned(name, method, 1 - nonzero / weights, words, 2e-9 * kept * cells, share * peak,
-                    best.get(name, 0.0))
-        )  # fmt: skip
+            Planned(
+                name,
+                method,
+                1 - nonzero / weights,
+                words,
+                2e-9 * kept * cells,
+                share * peak,
+                best.get(name, 0.0),
+            )
+        )
     return rows
 
 
@@ -134,9 +141,14 @@ def table(rows: list[Planned]) -> str:
 
 
 def autotune(
-    config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *, threads: int | None = None,
-    isa: str = "", precision: Precision = "f32", ranges: Mapping[str, float] | None = None,
-) -> dict[str, str]:  # fmt: skip
+    config: ModelConfig,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    threads: int | None = None,
+    isa: str = "",
+    precision: Precision = "f32",
+    ranges: Mapping[str, float] | None = None,
+) -> dict[str, str]:
     """The fastest method of each operation, measured here on noise.
 
     Args:
@@ -148,8 +160,9 @@ def autotune(
     fastest: dict[str, float] = {}
 
     def build(plan: Mapping[str, str] | None) -> Engine:
-        return Engine(config, tensors, threads=threads, isa=isa, precision=precision, plan=plan,
-                      ranges=ranges)  # fmt: skip
+        return Engine(
+            config, tensors, threads=threads, isa=isa, precision=precision, plan=plan, ranges=ranges
+        )
 
     planned = build(None).native.planned
     for method in ("sparse", "dense", "winograd"):

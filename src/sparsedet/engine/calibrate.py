@@ -40,9 +40,14 @@ _OCTAVES = 6  # below the largest value: no range is sought further down
 
 
 def quantize_file(
-    model: Path, images: Path, output: Path, *, photographs: int = 16,
-    threads: int | None = None, progress: Callable[[int, int], None] | None = None,
-) -> int:  # fmt: skip
+    model: Path,
+    images: Path,
+    output: Path,
+    *,
+    photographs: int = 16,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
     """Write a model file with ranges for int8; its weights stay as they are.
 
     Args:
@@ -74,19 +79,25 @@ def quantize_file(
         for p in paths
     )
     ranges = calibrate(
-        config, file.tensors, canvases, threads=threads,
+        config,
+        file.tensors,
+        canvases,
+        threads=threads,
         progress=progress and (lambda done: progress(done, len(paths))),
-    )  # fmt: skip
+    )
     provenance = {**file.provenance, "int8": {"photographs": len(paths)}}
     save_model(output, config, file.tensors, provenance, dtype=file.storage_dtype, ranges=ranges)
     return len(paths)
 
 
 def calibrate(
-    config: ModelConfig, tensors: Mapping[str, NDArray[Any]],
-    canvases: Iterable[NDArray[np.uint8]], *, threads: int | None = None,
+    config: ModelConfig,
+    tensors: Mapping[str, NDArray[Any]],
+    canvases: Iterable[NDArray[np.uint8]],
+    *,
+    threads: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """The range of every layer that gives bytes in int8, in the layer table's order.
 
     Args:
@@ -124,8 +135,9 @@ def _observe(
     std = np.asarray(config.pixel_std, dtype=np.float32)
     picture = ((canvas.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
     live: dict[str, NDArray[np.float32]] = {"canvas": np.ascontiguousarray(picture)}
-    table = [layer for layer in network.layers if layer.source == "canvas"
-             or layer.name in histograms]  # fmt: skip
+    table = [
+        layer for layer in network.layers if layer.source == "canvas" or layer.name in histograms
+    ]
     for index, layer in enumerate(table):
         if layer.source == "rois" and "rois" not in live:
             features = live[network.features][0]

@@ -73,8 +73,10 @@ def lower(
         if weights and (found is None or found.mask is None):
             shapes = [(*p.weight_shape, 1, 1)[:4] for p in pending]  # fully connected: a 1x1 kernel
             weight = np.concatenate(
-                [array(f"{p.name}.weight").reshape(shape)
-                 for p, shape in zip(pending, shapes, strict=True)]
-            )  # fmt: skip
+                [
+                    array(f"{p.name}.weight").reshape(shape)
+                    for p, shape in zip(pending, shapes, strict=True)
+                ]
+            )
         yield replace(layer, name=name, out_channels=len(bias)), weight, bias
         pending = []

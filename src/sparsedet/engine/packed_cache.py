@@ -54,9 +54,14 @@ def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
 
 
 def load_engine(
-    path: str | os.PathLike[str], folder: Path, *, isa: str, precision: str,
-    plan: Mapping[str, str] | None, threads: int,
-) -> tuple[ModelFile, Engine]:  # fmt: skip
+    path: str | os.PathLike[str],
+    folder: Path,
+    *,
+    isa: str,
+    precision: str,
+    plan: Mapping[str, str] | None,
+    threads: int,
+) -> tuple[ModelFile, Engine]:
     """A model file and its engine, from packed weights in `folder` if they are there.
 
     Else they are put there; if that cannot be done, nothing is said.
@@ -74,8 +79,11 @@ def load_engine(
     except ValueError as error:
         raise InputError(str(error)) from None
     options: dict[str, Any] = {
-        "isa": isa, "precision": precision, "plan": plan, "threads": threads,
-    }  # fmt: skip
+        "isa": isa,
+        "precision": precision,
+        "plan": plan,
+        "threads": threads,
+    }
     model = load_model(path, check=False)
     assert isinstance(model.tensors, StoredTensors)
     key = _key(model.tensors, isa, precision, plan)
@@ -87,17 +95,16 @@ def load_engine(
     except ValueError as error:  # among them the core's, an InputError
         warnings.warn(
             f"{file}: packed weights are damaged ({error}); they are packed and written again",
-            RuntimeWarning, stacklevel=3,
-        )  # fmt: skip
+            RuntimeWarning,
+            stacklevel=3,
+        )
     engine = Engine(model.config, model.tensors, **options)
     with contextlib.suppress(OSError):  # a read-only folder, a full disk
         _save(file, key, model.tensors, engine)
     return model, engine
 
 
-def _key(
-    tensors: StoredTensors, isa: str, precision: str, plan: Mapping[str, str] | None
-) -> str:  # fmt: skip
+def _key(tensors: StoredTensors, isa: str, precision: str, plan: Mapping[str, str] | None) -> str:
     """What packed weights depend on, but for the values of the weights."""
     parts = [VERSION, pack_version, isa, precision, sorted((plan or {}).items())]
     return hashlib.sha256(json.dumps(parts).encode() + tensors.header()).hexdigest()
@@ -156,9 +163,13 @@ def _save(file: Path, key: str, tensors: StoredTensors, engine: Engine) -> None:
                 stream.writelines(parts)
                 operations[name] = (begin, stream.tell(), method, nonzero, checksum)
             table = json.dumps(
-                {"key": key, "version": tensors.version(), "sha256": tensors.digest(),
-                 "operations": operations}
-            ).encode()  # fmt: skip
+                {
+                    "key": key,
+                    "version": tensors.version(),
+                    "sha256": tensors.digest(),
+                    "operations": operations,
+                }
+            ).encode()
             offset = stream.tell()
             stream.write(table)
             stream.seek(0)

@@ -33,8 +33,20 @@ from .coco import CocoDataset, load_coco
 from .omz_metric import omz_matches
 from .results import Scored, check
 
-STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl",
-              "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
+STAT_NAMES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
 """The 12 figures, in pycocotools' order."""
 
 AP_NAME = "AP (pycocotools)"
@@ -84,8 +96,10 @@ class CocoScores:
         lines += ["", f"{'class':<{width}}{'AP':>7}{'AP50':>7}{'images':>8}{'boxes':>8}"]
         for name, row in self.per_class.items():
             if row["boxes"]:
-                lines.append(f"{name:<{width}}{_figure(row['AP'])}{_figure(row['AP50'])}"
-                             f"{row['images']:>8}{row['boxes']:>8}")  # fmt: skip
+                lines.append(
+                    f"{name:<{width}}{_figure(row['AP'])}{_figure(row['AP50'])}"
+                    f"{row['images']:>8}{row['boxes']:>8}"
+                )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -251,11 +265,18 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
     for k, category in enumerate(run.params.catIds):
         # One entry a photograph, or None where there is neither object nor detection.
         cells = run.evalImgs[k * images : (k + 1) * images]
-        classes.append(class_matches(
-            scored.names[category], int(category), images,
-            {index: (cell["dtScores"], cell["dtMatches"], cell["dtIgnore"], cell["gtIgnore"])
-             for index, cell in enumerate(cells) if cell is not None},
-        ))  # fmt: skip
+        classes.append(
+            class_matches(
+                scored.names[category],
+                int(category),
+                images,
+                {
+                    index: (cell["dtScores"], cell["dtMatches"], cell["dtIgnore"], cell["gtIgnore"])
+                    for index, cell in enumerate(cells)
+                    if cell is not None
+                },
+            )
+        )
     return Matches(run.params.iouThrs, scored.image_ids, tuple(classes))
 
 
@@ -315,9 +336,13 @@ def score(dataset: CocoDataset, results: Any, where: str = "results") -> CocoSco
     stats = dict(zip(STAT_NAMES, map(float, run.stats), strict=True))
     measured = omz[~np.isnan(omz)]
     return CocoScores(
-        stats, float(measured.mean()) if measured.size else -1.0, per_class,
-        len(scored.image_ids), len(scored.results), scored.warnings,
-    )  # fmt: skip
+        stats,
+        float(measured.mean()) if measured.size else -1.0,
+        per_class,
+        len(scored.image_ids),
+        len(scored.results),
+        scored.warnings,
+    )
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

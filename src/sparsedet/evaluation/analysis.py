@@ -170,20 +170,30 @@ class Analysis:
         lines = [f"{'AP by IoU':<12}" + "".join(f"{t:>7.2f}" for t in np.linspace(0.5, 0.95, 10))]
         lines.append(" " * 12 + "".join(f"{_round(v)!s:>7}" for v in self.ap_by_iou))
         for name, entry in self.intervals.items():
-            lines.append(f"{name:<12}{entry.value:7.3f}, 95 % interval over photographs "
-                         f"{entry.low:.3f} to {entry.high:.3f}")  # fmt: skip
+            lines.append(
+                f"{name:<12}{entry.value:7.3f}, 95 % interval over photographs "
+                f"{entry.low:.3f} to {entry.high:.3f}"
+            )
         found, missed, false = self.counts()
-        lines += ["", f"At IoU {self.iou} and scores from {self.score}: {found} objects found, "
-                  f"{missed} missed, {false} false detections"]  # fmt: skip
+        lines += [
+            "",
+            f"At IoU {self.iou} and scores from {self.score}: {found} objects found, "
+            f"{missed} missed, {false} false detections",
+        ]
         if best := self.best_score():
-            lines.append("Best F1 {3:.3f} at scores from {0:.2f}: precision {1:.3f}, recall {2:.3f}"
-                         .format(*best))  # fmt: skip
+            lines.append(
+                "Best F1 {3:.3f} at scores from {0:.2f}: precision {1:.3f}, recall {2:.3f}".format(
+                    *best
+                )
+            )
         for true, taken, times in self.confusion.mistaken()[:5]:
             lines.append(f"  {true} taken for {taken}: {times}")
         lines.append("Most mistakes:")
         for photograph in self.photographs[:5]:
-            lines.append(f"  {photograph.file_name}: {len(photograph.missed)} missed, "
-                         f"{len(photograph.false)} false")  # fmt: skip
+            lines.append(
+                f"  {photograph.file_name}: {len(photograph.missed)} missed, "
+                f"{len(photograph.false)} false"
+            )
         return "\n".join([*lines, *self.honest()])
 
     def to_json(self) -> dict[str, Any]:
@@ -206,20 +216,27 @@ class Analysis:
                     for i, name in enumerate(("precision", "recall", "f1"))
                 },
             },
-            "histogram": {"hits": self.histogram[:, 0].tolist(),
-                          "false": self.histogram[:, 1].tolist()},
+            "histogram": {
+                "hits": self.histogram[:, 0].tolist(),
+                "false": self.histogram[:, 1].tolist(),
+            },
             "confusion": {
                 "names": list(self.confusion.names),
                 "detected_by_true": self.confusion.matrix.tolist(),
             },
             "photographs": [
-                {"image_id": p.image_id, "file_name": p.file_name, "found": len(p.found),
-                 "missed": len(p.missed), "false": len(p.false)}
+                {
+                    "image_id": p.image_id,
+                    "file_name": p.file_name,
+                    "found": len(p.found),
+                    "missed": len(p.missed),
+                    "false": len(p.false),
+                }
                 for p in self.photographs
             ],
             "few_objects": self.few,
             "without_objects": list(self.absent),
-        }  # fmt: skip
+        }
 
 
 def analyse(
@@ -274,9 +291,13 @@ def analyse(
 
 
 def _photograph(
-    image_id: int, file_name: str, objects: list[dict[str, Any]],
-    detections: list[dict[str, Any]], place: dict[int, int], matrix: NDArray[np.int64],
-) -> Photograph:  # fmt: skip
+    image_id: int,
+    file_name: str,
+    objects: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
+    place: dict[int, int],
+    matrix: NDArray[np.int64],
+) -> Photograph:
     """Match one photograph and add it to the confusion matrix.
 
     First within each class as COCO does: by descending score, each detection takes the free
@@ -312,10 +333,14 @@ def _photograph(
     for g in np.flatnonzero(free):
         matrix[len(place), place[objects[g]["category_id"]]] += 1
     return Photograph(
-        image_id, file_name, tuple(objects), tuple(detections), frozenset(hits.values()),
+        image_id,
+        file_name,
+        tuple(objects),
+        tuple(detections),
+        frozenset(hits.values()),
         frozenset(d for d in range(len(detections)) if d not in hits and d not in ignored),
         frozenset(ignored),
-    )  # fmt: skip
+    )
 
 
 def _at(matches: Matches, iou: float) -> int:
@@ -330,8 +355,10 @@ def _curves(matches: Matches) -> dict[str, dict[str, NDArray[np.float64]]]:
             if curve is not None:
                 curves.setdefault(entry.name, {})[f"{iou:.2f}"] = curve
     if curves:
-        mean = {t: np.mean([curve[t] for curve in curves.values()], axis=0)
-                for t in next(iter(curves.values()))}  # fmt: skip
+        mean = {
+            t: np.mean([curve[t] for curve in curves.values()], axis=0)
+            for t in next(iter(curves.values()))
+        }
         curves = {"": mean, **curves}
     return curves
 

@@ -105,9 +105,12 @@ def _class_precision(
 
 
 def _envelope(
-    weights: NDArray[np.int64], seen: NDArray[np.int64], hit: NDArray[np.bool_],
-    ignored: NDArray[np.bool_], objects: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:  # fmt: skip
+    weights: NDArray[np.int64],
+    seen: NDArray[np.int64],
+    hit: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
+    objects: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """COCO's precision at each hit, and how many recall points each is the first to reach.
 
     Precision falls between two hits, so the envelope (the best precision at this recall or any
@@ -183,7 +186,11 @@ def class_matches(
     order = np.argsort(-joined, kind="stable")
     owner = np.repeat(np.array(list(cells), dtype=np.int64), [len(s) for s in scores[1:]])
     return ClassMatches(
-        name, category_id, owner[order], joined[order],
-        np.concatenate(hit, axis=1)[:, order] > 0, np.concatenate(ignored, axis=1)[:, order] > 0,
+        name,
+        category_id,
+        owner[order],
+        joined[order],
+        np.concatenate(hit, axis=1)[:, order] > 0,
+        np.concatenate(ignored, axis=1)[:, order] > 0,
         objects,
-    )  # fmt: skip
+    )

@@ -90,8 +90,10 @@ class Comparison:
         if not self.differences:
             return "No object in the ground truth: nothing to compare."
         change = self.differences["AP"]
-        interval = (f"B - A in AP is {change.difference:+.3f}, 95 % interval {change.low:+.3f} to "
-                    f"{change.high:+.3f}")  # fmt: skip
+        interval = (
+            f"B - A in AP is {change.difference:+.3f}, 95 % interval {change.low:+.3f} to "
+            f"{change.high:+.3f}"
+        )
         if not change.clear:
             return f"{interval}: these {self.a.scores.images} photographs do not tell them apart."
         return f"{interval}: B is {'better' if change.difference > 0 else 'worse'}."
@@ -101,8 +103,10 @@ class Comparison:
         a, b = self.a, self.b
         lines = [f"A  {a.name}", f"B  {b.name}", f"{a.scores.images} photographs", ""]
         lines.append(f"{'':<37}{'A':>9}{'B':>9}{'B - A':>9}   95 % interval")
-        rows = [(AP_NAME, a.scores.stats["AP"], b.scores.stats["AP"], "AP"),
-                (OMZ_NAME, a.scores.coco_precision, b.scores.coco_precision, "")]  # fmt: skip
+        rows = [
+            (AP_NAME, a.scores.stats["AP"], b.scores.stats["AP"], "AP"),
+            (OMZ_NAME, a.scores.coco_precision, b.scores.coco_precision, ""),
+        ]
         rows += [(n, a.scores.stats[n], b.scores.stats[n], n) for n in STAT_NAMES[1:]]
         for label, first, second, name in rows:
             line = f"{label:<37}"
@@ -131,31 +135,43 @@ class Comparison:
         shown = changed if len(changed) <= 10 else [*changed[:5], *changed[-5:]]
         if shown:
             width = max(len(name) for name, *_ in shown)
-            lines += ["", f"Largest changes of classes with at least {FEW} objects",
-                      f"{'class':<{width}}{'A':>9}{'B':>9}{'B - A':>9}{'objects':>9}"]  # fmt: skip
-            lines += [f"{name:<{width}}{first:>9.3f}{second:>9.3f}{second - first:>+9.3f}{boxes:>9}"
-                      for name, first, second, boxes in shown]  # fmt: skip
+            lines += [
+                "",
+                f"Largest changes of classes with at least {FEW} objects",
+                f"{'class':<{width}}{'A':>9}{'B':>9}{'B - A':>9}{'objects':>9}",
+            ]
+            lines += [
+                f"{name:<{width}}{first:>9.3f}{second:>9.3f}{second - first:>+9.3f}{boxes:>9}"
+                for name, first, second, boxes in shown
+            ]
         lines += ["", self.verdict()]
         if few := sum(row[3] < FEW for row in self.classes()):
-            lines.append(f"{few} classes have fewer than {FEW} objects: the intervals are narrower "
-                         "than they should be, that of AP the least.")  # fmt: skip
+            lines.append(
+                f"{few} classes have fewer than {FEW} objects: the intervals are narrower "
+                "than they should be, that of AP the least."
+            )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
         return {
             **{
-                key: {"name": side.name, "milliseconds": side.milliseconds, **side.facts,
-                      "scores": side.scores.to_json()}
+                key: {
+                    "name": side.name,
+                    "milliseconds": side.milliseconds,
+                    **side.facts,
+                    "scores": side.scores.to_json(),
+                }
                 for key, side in (("a", self.a), ("b", self.b))
             },
             "differences": {name: asdict(change) for name, change in self.differences.items()},
-            "speed": dict(zip(("median", "lower_quartile", "upper_quartile"), self.speed,
-                              strict=True)),
+            "speed": dict(
+                zip(("median", "lower_quartile", "upper_quartile"), self.speed, strict=True)
+            ),
             "classes": {name: second - first for name, first, second, _ in self.classes()},
             "verdict": self.verdict(),
             "warnings": list(self.warnings),
-        }  # fmt: skip
+        }
 
 
 def compare(
@@ -212,6 +228,9 @@ def compare(
         warnings += [line for line in lines if line not in warnings]
     low, median, high = map(float, np.quantile(ratio, [0.25, 0.5, 0.75]))
     return Comparison(
-        a, b, compare_matches(*matches, resamples=_RESAMPLES) if measurable else {},
-        (median, low, high), tuple(warnings),
-    )  # fmt: skip
+        a,
+        b,
+        compare_matches(*matches, resamples=_RESAMPLES) if measurable else {},
+        (median, low, high),
+        tuple(warnings),
+    )

@@ -113,13 +113,15 @@ def _ground_truth(
             bad += 1
             continue
         area = finite_numbers([entry.get("area")], 1)
-        boxes.append({
-            "image_id": int(entry["image_id"]),
-            "category_id": int(entry["category_id"]),
-            "bbox": box,
-            "area": area[0] if area else box[2] * box[3],
-            "iscrowd": int(bool(entry.get("iscrowd"))),
-        })  # fmt: skip
+        boxes.append(
+            {
+                "image_id": int(entry["image_id"]),
+                "category_id": int(entry["category_id"]),
+                "bbox": box,
+                "area": area[0] if area else box[2] * box[3],
+                "iscrowd": int(bool(entry.get("iscrowd"))),
+            }
+        )
     what = "annotations whose bbox is not four numbers left out"
     annotated = image_ids.intersection(entry["image_id"] for entry in entries)
     return boxes, frozenset(annotated), [f"{dataset.path}: {bad} {what}"] if bad else []
@@ -137,15 +139,19 @@ def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str
         raise refuse(f"no {min(missing)!r}")
     ids = finite_numbers([entry["image_id"], entry["category_id"]], 2)
     if ids is None or not all(number.is_integer() for number in ids):
-        raise refuse("image_id and category_id are "
-                     f"{reprlib.repr((entry['image_id'], entry['category_id']))}, "
-                     "expected whole numbers")  # fmt: skip
+        raise refuse(
+            "image_id and category_id are "
+            f"{reprlib.repr((entry['image_id'], entry['category_id']))}, "
+            "expected whole numbers"
+        )
     if entry["image_id"] not in image_ids:
         raise refuse(f"image_id {entry['image_id']} is not in the ground truth")
     box = finite_numbers(entry["bbox"], 4)
     if box is None or min(box[2:]) < 0:
-        raise refuse(f"bbox is {reprlib.repr(entry['bbox'])}, expected [x, y, width, height], "
-                     "finite and no size below 0")  # fmt: skip
+        raise refuse(
+            f"bbox is {reprlib.repr(entry['bbox'])}, expected [x, y, width, height], "
+            "finite and no size below 0"
+        )
     score = finite_numbers([entry["score"]], 1)
     if score is None:
         raise refuse(f"score is {reprlib.repr(entry['score'])}, expected a finite number")

@@ -53,8 +53,10 @@ class Form:
 
     def __post_init__(self) -> None:
         for field, words in (
-            ("layout", ("NCHW", "NHWC")), ("rows", ("4d", "2d")), ("dtype", ("float32", "float16")),
-        ):  # fmt: skip
+            ("layout", ("NCHW", "NHWC")),
+            ("rows", ("4d", "2d")),
+            ("dtype", ("float32", "float16")),
+        ):
             if getattr(self, field) not in words:
                 got = getattr(self, field)
                 raise InputError(f"{field} is {got!r}, expected {' or '.join(map(repr, words))}")
@@ -181,9 +183,14 @@ class Graph(ABC):
 
     @abstractmethod
     def convolution(
-        self, x: Any, weight: Any, bias: Array | None, stride: int, padding: tuple[int, int],
+        self,
+        x: Any,
+        weight: Any,
+        bias: Array | None,
+        stride: int,
+        padding: tuple[int, int],
         name: str,
-    ) -> Any: ...  # fmt: skip
+    ) -> Any: ...
 
     @abstractmethod
     def linear(self, x: Any, weight: Any, bias: Array, name: str) -> Any: ...
@@ -325,9 +332,12 @@ class Graph(ABC):
             beyond = self.constant(np.array([0, 0, 1, 1], dtype=np.float32))
             covered = self.binary("Add", boxes, beyond)
         kept = self.nms(
-            self.reshape(covered, 1, count, 4), self.reshape(scores, 1, 1, count),
-            config.proposals, config.rpn_nms_threshold, -1e30,
-        )  # fmt: skip
+            self.reshape(covered, 1, count, 4),
+            self.reshape(scores, 1, 1, count),
+            config.proposals,
+            config.rpn_nms_threshold,
+            -1e30,
+        )
         index = self.reshape(self.cut(kept, 2, 3, 1), -1)  # [M]
         # Missing proposals are read from one more row, of zeros.
         flagged = self.concat(boxes, self.constant(np.ones((count, 1), dtype=np.float32)), axis=1)
@@ -353,9 +363,12 @@ class Graph(ABC):
         # Each class has boxes of its own, which the operation allows only to images: classes
         # take the place of images.
         kept = self.nms(
-            boxes, self.reshape(scores, classes, 1, rois), rois, config.nms_threshold,
+            boxes,
+            self.reshape(scores, classes, 1, rois),
+            rois,
+            config.nms_threshold,
             config.score_threshold,
-        )  # fmt: skip
+        )
         label, box = self.cut(kept, 0, 1, 1), self.cut(kept, 2, 3, 1)
         index = self.binary("Add", self.binary("Mul", label, self.whole(rois)), box)
         index = self.reshape(index, -1)  # [M]

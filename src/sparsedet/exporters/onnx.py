@@ -100,9 +100,11 @@ class _OnnxGraph(Graph):
             self.nodes, config.name, inputs, [output], list(self.constants.values())
         )
         model = helper.make_model(
-            graph, producer_name="sparsedet", ir_version=IR_VERSION,
+            graph,
+            producer_name="sparsedet",
+            ir_version=IR_VERSION,
             opset_imports=[helper.make_opsetid("", OPSET)],
-        )  # fmt: skip
+        )
         # Model API's spelling of a path in ONNX's flat metadata.
         said = {f"model_info {key}": value for key, value in model_info(config).items()}
         said["sparsedet config"] = json.dumps(config.to_dict())
@@ -170,23 +172,38 @@ class _OnnxGraph(Graph):
 
     def nms(self, boxes: str, scores: str, count: int, iou: float, score: float) -> str:
         return self.add(
-            "NonMaxSuppression", boxes, scores, self.ints(count), self.number(iou),
+            "NonMaxSuppression",
+            boxes,
+            scores,
+            self.ints(count),
+            self.number(iou),
             self.number(score),
-        )  # fmt: skip
+        )
 
     def roi_align(self, x: str, boxes: str) -> str:
         config = self.config
         return self.add(
-            "RoiAlign", x, boxes, self.constant(np.zeros(config.proposals, dtype=np.int64)),
-            coordinate_transformation_mode="half_pixel", mode="avg",
-            output_height=config.roi_size, output_width=config.roi_size,
-            sampling_ratio=config.roi_sampling_ratio, spatial_scale=1.0 / config.anchor_stride,
-        )  # fmt: skip
+            "RoiAlign",
+            x,
+            boxes,
+            self.constant(np.zeros(config.proposals, dtype=np.int64)),
+            coordinate_transformation_mode="half_pixel",
+            mode="avg",
+            output_height=config.roi_size,
+            output_width=config.roi_size,
+            sampling_ratio=config.roi_sampling_ratio,
+            spatial_scale=1.0 / config.anchor_stride,
+        )
 
     def convolution(
-        self, x: str, weight: str, bias: Array | None, stride: int, padding: tuple[int, int],
+        self,
+        x: str,
+        weight: str,
+        bias: Array | None,
+        stride: int,
+        padding: tuple[int, int],
         name: str,
-    ) -> str:  # fmt: skip
+    ) -> str:
         inputs = [x, weight]
         if bias is not None:
             inputs.append(self.constant(bias, f"{name}.bias"))
@@ -199,8 +216,14 @@ class _OnnxGraph(Graph):
     def max_pool(
         self, x: str, kernel: int, stride: int, padding: tuple[int, int], name: str
     ) -> str:
-        return self.add("MaxPool", x, name=name, kernel_shape=[kernel] * 2,
-                        strides=[stride] * 2, pads=_pads(padding))  # fmt: skip
+        return self.add(
+            "MaxPool",
+            x,
+            name=name,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=_pads(padding),
+        )
 
 
 def _pads(padding: tuple[int, int]) -> list[int]:

@@ -94,9 +94,14 @@ class _OpenvinoGraph(Graph):
         super().__init__(config, tensors, form)
         self.op = op
         self.binaries = {
-            "Add": op.add, "Sub": op.subtract, "Mul": op.multiply, "Div": op.divide,
-            "Min": op.minimum, "Max": op.maximum, "Greater": op.greater,
-        }  # fmt: skip
+            "Add": op.add,
+            "Sub": op.subtract,
+            "Mul": op.multiply,
+            "Div": op.divide,
+            "Min": op.minimum,
+            "Max": op.maximum,
+            "Greater": op.greater,
+        }
 
     def build(self, ov: Any) -> Any:
         config, form, op = self.config, self.form, self.op
@@ -161,31 +166,53 @@ class _OpenvinoGraph(Graph):
     def top(self, x: Any, count: int, ordered: bool) -> tuple[Any, Any]:
         # A stable sort of all anchors by value takes OpenVINO 1.5 s; by place it does not.
         top = self.op.topk(
-            x, self.whole(count), 0, "max", "value" if ordered else "index", stable=not ordered,
+            x,
+            self.whole(count),
+            0,
+            "max",
+            "value" if ordered else "index",
+            stable=not ordered,
             index_element_type="i64",
-        )  # fmt: skip
+        )
         return top.output(0), top.output(1)
 
     def nms(self, boxes: Any, scores: Any, count: int, iou: float, score: float) -> Any:
         return self.op.non_max_suppression(
-            boxes, scores, self.whole(count), self.number(iou), self.number(score),
-            box_encoding="corner", sort_result_descending=False, output_type="i64",
-        ).output(0)  # fmt: skip
+            boxes,
+            scores,
+            self.whole(count),
+            self.number(iou),
+            self.number(score),
+            box_encoding="corner",
+            sort_result_descending=False,
+            output_type="i64",
+        ).output(0)
 
     def roi_align(self, x: Any, boxes: Any) -> Any:
         config = self.config
         return self.op.roi_align(
-            x, boxes, self.constant(np.zeros(config.proposals, dtype=np.int64)), config.roi_size,
-            config.roi_size, config.roi_sampling_ratio, 1.0 / config.anchor_stride, "avg",
+            x,
+            boxes,
+            self.constant(np.zeros(config.proposals, dtype=np.int64)),
+            config.roi_size,
+            config.roi_size,
+            config.roi_sampling_ratio,
+            1.0 / config.anchor_stride,
+            "avg",
             aligned_mode="half_pixel_for_nn",  # "half_pixel" samples elsewhere; this is RoIAlign's
-        )  # fmt: skip
+        )
 
     # OpenVINO's profile calls a fused group by its convolution, or by the bias of a product.
 
     def convolution(
-        self, x: Any, weight: Any, bias: Array | None, stride: int, padding: tuple[int, int],
+        self,
+        x: Any,
+        weight: Any,
+        bias: Array | None,
+        stride: int,
+        padding: tuple[int, int],
         name: str,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         before, after = padding
         x = self.op.convolution(
             x, weight, [stride] * 2, [before] * 2, [after] * 2, [1, 1], name=name
@@ -202,5 +229,6 @@ class _OpenvinoGraph(Graph):
         self, x: Any, kernel: int, stride: int, padding: tuple[int, int], name: str
     ) -> Any:
         before, after = padding
-        return self.op.max_pool(x, [stride] * 2, [1, 1], [before] * 2, [after] * 2, [kernel] * 2,
-                                name=name).output(0)  # fmt: skip
+        return self.op.max_pool(
+            x, [stride] * 2, [1, 1], [before] * 2, [after] * 2, [kernel] * 2, name=name
+        ).output(0)

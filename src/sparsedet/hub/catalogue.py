@@ -100,7 +100,8 @@ PUBLISHED: Mapping[str, Published] = {
         "see torchvision (BSD-3-Clause; trained on ImageNet)",
         (
             RemoteFile(
-                "https://download.pytorch.org/models/resnet101-63fe2227.pth", "sha256:63fe2227",
+                "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+                "sha256:63fe2227",
                 limit=200 * _MB,
             ),
         ),
@@ -111,13 +112,14 @@ PUBLISHED: Mapping[str, Published] = {
         "see torchvision (BSD-3-Clause; trained on ImageNet)",
         (
             RemoteFile(
-                "https://download.pytorch.org/models/resnet101-cd907fc2.pth", "sha256:cd907fc2",
+                "https://download.pytorch.org/models/resnet101-cd907fc2.pth",
+                "sha256:cd907fc2",
                 limit=200 * _MB,
             ),
         ),
         detector=False,
     ),
-}  # fmt: skip
+}
 """Name -> model. The names are their publishers' own, as far as those have one."""
 
 
@@ -154,9 +156,15 @@ def cached(name: str, folder: Path | None = None) -> bool:
 
 
 def get(
-    name: str, *, folder: Path | None = None, mirror: str | None = None, no_network: bool = False,
-    patience: Patience | None = None, progress: Progress | None = None, note: Note | None = None,
-) -> list[Path]:  # fmt: skip
+    name: str,
+    *,
+    folder: Path | None = None,
+    mirror: str | None = None,
+    no_network: bool = False,
+    patience: Patience | None = None,
+    progress: Progress | None = None,
+    note: Note | None = None,
+) -> list[Path]:
     """Have a published model's files in the cache, whole and checked.
 
     Args:
@@ -178,9 +186,13 @@ def get(
         target = (folder or cache_folder()) / name / remote.name
         source = remote if mirror is None else replace(remote, url=_mirrored(remote.url, mirror))
         fetch(
-            source, target, offline=no_network or offline(), patience=patience, note=note,
+            source,
+            target,
+            offline=no_network or offline(),
+            patience=patience,
+            note=note,
             progress=None if progress is None else partial(progress, remote.name),
-        )  # fmt: skip
+        )
         paths.append(target)
     return paths
 

@@ -83,9 +83,14 @@ Note = Callable[[str], None]
 
 
 def fetch(
-    remote: RemoteFile, target: Path, *, offline: bool = False, patience: Patience | None = None,
-    progress: Progress | None = None, note: Note | None = None,
-) -> bool:  # fmt: skip
+    remote: RemoteFile,
+    target: Path,
+    *,
+    offline: bool = False,
+    patience: Patience | None = None,
+    progress: Progress | None = None,
+    note: Note | None = None,
+) -> bool:
     """Have the file at `target`, whole and checked.
 
     A file that is there already is checked, not downloaded. Several processes or threads may ask
@@ -102,9 +107,12 @@ def fetch(
         InputError: one line: which file, from where, why not, what to do.
     """
     download = _Download(
-        remote, target, patience or Patience(), progress or (lambda done, total: None),
+        remote,
+        target,
+        patience or Patience(),
+        progress or (lambda done, total: None),
         note or (lambda line: None),
-    )  # fmt: skip
+    )
     if download.is_there():
         return False
     if offline:
@@ -233,9 +241,12 @@ class _Download:
                 if failures >= patience.tries:
                     raise InputError(
                         f"{self.remote.name}: {self.host}: {failure}, {failures} tries in a row; "
-                        + (f"{size:,} bytes are kept, the same command goes on from there"
-                           if size else "try again later, or give another address by --mirror")
-                    ) from None  # fmt: skip
+                        + (
+                            f"{size:,} bytes are kept, the same command goes on from there"
+                            if size
+                            else "try again later, or give another address by --mirror"
+                        )
+                    ) from None
                 pause = max(failure.wait, patience.pause * 2 ** (failures - 1))
                 pause = min(pause, patience.longest_pause)
                 self.note(f"{self.remote.name}: {failure}; tries again in {pause:.3g} s")
@@ -388,9 +399,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects as urllib does (ten at most), but never to a weaker kind of address."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str,
-        headers: http.client.HTTPMessage, newurl: str,
-    ) -> urllib.request.Request | None:  # fmt: skip
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             fp.close()
@@ -402,10 +418,14 @@ def _opener() -> urllib.request.OpenerDirector:
     """Speaks http and https alone, through the environment's proxies."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler, _Redirects,
-    ):  # fmt: skip
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+        _Redirects,
+    ):
         opener.add_handler(handler())
     return opener
 

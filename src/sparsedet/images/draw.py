@@ -15,8 +15,15 @@ F32 = NDArray[np.float32]
 
 # Okabe and Ito's palette without black (BGR), made for colour-blind readers: orange, sky blue,
 # bluish green, yellow, blue, vermilion, reddish purple. Each has a lighter and a darker shade.
-_PALETTE = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0),
-            (0, 94, 213), (167, 121, 204))  # fmt: skip
+_PALETTE = (
+    (0, 159, 230),
+    (233, 180, 86),
+    (115, 158, 0),
+    (66, 228, 240),
+    (178, 114, 0),
+    (0, 94, 213),
+    (167, 121, 204),
+)
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -80,8 +87,15 @@ class _Label:
         scale = max(0.2, min(pixels / full_height, room / full_width))
         thickness = max(1, round(0.6 * scale))
         (width, height), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
-        return cls(text, scale, thickness, width + 2 * padding,
-                   height + baseline + padding, padding, baseline)  # fmt: skip
+        return cls(
+            text,
+            scale,
+            thickness,
+            width + 2 * padding,
+            height + baseline + padding,
+            padding,
+            baseline,
+        )
 
     def place(
         self, box: F32, taken: NDArray[np.int64], height: int, width: int, line: int

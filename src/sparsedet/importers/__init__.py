@@ -41,9 +41,13 @@ def detect_format(path: str | os.PathLike[str]) -> str:
 
 
 def load_foreign(
-    path: str | os.PathLike[str], format: str | None = None, *,
-    base: ModelConfig | None = None, fields: Mapping[str, Any] | None = None, rgb: bool = False,
-) -> Imported:  # fmt: skip
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    base: ModelConfig | None = None,
+    fields: Mapping[str, Any] | None = None,
+    rgb: bool = False,
+) -> Imported:
     """Read a model of another project, or a training run of our own.
 
     Args:

@@ -49,8 +49,10 @@ def load_checkpoint(
                 raise
             print(f"{error}, trying the one before", file=sys.stderr)
     if (path / "model.safetensors").exists():
-        raise InputError(f"{path}: holds no checkpoint of a training run; its model.safetensors is "
-                         "a model file already")  # fmt: skip
+        raise InputError(
+            f"{path}: holds no checkpoint of a training run; its model.safetensors is "
+            "a model file already"
+        )
     raise InputError(f"{path}: holds no checkpoint of a training run")
 
 

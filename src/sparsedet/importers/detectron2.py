@@ -33,8 +33,12 @@ from .containers import open_source
 from .tensor_source import Imported, Source, count_blocks, settle
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_STAGES = (r"backbone\.res2\.(\d+)\.", r"backbone\.res3\.(\d+)\.", r"backbone\.res4\.(\d+)\.",
-           r"roi_heads\.res5\.(\d+)\.")  # fmt: skip
+_STAGES = (
+    r"backbone\.res2\.(\d+)\.",
+    r"backbone\.res3\.(\d+)\.",
+    r"backbone\.res4\.(\d+)\.",
+    r"roi_heads\.res5\.(\d+)\.",
+)
 _NAMES = {
     "rpn.conv": "proposal_generator.rpn_head.conv",
     "rpn.objectness": "proposal_generator.rpn_head.objectness_logits",
@@ -46,9 +50,11 @@ _ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 
 
 def load_detectron2(
-    path: str | os.PathLike[str], base: ModelConfig | None = None,
-    fields: Mapping[str, Any] | None = None, rgb: bool = False,
-) -> Imported:  # fmt: skip
+    path: str | os.PathLike[str],
+    base: ModelConfig | None = None,
+    fields: Mapping[str, Any] | None = None,
+    rgb: bool = False,
+) -> Imported:
     """Read a checkpoint.
 
     Args:
@@ -64,8 +70,9 @@ def load_detectron2(
     if base is None:
         usual, base = preset("r101-c4"), preset("r101-c4-detectron2")
         if rgb:
-            base = replace(base, stride_in="conv2", pixel_mean=usual.pixel_mean,
-                           pixel_std=usual.pixel_std)  # fmt: skip
+            base = replace(
+                base, stride_in="conv2", pixel_mean=usual.pixel_mean, pixel_std=usual.pixel_std
+            )
     config, notes = _config(source, base, fields or {}, rgb)
     tensors: dict[str, Any] = {}
     for layer in build_network(config).weighted:
@@ -85,9 +92,13 @@ def load_detectron2(
         else:
             tensors[f"{layer.name}.bias"] = source.take(f"{name}.bias", (layer.out_channels,))
     source.ignore(
-        r"optimizer\..*", r"scheduler\..*", r"trainer\..*", r".*_momentum",
-        r".*\.num_batches_tracked", r"roi_heads\.mask_head\..*",
-    )  # fmt: skip
+        r"optimizer\..*",
+        r"scheduler\..*",
+        r"trainer\..*",
+        r".*_momentum",
+        r".*\.num_batches_tracked",
+        r"roi_heads\.mask_head\..*",
+    )
     ignored = source.finish(config.name)
     if rgb:
         stem = tensors["stem.conv.weight"]

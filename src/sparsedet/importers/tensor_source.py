@@ -165,9 +165,12 @@ def count_blocks(names: Iterable[str], patterns: Iterable[str]) -> tuple[int, in
 
 
 def settle(
-    source: Source, base: ModelConfig, read: Mapping[str, Any], classes: int,
+    source: Source,
+    base: ModelConfig,
+    read: Mapping[str, Any],
+    classes: int,
     fields: Mapping[str, Any],
-) -> ModelConfig:  # fmt: skip
+) -> ModelConfig:
     """The configuration: `base`, over it what the source says, over that what the user says.
 
     Args:

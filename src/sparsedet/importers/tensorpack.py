@@ -27,19 +27,28 @@ from ..model.presets import preset
 from .containers import open_source
 from .tensor_source import Imported, Source, count_blocks, settle
 
-_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean/EMA",
-         "running_var": "variance/EMA"}  # fmt: skip
+_NORM = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "mean/EMA",
+    "running_var": "variance/EMA",
+}
 _STAGES = tuple(rf"group{n}/block(\d+)/" for n in range(4))
 _NAMES = {
-    "stem.conv": "conv0", "rpn.conv": "rpn/conv0", "rpn.objectness": "rpn/class",
-    "rpn.deltas": "rpn/box", "box.logits": "fastrcnn/class", "box.deltas": "fastrcnn/box",
-}  # fmt: skip
+    "stem.conv": "conv0",
+    "rpn.conv": "rpn/conv0",
+    "rpn.objectness": "rpn/class",
+    "rpn.deltas": "rpn/box",
+    "box.logits": "fastrcnn/class",
+    "box.deltas": "fastrcnn/box",
+}
 
 
 def load_tensorpack(
-    path: str | os.PathLike[str], base: ModelConfig | None = None,
+    path: str | os.PathLike[str],
+    base: ModelConfig | None = None,
     fields: Mapping[str, Any] | None = None,
-) -> Imported:  # fmt: skip
+) -> Imported:
     """Read a model.
 
     Args:
@@ -65,9 +74,12 @@ def load_tensorpack(
         else:
             tensors[f"{layer.name}.bias"] = source.take(f"{name}/b", out)
     source.ignore(
-        r"maskrcnn/.*", r"global_step", r"learning_rate", r"(EMA|AccumGrad|apply_gradients)/.*",
+        r"maskrcnn/.*",
+        r"global_step",
+        r"learning_rate",
+        r"(EMA|AccumGrad|apply_gradients)/.*",
         r".*/(Momentum|AccumGrad|Adam(_1)?|RMSProp(_1)?|Adagrad)",
-    )  # fmt: skip
+    )
     ignored = source.finish(config.name)
     notes = (
         f"its file states no settings: taken as strides in {config.stride_in}, stem padded by "

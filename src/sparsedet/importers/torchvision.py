@@ -83,8 +83,9 @@ def _check_conventions(path: str | os.PathLike[str], config: ModelConfig) -> Non
             "first 1x1; use r101-c4 or r50-c4"
         )
     for field, ours, theirs in (
-        ("pixel_mean", config.pixel_mean, MEAN), ("pixel_std", config.pixel_std, STD),
-    ):  # fmt: skip
+        ("pixel_mean", config.pixel_mean, MEAN),
+        ("pixel_std", config.pixel_std, STD),
+    ):
         if not np.allclose(ours, theirs, atol=1e-2):
             raise InputError(
                 f"{path}: torchvision's ResNet needs {field} "

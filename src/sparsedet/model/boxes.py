@@ -57,8 +57,14 @@ def legacy_cell_anchors(
         height = np.round(width * ratio)
         for size in sizes:
             w, h = width * size / stride, height * size / stride
-            rows.append((centre - (w - 1) / 2, centre - (h - 1) / 2,
-                         centre + (w - 1) / 2 + 1, centre + (h - 1) / 2 + 1))  # fmt: skip
+            rows.append(
+                (
+                    centre - (w - 1) / 2,
+                    centre - (h - 1) / 2,
+                    centre + (w - 1) / 2 + 1,
+                    centre + (h - 1) / 2 + 1,
+                )
+            )
     return np.asarray(rows, dtype=np.float32)
 
 

@@ -27,11 +27,20 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
     sizes = {"canvas": size}
 
     def add(
-        name: str, part: Part, source: str, out: int, kernel: int, stride: int = 1,
-        padding: tuple[int, int] = (0, 0), *, relu: bool = False, residual: str | None = None,
-        kind: Literal["conv", "linear", "maxpool"] = "conv", norm: bool = False,
+        name: str,
+        part: Part,
+        source: str,
+        out: int,
+        kernel: int,
+        stride: int = 1,
+        padding: tuple[int, int] = (0, 0),
+        *,
+        relu: bool = False,
+        residual: str | None = None,
+        kind: Literal["conv", "linear", "maxpool"] = "conv",
+        norm: bool = False,
         prunable: bool = False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         in_h, in_w = sizes[source]
         out_size = (
             output_length(in_h, kernel, stride, padding),
@@ -40,9 +49,24 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
         if min(out_size) < 1:
             raise InputError(f"canvas {size[0]}x{size[1]} is too small: {name} would be empty")
         layers.append(
-            Layer(name, part, source, kind, channels[source], out, kernel, stride, padding, relu,
-                  (in_h, in_w), out_size, residual, norm, prunable)
-        )  # fmt: skip
+            Layer(
+                name,
+                part,
+                source,
+                kind,
+                channels[source],
+                out,
+                kernel,
+                stride,
+                padding,
+                relu,
+                (in_h, in_w),
+                out_size,
+                residual,
+                norm,
+                prunable,
+            )
+        )
         channels[name], sizes[name] = out, out_size
         return name
 
@@ -57,23 +81,78 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
             first, second = (step, 1) if config.stride_in == "conv1" else (1, step)
             conv1_padding = config.stride_conv1_padding if first > 1 else (0, 0)
             conv2_padding = config.stride_conv2_padding if second > 1 else (1, 1)
-            conv1 = add(f"{name}.conv1", part, source, width, 1, first, conv1_padding,
-                        relu=True, norm=True, prunable=True)  # fmt: skip
-            conv2 = add(f"{name}.conv2", part, conv1, width, 3, second, conv2_padding,
-                        relu=True, norm=True, prunable=True)  # fmt: skip
+            conv1 = add(
+                f"{name}.conv1",
+                part,
+                source,
+                width,
+                1,
+                first,
+                conv1_padding,
+                relu=True,
+                norm=True,
+                prunable=True,
+            )
+            conv2 = add(
+                f"{name}.conv2",
+                part,
+                conv1,
+                width,
+                3,
+                second,
+                conv2_padding,
+                relu=True,
+                norm=True,
+                prunable=True,
+            )
             residual = source
             if block == 0:
                 shortcut_padding = config.stride_conv1_padding if step > 1 else (0, 0)
-                residual = add(f"{name}.shortcut", part, source, out, 1, step, shortcut_padding,
-                               norm=True, prunable=True)  # fmt: skip
-            source = add(f"{name}.conv3", part, conv2, out, 1, relu=True, residual=residual,
-                         norm=True, prunable=True)  # fmt: skip
+                residual = add(
+                    f"{name}.shortcut",
+                    part,
+                    source,
+                    out,
+                    1,
+                    step,
+                    shortcut_padding,
+                    norm=True,
+                    prunable=True,
+                )
+            source = add(
+                f"{name}.conv3",
+                part,
+                conv2,
+                out,
+                1,
+                relu=True,
+                residual=residual,
+                norm=True,
+                prunable=True,
+            )
         return source
 
-    stem = add("stem.conv", "backbone", "canvas", config.stem_channels, 7, 2, config.stem_padding,
-               relu=True, norm=True)  # fmt: skip
-    x = add("stem.pool", "backbone", stem, config.stem_channels, 3, 2, config.pool_padding,
-            kind="maxpool")  # fmt: skip
+    stem = add(
+        "stem.conv",
+        "backbone",
+        "canvas",
+        config.stem_channels,
+        7,
+        2,
+        config.stem_padding,
+        relu=True,
+        norm=True,
+    )
+    x = add(
+        "stem.pool",
+        "backbone",
+        stem,
+        config.stem_channels,
+        3,
+        2,
+        config.pool_padding,
+        kind="maxpool",
+    )
     for number, stride in ((2, 1), (3, 2), (4, 2)):
         x = stage(number, "backbone", x, stride)
     feature_size = sizes[x]

@@ -121,8 +121,11 @@ class ModelConfig:
         require(self.background in ("first", "last"), "background", "'first' or 'last'")
         corners = self.roi_sampling == "corners"
         require(corners or self.roi_sampling == "aligned", "roi_sampling", "'aligned' or 'corners'")
-        require(not corners or self.roi_sampling_ratio > 0, "roi_sampling_ratio",
-                "at least 1 with roi_sampling 'corners'")  # fmt: skip
+        require(
+            not corners or self.roi_sampling_ratio > 0,
+            "roi_sampling_ratio",
+            "at least 1 with roi_sampling 'corners'",
+        )
         require(self.anchors_per_cell <= 1000, "anchor_sizes", "at most 1000 anchors a cell")
         for box in self.cell_anchors or ():
             require(box[0] < box[2] and box[1] < box[3], "cell_anchors", "x0 < x1 and y0 < y1")
@@ -131,15 +134,21 @@ class ModelConfig:
         # must have one size for every input.
         require(self.stride_conv1_padding[0] == 0, "stride_conv1_padding", "(0, 0) or (0, -1)")
         total = sum(self.stride_conv1_padding) + 2
-        require(sum(self.stride_conv2_padding) == total, "stride_conv2_padding",
-                f"two numbers of sum {total} beside that stride_conv1_padding")  # fmt: skip
+        require(
+            sum(self.stride_conv2_padding) == total,
+            "stride_conv2_padding",
+            f"two numbers of sum {total} beside that stride_conv1_padding",
+        )
         # Names go to terminals: no control characters.
         require(self.name.isprintable() and self.name != "", "name", "printable text")
         names, ids = self.class_names, self.category_ids
         require(all(n.isprintable() and n for n in names), "class_names", "printable names")
         require(len(set(names)) == len(names) > 0, "class_names", "one name or more, none twice")
-        require(len(set(ids)) == len(ids) == len(names), "category_ids",
-                f"{len(names)} ids, one for each class name, none twice")  # fmt: skip
+        require(
+            len(set(ids)) == len(ids) == len(names),
+            "category_ids",
+            f"{len(names)} ids, one for each class name, none twice",
+        )
 
     @property
     def num_classes(self) -> int:

@@ -90,15 +90,20 @@ def sparsity_report(
     rows = []
     for layer in build_network(config).weighted:
         weights, biases = (
-            tensors.nonzero(name) if isinstance(tensors, StoredTensors)
+            tensors.nonzero(name)
+            if isinstance(tensors, StoredTensors)
             else int(np.count_nonzero(tensors[name]))
             for name in (f"{layer.name}.weight", f"{layer.name}.bias")
-        )  # fmt: skip
+        )
         runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.part == "roi" else 1)
         rows.append(
             LayerSparsity(
-                layer.name, layer.weight_shape, layer.parameters,
-                layer.parameters - weights - biases, layer.weights * runs, weights * runs,
+                layer.name,
+                layer.weight_shape,
+                layer.parameters,
+                layer.parameters - weights - biases,
+                layer.weights * runs,
+                weights * runs,
             )
-        )  # fmt: skip
+        )
     return SparsityReport(tuple(rows), rois)

@@ -164,8 +164,10 @@ class StoredTensors(MutableMapping[str, NDArray[np.float32]]):
     @property
     def largest(self) -> int:
         """Bytes of the largest tensor that is as the file has it."""
-        return max((p.values[1] + (p.mask[1] if p.mask else 0)
-                    for p in self._places.values() if p), default=0)  # fmt: skip
+        return max(
+            (p.values[1] + (p.mask[1] if p.mask else 0) for p in self._places.values() if p),
+            default=0,
+        )
 
     def _read_into(self, buffer: NDArray[np.uint8], place: Place) -> list[NDArray[np.uint8]]:
         data: list[Any] = []  # arrays: mypy does not know that they are buffers

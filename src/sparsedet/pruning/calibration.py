@@ -97,9 +97,14 @@ def calibration_canvas(photo: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
 
 @torch.no_grad()
 def dense_outputs(
-    model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], *, held_out: int,
-    seed: int = 0, note: Callable[[str], None] | None = None,
-) -> DenseOutputs:  # fmt: skip
+    model: FasterRCNN,
+    canvases: Sequence[Tensor],
+    layers: Sequence[str],
+    *,
+    held_out: int,
+    seed: int = 0,
+    note: Callable[[str], None] | None = None,
+) -> DenseOutputs:
     """The first walk; arguments as `layer_inputs` takes them, and:
 
     Args:
@@ -145,9 +150,15 @@ def dense_outputs(
 
 @torch.no_grad()
 def layer_inputs(
-    model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], dense: DenseOutputs, *,
-    held_out: int, hessians: bool = True, seed: int = 0,
-) -> Iterator[LayerInputs]:  # fmt: skip
+    model: FasterRCNN,
+    canvases: Sequence[Tensor],
+    layers: Sequence[str],
+    dense: DenseOutputs,
+    *,
+    held_out: int,
+    hessians: bool = True,
+    seed: int = 0,
+) -> Iterator[LayerInputs]:
     """Inputs of each layer of `layers`, in the order of the network.
 
     Args:
@@ -163,8 +174,16 @@ def layer_inputs(
     """
     for layer, states in _walk(model, canvases, layers, dense.regions):
         conv = model.layers[layer.name]
-        yield _gather(layer, to_matrix(conv.weight), states, dense.outputs.pop(layer.name),
-                      dense.sizes[layer.name], held_out, hessians, seed)  # fmt: skip
+        yield _gather(
+            layer,
+            to_matrix(conv.weight),
+            states,
+            dense.outputs.pop(layer.name),
+            dense.sizes[layer.name],
+            held_out,
+            hessians,
+            seed,
+        )
 
 
 def _walk(
@@ -182,8 +201,10 @@ def _walk(
     for index, layer in enumerate(table[: last + 1]):
         if layer.source == "rois" and "rois" not in states[0]:
             if not regions:
-                regions += [_regions(model, state, canvas)
-                            for state, canvas in zip(states, canvases, strict=True)]  # fmt: skip
+                regions += [
+                    _regions(model, state, canvas)
+                    for state, canvas in zip(states, canvases, strict=True)
+                ]
             for state, boxes in zip(states, regions, strict=True):
                 features = state[model.network.features].float()
                 state["rois"] = _store("rois", model.roi_features(features, [boxes]))
@@ -217,8 +238,9 @@ def _store(name: str, value: Tensor) -> Tensor:
     form = torch.channels_last if value.dim() == 4 else torch.contiguous_format
     half = value.to(torch.float16, memory_format=form)
     if not torch.isfinite(half).all():
-        raise InputError(f"activations of {name} leave float16's range: this model cannot be "
-                         "calibrated")  # fmt: skip
+        raise InputError(
+            f"activations of {name} leave float16's range: this model cannot be calibrated"
+        )
     return half
 
 
@@ -236,9 +258,15 @@ def _regions(model: FasterRCNN, state: dict[str, Tensor], canvas: Tensor) -> Ten
 
 
 def _gather(
-    layer: Layer, matrix: Tensor, states: list[dict[str, Tensor]], dense: list[Tensor],
-    size: float, held_out: int, hessian: bool, seed: int,
-) -> LayerInputs:  # fmt: skip
+    layer: Layer,
+    matrix: Tensor,
+    states: list[dict[str, Tensor]],
+    dense: list[Tensor],
+    size: float,
+    held_out: int,
+    hessian: bool,
+    seed: int,
+) -> LayerInputs:
     """Sample a layer's inputs on all photographs, and what is missing in its outputs.
 
     Args:
@@ -280,9 +308,15 @@ def _gather(
         moments.addr_(sums, shift, alpha=-1)
         pull.addr_(sums, missing, alpha=-1)
     return LayerInputs(
-        layer.name, centre + shift, missing, moments if hessian else None,
-        pull if hessian else None, torch.cat(unseen), torch.cat(unseen_lack), size,
-    )  # fmt: skip
+        layer.name,
+        centre + shift,
+        missing,
+        moments if hessian else None,
+        pull if hessian else None,
+        torch.cat(unseen),
+        torch.cat(unseen_lack),
+        size,
+    )
 
 
 Place = tuple[Tensor, Tensor, Tensor]
@@ -310,8 +344,9 @@ def _counts(layer: Layer, photographs: int, held_out: int) -> list[int]:
 
 def places(layer: Layer, x: Tensor, count: int, generator: torch.Generator) -> Place:
     """`count` random output positions of a layer (all, if it has fewer) on input [B, C, H, W]."""
-    rows, columns = ((n + sum(layer.padding) - layer.kernel) // layer.stride + 1
-                     for n in x.shape[2:])  # fmt: skip
+    rows, columns = (
+        (n + sum(layer.padding) - layer.kernel) // layer.stride + 1 for n in x.shape[2:]
+    )
     chosen = torch.randperm(len(x) * rows * columns, generator=generator)[:count]
     image, place = chosen // (rows * columns), chosen % (rows * columns)
     return image, place // columns, place % columns

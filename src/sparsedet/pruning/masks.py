@@ -154,9 +154,13 @@ class GradualPruner(Masks):
     """
 
     def __init__(
-        self, model: FasterRCNN, schedule: CubicSchedule, allocation: Allocation = "uniform",
-        exclude: Sequence[str] = (), pattern: Pattern = "unstructured",
-    ) -> None:  # fmt: skip
+        self,
+        model: FasterRCNN,
+        schedule: CubicSchedule,
+        allocation: Allocation = "uniform",
+        exclude: Sequence[str] = (),
+        pattern: Pattern = "unstructured",
+    ) -> None:
         super().__init__(model, exclude)
         self.schedule, self.allocation, self.pattern = schedule, allocation, pattern
         for name in self.layers:
@@ -164,8 +168,10 @@ class GradualPruner(Masks):
         uniform_zeros(model.network, self.layers, schedule.final)  # refuses the impossible now
         most = half_of(model.network, self.layers)
         if pattern == "2:4" and schedule.final > most:
-            raise InputError(f"sparsity is {schedule.final:.3f}, but pattern 2:4 in all pruned "
-                             f"layers makes {most:.3f}")  # fmt: skip
+            raise InputError(
+                f"sparsity is {schedule.final:.3f}, but pattern 2:4 in all pruned "
+                f"layers makes {most:.3f}"
+            )
         self.felt: tuple[str, ...] = ()  # ranked by what the loss feels
         if allocation == "sensitivity":
             weights = {name: model.layers[name].weight for name in self.layers}

@@ -71,16 +71,21 @@ class OneShot:
         if self.allocation is None:
             fits = self.method == "reconstruct" and self.pattern != "2:4"
             object.__setattr__(self, "allocation", "sensitivity" if fits else "uniform")
-        for field, choices in (("method", get_args(Method)), ("pattern", PATTERNS),
-                               ("allocation", get_args(Allocation))):  # fmt: skip
+        for field, choices in (
+            ("method", get_args(Method)),
+            ("pattern", PATTERNS),
+            ("allocation", get_args(Allocation)),
+        ):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field} is {getattr(self, field)!r}, expected one of {choices}")
         if self.pattern == "2:4":
             if self.sparsity is not None:
                 raise InputError("pattern 2:4 makes half of each layer zero: give no sparsity")
             if self.allocation != "uniform":
-                raise InputError(f"allocation is {self.allocation!r}, expected 'uniform' with "
-                                 "pattern 2:4, which makes half of each layer zero")  # fmt: skip
+                raise InputError(
+                    f"allocation is {self.allocation!r}, expected 'uniform' with "
+                    "pattern 2:4, which makes half of each layer zero"
+                )
         elif self.sparsity is None or not 0 < self.sparsity < 1:
             raise InputError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
 
@@ -101,9 +106,12 @@ def pruned_layers(network: Network, settings: OneShot) -> tuple[str, ...]:
 
 
 def plan_zeros(
-    network: Network, weights: Mapping[str, Tensor], settings: OneShot,
-    importance: Mapping[str, Tensor] | None = None, variances: Mapping[str, Tensor] | None = None,
-) -> dict[str, int]:  # fmt: skip
+    network: Network,
+    weights: Mapping[str, Tensor],
+    settings: OneShot,
+    importance: Mapping[str, Tensor] | None = None,
+    variances: Mapping[str, Tensor] | None = None,
+) -> dict[str, int]:
     """Zeros of each pruned layer.
 
     Args:
@@ -138,9 +146,13 @@ def plan_zeros(
 
 @torch.no_grad()
 def prune_once(
-    model: FasterRCNN, canvases: Sequence[Tensor], settings: OneShot, *, held_out: int,
+    model: FasterRCNN,
+    canvases: Sequence[Tensor],
+    settings: OneShot,
+    *,
+    held_out: int,
     progress: Callable[[int, int, str], None] | None = None,
-) -> PruningReport:  # fmt: skip
+) -> PruningReport:
     """Prune a model in place.
 
     Args:
@@ -153,8 +165,10 @@ def prune_once(
         InputError: the target is impossible, or the photographs cannot be used.
     """
     if not 1 <= held_out < len(canvases):
-        raise InputError(f"{len(canvases)} calibration photographs, {held_out} of them held out: "
-                         "expected at least 1 of each kind")  # fmt: skip
+        raise InputError(
+            f"{len(canvases)} calibration photographs, {held_out} of them held out: "
+            "expected at least 1 of each kind"
+        )
     weights = {name: conv.weight for name, conv in model.layers.items()}
     names = pruned_layers(model.network, settings)
     seen: Sequence[Tensor] = ()
@@ -172,19 +186,30 @@ def prune_once(
     dense = dense_outputs(model, canvases, names, held_out=held_out, seed=settings.seed, note=note)
     zeros = plan_zeros(model.network, weights, settings, importance, dense.variances)
     inputs_of_all = layer_inputs(
-        model, canvases, names, dense, held_out=held_out,
-        hessians=settings.method == "reconstruct", seed=settings.seed,
-    )  # fmt: skip
+        model,
+        canvases,
+        names,
+        dense,
+        held_out=held_out,
+        hessians=settings.method == "reconstruct",
+        seed=settings.seed,
+    )
     rows = []
     for inputs in inputs_of_all:
         note(f"pruning {inputs.name}")
         rows.append(
-            _prune_layer(model.layers[inputs.name], inputs, zeros[inputs.name], settings,
-                         importance.get(inputs.name))
-        )  # fmt: skip
+            _prune_layer(
+                model.layers[inputs.name],
+                inputs,
+                zeros[inputs.name],
+                settings,
+                importance.get(inputs.name),
+            )
+        )
     total = sum(int((p == 0).sum()) for p in model.parameters())
-    return PruningReport(settings.method, settings.pattern, tuple(rows),
-                         model.network.parameters, total)  # fmt: skip
+    return PruningReport(
+        settings.method, settings.pattern, tuple(rows), model.network.parameters, total
+    )
 
 
 def _prune_layer(
@@ -199,8 +224,9 @@ def _prune_layer(
     else:
         if importance is not None:
             importance = importance + EVEN * importance.mean() if importance.any() else None
-        after = reconstruct(before, inputs.hessian, zeros, settings.pattern, pull=inputs.pull,
-                            importance=importance)  # fmt: skip
+        after = reconstruct(
+            before, inputs.hessian, zeros, settings.pattern, pull=inputs.pull, importance=importance
+        )
     error = output_error(before, after, inputs)
     size_error = error if after is by_size else output_error(before, by_size, inputs)
     conv.bias += inputs.missing + (before - after) @ inputs.mean

@@ -40,10 +40,17 @@ REFITS = 20
 
 
 def reconstruct(
-    weight: Tensor, hessian: Tensor, zeros: int, pattern: Pattern = "unstructured",
-    *, pull: Tensor | None = None, importance: Tensor | None = None, damping: float = 0.01,
-    block: int = BLOCK, refits: int = REFITS,
-) -> Tensor:  # fmt: skip
+    weight: Tensor,
+    hessian: Tensor,
+    zeros: int,
+    pattern: Pattern = "unstructured",
+    *,
+    pull: Tensor | None = None,
+    importance: Tensor | None = None,
+    damping: float = 0.01,
+    block: int = BLOCK,
+    refits: int = REFITS,
+) -> Tensor:
     """Prune a weight matrix and adapt what is left.
 
     Args:

@@ -63,8 +63,10 @@ class PruningReport:
             f"{row.magnitude_error:>11.3f}"
             for row in self.layers
         ]
-        lines.append(f"{self.zeros:,} of {self.parameters:,} parameters are zero "
-                     f"({100 * self.sparsity:.2f} %): {self.method}, {self.pattern}")  # fmt: skip
+        lines.append(
+            f"{self.zeros:,} of {self.parameters:,} parameters are zero "
+            f"({100 * self.sparsity:.2f} %): {self.method}, {self.pattern}"
+        )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

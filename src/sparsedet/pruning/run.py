@@ -29,10 +29,15 @@ _MAKING = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap
 
 
 def prune_files(
-    model: Path, images: Path, output: Path, settings: OneShot, *, photographs: int = 128,
+    model: Path,
+    images: Path,
+    output: Path,
+    settings: OneShot,
+    *,
+    photographs: int = 128,
     progress: Callable[[int, int, str], None] | None = None,
     load: Callable[[Path], ModelFile] = load_model,
-) -> PruningReport:  # fmt: skip
+) -> PruningReport:
     """Prune a model file and write what came of it.
 
     Args:
@@ -57,8 +62,9 @@ def prune_files(
         raise InputError(f"{images}: is no folder of photographs")
     found = sorted(p for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
     if len(found) < photographs:
-        raise InputError(f"{images}: {len(found)} photographs, {photographs} are needed "
-                         "(--calibration-photos)")  # fmt: skip
+        raise InputError(
+            f"{images}: {len(found)} photographs, {photographs} are needed (--calibration-photos)"
+        )
     paths = random.Random(settings.seed).sample(found, photographs)
     file = load(model)
     network = FasterRCNN(file.config)

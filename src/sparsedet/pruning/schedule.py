@@ -144,5 +144,7 @@ def erk_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[
         if not full:
             break
         dense |= full
-    return {name: 0 if name in dense else min(count, math.ceil(count - factor * raw[name]))
-            for name, count in weights.items()}  # fmt: skip
+    return {
+        name: 0 if name in dense else min(count, math.ceil(count - factor * raw[name]))
+        for name, count in weights.items()
+    }

@@ -29,9 +29,12 @@ REGIONS = 32
 
 
 def output_importance(
-    model: FasterRCNN, canvases: Sequence[Tensor], *, seed: int = 0,
+    model: FasterRCNN,
+    canvases: Sequence[Tensor],
+    *,
+    seed: int = 0,
     note: Callable[[str], None] | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Curvature of the predictions' divergence along each output channel of each layer.
 
     Args:

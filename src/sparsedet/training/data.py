@@ -124,9 +124,12 @@ def load_sample(
         resized = resized[:, ::-1]
         boxes[:, [0, 2]] = at.dst_width - boxes[:, [2, 0]]
     target = Target(
-        torch.from_numpy(boxes), torch.from_numpy(image.labels[real]),
-        at.dst_height, at.dst_width, rng.getrandbits(48),
-    )  # fmt: skip
+        torch.from_numpy(boxes),
+        torch.from_numpy(image.labels[real]),
+        at.dst_height,
+        at.dst_width,
+        rng.getrandbits(48),
+    )
     return resized, target
 
 
@@ -151,9 +154,14 @@ class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     """
 
     def __init__(
-        self, dataset: CocoDataset, config: ModelConfig, recipe: Recipe, start: int,
-        rank: int = 0, world: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        dataset: CocoDataset,
+        config: ModelConfig,
+        recipe: Recipe,
+        start: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.dataset, self.config, self.recipe, self.start = dataset, config, recipe, start
         self.rank, self.world = rank, world
 

@@ -31,8 +31,16 @@ from ..model.config import ModelConfig
 from ..torch_model import FasterRCNN
 from .recipe import Recipe
 
-SAME = ("class_names", "background", "anchor_sizes", "anchor_ratios", "anchor_stride",
-        "anchor_offset", "cell_anchors", "roi_size")  # fmt: skip
+SAME = (
+    "class_names",
+    "background",
+    "anchor_sizes",
+    "anchor_ratios",
+    "anchor_stride",
+    "anchor_offset",
+    "cell_anchors",
+    "roi_size",
+)
 """What outputs mean the same by; the channels of the stride-16 map come on top."""
 
 
@@ -65,8 +73,10 @@ class Teacher:
                 raise InputError(f"teacher {self.name}: {field} is {mine}, the student's {theirs}")
         mine, theirs = own.stage_channels[2], student.stage_channels[2]
         if mine != theirs:
-            raise InputError(f"teacher {self.name}: its stride-16 map has {mine} channels, the "
-                             f"student's {theirs}")  # fmt: skip
+            raise InputError(
+                f"teacher {self.name}: its stride-16 map has {mine} channels, the "
+                f"student's {theirs}"
+            )
 
 
 LOSSES = ("distill_class", "distill_rpn", "distill_features")
@@ -102,8 +112,11 @@ def check_resumed(path: Path, before: str, now: Teacher | None) -> None:
         return
     if now and before:
         raise InputError(f"{path}: its run learns from another teacher than {now.name}")
-    raise InputError(f"{path}: its run has no teacher" if now else
-                     f"{path}: its run learns from a teacher: give it again")  # fmt: skip
+    raise InputError(
+        f"{path}: its run has no teacher"
+        if now
+        else f"{path}: its run learns from a teacher: give it again"
+    )
 
 
 def weights(recipe: Recipe) -> dict[str, float]:
@@ -112,9 +125,15 @@ def weights(recipe: Recipe) -> dict[str, float]:
 
 
 def distillation(
-    teacher: Teacher, recipe: Recipe, canvas: Tensor, extents: list[tuple[int, int]],
-    features: Tensor, objectness: Tensor, rois: list[Tensor], class_logits: Tensor,
-) -> dict[str, Tensor]:  # fmt: skip
+    teacher: Teacher,
+    recipe: Recipe,
+    canvas: Tensor,
+    extents: list[tuple[int, int]],
+    features: Tensor,
+    objectness: Tensor,
+    rois: list[Tensor],
+    class_logits: Tensor,
+) -> dict[str, Tensor]:
     """The losses of `weights`, weighted.
 
     Args:

@@ -65,14 +65,17 @@ class Ranks:
 @contextmanager
 def session() -> Iterator[Ranks]:
     """Join the other processes, if torchrun started any; take a GPU where there are some."""
-    world, rank = (int(os.environ.get(key, default)) for key, default in
-                   (("WORLD_SIZE", 1), ("RANK", 0)))  # fmt: skip
+    world, rank = (
+        int(os.environ.get(key, default)) for key, default in (("WORLD_SIZE", 1), ("RANK", 0))
+    )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
-            raise InputError(f"process {local + 1} of this machine has no GPU: there are "
-                             f"{torch.cuda.device_count()}, start as many processes")  # fmt: skip
+            raise InputError(
+                f"process {local + 1} of this machine has no GPU: there are "
+                f"{torch.cuda.device_count()}, start as many processes"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if world == 1:

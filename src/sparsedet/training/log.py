@@ -46,10 +46,15 @@ class Log:
             _take_back(folder / name, first)
         self.pending: list[dict[str, float]] = []
         self.bar = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
             disable=not sys.stdout.isatty(),
-        )  # fmt: skip
+        )
         self.task = self.bar.add_task("", total=recipe.steps, completed=first)
         self.board = self._tensorboard()
         self.bar.start()
@@ -83,8 +88,14 @@ class Log:
         means = {k: float(np.mean([v[k] for v in self.pending])) for k in values}
         self.pending.clear()
         seconds = (time.monotonic() - self.began) / max(step - self.first, 1)
-        line = {"step": step, "loss": sum(means.values()), **means, "rate": rate,
-                "sparsity": sparsity, "seconds": seconds}  # fmt: skip
+        line = {
+            "step": step,
+            "loss": sum(means.values()),
+            **means,
+            "rate": rate,
+            "sparsity": sparsity,
+            "seconds": seconds,
+        }
         _append(self.folder / METRICS, json.dumps(line))
         self._scalars(step, line)
         text = f"loss {line['loss']:.3f}  sparsity {sparsity:.3f}  {seconds:.2f} s/step"
@@ -92,8 +103,11 @@ class Log:
         if self.bar.disable:
             parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
             minutes = seconds * (self.recipe.steps - step) / 60
-            print(f"step {step}/{self.recipe.steps}  {text}  {parts}  rate {rate:.2e}  "
-                  f"{minutes:.0f} min left", flush=True)  # fmt: skip
+            print(
+                f"step {step}/{self.recipe.steps}  {text}  {parts}  rate {rate:.2e}  "
+                f"{minutes:.0f} min left",
+                flush=True,
+            )
 
     def add_validation(self, step: int, stats: dict[str, float]) -> None:
         """After a validation: the COCO figures."""

@@ -101,9 +101,13 @@ def box_loss(found: Tensor, wanted: Tensor, beta: float, weight: Tensor | float 
 
 
 def rpn_losses(
-    model: FasterRCNN, recipe: Recipe, logits: Tensor, deltas: Tensor, anchors: Tensor,
+    model: FasterRCNN,
+    recipe: Recipe,
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
     targets: list[Target],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Objectness and box loss of the proposal network, mean over images.
 
     Args:
@@ -151,9 +155,13 @@ def sample_regions(
 
 
 def roi_losses(
-    model: FasterRCNN, recipe: Recipe, logits: Tensor, deltas: Tensor, labels: list[Tensor],
+    model: FasterRCNN,
+    recipe: Recipe,
+    logits: Tensor,
+    deltas: Tensor,
+    labels: list[Tensor],
     wanted: list[Tensor],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Classification and box loss of the head: mean over an image's regions, then over images.
 
     Every image counts alike, as with Detectron2's one image a process, so that a batch gives
@@ -166,8 +174,9 @@ def roi_losses(
     """
     config = model.config
     label = torch.cat(labels)
-    weight = torch.cat([logits.new_full((len(x),), 1 / (max(len(x), 1) * len(labels)))
-                        for x in labels])  # fmt: skip
+    weight = torch.cat(
+        [logits.new_full((len(x),), 1 / (max(len(x), 1) * len(labels))) for x in labels]
+    )
     # Labels are 1..K with 0 for background; columns follow the configuration's class order.
     column = label if config.background == "first" else (label - 1) % (config.num_classes + 1)
     classification = (weight * F.cross_entropy(logits, column, reduction="none")).sum()
@@ -179,9 +188,12 @@ def roi_losses(
 
 
 def losses(
-    model: FasterRCNN, recipe: Recipe, canvas: Tensor, targets: list[Target],
+    model: FasterRCNN,
+    recipe: Recipe,
+    canvas: Tensor,
+    targets: list[Target],
     teacher: Teacher | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """All losses of a batch.
 
     Args:
@@ -198,17 +210,26 @@ def losses(
     rois, labels, wanted = [], [], []
     for i, target in enumerate(targets):
         proposals = model.proposals(
-            logits[i].detach(), deltas[i].detach(), anchors, target.height, target.width,
-            recipe.rpn_pre_nms, recipe.rpn_post_nms,
-        )  # fmt: skip
+            logits[i].detach(),
+            deltas[i].detach(),
+            anchors,
+            target.height,
+            target.width,
+            recipe.rpn_pre_nms,
+            recipe.rpn_post_nms,
+        )
         boxes, label, delta = sample_regions(recipe, proposals, target, model.config.box_weights)
         rois.append(boxes)
         labels.append(label)
         wanted.append(delta)
     class_logits, class_deltas = model.regions(features, rois)
     roi_class, roi_box = roi_losses(model, recipe, class_logits, class_deltas, labels, wanted)
-    found = {"rpn_objectness": rpn_objectness, "rpn_box": rpn_box,
-             "roi_class": roi_class, "roi_box": roi_box}  # fmt: skip
+    found = {
+        "rpn_objectness": rpn_objectness,
+        "rpn_box": rpn_box,
+        "roi_class": roi_class,
+        "roi_box": roi_box,
+    }
     if teacher is not None:
         extents = [(target.height, target.width) for target in targets]
         found |= distillation(

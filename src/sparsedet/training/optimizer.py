@@ -54,6 +54,7 @@ def make_masks(model: FasterRCNN, recipe: Recipe) -> Masks | None:
     final = recipe.sparsity
     if recipe.pattern == "2:4":
         final = half_of(model.network, prunable_layers(model.network, recipe.exclude))
-    schedule = CubicSchedule(final=final, begin=recipe.prune_begin, end=recipe.prune_end,
-                             every=recipe.prune_every)  # fmt: skip
+    schedule = CubicSchedule(
+        final=final, begin=recipe.prune_begin, end=recipe.prune_end, every=recipe.prune_every
+    )
     return GradualPruner(model, schedule, recipe.allocation, recipe.exclude, recipe.pattern)

@@ -8,8 +8,16 @@ from pathlib import Path
 from ..files import write_atomic
 from .log import METRICS, VALIDATION, read_lines
 
-LOSSES = ("loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box",
-          "distill_class", "distill_rpn", "distill_features")  # fmt: skip
+LOSSES = (
+    "loss",
+    "rpn_objectness",
+    "rpn_box",
+    "roi_class",
+    "roi_box",
+    "distill_class",
+    "distill_rpn",
+    "distill_features",
+)
 
 
 def plot_run(folder: Path) -> str | None:
@@ -36,8 +44,12 @@ def plot_run(folder: Path) -> str | None:
         if validations:
             right = axes.twinx()
             right.set_ylabel("AP of the held-out split")
-            right.plot([line["step"] for line in validations],
-                       [line["AP"] for line in validations], "k.--", label="AP")  # fmt: skip
+            right.plot(
+                [line["step"] for line in validations],
+                [line["AP"] for line in validations],
+                "k.--",
+                label="AP",
+            )
             right.legend(loc="upper right")
         axes.legend(loc="upper left")
         axes.grid(alpha=0.3)

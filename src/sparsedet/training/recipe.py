@@ -105,38 +105,64 @@ class Recipe:
         require(self.momentum < 1, "momentum", "less than 1")
         require(self.sparsity < 1, "sparsity", "less than 1")
         require(self.optimizer in ("sgd", "adamw"), "optimizer", "'sgd' or 'adamw'")
-        require(self.decay in ("cosine", "step", "constant"), "decay",
-                "'cosine', 'step' or 'constant'")  # fmt: skip
-        require(self.allocation in get_args(Allocation), "allocation",
-                "'uniform', 'global', 'erk' or 'sensitivity'")  # fmt: skip
+        require(
+            self.decay in ("cosine", "step", "constant"), "decay", "'cosine', 'step' or 'constant'"
+        )
+        require(
+            self.allocation in get_args(Allocation),
+            "allocation",
+            "'uniform', 'global', 'erk' or 'sensitivity'",
+        )
         require(self.amp in ("off", "bf16", "fp16"), "amp", "'off', 'bf16' or 'fp16'")
         require(self.batch % self.accumulate == 0, "accumulate", f"a divisor of batch {self.batch}")
-        require(list(self.milestones) == sorted(set(self.milestones)), "milestones",
-                "ascending steps")  # fmt: skip
-        require(not self.milestones or self.decay == "step", "milestones",
-                f"none with decay {self.decay!r}")  # fmt: skip
+        require(
+            list(self.milestones) == sorted(set(self.milestones)), "milestones", "ascending steps"
+        )
+        require(
+            not self.milestones or self.decay == "step",
+            "milestones",
+            f"none with decay {self.decay!r}",
+        )
         require(self.ema < 1, "ema", "less than 1")
         require(self.scale_low <= self.scale_high, "scale_low", f"at most {self.scale_high}")
-        require(not self.short_sides or self.scale_low == self.scale_high == 1, "short_sides",
-                "none beside scale_low and scale_high")  # fmt: skip
-        require(max(self.short_sides, default=0) <= self.long_side, "long_side",
-                "at least the largest of short_sides")  # fmt: skip
+        require(
+            not self.short_sides or self.scale_low == self.scale_high == 1,
+            "short_sides",
+            "none beside scale_low and scale_high",
+        )
+        require(
+            max(self.short_sides, default=0) <= self.long_side,
+            "long_side",
+            "at least the largest of short_sides",
+        )
         require(self.val_fraction < 1, "val_fraction", "less than 1")
         require(not self.patience or self.val_fraction > 0, "patience", "0 without val_fraction")
         require(self.pattern in PATTERNS, "pattern", "'unstructured', '1x4' or '2:4'")
         if self.pattern == "2:4":
-            require(self.sparsity == 0, "sparsity",
-                    "0 with pattern 2:4, which makes half of each layer zero")  # fmt: skip
-            require(self.allocation == "uniform", "allocation",
-                    "'uniform' with pattern 2:4, which makes half of each layer zero")  # fmt: skip
+            require(
+                self.sparsity == 0,
+                "sparsity",
+                "0 with pattern 2:4, which makes half of each layer zero",
+            )
+            require(
+                self.allocation == "uniform",
+                "allocation",
+                "'uniform' with pattern 2:4, which makes half of each layer zero",
+            )
         elif self.pattern != "unstructured":
             require(self.sparsity > 0, "pattern", "'unstructured' where sparsity is 0")
-        require(not (self.keep_zeros and self.prunes), "keep_zeros",
-                "False where zeros are made, by sparsity or pattern")  # fmt: skip
+        require(
+            not (self.keep_zeros and self.prunes),
+            "keep_zeros",
+            "False where zeros are made, by sparsity or pattern",
+        )
         if self.prunes:
             # The last zeros appear before step `prune_end`, counted from 0: it has to exist.
-            require(self.prune_begin < self.prune_end < self.steps, "prune_end",
-                    f"more than {self.prune_begin} and less than {self.steps} steps")  # fmt: skip
+            require(
+                self.prune_begin < self.prune_end < self.steps,
+                "prune_end",
+                f"more than {self.prune_begin} and less than {self.steps} steps",
+            )
 
     @property
     def prunes(self) -> bool:
@@ -225,20 +251,46 @@ HELP = {
 """What each setting is; the command line's help."""
 
 _RANGES: dict[str, tuple[float, float]] = {
-    "steps": (1, 9e6), "batch": (1, 65536), "accumulate": (1, 65536),
-    "reference_batch": (0, 65536), "learning_rate": (0, 1e3), "momentum": (0, 1),
-    "weight_decay": (0, 10), "warmup_steps": (0, 1e9), "milestones": (0, 1e9),
-    "clip_gradient": (0, 1e6), "backbone_rate": (0, 1e3), "freeze_at": (0, 5),
-    "ema": (0, 1), "seed": (0, 2**53), "flip": (0, 1),
-    "scale_low": (0.05, 8), "scale_high": (0.05, 8),
-    "short_sides": (16, 8192), "long_side": (16, 8192), "workers": (0, 256),
-    "rpn_batch": (1, 1e6), "rpn_beta": (0, 1e3), "rpn_pre_nms": (1, 1e6),
-    "rpn_post_nms": (1, 1e6), "roi_batch": (1, 1e6), "roi_positive": (0, 1),
-    "roi_beta": (0, 1e3), "distill_class": (0, 1e6), "distill_rpn": (0, 1e6),
-    "distill_features": (0, 1e6), "distill_temperature": (0.01, 100),
-    "sparsity": (0, 1), "prune_begin": (0, 1e9), "prune_end": (0, 1e9),
-    "prune_every": (1, 1e9), "val_fraction": (0, 1), "val_every": (1, 1e9),
-    "patience": (0, 1e9), "samples": (0, 1000),
-    "checkpoint_minutes": (0, 1e6), "log_every": (1, 1e9),
-}  # fmt: skip
+    "steps": (1, 9e6),
+    "batch": (1, 65536),
+    "accumulate": (1, 65536),
+    "reference_batch": (0, 65536),
+    "learning_rate": (0, 1e3),
+    "momentum": (0, 1),
+    "weight_decay": (0, 10),
+    "warmup_steps": (0, 1e9),
+    "milestones": (0, 1e9),
+    "clip_gradient": (0, 1e6),
+    "backbone_rate": (0, 1e3),
+    "freeze_at": (0, 5),
+    "ema": (0, 1),
+    "seed": (0, 2**53),
+    "flip": (0, 1),
+    "scale_low": (0.05, 8),
+    "scale_high": (0.05, 8),
+    "short_sides": (16, 8192),
+    "long_side": (16, 8192),
+    "workers": (0, 256),
+    "rpn_batch": (1, 1e6),
+    "rpn_beta": (0, 1e3),
+    "rpn_pre_nms": (1, 1e6),
+    "rpn_post_nms": (1, 1e6),
+    "roi_batch": (1, 1e6),
+    "roi_positive": (0, 1),
+    "roi_beta": (0, 1e3),
+    "distill_class": (0, 1e6),
+    "distill_rpn": (0, 1e6),
+    "distill_features": (0, 1e6),
+    "distill_temperature": (0.01, 100),
+    "sparsity": (0, 1),
+    "prune_begin": (0, 1e9),
+    "prune_end": (0, 1e9),
+    "prune_every": (1, 1e9),
+    "val_fraction": (0, 1),
+    "val_every": (1, 1e9),
+    "patience": (0, 1e9),
+    "samples": (0, 1000),
+    "checkpoint_minutes": (0, 1e6),
+    "log_every": (1, 1e9),
+}
 """What every number lies in."""

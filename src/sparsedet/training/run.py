@@ -19,10 +19,17 @@ from .trainer import Trainer
 
 
 def train(
-    recipe: Recipe, annotations: Path, images: Path, output: Path, *, init: Path | None = None,
-    model: str | None = None, teacher: Path | None = None, resume: bool = False,
+    recipe: Recipe,
+    annotations: Path,
+    images: Path,
+    output: Path,
+    *,
+    init: Path | None = None,
+    model: str | None = None,
+    teacher: Path | None = None,
+    resume: bool = False,
     command: Sequence[str] = (),
-) -> bool:  # fmt: skip
+) -> bool:
     """Train, or prune, a model; started by torchrun, together with the other processes.
 
     Args:
@@ -65,8 +72,11 @@ def train(
                 print(f"{init}: {line}")
             if not start and recipe.freeze_at:
                 frozen = f"frozen ones stay so (freeze_at {recipe.freeze_at})"
-                print("sparsedet: warning: without --init all weights begin at random, and the "
-                      + frozen, file=sys.stderr)  # fmt: skip
+                print(
+                    "sparsedet: warning: without --init all weights begin at random, and the "
+                    + frozen,
+                    file=sys.stderr,
+                )
         dataset.require_images()
         initial = start.tensors(config) if start else {}
         if source and source.class_names != config.class_names and not resume:
@@ -77,19 +87,24 @@ def train(
         if init and not resume:
             assert start is not None
             file = weights_file(start.path)
-            origin["init"] = {"name": f"{init.name}/{file.name}" if init.is_dir() else file.name,
-                              "sha256": sha256_of(file)}  # fmt: skip
+            origin["init"] = {
+                "name": f"{init.name}/{file.name}" if init.is_dir() else file.name,
+                "sha256": sha256_of(file),
+            }
         taught_by = load_teacher(teacher) if teacher else None
         if taught_by:
             origin["teacher"] = {"name": Path(taught_by.name).name, "sha256": taught_by.sha256}
-        trainer = Trainer(build_model(config, initial), dataset, recipe, output, ranks, taught_by,
-                          origin)  # fmt: skip
+        trainer = Trainer(
+            build_model(config, initial), dataset, recipe, output, ranks, taught_by, origin
+        )
         if recipe.prunes and not resume and ranks.writes:
             layers = prunable_layers(trainer.model.network, recipe.exclude)
             zeros = sum(int((trainer.model.layers[n].weight == 0).sum()) for n in layers)
             if zeros > 0.1 * trainer.model.network.parameters:
-                print(f"{init}: {zeros:,} weights are zero; they may fill up until the schedule "
-                      "comes to them")  # fmt: skip
+                print(
+                    f"{init}: {zeros:,} weights are zero; they may fill up until the schedule "
+                    "comes to them"
+                )
         check_folder(output, resume)  # on every process, before one of them writes
         if ranks.writes:
             prepare_folder(output, resume)
@@ -104,7 +119,8 @@ def train(
         if not finished:
             print(f"stopped after step {trainer.step} of {recipe.steps}; --resume continues")
             return False
-        path = trainer.save_model({"made_by": "sparsedet", "recipe": recipe.to_dict(),
-                                   "data": annotations.name})  # fmt: skip
+        path = trainer.save_model(
+            {"made_by": "sparsedet", "recipe": recipe.to_dict(), "data": annotations.name}
+        )
         print(f"-> {path}")
         return True

@@ -67,10 +67,15 @@ class Trainer:
     """
 
     def __init__(
-        self, model: FasterRCNN, dataset: CocoDataset, recipe: Recipe, folder: Path,
-        ranks: Ranks | None = None, teacher: Teacher | None = None,
+        self,
+        model: FasterRCNN,
+        dataset: CocoDataset,
+        recipe: Recipe,
+        folder: Path,
+        ranks: Ranks | None = None,
+        teacher: Teacher | None = None,
         origin: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.ranks = ranks or Ranks()
         self.teacher, self.origin = teacher, origin or {}
         self.model, self.recipe, self.folder = model.to(self.ranks.device), recipe, folder
@@ -80,11 +85,15 @@ class Trainer:
         if not usable:
             raise InputError(f"{dataset.path}: no photograph has a box to train on")
         if usable < recipe.accumulate:
-            raise InputError(f"accumulate is {recipe.accumulate}, but only {usable} photographs "
-                             "have a box to train on")  # fmt: skip
+            raise InputError(
+                f"accumulate is {recipe.accumulate}, but only {usable} photographs "
+                "have a box to train on"
+            )
         if recipe.accumulate % self.ranks.world:
-            raise InputError(f"accumulate is {recipe.accumulate}, expected a multiple of the "
-                             f"{self.ranks.world} processes")  # fmt: skip
+            raise InputError(
+                f"accumulate is {recipe.accumulate}, expected a multiple of the "
+                f"{self.ranks.world} processes"
+            )
         if recipe.val_fraction:
             check_validation(self.val)
         freeze(model, recipe.freeze_at)
@@ -128,12 +137,13 @@ class Trainer:
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "versions": versions,
-                "device": torch.cuda.get_device_name() if self.ranks.device.type == "cuda"
+                "device": torch.cuda.get_device_name()
+                if self.ranks.device.type == "cuda"
                 else platform.processor() or platform.machine(),
                 "processes": self.ranks.world,
                 "threads": torch.get_num_threads(),
             },
-        }  # fmt: skip
+        }
         text = json.dumps(content, indent=1)
         write_atomic(self.folder / "run.json", text.encode(), overwrite=True)
 
@@ -152,14 +162,24 @@ class Trainer:
         tensors |= {f"statistic/{k}": v for k, v in self.statistics.items()}
         if self.average:
             tensors |= {f"ema/{k}": v for k, v in self.average.tensors.items()}
-        state = {"best_ap": self.best_ap, "best_step": self.best_step, "stale": self.stale,
-                 "scaler": self.scaler.state_dict(), "origin": self.origin,
-                 "teacher": self.teacher.sha256 if self.teacher else ""}  # fmt: skip
-        write_checkpoint(self.folder, self.step, tensors, {
-            "config": json.dumps(self.model.config.to_dict()),
-            "recipe": json.dumps(self.recipe.to_dict()),
-            "state": json.dumps(state),
-        })  # fmt: skip
+        state = {
+            "best_ap": self.best_ap,
+            "best_step": self.best_step,
+            "stale": self.stale,
+            "scaler": self.scaler.state_dict(),
+            "origin": self.origin,
+            "teacher": self.teacher.sha256 if self.teacher else "",
+        }
+        write_checkpoint(
+            self.folder,
+            self.step,
+            tensors,
+            {
+                "config": json.dumps(self.model.config.to_dict()),
+                "recipe": json.dumps(self.recipe.to_dict()),
+                "state": json.dumps(state),
+            },
+        )
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -191,8 +211,10 @@ class Trainer:
                 f"{path}: is of a pruning run, but the recipe prunes and keeps nothing"
             )
         if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
-            raise InputError(f"{path}: its optimizer is {before['optimizer']}, not "
-                             f"{now['optimizer']}; start a new run with --init")  # fmt: skip
+            raise InputError(
+                f"{path}: its optimizer is {before['optimizer']}, not "
+                f"{now['optimizer']}; start a new run with --init"
+            )
         state = json.loads(saved.metadata.get("state", "{}"))
         check_resumed(path, state.get("teacher", ""), self.teacher)
         self.origin = state.get("origin", self.origin)
@@ -235,10 +257,15 @@ class Trainer:
         self.model.train()
         recipe, ranks = self.recipe, self.ranks
         data = Batches(self.dataset, self.model.config, recipe, self.step, ranks.rank, ranks.world)
-        batches = iter(torch.utils.data.DataLoader(
-            data, batch_size=None, num_workers=recipe.workers,
-            pin_memory=ranks.device.type == "cuda", worker_init_fn=leave_group,
-        ))  # fmt: skip
+        batches = iter(
+            torch.utils.data.DataLoader(
+                data,
+                batch_size=None,
+                num_workers=recipe.workers,
+                pin_memory=ranks.device.type == "cuda",
+                worker_init_fn=leave_group,
+            )
+        )
         saved = time.monotonic()
         log = Log(self.folder, recipe, self.step) if ranks.writes else None
         if self.val.images and ranks.writes:
@@ -380,8 +407,14 @@ class Trainer:
                     log.add_validation(self.step, stats)
                 self._judge(stats["AP"])
             if log and self.step % self.recipe.val_every == 0:
-                draw_samples(self.model, watched, watched.images[: self.recipe.samples],
-                             self.folder / "samples", self.step, self.ranks.device)  # fmt: skip
+                draw_samples(
+                    self.model,
+                    watched,
+                    watched.images[: self.recipe.samples],
+                    self.folder / "samples",
+                    self.step,
+                    self.ranks.device,
+                )
 
     def _judge(self, ap: float) -> None:
         """Keep the model if it is the best so far; none counts before pruning is complete."""
@@ -394,8 +427,13 @@ class Trainer:
         self.best_ap, self.best_step, self.stale = ap, self.step, 0
         if self.ranks.writes:
             tensors = self.model.folded_tensors()
-            save_model(self.folder / BEST, self.model.config, tensors,
-                       {"step": self.step, "held_out_ap": ap}, overwrite=True)  # fmt: skip
+            save_model(
+                self.folder / BEST,
+                self.model.config,
+                tensors,
+                {"step": self.step, "held_out_ap": ap},
+                overwrite=True,
+            )
 
     def save_model(self, provenance: dict[str, Any]) -> Path:
         """Write `model.safetensors` of the run folder, batch norm folded; returns its path.
@@ -406,8 +444,9 @@ class Trainer:
         path = self.folder / "model.safetensors"
         if self.best_step >= 0:
             best = load_model(self.folder / BEST)
-            save_model(path, best.config, best.tensors, provenance | best.provenance,
-                       overwrite=True)  # fmt: skip
+            save_model(
+                path, best.config, best.tensors, provenance | best.provenance, overwrite=True
+            )
             return path
         with self.average.in_place() if self.average else nullcontext():
             tensors = self.model.folded_tensors()

@@ -83,9 +83,13 @@ def validate(
 
 
 def draw_samples(
-    model: FasterRCNN, dataset: CocoDataset, images: tuple[CocoImage, ...], folder: Path,
-    step: int, device: torch.device,
-) -> None:  # fmt: skip
+    model: FasterRCNN,
+    dataset: CocoDataset,
+    images: tuple[CocoImage, ...],
+    folder: Path,
+    step: int,
+    device: torch.device,
+) -> None:
     """Write `step-NNNNNNN-ID.jpg` of each image, its detections drawn."""
     folder.mkdir(exist_ok=True)
     for image in images:

@@ -32,8 +32,12 @@ def coco_precision(document: dict[str, Any], results: list[dict[str, Any]]) -> d
         path = Path(folder) / "annotations.json"
         annotations = [{"segmentation": [], **entry} for entry in document["annotations"]]
         path.write_text(json.dumps({**document, "annotations": annotations}))
-        settings = {"converter": "mscoco_detection", "annotation_file": path,
-                    "has_background": True, "use_full_label_map": False}  # fmt: skip
+        settings = {
+            "converter": "mscoco_detection",
+            "annotation_file": path,
+            "has_background": True,
+            "use_full_label_map": False,
+        }
         converted = MSCocoDetectionConverter(settings).convert()
     metric = MSCOCOAveragePrecision(
         {"type": "coco_precision", "max_detections": 100}, SimpleNamespace(metadata=converted.meta)

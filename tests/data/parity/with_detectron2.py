@@ -61,8 +61,12 @@ def state_of(config: Any, folded: dict[str, Any]) -> dict[str, torch.Tensor]:
             gamma = rng.uniform(0.5, 2, n) * rng.choice([-1, 1], n)
             scale = gamma / np.sqrt(var + 1e-5)
             weight = weight / scale[:, None, None, None]
-            norm = {"weight": gamma, "bias": bias + mean * scale, "running_mean": mean,
-                    "running_var": var}  # fmt: skip
+            norm = {
+                "weight": gamma,
+                "bias": bias + mean * scale,
+                "running_mean": mean,
+                "running_var": var,
+            }
             state |= {f"{name}.norm.{leaf}": value for leaf, value in norm.items()}
         else:
             state[f"{name}.bias"] = bias
@@ -85,12 +89,17 @@ def stages(model: Any, canvas: Any) -> dict[str, Any]:
     predictions = predictor(model.roi_heads.res5(pooled).mean(dim=[2, 3]))
     found = predictor.inference(predictions, proposals)[0][0]
     out = {
-        "features": features["res4"][0], "objectness": logits[0].permute(1, 2, 0).reshape(-1),
-        "deltas": deltas[0].permute(1, 2, 0).reshape(-1, 4), "proposals": boxes.tensor,
-        "rois": pooled, "class_logits": predictions[0], "box_deltas": predictions[1],
-        "boxes": found.pred_boxes.tensor, "scores": found.scores,
+        "features": features["res4"][0],
+        "objectness": logits[0].permute(1, 2, 0).reshape(-1),
+        "deltas": deltas[0].permute(1, 2, 0).reshape(-1, 4),
+        "proposals": boxes.tensor,
+        "rois": pooled,
+        "class_logits": predictions[0],
+        "box_deltas": predictions[1],
+        "boxes": found.pred_boxes.tensor,
+        "scores": found.scores,
         "labels": found.pred_classes.int() + 1,
-    }  # fmt: skip
+    }
     return {name: np.ascontiguousarray(value.numpy()) for name, value in out.items()}
 
 
@@ -124,14 +133,20 @@ def golden(out: Path) -> None:
     """The narrow network on the two small canvases."""
     cfg = narrow()
     config = replace(
-        preset("r101-c4-detectron2"), blocks=(3, 4, 6, 3), stem_channels=4, rpn_channels=32,
-        bottleneck_channels=(2, 4, 8, 16), stage_channels=(8, 16, 32, 64),
-        class_names=tuple(f"class {n}" for n in range(1, 21)), category_ids=tuple(range(1, 21)),
-    )  # fmt: skip
+        preset("r101-c4-detectron2"),
+        blocks=(3, 4, 6, 3),
+        stem_channels=4,
+        rpn_channels=32,
+        bottleneck_channels=(2, 4, 8, 16),
+        stage_channels=(8, 16, 32, 64),
+        class_names=tuple(f"class {n}" for n in range(1, 21)),
+        category_ids=tuple(range(1, 21)),
+    )
     canvases = dict(np.load(HERE / "canvases.npz"))
     model = build_model(cfg).eval()
-    model.load_state_dict(state_of(config, lively_tensors(config, 0.0, canvases["c0"], seed=3)),
-                          strict=False)  # fmt: skip
+    model.load_state_dict(
+        state_of(config, lively_tensors(config, 0.0, canvases["c0"], seed=3)), strict=False
+    )
     DetectionCheckpointer(model, str(out)).save("detectron2", iteration=1)
     (out / "last_checkpoint").unlink()
     kept: dict[str, Any] = {}
@@ -153,8 +168,9 @@ def photos(paths: list[Path]) -> None:
     images = [read_image(str(path), format="BGR") for path in paths]
     canvases = [resize.get_transform(image).apply_image(image) for image in images]
     model = build_model(cfg).eval()
-    model.load_state_dict(state_of(config, lively_tensors(config, 0.0, canvases[0], seed=7)),
-                          strict=False)  # fmt: skip
+    model.load_state_dict(
+        state_of(config, lively_tensors(config, 0.0, canvases[0], seed=7)), strict=False
+    )
     with tempfile.TemporaryDirectory() as folder:
         DetectionCheckpointer(model, folder).save("model_final", iteration=1)
         imported = load_foreign(Path(folder) / "model_final.pth")
@@ -172,18 +188,23 @@ def photos(paths: list[Path]) -> None:
         rois = native.roi_features(theirs["features"], theirs["proposals"])
         step = 14 // rois.shape[-1]
         ours = {
-            "features": native.features(canvas.astype(np.float32)), "objectness": logits,
-            "deltas": deltas, "rois": rois, "class_logits": class_logits,
+            "features": native.features(canvas.astype(np.float32)),
+            "objectness": logits,
+            "deltas": deltas,
+            "rois": rois,
+            "class_logits": class_logits,
             "proposals": native.proposals(theirs["objectness"], theirs["deltas"]),
             "box_deltas": box_deltas.reshape(len(box_deltas), -1),
-        }  # fmt: skip
+        }
         theirs["rois"] = theirs["rois"][:, :, ::step, ::step]
         errors = {name: deviation(value, theirs[name]) for name, value in ours.items()}
         assert max(errors.values()) < 1e-4, errors
         difference = np.abs(np.sort(scores) - np.sort(theirs["scores"])).max()
-        print(f"{path.name} {canvas.shape[:2]}: {len(boxes)} detections of {len(set(labels))} "
-              f"classes, all the same, scores to {difference:.1e};",
-              ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))  # fmt: skip
+        print(
+            f"{path.name} {canvas.shape[:2]}: {len(boxes)} detections of {len(set(labels))} "
+            f"classes, all the same, scores to {difference:.1e};",
+            ", ".join(f"{name} {error:.1e}" for name, error in errors.items()),
+        )
 
 
 if __name__ == "__main__":

@@ -25,12 +25,17 @@ CLASSES = {"small": 20, "full": 80}
 BLOCKS = {"small": (1, 2, 2, 1), "full": (3, 4, 23, 3)}
 VARIANTS = {"": {}, "tf_pad_mode/": {"TF_PAD_MODE": True}, "stride_1x1/": {"STRIDE_1X1": True}}
 OUTPUTS = {
-    "features": "group2/block{last}/output:0", "objectness": "rpn/class/output:0",
-    "deltas": "rpn/box/output:0", "proposals": "generate_rpn_proposals/boxes:0",
-    "rois": "roi_align/AvgPool2D:0", "class_logits": "fastrcnn/class/output:0",
-    "box_deltas": "fastrcnn/output_box:0", "boxes": "output/boxes:0",
-    "scores": "output/scores:0", "labels": "output/labels:0",
-}  # fmt: skip
+    "features": "group2/block{last}/output:0",
+    "objectness": "rpn/class/output:0",
+    "deltas": "rpn/box/output:0",
+    "proposals": "generate_rpn_proposals/boxes:0",
+    "rois": "roi_align/AvgPool2D:0",
+    "class_logits": "fastrcnn/class/output:0",
+    "box_deltas": "fastrcnn/output_box:0",
+    "boxes": "output/boxes:0",
+    "scores": "output/scores:0",
+    "labels": "output/labels:0",
+}
 
 
 def weights(size: str, folder: Path, photos: list[str]) -> None:
@@ -62,10 +67,16 @@ def config_of(size: str) -> Any:
     if size == "full":
         return preset("r101-c4")
     return replace(
-        preset("r101-c4"), name="small", blocks=BLOCKS["small"], stem_channels=8, rpn_channels=24,
-        bottleneck_channels=(4, 8, 16, 32), stage_channels=(16, 32, 64, 128),
-        class_names=tuple(f"class {n}" for n in range(1, 21)), category_ids=tuple(range(1, 21)),
-    )  # fmt: skip
+        preset("r101-c4"),
+        name="small",
+        blocks=BLOCKS["small"],
+        stem_channels=8,
+        rpn_channels=24,
+        bottleneck_channels=(4, 8, 16, 32),
+        stage_channels=(16, 32, 64, 128),
+        class_names=tuple(f"class {n}" for n in range(1, 21)),
+        category_ids=tuple(range(1, 21)),
+    )
 
 
 def variables_of(config: Any, folded: dict[str, Any], half: bool) -> dict[str, Any]:
@@ -82,8 +93,12 @@ def variables_of(config: Any, folded: dict[str, Any], half: bool) -> dict[str, A
             gamma = rng.uniform(0.5, 2, n) * rng.choice([-1, 1], n)
             scale = gamma / np.sqrt(var + 1e-5)
             weight = weight / scale[:, None, None, None]
-            out |= {f"{name}/bn/gamma": gamma, f"{name}/bn/beta": bias + mean * scale,
-                    f"{name}/bn/mean/EMA": mean, f"{name}/bn/variance/EMA": var}  # fmt: skip
+            out |= {
+                f"{name}/bn/gamma": gamma,
+                f"{name}/bn/beta": bias + mean * scale,
+                f"{name}/bn/mean/EMA": mean,
+                f"{name}/bn/variance/EMA": var,
+            }
         else:
             out[f"{name}/b"] = bias
         weight = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
@@ -96,8 +111,9 @@ def run_theirs(size: str, folder: Path, checkout: Path) -> None:
     import subprocess
 
     for variant in VARIANTS if size == "small" else ("",):
-        subprocess.run([sys.executable, __file__, "one", size, str(folder), str(checkout), variant],
-                       check=True)  # fmt: skip
+        subprocess.run(
+            [sys.executable, __file__, "one", size, str(folder), str(checkout), variant], check=True
+        )
 
 
 def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
@@ -133,10 +149,12 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
     names = [name.format(last=BLOCKS[size][2] - 1) for name in OUTPUTS.values()]
     predict = OfflinePredictor(
         PredictConfig(
-            model=ResNetC4Model(), session_init=SmartInit(str(folder / "weights.npz")),
-            input_names=["image"], output_names=names,
+            model=ResNetC4Model(),
+            session_init=SmartInit(str(folder / "weights.npz")),
+            input_names=["image"],
+            output_names=names,
         )
-    )  # fmt: skip
+    )
     out = {}
     for key, canvas in np.load(folder / "canvases.npz").items():
         values = dict(zip(OUTPUTS, predict(canvas.astype(np.float32)), strict=True))
@@ -171,17 +189,22 @@ def compare(size: str, folder: Path) -> None:
         logits, deltas = native.rpn(out["features"])
         class_logits, box_deltas = native.regions(out["features"], out["proposals"])
         ours = {
-            "features": native.features(canvas.astype(np.float32)), "objectness": logits,
-            "deltas": deltas, "proposals": native.proposals(out["objectness"], out["deltas"]),
+            "features": native.features(canvas.astype(np.float32)),
+            "objectness": logits,
+            "deltas": deltas,
+            "proposals": native.proposals(out["objectness"], out["deltas"]),
             "rois": native.roi_features(out["features"], out["proposals"]),
-            "class_logits": class_logits, "box_deltas": box_deltas.reshape(len(box_deltas), -1),
-        }  # fmt: skip
+            "class_logits": class_logits,
+            "box_deltas": box_deltas.reshape(len(box_deltas), -1),
+        }
         errors = {name: deviation(value, out[name]) for name, value in ours.items()}
         assert max(errors.values()) < 1e-4, errors
         difference = np.abs(np.sort(scores) - np.sort(out["scores"])).max()
-        print(f"{key} {canvas.shape[:2]}: {len(boxes)} detections of {len(set(labels.tolist()))} "
-              f"classes, all the same, scores to {difference:.1e};",
-              ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))  # fmt: skip
+        print(
+            f"{key} {canvas.shape[:2]}: {len(boxes)} detections of {len(set(labels.tolist()))} "
+            f"classes, all the same, scores to {difference:.1e};",
+            ", ".join(f"{name} {error:.1e}" for name, error in errors.items()),
+        )
 
 
 def golden(folder: Path) -> None:

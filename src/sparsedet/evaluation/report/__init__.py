@@ -142,7 +142,8 @@ def _charts(analysis: Analysis) -> str:
             ("IoU 0.50", "IoU 0.75"),
             line_chart(
                 {f"IoU {t}": (_RECALLS, curve) for t, curve in analysis.curves[""].items()},
-                x="recall", y="precision",
+                x="recall",
+                y="precision",
             ),
             "Mean over the classes that have objects; the area below a line is AP50 and AP75.",
         ),
@@ -151,7 +152,8 @@ def _charts(analysis: Analysis) -> str:
             names,
             line_chart(
                 {name: (_RECALLS, by_score[:, i]) for i, name in enumerate(names)},
-                x="score threshold", y="all classes together",
+                x="score threshold",
+                y="all classes together",
             ),
             f"At IoU {analysis.iou:g}.{start}",
         ),
@@ -160,7 +162,10 @@ def _charts(analysis: Analysis) -> str:
             (),
             line_chart(
                 {"AP at IoU": (np.linspace(0.5, 0.95, 10), analysis.ap_by_iou)},
-                x="IoU threshold", y="AP", x_range=(0.5, 1.0), dots=True,
+                x="IoU threshold",
+                y="AP",
+                x_range=(0.5, 1.0),
+                dots=True,
                 y_top=next(t for t in (0.1, 0.2, 0.5, 1.0) if analysis.ap_by_iou.max() <= t + 1e-9),
             ),
             "How AP falls as boxes must fit better; AP is the mean of the ten.",
@@ -174,7 +179,7 @@ def _charts(analysis: Analysis) -> str:
             f"All detections in steps of 0.05, hits at IoU {analysis.iou:g}; the scale is "
             "logarithmic. The better the detector, the more blue to the right of the orange.",
         ),
-    ]  # fmt: skip
+    ]
     return f'<section><h2>Curves</h2><div class="charts">{"".join(figures)}</div></section>'
 
 
@@ -246,9 +251,12 @@ def _panels(
 
 
 def _box(
-    image: NDArray[np.uint8], xywh: list[float], scale: float, colour: tuple[int, int, int],
+    image: NDArray[np.uint8],
+    xywh: list[float],
+    scale: float,
+    colour: tuple[int, int, int],
     label: str,
-) -> None:  # fmt: skip
+) -> None:
     limit = 2.0 * max(image.shape)  # a box far outside would overflow OpenCV's integers
     x, y, w, h = (float(np.clip(v * scale, -limit, limit)) for v in xywh)
     corners = (round(x), round(y)), (round(x + w), round(y + h))
@@ -258,8 +266,9 @@ def _box(
         text = label.encode("ascii", "replace").decode()  # what OpenCV's fonts can write
         at = (max(2, round(x) + 3), max(11, round(y) + 12))
         for ink, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, ink, thickness,
-                        cv2.LINE_AA)  # fmt: skip
+            cv2.putText(
+                image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, ink, thickness, cv2.LINE_AA
+            )
 
 
 def _jpeg(image: NDArray[np.uint8]) -> str:

@@ -18,9 +18,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 42  # margins of the plotting area
 
 def line_chart(
     series: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
-    *, x: str, y: str, x_range: tuple[float, float] = (0, 1), y_top: float = 1.0,
+    *,
+    x: str,
+    y: str,
+    x_range: tuple[float, float] = (0, 1),
+    y_top: float = 1.0,
     dots: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """Lines over a common x; up to three. NaN points are left out.
 
     Args:

@@ -56,8 +56,9 @@ def sniff(path: Path) -> str:
         return "detectron2"
     if any(n.startswith("layer1.0.") for n in names):
         return "torchvision"
-    raise InputError(f"{path}: is no model that is known here (it holds {_some(names)}); "
-                     f"{_EXPECTED}")  # fmt: skip
+    raise InputError(
+        f"{path}: is no model that is known here (it holds {_some(names)}); {_EXPECTED}"
+    )
 
 
 _EXPECTED = "expected a Faster R-CNN C4 of Detectron2, TensorPack or OpenVINO"
@@ -105,8 +106,14 @@ def open_source(path: Path) -> tuple[dict[str, str], Source]:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except InputError:
         raise
-    except (NotPlain, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError,
-            RuntimeError) as error:  # fmt: skip
+    except (
+        NotPlain,
+        ValueError,
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         what = str(error) or type(error).__name__
         raise InputError(f"{path}: {printable(what[:300])}") from None
     raise InputError(f"{path}: is no pickle, PyTorch, .npz, safetensors or .xml file")
@@ -197,8 +204,10 @@ def _open_torch(
         raise ValueError("written on a big-endian machine, which is not read")
     main = entries[f"{prefix}data.pkl"]
     if main.file_size > MAX_PICKLE:
-        raise ValueError(f"{main.filename!r} would unpack to {main.file_size:,} bytes, expected "
-                         f"at most {MAX_PICKLE:,}")  # fmt: skip
+        raise ValueError(
+            f"{main.filename!r} would unpack to {main.file_size:,} bytes, expected "
+            f"at most {MAX_PICKLE:,}"
+        )
 
     def storage(kind: StorageType, key: str, numel: int) -> Storage:
         info = entries.get(f"{prefix}data/{key}")
@@ -293,8 +302,18 @@ def _bare(tensors: dict[str, Stored]) -> dict[str, Stored]:
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, str], Source]:
-    dtypes = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
-              "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
+    dtypes = {
+        "F64": "<f8",
+        "F32": "<f4",
+        "F16": "<f2",
+        "BF16": "<u2",
+        "I64": "<i8",
+        "I32": "<i4",
+        "I16": "<i2",
+        "I8": "i1",
+        "U8": "u1",
+        "BOOL": "?",
+    }
     with open(path, "rb") as file:
         metadata, entries = read_header(file, path.stat().st_size)
         start = file.tell()

@@ -105,8 +105,9 @@ class _Unpickler(pickle._Unpickler):
         self.append(self.read(length))
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8
-    }  # fmt: skip
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 renamed numpy.core.

@@ -32,9 +32,10 @@ from .steps import Linear
 
 
 def load_openvino(
-    path: str | os.PathLike[str], base: ModelConfig | None = None,
+    path: str | os.PathLike[str],
+    base: ModelConfig | None = None,
     fields: Mapping[str, Any] | None = None,
-) -> Imported:  # fmt: skip
+) -> Imported:
     """Read an IR.
 
     Args:
@@ -82,8 +83,10 @@ def _load(ir: IR, base: ModelConfig | None, fields: Mapping[str, Any] | None) ->
     if ours is None and "class_names" not in given:
         notes.append("class names are not in the graph: taken as COCO's in COCO's order")
     if body.mean[0] > body.mean[2] and ours is None:
-        notes.append(f"pixel means {tuple(round(m, 3) for m in body.mean.tolist())} look like RGB "
-                     "order; this program feeds BGR")  # fmt: skip
+        notes.append(
+            f"pixel means {tuple(round(m, 3) for m in body.mean.tolist())} look like RGB "
+            "order; this program feeds BGR"
+        )
     provenance = {"source": f"OpenVINO IR {ir.path.name}", "input_form": body.layout}
     return Imported(config, tensors, provenance, (), tuple(notes))
 

@@ -104,8 +104,10 @@ class BoxReader(ProposalReader):
         overlap = {self._scalar(node, 3) for node in nms}
         score = {self._scalar(node, 4) for node in nms}
         if len(overlap) != 1 or None in overlap or len(score) != 1:
-            raise ir.error("has no NMS of constant thresholds after the predictors, expected one "
-                           "of all classes or one for each with the same thresholds")  # fmt: skip
+            raise ir.error(
+                "has no NMS of constant thresholds after the predictors, expected one "
+                "of all classes or one for each with the same thresholds"
+            )
         self.put("nms_threshold", float(overlap.pop() or 0.0))
         limits = [
             value
@@ -121,8 +123,10 @@ class BoxReader(ProposalReader):
         clamp = self.number("delta_clamp", self._clamp(region))
         if abs(clamp - self.fields["delta_clamp"]) > 1e-4:
             ours = self.fields["delta_clamp"]
-            self.notes.append(f"limits growth to exp({clamp:g}) for detections, to exp({ours:g}) "
-                              "for proposals; ours is one")  # fmt: skip
+            self.notes.append(
+                f"limits growth to exp({clamp:g}) for detections, to exp({ours:g}) "
+                "for proposals; ours is one"
+            )
         self._classes(self._background(softmax[0]))
 
     def _background(self, softmax: Node) -> int:

@@ -16,9 +16,18 @@ from .graph import IR, Array, Node, descendants
 from .layers import Body
 
 PASSED = {
-    "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Convert", "Gather", "Slice", "StridedSlice",
-    "Split", "VariadicSplit", "Broadcast",
-}  # fmt: skip
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Convert",
+    "Gather",
+    "Slice",
+    "StridedSlice",
+    "Split",
+    "VariadicSplit",
+    "Broadcast",
+}
 """Operations that only move values."""
 
 

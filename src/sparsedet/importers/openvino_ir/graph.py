@@ -36,9 +36,19 @@ SLACK = 4096
 """Bytes that a .bin may have after its last constant."""
 
 _DTYPES = {
-    "f32": "<f4", "f16": "<f2", "f64": "<f8", "i64": "<i8", "i32": "<i4", "i16": "<i2", "i8": "i1",
-    "u64": "<u8", "u32": "<u4", "u16": "<u2", "u8": "u1", "boolean": "?",
-}  # fmt: skip
+    "f32": "<f4",
+    "f16": "<f2",
+    "f64": "<f8",
+    "i64": "<i8",
+    "i32": "<i4",
+    "i16": "<i2",
+    "i8": "i1",
+    "u64": "<u8",
+    "u32": "<u4",
+    "u16": "<u2",
+    "u8": "u1",
+    "boolean": "?",
+}
 
 Array = NDArray[Any]
 
@@ -164,9 +174,12 @@ class IR:
             if number in nodes:
                 raise self.error(f"has two layers of id {number!r}")
             nodes[number] = Node(
-                number, layer.get("name", number), layer.get("type", ""),
-                dict(data.attrib) if data is not None else {}, shapes,
-            )  # fmt: skip
+                number,
+                layer.get("name", number),
+                layer.get("type", ""),
+                dict(data.attrib) if data is not None else {},
+                shapes,
+            )
             found = [port.get("id", "") for port in layer.findall("input/port")]
             ports[number] = {port: place for place, port in enumerate(found)}
         wired: dict[str, dict[int, tuple[Node, str]]] = {number: {} for number in nodes}
@@ -300,9 +313,17 @@ class IR:
 
 
 _FOLDED = {
-    "Convert", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Add", "Subtract", "Multiply",
-    "Divide", "Concat",
-}  # fmt: skip
+    "Convert",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Add",
+    "Subtract",
+    "Multiply",
+    "Divide",
+    "Concat",
+}
 
 
 def _fold(node: Node, values: list[Array]) -> Array:

@@ -140,9 +140,11 @@ class _Walk(Steps):
                 return x, flipped
             if node.type in ("Add", "Subtract", "Multiply", "Divide"):
                 value = ir.operand(node, 1 if node.inputs[0][0] is x else 0)
-                if value is None or value.size not in (1, 3) or (
-                    node.type in ("Subtract", "Divide") and node.inputs[0][0] is not x
-                ):  # fmt: skip
+                if (
+                    value is None
+                    or value.size not in (1, 3)
+                    or (node.type in ("Subtract", "Divide") and node.inputs[0][0] is not x)
+                ):
                     raise self._unfit(node, "pixel arithmetic with one or three constants")
                 numbers = np.broadcast_to(value.astype(np.float64).reshape(-1), 3)
                 if flipped:
@@ -161,9 +163,12 @@ class _Walk(Steps):
                 channels = 1
             elif node.type == "Gather":
                 index, axis = ir.operand(node, 1), ir.operand(node, 2)
-                if index is None or axis is None or int(axis.reshape(-1)[0]) % 4 != channels or (
-                    index.reshape(-1).tolist() != [2, 1, 0]
-                ):  # fmt: skip
+                if (
+                    index is None
+                    or axis is None
+                    or int(axis.reshape(-1)[0]) % 4 != channels
+                    or (index.reshape(-1).tolist() != [2, 1, 0])
+                ):
                     raise self._unfit(node, "the reversal of three channels")
                 flipped = not flipped
             elif node.type != "Convert" and not (node.type == "Reshape" and node.shape == x.shape):
@@ -219,8 +224,11 @@ class _Walk(Steps):
         if len(first) != 1 or len(shortcut) > 1:
             where = found[0].node if found else x
             assert where is not None
-            raise self._unfit(where, f"the start of {name}: a convolution with ReLU, and at most "
-                              "one without for the shortcut")  # fmt: skip
+            raise self._unfit(
+                where,
+                f"the start of {name}: a convolution with ReLU, and at most "
+                "one without for the shortcut",
+            )
         layers[f"{name}.conv1"] = first[0]
         second = self._linear(self._convolutions(first[0].out, 1)[0])
         third = self._linear(self._convolutions(second.out, 1)[0])
@@ -282,8 +290,12 @@ class _Walk(Steps):
         if node.type == "AvgPool" and tuple(node.numbers("kernel")) != x.shape[2:]:
             raise self._unfit(node, "the mean over all bins")
         while len(node.consumers) == 1 and node.consumers[0].type in (
-            "Reshape", "Squeeze", "Convert", "Unsqueeze", "Transpose",
-        ):  # fmt: skip
+            "Reshape",
+            "Squeeze",
+            "Convert",
+            "Unsqueeze",
+            "Transpose",
+        ):
             node = node.consumers[0]
         found = [c for c in dict.fromkeys(node.consumers) if c.type in ("MatMul", "Convolution")]
         if len(found) != 2:

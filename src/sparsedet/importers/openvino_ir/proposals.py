@@ -61,8 +61,10 @@ class ProposalReader(Fields):
             if node.inputs[1][0].type == "Proposal" and not node.inputs[1][0].flag("normalize"):
                 raise self.ir.error(f"{node.says()}: expected boxes as fractions of the canvas")
             if any(length % stride for length in self.body.canvas):
-                self.notes.append(f"{node.says()} takes the canvas for the map's extent, which it "
-                                  "only is if its sides are multiples of the stride")  # fmt: skip
+                self.notes.append(
+                    f"{node.says()} takes the canvas for the map's extent, which it "
+                    "only is if its sides are multiples of the stride"
+                )
         if bins[0] != bins[1] or bins[0] % averaged:
             raise self.ir.error(f"{node.says()}: {bins} bins, expected a square of an even number")
         self.fields["roi_sampling"] = "corners" if corners else "aligned"
@@ -87,8 +89,10 @@ class ProposalReader(Fields):
             ]
             if all(any(np.allclose(f, x, rtol=1e-5) for f in factors) for x in (a, b)):
                 return True
-        raise self.ir.error(f"{source.says()}: boxes are changed between NMS and RoI pooling, "
-                            "expected them as they are")  # fmt: skip
+        raise self.ir.error(
+            f"{source.says()}: boxes are changed between NMS and RoI pooling, "
+            "expected them as they are"
+        )
 
     def _anchors(self, cells: Array, stride: int) -> None:
         """Anchors of the cell at the map's origin: the base's sizes if they give these."""
@@ -107,14 +111,17 @@ class ProposalReader(Fields):
         network needs an operation more to turn them round.
         """
         if node.attributes.get("framework"):
-            raise self.ir.error(f"{node.says()}: is of TensorFlow's kind, with boxes as (y, x), "
-                                "expected Caffe's (framework \"\")")  # fmt: skip
+            raise self.ir.error(
+                f"{node.says()}: is of TensorFlow's kind, with boxes as (y, x), "
+                'expected Caffe\'s (framework "")'
+            )
         ratios, scales = node.numbers("ratio"), node.numbers("scale")
         size, stride = node.number("base_size"), int(node.number("feat_stride"))
         count = len(self.body.layers["rpn.objectness"].weight)
         if len(ratios) * len(scales) != count:
-            raise self.ir.error(f"{node.says()}: {len(ratios)} ratios and {len(scales)} scales "
-                                f"for {count} anchors")  # fmt: skip
+            raise self.ir.error(
+                f"{node.says()}: {len(ratios)} ratios and {len(scales)} scales for {count} anchors"
+            )
         rows = []
         for ratio in ratios:
             width = np.floor(np.sqrt(size * size / ratio) + 0.5)  # C's round, not numpy's
@@ -147,8 +154,10 @@ class ProposalReader(Fields):
         region = descendants(*heads) & ancestors(*boxes)
         nms = [node for node in region if node.type == "NonMaxSuppression"]
         if len(nms) != 1:
-            raise ir.error(f"has {len(nms)} NonMaxSuppression between the RPN and RoI pooling, "
-                           "expected one, or Proposal")  # fmt: skip
+            raise ir.error(
+                f"has {len(nms)} NonMaxSuppression between the RPN and RoI pooling, "
+                "expected one, or Proposal"
+            )
         threshold = self._scalar(nms[0], 3)
         if threshold is None:
             raise ir.error(f"{nms[0].says()}: expected a constant IoU threshold")

@@ -223,8 +223,6 @@ class Steps:
         values = [self.ir.operand(node, index) for index in (1, 2, 3, 4)]
         if any(v is None or v.size != channels for v in values):
             raise self._unfit(node, "four constants for each channel")
-        gamma, beta, mean, variance = (
-            np.asarray(v, dtype=np.float64).reshape(-1) for v in values
-        )  # fmt: skip
+        gamma, beta, mean, variance = (np.asarray(v, dtype=np.float64).reshape(-1) for v in values)
         factor = gamma / np.sqrt(variance + node.number("epsilon", node.number("eps", 1e-5)))
         return factor, beta - mean * factor
