@@ -33,7 +33,7 @@ from lib.openvino_profile import Profile, Profiler, is_void
 import sparsedet
 from sparsedet.engine import Engine
 from sparsedet.engine.lower import MERGED
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.c4 import build_network
 from sparsedet.model.file import ModelFile
 from sparsedet.model.graph import Layer, Network
@@ -62,7 +62,7 @@ class Operation:
         """Equal for operations that differ in nothing but their place in the network."""
         return tuple(
             (
-                y.part,
+                y.component,
                 y.kind,
                 y.in_channels,
                 y.out_channels,
@@ -85,7 +85,7 @@ class Operation:
             _taps(n_in, n_out, first)
             for n_in, n_out in zip(first.in_size, first.out_size, strict=True)
         )
-        regions = network.config.proposals if first.part == "roi" else 1
+        regions = network.config.proposals if first.component == "roi" else 1
         return rows * columns / first.kernel**2 * regions
 
     def moved(self, network: Network, weights: int) -> int:
@@ -94,7 +94,7 @@ class Operation:
         sizes = first.in_size, first.out_size
         if self.hoisted:
             sizes = network.feature_size, network.feature_size
-        several = first.part == "roi" and not self.hoisted
+        several = first.component == "roi" and not self.hoisted
         regions = network.config.proposals if several else 1
         read, written = (rows * columns * regions for rows, columns in sizes)
         out = sum(layer.out_channels for layer in self.layers)
@@ -107,7 +107,7 @@ class Operation:
         out = sum(layer.out_channels for layer in self.layers)
         if y.kind == "linear":
             return f"{y.in_channels}->{out} product, regions"
-        where = "regions" if y.part == "roi" else f"{y.out_size[0]}x{y.out_size[1]}"
+        where = "regions" if y.component == "roi" else f"{y.out_size[0]}x{y.out_size[1]}"
         text = f"{y.in_channels}->{out} {y.kernel}x{y.kernel}"
         text += f"/{y.stride}" if y.stride > 1 else ""
         text += " + residual" if y.residual else ""
@@ -129,9 +129,9 @@ def operations(network: Network) -> list[Operation]:
     return [Operation(name, tuple(layers)) for name, layers in members.items()]
 
 
-def ours(engine: Engine, canvas: np.ndarray) -> Times:
+def ours(engine: Engine, network_input: np.ndarray) -> Times:
     """Seconds by operation of one run."""
-    engine.run(canvas)
+    engine.run(network_input)
     seconds: Counter[str] = Counter()
     for name, time in engine.native.timings:  # regions come in several blocks
         seconds[name] += time
@@ -155,15 +155,17 @@ def measure(model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) 
     config = model.config
     network = build_network(config)
     found = operations(network)
-    canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
+    network_input, _ = to_network_input(
+        photo, config.input_height, config.input_width, config.resize
+    )
     engine = Engine(config, model.tensors, threads=arguments.threads, isa=arguments.isa)
     profiler = Profiler(model, arguments.threads, "f32")
-    ours(engine, canvas), profiler(canvas)
+    ours(engine, network_input), profiler(network_input)
     peaks, mine, profiles = [], [], []
     for _ in range(arguments.repeats):
         peaks.append(machine.peak_gflops(arguments.isa, arguments.threads))
-        mine.append(ours(engine, canvas))
-        profiles.append(profiler(canvas))
+        mine.append(ours(engine, network_input))
+        profiles.append(profiler(network_input))
     report = sparsity_report(config, model.tensors)
     peak, our = statistics.median(peaks), medians(mine)
     their = medians([theirs(profile, found) for profile in profiles])

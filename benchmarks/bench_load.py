@@ -28,7 +28,7 @@ from lib.agreement import exact
 import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import ModelFile
 from sparsedet.model.sparsity import sparsity_report
 
@@ -43,7 +43,7 @@ OURS = """
 import sys
 import sparsedet
 model, photo, rows, threads, isa, cache = sys.argv[1:]
-detector = sparsedet.Detector.load(model, num_threads=int(threads), isa=isa, cache=cache or False)
+detector = sparsedet.Detector.load(model, threads=int(threads), isa=isa, cache=cache or False)
 found = detector(sparsedet.read_image(photo)).rows()
 import numpy
 numpy.save(rows, found)
@@ -53,7 +53,7 @@ OPENVINO = """
 import sys
 import numpy
 import openvino
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.images.read import read_image
 model, photo, rows, threads, height, width, resize = sys.argv[1:]
 core = openvino.Core()
@@ -61,8 +61,8 @@ compiled = core.compile_model(core.read_model(model), "CPU", {
     "INFERENCE_NUM_THREADS": int(threads), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
     "INFERENCE_PRECISION_HINT": "f32",
 })
-canvas, _ = to_canvas(read_image(photo), int(height), int(width), resize)
-found = compiled.create_infer_request().infer({0: canvas[None].astype(numpy.float32)})[0]
+network_input, _ = to_network_input(read_image(photo), int(height), int(width), resize)
+found = compiled.create_infer_request().infer({0: network_input[None].astype(numpy.float32)})[0]
 numpy.save(rows, found)
 """
 
@@ -92,7 +92,7 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
     sparsedet.save_model(ours, config, model.tensors, model.provenance, dtype="float32")
     save_openvino(theirs, config, model.tensors, layout="NHWC")
     photo, threads = str(arguments.photo), str(arguments.threads)
-    size = [str(config.canvas_height), str(config.canvas_width), config.resize]
+    size = [str(config.input_height), str(config.input_width), config.resize]
     rows = {name: folder / f"{name}.npy" for name in RUNTIMES}
     commands = {
         "sparsedet": [OURS, str(ours), photo, str(rows["sparsedet"]), threads, arguments.isa, ""],
@@ -111,15 +111,15 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
     memory: dict[str, list[float]] = {name: [] for name in commands}
     for command in commands.values():  # fills the file system's cache
         whole_process(*command)
-    _, placement = to_canvas(
+    _, letterbox = to_network_input(
         sparsedet.read_image(arguments.photo),
-        config.canvas_height,
-        config.canvas_width,
+        config.input_height,
+        config.input_width,
         config.resize,
     )
     whole_process(*commands["cached"])  # from the file that the first one wrote
     found = {
-        name: from_rows(np.load(path), placement, config.class_names, config.category_ids)
+        name: from_rows(np.load(path), letterbox, config.class_names, config.category_ids)
         for name, path in rows.items()
     }
     for name in ("sparsedet", "cached"):

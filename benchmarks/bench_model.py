@@ -34,13 +34,13 @@ from lib.agreement import (
 )
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
-from lib.subjects import calibration_canvases
+from lib.subjects import calibration_inputs
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import ModelFile
 from sparsedet.model.sparsity import sparsity_report
 
@@ -56,14 +56,14 @@ PAUSE = 0.03
 
 
 def detection(model: ModelFile, photo: np.ndarray, rows: Rows) -> Run:
-    """The whole way: photograph -> canvas -> rows -> Detections."""
+    """The whole way: photograph -> network input -> rows -> Detections."""
     config = model.config
 
     def run() -> Detections:
-        canvas, placement = to_canvas(
-            photo, config.canvas_height, config.canvas_width, config.resize
+        network_input, letterbox = to_network_input(
+            photo, config.input_height, config.input_width, config.resize
         )
-        return from_rows(rows(canvas), placement, config.class_names, config.category_ids)
+        return from_rows(rows(network_input), letterbox, config.class_names, config.category_ids)
 
     return run
 
@@ -94,12 +94,12 @@ class Contest:
 
     def __init__(self, model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) -> None:
         self.model, self.photo, self.arguments = model, photo, arguments
-        self.ranges = model.ranges
-        if arguments.precision == "int8" and self.ranges is None:
-            self.ranges = calibrate(
+        self.clipping_thresholds = model.clipping_thresholds
+        if arguments.precision == "int8" and self.clipping_thresholds is None:
+            self.clipping_thresholds = calibrate(
                 model.config,
                 model.tensors,
-                calibration_canvases(model.config),
+                calibration_inputs(model.config),
                 threads=arguments.threads,
             )
         self.engine = self.build_engine()
@@ -112,7 +112,10 @@ class Contest:
     def build_engine(self, **changes: Any) -> Engine:
         options = {"threads": self.arguments.threads, "isa": self.arguments.isa, **changes}
         if self.arguments.precision != "f32":
-            options |= {"precision": self.arguments.precision, "ranges": self.ranges}
+            options |= {
+                "precision": self.arguments.precision,
+                "clipping_thresholds": self.clipping_thresholds,
+            }
         return Engine(self.model.config, self.model.tensors, **options)
 
     def add_peer(self, name: str) -> Run:
@@ -128,11 +131,11 @@ class Contest:
         if self.arguments.precision != "int8" or not random:
             return None
         config = self.model.config
-        size = (config.canvas_height, config.canvas_width)
-        canvas = to_canvas(self.photo, *size, config.resize)[0].astype(np.float32)
+        size = (config.input_height, config.input_width)
+        network_input = to_network_input(self.photo, *size, config.resize)[0].astype(np.float32)
         reference = Engine(config, self.model.tensors, threads=self.arguments.threads)
         return features_error(
-            reference.native.features(canvas), self.engine.native.features(canvas)
+            reference.native.features(network_input), self.engine.native.features(network_input)
         )
 
     def check(self) -> dict[str, Agreement]:
@@ -170,7 +173,7 @@ class Contest:
             # At few zeros alone the plan has such operations.
             planned = self.engine.native.planned
             if winograd := {name: "dense" for name, method, *_ in planned if method == "winograd"}:
-                variants["without Winograd"] = {"plan": winograd}
+                variants["without Winograd"] = {"algorithms": winograd}
         if self.arguments.scaling:
             variants["one thread"] = {"threads": 1}
         for name, changes in variants.items():
@@ -185,10 +188,19 @@ class Contest:
         gc.collect()
         self.add_variants()
         report = sparsity_report(config, self.model.tensors)
-        canvas, _ = to_canvas(self.photo, config.canvas_height, config.canvas_width, config.resize)
+        network_input, _ = to_network_input(
+            self.photo, config.input_height, config.input_width, config.resize
+        )
         precisions = sorted({"f32", *self.precisions.values()}, reverse=True)
         healths = [
-            health(self.model, canvas, arguments.threads, precision, arguments.isa, report.gflops)
+            health(
+                self.model,
+                network_input,
+                arguments.threads,
+                precision,
+                arguments.isa,
+                report.gflops,
+            )
             for precision in precisions
         ]
         times = interleaved(self.runs, arguments.repeats)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import sparsedet
 from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 
 MARK = "<!-- pattern table: benchmarks/bench_patterns.py -->"
 GROUP = 5
@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     circumstances = machine.describe("", arguments.threads)
     model = sparsedet.load_model(arguments.model)
     config, photo = model.config, sparsedet.read_image(arguments.photo)
-    canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
+    network_input, _ = to_network_input(
+        photo, config.input_height, config.input_width, config.resize
+    )
     subjects = {"its own zeros": dict(model.tensors), "shuffled zeros": shuffled(model.tensors)}
     engines = {
         name: Engine(config, tensors, threads=arguments.threads)
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(arguments.repeats):
         for name, engine in engines.items():
-            engine.run(canvas)
+            engine.run(network_input)
             timed = engine.native.timings
             times[name].append(sum(s for layer, s in timed if layer.startswith(TIMED)))
     ratio = statistics.median(

@@ -36,12 +36,12 @@ from sparsedet.evaluation import evaluate, score_results
 from sparsedet.evaluation.bootstrap import paired_bootstrap
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.files import sha256_of, write_atomic
-from sparsedet.pruning.one_shot import OneShot
+from sparsedet.pruning.one_shot import OneShotConfig
 from sparsedet.pruning.run import PHOTOGRAPHS, prune_files
 
 MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
 LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
-CODE = ("calibration", "importance", "oneshot", "patterns", "reconstruct", "schedule")
+CODE = ("calibration", "sensitivity", "one_shot", "patterns", "reconstruct", "schedule")
 """Modules that a change of which asks for pruning anew."""
 TITLES = {
     "magnitude": "at once, magnitude",
@@ -76,18 +76,18 @@ def pruned(
         for left in folder.glob("*"):
             left.unlink()
         print(f"pruning to {sparsity:g} by {method}", flush=True)
-        settings = OneShot(method=method, sparsity=sparsity)
+        settings = OneShotConfig(method=method, sparsity=sparsity)
         prune_files(dense, images, folder, settings, photographs=photographs)
     return folder
 
 
 def detections(model: Path, dataset: Any, threads: int, work: Path) -> list[dict[str, Any]]:
     """What the model finds in all photographs of the data set, now or by an earlier run."""
-    isa = sparsedet.Detector.load(model, num_threads=1).isa
+    isa = sparsedet.Detector.load(model, threads=1).isa
     path = work / f"found-{digest(sha256_of(model), sha256_of(dataset.path), isa)}.json"
     if not path.exists():
         print(f"scoring {model}", flush=True)
-        _, found = evaluate(sparsedet.Detector.load(model, num_threads=threads), dataset)
+        _, found = evaluate(sparsedet.Detector.load(model, threads=threads), dataset)
         write_atomic(path, json.dumps(found).encode())
     results: list[dict[str, Any]] = json.loads(path.read_text())
     return results
@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     def row(path: Path) -> dict[str, Any]:
         found = detections(path, dataset, arguments.threads, work)
         stats = score_results(dataset.path, found, class_names=dataset.class_names).stats
-        detector = sparsedet.Detector.load(path, num_threads=1)
+        detector = sparsedet.Detector.load(path, threads=1)
         made = detector.model.provenance
         return {
             "allocation": made.get("recipe", {}).get("allocation", "uniform"),

@@ -36,7 +36,7 @@ from sparsedet.evaluation.coco import CocoDataset, CocoImage
 from sparsedet.model.config import ModelConfig
 from sparsedet.pruning.schedule import Allocation
 from sparsedet.torch_model import FasterRCNN
-from sparsedet.training.data import Part
+from sparsedet.training.data import MicroBatch
 from sparsedet.training.losses import Target
 from sparsedet.training.recipe import Recipe
 from sparsedet.training.trainer import Trainer
@@ -53,8 +53,8 @@ class Backbone(nn.Module):
         self.body = body
         self.out_channels = body.config.stage_channels[2]
 
-    def forward(self, canvas: Tensor) -> Tensor:
-        tensors = {"canvas": canvas.contiguous(memory_format=torch.channels_last)}
+    def forward(self, network_input: Tensor) -> Tensor:
+        tensors = {"input": network_input.contiguous(memory_format=torch.channels_last)}
         self.body.run_part("backbone", tensors)
         return tensors[self.body.network.features]
 
@@ -68,7 +68,7 @@ class Res5(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         body, tensors = self.body[0], {"rois": regions}
-        for layer in body.network.part("roi"):
+        for layer in body.network.of_component("roi"):
             if layer.name.startswith("res5"):
                 residual = tensors[layer.residual] if layer.residual else None
                 tensors[layer.name] = body.layers[layer.name](tensors[layer.source], residual)
@@ -128,20 +128,22 @@ def torchvision_peer(config: ModelConfig, recipe: Recipe, height: int, width: in
 
 
 def batch_of_noise(images: int, height: int, width: int) -> tuple[Tensor, list[Target]]:
-    """A canvas uint8 [B, 3, H, W] and four boxes an image."""
+    """A network input uint8 [B, 3, H, W] and four boxes an image."""
     rng = np.random.default_rng(0)
-    canvas = torch.from_numpy(rng.integers(0, 256, (images, 3, height, width), dtype=np.uint8))
+    network_input = torch.from_numpy(
+        rng.integers(0, 256, (images, 3, height, width), dtype=np.uint8)
+    )
     targets = []
     for seed in range(images):
         corner = rng.uniform(0, 0.5, (4, 2)) * (width, height)
         size = rng.uniform(0.1, 0.5, (4, 2)) * (width, height)
         boxes = torch.from_numpy(np.concatenate([corner, corner + size], 1).astype(np.float32))
         targets.append(Target(boxes, torch.tensor([1, 2, 3, 4]), height, width, seed))
-    return canvas, targets
+    return network_input, targets
 
 
 def our_step(
-    config: ModelConfig, recipe: Recipe, part: Part, folder: Path, update: bool = False
+    config: ModelConfig, recipe: Recipe, part: MicroBatch, folder: Path, update: bool = False
 ) -> tuple[Callable[[], Any], list[int], Trainer]:
     """A step of the trainer, how many regions the head saw in each, and the trainer.
 
@@ -162,7 +164,7 @@ def our_step(
 
 
 def peer_step(
-    detector: nn.Module, recipe: Recipe, part: Part
+    detector: nn.Module, recipe: Recipe, part: MicroBatch
 ) -> tuple[Callable[[], Any], list[int]]:
     """A step of torchvision's detector with SGD, and the head's regions in each."""
     parameters = [p for p in detector.parameters() if p.requires_grad]
@@ -171,7 +173,7 @@ def peer_step(
     )
 
     def step() -> None:
-        images = [image.float() for image in part.canvas]
+        images = [image.float() for image in part.network_input]
         truth = [{"boxes": t.boxes, "labels": t.labels} for t in part.targets]
         optimizer.zero_grad(set_to_none=True)
         total = sum(detector(images, truth).values())
@@ -221,7 +223,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     config = preset(arguments.model)
-    height, width = arguments.size or (config.canvas_height, config.canvas_width)
+    height, width = arguments.size or (config.input_height, config.input_width)
     dense = Recipe(
         steps=NEVER // 100,
         batch=arguments.batch,
@@ -237,8 +239,8 @@ def main() -> None:
     pruned = replace(
         dense, sparsity=0.6, prune_end=1000, prune_every=1000, allocation=arguments.allocation
     )
-    canvas, targets = batch_of_noise(arguments.batch, height, width)
-    part = Part(canvas, targets, 1.0, [1])
+    network_input, targets = batch_of_noise(arguments.batch, height, width)
+    part = MicroBatch(network_input, targets, 1.0, [1])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         *ours, pruner = our_step(config, pruned, part, folder)

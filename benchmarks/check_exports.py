@@ -31,7 +31,7 @@ from sparsedet.evaluation import evaluate
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.exporters.onnx import save_onnx
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.importers import load_foreign
 from sparsedet.model.boxes import iou
 from sparsedet.model.config import ModelConfig
@@ -59,15 +59,15 @@ IOU, SCORE, TIE = 0.99, 1e-3, 1e-4
 Rows = Callable[[np.ndarray], np.ndarray]
 
 
-def blobs(canvas: np.ndarray, inputs: dict[str, list[int]]) -> list[np.ndarray]:
+def blobs(network_input: np.ndarray, inputs: dict[str, list[int]]) -> list[np.ndarray]:
     """What the inputs want, by their shapes."""
     given = []
     for shape in inputs.values():
         if len(shape) == 4:
-            blob = canvas[None] if shape[3] == 3 else canvas.transpose(2, 0, 1)[None]
+            blob = network_input[None] if shape[3] == 3 else network_input.transpose(2, 0, 1)[None]
             given.append(np.ascontiguousarray(blob, dtype=np.float32))
         else:
-            given.append(np.array([[*canvas.shape[:2], 1]], dtype=np.float32))
+            given.append(np.array([[*network_input.shape[:2], 1]], dtype=np.float32))
     return given
 
 
@@ -77,7 +77,7 @@ def run_openvino(path: Path, threads: int) -> Rows:
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = ov.Core().compile_model(path, "CPU", options)
     inputs = {port.any_name: list(port.shape) for port in compiled.inputs}
-    return lambda canvas: np.array(compiled(blobs(canvas, inputs))[0])
+    return lambda network_input: np.array(compiled(blobs(network_input, inputs))[0])
 
 
 def run_onnx(path: Path, threads: int) -> Rows:
@@ -87,19 +87,19 @@ def run_onnx(path: Path, threads: int) -> Rows:
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = {given.name: given.shape for given in session.get_inputs()}
-    return lambda canvas: session.run(None, dict(zip(inputs, blobs(canvas, inputs), strict=True)))[
-        0
-    ]
+    return lambda network_input: session.run(
+        None, dict(zip(inputs, blobs(network_input, inputs), strict=True))
+    )[0]
 
 
 def detector(model: ModelFile, rows: Rows) -> Callable[[np.ndarray], Detections]:
     config = model.config
 
     def detect(photo: np.ndarray) -> Detections:
-        size = (config.canvas_height, config.canvas_width)
-        canvas, placement = to_canvas(photo, *size, config.resize)
+        size = (config.input_height, config.input_width)
+        network_input, letterbox = to_network_input(photo, *size, config.resize)
         return from_rows(
-            rows(canvas).reshape(-1, 7), placement, config.class_names, config.category_ids
+            rows(network_input).reshape(-1, 7), letterbox, config.class_names, config.category_ids
         )
 
     return detect

@@ -4,11 +4,11 @@
     python benchmarks/ecosystem.py examples/*.jpg
 
 The model is exported and loaded by its file alone: what kind of model it is, its labels and how
-photographs are resized is in the file. Asked twice: with photographs that have the canvas's size,
+photographs are resized is in the file. Asked twice: with photographs that have the network input's size,
 on which nothing is resized and the answers must be equal (Model API rounds corners to whole
 pixels), and with the photographs as they are, which Model API resizes by an operation of the graph
 and not by OpenCV. In float32: left to itself OpenVINO takes bf16 where the CPU has it. Beside them:
-our own answers to the canvases with noise of one grey level on an eighth of the values, to tell how
+our own answers to the network inputs with noise of one grey level on an eighth of the values, to tell how
 much a model answers to so little.
 """
 
@@ -28,7 +28,7 @@ import sparsedet
 from sparsedet.detections import Detections
 from sparsedet.detector import embedded_model
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 
 Answer = Callable[[NDArray[np.uint8]], tuple[list[str], Any, Any]]
 """A photograph -> names, scores (N,) and boxes (N, 4) in pixels."""
@@ -138,11 +138,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--score", type=float, default=0.3, help="scores that count")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
-    detector = sparsedet.Detector.load(arguments.model, num_threads=arguments.threads)
+    detector = sparsedet.Detector.load(arguments.model, threads=arguments.threads)
     config = detector.config
     photos = [sparsedet.read_image(path) for path in arguments.photos]
-    size = (config.canvas_height, config.canvas_width)
-    canvases = [to_canvas(photo, *size, config.resize)[0] for photo in photos]
+    size = (config.input_height, config.input_width)
+    network_inputs = [to_network_input(photo, *size, config.resize)[0] for photo in photos]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         save_openvino(path, config, detector.model.tensors, layout=arguments.layout)
@@ -150,9 +150,9 @@ def main(argv: list[str] | None = None) -> None:
     result = {
         name: compare(detector, answer, pictures, arguments.score)
         for name, answer, pictures in (
-            ("same canvas", other, canvases),
+            ("same network input", other, network_inputs),
             ("own resizing", other, photos),
-            ("noise", noisy(detector, arguments.score), canvases),
+            ("noise", noisy(detector, arguments.score), network_inputs),
         )
     }
     if arguments.json:

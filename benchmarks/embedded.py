@@ -96,7 +96,7 @@ def main() -> None:
     dataset = load_coco(arguments.annotations, arguments.images, sparsedet.model.config.COCO_NAMES)
     paths = {"dense": arguments.dense, "sparse": embedded_model()}
     detectors = {
-        name: sparsedet.Detector.load(path, num_threads=arguments.threads)
+        name: sparsedet.Detector.load(path, threads=arguments.threads)
         for name, path in paths.items()
     }
     times = time_both(detectors, dataset)

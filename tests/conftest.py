@@ -10,10 +10,10 @@ from helpers.small import SMALL, picture
 
 from sparsedet.detector import embedded_model
 from sparsedet.evaluation.coco import CocoDataset, load_coco
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import save_model
-from sparsedet.testing import lively_tensors
+from sparsedet.testing import calibrated_random_tensors
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +25,10 @@ def small_config() -> ModelConfig:
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file, 40 % sparse, that detects all three classes in `picture()`."""
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    canvas, _ = to_canvas(picture(), SMALL.canvas_height, SMALL.canvas_width)
-    save_model(path, SMALL, lively_tensors(SMALL, 0.4, canvas), {"recipe": "none"})
+    network_input, _ = to_network_input(picture(), SMALL.input_height, SMALL.input_width)
+    save_model(
+        path, SMALL, calibrated_random_tensors(SMALL, 0.4, network_input), {"recipe": "none"}
+    )
     return path
 
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from sparsedet.detections import Detections, contract_rows, from_rows, pad_rows
 from sparsedet.errors import InputError
 from sparsedet.images import draw
-from sparsedet.images.letterbox import place
+from sparsedet.images.letterbox import fit_letterbox
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
-PLACEMENT = place(427, 640, 800, 1280)
+LETTERBOX = fit_letterbox(427, 640, 800, 1280)
 PADDING = [-1.0, 0, 0, 0, 0, 0, 0]
 
 
@@ -37,9 +37,9 @@ def make_rows(count: int, seed: int = 0) -> NDArray[np.float32]:
     return np.column_stack([np.zeros(count), labels, scores, corners]).astype(np.float32)
 
 
-def detect(rows: Any, placement: Any = PLACEMENT, threshold: float | None = None) -> Detections:
+def detect(rows: Any, letterbox: Any = LETTERBOX, threshold: float | None = None) -> Detections:
     array = np.array(rows, np.float32)
-    return from_rows(array, placement, COCO_NAMES, COCO_CATEGORY_IDS, threshold)
+    return from_rows(array, letterbox, COCO_NAMES, COCO_CATEGORY_IDS, threshold)
 
 
 # -------------------------------------------------------------------- rows
@@ -174,7 +174,7 @@ def test_csv_and_json_say_the_same() -> None:
     names = ("plain", 'with, comma and "quotes"', "grün")
     rows = make_rows(9)
     rows[:, 1] = np.arange(9) % 3 + 1
-    found = from_rows(rows, PLACEMENT, names, (4, 5, 6))
+    found = from_rows(rows, LETTERBOX, names, (4, 5, 6))
     lines = list(csv.DictReader(io.StringIO(found.to_csv())))
     parsed = json.loads(found.to_json())
     assert "\n" not in found.to_json() and parsed["width"] == 640 and parsed["height"] == 427
@@ -191,13 +191,13 @@ def test_csv_and_json_say_the_same() -> None:
 
 def picture(height: int, width: int, *boxes: tuple[int, float, float, float, float, float]) -> Any:
     """What `draw` makes of a grey photograph; boxes are (label, score, x0, y0, x1, y1)."""
-    placement = place(height, width, height, width)
+    letterbox = fit_letterbox(height, width, height, width)
     rows = [
         [0, label, score, x0 / width, y0 / height, x1 / width, y1 / height]
         for label, score, x0, y0, x1, y1 in boxes
     ]
     image = np.full((height, width, 3), 128, np.uint8)
-    out = detect(np.reshape(rows, (-1, 7)), placement).draw(image)
+    out = detect(np.reshape(rows, (-1, 7)), letterbox).draw(image)
     assert (image == 128).all() and out.shape == image.shape and out.dtype == np.uint8
     return out
 

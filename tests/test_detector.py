@@ -1,4 +1,4 @@
-"""The detector's two doors: a photograph in, or bare canvases in; and what both refuse."""
+"""The detector's two doors: a photograph in, or bare network inputs in; and what both refuse."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from helpers.small import SMALL, picture
 
 from sparsedet import Detector, InputError, available_isas, read_image
 from sparsedet.detections import from_rows
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import load_model, save_model
 
-HEIGHT, WIDTH = SMALL.canvas_height, SMALL.canvas_width
+HEIGHT, WIDTH = SMALL.input_height, SMALL.input_width
 
 
 @pytest.fixture(scope="module")
 def detector(small_model: Path) -> Detector:
-    return Detector.load(small_model, num_threads=1)
+    return Detector.load(small_model, threads=1)
 
 
-def canvases(count: int = 2) -> np.ndarray:
-    """[B, H, W, 3] uint8: different pictures on the model's canvas."""
-    return np.stack([to_canvas(picture(seed=s), HEIGHT, WIDTH)[0] for s in range(count)])
+def network_inputs(count: int = 2) -> np.ndarray:
+    """[B, H, W, 3] uint8: different pictures on the model's network input."""
+    return np.stack([to_network_input(picture(seed=s), HEIGHT, WIDTH)[0] for s in range(count)])
 
 
 # ------------------------------------------------------------------------ photographs
@@ -48,20 +48,20 @@ def test_a_photograph_gives_detections_on_it(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize("shape", [(90, 120), (61, 33), (1, 1), (500, 3), (64, 96)])
-@pytest.mark.parametrize("resize", ["fit", "stretch"])
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
 def test_a_call_is_canvas_rows_and_mapping(small_model: Path, shape, resize) -> None:
-    detector = Detector.load(small_model, num_threads=1, resize=resize)
+    detector = Detector.load(small_model, threads=1, resize=resize)
     image = picture(90, 120)[: shape[0], : shape[1]]
     if image.shape[:2] != shape:
         image = cv2.resize(image, shape[::-1])
-    canvas, placement = to_canvas(image, HEIGHT, WIDTH, resize)
-    rows = detector.infer(canvas[None])
-    expected = from_rows(rows, placement, SMALL.class_names, SMALL.category_ids)
+    network_input, letterbox = to_network_input(image, HEIGHT, WIDTH, resize)
+    rows = detector.infer(network_input[None])
+    expected = from_rows(rows, letterbox, SMALL.class_names, SMALL.category_ids)
     found = detector(image)
     assert np.array_equal(found.boxes, expected.boxes)
     assert np.array_equal(found.scores, expected.scores)
     assert np.array_equal(found.labels, expected.labels)
-    assert found.placement == placement
+    assert found.letterbox == letterbox
 
 
 def test_score_threshold(detector: Detector) -> None:
@@ -77,11 +77,11 @@ def test_from_file_to_boxes(detector: Detector, photo: Path) -> None:
     assert np.array_equal(found.boxes, detector(picture()).boxes)
 
 
-# ------------------------------------------------------------------------ bare canvases
+# ------------------------------------------------------------------------ bare network inputs
 
 
 def test_layouts_and_types_of_a_blob_are_one(detector: Detector) -> None:
-    blob = canvases(2)
+    blob = network_inputs(2)
     rows = detector.infer(blob)
     for same in (
         blob.transpose(0, 3, 1, 2),
@@ -94,7 +94,7 @@ def test_layouts_and_types_of_a_blob_are_one(detector: Detector) -> None:
 
 
 def test_image_id_is_the_index_in_the_batch(detector: Detector) -> None:
-    blob = canvases(3)[[0, 1, 2, 0]]
+    blob = network_inputs(3)[[0, 1, 2, 0]]
     rows = detector.infer(blob)
     assert rows.shape == (4 * SMALL.max_detections, 7) and rows.dtype == np.float32
     for index in range(4):
@@ -114,12 +114,12 @@ def variant(small_model: Path, path: Path, **changes: Any) -> Detector:
     """A detector with the same weights and other settings."""
     model = load_model(small_model)
     save_model(path, replace(model.config, **changes), model.tensors, {})
-    return Detector.load(path, num_threads=1)
+    return Detector.load(path, threads=1)
 
 
 def test_padding_rows(small_model: Path, tmp_path: Path) -> None:
     detector = variant(small_model, tmp_path / "m", score_threshold=0.85)
-    rows = detector.infer(canvases(2))
+    rows = detector.infer(network_inputs(2))
     assert set(rows[:, 0]) == {-1, 0, 1}
     valid = int((rows[:, 0] >= 0).sum())
     assert 0 < valid < len(rows)
@@ -128,14 +128,14 @@ def test_padding_rows(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_the_four_dimensional_form(detector: Detector) -> None:
-    flat = detector.infer(canvases(2))
-    rows = detector.infer(canvases(2), four_d=True)
+    flat = detector.infer(network_inputs(2))
+    rows = detector.infer(network_inputs(2), four_d=True)
     assert rows.shape == (1, 1, 2 * SMALL.max_detections, 7)
     assert np.array_equal(rows[0, 0], flat)
 
 
 def test_any_canvas_size(detector: Detector) -> None:
-    blob = canvases(1)
+    blob = network_inputs(1)
     before = detector.infer(blob)
     for height, width in ((48, 80), (65, 97), (16, 16)):
         assert detector.infer(np.full((1, height, width, 3), 77, np.uint8)).shape == before.shape
@@ -146,18 +146,18 @@ def test_any_canvas_size(detector: Detector) -> None:
 
 
 def test_every_number_of_threads_gives_the_same_bits(small_model: Path) -> None:
-    expected = Detector.load(small_model, num_threads=1).infer(canvases(2))
+    expected = Detector.load(small_model, threads=1).infer(network_inputs(2))
     for count in (2, 3, 5):
-        rows = Detector.load(small_model, num_threads=count).infer(canvases(2))
+        rows = Detector.load(small_model, threads=count).infer(network_inputs(2))
         assert np.array_equal(rows, expected)
 
 
 def test_every_instruction_set_agrees(small_model: Path) -> None:
-    expected = Detector.load(small_model, num_threads=1, isa="scalar").infer(canvases(2))
+    expected = Detector.load(small_model, threads=1, isa="scalar").infer(network_inputs(2))
     for isa in available_isas():
-        detector = Detector.load(small_model, num_threads=1, isa=isa)
+        detector = Detector.load(small_model, threads=1, isa=isa)
         assert detector.isa == isa
-        assert np.allclose(detector.infer(canvases(2)), expected, atol=1e-4)
+        assert np.allclose(detector.infer(network_inputs(2)), expected, atol=1e-4)
 
 
 def test_the_environment_chooses_the_instruction_set(small_model: Path, monkeypatch) -> None:
@@ -167,9 +167,9 @@ def test_the_environment_chooses_the_instruction_set(small_model: Path, monkeypa
 
 
 def test_python_threads_share_a_detector(small_model: Path) -> None:
-    detector = Detector.load(small_model, num_threads=2)
+    detector = Detector.load(small_model, threads=2)
     # Different sizes, so that the calls would disturb each other's plan.
-    blobs = [canvases(1), np.ascontiguousarray(canvases(2)[1:, :48, :80])]
+    blobs = [network_inputs(1), np.ascontiguousarray(network_inputs(2)[1:, :48, :80])]
     expected = [detector.infer(blob) for blob in blobs]
     assert not np.array_equal(*expected)
     wrong: list[int] = []
@@ -189,9 +189,9 @@ def test_python_threads_share_a_detector(small_model: Path) -> None:
 
 @pytest.mark.parametrize("streams", [1, 2, 3])
 def test_streams_give_what_calls_give_in_order(small_model: Path, streams: int) -> None:
-    one = Detector.load(small_model, num_threads=1)
-    detector = Detector.load(small_model, num_threads=3, streams=streams)
-    photos = [np.roll(photo, i, axis=1) for i, photo in enumerate(canvases(8))]
+    one = Detector.load(small_model, threads=1)
+    detector = Detector.load(small_model, threads=3, streams=streams)
+    photos = [np.roll(photo, i, axis=1) for i, photo in enumerate(network_inputs(8))]
     expected = [one(photo).boxes for photo in photos]
     assert any(len(boxes) for boxes in expected)
     found = [detections.boxes for detections in detector.stream(iter(photos))]
@@ -210,8 +210,8 @@ def test_streams_give_what_calls_give_in_order(small_model: Path, streams: int) 
 
 
 def test_an_error_in_a_stream_reaches_the_caller(small_model: Path) -> None:
-    detector = Detector.load(small_model, num_threads=2, streams=2)
-    good = canvases(1)[0]
+    detector = Detector.load(small_model, threads=2, streams=2)
+    good = network_inputs(1)[0]
     found = detector.stream([good, good.astype(np.float32), good])
     next(found)
     with pytest.raises(InputError, match="uint8"):
@@ -297,21 +297,21 @@ def test_a_canvas_too_small_for_the_network(small_model: Path, tmp_path: Path) -
         for _ in range(2):  # a refused size is refused again
             with pytest.raises(InputError, match=message):
                 detector.infer(np.zeros((1, height, width, 3), np.uint8))
-    assert len(detector.infer(canvases(1))) == SMALL.max_detections
+    assert len(detector.infer(network_inputs(1))) == SMALL.max_detections
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_threads": 0}, "threads is 0"),
-        ({"num_threads": -2}, "threads is -2"),
-        ({"num_threads": 100_000}, "threads is 100000"),
-        ({"num_threads": 1.5}, "threads is 1.5"),
-        ({"num_threads": "2"}, "threads is '2'"),
+        ({"threads": 0}, "threads is 0"),
+        ({"threads": -2}, "threads is -2"),
+        ({"threads": 100_000}, "threads is 100000"),
+        ({"threads": 1.5}, "threads is 1.5"),
+        ({"threads": "2"}, "threads is '2'"),
         ({"isa": "mmx"}, "'mmx'"),
         ({"precision": "int3"}, "precision is 'int3'"),
         ({"streams": 0}, "streams is 0"),
-        ({"streams": 3, "num_threads": 2}, "streams is 3, expected 1..2"),
+        ({"streams": 3, "threads": 2}, "streams is 3, expected 1..2"),
         ({"streams": "2"}, "streams is '2'"),
         ({"resize": "crop"}, "resize is 'crop'"),
     ],

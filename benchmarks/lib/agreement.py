@@ -1,8 +1,8 @@
 """Whether two runtimes gave the same detections: asked before anything is timed.
 
 f32 against f32: sums differ in their order only. A partner has the same class, a score within
-1e-3 and corners within a ten-thousandth of the canvas (an IoU would not do: boxes clipped to the
-canvas's edge have no area); 98 % of the longer list must have one.
+1e-3 and corners within a ten-thousandth of the network input (an IoU would not do: boxes clipped to the
+network input's edge have no area); 98 % of the longer list must have one.
 
 bf16 and int8: weights and activations have 8 bits, and over a hundred layers that moves random
 weights' detections visibly, with suppression turning small differences into other boxes. There is

@@ -15,7 +15,7 @@ figure above is not of it: one core's best was 225 to 240 GFLOP/s where both tog
 Work is counted as in that figure, with the taps in the padding, which OpenVINO may skip: the share
 is nominal (bench_layers.py does without). A comparison is judged by the precision that OpenVINO is
 timed in. The figure is of f32; bf16, where OpenVINO comes as near to its own peak, is held to the
-same, for int8 there is none. The rule is for r101-c4 on its own canvas; elsewhere the share is
+same, for int8 there is none. The rule is for r101-c4 on its own network input; elsewhere the share is
 recorded and not judged.
 """
 
@@ -65,7 +65,7 @@ class Profile:
 
 
 class Profiler:
-    """The exported network in OpenVINO, profiled; calling it with a canvas runs it once."""
+    """The exported network in OpenVINO, profiled; calling it with a network input runs it once."""
 
     def __init__(self, model: ModelFile, threads: int, precision: str) -> None:
         self.layers = {layer.name for layer in build_network(model.config).layers}
@@ -73,8 +73,8 @@ class Profiler:
         self.runs = 0
         self.before: dict[str, float] = defaultdict(float)
 
-    def __call__(self, canvas: NDArray[np.uint8]) -> Profile:
-        self.backend.run(canvas)
+    def __call__(self, network_input: NDArray[np.uint8]) -> Profile:
+        self.backend.run(network_input)
         self.runs += 1
         profile = Profile()
         for entry in self.backend.request.profiling_info:
@@ -106,7 +106,7 @@ def is_void(config: ModelConfig, precision: str, share: float | None) -> bool:
 
 def health(
     model: ModelFile,
-    canvas: NDArray[np.uint8],
+    network_input: NDArray[np.uint8],
     threads: int,
     precision: str,
     isa: str,
@@ -124,11 +124,11 @@ def health(
         the CPU has no peak in this precision) and `void`.
     """
     profiler = Profiler(model, threads, precision)
-    profiler(canvas)
+    profiler(network_input)
     peaks, profiles = [], []
     for _ in range(runs):
         before = peak_gflops(isa, threads, precision)
-        profiles.append(profiler(canvas))
+        profiles.append(profiler(network_input))
         peaks.append((before + peak_gflops(isa, threads, precision)) / 2)
     dense = [profile.dense for profile in profiles]
     shares = [gflops / s / peak if peak else None for s, peak in zip(dense, peaks, strict=True)]

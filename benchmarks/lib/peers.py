@@ -1,9 +1,9 @@
-"""The other runtimes, each with the whole detector: a canvas in, the contract's rows out.
+"""The other runtimes, each with the whole detector: a network input in, the contract's rows out.
 
 They are the package's own backends (`sparsedet.backends`): static shapes, tuned for the latency of
 one picture, on a given number of threads. Nothing is timed here.
 
-Glossary: a canvas is (H, W, 3) uint8 BGR; rows are (N, 7), best first.
+Glossary: a network input is (H, W, 3) uint8 BGR; rows are (N, 7), best first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from lib.subjects import calibration_canvases
+from lib.subjects import calibration_inputs
 from numpy.typing import NDArray
 
 from sparsedet.backends import build_backend
@@ -46,7 +46,9 @@ def _quantised(model: ModelFile) -> Any:
     from sparsedet.exporters.openvino import to_openvino
 
     graph = to_openvino(model.config, model.tensors, layout="NHWC")
-    inputs = [canvas[None].astype(np.float32) for canvas in calibration_canvases(model.config)]
+    inputs = [
+        network_input[None].astype(np.float32) for network_input in calibration_inputs(model.config)
+    ]
     return nncf.quantize(graph, nncf.Dataset(inputs), subset_size=len(inputs))
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 import sparsedet
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import ModelFile
-from sparsedet.testing import lively_tensors
+from sparsedet.testing import calibrated_random_tensors
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "beach.jpg"
 
@@ -51,22 +51,26 @@ def models(arguments: argparse.Namespace, photo: np.ndarray) -> Iterator[ModelFi
         yield sparsedet.load_model(arguments.model)
         return
     config = sparsedet.preset(arguments.preset)
-    canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
+    network_input, _ = to_network_input(
+        photo, config.input_height, config.input_width, config.resize
+    )
     for sparsity in arguments.sparsity:
-        tensors = lively_tensors(config, sparsity, canvas, pattern=arguments.pattern)
+        tensors = calibrated_random_tensors(
+            config, sparsity, network_input, pattern=arguments.pattern
+        )
         zeros = "" if arguments.pattern == "unstructured" else f", {arguments.pattern} zeros"
         yield ModelFile(config, tensors, {"weights": f"random{zeros}"}, "float32")
 
 
-def calibration_canvases(config: ModelConfig) -> list[np.ndarray]:
+def calibration_inputs(config: ModelConfig) -> list[np.ndarray]:
     """What both sides' int8 is calibrated on: each example photograph, and a part of it."""
-    canvases = []
+    network_inputs = []
     for path in sorted(PHOTO.parent.glob("*.jpg")):
         photo = sparsedet.read_image(path)
         height, width = photo.shape[:2]
         part = np.ascontiguousarray(photo[height // 4 :, width // 4 :])
         for crop in (photo, part):
-            canvases.append(
-                to_canvas(crop, config.canvas_height, config.canvas_width, config.resize)[0]
+            network_inputs.append(
+                to_network_input(crop, config.input_height, config.input_width, config.resize)[0]
             )
-    return canvases
+    return network_inputs

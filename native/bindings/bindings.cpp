@@ -186,20 +186,20 @@ class PyEngine {
   }
 
   template <class T>
-  nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> canvas) {
+  nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> network_input) {
     std::vector<Detection> found;
     {
       nb::gil_scoped_release release;
-      engine_.plan(static_cast<int>(canvas.shape(0)), static_cast<int>(canvas.shape(1)));
-      found = engine_.run(canvas.data());
+      engine_.plan(static_cast<int>(network_input.shape(0)), static_cast<int>(network_input.shape(1)));
+      found = engine_.run(network_input.data());
     }
-    return to_numpy(to_rows(found, float(canvas.shape(0)), float(canvas.shape(1))),
+    return to_numpy(to_rows(found, float(network_input.shape(0)), float(network_input.shape(1))),
                     {found.size(), 7});
   }
 
-  nb::ndarray<nb::numpy, float> features(Array<float, nb::shape<-1, -1, 3>> canvas) {
-    engine_.plan(static_cast<int>(canvas.shape(0)), static_cast<int>(canvas.shape(1)));
-    return to_numpy(engine_.features(canvas.data()),
+  nb::ndarray<nb::numpy, float> features(Array<float, nb::shape<-1, -1, 3>> network_input) {
+    engine_.plan(static_cast<int>(network_input.shape(0)), static_cast<int>(network_input.shape(1)));
+    return to_numpy(engine_.features(network_input.data()),
                     {size_t(engine_.feature_channels()), size_t(engine_.feature_height()),
                      size_t(engine_.feature_width())});
   }
@@ -216,10 +216,10 @@ class PyEngine {
     const size_t anchors = engine_.params().boxes.cell_anchors.size();
     const size_t expected = size_t(engine_.feature_height()) * engine_.feature_width() * anchors;
     if (logits.shape(0) != expected || deltas.shape(0) != expected)
-      throw std::invalid_argument("logits and deltas do not fit the planned canvas");
+      throw std::invalid_argument("logits and deltas do not fit the planned network input");
     const auto boxes = find_proposals(
         engine_.params().boxes, logits.data(), deltas.data(), engine_.feature_height(),
-        engine_.feature_width(), float(engine_.canvas_height()), float(engine_.canvas_width()));
+        engine_.feature_width(), float(engine_.input_height()), float(engine_.input_width()));
     return to_numpy(flatten(boxes), {boxes.size(), 4});
   }
 
@@ -249,7 +249,7 @@ class PyEngine {
         logits.shape(1) != size_t(b.num_classes + 1) ||
         deltas.shape(1) != size_t(b.num_classes + b.background_deltas) || deltas.shape(2) != 4)
       throw std::invalid_argument("logits, deltas and boxes do not fit the model");
-    const float h = float(engine_.canvas_height()), w = float(engine_.canvas_width());
+    const float h = float(engine_.input_height()), w = float(engine_.input_width());
     const auto found = find_detections(b, logits.data(), deltas.data(), to_boxes(boxes), h, w);
     return to_numpy(to_rows(found, h, w), {found.size(), 7});
   }
@@ -312,11 +312,11 @@ class PyEngine {
   }
 
   void check(const Array<float, nb::ndim<3>>& features) const {
-    if (!engine_.canvas_height()) throw std::invalid_argument("plan a canvas size first");
+    if (!engine_.input_height()) throw std::invalid_argument("plan a network input size first");
     if (features.shape(0) != size_t(engine_.feature_channels()) ||
         features.shape(1) != size_t(engine_.feature_height()) ||
         features.shape(2) != size_t(engine_.feature_width()))
-      throw std::invalid_argument("features do not fit the planned canvas");
+      throw std::invalid_argument("features do not fit the planned network input");
   }
 
   Engine engine_;
@@ -380,9 +380,9 @@ NB_MODULE(_native, m) {
            "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
            "output"_a, "packed"_a, "bias"_a, "method"_a, "nonzero"_a, "checksum"_a)
       .def("packed", &PyEngine::packed, "name"_a)
-      .def("run", &PyEngine::run<uint8_t>, "canvas"_a)
-      .def("run", &PyEngine::run<float>, "canvas"_a)
-      .def("features", &PyEngine::features, "canvas"_a)
+      .def("run", &PyEngine::run<uint8_t>, "network_input"_a)
+      .def("run", &PyEngine::run<float>, "network_input"_a)
+      .def("features", &PyEngine::features, "network_input"_a)
       .def("rpn", &PyEngine::rpn, "features"_a)
       .def("proposals", &PyEngine::proposals, "logits"_a, "deltas"_a)
       .def("roi_features", &PyEngine::roi_features, "features"_a, "boxes"_a)

@@ -146,12 +146,12 @@ Engine::Engine(const Engine& other, int threads)
 
 Type Engine::type_of(const std::string& name) const {
   if (name == "pooled") return Type::float32;
-  if (name == "canvas") return params_.precision == Type::bfloat16 ? Type::pixels : Type::float32;
+  if (name == "input") return params_.precision == Type::bfloat16 ? Type::pixels : Type::float32;
   return name == "rois" ? params_.precision : op(name).type;
 }
 
 Quantised Engine::quantised(const std::string& name) const {
-  if (name == "canvas" || name == "pooled") return {};
+  if (name == "input" || name == "pooled") return {};
   return op(name == "rois" ? feature_name_ : name).q;  // RoIAlign stays within its input
 }
 
@@ -241,7 +241,7 @@ std::pair<Engine::Op, ConvShape> Engine::begin(const OpSpec& spec, const float* 
 void Engine::finish(Op op) {
   if (op.spec.part == Part::backbone) feature_name_ = op.spec.name;
   ops_.push_back(std::move(op));
-  canvas_height_ = canvas_width_ = 0;
+  input_height_ = input_width_ = 0;
 }
 
 void Engine::add(const OpSpec& spec, const Weights& weights, const float* bias,
@@ -357,7 +357,7 @@ int64_t Engine::nonzero_weights() const {
 // ------------------------------------------------------------------------------------ planning
 
 // First fit, largest first: spans whose times overlap must not overlap in memory.
-void Engine::place(std::vector<Span*>& spans, size_t& total) {
+void Engine::fit_letterbox(std::vector<Span*>& spans, size_t& total) {
   std::stable_sort(spans.begin(), spans.end(),
                    [](const Span* a, const Span* b) { return a->floats > b->floats; });
   std::vector<Span*> placed;
@@ -376,8 +376,8 @@ void Engine::place(std::vector<Span*>& spans, size_t& total) {
 }
 
 void Engine::plan(int height, int width) {
-  if (height == canvas_height_ && width == canvas_width_) return;
-  canvas_height_ = canvas_width_ = 0;
+  if (height == input_height_ && width == input_width_) return;
+  input_height_ = input_width_ = 0;
   pack_scratch_ = {};
   maps_.clear();
   regions_.clear();
@@ -385,7 +385,7 @@ void Engine::plan(int height, int width) {
   clean_.clear();
   const int lanes = kernels_.lanes, count = static_cast<int>(ops_.size());
 
-  // Shapes, and the operation after which each tensor is last read. Time 0 is the canvas,
+  // Shapes, and the operation after which each tensor is last read. Time 0 is the network input,
   // operation i has time i + 1. Hoisted operations write a map, then its transpose.
   struct Tensor {
     std::string name;
@@ -415,7 +415,7 @@ void Engine::plan(int height, int width) {
   int roi_start = count + 1;
   for (int i = count - 1; i >= 0; i--)
     if (ops_[i].spec.part == Part::roi) roi_start = i + 1;
-  add("canvas", true, 3, height, width, 0);
+  add("input", true, 3, height, width, 0);
   std::string last_region;
   for (int i = 0; i < count; i++) {
     const OpSpec& s = ops_[i].spec;
@@ -440,7 +440,7 @@ void Engine::plan(int height, int width) {
       w = out_length(source.width, s);
     }
     if (h < 1 || w < 1)
-      throw std::invalid_argument("canvas " + std::to_string(height) + "x" + std::to_string(width) +
+      throw std::invalid_argument("network input " + std::to_string(height) + "x" + std::to_string(width) +
                                   " is too small: " + s.name + " would be empty");
     add(s.name, s.part != Part::roi, s.out_channels, h, w, time);
     auto read = [&](const std::string& name) {
@@ -509,7 +509,7 @@ void Engine::plan(int height, int width) {
                                                                  nullptr, blocks, region_lanes)));
   spans.push_back(&winograd);
   size_t total = 0;
-  place(spans, total);
+  fit_letterbox(spans, total);
   arena_.reserve(total);
 
   for (const Tensor& t : tensors) {
@@ -525,8 +525,8 @@ void Engine::plan(int height, int width) {
   for (const auto& [name, span] : copies)
     transposed_.emplace_back(name, arena_.data() + span.offset);
   winograd_memory_ = arena_.data() + winograd.offset;
-  canvas_height_ = height;
-  canvas_width_ = width;
+  input_height_ = height;
+  input_width_ = width;
 }
 
 // ------------------------------------------------------------------------------------- running
@@ -657,18 +657,18 @@ void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logi
 }
 
 template <class T>
-std::vector<Detection> Engine::run(const T* canvas) {
+std::vector<Detection> Engine::run(const T* network_input) {
   timings_.clear();
   {
     Timer timer(timings_, "normalise");
-    prepare_border(map("canvas"));
-    normalise(context_, canvas, canvas_width_, params_.pixel_mean, params_.pixel_std,
-              map("canvas"));
+    prepare_border(map("input"));
+    normalise(context_, network_input, input_width_, params_.pixel_mean, params_.pixel_std,
+              map("input"));
   }
   run_maps(Part::backbone);
   run_maps(Part::rpn);
   std::vector<float> logits, deltas;
-  const float h = static_cast<float>(canvas_height_), w = static_cast<float>(canvas_width_);
+  const float h = static_cast<float>(input_height_), w = static_cast<float>(input_width_);
   std::vector<Box> boxes;
   {
     Timer timer(timings_, "proposals");
@@ -688,9 +688,9 @@ template std::vector<Detection> Engine::run(const float*);
 // -------------------------------------------------------------------------------------- stages
 
 template <class T>
-std::vector<float> Engine::features(const T* canvas) {
-  prepare_border(map("canvas"));
-  normalise(context_, canvas, canvas_width_, params_.pixel_mean, params_.pixel_std, map("canvas"));
+std::vector<float> Engine::features(const T* network_input) {
+  prepare_border(map("input"));
+  normalise(context_, network_input, input_width_, params_.pixel_mean, params_.pixel_std, map("input"));
   run_maps(Part::backbone);
   return read_map(feature_map());
 }

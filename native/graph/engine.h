@@ -1,7 +1,7 @@
-// The whole inference path: a canvas in, detections out.
+// The whole inference path: a network input in, detections out.
 //
 // An engine is given its operations one by one (from Python's layer table, batch norm folded),
-// packs their weights at once, and plans one activation arena for a canvas size. One run at a
+// packs their weights at once, and plans one activation arena for a network input size. One run at a
 // time; the caller guards that.
 #pragma once
 #include <array>
@@ -19,7 +19,7 @@ namespace sparsedet {
 
 enum class Part { backbone, rpn, roi };
 
-// An operation by the names of its tensors; its output bears its own name. "canvas", "rois" and
+// An operation by the names of its tensors; its output bears its own name. "input", "rois" and
 // "pooled" (the mean of the last residual block over the region) are sources without an operation.
 struct OpSpec {
   std::string name, source, residual;  // residual: "" for none
@@ -43,7 +43,7 @@ struct EngineParams {
   // instead of their input: the same up to rounding, as both are linear.
   bool hoist;
   // Of activations and weights; the mean over a region and the predictors that read it are
-  // float32 in any case, with int8 the canvas and the stem, too. So are all sums but int8's, which
+  // float32 in any case, with int8 the network input and the stem, too. So are all sums but int8's, which
   // are exact.
   Type precision;
 };
@@ -86,16 +86,16 @@ class Engine {
   // Of an operation with weights, for add_packed of an engine with the same kernels and parameters.
   PackedOp packed(const std::string& name);
 
-  // Plan for a canvas size; does nothing if it is the planned one already.
+  // Plan for a network input size; does nothing if it is the planned one already.
   void plan(int height, int width);
 
-  // BGR canvas [height][width][3] of the planned size, 0..255.
+  // BGR network input [height][width][3] of the planned size, 0..255.
   template <class T>
-  std::vector<Detection> run(const T* canvas);
+  std::vector<Detection> run(const T* network_input);
 
   // ---- the stages of `run`, for tests: on plain row-major arrays
   template <class T>
-  std::vector<float> features(const T* canvas);  // [channels][Hf][Wf]
+  std::vector<float> features(const T* network_input);  // [channels][Hf][Wf]
   void rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas);
   void regions(const float* features, const std::vector<Box>& boxes, std::vector<float>& logits,
                std::vector<float>& deltas);
@@ -115,8 +115,8 @@ class Engine {
   int feature_height() const { return feature_map().height; }
   int feature_width() const { return feature_map().width; }
   int feature_channels() const { return feature_map().channels; }
-  int canvas_height() const { return canvas_height_; }
-  int canvas_width() const { return canvas_width_; }
+  int input_height() const { return input_height_; }
+  int input_width() const { return input_width_; }
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
   // What the engine holds: packed weights with what belongs to them, and activations planned and
   // in work.
@@ -177,7 +177,7 @@ class Engine {
   void run_regions(const std::vector<Box>& boxes, std::vector<float>& logits,
                    std::vector<float>& deltas);
   void load_features(const float* features);
-  static void place(std::vector<Span*>& spans, size_t& total);
+  static void fit_letterbox(std::vector<Span*>& spans, size_t& total);
 
   const Kernels& kernels_;
   EngineParams params_;
@@ -186,11 +186,11 @@ class Engine {
   Context context_;
   Arena arena_;
   Memory weights_;
-  PackScratch pack_scratch_;  // until a canvas is planned
+  PackScratch pack_scratch_;  // until a network input is planned
   const std::shared_ptr<std::vector<Op>> shared_ops_;
   std::vector<Op>& ops_ = *shared_ops_;
   std::string feature_name_;
-  int canvas_height_ = 0, canvas_width_ = 0;
+  int input_height_ = 0, input_width_ = 0;
   std::vector<std::pair<std::string, Map>> maps_;
   std::vector<std::pair<std::string, Regions>> regions_;
   std::vector<std::pair<std::string, float*>> transposed_;

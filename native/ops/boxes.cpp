@@ -52,7 +52,7 @@ class Suppressor {
 }  // namespace
 
 std::vector<Box> find_proposals(const BoxParams& params, const float* logits, const float* deltas,
-                                int height, int width, float canvas_height, float canvas_width) {
+                                int height, int width, float input_height, float input_width) {
   const int anchors = static_cast<int>(params.cell_anchors.size());
   std::vector<int> order(static_cast<size_t>(height) * width * anchors);
   std::iota(order.begin(), order.end(), 0);
@@ -77,7 +77,7 @@ std::vector<Box> find_proposals(const BoxParams& params, const float* logits, co
     Box anchor = params.cell_anchors[index % anchors];
     anchor = {anchor[0] + x, anchor[1] + y, anchor[2] + x, anchor[3] + y};
     const Box box = decode(deltas + static_cast<size_t>(index) * 4, anchor, params.rpn_weights,
-                           params.delta_clamp, canvas_height - last, canvas_width - last);
+                           params.delta_clamp, input_height - last, input_width - last);
     if (params.remove_empty && !(box[2] > box[0] && box[3] > box[1])) continue;
     if (suppressor.keep(box)) kept.push_back(box);
   }
@@ -86,7 +86,7 @@ std::vector<Box> find_proposals(const BoxParams& params, const float* logits, co
 
 std::vector<Detection> find_detections(const BoxParams& params, const float* logits,
                                        const float* deltas, const std::vector<Box>& regions,
-                                       float canvas_height, float canvas_width) {
+                                       float input_height, float input_width) {
   const int classes = params.num_classes, columns = classes + 1;
   const int box_columns = classes + params.background_deltas;
   const int first_logit = params.background_first ? 1 : 0;
@@ -119,7 +119,7 @@ std::vector<Detection> find_detections(const BoxParams& params, const float* log
     const float* d =
         deltas + (static_cast<size_t>(c.region) * box_columns + first_box + c.label) * 4;
     const Box box = decode(d, regions[c.region], params.box_weights, params.delta_clamp,
-                           canvas_height, canvas_width);
+                           input_height, input_width);
     if (suppressors[c.label].keep(box)) found.push_back({c.label + 1, c.score, box});
   }
   return found;

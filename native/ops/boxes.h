@@ -1,7 +1,7 @@
 // The box side of the network: proposals from RPN outputs, detections from region outputs.
 // Plain scalar code: a few milliseconds a photograph.
 //
-// Boxes are xyxy canvas pixels, deltas (dx, dy, dw, dh).
+// Boxes are xyxy network input pixels, deltas (dx, dy, dw, dh).
 #pragma once
 #include <array>
 #include <cstdint>
@@ -29,7 +29,7 @@ struct BoxParams {
 // One image's proposals, best first.
 // logits: [height * width * anchors], deltas: [... ][4]; anchors are the fastest index.
 std::vector<Box> find_proposals(const BoxParams& params, const float* logits, const float* deltas,
-                                int height, int width, float canvas_height, float canvas_width);
+                                int height, int width, float input_height, float input_width);
 
 struct Detection {
   int label;  // 1..num_classes
@@ -41,6 +41,6 @@ struct Detection {
 // logits: [regions][num_classes + 1]; deltas: [regions][num_classes (+ 1)][4].
 std::vector<Detection> find_detections(const BoxParams& params, const float* logits,
                                        const float* deltas, const std::vector<Box>& regions,
-                                       float canvas_height, float canvas_width);
+                                       float input_height, float input_width);
 
 }  // namespace sparsedet

@@ -392,7 +392,7 @@ struct Axis {
   std::vector<int32_t> cell;
   std::vector<float> weight;
 
-  // A box's side in canvas pixels.
+  // A box's side in network input pixels.
   void fill_box(float from, float to, const RoiParams& params, int cells) {
     float scale = params.scale;
     if (params.corners) scale *= static_cast<float>(cells - 1) / static_cast<float>(cells);

@@ -121,14 +121,14 @@ inline int cell_pitch(const Map& in, Type regions) {
 void transpose_map(Context& context, const Map& in, Type regions, float* out);
 
 struct RoiParams {
-  float scale;         // map cells a canvas pixel
+  float scale;         // map cells a network input pixel
   int size;            // bins an axis
   int sampling_ratio;  // samples a bin and axis; 0: one a cell, rounded up
   int step;            // bins 0, step, 2 * step ... are computed
   bool corners;        // samples lie from corner to corner of a box, see config.py's roi_sampling
 };
 
-// RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, canvas pixels), or of
+// RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, network input pixels), or of
 // the boxes that make it sample from corner to corner.
 // copy: of `map`, by transpose_map. bias: as the kernel takes it.
 void roi_align(Context& context, const RoiParams& params, const Map& map, const float* copy,

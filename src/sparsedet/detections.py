@@ -4,7 +4,7 @@ Maps a model's rows back to the photograph and hands them out as arrays, rows, C
 CSV, JSON or an annotated picture. It suppresses nothing and reads or writes no files.
 
 Glossary: N detections, K classes. A row is (image_id, class_id, confidence, x0, y0, x1, y1)
-with coordinates divided by the canvas size; image_id -1 marks a padding row. Labels are
+with coordinates divided by the network input size; image_id -1 marks a padding row. Labels are
 contiguous 1..K, category_id is the data set's own. Boxes are xyxy float pixels.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .images.draw import draw_boxes
-from .images.letterbox import Placement, check_image
+from .images.letterbox import Letterbox, check_image
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -36,11 +36,11 @@ class Detections:
     """What was found on one photograph, best first.
 
     Attributes:
-        normalised: (N, 4) float32 xyxy, fractions of the canvas size, as the model gave them.
+        normalised: (N, 4) float32 xyxy, fractions of the network input size, as the model gave them.
         scores: (N,) float32, descending.
         labels: (N,) int64, 1..K.
         class_names, category_ids: of label 1, 2, ... K.
-        placement: where the photograph lies on the canvas.
+        letterbox: where the photograph lies on the network input.
     """
 
     normalised: F32
@@ -48,15 +48,15 @@ class Detections:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    placement: Placement
+    letterbox: Letterbox
 
     @cached_property
     def boxes(self) -> F32:
         """(N, 4) float32 xyxy, pixels of the photograph and clipped to it.
 
-        A box that lies in the canvas padding has no area.
+        A box that lies in the network input padding has no area.
         """
-        return self.placement.to_photo(self.normalised)
+        return self.letterbox.to_image(self.normalised)
 
     @property
     def names(self) -> list[str]:
@@ -135,7 +135,7 @@ class Detections:
 
     def to_json(self) -> str:
         """One line: the photograph's size and a list of detections, pixels of the photograph."""
-        size = {"width": self.placement.width, "height": self.placement.height}
+        size = {"width": self.letterbox.width, "height": self.letterbox.height}
         return json.dumps({**size, "detections": self._records()}, ensure_ascii=False)
 
     # ---------------------------------------------------------------- as a picture
@@ -150,7 +150,7 @@ class Detections:
             InputError: the image is of another form or size.
         """
         check_image(image)
-        height, width = self.placement.height, self.placement.width
+        height, width = self.letterbox.height, self.letterbox.width
         if image.shape[:2] != (height, width):
             raise InputError(
                 f"image has {image.shape[1]}x{image.shape[0]} pixels, "
@@ -165,7 +165,7 @@ class Detections:
 
 def from_rows(
     rows: NDArray[Any],
-    placement: Placement,
+    letterbox: Letterbox,
     class_names: tuple[str, ...],
     category_ids: tuple[int, ...],
     score_threshold: float | None = None,
@@ -175,7 +175,7 @@ def from_rows(
     Args:
         rows: [N, 7] or [1, 1, N, 7], in any order; rows with image_id -1 or confidence 0 are
             padding, wherever they stand.
-        placement: where the photograph lies on the canvas.
+        letterbox: where the photograph lies on the network input.
         class_names, category_ids: of label 1, 2, ... K.
         score_threshold: leave out lower scores.
 
@@ -205,7 +205,7 @@ def from_rows(
         labels[order],
         class_names,
         category_ids,
-        placement,
+        letterbox,
     )
     return found if score_threshold is None else found.above(score_threshold)
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from .backends import Backend, Name, build_backend, check_name, is_graph, load_graph
 from .detections import Detections, contract_rows, from_rows
 from .engine import Engine, Precision, default_threads
-from .engine.autotune import load_plan
+from .engine.autotune import load_tuning
 from .engine.packed_cache import cache_folder, load_engine
-from .errors import InputError
-from .images.letterbox import as_blob, to_canvas
+from .errors import InputError, warn_renamed
+from .images.letterbox import as_blob, to_network_input
 from .model.config import ModelConfig
 from .model.file import ModelFile, load_model
 from .model.sparsity import sparsity_report
@@ -68,61 +68,73 @@ class Detector:
         cls,
         path: str | os.PathLike[str] | None = None,
         *,
-        num_threads: int | None = None,
+        threads: int | None = None,
         streams: int = 1,
         precision: Precision = "f32",
         isa: str = "",
-        resize: Literal["fit", "stretch"] | None = None,
-        plan: str | os.PathLike[str] | None = None,
+        resize: Literal["letterbox", "stretch", "fit"] | None = None,
+        tuning: str | os.PathLike[str] | None = None,
         cache: bool | str | os.PathLike[str] = False,
         backend: Name = "native",
+        num_threads: int | None = None,
+        plan: str | os.PathLike[str] | None = None,
     ) -> Detector:
         """Load a model file.
 
         Args:
             path: a sparsedet model file; default: the embedded model. With the backends openvino
                 and onnxruntime also a graph, the published .xml or one that was exported.
-            num_threads: of all streams together; default: the CPUs that this process may use.
-            streams: photographs that are worked on at once, each by its share of the threads.
-                One stream gives the shortest time for a photograph, one for each thread the most
-                photographs a second (`stream`).
-            precision: of activations and weights while running. "bf16" is faster where the CPU
-                has it and gives other scores; "auto" takes it there. "int8" needs a file made
-                by `sparsedet quantize`, and zeros in 1x4 blocks to be fast.
-            isa: of the native engine: instruction set, see `sparsedet.available_isas()`; default:
-                SPARSEDET_ISA from the environment, else the best that this CPU has.
-            plan: of the native engine: a file of `sparsedet info --plan --autotune`; default: the
-                engine's cost model.
-            cache: of the native engine: keep the packed weights in a file, so that the next load
-                needs no packing and processes share memory: True, in the folder `packed` of the
-                environment's SPARSEDET_CACHE, default ~/.cache/sparsedet; or a folder. A file for
-                each model, instruction set, precision and plan; nothing ever deletes it. Not
-                for int8.
-            resize: how photographs go on the canvas, "fit" or "stretch"; default: the model's.
-            backend: who runs the network: "native", our engine; "openvino", "onnxruntime" or
-                "torch" (`pip install 'sparsedet[export]'`, for torch `[train]`), which do all the
-                dense work and find the same.
+            threads: CPU threads of all streams together; default: the CPUs that this process
+                may use.
+            streams: images that run at once; they divide the threads among them. One stream
+                gives the lowest latency, one stream a thread the highest throughput (`stream`).
+            precision: "f32", "bf16", "int8" or "auto". "bf16" is faster where the CPU multiplies
+                it natively, and changes the scores slightly. "int8" needs a file written by
+                `sparsedet quantize`, and is fast for models pruned in 1x4 blocks. "auto" chooses
+                between "f32" and "bf16", see `engine.choose_precision`.
+            isa: instruction set of the native engine, one of `sparsedet.available_isas()`;
+                default: SPARSEDET_ISA from the environment, else the best of this CPU.
+            resize: "letterbox" keeps the aspect ratio, "stretch" fills the network input;
+                default: the model's.
+            tuning: file written by `sparsedet info --autotune`, for the native engine; default:
+                its cost model chooses how each operation runs.
+            cache: True or a folder: the native engine keeps its packed weights in a file, so that
+                the next load is faster and processes share memory. True is the folder `packed` of
+                `hub.cache.cache_folder()`. Not for int8.
+            backend: "native" is the sparse engine. "openvino", "onnxruntime" and "torch" run the
+                model densely, with the same detections (`pip install 'sparsedet[export]'`, for
+                torch `[train]`).
+            num_threads, plan: deprecated names of `threads` and `tuning`; so is "fit", of "letterbox".
 
         Raises:
-            InputError: the file is no model, or an argument is unknown or cannot be had here.
+            InputError: the file is not a model, or an argument is unknown or not supported here.
         """
-        threads = default_threads() if num_threads is None else num_threads
+        if num_threads is not None:
+            warn_renamed("num_threads", "threads")
+            threads = num_threads
+        if plan is not None:
+            warn_renamed("plan", "tuning")
+            tuning = plan
+        if resize == "fit":
+            warn_renamed("resize 'fit'", "'letterbox'")
+            resize = "letterbox"
+        threads = default_threads() if threads is None else threads
         if streams != 1:
             if not isinstance(streams, int) or not 1 <= streams <= threads:
                 raise InputError(f"streams is {streams!r}, expected 1..{threads}, the threads")
             threads //= streams
-        if resize not in (None, "fit", "stretch"):
-            raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
+        if resize not in (None, "letterbox", "stretch"):
+            raise InputError(f"resize is {resize!r}, expected 'letterbox' or 'stretch'")
         check_name(backend)
-        if backend != "native" and (isa or plan is not None or cache):
+        if backend != "native" and (isa or tuning is not None or cache):
             raise InputError(
-                f"isa, plan and cache are the native engine's, the backend is {backend!r}"
+                f"isa, tuning and cache are for the backend 'native', not for {backend!r}"
             )
         path = embedded_model() if path is None else path
-        methods = None if plan is None else load_plan(plan)
+        algorithms = None if tuning is None else load_tuning(tuning)
         folder = cache_folder(cache) if precision != "int8" else None
         if precision == "int8" and backend != "native":
-            raise InputError(f"precision 'int8' is the native engine's, the backend is {backend!r}")
+            raise InputError(f"precision 'int8' is for the backend 'native', not for {backend!r}")
         engine: Backend
         if is_graph(path):
             engine = load_graph(
@@ -142,21 +154,21 @@ class Detector:
                 threads=threads,
                 isa=isa,
                 precision=precision,
-                plan=methods,
-                ranges=model.ranges,
+                algorithms=algorithms,
+                clipping_thresholds=model.clipping_thresholds,
             )
         else:
             model, engine = load_engine(
-                path, folder, threads=threads, isa=isa, precision=precision, plan=methods
+                path, folder, threads=threads, isa=isa, precision=precision, algorithms=algorithms
             )
         if resize is not None:
             model = replace(model, config=replace(model.config, resize=resize))
         return cls(model, engine, streams)
 
-    def _run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
+    def _run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
         engine = self._free.get()
         try:
-            return engine.run(canvas)
+            return engine.run(network_input)
         finally:
             self._free.put(engine)
 
@@ -202,10 +214,10 @@ class Detector:
             InputError: the image is of another shape or type.
         """
         config = self.config
-        size = (config.canvas_height, config.canvas_width)
-        canvas, placement = to_canvas(image, *size, config.resize)
-        rows = self._run(canvas)
-        return from_rows(rows, placement, config.class_names, config.category_ids, score_threshold)
+        size = (config.input_height, config.input_width)
+        network_input, letterbox = to_network_input(image, *size, config.resize)
+        rows = self._run(network_input)
+        return from_rows(rows, letterbox, config.class_names, config.category_ids, score_threshold)
 
     def stream(
         self, images: Iterable[NDArray[np.uint8]], score_threshold: float | None = None
@@ -250,15 +262,15 @@ class Detector:
                     future.cancel()
 
     def infer(self, blob: NDArray[Any], *, four_d: bool = False) -> NDArray[np.float32]:
-        """The published network's bare contract: canvases in, rows of seven out.
+        """The published network's bare contract: network inputs in, rows of seven out.
 
         Args:
-            blob: [B, 3, H, W] or [B, H, W, 3], BGR, whole numbers 0..255, any canvas size.
+            blob: [B, 3, H, W] or [B, H, W, 3], BGR, whole numbers 0..255, any network input size.
             four_d: give [1, 1, N, 7] instead of [N, 7].
 
         Returns:
             N = B * max_detections rows (image_id, class_id, confidence, x0, y0, x1, y1):
-            image_id is the index in the batch, coordinates are fractions of the canvas. Images
+            image_id is the index in the batch, coordinates are fractions of the network input. Images
             come in order, best detection first; then padding rows with image_id -1.
 
         Raises:
@@ -266,8 +278,8 @@ class Detector:
         """
         batch = as_blob(blob)
         found = []
-        for index, canvas in enumerate(batch):
-            rows = self._run(canvas)
+        for index, network_input in enumerate(batch):
+            rows = self._run(network_input)
             rows[:, 0] = index
             found.append(rows)
         return contract_rows(np.concatenate(found), len(batch) * self.config.max_detections, four_d)

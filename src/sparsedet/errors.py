@@ -1,8 +1,17 @@
-"""The one exception that means "your input is wrong", not "this program is wrong".
+"""`InputError`: your input is wrong, not this program; and warnings of renamed things.
 
-The command line turns it into one line on stderr and exit code 2.
+The command line turns an InputError into one line on stderr and an exit code.
 """
+
+from __future__ import annotations
+
+import warnings
 
 
 class InputError(ValueError):
     """A file or argument that cannot be used; the message names it and says what to do."""
+
+
+def warn_renamed(old: object, new: object) -> None:
+    """Warn that a name of release 0.1 is deprecated; it works for one release more."""
+    warnings.warn(f"{old!s} is now {new!s}", DeprecationWarning, stacklevel=3)

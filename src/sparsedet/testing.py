@@ -66,10 +66,10 @@ def random_tensors(
     return tensors
 
 
-def lively_tensors(
+def calibrated_random_tensors(
     config: ModelConfig,
     sparsity: float,
-    canvas: NDArray[np.uint8],
+    network_input: NDArray[np.uint8],
     seed: int = 0,
     regions: int = 64,
     pattern: Literal["unstructured", "1x4"] = "unstructured",
@@ -81,19 +81,19 @@ def lively_tensors(
     a batch norm would, so that its differences survive to the predictors.
 
     Args:
-        canvas: (H, W, 3) uint8 BGR.
+        network_input: (H, W, 3) uint8 BGR.
         regions: how many regions res5 and the predictors are scaled on.
         pattern: as `random_tensors` takes it.
     """
     tensors = random_tensors(config, sparsity, seed, pattern)
-    network = build_network(config, (canvas.shape[0], canvas.shape[1]))
+    network = build_network(config, (network_input.shape[0], network_input.shape[1]))
     # Every layer alone and linear: residual and ReLU are added here.
     linear = Engine(config, tensors, hoist=False, linear=True).native
-    linear.plan(*canvas.shape[:2])
+    linear.plan(*network_input.shape[:2])
     mean = np.asarray(config.pixel_mean, dtype=np.float32)
     std = np.asarray(config.pixel_std, dtype=np.float32)
-    picture = ((canvas.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-    outputs: dict[str, NDArray[np.float32]] = {"canvas": np.ascontiguousarray(picture)}
+    picture = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
+    outputs: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(picture)}
     for layer in network.layers:
         if layer.source == "rois" and "rois" not in outputs:
             features = outputs[network.features][0]

@@ -6,7 +6,7 @@ statistics `NAME.norm.{weight,bias,running_mean,running_var}` (training form), w
 into the convolution on the fly: exact, and cheaper than normalising the activations.
 
 Glossary: B images, A anchors a cell, Hf x Wf the stride-16 map, R regions, K classes without
-background. Boxes are xyxy canvas pixels.
+background. Boxes are xyxy network input pixels.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class FasterRCNN(nn.Module):
         config: the model.
         norm: keep batch norms separate (training form) instead of folded.
 
-    Calling it with a BGR canvas [B, 3, H, W] of values 0..255 gives `detect`'s rows.
+    Calling it with a BGR network input [B, 3, H, W] of values 0..255 gives `detect`'s rows.
     """
 
     def __init__(self, config: ModelConfig, norm: bool = False) -> None:
@@ -154,16 +154,16 @@ class FasterRCNN(nn.Module):
 
     # ---------------------------------------------------------------- stages
 
-    def normalise(self, canvas: Tensor) -> Tensor:
+    def normalise(self, network_input: Tensor) -> Tensor:
         """BGR [B, 3, H, W] 0..255 -> what the stem reads."""
-        mean = torch.tensor(self.config.pixel_mean, device=canvas.device).view(3, 1, 1)
-        std = torch.tensor(self.config.pixel_std, device=canvas.device).view(3, 1, 1)
-        return (canvas.float() - mean) / std
+        mean = torch.tensor(self.config.pixel_mean, device=network_input.device).view(3, 1, 1)
+        std = torch.tensor(self.config.pixel_std, device=network_input.device).view(3, 1, 1)
+        return (network_input.float() - mean) / std
 
     def run_part(self, part: str, tensors: dict[str, Tensor], subsampled: bool = False) -> None:
         """Run a part's layers in table order over `tensors`, which maps names to outputs."""
         for layer in self.network.layers:
-            if layer.part != part:
+            if layer.component != part:
                 continue
             if layer.source == "pooled" and "pooled" not in tensors:
                 last = f"res5.{self.config.blocks[3] - 1}.conv3"
@@ -184,9 +184,11 @@ class FasterRCNN(nn.Module):
         out: Tensor = self.layers[layer.name](x, residual, stride)
         return out
 
-    def features(self, canvas: Tensor) -> Tensor:
+    def features(self, network_input: Tensor) -> Tensor:
         """Canvas -> the stride-16 map [B, C, Hf, Wf]."""
-        tensors = {"canvas": self.normalise(canvas).contiguous(memory_format=torch.channels_last)}
+        tensors = {
+            "input": self.normalise(network_input).contiguous(memory_format=torch.channels_last)
+        }
         self.run_part("backbone", tensors)
         return tensors[self.network.features]
 
@@ -279,7 +281,7 @@ class FasterRCNN(nn.Module):
         """One image's regions -> detections, best first.
 
         Returns:
-            boxes [N, 4] canvas pixels, scores [N], labels [N] in 1..K; N <= max_detections.
+            boxes [N, 4] network input pixels, scores [N], labels [N] in 1..K; N <= max_detections.
         """
         config = self.config
         classes = config.num_classes
@@ -304,16 +306,18 @@ class FasterRCNN(nn.Module):
         return decoded[order], scores[order], label[order] + 1
 
     @torch.no_grad()
-    def forward(self, canvas: Tensor) -> Tensor:
-        """BGR canvas [B, 3, H, W] -> rows [B, max_detections, 7] of the contract."""
-        height, width = canvas.shape[2:]
-        features = self.features(canvas)
+    def forward(self, network_input: Tensor) -> Tensor:
+        """BGR network input [B, 3, H, W] -> rows [B, max_detections, 7] of the contract."""
+        height, width = network_input.shape[2:]
+        features = self.features(network_input)
         logits, deltas = self.rpn_outputs(features)
         anchors = self.anchors(features)
-        rows = torch.zeros(len(canvas), self.config.max_detections, 7, device=canvas.device)
+        rows = torch.zeros(
+            len(network_input), self.config.max_detections, 7, device=network_input.device
+        )
         rows[:, :, 0] = -1
-        scale = torch.tensor([width, height, width, height], device=canvas.device).float()
-        for i in range(len(canvas)):
+        scale = torch.tensor([width, height, width, height], device=network_input.device).float()
+        for i in range(len(network_input)):
             proposals = self.proposals(logits[i], deltas[i], anchors, height, width)
             if not len(proposals):
                 continue
@@ -385,8 +389,8 @@ def roi_align_matmul(
 
     Args:
         features: [B, C, Hf, Wf].
-        rois: B tensors [R_i, 4] in canvas pixels.
-        size, scale, ratio: bins an axis, map cells a canvas pixel, samples a bin and axis.
+        rois: B tensors [R_i, 4] in network input pixels.
+        size, scale, ratio: bins an axis, map cells a network input pixel, samples a bin and axis.
         step: keep bins 0, step, 2 * step, ...
 
     Returns:

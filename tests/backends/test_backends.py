@@ -52,17 +52,17 @@ def elsewhere(tmp_path: Path, photos: tuple[Path, ...], **options: Any) -> Any:
 
 
 def same(expected: Detections, got: Detections) -> None:
-    """Equal but for rounding: class, score within 1e-3, corners within 1e-4 of the canvas."""
+    """Equal but for rounding: class, score within 1e-3, corners within 1e-4 of the network input."""
     assert len(expected) >= 10
     agreement = exact(expected, got)
     assert agreement.share == 1.0, agreement
-    assert expected.placement == got.placement and expected.class_names == got.class_names
+    assert expected.letterbox == got.letterbox and expected.class_names == got.class_names
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[Detections]:
     """The native engine's detections with the embedded model."""
-    detector = Detector.load(num_threads=1)
+    detector = Detector.load(threads=1)
     return [detector(read_image(photo)) for photo in PHOTOS]
 
 
@@ -78,7 +78,7 @@ def test_the_same_detections_by_every_backend(
 ) -> None:
     if backend != "native":
         pytest.importorskip(backend)
-    got, config, threads = elsewhere(tmp_path, PHOTOS, backend=backend, num_threads=1)
+    got, config, threads = elsewhere(tmp_path, PHOTOS, backend=backend, threads=1)
     assert config == preset_of_embedded() and threads in (None, [1, 1])
     for ours, theirs in zip(expected, got, strict=True):
         same(ours, theirs)
@@ -90,9 +90,9 @@ def preset_of_embedded() -> Any:
 
 def test_threads_and_streams_of_openvino(small_model: Path, photo: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    ours = Detector.load(small_model, num_threads=1)(read_image(photo))
+    ours = Detector.load(small_model, threads=1)(read_image(photo))
     got, _, threads = elsewhere(
-        tmp_path, (photo,) * 3, path=str(small_model), backend="openvino", num_threads=2, streams=2
+        tmp_path, (photo,) * 3, path=str(small_model), backend="openvino", threads=2, streams=2
     )
     assert threads == [2, 2]
     for found in got:
@@ -103,11 +103,11 @@ def test_threads_and_streams_of_onnxruntime(small_model: Path, photo: Path) -> N
     pytest.importorskip("onnxruntime")
     for threads, streams, pool in ((1, 1, 1), (3, 1, 3), (4, 2, 3)):
         detector = Detector.load(
-            small_model, backend="onnxruntime", num_threads=threads, streams=streams
+            small_model, backend="onnxruntime", threads=threads, streams=streams
         )
         settings = detector.engine.session.get_session_options()  # type: ignore[attr-defined]
         assert settings.intra_op_num_threads == pool
-        ours = Detector.load(small_model, num_threads=1)(read_image(photo))
+        ours = Detector.load(small_model, threads=1)(read_image(photo))
         for found in detector.stream([read_image(photo)] * 4):
             same(ours, found)
 
@@ -116,7 +116,7 @@ def test_threads_and_streams_of_onnxruntime(small_model: Path, photo: Path) -> N
 def test_threads_of_torch(small_model: Path, photo: Path, one_torch_thread: None) -> None:
     import torch
 
-    detector = Detector.load(small_model, backend="torch", num_threads=3)
+    detector = Detector.load(small_model, backend="torch", threads=3)
     assert torch.get_num_threads() == 3
     same(Detector.load(small_model)(read_image(photo)), detector(read_image(photo)))
 
@@ -124,13 +124,15 @@ def test_threads_of_torch(small_model: Path, photo: Path, one_torch_thread: None
 def test_bare_canvases(small_model: Path) -> None:
     pytest.importorskip("onnxruntime")
     ours = Detector.load(small_model)
-    theirs = Detector.load(small_model, backend="onnxruntime", num_threads=1)
-    shape = (2, 3, SMALL.canvas_height, SMALL.canvas_width)
+    theirs = Detector.load(small_model, backend="onnxruntime", threads=1)
+    shape = (2, 3, SMALL.input_height, SMALL.input_width)
     blob = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     first, second = ours.infer(blob), theirs.infer(blob)
     assert first.shape == second.shape == (2 * SMALL.max_detections, 7)
     np.testing.assert_allclose(first, second, atol=1e-4)
-    with pytest.raises(InputError, match=r"canvas has 32x40 pixels, this backend takes 96x64"):
+    with pytest.raises(
+        InputError, match=r"network input has 32x40 pixels, this backend takes 96x64"
+    ):
         theirs.infer(np.zeros((1, 40, 32, 3), np.uint8))
 
 
@@ -173,9 +175,9 @@ def test_a_graph_runs_as_it_is(
     photo: Path,
     tmp_path: Path,
 ) -> None:
-    ours = Detector.load(small_model, num_threads=1)(read_image(photo))
+    ours = Detector.load(small_model, threads=1)(read_image(photo))
     (got,), config, _ = elsewhere(
-        tmp_path, (photo,), path=str(graphs[graph]), backend=backend, num_threads=1
+        tmp_path, (photo,), path=str(graphs[graph]), backend=backend, threads=1
     )
     assert config == SMALL  # all of it is in the metadata
     same(ours, got)
@@ -265,12 +267,12 @@ def test_ports_of_the_published_forms() -> None:
     info = Port("image_info", (1, 3))
     later = Ports.find([info, Port("image", (-1, 800, 1280, 3), "uint8")], [ROWS])
     assert (later.nhwc, later.size, later.count) == (True, (800, 1280), 100)
-    canvas = np.random.default_rng(0).integers(0, 256, (800, 1280, 3), dtype=np.uint8)
-    fed = later.feed(canvas)
-    np.testing.assert_array_equal(fed["image"], canvas[None])
+    network_input = np.random.default_rng(0).integers(0, 256, (800, 1280, 3), dtype=np.uint8)
+    fed = later.feed(network_input)
+    np.testing.assert_array_equal(fed["image"], network_input[None])
     assert fed["image"].dtype == np.uint8 and fed["image_info"].tolist() == [[800, 1280, 1]]
-    fed = seed.feed(canvas)
-    np.testing.assert_array_equal(fed["input"], canvas.transpose(2, 0, 1)[None])
+    fed = seed.feed(network_input)
+    np.testing.assert_array_equal(fed["input"], network_input.transpose(2, 0, 1)[None])
     assert fed["input"].dtype == np.float32 and fed["input"].flags.c_contiguous
 
 
@@ -297,7 +299,7 @@ def test_what_a_graph_says_of_its_classes() -> None:
     ports = Ports.find([CANVAS], [ROWS])
     silent = ports.config("net", {})
     assert silent.class_names == COCO_NAMES and silent.category_ids == COCO_CATEGORY_IDS
-    assert (silent.canvas_height, silent.max_detections, silent.resize) == (800, 100, "fit")
+    assert (silent.input_height, silent.max_detections, silent.resize) == (800, 100, "letterbox")
     coco = " ".join(name.replace(" ", "_") for name in ("background", *COCO_NAMES))
     said = ports.config("net", {"labels": coco, "resize_type": "standard"})
     assert said.class_names == COCO_NAMES and said.category_ids == COCO_CATEGORY_IDS
@@ -306,7 +308,7 @@ def test_what_a_graph_says_of_its_classes() -> None:
     assert own.class_names == ("cat", "traffic_light") and own.category_ids == (1, 2)
     config = replace(preset("r50half-c4"), class_names=("a b",), category_ids=(7,))
     whole = ports.config("net", {"config": json.dumps(config.to_dict())})
-    assert whole == replace(config, canvas_height=800, canvas_width=1280)
+    assert whole == replace(config, input_height=800, input_width=1280)
     for bad in ("{", "[]", '{"name": 3}', "null", '{"name": "x", "stem_channels": -1}'):
         with pytest.raises(InputError, match="no valid configuration"):
             ports.config("net", {"config": bad})
@@ -356,11 +358,11 @@ def test_bad_requests(small_model: Path, tmp_path: Path) -> None:
         ({"backend": "tensorrt"}, "'tensorrt', expected one of native, openvino"),
         (
             {"backend": "onnxruntime", "isa": "scalar"},
-            "isa, plan and cache are the native engine's",
+            "isa, tuning and cache are for the backend 'native'",
         ),
         ({"backend": "onnxruntime", "precision": "bf16"}, "'f32' alone"),
         ({"backend": "onnxruntime", "precision": "int4"}, "precision is 'int4'"),
-        ({"backend": "onnxruntime", "num_threads": 0}, "threads is 0"),
+        ({"backend": "onnxruntime", "threads": 0}, "threads is 0"),
         ({"path": xml}, "net.xml: is a graph, which the backend 'native' does not run"),
         ({"path": xml, "backend": "onnxruntime"}, "run it with the backend 'openvino'"),
         ({"path": onnx, "backend": "torch"}, "'openvino' or 'onnxruntime'"),
@@ -406,7 +408,7 @@ for path in sys.argv[2:]:
 
 
 def test_a_graph_has_no_sparsity(graphs: dict[str, Path]) -> None:
-    detector = Detector.load(graphs["NHWC.onnx"], backend="onnxruntime", num_threads=1)
+    detector = Detector.load(graphs["NHWC.onnx"], backend="onnxruntime", threads=1)
     assert detector.isa == ""
     with pytest.raises(InputError, match="not counted in a graph"):
         assert detector.sparsity

@@ -18,17 +18,17 @@ from helpers.small import picture
 from helpers.tiny_training import TINY
 
 from sparsedet.files import sha256_of
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import save_model
-from sparsedet.testing import lively_tensors
+from sparsedet.testing import calibrated_random_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 
 def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> None:
-    canvas, _ = to_canvas(picture(), TINY.canvas_height, TINY.canvas_width)
+    network_input, _ = to_network_input(picture(), TINY.input_height, TINY.input_width)
     for seed, name in enumerate(("dense", "on", "sparse")):
-        tensors = lively_tensors(TINY, 0.4 * (name == "sparse"), canvas, seed)
+        tensors = calibrated_random_tensors(TINY, 0.4 * (name == "sparse"), network_input, seed)
         (tmp_path / name).mkdir()
         save_model(tmp_path / name / "model.safetensors", TINY, tensors, {})
     calibration = tmp_path / "photos"

@@ -17,7 +17,7 @@ from lib.agreement import Agreement, exact, loose, refuse_to_time
 from lib.documents import insert
 
 from sparsedet.detections import Detections
-from sparsedet.images.letterbox import place
+from sparsedet.images.letterbox import fit_letterbox
 from sparsedet.model.presets import preset
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -134,7 +134,7 @@ def detections(boxes: list[list[float]], scores: list[float], labels: list[int])
         np.array(labels, np.int64),
         config.class_names,
         config.category_ids,
-        place(320, 480, 320, 480),
+        fit_letterbox(320, 480, 320, 480),
     )
 
 

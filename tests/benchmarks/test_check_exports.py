@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sparsedet.detections import Detections, from_rows
-from sparsedet.images.letterbox import place
+from sparsedet.images.letterbox import fit_letterbox
 from sparsedet.images.read import read_image
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 from sparsedet.model.presets import preset
@@ -27,7 +27,7 @@ def detections(*rows: tuple[float, ...]) -> Detections:
         [[0, label, score, *np.array(box) / (480, 320, 480, 320)] for label, score, *box in rows],
         dtype=np.float32,
     ).reshape(-1, 7)
-    at = place(320, 480, 320, 480, "fit")
+    at = fit_letterbox(320, 480, 320, 480, "letterbox")
     return from_rows(full, at, COCO_NAMES, COCO_CATEGORY_IDS, 0.0)
 
 

@@ -18,7 +18,7 @@ import pytest
 from helpers.small import picture
 
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -34,11 +34,11 @@ def test_model_api_finds_what_we_find() -> None:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    # On the same canvas all is equal; Model API gives corners in whole pixels.
-    same = result["same canvas"]
+    # On the same network_input all is equal; Model API gives corners in whole pixels.
+    same = result["same network_input"]
     assert same["pairs"] >= 10 and same["alone"] == 0
     assert same["score_most"] < 1e-3 and same["pixels_most"] <= 0.51
-    # Its own resizing moves pixels by one grey level, and the canvas by up to one pixel.
+    # Its own resizing moves pixels by one grey level, and the network_input by up to one pixel.
     own = result["own resizing"]
     assert own["pairs"] >= 4 * own["alone"]
     assert own["score_median"] < 0.05 and own["pixels_median"] < 5
@@ -94,8 +94,8 @@ from openvino.preprocess import PrePostProcessor
 core, picture = ov.Core(), cv2.imread(sys.argv[1])
 
 
-def run(model, canvas):
-    given = [canvas if len(p.shape) == 4 else np.array([[64, 96, 1]], np.float32)
+def run(model, network_input):
+    given = [network_input if len(p.shape) == 4 else np.array([[64, 96, 1]], np.float32)
              for p in model.inputs]
     return np.array(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)[0])
 
@@ -131,15 +131,15 @@ def server(model):
     info = model.get_rt_info("model_info").value
     assert isinstance(info, dict) and int(info["pad_value"]) == 0
     assert info["reverse_input_channels"] in ("YES", "NO")  # else older releases throw
-    return run(steps.build(), canvas)
+    return run(steps.build(), network_input)
 
 
 for path in sys.argv[2:]:
     model = core.read_model(path)
-    canvas = picture[None].astype(np.float32)
+    network_input = picture[None].astype(np.float32)
     if model.inputs[0].shape[3] != 3:
-        canvas = canvas.transpose(0, 3, 1, 2).copy()
-    plain = run(model, canvas)
+        network_input = network_input.transpose(0, 3, 1, 2).copy()
+    plain = run(model, network_input)
     assert (plain.reshape(-1, 7)[:, 0] == 0).sum() >= 10
     assert np.array_equal(server(core.read_model(path)), plain)
     if len(plain.shape) == 4:
@@ -152,11 +152,11 @@ the same calls of OpenVINO's core."""
 def test_calls_of_the_c_plus_plus_readers(small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model, graphs = load_model(small_model), []
-    canvas, _ = to_canvas(picture(), 64, 96)
-    cv2.imwrite(str(tmp_path / "canvas.png"), canvas)
+    network_input, _ = to_network_input(picture(), 64, 96)
+    cv2.imwrite(str(tmp_path / "network_input.png"), network_input)
     for form in ({}, {"layout": "NHWC", "image_info": True}, {"rows": "2d"}):
         graphs.append(tmp_path / f"{len(graphs)}.xml")
         save_openvino(graphs[-1], model.config, model.tensors, **form)
-    command = [sys.executable, "-c", READERS, tmp_path / "canvas.png", *graphs]
+    command = [sys.executable, "-c", READERS, tmp_path / "network_input.png", *graphs]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -223,7 +223,7 @@ def test_resize(detect, photo: Path) -> None:
     cv2.imwrite(str(tall), picture(200, 60))
     fit, stretch, default = (
         detect(tall, "--no-picture", "--format", "csv", *flags).out
-        for flags in (("--resize", "fit"), ("--resize", "stretch"), ())
+        for flags in (("--resize", "letterbox"), ("--resize", "stretch"), ())
     )
     assert fit == default != stretch
 

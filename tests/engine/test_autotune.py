@@ -12,7 +12,7 @@ from helpers.small import SMALL, picture
 from sparsedet import Detector, InputError
 from sparsedet.cli import main
 from sparsedet.engine import Engine
-from sparsedet.engine.autotune import load_plan, measure
+from sparsedet.engine.autotune import load_tuning, measure
 from sparsedet.model.c4 import build_network
 from sparsedet.model.file import load_model
 
@@ -20,15 +20,17 @@ from sparsedet.model.file import load_model
 def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:
     model = load_model(small_model)
     every = [name for name, *_ in Engine(SMALL, model.tensors, threads=1).native.planned]
-    dense = Engine(SMALL, model.tensors, threads=1, hoist=False, plan=dict.fromkeys(every, "dense"))
+    dense = Engine(
+        SMALL, model.tensors, threads=1, hoist=False, algorithms=dict.fromkeys(every, "dense")
+    )
     rows = {row.name: row for row in measure(dense)}
     network = build_network(SMALL)
     for layer in network.weighted:
-        if layer.name in rows and layer.part != "roi":
+        if layer.name in rows and layer.component != "roi":
             assert rows[layer.name].gflop == pytest.approx(2e-9 * layer.macs)
             assert rows[layer.name].seconds > 0 and rows[layer.name].expected > 0
     plan = dict.fromkeys(every, "sparse")
-    other = Engine(SMALL, model.tensors, threads=1, hoist=False, plan=plan)
+    other = Engine(SMALL, model.tensors, threads=1, hoist=False, algorithms=plan)
     sparse = {row.name: row for row in measure(other)}
     for name, row in sparse.items():
         assert row.gflop == pytest.approx((1 - row.sparsity) * rows[name].gflop)
@@ -39,12 +41,12 @@ def test_show_tune_and_use(small_model: Path, tmp_path: Path, capsys) -> None:
     assert main(["info", str(small_model), "--plan", "--autotune", str(plan)]) == 0
     out = capsys.readouterr().out
     assert "rpn.conv" in out and "GFLOP/s" in out
-    assert set(load_plan(plan).values()) <= {"sparse", "dense", "winograd"}
+    assert set(load_tuning(plan).values()) <= {"sparse", "dense", "winograd"}
     photo = picture()
-    tuned = Detector.load(small_model, num_threads=1, plan=plan)
-    usual = Detector.load(small_model, num_threads=1)
+    tuned = Detector.load(small_model, threads=1, tuning=plan)
+    usual = Detector.load(small_model, threads=1)
     used = {name: method for name, method, *_ in tuned.engine.native.planned}
-    assert used == load_plan(plan)
+    assert used == load_tuning(plan)
     assert np.allclose(tuned(photo).scores, usual(photo).scores, atol=1e-4)
     assert main(["info", str(small_model), "--autotune", str(plan)]) == 2
     assert "exists already" in capsys.readouterr().err
@@ -55,7 +57,7 @@ def test_bad_plan_files(small_model: Path, tmp_path: Path, content: str) -> None
     path = tmp_path / "plan.json"
     path.write_text(content)
     with pytest.raises(InputError, match="plan"):
-        Detector.load(small_model, plan=path)
+        Detector.load(small_model, tuning=path)
     path.write_text(json.dumps({"plan": {"no_such": "dense"}}))
     with pytest.raises(InputError, match="no_such"):
-        Detector.load(small_model, plan=path)
+        Detector.load(small_model, tuning=path)

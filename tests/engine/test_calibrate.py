@@ -23,10 +23,10 @@ from sparsedet.engine import Engine, choose_precision
 from sparsedet.engine.calibrate import _cheapest, calibrate
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.c4 import build_network
 from sparsedet.model.config import ModelConfig
-from sparsedet.model.file import byte_layers, save_model
+from sparsedet.model.file import int8_layers, save_model
 from sparsedet.model.graph import Layer
 from sparsedet.testing import random_tensors
 
@@ -34,12 +34,12 @@ INT8_ISAS = [isa for isa in _native.available_isas() if _native.has_int8(isa)]
 needs_int8 = pytest.mark.skipif(len(INT8_ISAS) < 2, reason="this CPU has no VNNI")
 
 
-def canvas_of(seed: int = 0) -> NDArray[np.uint8]:
-    return to_canvas(photograph(seed=seed), SMALL.canvas_height, SMALL.canvas_width)[0]
+def network_input_of(seed: int = 0) -> NDArray[np.uint8]:
+    return to_network_input(photograph(seed=seed), SMALL.input_height, SMALL.input_width)[0]
 
 
 def calibrated(tensors: dict[str, NDArray[Any]]) -> dict[str, float]:
-    return calibrate(SMALL, tensors, [canvas_of(seed) for seed in range(3)], threads=1)
+    return calibrate(SMALL, tensors, [network_input_of(seed) for seed in range(3)], threads=1)
 
 
 # ------------------------------------------------------------------- against torch, to the bit
@@ -67,14 +67,14 @@ class Steps:
         self.relu: dict[str, bool] = {}
         self.steps: dict[str, float] = {}
         for layer in build_network(config).layers:
-            if layer.name in byte_layers(config):
+            if layer.name in int8_layers(config):
                 self.relu[layer.name] = layer.relu or not layer.weights
                 self.steps[layer.name] = {"pool": 0.25, "shortcut": 2.0}.get(
                     layer.name.split(".")[-1], 1.0
                 )
 
     @property
-    def ranges(self) -> dict[str, float]:
+    def clipping_thresholds(self) -> dict[str, float]:
         return {name: s * (255 if self.relu[name] else 127) for name, s in self.steps.items()}
 
     def values(self, name: str, shape: tuple[int, ...], rng: Any) -> NDArray[np.float32]:
@@ -98,7 +98,13 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any, truth: Any) -> None:
 
     tensors, steps, rng = whole_numbers(config), Steps(config), np.random.default_rng(1)
     engine = Engine(
-        config, tensors, threads=1, isa=isa, hoist=False, precision="int8", ranges=steps.ranges
+        config,
+        tensors,
+        threads=1,
+        isa=isa,
+        hoist=False,
+        precision="int8",
+        clipping_thresholds=steps.clipping_thresholds,
     ).native
     model = truth(config, tensors).double()
     for layer, _, _ in lower(config, tensors):
@@ -147,7 +153,7 @@ def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
     )
 
     def size(layer: Layer) -> list[tuple[int, ...]]:
-        batch = 3 if layer.part == "roi" else 1
+        batch = 3 if layer.component == "roi" else 1
         return [(batch, 1, 1) if layer.kind == "linear" else (batch, 7, 9)]
 
     check_exact(config, isa, size, test_engine.truth)
@@ -157,17 +163,23 @@ def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
 @pytest.mark.parametrize("hoist", [True, False])
 def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> None:
     tensors = load_model(small_model).tensors
-    ranges, canvas = calibrated(tensors), canvas_of().astype(np.float32)
+    ranges, network_input = calibrated(tensors), network_input_of().astype(np.float32)
     exact = Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist).native
     engine = Engine(
-        SMALL, tensors, threads=2, isa=isa, hoist=hoist, precision="int8", ranges=ranges
+        SMALL,
+        tensors,
+        threads=2,
+        isa=isa,
+        hoist=hoist,
+        precision="int8",
+        clipping_thresholds=ranges,
     ).native
-    features = exact.features(canvas)
+    features = exact.features(network_input)
 
     def near(got: NDArray[Any], want: NDArray[Any], share: float) -> None:
         assert got.shape == want.shape and np.abs(got - want).max() < share * np.abs(want).max()
 
-    near(engine.features(canvas), features, 0.06)
+    near(engine.features(network_input), features, 0.06)
     boxes = np.array([[3, 5, 60, 50], [0, 0, 96, 64], [40, 20, 44, 60]], dtype=np.float32)
     pairs = zip(engine.regions(features, boxes), exact.regions(features, boxes), strict=True)
     for got, want in pairs:
@@ -177,11 +189,12 @@ def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> No
 @needs_int8
 def test_threads_and_forks_agree_to_the_bit(small_model: Path) -> None:
     tensors = load_model(small_model).tensors
-    ranges, canvas = calibrated(tensors), canvas_of()
+    ranges, network_input = calibrated(tensors), network_input_of()
     engines = [
-        Engine(SMALL, tensors, threads=n, precision="int8", ranges=ranges) for n in (1, 2, 3)
+        Engine(SMALL, tensors, threads=n, precision="int8", clipping_thresholds=ranges)
+        for n in (1, 2, 3)
     ]
-    rows = [engine.run(canvas) for engine in (*engines, engines[1].fork())]
+    rows = [engine.run(network_input) for engine in (*engines, engines[1].fork())]
     assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
 
 
@@ -215,7 +228,7 @@ def test_ranges_follow_their_layer(small_model: Path) -> None:
     for name in ("rpn.objectness.weight", "rpn.deltas.weight"):
         tensors[name] = tensors[name] / 2
     after = calibrated(tensors)
-    assert list(before) == byte_layers(SMALL)
+    assert list(before) == int8_layers(SMALL)
     assert after.pop("rpn.conv") == pytest.approx(2 * before.pop("rpn.conv"))
     assert after == before
     assert _cheapest(np.bincount([0], minlength=1 << 13), 255) == 0.0
@@ -238,8 +251,11 @@ def quantized(small_model: Path, photo: Path, tmp_path: Path) -> Path:
 
 def test_the_file_keeps_its_weights(quantized: Path, small_model: Path) -> None:
     model, before = load_model(quantized), load_model(small_model)
-    assert before.ranges is None and model.ranges is not None
-    assert list(model.ranges) == byte_layers(SMALL) and min(model.ranges.values()) > 0
+    assert before.clipping_thresholds is None and model.clipping_thresholds is not None
+    assert (
+        list(model.clipping_thresholds) == int8_layers(SMALL)
+        and min(model.clipping_thresholds.values()) > 0
+    )
     assert model.storage_dtype == before.storage_dtype and model.config == before.config
     assert model.provenance == {**before.provenance, "int8": {"photographs": 1}}
 
@@ -292,7 +308,7 @@ def test_refusals(
 
 def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
     model = load_model(small_model)
-    good = dict.fromkeys(byte_layers(SMALL), 1.0)
+    good = dict.fromkeys(int8_layers(SMALL), 1.0)
     bad: list[tuple[dict[str, Any], str]] = [
         ({**good, "stem.conv": 1.0}, "'stem.conv' is of no layer"),
         ({k: v for k, v in good.items() if k != "rpn.conv"}, "'rpn.conv' is missing"),
@@ -303,9 +319,9 @@ def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
     ]
     for ranges, message in bad:
         with pytest.raises(InputError, match=message):
-            save_model(tmp_path / "x", SMALL, model.tensors, {}, ranges=ranges)
+            save_model(tmp_path / "x", SMALL, model.tensors, {}, clipping_thresholds=ranges)
     path = tmp_path / "y"
-    save_model(path, SMALL, model.tensors, {}, ranges=good)
+    save_model(path, SMALL, model.tensors, {}, clipping_thresholds=good)
     data, old = path.read_bytes(), b'\\"rpn.conv\\":1.0'
     for new in (b'\\"rpn.conv\\":-10', b'\\"rpn.com\\":1.00', b'\\"rpn.conv\\":[1]'):
         assert data.count(old) == 1 and len(old) == len(new)
@@ -315,13 +331,13 @@ def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_int8() -> None:
-    tensors, ranges = random_tensors(SMALL, 0.5), dict.fromkeys(byte_layers(SMALL), 1.0)
+    tensors, ranges = random_tensors(SMALL, 0.5), dict.fromkeys(int8_layers(SMALL), 1.0)
     assert choose_precision("int8") == "int8"
     with pytest.raises(InputError, match="sparsedet quantize"):
         Engine(SMALL, tensors, isa="scalar", precision="int8")
     for isa in sorted(set(_native.available_isas()) - set(INT8_ISAS)):
         with pytest.raises(InputError, match=f"'int8' is not available with '{isa}'"):
-            Engine(SMALL, tensors, isa=isa, precision="int8", ranges=ranges)
+            Engine(SMALL, tensors, isa=isa, precision="int8", clipping_thresholds=ranges)
 
 
 # ---------------------------------------------------------------------------- zeros in blocks
@@ -336,12 +352,14 @@ FOURS = replace(
 
 
 def test_blocks_of_zeros_are_left_out() -> None:
-    ranges = dict.fromkeys(byte_layers(FOURS), 1.0)
+    ranges = dict.fromkeys(int8_layers(FOURS), 1.0)
     size = sum(t.size for t in random_tensors(FOURS, 0.0).values())
     for pattern, expected in (("1x4", 0.42), ("unstructured", 1 - 0.58**4)):
         tensors = random_tensors(FOURS, 0.55, pattern=pattern)
         assert sum(int((t == 0).sum()) for t in tensors.values()) >= 0.55 * size
-        native = Engine(FOURS, tensors, isa="scalar", precision="int8", ranges=ranges).native
+        native = Engine(
+            FOURS, tensors, isa="scalar", precision="int8", clipping_thresholds=ranges
+        ).native
         words = {name: share for name, _, _, _, share, *_ in native.planned}
         assert words["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
     with pytest.raises(InputError, match="in fours"):

@@ -21,7 +21,7 @@ from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine, available_isas
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
-from sparsedet.images.letterbox import to_canvas
+from sparsedet.images.letterbox import to_network_input
 from sparsedet.images.read import read_image
 from sparsedet.model import boxes as np_boxes
 from sparsedet.model.c4 import build_network
@@ -29,7 +29,7 @@ from sparsedet.model.config import COCO_NAMES, ModelConfig
 from sparsedet.model.file import load_model
 from sparsedet.model.graph import Layer
 from sparsedet.model.presets import preset
-from sparsedet.testing import lively_tensors, random_tensors
+from sparsedet.testing import calibrated_random_tensors, random_tensors
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -42,10 +42,10 @@ F32 = NDArray[np.float32]
 ISAS = available_isas()
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# Odd channel counts everywhere, a canvas that 16 does not divide.
+# Odd channel counts everywhere, a network input that 16 does not divide.
 SMALL: dict[str, Any] = dict(
-    canvas_height=97,
-    canvas_width=131,
+    input_height=97,
+    input_width=131,
     blocks=(1, 2, 2, 2),
     stem_channels=13,
     bottleneck_channels=(7, 13, 18, 21),
@@ -87,7 +87,9 @@ Tensors = dict[str, NDArray[Any]]
 @functools.cache
 def lively(family: str, sparsity: float = 0.5) -> Tensors:
     config = small(family)
-    return lively_tensors(config, sparsity, picture(config.canvas_height, config.canvas_width))
+    return calibrated_random_tensors(
+        config, sparsity, picture(config.input_height, config.input_width)
+    )
 
 
 def truth(config: ModelConfig, tensors: Tensors) -> FasterRCNN:
@@ -96,8 +98,8 @@ def truth(config: ModelConfig, tensors: Tensors) -> FasterRCNN:
     return model.requires_grad_(False)
 
 
-def as_batch(canvas: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)[None]))
+def as_batch(network_input: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(network_input.transpose(2, 0, 1)[None]))
 
 
 def deviation(got: NDArray[Any], want: NDArray[Any] | torch.Tensor) -> float:
@@ -153,7 +155,7 @@ def check_operations(
 
 def own_size(layer: Layer) -> list[tuple[int, ...]]:
     """Maps: the layer's own size and small ones; regions: less and more than a block of lanes."""
-    if layer.part == "roi":
+    if layer.component == "roi":
         return [(batch, *layer.in_size) for batch in (1, 3, 64, 67)]
     return [(1, *size) for size in (layer.in_size, (2, 2), (5, 16), (16, 5), (9, 33))]
 
@@ -178,7 +180,7 @@ def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) 
     def size(layer: Layer) -> list[tuple[int, ...]]:
         if layer.kind == "linear":
             return [(3, 1, 1)]
-        return [(3 if layer.part == "roi" else 1, 7, 9)]
+        return [(3 if layer.component == "roi" else 1, 7, 9)]
 
     check_operations(config, tensors, isa, size)
 
@@ -187,13 +189,13 @@ def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) 
 
 
 def check_stages(
-    engine: Engine, model: FasterRCNN, canvas: NDArray[np.uint8], tolerance: float
+    engine: Engine, model: FasterRCNN, network_input: NDArray[np.uint8], tolerance: float
 ) -> None:
     """Each stage on the torch reference's input of that stage."""
-    native, (height, width) = engine.native, canvas.shape[:2]
+    native, (height, width) = engine.native, network_input.shape[:2]
     native.plan(height, width)
-    features = model.features(as_batch(canvas))
-    assert deviation(native.features(canvas), features[0]) < tolerance
+    features = model.features(as_batch(network_input))
+    assert deviation(native.features(network_input), features[0]) < tolerance
     flat = np.ascontiguousarray(features[0])
 
     logits, deltas = (t[0] for t in model.rpn_outputs(features))
@@ -301,16 +303,20 @@ def test_only_ties_may_differ() -> None:
 
 
 def check_end_to_end(
-    engine: Engine, model: FasterRCNN, canvas: NDArray[np.uint8], detections: int, classes: int
+    engine: Engine,
+    model: FasterRCNN,
+    network_input: NDArray[np.uint8],
+    detections: int,
+    classes: int,
 ) -> list[str]:
     """The whole way, each side on its own; returns a line for each difference that is allowed.
 
     Where the proposals differ for a reason, the rest of the way is compared on ours.
     """
     config, native = engine.config, engine.native
-    size, batch = canvas.shape[:2], as_batch(canvas)
+    size, batch = network_input.shape[:2], as_batch(network_input)
     scale = np.array([size[1], size[0]] * 2, np.float32)
-    ours, theirs = engine.run(canvas), model(batch)[0].numpy()
+    ours, theirs = engine.run(network_input), model(batch)[0].numpy()
     theirs = theirs[theirs[:, 0] == 0]
     for rows in (ours, theirs):
         assert len(rows) >= detections and len(set(rows[:, 1])) >= classes
@@ -329,7 +335,7 @@ def check_end_to_end(
         index = [int(np.abs(decoded - box).max(axis=1).argmin()) for box in boxes]
         return Found(boxes, logits[index], np.zeros(len(boxes)))
 
-    outputs = native.rpn(native.features(canvas))
+    outputs = native.rpn(native.features(network_input))
     our_proposals = native.proposals(*outputs)
     logits, deltas = (t[0] for t in model.rpn_outputs(features))
     their_proposals = model.proposals(logits, deltas, anchors, *size).numpy()
@@ -360,9 +366,9 @@ def check_end_to_end(
 def test_stages_and_the_end_result(family: str, hoist: bool, isa: str) -> None:
     config, tensors = small(family), lively(family)
     engine, model = Engine(config, tensors, threads=2, isa=isa, hoist=hoist), truth(config, tensors)
-    for canvas in (picture(97, 131), picture(160, 208, seed=1)):
-        check_stages(engine, model, canvas, 1e-4)
-        check_end_to_end(engine, model, canvas, 50, 10)
+    for network_input in (picture(97, 131), picture(160, 208, seed=1)):
+        check_stages(engine, model, network_input, 1e-4)
+        check_end_to_end(engine, model, network_input, 50, 10)
 
 
 def with_layer(family: str, name: str, value: float) -> Tensors:
@@ -393,11 +399,11 @@ def test_variants(family: str, variant: str, hoist: bool) -> None:
     changes, make = VARIANTS[variant]
     config, tensors = small(family, **changes), make(family)
     engine, model = Engine(config, tensors, threads=1, hoist=hoist), truth(config, tensors)
-    canvas = picture(160, 208, seed=2)
-    check_stages(engine, model, canvas, 1e-4)
-    check_end_to_end(engine, model, canvas, 1, 1)
+    network_input = picture(160, 208, seed=2)
+    check_stages(engine, model, network_input, 1e-4)
+    check_end_to_end(engine, model, network_input, 1, 1)
     if variant == "1000 proposals":
-        features = model.features(as_batch(canvas))
+        features = model.features(as_batch(network_input))
         logits, deltas = (t[0].numpy() for t in model.rpn_outputs(features))
         assert len(engine.native.proposals(logits, deltas)) == 1000
 
@@ -416,15 +422,15 @@ def test_one_engine_serves_canvases_of_any_size_in_any_order(
     engine, model = Engine(config, tensors, threads=1, isa=isa, hoist=hoist), truth(config, tensors)
     own = {}
     for i, size in enumerate(CANVASES + CANVASES[::-1] + CANVASES[::2]):
-        canvas = picture(*size, seed=sum(size))
+        network_input = picture(*size, seed=sum(size))
         if size not in own:
             fresh = Engine(config, tensors, threads=1, isa=isa, hoist=hoist)
-            own[size] = fresh.native.features(canvas), fresh.run(canvas)
-            features = model.features(as_batch(canvas))[0]
+            own[size] = fresh.native.features(network_input), fresh.run(network_input)
+            features = model.features(as_batch(network_input))[0]
             assert deviation(own[size][0], features) < 1e-4, size
-            assert np.array_equal(fresh.run(canvas), own[size][1]), size
-        assert np.array_equal(engine.run(canvas), own[size][1]), (i, size)
-        assert np.array_equal(engine.native.features(canvas), own[size][0]), (i, size)
+            assert np.array_equal(fresh.run(network_input), own[size][1]), size
+        assert np.array_equal(engine.run(network_input), own[size][1]), (i, size)
+        assert np.array_equal(engine.native.features(network_input), own[size][0]), (i, size)
 
 
 # ------------------------------------------------------------------------- the same every time
@@ -433,10 +439,10 @@ def test_one_engine_serves_canvases_of_any_size_in_any_order(
 @families
 def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
     config, tensors = small(family, proposals=150), lively(family)
-    canvas = picture(160, 208)
+    network_input = picture(160, 208)
     hoisted, plain = (Engine(config, tensors, threads=2, hoist=h).native for h in (True, False))
-    hoisted.plan(*canvas.shape[:2])
-    features = plain.features(canvas)
+    hoisted.plan(*network_input.shape[:2])
+    features = plain.features(network_input)
     rois = plain.proposals(*plain.rpn(features))
     # With boxes outside the map and without any area.
     odd = [
@@ -456,30 +462,34 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
 @pytest.mark.parametrize("hoist", [True, False])
 def test_threads_and_runs_change_nothing_at_all(isa: str, hoist: bool) -> None:
     config, tensors = small("r101-c4", proposals=150), lively("r101-c4")
-    canvas = picture(160, 208)
+    network_input = picture(160, 208)
     want = None
     for threads, pin in [(1, False), (2, False), (2, True), (3, False), (7, False), (7, True)]:
         engine = Engine(config, tensors, threads=threads, isa=isa, pin=pin, hoist=hoist)
         assert engine.threads == threads
         for _ in range(2):
-            rows = engine.run(canvas)
+            rows = engine.run(network_input)
             want = rows if want is None else want
             assert len(rows) == 100 and np.array_equal(rows, want)
 
 
 def test_a_run_is_its_stages_one_after_the_other() -> None:
-    engine, canvas = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+    engine, network_input = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
     native = engine.native
-    rows = engine.run(canvas)
-    features = native.features(canvas)
+    rows = engine.run(network_input)
+    features = native.features(network_input)
     proposals = native.proposals(*native.rpn(features))
     assert np.array_equal(native.detect(*native.regions(features, proposals), proposals), rows)
 
 
 def test_canvases_as_floats_or_in_another_order_of_memory() -> None:
-    engine, canvas = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
-    rows = engine.run(canvas)
-    for same in (canvas.astype(np.float32), canvas.astype(np.float64), np.asfortranarray(canvas)):
+    engine, network_input = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+    rows = engine.run(network_input)
+    for same in (
+        network_input.astype(np.float32),
+        network_input.astype(np.float64),
+        np.asfortranarray(network_input),
+    ):
         assert np.array_equal(engine.run(same), rows)
 
 
@@ -524,7 +534,7 @@ def test_bad_numbers_of_threads(threads: int) -> None:
 
 
 def box_engine(**changes: Any) -> Any:
-    """A core that is only asked about boxes: 48-pixel anchors, one a cell, 160x208 canvas."""
+    """A core that is only asked about boxes: 48-pixel anchors, one a cell, 160x208 network input."""
     config = small(
         "r101-c4",
         cell_anchors=((-24.0, -24.0, 24.0, 24.0),),
@@ -537,7 +547,7 @@ def box_engine(**changes: Any) -> Any:
 
 
 def crowd(kind: str, count: int, seed: int = 0) -> F32:
-    """Boxes on a 160x208 canvas: of any kind, many equal, many empty, or in steps of a third."""
+    """Boxes on a 160x208 network input: of any kind, many equal, many empty, or in steps of a third."""
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, (200, 150), (count, 2))
     boxes = np.concatenate([low, low + rng.uniform(1, 60, (count, 2))], axis=1)
@@ -637,12 +647,12 @@ def test_detections_are_those_of_torchvisions_nms(
 def test_the_published_network_at_full_size() -> None:
     config = preset("r101-c4")
     photo = read_image(EXAMPLES / "frisbee.jpg")
-    canvas, _ = to_canvas(photo, config.canvas_height, config.canvas_width)
-    tensors = lively_tensors(config, 0.6, canvas)
+    network_input, _ = to_network_input(photo, config.input_height, config.input_width)
+    tensors = calibrated_random_tensors(config, 0.6, network_input)
     assert sum(int((t == 0).sum()) for t in tensors.values()) >= 0.6 * 52_792_416
     engine, model = Engine(config, tensors), truth(config, tensors)
-    check_stages(engine, model, canvas, 1e-4)
-    check_end_to_end(engine, model, canvas, 50, 10)
+    check_stages(engine, model, network_input, 1e-4)
+    check_end_to_end(engine, model, network_input, 50, 10)
 
 
 @pytest.mark.slow
@@ -650,7 +660,9 @@ def test_the_published_network_at_full_size() -> None:
 def test_the_embedded_model_on_photographs(name: str) -> None:
     file = load_model(embedded_model())
     config = file.config
-    canvas, _ = to_canvas(read_image(EXAMPLES / name), config.canvas_height, config.canvas_width)
+    network_input, _ = to_network_input(
+        read_image(EXAMPLES / name), config.input_height, config.input_width
+    )
     engine, model = Engine(config, file.tensors), truth(config, file.tensors)
-    check_stages(engine, model, canvas, 1e-4)
-    check_end_to_end(engine, model, canvas, 5, 1)
+    check_stages(engine, model, network_input, 1e-4)
+    check_end_to_end(engine, model, network_input, 5, 1)

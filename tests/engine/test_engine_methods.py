@@ -95,7 +95,7 @@ def test_bfloat16_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) ->
     )
 
     def size(layer: Layer) -> list[tuple[int, ...]]:
-        batch = 3 if layer.part == "roi" else 1
+        batch = 3 if layer.component == "roi" else 1
         return [(batch, 1, 1) if layer.kind == "linear" else (batch, 7, 9)]
 
     check_exact(config, isa, size)
@@ -107,11 +107,11 @@ def test_bfloat16_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) ->
 def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
     """Rounded after each layer, so within some units of 2^-8 of the largest value."""
     config, tensors = small(family), lively(family)
-    canvas = picture(97, 131)
+    network_input = picture(97, 131)
     engine = Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16").native
     model = truth(config, tensors)
-    features = np.asarray(model.features(as_batch(canvas))[0])
-    assert deviation(engine.features(canvas.astype(np.float32)), features) < 0.04
+    features = np.asarray(model.features(as_batch(network_input))[0])
+    assert deviation(engine.features(network_input.astype(np.float32)), features) < 0.04
     boxes = np.array([[3, 5, 60, 70], [0, 0, 131, 97], [40, 20, 44, 90]], dtype=np.float32)
     exact = Engine(config, tensors, threads=2, isa=isa, hoist=hoist).native
     exact.plan(97, 131)
@@ -123,9 +123,9 @@ def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", BF16_ISAS)
 def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
-    config, tensors, canvas = small("r101-c4"), lively("r101-c4"), picture(160, 208)
+    config, tensors, network_input = small("r101-c4"), lively("r101-c4"), picture(160, 208)
     rows = [
-        Engine(config, tensors, threads=n, isa=isa, precision="bf16").run(canvas)
+        Engine(config, tensors, threads=n, isa=isa, precision="bf16").run(network_input)
         for n in (1, 2, 3, 7)
     ]
     assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
@@ -159,7 +159,7 @@ def test_methods_agree(isa: str, method: str) -> None:
     names = [layer.name for layer, weight, _ in lower(config, tensors) if weight is not None]
     if method == "winograd":
         names = [f"res5.{i}.conv2" for i in range(1, config.blocks[3])]
-    engine = Engine(config, tensors, threads=2, isa=isa, plan=dict.fromkeys(names, method))
+    engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, method))
     assert {name for name, used in methods(engine).items() if used == method} >= set(names)
     check_stages(engine, truth(config, tensors), picture(97, 131), 2e-5)
 
@@ -183,13 +183,13 @@ def test_the_cost_model_looks_at_zeros_alone() -> None:
 )
 def test_impossible_plans(plan: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Engine(small("r101-c4"), lively("r101-c4"), plan=plan)
+        Engine(small("r101-c4"), lively("r101-c4"), algorithms=plan)
 
 
 def test_a_fork_shares_weights_and_gives_the_same() -> None:
-    engine, canvas = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+    engine, network_input = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
     fork = engine.fork()
-    want = engine.run(canvas)
+    want = engine.run(network_input)
     assert fork.threads == 1 and fork.isa == engine.isa
     del engine
-    assert len(want) and np.array_equal(fork.run(canvas), want)
+    assert len(want) and np.array_equal(fork.run(network_input), want)

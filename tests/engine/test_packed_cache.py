@@ -21,20 +21,20 @@ from numpy.typing import NDArray
 
 from sparsedet._native import has_bfloat16
 from sparsedet.detector import Detector, embedded_model
-from sparsedet.engine import Engine, PackedOp, available_isas
+from sparsedet.engine import Engine, PackedWeights, available_isas
 from sparsedet.engine import packed_cache as packed
 from sparsedet.errors import InputError
 from sparsedet.model.file import ModelFile, StorageDtype, load_model, save_model
 from sparsedet.model.presets import preset
 from sparsedet.model.sparsity import sparsity_report
-from sparsedet.model.tensors import StoredTensor, StoredTensors
+from sparsedet.model.tensors import LazyTensors, StoredTensor
 from sparsedet.testing import random_tensors
 
 # Odd numbers of channels, more columns than a panel and more rows than a chunk.
 WIDE = replace(
     preset("r101-c4"),
-    canvas_height=64,
-    canvas_width=96,
+    input_height=64,
+    input_width=96,
     blocks=(1, 1, 1, 2),
     stem_channels=7,
     bottleneck_channels=(5, 13, 150, 33),
@@ -59,8 +59,8 @@ def streams(engine: Engine) -> dict[str, tuple[str, int, int, bytes]]:
     return out
 
 
-def stored_tensors(model: ModelFile) -> StoredTensors:
-    assert isinstance(model.tensors, StoredTensors)
+def stored_tensors(model: ModelFile) -> LazyTensors:
+    assert isinstance(model.tensors, LazyTensors)
     return model.tensors
 
 
@@ -79,11 +79,11 @@ def test_the_same_streams_as_from_arrays(wide: Path, isa: str, precision: Any, m
     if method == "winograd" and precision == "bf16":
         pytest.skip("Winograd's method is float32's")
     plan = {name: method for name, *_, can in names if method and (method != "winograd" or can)}
-    want = streams(Engine(WIDE, tensors, threads=1, plan=plan, **options))
+    want = streams(Engine(WIDE, tensors, threads=1, algorithms=plan, **options))
     assert {m for m, *_ in want.values()} >= ({method} if method else {"sparse"})
     for threads in (1, 2, 5):
         model = load_model(wide)
-        found = streams(Engine(WIDE, model.tensors, threads=threads, plan=plan, **options))
+        found = streams(Engine(WIDE, model.tensors, threads=threads, algorithms=plan, **options))
         assert found == want
         assert all(stored_tensors(model).is_stored(name) for name in model.tensors)
 
@@ -101,7 +101,7 @@ def test_no_dense_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(StoredTensor, "dense", counted)
     tracemalloc.start()
-    detector = Detector.load(num_threads=1)
+    detector = Detector.load(threads=1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 0 < decoded < 0.1 * parameters  # the predictors, and biases
@@ -171,7 +171,7 @@ def test_what_the_core_refuses(small_model: Path) -> None:
 
 def load(model: Path, cache: Path, **options: Any) -> Detector:
     """Any warning is an error."""
-    return Detector.load(model, num_threads=1, cache=cache, **options)
+    return Detector.load(model, threads=1, cache=cache, **options)
 
 
 def rows(detector: Detector) -> NDArray[np.float32]:
@@ -191,7 +191,7 @@ def test_round_trip(
     if precision == "bf16" and not has_bfloat16(isa):
         pytest.skip("no bfloat16 here")
     options: dict[str, Any] = {"isa": isa, "precision": precision}
-    want = Detector.load(small_model, num_threads=1, **options)
+    want = Detector.load(small_model, threads=1, **options)
     first = load(small_model, tmp_path / "new" / "folder", **options)
     monkeypatch.setattr(packed, "_save", None)  # the second one needs none
     second = load(small_model, tmp_path / "new" / "folder", **options)
@@ -201,10 +201,10 @@ def test_round_trip(
         assert found.engine.memory == want.engine.memory
         assert found.sparsity == want.sparsity
     fork = second.engine.fork(1)
-    canvas = np.zeros((64, 96, 3), np.uint8)
-    want_rows = want.engine.run(canvas)
+    network_input = np.zeros((64, 96, 3), np.uint8)
+    want_rows = want.engine.run(network_input)
     del second, found
-    assert np.array_equal(fork.run(canvas), want_rows)
+    assert np.array_equal(fork.run(network_input), want_rows)
 
 
 def test_winograd_and_streams_from_the_cache(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_winograd_and_streams_from_the_cache(tmp_path: Path) -> None:
     want = streams(Engine(WIDE, load_model(path).tensors))
     assert "winograd" in {method for method, *_ in want.values()}
     for _ in range(2):
-        detector = Detector.load(path, num_threads=2, streams=2, cache=tmp_path / "cache")
+        detector = Detector.load(path, threads=2, streams=2, cache=tmp_path / "cache")
         assert streams(detector.engine) == want
 
 
@@ -221,13 +221,13 @@ def test_where_the_cache_lies(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPARSEDET_CACHE", str(tmp_path / "root"))
-    Detector.load(small_model, num_threads=1)
+    Detector.load(small_model, threads=1)
     assert not (tmp_path / "root").exists()
-    Detector.load(small_model, num_threads=1, cache=True)
+    Detector.load(small_model, threads=1, cache=True)
     assert only_file(tmp_path / "root" / "packed").name.startswith("small-")
     monkeypatch.delenv("SPARSEDET_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    Detector.load(small_model, num_threads=1, cache=True)
+    Detector.load(small_model, threads=1, cache=True)
     assert only_file(tmp_path / ".cache" / "sparsedet" / "packed")
 
 
@@ -235,11 +235,11 @@ def test_a_file_for_each_way_to_pack(small_model: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"plan": {"rpn.conv": "dense"}}))
     load(small_model, tmp_path / "c")
-    load(small_model, tmp_path / "c", plan=plan)
+    load(small_model, tmp_path / "c", tuning=plan)
     load(small_model, tmp_path / "c", isa="scalar")
     load(small_model, tmp_path / "c", resize="stretch")  # packed alike
     assert len(list((tmp_path / "c").iterdir())) == 3
-    assert streams(load(small_model, tmp_path / "c", plan=plan).engine)["rpn.conv"][0] == "dense"
+    assert streams(load(small_model, tmp_path / "c", tuning=plan).engine)["rpn.conv"][0] == "dense"
 
 
 def test_another_model_of_the_same_name_and_header(small_model: Path, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_another_model_of_the_same_name_and_header(small_model: Path, tmp_path: 
         content[at] ^= 0x80  # their signs
     path.write_bytes(content)
     found = load(path, cache)
-    assert np.array_equal(rows(found), rows(Detector.load(path, num_threads=1)))
+    assert np.array_equal(rows(found), rows(Detector.load(path, threads=1)))
     assert not np.array_equal(rows(found), before)
     assert only_file(cache)
 
@@ -366,14 +366,14 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
     everything = streams(good)
     method, nonzero, known, data = everything["rpn.conv"]
     assert checksum(data) == known
-    canvas = np.zeros((64, 96, 3), np.uint8)
+    network_input = np.zeros((64, 96, 3), np.uint8)
 
-    def operation(data: bytes, checksum: int, method: str, nonzero: int) -> PackedOp:
+    def operation(data: bytes, checksum: int, method: str, nonzero: int) -> PackedWeights:
         aligned = np.zeros(len(data) + 64, np.uint8)
         # What is empty begins where its array does, whatever the slice says.
         aligned = aligned[-aligned.ctypes.data % 64 :][: len(data)]
         aligned[:] = np.frombuffer(data, np.uint8)
-        return PackedOp(aligned, method, nonzero, checksum)
+        return PackedWeights(aligned, method, nonzero, checksum)
 
     others = {n: operation(d, c, m, k) for n, (m, k, c, d) in everything.items()}
 
@@ -381,7 +381,7 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
         lie = operation(data, checksum(data), method, nonzero)
         return Engine(SMALL, tensors, threads=1, isa=isa, packed={**others, "rpn.conv": lie})
 
-    assert np.array_equal(build(data).run(canvas), good.run(canvas))
+    assert np.array_equal(build(data).run(network_input), good.run(network_input))
     words = np.frombuffer(data, np.uint16)
     group = {"avx2": 3}.get(isa, 5)
     groups, blocks = -(-SMALL.rpn_channels // group), -(-SMALL.stage_channels[2] * 9 // 1000)
@@ -411,14 +411,14 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
                 engine = build(changed.tobytes())
             except InputError:
                 continue
-        engine.run(canvas)
+        engine.run(network_input)
 
 
 @pytest.mark.parametrize("where", ["file/folder", "file"])
 def test_a_folder_that_cannot_be_written(small_model: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("mine")
     found = load(small_model, tmp_path / where)
-    assert np.array_equal(rows(found), rows(Detector.load(small_model, num_threads=1)))
+    assert np.array_equal(rows(found), rows(Detector.load(small_model, threads=1)))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -435,8 +435,7 @@ def test_nothing_is_left_of_a_full_disk(
 
 def test_processes_at_once(small_model: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, sparsedet; "
-        "sparsedet.Detector.load(sys.argv[1], num_threads=1, cache=sys.argv[2])"
+        "import sys, sparsedet; sparsedet.Detector.load(sys.argv[1], threads=1, cache=sys.argv[2])"
     )
     command = [sys.executable, "-W", "error", "-c", program, str(small_model), str(tmp_path)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]

@@ -15,7 +15,7 @@ from sparsedet.errors import InputError
 from sparsedet.exporters.onnx import save_onnx, to_onnx
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.presets import PRESETS
-from sparsedet.testing import lively_tensors
+from sparsedet.testing import calibrated_random_tensors
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -33,18 +33,20 @@ def run(model: bytes, blob: np.ndarray) -> np.ndarray:
 
 def tiny(**changes: object) -> tuple[ModelConfig, np.ndarray, dict]:
     config = replace(
-        PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, **{**SMALL, **changes}
+        PRESETS["r50half-c4"], input_height=96, input_width=128, **{**SMALL, **changes}
     )
     image = picture(96, 128)
-    return config, image, lively_tensors(config, 0.4, image)
+    return config, image, calibrated_random_tensors(config, 0.4, image)
 
 
 @pytest.mark.parametrize("family", ["r101-c4", "r101-c4-detectron2", "r50half-c4"])
-@pytest.mark.parametrize("canvas", [(160, 224), (113, 151)])
-def test_equals_engine(family: str, canvas: tuple[int, int]) -> None:
-    config = replace(PRESETS[family], canvas_height=canvas[0], canvas_width=canvas[1], **SMALL)
-    image = picture(*canvas)
-    tensors = lively_tensors(config, 0.4, image)
+@pytest.mark.parametrize("input_size", [(160, 224), (113, 151)])
+def test_equals_engine(family: str, input_size: tuple[int, int]) -> None:
+    config = replace(
+        PRESETS[family], input_height=input_size[0], input_width=input_size[1], **SMALL
+    )
+    image = picture(*input_size)
+    tensors = calibrated_random_tensors(config, 0.4, image)
     ours = Engine(config, tensors).run(image)
     model = to_onnx(config, tensors)
     onnx.checker.check_model(model, full_check=True)

@@ -16,7 +16,7 @@ from sparsedet.errors import InputError
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.presets import PRESETS
-from sparsedet.testing import lively_tensors
+from sparsedet.testing import calibrated_random_tensors
 
 ov = pytest.importorskip("openvino")
 
@@ -42,11 +42,13 @@ def run_openvino(
 
 
 @pytest.mark.parametrize("family", ["r101-c4", "r101-c4-detectron2", "r50half-c4"])
-@pytest.mark.parametrize("canvas", [(160, 224), (113, 151)])
-def test_equals_engine(family: str, canvas: tuple[int, int], tmp_path: Path) -> None:
-    config = replace(PRESETS[family], canvas_height=canvas[0], canvas_width=canvas[1], **SMALL)
-    image = picture(*canvas)
-    tensors = lively_tensors(config, 0.4, image)
+@pytest.mark.parametrize("input_size", [(160, 224), (113, 151)])
+def test_equals_engine(family: str, input_size: tuple[int, int], tmp_path: Path) -> None:
+    config = replace(
+        PRESETS[family], input_height=input_size[0], input_width=input_size[1], **SMALL
+    )
+    image = picture(*input_size)
+    tensors = calibrated_random_tensors(config, 0.4, image)
     ours = Engine(config, tensors).run(image)
     blob = image.transpose(2, 0, 1)[None].astype(np.float32)
     _, rows = run_openvino(tmp_path, config, tensors, blob)
@@ -61,9 +63,9 @@ def test_equals_engine(family: str, canvas: tuple[int, int], tmp_path: Path) -> 
 
 
 def test_nhwc_form(tmp_path: Path) -> None:
-    config = replace(PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, **SMALL)
+    config = replace(PRESETS["r50half-c4"], input_height=96, input_width=128, **SMALL)
     image = picture(96, 128)
-    tensors = lively_tensors(config, 0.4, image)
+    tensors = calibrated_random_tensors(config, 0.4, image)
     nhwc = image[None].astype(np.float32)
     nchw = np.ascontiguousarray(nhwc.transpose(0, 3, 1, 2))
     name, first = run_openvino(tmp_path, config, tensors, nchw)
@@ -74,17 +76,17 @@ def test_nhwc_form(tmp_path: Path) -> None:
 
 def test_nothing_detected_is_all_padding(tmp_path: Path) -> None:
     config = replace(
-        PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, score_threshold=1.0, **SMALL
+        PRESETS["r50half-c4"], input_height=96, input_width=128, score_threshold=1.0, **SMALL
     )
     image = picture(96, 128)
     blob = image.transpose(2, 0, 1)[None].astype(np.float32)
-    _, rows = run_openvino(tmp_path, config, lively_tensors(config, 0.4, image), blob)
+    _, rows = run_openvino(tmp_path, config, calibrated_random_tensors(config, 0.4, image), blob)
     assert (rows[0, 0] == [-1, 0, 0, 0, 0, 0, 0]).all()
 
 
 def test_save_refuses_to_overwrite(tmp_path: Path) -> None:
-    config = replace(PRESETS["r50half-c4"], canvas_height=96, canvas_width=128, **SMALL)
-    tensors = lively_tensors(config, 0.4, picture(96, 128))
+    config = replace(PRESETS["r50half-c4"], input_height=96, input_width=128, **SMALL)
+    tensors = calibrated_random_tensors(config, 0.4, picture(96, 128))
     path = tmp_path / "model.xml"
     save_openvino(path, config, tensors)
     assert ov.Core().read_model(path).output(0).shape == ov.Shape([1, 1, 100, 7])

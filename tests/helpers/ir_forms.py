@@ -25,7 +25,7 @@ from sparsedet.model.boxes import legacy_cell_anchors
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import load_model, save_model
 from sparsedet.model.presets import PRESETS
-from sparsedet.testing import lively_tensors
+from sparsedet.testing import calibrated_random_tensors
 
 LEGACY = replace(
     PRESETS["r101-c4"],
@@ -35,18 +35,18 @@ LEGACY = replace(
     rpn_inclusive=True,
 )
 MODELS: dict[str, ModelConfig] = {
-    "tensorpack": replace(PRESETS["r101-c4"], canvas_height=160, canvas_width=224, **SMALL),
-    "odd": replace(PRESETS["r101-c4"], canvas_height=113, canvas_width=151, **SMALL),
+    "tensorpack": replace(PRESETS["r101-c4"], input_height=160, input_width=224, **SMALL),
+    "odd": replace(PRESETS["r101-c4"], input_height=113, input_width=151, **SMALL),
     "detectron2": replace(
-        PRESETS["r101-c4-detectron2"], canvas_height=113, canvas_width=151, **SMALL
+        PRESETS["r101-c4-detectron2"], input_height=113, input_width=151, **SMALL
     ),
     "half": replace(
-        PRESETS["r50half-c4"], canvas_height=160, canvas_width=224, resize="stretch", **SMALL
+        PRESETS["r50half-c4"], input_height=160, input_width=224, resize="stretch", **SMALL
     ),
     "legacy": replace(
         LEGACY,
-        canvas_height=160,
-        canvas_width=224,
+        input_height=160,
+        input_width=224,
         cell_anchors=tuple(map(tuple, legacy_cell_anchors(LEGACY.anchor_sizes).tolist())),
     ),
 }
@@ -65,7 +65,7 @@ PUBLISHED: dict[str, set[str]] = {
 
 
 def blob(config: ModelConfig) -> np.ndarray:
-    return picture(config.canvas_height, config.canvas_width)[None].astype(np.float32)
+    return picture(config.input_height, config.input_width)[None].astype(np.float32)
 
 
 def run(file: Path, config: ModelConfig) -> None:
@@ -77,7 +77,7 @@ def run(file: Path, config: ModelConfig) -> None:
             nhwc = blob(config)
             given.append(nhwc if port.shape[3] == 3 else nhwc.transpose(0, 3, 1, 2).copy())
         else:
-            size = (config.canvas_height, config.canvas_width)
+            size = (config.input_height, config.input_width)
             given.append(np.array([[*size, 1]], dtype=np.float32))
     np.save(file.with_suffix(".npy"), compiled(given)[0])
 
@@ -116,8 +116,8 @@ def others(folder: Path) -> None:
 def main(folder: Path) -> None:
     for name, config in MODELS.items():
         source = folder / f"{name}.safetensors"
-        image = picture(config.canvas_height, config.canvas_width)
-        tensors = lively_tensors(config, 0.4, image)
+        image = picture(config.input_height, config.input_width)
+        tensors = calibrated_random_tensors(config, 0.4, image)
         save_model(source, config, tensors, {}, dtype="float16")  # a half-float IR loses nothing
         model = load_model(source)
         cv2.imwrite(str(folder / f"{name}.png"), image)

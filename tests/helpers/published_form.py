@@ -26,7 +26,7 @@ from sparsedet.model.graph import Layer
 def build(model: ModelFile, variants: set[str]) -> ov.Model:
     config, tensors = model.config, model.tensors
     network = build_network(config)
-    height, width = config.canvas_height, config.canvas_width
+    height, width = config.input_height, config.input_width
 
     def floats(value: Any) -> Any:
         return op.constant(np.asarray(value, dtype=np.float32))
@@ -44,7 +44,7 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         mean, std = mean[::-1], std[::-1]
     x = op.add(x, floats(-mean.reshape(1, 3, 1, 1)))
     x = op.multiply(x, floats(1 / std.reshape(1, 3, 1, 1)))
-    values = {"canvas": x}
+    values = {"input": x}
     rng = np.random.default_rng(0)
 
     def run(layer: Layer) -> Any:
@@ -85,7 +85,7 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         return op.relu(x) if layer.relu else x
 
     for part in ("backbone", "rpn"):
-        for layer in network.part(part):
+        for layer in network.of_component(part):
             values[layer.name] = run(layer)
     if "image_info" in variants:
         info = op.parameter([1, 3], np.float32, name="image_info")
@@ -117,7 +117,7 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
     bins = config.roi_size * 2
     pooled = op.roi_pooling(values[network.features], rois, [bins, bins], 1.0, "bilinear")
     values["rois"] = op.avg_pool(pooled, [2, 2], [0, 0], [0, 0], [2, 2], True)
-    for layer in network.part("roi"):
+    for layer in network.of_component("roi"):
         if layer.source == "pooled" and "pooled" not in values:
             last = values[f"res5.{config.blocks[3] - 1}.conv3"]
             values["pooled"] = op.reduce_mean(last, ints(2, 3), False)

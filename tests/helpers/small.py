@@ -13,8 +13,8 @@ from sparsedet.model.presets import preset
 SMALL = replace(
     preset("r50half-c4"),
     name="small",
-    canvas_height=64,
-    canvas_width=96,
+    input_height=64,
+    input_width=96,
     blocks=(1, 1, 1, 1),
     stem_channels=8,
     bottleneck_channels=(4, 6, 8, 10),

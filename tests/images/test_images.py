@@ -1,4 +1,4 @@
-"""Photographs: reading them, refusing bad ones, and their way to the canvas and back."""
+"""Photographs: reading them, refusing bad ones, and their way to the network input and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sparsedet.errors import InputError
-from sparsedet.images.letterbox import Placement, as_blob, check_image, place, to_canvas
+from sparsedet.images.letterbox import (
+    Letterbox,
+    as_blob,
+    check_image,
+    fit_letterbox,
+    to_network_input,
+)
 from sparsedet.images.read import MAX_FILE_BYTES, MAX_PIXELS, decode_image, read_image
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -398,49 +404,49 @@ def test_read_image_names_the_file_it_cannot_read(tmp_path: Path) -> None:
 
 
 def test_fit_truncates() -> None:
-    assert place(480, 640, 800, 1280) == Placement(480, 640, 800, 1066, 800, 1280)
-    assert place(427, 640, 800, 1280) == Placement(427, 640, 800, 1199, 800, 1280)
-    assert place(1, 5000, 800, 1280) == Placement(1, 5000, 1, 1280, 800, 1280)
-    assert place(480, 640, 320, 480, "stretch") == Placement(480, 640, 320, 480, 320, 480)
+    assert fit_letterbox(480, 640, 800, 1280) == Letterbox(480, 640, 800, 1066, 800, 1280)
+    assert fit_letterbox(427, 640, 800, 1280) == Letterbox(427, 640, 800, 1199, 800, 1280)
+    assert fit_letterbox(1, 5000, 800, 1280) == Letterbox(1, 5000, 1, 1280, 800, 1280)
+    assert fit_letterbox(480, 640, 320, 480, "stretch") == Letterbox(480, 640, 320, 480, 320, 480)
 
 
 def test_fit_keeps_the_contracts_rounding_errors() -> None:
     heights = [h for h in range(1, 3000) if int((800 / h) * h) == 799]
     widths = [w for w in range(1, 3000) if int((1280 / w) * w) == 1279]
     assert heights and widths
-    assert all(place(h, 1, 800, 1280).dst_height == 799 for h in heights)
-    assert all(place(1, w, 800, 1280).dst_width == 1279 for w in widths)
+    assert all(fit_letterbox(h, 1, 800, 1280).resized_height == 799 for h in heights)
+    assert all(fit_letterbox(1, w, 800, 1280).resized_width == 1279 for w in widths)
 
 
 @given(lengths, lengths, st.integers(16, 1300), st.integers(16, 1300))
 def test_fit_stays_on_the_canvas_and_keeps_the_shape(h: int, w: int, ch: int, cw: int) -> None:
-    at = place(h, w, ch, cw)
-    assert 1 <= at.dst_height <= ch and 1 <= at.dst_width <= cw
-    assert at.dst_height >= ch - 1 or at.dst_width >= cw - 1
+    at = fit_letterbox(h, w, ch, cw)
+    assert 1 <= at.resized_height <= ch and 1 <= at.resized_width <= cw
+    assert at.resized_height >= ch - 1 or at.resized_width >= cw - 1
     scale = min(cw / w, ch / h)
-    assert -1 < at.dst_height - scale * h <= max(0, 1 - scale * h)
-    assert -1 < at.dst_width - scale * w <= max(0, 1 - scale * w)
+    assert -1 < at.resized_height - scale * h <= max(0, 1 - scale * h)
+    assert -1 < at.resized_width - scale * w <= max(0, 1 - scale * w)
 
 
-@given(lengths, lengths, st.sampled_from(["fit", "stretch"]), st.data())
+@given(lengths, lengths, st.sampled_from(["letterbox", "stretch"]), st.data())
 def test_boxes_make_the_round_trip(h: int, w: int, resize: Any, data: st.DataObject) -> None:
-    at = place(h, w, 320, 480, resize)
+    at = fit_letterbox(h, w, 320, 480, resize)
     fractions = data.draw(st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=4))
     low_high = np.sort(np.reshape(np.array(fractions, dtype=np.float64), (-1, 2, 2)), axis=1)
     boxes = low_high.reshape(-1, 4) * [w, h, w, h]
-    to_canvas_scale = [at.dst_width / w / 480, at.dst_height / h / 320] * 2
-    got = at.to_photo((boxes * to_canvas_scale).astype(np.float32))
+    to_input_scale = [at.resized_width / w / 480, at.resized_height / h / 320] * 2
+    got = at.to_image((boxes * to_input_scale).astype(np.float32))
     assert got.shape == boxes.shape and got.dtype == np.float32
-    # Fraction and result are rounded to float32, each by at most 2^-24 of its value; the canvas's
+    # Fraction and result are rounded to float32, each by at most 2^-24 of its value; the network input's
     # sides are so many photograph pixels:
-    sides = np.array([480 * w / at.dst_width, 320 * h / at.dst_height] * 2)
+    sides = np.array([480 * w / at.resized_width, 320 * h / at.resized_height] * 2)
     assert (np.abs(got - boxes) <= 2**-23 * sides).all()
     assert (got >= 0).all() and (got <= [w, h, w, h]).all()
 
 
 def test_boxes_follow_the_contracts_formula_and_are_clipped() -> None:
-    at = place(427, 640, 800, 1280)
-    got = at.to_photo(np.array([[0.5, 0.25, 0.9, 0.75], [-0.5, 0.1, 1.0, 1.5]], np.float32))
+    at = fit_letterbox(427, 640, 800, 1280)
+    got = at.to_image(np.array([[0.5, 0.25, 0.9, 0.75], [-0.5, 0.1, 1.0, 1.5]], np.float32))
     expected = [
         [
             0.5 * 1280 / (1199 / 640),
@@ -451,7 +457,7 @@ def test_boxes_follow_the_contracts_formula_and_are_clipped() -> None:
         [0, 0.1 * 800 / (800 / 427), 640, 427],
     ]
     assert np.allclose(got, expected, rtol=1e-6)
-    assert at.to_photo(np.zeros((0, 4), np.float32)).shape == (0, 4)
+    assert at.to_image(np.zeros((0, 4), np.float32)).shape == (0, 4)
 
 
 def bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float64]:
@@ -466,54 +472,61 @@ def bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.fl
 
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 53), (53, 37), (1, 211), (211, 1), (90, 120)])
-@pytest.mark.parametrize("resize", ["fit", "stretch"])
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
 def test_canvas_is_bilinear_in_the_corner_and_zero_elsewhere(
     size: tuple[int, int], resize: Any
 ) -> None:
     image = np.maximum(photograph(*size), 1)
-    canvas, at = to_canvas(image, 60, 90, resize)
-    assert at == place(*size, 60, 90, resize)
-    assert canvas.shape == (60, 90, 3) and canvas.dtype == np.uint8 and canvas.flags.c_contiguous
-    assert not canvas[at.dst_height :].any() and not canvas[:, at.dst_width :].any()
-    inside = canvas[: at.dst_height, : at.dst_width]
-    assert np.abs(inside - bilinear(image, at.dst_height, at.dst_width)).max() <= 1.0
+    network_input, at = to_network_input(image, 60, 90, resize)
+    assert at == fit_letterbox(*size, 60, 90, resize)
+    assert (
+        network_input.shape == (60, 90, 3)
+        and network_input.dtype == np.uint8
+        and network_input.flags.c_contiguous
+    )
+    assert (
+        not network_input[at.resized_height :].any()
+        and not network_input[:, at.resized_width :].any()
+    )
+    inside = network_input[: at.resized_height, : at.resized_width]
+    assert np.abs(inside - bilinear(image, at.resized_height, at.resized_width)).max() <= 1.0
 
 
 def test_a_photograph_of_the_canvas_size_is_copied() -> None:
     image = photograph(60, 90)
-    canvas, _ = to_canvas(image, 60, 90)
-    assert np.array_equal(canvas, image) and not np.shares_memory(canvas, image)
+    network_input, _ = to_network_input(image, 60, 90)
+    assert np.array_equal(network_input, image) and not np.shares_memory(network_input, image)
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (4999, 3)])
 def test_very_long_photographs_reach_the_reference_canvas(size: tuple[int, int]) -> None:
-    canvas, at = to_canvas(np.full((*size, 3), 200, np.uint8), 800, 1280)
-    assert (canvas == 200).all(axis=2).sum() == at.dst_height * at.dst_width
+    network_input, at = to_network_input(np.full((*size, 3), 200, np.uint8), 800, 1280)
+    assert (network_input == 200).all(axis=2).sum() == at.resized_height * at.resized_width
 
 
 def test_views_are_accepted() -> None:
     image = photograph()
     assert np.array_equal(
-        to_canvas(image[::-1, ::2, ::-1], 60, 90)[0],
-        to_canvas(image[::-1, ::2, ::-1].copy(), 60, 90)[0],
+        to_network_input(image[::-1, ::2, ::-1], 60, 90)[0],
+        to_network_input(image[::-1, ::2, ::-1].copy(), 60, 90)[0],
     )
 
 
 def test_bad_images_and_canvases_are_refused() -> None:
     with pytest.raises(InputError, match=r"shape \(4, 5\) and type uint8, expected \(H, W, 3\)"):
-        to_canvas(np.zeros((4, 5), np.uint8), 60, 90)
+        to_network_input(np.zeros((4, 5), np.uint8), 60, 90)
     for bad in (np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3)), np.zeros((0, 5, 3), np.uint8)):
         with pytest.raises(InputError, match="expected"):
-            to_canvas(bad, 60, 90)  # type: ignore[arg-type]
+            to_network_input(bad, 60, 90)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="image is str"):
-        to_canvas("photo.jpg", 60, 90)  # type: ignore[arg-type]
+        to_network_input("photo.jpg", 60, 90)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'crop'"):
-        place(4, 5, 60, 90, "crop")  # type: ignore[arg-type]
+        fit_letterbox(4, 5, 60, 90, "crop")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1x1"):
-        place(4, 0, 60, 90)
+        fit_letterbox(4, 0, 60, 90)
 
 
-# -------------------------------------------------------------------- ready-made canvases
+# -------------------------------------------------------------------- ready-made network inputs
 
 
 def test_both_layouts_give_the_same_blob() -> None:

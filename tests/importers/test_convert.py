@@ -279,14 +279,14 @@ def test_tensors_without_axes(state: Arrays, variables: Arrays, tmp_path: Path) 
 
 def test_the_users_fields_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"thing {n}" for n in range(20)]
-    fields = {"class_names": names, "proposals": 50, "canvas_height": 320, "name": "mine"}
+    fields = {"class_names": names, "proposals": 50, "input_height": 320, "name": "mine"}
     settings, output = tmp_path / "fields.json", tmp_path / "model.safetensors"
     settings.write_text(json.dumps(fields))
     convert = ["convert", str(TENSORPACK), "-o", str(output), "--config", str(settings)]
     assert main(convert) == 0
     config = load_model(output).config
     assert config.class_names == tuple(names) and config.category_ids == tuple(range(1, 21))
-    assert (config.proposals, config.canvas_height, config.name) == (50, 320, "mine")
+    assert (config.proposals, config.input_height, config.name) == (50, 320, "mine")
     assert load_foreign(TENSORPACK).config.proposals == 1000
     assert load_foreign(TENSORPACK, base=preset("r101-c4")).config.proposals == 300
     capsys.readouterr()

@@ -35,7 +35,7 @@ class Golden:
 
     imported: Imported
     outputs: dict[str, NDArray[Any]]
-    canvases: dict[str, NDArray[np.uint8]]
+    network_inputs: dict[str, NDArray[np.uint8]]
 
 
 def golden(peer: str, **fields: Any) -> Golden:
@@ -69,9 +69,9 @@ def same_detections(
         free[found[0]] = False
 
 
-def run(engine: Engine, canvas: NDArray[np.uint8]) -> tuple[F32, F32, NDArray[Any]]:
-    rows = engine.run(canvas)
-    height, width = canvas.shape[:2]
+def run(engine: Engine, network_input: NDArray[np.uint8]) -> tuple[F32, F32, NDArray[Any]]:
+    rows = engine.run(network_input)
+    height, width = network_input.shape[:2]
     size = np.array([width, height, width, height], np.float32)
     return rows[:, 3:] * size, rows[:, 2], rows[:, 1].astype(int)
 
@@ -103,10 +103,10 @@ def test_every_tensor_has_its_place(peer: str) -> None:
 def test_stages(peer: str) -> None:
     """Each stage given the peer's own input to it."""
     one = golden(peer)
-    out, canvas = one.outputs, one.canvases["c0"]
+    out, network_input = one.outputs, one.network_inputs["c0"]
     native = Engine(one.imported.config, one.imported.tensors).native
-    native.plan(*canvas.shape[:2])
-    assert deviation(native.features(canvas.astype(np.float32)), out["c0/features"]) < 1e-4
+    native.plan(*network_input.shape[:2])
+    assert deviation(native.features(network_input.astype(np.float32)), out["c0/features"]) < 1e-4
     logits, deltas = native.rpn(out["c0/features"])
     assert deviation(logits, out["c0/objectness"]) < 1e-4
     assert deviation(deltas, out["c0/deltas"]) < 1e-4
@@ -126,8 +126,8 @@ def test_stages(peer: str) -> None:
 def test_detections(peer: str, isa: str) -> None:
     one = golden(peer)
     engine = Engine(one.imported.config, one.imported.tensors, isa=isa)
-    for key, canvas in one.canvases.items():
-        same_detections(*run(engine, canvas), one.outputs, key)
+    for key, network_input in one.network_inputs.items():
+        same_detections(*run(engine, network_input), one.outputs, key)
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_tensorpacks_settings_are_fields(setting: str, fields: dict[str, Any]) -
     """The two settings of its backbone that its files do not state (docs/weights.md)."""
     one = golden("tensorpack", **fields)
     engine = Engine(one.imported.config, one.imported.tensors)
-    for key, canvas in one.canvases.items():
-        same_detections(*run(engine, canvas), one.outputs, f"{setting}/{key}")
+    for key, network_input in one.network_inputs.items():
+        same_detections(*run(engine, network_input), one.outputs, f"{setting}/{key}")
         with pytest.raises(AssertionError):
-            same_detections(*run(engine, canvas), one.outputs, key)
+            same_detections(*run(engine, network_input), one.outputs, key)
 
 
 def test_detectron2s_rgb_and_class_agnostic_models(tmp_path: Path) -> None:
@@ -157,16 +157,16 @@ def test_detectron2s_rgb_and_class_agnostic_models(tmp_path: Path) -> None:
     path = tmp_path / "model_final.pkl"
     path.write_bytes(pickle.dumps({"model": rgb_agnostic(tensors)}))
     outputs = dict(np.load(DATA / "detectron2_rgb_outputs.npz"))
-    canvases = dict(np.load(DATA / "canvases.npz"))
+    network_inputs = dict(np.load(DATA / "canvases.npz"))
     imported = load_foreign(path, rgb=True)
     assert any("RGB pictures" in note for note in imported.notes)
     assert any("one set of box deltas for all classes" in note for note in imported.notes)
     engine = Engine(imported.config, imported.tensors)
     other = load_foreign(path)  # BGR
-    for key, canvas in canvases.items():
-        same_detections(*run(engine, canvas), outputs, key)
+    for key, network_input in network_inputs.items():
+        same_detections(*run(engine, network_input), outputs, key)
         with pytest.raises(AssertionError):
-            same_detections(*run(Engine(other.config, other.tensors), canvas), outputs, key)
+            same_detections(*run(Engine(other.config, other.tensors), network_input), outputs, key)
 
 
 @pytest.mark.slow
@@ -178,10 +178,10 @@ def test_the_torch_reference_agrees_too(peer: str, one_torch_thread: None) -> No
     one = golden(peer)
     model = FasterRCNN(one.imported.config)
     model.load_tensors(one.imported.tensors)
-    for key, canvas in one.canvases.items():
-        image = torch.from_numpy(canvas.transpose(2, 0, 1)[None].copy())
+    for key, network_input in one.network_inputs.items():
+        image = torch.from_numpy(network_input.transpose(2, 0, 1)[None].copy())
         rows = model(image)[0].numpy()
         rows = rows[rows[:, 0] >= 0]
-        height, width = canvas.shape[:2]
+        height, width = network_input.shape[:2]
         boxes = rows[:, 3:] * np.array([width, height, width, height], np.float32)
         same_detections(boxes, rows[:, 2], rows[:, 1].astype(int), one.outputs, key)

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 # One block a stage; the widths are those of ResNet-50 and 101.
 SHALLOW = replace(
-    preset("r101-c4"), name="shallow", blocks=(1, 1, 1, 1), canvas_height=64, canvas_width=96
+    preset("r101-c4"), name="shallow", blocks=(1, 1, 1, 1), input_height=64, input_width=96
 )
 
 

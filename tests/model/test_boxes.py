@@ -186,7 +186,7 @@ def test_roi_align_matmul_equals_torchvision(ratio: int, step: int) -> None:
     from sparsedet import torch_model as reference
 
     generator = torch.Generator().manual_seed(6)
-    features = torch.randn(2, 5, 9, 13, generator=generator)  # canvas 144 x 208
+    features = torch.randn(2, 5, 9, 13, generator=generator)  # network input 144 x 208
     rois = [
         torch.tensor(
             [

@@ -39,11 +39,16 @@ def test_cost_of_the_published_network() -> None:
     network = build_network(R101)
     assert round(network.flops(300) / 1e9, 2) == 847.46
     assert round(network.flops(1) / 1e9, 2) == 363.04
-    macs = {part: sum(layer.macs for layer in network.part(part)) for part in ("backbone", "rpn")}
+    macs = {
+        part: sum(layer.macs for layer in network.of_component(part))
+        for part in ("backbone", "rpn")
+    }
     assert round(macs["backbone"] / 1e9, 3) == 142.655
     assert round(macs["rpn"] / 1e9, 3) == 38.056
     region = {
-        name: sum(layer.macs for layer in network.part("roi") if layer.name.startswith(name))
+        name: sum(
+            layer.macs for layer in network.of_component("roi") if layer.name.startswith(name)
+        )
         for name in ("res5", "box")
     }
     assert round(region["res5"] / 1e9, 5) == 0.80924
@@ -69,7 +74,7 @@ def test_the_table_is_a_runnable_order(config: ModelConfig) -> None:
     network = build_network(config)
     assert len(network.by_name) == len(network.layers)
     shapes: dict[str, tuple[int, tuple[int, int]]] = {
-        "canvas": (3, (config.canvas_height, config.canvas_width)),
+        "input": (3, (config.input_height, config.input_width)),
         "rois": (config.stage_channels[2], (config.roi_size, config.roi_size)),
         "pooled": (config.stage_channels[3], (1, 1)),
     }
@@ -79,14 +84,16 @@ def test_the_table_is_a_runnable_order(config: ModelConfig) -> None:
             assert shapes[layer.residual] == (layer.out_channels, layer.out_size)
         shapes[layer.name] = (layer.out_channels, layer.out_size)
     assert shapes[network.features] == (config.stage_channels[2], network.feature_size)
-    assert network.layers == sum((network.part(p) for p in ("backbone", "rpn", "roi")), ())
+    assert network.layers == sum((network.of_component(p) for p in ("backbone", "rpn", "roi")), ())
 
 
 def test_the_canvas_changes_sizes_and_nothing_else() -> None:
     small, large = build_network(R101, (320, 480)), build_network(R101, (640, 960))
     assert small.parameters == large.parameters == 52_792_416
-    # RoI cost does not depend on the canvas; the rest grows with its area.
-    assert sum(x.macs for x in small.part("roi")) == sum(x.macs for x in large.part("roi"))
+    # RoI cost does not depend on the network input; the rest grows with its area.
+    assert sum(x.macs for x in small.of_component("roi")) == sum(
+        x.macs for x in large.of_component("roi")
+    )
     assert large.macs(0) == 4 * small.macs(0)
 
 
@@ -101,10 +108,10 @@ def test_output_length_counts_windows() -> None:
             assert max(output_length(length, kernel, stride, padding), 0) == windows
 
 
-@pytest.mark.parametrize("canvas", [(15, 800), (800, 1), (0, 0)])
-def test_a_canvas_too_small(canvas: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="canvas"):
-        build_network(R101, canvas)
+@pytest.mark.parametrize("input_size", [(15, 800), (800, 1), (0, 0)])
+def test_a_canvas_too_small(input_size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="input"):
+        build_network(R101, input_size)
 
 
 # --------------------------------------------------------------------- against torch
@@ -128,8 +135,8 @@ def dense_macs(counter) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize(("changes", "canvas"), VARIATIONS)
-def test_torch_counts_the_same(name, changes, canvas) -> None:
+@pytest.mark.parametrize(("changes", "input_size"), VARIATIONS)
+def test_torch_counts_the_same(name, changes, input_size) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     from torch.utils.flop_counter import FlopCounterMode
@@ -137,17 +144,19 @@ def test_torch_counts_the_same(name, changes, canvas) -> None:
     from sparsedet.torch_model import FasterRCNN
 
     config = replace(PRESETS[name], **{"blocks": (2, 1, 2, 1), **changes})
-    network = build_network(config, canvas)
+    network = build_network(config, input_size)
     with torch.device("meta"):  # shapes and costs without arithmetic
         model = FasterRCNN(config)
         regions = torch.empty(3, config.stage_channels[2], config.roi_size, config.roi_size)
-        tensors = {"canvas": torch.empty(1, 3, *canvas), "rois": regions}
+        tensors = {"input": torch.empty(1, 3, *input_size), "rois": regions}
     assert sum(p.numel() for p in model.parameters()) == network.parameters
 
     for part, times in (("backbone", 1), ("rpn", 1), ("roi", len(regions))):
         with FlopCounterMode(display=False) as counter:
             model.run_part(part, tensors)
-        assert dense_macs(counter) == times * sum(layer.macs for layer in network.part(part))
+        assert dense_macs(counter) == times * sum(
+            layer.macs for layer in network.of_component(part)
+        )
     for layer in network.layers:
         size = () if layer.kind == "linear" else layer.out_size
         assert tuple(tensors[layer.name].shape[1:]) == (layer.out_channels, *size), layer.name
@@ -160,9 +169,9 @@ def test_torch_counts_the_same(name, changes, canvas) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("canvas", [(800, 1280), (321, 479), (50, 33)])
+@pytest.mark.parametrize("input_size", [(800, 1280), (321, 479), (50, 33)])
 @pytest.mark.parametrize(("blocks", "width"), [((3, 4, 23, 3), 64), ((3, 4, 6, 3), 32)])
-def test_torchvisions_resnet_is_the_same_backbone(blocks, width, canvas) -> None:
+def test_torchvisions_resnet_is_the_same_backbone(blocks, width, input_size) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     from torch.utils.flop_counter import FlopCounterMode
@@ -178,10 +187,10 @@ def test_torchvisions_resnet_is_the_same_backbone(blocks, width, canvas) -> None
         stride_conv1_padding=(0, 0),
         stride_conv2_padding=(1, 1),
     )
-    network = build_network(config, canvas)
+    network = build_network(config, input_size)
     with torch.device("meta"):
         theirs = ResNet(Bottleneck, list(blocks), width_per_group=width)
-        image, region = torch.empty(1, 3, *canvas), torch.empty(1, 1024, 14, 14)
+        image, region = torch.empty(1, 3, *input_size), torch.empty(1, 1024, 14, 14)
     weights, biases = parameters(network, "stem", "res")
     modules = list(theirs.modules())
     assert weights == sum(m.weight.numel() for m in modules if isinstance(m, torch.nn.Conv2d))
@@ -190,10 +199,10 @@ def test_torchvisions_resnet_is_the_same_backbone(blocks, width, canvas) -> None
         x = theirs.maxpool(theirs.conv1(image))
         features = theirs.layer3(theirs.layer2(theirs.layer1(x)))
     assert tuple(features.shape) == (1, 1024, *network.feature_size)
-    assert dense_macs(counter) == sum(layer.macs for layer in network.part("backbone"))
+    assert dense_macs(counter) == sum(layer.macs for layer in network.of_component("backbone"))
     with FlopCounterMode(display=False) as counter:
         theirs.layer4(region)
-    res5 = [layer for layer in network.part("roi") if layer.name.startswith("res5")]
+    res5 = [layer for layer in network.of_component("roi") if layer.name.startswith("res5")]
     assert dense_macs(counter) == sum(layer.macs for layer in res5)
 
 
@@ -241,11 +250,11 @@ def test_unknown_preset_lists_the_known() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("canvas_height", 15),
-        ("canvas_width", 8193),
-        ("canvas_width", "1280"),
-        ("canvas_width", True),
-        ("canvas_width", 1280.0),
+        ("input_height", 15),
+        ("input_width", 8193),
+        ("input_width", "1280"),
+        ("input_width", True),
+        ("input_width", 1280.0),
         ("resize", "crop"),
         ("stride_in", 2),
         ("background", ["first"]),

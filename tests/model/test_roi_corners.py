@@ -13,7 +13,7 @@ from sparsedet.errors import InputError
 from sparsedet.model.config import ModelConfig
 from sparsedet.testing import random_tensors
 
-CORNERS = replace(SMALL, roi_sampling="corners", canvas_height=80, canvas_width=112)
+CORNERS = replace(SMALL, roi_sampling="corners", input_height=80, input_width=112)
 BOXES = np.array(
     [[0, 0, 112, 80], [3, 5, 60, 40], [50.5, 20.25, 111, 79], [10, 10, 10, 30], [90, 60, 112, 80]],
     dtype=np.float32,
@@ -21,12 +21,12 @@ BOXES = np.array(
 
 
 def crop_and_resize(
-    features: np.ndarray, boxes: np.ndarray, size: int, canvas: tuple[int, int]
+    features: np.ndarray, boxes: np.ndarray, size: int, input_size: tuple[int, int]
 ) -> np.ndarray:
     """TensorFlow's definition, sample by sample: corners of normalised boxes on cell centres."""
     channels, rows, columns = features.shape
     out = np.zeros((len(boxes), channels, size, size))
-    for r, (x0, y0, x1, y1) in enumerate(boxes / np.array(canvas[::-1] * 2)):
+    for r, (x0, y0, x1, y1) in enumerate(boxes / np.array(input_size[::-1] * 2)):
         for i in range(size):
             y = y0 * (rows - 1) + i * (y1 - y0) * (rows - 1) / (size - 1)
             for j in range(size):
@@ -44,7 +44,7 @@ def expected(config: ModelConfig, features: np.ndarray) -> np.ndarray:
     """With `roi_sampling_ratio` samples a bin and axis, averaged."""
     ratio, bins = config.roi_sampling_ratio, config.roi_size
     samples = crop_and_resize(
-        features, BOXES, ratio * bins, (config.canvas_height, config.canvas_width)
+        features, BOXES, ratio * bins, (config.input_height, config.input_width)
     )
     return samples.reshape(*samples.shape[:2], bins, ratio, bins, ratio).mean(axis=(3, 5))
 
@@ -58,12 +58,12 @@ def features(config: ModelConfig) -> np.ndarray:
 def test_engine_is_crop_and_resize(ratio: int) -> None:
     config = replace(CORNERS, roi_sampling_ratio=ratio)
     engine = Engine(config, random_tensors(config, 0.0), hoist=False, threads=1).native
-    engine.plan(config.canvas_height, config.canvas_width)
+    engine.plan(config.input_height, config.input_width)
     x = features(config)
     np.testing.assert_allclose(engine.roi_features(x, BOXES), expected(config, x), atol=2e-5)
     other = replace(config, roi_sampling="aligned")
     aligned = Engine(other, random_tensors(other, 0.0), hoist=False, threads=1).native
-    aligned.plan(config.canvas_height, config.canvas_width)
+    aligned.plan(config.input_height, config.input_width)
     assert abs(aligned.roi_features(x, BOXES) - expected(config, x)).max() > 0.1
 
 

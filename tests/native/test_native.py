@@ -132,8 +132,8 @@ def test_nothing_but_the_table_leaves_a_kernel_file(tmp_path: Path) -> None:
 
 TINY = replace(
     preset("r50half-c4"),
-    canvas_height=32,
-    canvas_width=32,
+    input_height=32,
+    input_width=32,
     blocks=(1, 1, 1, 1),
     stem_channels=3,
     bottleneck_channels=(3, 3, 3, 3),
@@ -260,13 +260,13 @@ def test_a_caller_is_let_go_where_it_was() -> None:
     before = os.sched_getaffinity(0)
     engine = Engine(TINY, random_tensors(TINY, 0.1), threads=3, pin=True)
     free = Engine(TINY, random_tensors(TINY, 0.1), threads=3)
-    canvas = np.full((32, 32, 3), 99, np.uint8)
-    assert np.array_equal(engine.run(canvas), free.run(canvas))
+    network_input = np.full((32, 32, 3), 99, np.uint8)
+    assert np.array_equal(engine.run(network_input), free.run(network_input))
     assert os.sched_getaffinity(0) == before
     try:
         for cpu in before:  # one that the engine's first worker may or may not have
             os.sched_setaffinity(0, {cpu})
-            engine.run(canvas)
+            engine.run(network_input)
             assert os.sched_getaffinity(0) == {cpu}
     finally:
         os.sched_setaffinity(0, before)
@@ -300,7 +300,7 @@ def test_shapes_that_do_not_fit_an_operation() -> None:
 
 
 def test_logits_that_are_no_numbers_come_last() -> None:
-    config = replace(TINY, canvas_height=160, canvas_width=160, rpn_pre_nms=50, proposals=50)
+    config = replace(TINY, input_height=160, input_width=160, rpn_pre_nms=50, proposals=50)
     engine = Engine(config, random_tensors(config, 0.1), threads=1).native
     engine.plan(160, 160)
     rng = np.random.default_rng(0)

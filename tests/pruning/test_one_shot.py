@@ -18,15 +18,15 @@ from helpers.small import SMALL, picture  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
-from sparsedet.images.letterbox import to_canvas  # noqa: E402
+from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.c4 import build_network  # noqa: E402
 from sparsedet.model.file import load_model, save_model  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
-from sparsedet.pruning.calibration import calibration_canvas, patches, places  # noqa: E402
-from sparsedet.pruning.one_shot import LEAST_DENSITY, OneShot, plan_zeros, prune_once  # noqa: E402
+from sparsedet.pruning.calibration import calibration_input, patches, places  # noqa: E402
+from sparsedet.pruning.one_shot import LEAST_DENSITY, OneShotConfig, plan_zeros, prune_once  # noqa: E402
 from sparsedet.pruning.patterns import to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import erk_zeros, prunable_layers  # noqa: E402
-from sparsedet.testing import lively_tensors  # noqa: E402
+from sparsedet.testing import calibrated_random_tensors  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
@@ -42,28 +42,28 @@ CONFIG = replace(
 
 @pytest.fixture(scope="module")
 def dense() -> Any:
-    canvas, _ = to_canvas(picture(), CONFIG.canvas_height, CONFIG.canvas_width)
+    network_input, _ = to_network_input(picture(), CONFIG.input_height, CONFIG.input_width)
     made = FasterRCNN(CONFIG)
-    made.load_tensors(lively_tensors(CONFIG, 0.0, canvas))
+    made.load_tensors(calibrated_random_tensors(CONFIG, 0.0, network_input))
     return made
 
 
 @pytest.fixture(scope="module")
-def canvases(dense) -> list[Any]:
-    return [calibration_canvas(picture(seed=seed), dense) for seed in range(6)]
+def network_inputs(dense) -> list[Any]:
+    return [calibration_input(picture(seed=seed), dense) for seed in range(6)]
 
 
-def pruned(dense, canvases, **settings: Any) -> tuple[Any, Any]:
+def pruned(dense, network_inputs, **settings: Any) -> tuple[Any, Any]:
     made = copy.deepcopy(dense)
     # deepcopy copies modules and the name table alike, sharing what they share.
-    return made, prune_once(made, canvases, OneShot(**settings), held_out=2)
+    return made, prune_once(made, network_inputs, OneShotConfig(**settings), held_out=2)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
 def test_reconstruction_beats_magnitude_in_every_layer(dense, allocation) -> None:
     # 28 small photographs give 672 positions for the widest layer's 216 columns. With fewer
     # positions than columns reconstruction fits the photographs, and loses to magnitude.
-    many = [calibration_canvas(picture(seed=seed), dense) for seed in range(30)]
+    many = [calibration_input(picture(seed=seed), dense) for seed in range(30)]
     _, report = pruned(dense, many, sparsity=0.6, allocation=allocation)
     assert {row.name for row in report.layers} == set(prunable_layers(dense.network))
     assert all(0 < row.error < row.magnitude_error for row in report.layers)
@@ -71,9 +71,9 @@ def test_reconstruction_beats_magnitude_in_every_layer(dense, allocation) -> Non
 
 @pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
 @pytest.mark.parametrize("pattern", ["unstructured", "1x4", "2:4"])
-def test_counts_and_patterns_are_exact(dense, canvases, method, pattern) -> None:
+def test_counts_and_patterns_are_exact(dense, network_inputs, method, pattern) -> None:
     sparsity = None if pattern == "2:4" else 0.5
-    made, report = pruned(dense, canvases, method=method, pattern=pattern, sparsity=sparsity)
+    made, report = pruned(dense, network_inputs, method=method, pattern=pattern, sparsity=sparsity)
     for row in report.layers:
         dead = to_matrix(made.layers[row.name].weight) == 0
         assert int(dead.sum()) == row.zeros
@@ -86,13 +86,13 @@ def test_counts_and_patterns_are_exact(dense, canvases, method, pattern) -> None
         assert sparsity <= report.sparsity < sparsity + 0.01
 
 
-def test_channel_means_are_kept(dense, canvases) -> None:
+def test_channel_means_are_kept(dense, network_inputs) -> None:
     # The first pruned layer reads the same as before; all of its positions are sampled.
-    made, _ = pruned(dense, canvases, method="magnitude", sparsity=0.6)
+    made, _ = pruned(dense, network_inputs, method="magnitude", sparsity=0.6)
     layer = dense.network.by_name["res2.0.conv1"]
     generator, inputs = torch.Generator(), []
-    for canvas in canvases[:4]:
-        stem = dense.layers["stem.conv"](dense.normalise(canvas))
+    for network_input in network_inputs[:4]:
+        stem = dense.layers["stem.conv"](dense.normalise(network_input))
         state = {"stem.conv": stem}
         pool = dense.run_layer(dense.network.by_name["stem.pool"], state)
         inputs.append(patches(layer, pool, places(layer, pool, 10**6, generator)))
@@ -122,9 +122,9 @@ def test_patches_are_what_the_convolution_reads(dense) -> None:
         assert torch.allclose(found.sort(dim=0).values, flat.sort(dim=0).values, atol=1e-5)
 
 
-def test_repeatable(dense, canvases) -> None:
-    first, a = pruned(dense, canvases, sparsity=0.7, allocation="erk")
-    second, b = pruned(dense, canvases, sparsity=0.7, allocation="erk")
+def test_repeatable(dense, network_inputs) -> None:
+    first, a = pruned(dense, network_inputs, sparsity=0.7, allocation="erk")
+    second, b = pruned(dense, network_inputs, sparsity=0.7, allocation="erk")
     assert a == b
     assert all(
         torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True)
@@ -133,7 +133,7 @@ def test_repeatable(dense, canvases) -> None:
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "erk"])
 def test_the_target_counts_all_parameters_without_excluded_layers(dense, allocation) -> None:
-    settings = OneShot(sparsity=0.4, allocation=allocation, exclude=("rpn.conv",))
+    settings = OneShotConfig(sparsity=0.4, allocation=allocation, exclude=("rpn.conv",))
     weights = {name: conv.weight for name, conv in dense.layers.items()}
     zeros = plan_zeros(dense.network, weights, settings)
     assert "rpn.conv" not in zeros
@@ -164,7 +164,7 @@ def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
     variances = {n: torch.rand(m.shape[1], generator=generator) for n, m in matrices.items()}
     importance["res3.0.conv2"] *= 100
     importance["res4.0.conv2"] *= 1e-6
-    settings = OneShot(sparsity=0.5, pattern="1x4" if group == 4 else "unstructured")
+    settings = OneShotConfig(sparsity=0.5, pattern="1x4" if group == 4 else "unstructured")
     assert settings.allocation == "sensitivity"  # the default
     zeros = plan_zeros(dense.network, weights, settings, importance, variances)
     assert 0 <= sum(zeros.values()) - 0.5 * dense.network.parameters < group
@@ -187,37 +187,39 @@ def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
 
 
 @pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
-def test_progress_counts_every_step_from_the_first(dense, canvases, method) -> None:
+def test_progress_counts_every_step_from_the_first(dense, network_inputs, method) -> None:
     told: list[tuple[int, int, str]] = []
     prune_once(
         copy.deepcopy(dense),
-        canvases,
-        OneShot(method=method, sparsity=0.3),
+        network_inputs,
+        OneShotConfig(method=method, sparsity=0.3),
         held_out=2,
         progress=lambda *step: told.append(step),
     )
     layers = list(prunable_layers(dense.network))
     looked = [f"looking at {name}" for name in layers] + [f"pruning {name}" for name in layers]
     if method == "reconstruct":  # by sensitivity, on the photographs that are not held out
-        looked = [f"gradients of photograph {n + 1}" for n in range(len(canvases) - 2)] + looked
+        looked = [
+            f"gradients of photograph {n + 1}" for n in range(len(network_inputs) - 2)
+        ] + looked
     assert told == [(number, len(looked), what) for number, what in enumerate(looked)]
 
 
 def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(dense) -> None:
-    many = [calibration_canvas(picture(seed=seed), dense) for seed in range(30)]
-    unseen = [calibration_canvas(picture(seed=seed), dense) for seed in range(30, 40)]
+    many = [calibration_input(picture(seed=seed), dense) for seed in range(30)]
+    unseen = [calibration_input(picture(seed=seed), dense) for seed in range(30, 40)]
 
     @torch.no_grad()
     def moved(made: Any) -> float:
         """How far class chances of the same regions are from the unpruned network's."""
         total = 0.0
-        for canvas in unseen:
-            features = dense.features(canvas)
+        for network_input in unseen:
+            features = dense.features(network_input)
             logits, deltas = dense.rpn_outputs(features)
             anchors = dense.anchors(features)
-            boxes = dense.proposals(logits[0], deltas[0], anchors, *canvas.shape[2:])
+            boxes = dense.proposals(logits[0], deltas[0], anchors, *network_input.shape[2:])
             chance = dense.regions(features, [boxes])[0].log_softmax(1)
-            new = made.regions(made.features(canvas), [boxes])[0].log_softmax(1)
+            new = made.regions(made.features(network_input), [boxes])[0].log_softmax(1)
             total += float((chance.exp() * (chance - new)).sum(1).mean())
         return total
 
@@ -226,7 +228,7 @@ def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(
     assert moved(by_sensitivity) < moved(alike)
 
 
-def test_refusals(dense, canvases) -> None:
+def test_refusals(dense, network_inputs) -> None:
     for settings, word in (
         ({"sparsity": 0.999}, "needs"),
         ({"sparsity": 0.0}, "sparsity"),
@@ -238,12 +240,12 @@ def test_refusals(dense, canvases) -> None:
         ({"sparsity": 0.5, "pattern": "8x8"}, "8x8"),
     ):
         with pytest.raises(InputError, match=word):
-            pruned(dense, canvases, **settings)
+            pruned(dense, network_inputs, **settings)
     odd = FasterRCNN(replace(CONFIG, rpn_channels=24, bottleneck_channels=(8, 10, 16, 20)))
     with pytest.raises(InputError, match=r"res3.0.conv2"):
-        prune_once(odd, canvases, OneShot(pattern="2:4"), held_out=1)
+        prune_once(odd, network_inputs, OneShotConfig(pattern="2:4"), held_out=1)
     with pytest.raises(InputError, match="held out"):
-        prune_once(dense, canvases[:1], OneShot(sparsity=0.5), held_out=1)
+        prune_once(dense, network_inputs[:1], OneShotConfig(sparsity=0.5), held_out=1)
 
 
 # ------------------------------------------------------------------------ from files to a folder

@@ -20,7 +20,7 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
-from sparsedet.pruning.masks import GradualPruner, KeptZeros  # noqa: E402
+from sparsedet.pruning.masks import FixedMasks, GradualPruner  # noqa: E402
 from sparsedet.pruning.patterns import smallest, to_matrix  # noqa: E402
 from sparsedet.pruning.schedule import (  # noqa: E402
     CubicSchedule,
@@ -261,7 +261,7 @@ def test_without_zeros_there_is_nothing_to_keep(dataset, tmp_path) -> None:
     with pytest.raises(InputError, match="no zero to keep"):
         keeping(dataset, tmp_path / "run", FasterRCNN(TINY))
     with pytest.raises(InputError, match="res9"):
-        KeptZeros(sparse_model(), ("res9",))
+        FixedMasks(sparse_model(), ("res9",))
 
 
 def test_pruned_at_once_then_trained(files, tmp_path, capsys) -> None:

@@ -12,10 +12,10 @@ pytest.importorskip("torchvision")
 
 from helpers.small import SMALL, picture  # noqa: E402
 
-from sparsedet.images.letterbox import to_canvas  # noqa: E402
-from sparsedet.pruning.calibration import calibration_canvas  # noqa: E402
+from sparsedet.images.letterbox import to_network_input  # noqa: E402
+from sparsedet.pruning.calibration import calibration_input  # noqa: E402
 from sparsedet.pruning.sensitivity import ANCHORS, REGIONS, output_importance  # noqa: E402
-from sparsedet.testing import lively_tensors  # noqa: E402
+from sparsedet.testing import calibrated_random_tensors  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
@@ -29,18 +29,18 @@ CONFIGS = {
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def dense(request) -> Any:
     config = CONFIGS[request.param]
-    canvas, _ = to_canvas(picture(), config.canvas_height, config.canvas_width)
+    network_input, _ = to_network_input(picture(), config.input_height, config.input_width)
     made = FasterRCNN(config)
-    made.load_tensors(lively_tensors(config, 0.0, canvas))
+    made.load_tensors(calibrated_random_tensors(config, 0.0, network_input))
     return made.eval()
 
 
 @torch.no_grad()
-def second_stage(model, canvas) -> tuple[Any, Any]:
+def second_stage(model, network_input) -> tuple[Any, Any]:
     """RoI features of the regions that are looked at, and the objectness of the best anchors."""
-    features = model.features(canvas)
+    features = model.features(network_input)
     logits, deltas = model.rpn_outputs(features)
-    boxes = model.proposals(logits[0], deltas[0], model.anchors(features), *canvas.shape[2:])
+    boxes = model.proposals(logits[0], deltas[0], model.anchors(features), *network_input.shape[2:])
     chosen = torch.linspace(0, len(boxes) - 1, min(REGIONS, len(boxes))).long()
     best = logits[0].topk(min(ANCHORS, logits.shape[1])).values
     return model.roi_features(features, [boxes[chosen]]), best
@@ -61,10 +61,10 @@ def divergence(model, before, after) -> float:
 
 
 def test_predicts_how_far_noise_moves_the_predictions(dense) -> None:
-    canvas = calibration_canvas(picture(), dense)
+    network_input = calibration_input(picture(), dense)
     name, size = "res5.1.conv2" if "res5.1.conv2" in dense.layers else "res5.0.conv2", 0.02
-    found = sum(output_importance(dense, [canvas], seed=s)[name] for s in range(60)) / 60
-    regions, _ = second_stage(dense, canvas)
+    found = sum(output_importance(dense, [network_input], seed=s)[name] for s in range(60)) / 60
+    regions, _ = second_stage(dense, network_input)
     generator = torch.Generator().manual_seed(0)
     conv, plain = dense.layers[name], dense.head(regions)
 
@@ -83,9 +83,9 @@ def test_predicts_how_far_noise_moves_the_predictions(dense) -> None:
 
 
 def test_predictors_are_as_important_as_their_chances_say(dense) -> None:
-    canvas = calibration_canvas(picture(), dense)
-    found = [output_importance(dense, [canvas], seed=s) for s in range(200)]
-    regions, best = second_stage(dense, canvas)
+    network_input = calibration_input(picture(), dense)
+    found = [output_importance(dense, [network_input], seed=s) for s in range(200)]
+    regions, best = second_stage(dense, network_input)
     with torch.no_grad():
         chance = dense.head(regions)[0].softmax(dim=1)
     wanted = (chance * (1 - chance)).mean(dim=0)
@@ -97,13 +97,13 @@ def test_predictors_are_as_important_as_their_chances_say(dense) -> None:
 
 
 def test_a_channel_that_never_fires_does_not_matter_and_nothing_is_left_behind(dense) -> None:
-    canvases = [calibration_canvas(picture(seed=s), dense) for s in range(2)]
+    network_inputs = [calibration_input(picture(seed=s), dense) for s in range(2)]
     bias = dense.layers["res3.0.conv1"].bias
     kept = bias.detach().clone()
     with torch.no_grad():
         bias[3] = -1e4
-    found = output_importance(dense, canvases)
-    again = output_importance(dense, canvases)
+    found = output_importance(dense, network_inputs)
+    again = output_importance(dense, network_inputs)
     with torch.no_grad():
         bias.copy_(kept)
     assert found.keys() == dense.layers.keys()

@@ -58,13 +58,13 @@ def trainer(dataset: CocoDataset, recipe: Any, folder: Path, by: Teacher | None)
 def test_a_teacher_that_is_the_student_adds_exactly_nothing(dataset, norm: bool) -> None:
     model = FasterRCNN(TINY, norm=norm)
     same = Teacher(copy.deepcopy(model), "itself", "")
-    canvas, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
-    alone = losses(model, FAST, canvas, targets)
-    found = losses(model, FAST, canvas, targets, same)
+    network_input, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
+    alone = losses(model, FAST, network_input, targets)
+    found = losses(model, FAST, network_input, targets, same)
     assert set(found) - set(alone) == set(LOSSES)
     assert all(found[name].item() == 0.0 for name in LOSSES)
     assert all(torch.equal(found[name], value) for name, value in alone.items())
-    other = losses(model, FAST, canvas, targets, teacher())
+    other = losses(model, FAST, network_input, targets, teacher())
     assert all(other[name].item() > 0 for name in LOSSES)
     sum(other.values()).backward()
     assert all(p.grad is None for p in same.model.parameters())
@@ -98,13 +98,13 @@ def test_the_losses_are_their_formulas() -> None:
 
 def test_a_student_comes_nearer_to_its_teacher(dataset, tmp_path: Path, capsys) -> None:
     recipe = replace(FAST, steps=20, optimizer="adamw", learning_rate=3e-3, clip_gradient=1.0)
-    canvas, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
+    network_input, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
     by = teacher()
     left = {}
     for name, shown in (("with", by), ("without", None)):
         run = trainer(dataset, recipe, tmp_path / name, shown)
         assert run.run()
-        left[name] = losses(run.model, FAST, canvas, targets, by)
+        left[name] = losses(run.model, FAST, network_input, targets, by)
     for name in LOSSES:
         assert left["with"][name].item() < 0.8 * left["without"][name].item(), name
     text = (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()[-1]
@@ -112,11 +112,11 @@ def test_a_student_comes_nearer_to_its_teacher(dataset, tmp_path: Path, capsys) 
 
 
 def test_weights_and_what_is_left_out(dataset) -> None:
-    canvas, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
+    network_input, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
     model, by = student(), teacher()
-    once = losses(model, FAST, canvas, targets, by)
+    once = losses(model, FAST, network_input, targets, by)
     recipe = replace(FAST, distill_class=0.0, distill_rpn=2.0, distill_features=0.5)
-    found = losses(model, recipe, canvas, targets, by)
+    found = losses(model, recipe, network_input, targets, by)
     assert "distill_class" not in found
     assert found["distill_rpn"].item() == pytest.approx(2 * once["distill_rpn"].item())
     assert found["distill_features"].item() == pytest.approx(0.5 * once["distill_features"].item())
@@ -165,8 +165,8 @@ def test_teachers_that_do_not_fit(dataset, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=word):
             trainer(dataset, FAST, tmp_path, teacher(**changes))
-    # Deeper and wider inside, or of another canvas: its outputs mean the same.
-    deeper = teacher(blocks=(1, 2, 2, 1), bottleneck_channels=(8, 6, 8, 12), canvas_height=80)
+    # Deeper and wider inside, or of another network input: its outputs mean the same.
+    deeper = teacher(blocks=(1, 2, 2, 1), bottleneck_channels=(8, 6, 8, 12), input_height=80)
     trainer(dataset, FAST, tmp_path, deeper)
     nothing = replace(FAST, distill_class=0.0, distill_rpn=0.0, distill_features=0.0)
     with pytest.raises(InputError, match="distill_class"):

@@ -21,14 +21,14 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
-from sparsedet.training.data import Batches, Part, epoch_batches  # noqa: E402
+from sparsedet.training.data import Batches, MicroBatch, epoch_batches  # noqa: E402
 from sparsedet.training.distributed import Ranks, session  # noqa: E402
 from sparsedet.training.run_folder import newest_checkpoint, read_checkpoint  # noqa: E402
 from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
-# One size of photograph and canvas, so that also the uncut batch can be compared.
+# One size of photograph and network input, so that also the uncut batch can be compared.
 RECIPE = replace(
     FAST,
     steps=20,
@@ -128,14 +128,16 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, capsys) -> None:
 def test_parts_are_dealt_out_without_gap_or_overlap(dataset: CocoDataset) -> None:
     recipe = replace(FAST, batch=4, accumulate=4)
 
-    def take(rank: int, world: int, count: int) -> list[Part]:
+    def take(rank: int, world: int, count: int) -> list[MicroBatch]:
         stream = iter(Batches(dataset, TINY, recipe, 3, rank, world))
         return [next(stream) for _ in range(count)]
 
     alone = take(0, 1, 8)
     pairs = [part for both in zip(take(0, 2, 4), take(1, 2, 4), strict=True) for part in both]
     for one, other in zip(alone, pairs, strict=True):
-        assert torch.equal(one.canvas, other.canvas) and one.share == other.share == 0.25
+        assert (
+            torch.equal(one.network_input, other.network_input) and one.share == other.share == 0.25
+        )
         assert one.targets[0].seed == other.targets[0].seed
     batch = epoch_batches(dataset, recipe, 3)[0]
     assert alone[0].image_ids == [dataset.images[i].id for i in batch]
@@ -155,7 +157,7 @@ def test_workers_keep_the_order(dataset: CocoDataset, monkeypatch) -> None:
     alone = iter(Batches(dataset, TINY, FAST, 1))
     for turn in range(2):
         for stream in streams:
-            assert torch.equal(stream[turn].canvas, next(alone).canvas)
+            assert torch.equal(stream[turn].network_input, next(alone).network_input)
 
 
 def test_a_batch_that_does_not_fill_its_parts(tmp_path: Path) -> None:

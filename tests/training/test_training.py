@@ -41,7 +41,7 @@ from sparsedet.torch_model import FasterRCNN, decode, encode  # noqa: E402
 from sparsedet.training import run_folder as checkpoint  # noqa: E402
 from sparsedet.training import start  # noqa: E402
 from sparsedet.training import trainer as loop  # noqa: E402
-from sparsedet.training.data import Batches, Part, epoch_batches, load_batch, load_sample  # noqa: E402
+from sparsedet.training.data import Batches, MicroBatch, epoch_batches, load_batch, load_sample  # noqa: E402
 from sparsedet.training.losses import (  # noqa: E402
     Target,
     losses,
@@ -56,9 +56,9 @@ from sparsedet.training.recipe import HELP, Recipe  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 
-def whole(canvas: Any, targets: list[Target]) -> list[Part]:
+def whole(network_input: Any, targets: list[Target]) -> list[MicroBatch]:
     """A step's batch in one part."""
-    return [Part(canvas, targets, 1.0, [])]
+    return [MicroBatch(network_input, targets, 1.0, [])]
 
 
 def weights(run: loop.Trainer) -> dict[str, Any]:
@@ -341,10 +341,10 @@ def test_a_sample_is_flipped_and_scaled_with_its_boxes(dataset: CocoDataset) -> 
 
 
 def test_a_batch_has_raw_zeros_around(dataset: CocoDataset) -> None:
-    canvas, aims = load_batch(dataset, [0, 1], TINY, FAST, 0)
-    assert canvas.dtype == torch.uint8 and canvas.shape[:2] == (2, 3)
-    assert all(length % 16 == 0 for length in canvas.shape[2:])
-    for image, aim in zip(canvas, aims, strict=True):
+    network_input, aims = load_batch(dataset, [0, 1], TINY, FAST, 0)
+    assert network_input.dtype == torch.uint8 and network_input.shape[:2] == (2, 3)
+    assert all(length % 16 == 0 for length in network_input.shape[2:])
+    for image, aim in zip(network_input, aims, strict=True):
         assert image[:, aim.height :].sum() == 0 and image[:, :, aim.width :].sum() == 0
         assert image[:, : aim.height, : aim.width].float().mean() > 50
 
@@ -355,7 +355,10 @@ def test_batches_start_anywhere(dataset: CocoDataset) -> None:
         return [next(stream) for _ in range(count)]
 
     for late, early in zip(first(3, 3), first(0, 6)[3:], strict=True):
-        assert torch.equal(late.canvas, early.canvas) and late.image_ids == early.image_ids
+        assert (
+            torch.equal(late.network_input, early.network_input)
+            and late.image_ids == early.image_ids
+        )
 
 
 # ------------------------------------------------------------------------ steps
@@ -374,8 +377,8 @@ def test_a_tiny_model_learns_four_pictures(dataset: CocoDataset, tmp_path: Path)
         decay="cosine",
     )
     run = trainer(dataset, recipe, tmp_path / "run")
-    canvas, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
-    history = [run.train_step(whole(canvas, aims)) for _ in range(recipe.steps)]
+    network_input, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
+    history = [run.train_step(whole(network_input, aims)) for _ in range(recipe.steps)]
     sums = [sum(values.values()) for values in history]
     assert np.mean(sums[28:33]) < 0.6 * np.mean(sums[:5])
     assert np.mean(sums[-5:]) < 0.2 * np.mean(sums[:5])
@@ -384,7 +387,7 @@ def test_a_tiny_model_learns_four_pictures(dataset: CocoDataset, tmp_path: Path)
     # The regions' box loss grows at first: better proposals make more positives.
     assert history[-1]["roi_box"] < 0.4 * max(values["roi_box"] for values in history)
     # And it finds them: every box, with its class.
-    rows = run.model(canvas)
+    rows = run.model(network_input)
     found = 0
     for mine, aim in zip(rows, aims, strict=True):
         boxes = mine[:, 3:] * torch.tensor([96.0, 64, 96, 64])
@@ -403,9 +406,9 @@ def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bo
     hand = copy.deepcopy(run.model)
     speed = {name: torch.zeros_like(p) for name, p in hand.named_parameters()}
     for step in range(2):
-        canvas, aims = load_batch(dataset, [0, 1], TINY, recipe, step)
-        values = run.train_step(whole(canvas, aims))
-        parts = losses(hand, recipe, canvas, aims)
+        network_input, aims = load_batch(dataset, [0, 1], TINY, recipe, step)
+        values = run.train_step(whole(network_input, aims))
+        parts = losses(hand, recipe, network_input, aims)
         assert values == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-5)
         gradients = torch.autograd.grad(sum(parts.values()), list(hand.parameters()))
         with torch.no_grad():
@@ -559,9 +562,9 @@ def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), folder)
     original = run.train_step
 
-    def train_step(parts: list[Part]) -> dict[str, float]:
+    def train_step(parts: list[MicroBatch]) -> dict[str, float]:
         if run.step == 3:
-            parts = [replace(part, canvas=part.canvas * torch.nan) for part in parts]
+            parts = [replace(part, network_input=part.network_input * torch.nan) for part in parts]
         return original(parts)
 
     run.train_step = train_step  # type: ignore[method-assign]
@@ -642,7 +645,7 @@ def test_own_data_from_training_to_detection(command, files, tmp_path: Path, cap
     assert ModelConfig.from_dict(noted["config"]) == sparse.config
     assert Recipe.from_dict(noted["recipe"]).steps == 6
 
-    detector = Detector.load(tmp_path / "sparse" / "model.safetensors", num_threads=1)
+    detector = Detector.load(tmp_path / "sparse" / "model.safetensors", threads=1)
     for path in sorted(files[1].iterdir()):
         found = detector(read_image(path), 0.0)
         assert set(found.names) <= set(NAMES)
@@ -783,7 +786,9 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
 # ------------------------------------------------------------------------ open_nsfw's weights
 
 
-def onnx_backbone(config: ModelConfig, canvas: tuple[int, int], folder: Path) -> tuple[Path, dict]:
+def onnx_backbone(
+    config: ModelConfig, input_size: tuple[int, int], folder: Path
+) -> tuple[Path, dict]:
     """A graph of open_nsfw's form for `config`, with random weights.
 
     Each convolution is followed by Add, Sub, Mul, Add (its bias and the batch norm in pieces);
@@ -804,9 +809,9 @@ def onnx_backbone(config: ModelConfig, canvas: tuple[int, int], folder: Path) ->
         nodes.append(helper.make_node(op, inputs, [output], f"{op}_{output}", **attributes))
         return output
 
-    network = build_network(config, canvas)
-    outputs = {"canvas": apply("Transpose", ["input"], "nchw", perm=[0, 3, 1, 2]), "rois": "region"}
-    outputs["canvas"] = apply("Cast", ["nchw"], "cast", to=TensorProto.FLOAT)
+    network = build_network(config, input_size)
+    outputs = {"input": apply("Transpose", ["input"], "nchw", perm=[0, 3, 1, 2]), "rois": "region"}
+    outputs["input"] = apply("Cast", ["nchw"], "cast", to=TensorProto.FLOAT)
     for layer in network.layers:
         if not layer.name.startswith(("stem", "res")):
             continue
@@ -847,7 +852,7 @@ def onnx_backbone(config: ModelConfig, canvas: tuple[int, int], folder: Path) ->
         nodes,
         "backbone",
         [
-            values("input", TensorProto.FLOAT, [1, *canvas, 3]),
+            values("input", TensorProto.FLOAT, [1, *input_size, 3]),
             values("region", TensorProto.FLOAT, [1, channels, 14, 14]),
         ],
         [values(outputs[name], TensorProto.FLOAT, None) for name in (network.features, last)],
@@ -863,16 +868,16 @@ def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
     from onnx.reference import ReferenceEvaluator
 
     rng = np.random.default_rng(2)
-    canvas = rng.integers(0, 256, (1, 48, 80, 3)).astype(np.float32)
+    network_input = rng.integers(0, 256, (1, 48, 80, 3)).astype(np.float32)
     region = rng.uniform(0, 3, (1, TINY.stage_channels[2], 14, 14)).astype(np.float32)
     graph = ReferenceEvaluator(str(path))
     features, res5 = graph.run(
         [names["features"], names["res5"]],
-        {"input": canvas - np.array(TINY.pixel_mean, np.float32), "region": region},
+        {"input": network_input - np.array(TINY.pixel_mean, np.float32), "region": region},
     )
     model = start.build_model(TINY, load_open_nsfw(path, TINY))
     with torch.no_grad():
-        ours = model.features(torch.from_numpy(canvas).permute(0, 3, 1, 2)).numpy()
+        ours = model.features(torch.from_numpy(network_input).permute(0, 3, 1, 2)).numpy()
         tensors = {"rois": torch.from_numpy(region)}
         model.run_part("roi", tensors)
     assert ours.shape == features.shape and np.abs(features).max() > 1

@@ -143,7 +143,7 @@ def test_averaged_weights(dataset: CocoDataset, tmp_path: Path) -> None:
     name = "res4.0.conv2.weight"
     expected = dict(run.model.named_parameters())[name].detach().clone()
     for step in range(4):
-        run.train_step([loop.Part(*load_batch(dataset, [0, 1], TINY, recipe, step), 1.0, [])])
+        run.train_step([loop.MicroBatch(*load_batch(dataset, [0, 1], TINY, recipe, step), 1.0, [])])
         weight = dict(run.model.named_parameters())[name].detach().clone()
         decay = min(0.8, (1 + step) / (10 + step))
         expected = (decay * expected + (1 - decay) * weight) * run.masks["res4.0.conv2"]
@@ -171,10 +171,10 @@ def test_mixed_precision_learns_alike(dataset: CocoDataset, tmp_path: Path, amp:
         run.scaler.state_dict() | ({"scale": 256.0} if amp == "fp16" else {})
     )
     plain = trainer(dataset, replace(recipe, amp="off"), tmp_path / "plain")
-    canvas, aims = load_batch(dataset, [0, 1], TINY, recipe, 0)
+    network_input, aims = load_batch(dataset, [0, 1], TINY, recipe, 0)
     before = run.model.get_parameter("rpn.conv.weight").detach().clone()
     for model in (run, plain):
-        model.train_step([loop.Part(canvas, aims, 1.0, [])])
+        model.train_step([loop.MicroBatch(network_input, aims, 1.0, [])])
     moved, expected = (
         model.model.get_parameter("rpn.conv.weight").detach() - before for model in (run, plain)
     )
@@ -186,16 +186,19 @@ def test_mixed_precision_learns_alike(dataset: CocoDataset, tmp_path: Path, amp:
 def test_parts_add_up_to_the_batch(dataset: CocoDataset, tmp_path: Path) -> None:
     """Accumulated gradients are those of the uncut batch."""
     recipe = replace(FAST, scale_low=1.0)
-    canvas, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
+    network_input, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
     whole = trainer(dataset, recipe, tmp_path / "whole")
     cut = trainer(dataset, recipe, tmp_path / "cut")
-    one = whole.train_step([loop.Part(canvas, aims, 1.0, [])])
-    parts = [loop.Part(canvas[i : i + 1], aims[i : i + 1], 0.25, []) for i in range(4)]
+    one = whole.train_step([loop.MicroBatch(network_input, aims, 1.0, [])])
+    parts = [loop.MicroBatch(network_input[i : i + 1], aims[i : i + 1], 0.25, []) for i in range(4)]
     assert cut.train_step(parts) == pytest.approx(one, rel=1e-5)
     for name, value in whole.model.named_parameters():
         assert torch.allclose(cut.model.get_parameter(name), value, rtol=0, atol=1e-6), name
     assert one == pytest.approx(
-        {k: v.item() for k, v in losses(FasterRCNN(TINY, norm=True), recipe, canvas, aims).items()},
+        {
+            k: v.item()
+            for k, v in losses(FasterRCNN(TINY, norm=True), recipe, network_input, aims).items()
+        },
         rel=1e-5,
     )
 
@@ -330,7 +333,7 @@ def test_real_photographs_of_three_classes(tmp_path: Path, monkeypatch, capsys) 
     dense, sparse = tmp_path / "dense", tmp_path / "sparse"
     assert main(["train", *common, "--freeze-at", "0", "--output", str(dense)]) == 0
     assert main(["prune", *common, "--init", str(dense), "--output", str(sparse)]) == 0
-    detector = Detector.load(sparse / "model.safetensors", num_threads=1)
+    detector = Detector.load(sparse / "model.safetensors", threads=1)
     names = tuple(entry["name"] for entry in boxes["categories"])
     assert detector.config.class_names == names and detector.sparsity >= 0.6
     found = detector(read_image(ROOT / "examples" / "beach.jpg"), 0.0)

@@ -1,11 +1,11 @@
-"""Runtimes behind one interface: a canvas in, the contract's rows out.
+"""Runtimes behind one interface: a network input in, the contract's rows out.
 
 `native` is our engine; `openvino`, `onnxruntime` and `torch` run the same network densely, by the
 graph that our exporters write (torch: the reference model), so that a user can compare. The first
 two also run a graph file as it is, ours or the published one. Each needs its package, which is
 imported when it is asked for.
 
-Glossary: a canvas is (H, W, 3) BGR, 0..255; rows are (N, 7), best first, without padding.
+Glossary: a network input is (H, W, 3) BGR, 0..255; rows are (N, 7), best first, without padding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Backend(Protocol):
     """A network ready to run. `engine.Engine` is one."""
 
     config: ModelConfig
-    """What it does. Of a graph file: its canvas, classes and number of rows; the fields that only
+    """What it does. Of a graph file: its network input, classes and number of rows; the fields that only
     say how the network is built are then no more than those of the published one."""
 
     @property
@@ -47,8 +47,8 @@ class Backend(Protocol):
         """Of one photograph."""
         ...
 
-    def run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
-        """Rows of one canvas; one call at a time."""
+    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+        """Rows of one network input; one call at a time."""
         ...
 
     def fork(self, threads: int) -> Backend:

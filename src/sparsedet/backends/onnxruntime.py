@@ -26,8 +26,8 @@ class OnnxruntimeBackend:
     def __init__(self, session: Any, ports: Ports, config: ModelConfig, threads: int) -> None:
         self.session, self.ports, self.config, self.threads = session, ports, config, threads
 
-    def run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
-        return plain_rows(self.session.run(None, self.ports.feed(canvas))[self.ports.rows])
+    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+        return plain_rows(self.session.run(None, self.ports.feed(network_input))[self.ports.rows])
 
     def fork(self, threads: int) -> OnnxruntimeBackend:
         return OnnxruntimeBackend(self.session, self.ports, self.config, threads)

@@ -42,8 +42,8 @@ class OpenvinoBackend:
         self.threads, self.precision = threads, precision
         self.request = compiled.create_infer_request()
 
-    def run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
-        return plain_rows(self.request.infer(self.ports.feed(canvas))[self.ports.rows])
+    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+        return plain_rows(self.request.infer(self.ports.feed(network_input))[self.ports.rows])
 
     def fork(self, threads: int) -> OpenvinoBackend:
         return OpenvinoBackend(self.compiled, self.ports, self.config, threads, self.precision)

@@ -41,7 +41,7 @@ class Ports:
     """A detector's.
 
     Attributes:
-        image: the canvas's input.
+        image: the network input's input.
         nhwc: its layout is [1, H, W, 3], else [1, 3, H, W].
         info: the extra input `image_info` [1, 3] or [1, 6] of (height, width, 1), if there is one.
         rows: position of the output [D, 7] or [1, 1, D, 7].
@@ -87,14 +87,14 @@ class Ports:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the canvas."""
+        """Height and width of the network input."""
         shape = self.image.shape
         return (shape[1], shape[2]) if self.nhwc else (shape[2], shape[3])
 
-    def feed(self, canvas: NDArray[Any]) -> dict[Any, NDArray[Any]]:
-        """Values of the inputs for a canvas (H, W, 3)."""
-        check_size(canvas, self.size)
-        blob = canvas[None] if self.nhwc else canvas.transpose(2, 0, 1)[None]
+    def feed(self, network_input: NDArray[Any]) -> dict[Any, NDArray[Any]]:
+        """Values of the inputs for a network input (H, W, 3)."""
+        check_size(network_input, self.size)
+        blob = network_input[None] if self.nhwc else network_input.transpose(2, 0, 1)[None]
         values = {self.image.key: np.ascontiguousarray(blob, dtype=self.image.dtype)}
         if self.info is not None:
             info = np.ones((1, self.info.shape[1]), dtype=self.info.dtype)
@@ -114,7 +114,7 @@ class Ports:
             InputError: the metadata cannot be read.
         """
         height, width = self.size
-        form = {"canvas_height": height, "canvas_width": width}
+        form = {"input_height": height, "input_width": width}
         if self.count > 0:
             form["max_detections"] = self.count
         if "config" in said:
@@ -135,11 +135,11 @@ class Ports:
         return base
 
 
-def check_size(canvas: NDArray[Any], size: tuple[int, int]) -> None:
-    """Raises InputError unless a canvas is of that height and width."""
-    if canvas.shape[:2] != size:
+def check_size(network_input: NDArray[Any], size: tuple[int, int]) -> None:
+    """Raises InputError unless a network input is of that height and width."""
+    if network_input.shape[:2] != size:
         raise InputError(
-            f"the canvas has {canvas.shape[1]}x{canvas.shape[0]} pixels, this backend takes "
+            f"the network input has {network_input.shape[1]}x{network_input.shape[0]} pixels, this backend takes "
             f"{size[1]}x{size[0]} alone"
         )
 

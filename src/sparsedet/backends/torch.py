@@ -22,9 +22,9 @@ class TorchBackend:
     def __init__(self, network: FasterRCNN, config: ModelConfig, threads: int) -> None:
         self.network, self.config, self.threads = network, config, threads
 
-    def run(self, canvas: NDArray[Any]) -> NDArray[np.float32]:
-        check_size(canvas, (self.config.canvas_height, self.config.canvas_width))
-        blob = torch.from_numpy(np.ascontiguousarray(canvas)).permute(2, 0, 1)[None]
+    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+        check_size(network_input, (self.config.input_height, self.config.input_width))
+        blob = torch.from_numpy(np.ascontiguousarray(network_input)).permute(2, 0, 1)[None]
         with torch.no_grad():
             return plain_rows(self.network(blob)[0].numpy())
 

@@ -77,10 +77,10 @@ def _load(given: str, arguments: argparse.Namespace, precision: Any, backend: An
     native = backend == "native"  # isa and plan are for our engine, if B alone runs by another
     return Detector.load(
         _path(given),
-        num_threads=arguments.threads,
+        threads=arguments.threads,
         isa=arguments.isa if native else "",
         precision=precision,
-        plan=arguments.plan if native else None,
+        tuning=arguments.plan if native else None,
         backend=backend,
     )
 

@@ -139,8 +139,8 @@ def _print(imported: Imported, verbose: bool) -> None:
 
     config = imported.config
     print(
-        f"{config.name}: {config.num_classes} classes, blocks {config.blocks}, canvas "
-        f"{config.canvas_width}x{config.canvas_height}, {config.proposals} proposals"
+        f"{config.name}: {config.num_classes} classes, blocks {config.blocks}, network input "
+        f"{config.input_width}x{config.input_height}, {config.proposals} proposals"
     )
     for line in imported.notes:
         print(line)

@@ -50,8 +50,8 @@ def register(command: Command) -> None:
     )
     detect.add_argument(
         "--resize",
-        choices=("fit", "stretch"),
-        help="keep the aspect ratio or fill the canvas (default: the model's)",
+        choices=("letterbox", "stretch"),
+        help="keep the aspect ratio or fill the network input (default: the model's)",
     )
     detect.add_argument(
         "--cache",
@@ -75,11 +75,11 @@ def run_detect(arguments: argparse.Namespace) -> int:
         _check_folder(output)
     detector = Detector.load(
         arguments.model,
-        num_threads=arguments.threads,
+        threads=arguments.threads,
         isa=arguments.isa,
         precision=arguments.precision,
         resize=arguments.resize,
-        plan=arguments.plan,
+        tuning=arguments.plan,
         cache=arguments.cache,
         backend=arguments.backend,
     )

@@ -62,10 +62,10 @@ def run_eval(arguments: argparse.Namespace) -> int:
         raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
     detector = Detector.load(
         arguments.model,
-        num_threads=arguments.threads,
+        threads=arguments.threads,
         isa=arguments.isa,
         precision=arguments.precision,
-        plan=arguments.plan,
+        tuning=arguments.plan,
         backend=arguments.backend,
     )
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)

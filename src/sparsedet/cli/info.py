@@ -60,7 +60,7 @@ def run_info(arguments: argparse.Namespace) -> int:
                 layer.weight_shape,
                 layer.parameters,
                 None,
-                layer.macs * (rois if layer.part == "roi" else 1),
+                layer.macs * (rois if layer.component == "roi" else 1),
                 None,
             )
             for layer in network.weighted
@@ -106,16 +106,23 @@ def run_info(arguments: argparse.Namespace) -> int:
 def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
     """`info --plan`: measured here, on noise; `--autotune` chooses by measuring first."""
     from ..engine import Engine
-    from ..engine.autotune import autotune, measure, save_plan, table
+    from ..engine.autotune import autotune, measure, save_tuning, table
 
-    plan = None
+    algorithms = None
     if arguments.autotune:
-        plan = autotune(
-            model.config, model.tensors, precision=arguments.precision, ranges=model.ranges
+        algorithms = autotune(
+            model.config,
+            model.tensors,
+            precision=arguments.precision,
+            clipping_thresholds=model.clipping_thresholds,
         )
-        save_plan(arguments.autotune, plan)
+        save_tuning(arguments.autotune, algorithms)
     engine = Engine(
-        model.config, model.tensors, precision=arguments.precision, plan=plan, ranges=model.ranges
+        model.config,
+        model.tensors,
+        precision=arguments.precision,
+        algorithms=algorithms,
+        clipping_thresholds=model.clipping_thresholds,
     )
     rows = measure(engine)
     print(table(rows))
@@ -134,8 +141,8 @@ def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
 
 def _describe(config: ModelConfig) -> str:
     return (
-        f"{config.name}: Faster R-CNN C4, {config.num_classes} classes, canvas "
-        f"{config.canvas_width}x{config.canvas_height}, {config.proposals} proposals, "
+        f"{config.name}: Faster R-CNN C4, {config.num_classes} classes, network input "
+        f"{config.input_width}x{config.input_height}, {config.proposals} proposals, "
         f"{config.max_detections} rows"
     )
 

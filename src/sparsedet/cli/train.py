@@ -116,7 +116,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
 def _prune_once(arguments: argparse.Namespace) -> int:
     try:
         from ..importers import load_any
-        from ..pruning.one_shot import OneShot
+        from ..pruning.one_shot import OneShotConfig
         from ..pruning.run import prune_files
         from ..training.start import model_of_run, set_threads
     except ImportError as error:
@@ -137,7 +137,7 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         given["exclude"] = tuple(given["exclude"])
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    settings = OneShot(method=arguments.method, **given)
+    settings = OneShotConfig(method=arguments.method, **given)
 
     def progress(done: int, steps: int, what: str) -> None:
         print(f"{done + 1}/{steps} {what}", flush=True)

@@ -66,7 +66,7 @@ def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16", "i
 
 
 @dataclass(frozen=True, slots=True)
-class PackedOp:
+class PackedWeights:
     """What was packed for one operation before.
 
     Attributes:
@@ -89,7 +89,7 @@ class Memory:
     Attributes:
         weights: packed, with their indices; shared by an engine and its forks.
         activations: of one engine: the arena of all maps and regions, and its threads' partial
-            sums. 0 before a canvas size is planned.
+            sums. 0 before a network input size is planned.
     """
 
     weights: int
@@ -110,19 +110,19 @@ class Engine:
             each region; the same up to rounding.
         precision: of weights and of the activations between layers; sums are float32, of int8
             whole numbers. "auto": see `choose_precision`.
-        ranges: for int8 the range of every operation's output, see `quantize.calibrate`.
-        plan: "sparse", "dense" or "winograd" for operations by name; a cost model that looks at
+        clipping_thresholds: for int8 the range of every operation's output, see `quantize.calibrate`.
+        algorithms: "sparse", "dense" or "winograd" for operations by name; a cost model that looks at
             shapes and zeros alone chooses for the others. Results are the same to the bit for
-            one plan, whatever the number of threads.
+            one algorithms, whatever the number of threads.
         packed: operations by name that need not be packed again: those of an engine with the same
-            tensors, instruction set, precision, plan and `hoist`. All or none.
+            tensors, instruction set, precision, algorithms and `hoist`. All or none.
         linear: drop ReLUs and residuals and merge nothing, for looking at single layers with
             `native.run_op`.
 
     Raises:
         InputError: an instruction set that is unknown or that this CPU lacks, or a bad number
             of threads; a precision that is unknown or that this CPU lacks; packed weights that
-            are damaged; int8 without ranges.
+            are damaged; int8 without clipping_thresholds.
     """
 
     def __init__(
@@ -136,24 +136,24 @@ class Engine:
         hoist: bool = True,
         linear: bool = False,
         precision: Precision = "f32",
-        plan: Mapping[str, str] | None = None,
-        packed: Mapping[str, PackedOp] | None = None,
-        ranges: Mapping[str, float] | None = None,
+        algorithms: Mapping[str, str] | None = None,
+        packed: Mapping[str, PackedWeights] | None = None,
+        clipping_thresholds: Mapping[str, float] | None = None,
     ) -> None:
         threads = default_threads() if threads is None else threads
         check_threads(threads)
         self.config = config
         self.precision = choose_precision(precision, isa)
         self._lock = threading.Lock()
-        self._size = (0, 0)  # a canvas size that the network can take
+        self._size = (0, 0)  # a network input size that the network can take
         try:
             self.native = NativeEngine(isa, threads, pin, _params(config, hoist, self.precision))
         except ValueError as error:
             raise InputError(str(error)) from None
-        plan, ranges = dict(plan or {}), ranges or {}
-        if self.precision == "int8" and not ranges:
+        algorithms, clipping_thresholds = dict(algorithms or {}), clipping_thresholds or {}
+        if self.precision == "int8" and not clipping_thresholds:
             raise InputError(
-                f"precision 'int8': {config.name} has no ranges of its activations; make them with "
+                f"precision 'int8': {config.name} has no clipping_thresholds of its activations; make them with "
                 "'sparsedet quantize MODEL --images FOLDER --output FILE' and load that file"
             )
         try:
@@ -162,7 +162,7 @@ class Engine:
                     layer.name,
                     layer.source,
                     "" if linear else layer.residual or "",
-                    layer.part,
+                    layer.component,
                     layer.in_channels,
                     layer.out_channels,
                     layer.kernel,
@@ -171,7 +171,7 @@ class Engine:
                     layer.relu and not linear,
                     layer.name in OUTPUTS,
                 )
-                method = plan.pop(layer.name, "")
+                method = algorithms.pop(layer.name, "")
                 if packed is not None and bias is not None:
                     if layer.name not in packed:
                         raise InputError(f"{layer.name} is not among the packed weights")
@@ -183,13 +183,19 @@ class Engine:
                     given: Any = weight
                     if isinstance(weight, StoredTensor):
                         given = weight.mask, weight.values
-                    self.native.add(*operation, given, bias, method, ranges.get(layer.name, 0.0))
+                    self.native.add(
+                        *operation, given, bias, method, clipping_thresholds.get(layer.name, 0.0)
+                    )
         except InputError:
             raise
-        except ValueError as error:  # of the plan; weights that do not fit were refused before
+        except (
+            ValueError
+        ) as error:  # of the algorithms; weights that do not fit were refused before
             raise InputError(str(error)) from None
-        if plan:
-            raise InputError(f"plan names {min(plan)!r}, which is no operation of {config.name}")
+        if algorithms:
+            raise InputError(
+                f"plan names {min(algorithms)!r}, which is no operation of {config.name}"
+            )
 
     def fork(self, threads: int = 1) -> Engine:
         """Another engine with the same packed weights, to run beside this one."""
@@ -213,25 +219,25 @@ class Engine:
     def threads(self) -> int:
         return int(self.native.threads)
 
-    def run(self, canvas: NDArray[Any]) -> F32:
-        """Detections of one canvas.
+    def run(self, network_input: NDArray[Any]) -> F32:
+        """Detections of one network input.
 
         Args:
-            canvas: BGR (H, W, 3), uint8 or float, values 0..255; any size of at least 16x16.
+            network_input: BGR (H, W, 3), uint8 or float, values 0..255; any size of at least 16x16.
 
         Returns:
             (N, 7) rows of the contract, best first, N <= max_detections, image_id 0, no padding.
 
         Raises:
-            InputError: the canvas is too small for the network.
+            InputError: the network input is too small for the network.
         """
-        if canvas.shape[:2] != self._size:
-            build_network(self.config, canvas.shape[:2])  # the core relies on this check
-            self._size = canvas.shape[:2]
-        if canvas.dtype != np.uint8:
-            canvas = canvas.astype(np.float32, copy=False)
+        if network_input.shape[:2] != self._size:
+            build_network(self.config, network_input.shape[:2])  # the core relies on this check
+            self._size = network_input.shape[:2]
+        if network_input.dtype != np.uint8:
+            network_input = network_input.astype(np.float32, copy=False)
         with self._lock:
-            return np.asarray(self.native.run(np.ascontiguousarray(canvas)))
+            return np.asarray(self.native.run(np.ascontiguousarray(network_input)))
 
 
 def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
@@ -275,7 +281,7 @@ def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
 __all__ = [
     "Engine",
     "Memory",
-    "PackedOp",
+    "PackedWeights",
     "Precision",
     "available_isas",
     "check_threads",

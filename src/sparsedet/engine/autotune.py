@@ -1,4 +1,4 @@
-"""How each operation is run here: the engine's plan, shown, measured, and kept in a file.
+"""How each operation is run here: the engine's algorithms, shown, measured, and kept in a file.
 
 The engine's cost model plans by shapes and zeros alone, so that results are the same to the bit on
 every machine with the same instruction set. `autotune` measures instead; what it finds holds for
@@ -31,7 +31,7 @@ RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedOp:
     """One operation.
 
     Attributes:
@@ -53,17 +53,17 @@ class Planned:
     seconds: float
 
 
-def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]:
+def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[PlannedOp]:
     """Run the engine a few times and set what it did against what was expected.
 
     Args:
-        canvas: (H, W, 3); default: noise of the model's canvas size, on which random proposals
+        network_input: (H, W, 3); default: noise of the model's network input size, on which random proposals
             come out, as many as there are at most.
     """
     config = engine.config
-    canvas = _noise(config) if canvas is None else canvas
-    network = build_network(config, canvas.shape[:2])
-    best = _fastest(engine, canvas)
+    network_input = _noise(config) if network_input is None else network_input
+    network = build_network(config, network_input.shape[:2])
+    best = _fastest(engine, network_input)
     probes = {"f32": peak_gflops, "bf16": peak_gflops_bf16, "int8": peak_gflops_int8}
     peak = probes[engine.precision](engine.isa, engine.threads, 0.3)
     by_name: dict[str, list[Layer]] = {}
@@ -77,12 +77,12 @@ def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]
         cells = layer.out_size[0] * layer.out_size[1] * _inside(layer)
         if hoisted:
             cells = network.feature_size[0] * network.feature_size[1]
-        elif layer.part == "roi":
+        elif layer.component == "roi":
             cells *= config.proposals
         held = words * weights if engine.precision == "int8" else nonzero
         kept = {"sparse": held, "dense": weights, "winograd": weights / 4}[method]
         rows.append(
-            Planned(
+            PlannedOp(
                 name,
                 method,
                 1 - nonzero / weights,
@@ -96,13 +96,13 @@ def measure(engine: Engine, canvas: NDArray[Any] | None = None) -> list[Planned]
 
 
 def _noise(config: ModelConfig) -> NDArray[np.uint8]:
-    shape = (config.canvas_height, config.canvas_width, 3)
+    shape = (config.input_height, config.input_width, 3)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _inside(layer: Layer) -> float:
     """Share of a layer's taps that lie inside its input, where regions leave out the others."""
-    if layer.part != "roi" or layer.kernel == 1:
+    if layer.component != "roi" or layer.kernel == 1:
         return 1.0
     share = 1.0
     for size, out in zip(layer.in_size, layer.out_size, strict=True):
@@ -112,11 +112,11 @@ def _inside(layer: Layer) -> float:
     return share
 
 
-def _fastest(engine: Engine, canvas: NDArray[Any]) -> dict[str, float]:
+def _fastest(engine: Engine, network_input: NDArray[Any]) -> dict[str, float]:
     """Seconds of each operation."""
     best: dict[str, float] = {}
     for _ in range(RUNS):
-        engine.run(canvas)
+        engine.run(network_input)
         seconds: dict[str, float] = {}
         for name, value in engine.native.timings:
             seconds[name] = seconds.get(name, 0.0) + value
@@ -124,7 +124,7 @@ def _fastest(engine: Engine, canvas: NDArray[Any]) -> dict[str, float]:
     return best
 
 
-def table(rows: list[Planned]) -> str:
+def table(rows: list[PlannedOp]) -> str:
     """As text, one line an operation."""
     lines = [
         f"{'operation':20} {'method':8} {'zeros':>6} {'words':>6} {'GFLOP':>8} {'expected':>9} "
@@ -147,21 +147,27 @@ def autotune(
     threads: int | None = None,
     isa: str = "",
     precision: Precision = "f32",
-    ranges: Mapping[str, float] | None = None,
+    clipping_thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """The fastest method of each operation, measured here on noise.
 
     Args:
         config, tensors: the model, folded.
-        threads, isa, precision, ranges: as `Engine` takes them.
+        threads, isa, precision, clipping_thresholds: as `Engine` takes them.
     """
-    canvas = _noise(config)
-    plan: dict[str, str] = {}
+    network_input = _noise(config)
+    algorithms: dict[str, str] = {}
     fastest: dict[str, float] = {}
 
-    def build(plan: Mapping[str, str] | None) -> Engine:
+    def build(algorithms: Mapping[str, str] | None) -> Engine:
         return Engine(
-            config, tensors, threads=threads, isa=isa, precision=precision, plan=plan, ranges=ranges
+            config,
+            tensors,
+            threads=threads,
+            isa=isa,
+            precision=precision,
+            algorithms=algorithms,
+            clipping_thresholds=clipping_thresholds,
         )
 
     planned = build(None).native.planned
@@ -171,34 +177,34 @@ def autotune(
             for name, *_, can_winograd in planned
             if method != "winograd" or can_winograd
         }
-        for name, seconds in _fastest(build(wanted), canvas).items():
+        for name, seconds in _fastest(build(wanted), network_input).items():
             if name in wanted and seconds < fastest.get(name, np.inf):
-                plan[name], fastest[name] = method, seconds
-    return plan
+                algorithms[name], fastest[name] = method, seconds
+    return algorithms
 
 
-def save_plan(path: str | os.PathLike[str], plan: Mapping[str, str]) -> None:
-    """Write a plan.
+def save_tuning(path: str | os.PathLike[str], algorithms: Mapping[str, str]) -> None:
+    """Write a algorithms.
 
     Raises:
         InputError: the file exists.
     """
     if Path(path).exists():
         raise InputError(f"{os.fspath(path)}: exists already and is not overwritten")
-    write_atomic(Path(path), (json.dumps({"plan": dict(plan)}, indent=1) + "\n").encode())
+    write_atomic(Path(path), (json.dumps({"plan": dict(algorithms)}, indent=1) + "\n").encode())
 
 
-def load_plan(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read a plan.
+def load_tuning(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read a algorithms.
 
     Raises:
-        InputError: it cannot be read or is no plan.
+        InputError: it cannot be read or is no algorithms.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{os.fspath(path)}: cannot be read as a plan ({error})") from None
-    plan = content.get("plan") if isinstance(content, dict) else None
-    if not isinstance(plan, dict) or not all(isinstance(v, str) for v in plan.values()):
-        raise InputError(f"{os.fspath(path)}: is no plan file")
-    return plan
+        raise InputError(f"{os.fspath(path)}: cannot be read as a algorithms ({error})") from None
+    algorithms = content.get("plan") if isinstance(content, dict) else None
+    if not isinstance(algorithms, dict) or not all(isinstance(v, str) for v in algorithms.values()):
+        raise InputError(f"{os.fspath(path)}: is no algorithms file")
+    return algorithms

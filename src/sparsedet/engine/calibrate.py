@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..images.letterbox import to_canvas
+from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.c4 import build_network
 from ..model.config import ModelConfig
-from ..model.file import byte_layers, load_model, save_model
+from ..model.file import int8_layers, load_model, save_model
 from . import Engine
 
 REGIONS = 64
@@ -74,26 +74,33 @@ def quantize_file(
         raise InputError(f"{images}: holds no photographs (JPEG or PNG)")
     paths = random.Random(0).sample(found, min(photographs, len(found)))
     config = file.config
-    canvases = (
-        to_canvas(read_image(p), config.canvas_height, config.canvas_width, config.resize)[0]
+    network_inputs = (
+        to_network_input(read_image(p), config.input_height, config.input_width, config.resize)[0]
         for p in paths
     )
-    ranges = calibrate(
+    clipping_thresholds = calibrate(
         config,
         file.tensors,
-        canvases,
+        network_inputs,
         threads=threads,
         progress=progress and (lambda done: progress(done, len(paths))),
     )
     provenance = {**file.provenance, "int8": {"photographs": len(paths)}}
-    save_model(output, config, file.tensors, provenance, dtype=file.storage_dtype, ranges=ranges)
+    save_model(
+        output,
+        config,
+        file.tensors,
+        provenance,
+        dtype=file.storage_dtype,
+        clipping_thresholds=clipping_thresholds,
+    )
     return len(paths)
 
 
 def calibrate(
     config: ModelConfig,
     tensors: Mapping[str, NDArray[Any]],
-    canvases: Iterable[NDArray[np.uint8]],
+    network_inputs: Iterable[NDArray[np.uint8]],
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -102,17 +109,17 @@ def calibrate(
 
     Args:
         tensors: folded weights by name.
-        canvases: photographs on canvases, (H, W, 3) BGR; at least one.
+        network inputs: photographs on network inputs, (H, W, 3) BGR; at least one.
         progress: called with the number of photographs done, after each.
 
     Raises:
         InputError: there is no photograph, or the RPN proposes nothing on any of them.
     """
     engine = Engine(config, tensors, threads=threads, hoist=False)
-    histograms = {name: np.zeros(_BINS, np.int64) for name in byte_layers(config)}
+    histograms = {name: np.zeros(_BINS, np.int64) for name in int8_layers(config)}
     done = 0
-    for canvas in canvases:
-        _observe(engine, canvas, histograms)
+    for network_input in network_inputs:
+        _observe(engine, network_input, histograms)
         done += 1
         if progress:
             progress(done)
@@ -125,18 +132,18 @@ def calibrate(
 
 
 def _observe(
-    engine: Engine, canvas: NDArray[np.uint8], histograms: dict[str, NDArray[np.int64]]
+    engine: Engine, network_input: NDArray[np.uint8], histograms: dict[str, NDArray[np.int64]]
 ) -> None:
     """Walk the layer table on one photograph and count."""
     config, native = engine.config, engine.native
-    network = build_network(config, (canvas.shape[0], canvas.shape[1]))
-    native.plan(*canvas.shape[:2])
+    network = build_network(config, (network_input.shape[0], network_input.shape[1]))
+    native.plan(*network_input.shape[:2])
     mean = np.asarray(config.pixel_mean, dtype=np.float32)
     std = np.asarray(config.pixel_std, dtype=np.float32)
-    picture = ((canvas.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-    live: dict[str, NDArray[np.float32]] = {"canvas": np.ascontiguousarray(picture)}
+    picture = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
+    live: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(picture)}
     table = [
-        layer for layer in network.layers if layer.source == "canvas" or layer.name in histograms
+        layer for layer in network.layers if layer.source == "input" or layer.name in histograms
     ]
     for index, layer in enumerate(table):
         if layer.source == "rois" and "rois" not in live:
@@ -152,7 +159,7 @@ def _observe(
             bits = np.abs(y).reshape(-1).view(np.int32) >> _SHIFT
             histograms[layer.name] += np.bincount(bits, minlength=_BINS)
         later = {n for after in table[index + 1 :] for n in (after.source, after.residual)}
-        later |= {network.features} if layer.part != "roi" else set()
+        later |= {network.features} if layer.component != "roi" else set()
         for name in set(live) - later:
             del live[name]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..model.c4 import build_network
 from ..model.config import ModelConfig
 from ..model.graph import Layer
-from ..model.tensors import StoredTensor, StoredTensors
+from ..model.tensors import LazyTensors, StoredTensor
 
 F32 = NDArray[np.float32]
 
@@ -45,11 +45,11 @@ def lower(
         model file comes as it is stored, [out, in, k, k] or [out, in], unless it is merged, and
         holds until the next one comes.
     """
-    size = tensors.largest if isinstance(tensors, StoredTensors) and weights else 0
+    size = tensors.largest if isinstance(tensors, LazyTensors) and weights else 0
     buffer = np.empty(size, np.uint8)
 
     def stored(name: str, into: NDArray[np.uint8] | None = None) -> StoredTensor | None:
-        return tensors.stored(name, into) if isinstance(tensors, StoredTensors) else None
+        return tensors.stored(name, into) if isinstance(tensors, LazyTensors) else None
 
     def array(name: str) -> F32:
         """Not kept by `tensors`."""

@@ -1,7 +1,7 @@
 """Packed weights in a file of their own, so that the next start needs no packing.
 
 A file holds what the native core packed from one model file for one instruction set, precision and
-plan. It is mapped, not read: processes share its pages. Nothing in it is trusted: the table by its
+algorithms. It is mapped, not read: processes share its pages. Nothing in it is trusted: the table by its
 SHA-256, the weights by checksums and, in the core, by the bounds of everything that a kernel reads.
 A file that does not fit, is damaged or cannot be written costs time, never a result. (One that is
 changed in place while it is mapped is not guarded against; this module only ever replaces files.)
@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from .._native import pack_version
 from ..errors import InputError
 from ..model.file import ModelFile, load_model
-from ..model.tensors import StoredTensors
+from ..model.tensors import LazyTensors
 from ..version import VERSION
-from . import Engine, PackedOp, choose_isa, choose_precision
+from . import Engine, PackedWeights, choose_isa, choose_precision
 
 _MAGIC = b"SDPACKED"
 _START = struct.Struct("<8sQQ32s8x")
@@ -59,7 +59,7 @@ def load_engine(
     *,
     isa: str,
     precision: str,
-    plan: Mapping[str, str] | None,
+    algorithms: Mapping[str, str] | None,
     threads: int,
 ) -> tuple[ModelFile, Engine]:
     """A model file and its engine, from packed weights in `folder` if they are there.
@@ -68,7 +68,7 @@ def load_engine(
 
     Args:
         path: the model file.
-        isa, precision, plan, threads: as `Engine` takes them.
+        isa, precision, algorithms, threads: as `Engine` takes them.
 
     Raises:
         InputError: as `load_model` and `Engine`.
@@ -81,12 +81,12 @@ def load_engine(
     options: dict[str, Any] = {
         "isa": isa,
         "precision": precision,
-        "plan": plan,
+        "algorithms": algorithms,
         "threads": threads,
     }
     model = load_model(path, check=False)
-    assert isinstance(model.tensors, StoredTensors)
-    key = _key(model.tensors, isa, precision, plan)
+    assert isinstance(model.tensors, LazyTensors)
+    key = _key(model.tensors, isa, precision, algorithms)
     file = folder / f"{Path(path).stem}-{isa}-{precision}-{key[:16]}.packed"
     try:
         operations = _open(file, key, model.tensors)
@@ -104,13 +104,15 @@ def load_engine(
     return model, engine
 
 
-def _key(tensors: StoredTensors, isa: str, precision: str, plan: Mapping[str, str] | None) -> str:
+def _key(
+    tensors: LazyTensors, isa: str, precision: str, algorithms: Mapping[str, str] | None
+) -> str:
     """What packed weights depend on, but for the values of the weights."""
-    parts = [VERSION, pack_version, isa, precision, sorted((plan or {}).items())]
+    parts = [VERSION, pack_version, isa, precision, sorted((algorithms or {}).items())]
     return hashlib.sha256(json.dumps(parts).encode() + tensors.header()).hexdigest()
 
 
-def _open(file: Path, key: str, tensors: StoredTensors) -> dict[str, PackedOp] | None:
+def _open(file: Path, key: str, tensors: LazyTensors) -> dict[str, PackedWeights] | None:
     """The operations in a file; None if there is no such file or it is of another model.
 
     Raises:
@@ -144,13 +146,13 @@ def _open(file: Path, key: str, tensors: StoredTensors) -> dict[str, PackedOp] |
                 raise ValueError
             if not 0 <= begin <= end <= offset or not 0 <= nonzero < 1 << 63 or checksum >> 64:
                 raise ValueError
-            operations[name] = PackedOp(array[begin:end], str(method), nonzero, checksum)
+            operations[name] = PackedWeights(array[begin:end], str(method), nonzero, checksum)
         return operations
     except (LookupError, RecursionError, TypeError, AttributeError, ValueError):
         raise ValueError("its table is damaged") from None
 
 
-def _save(file: Path, key: str, tensors: StoredTensors, engine: Engine) -> None:
+def _save(file: Path, key: str, tensors: LazyTensors, engine: Engine) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:

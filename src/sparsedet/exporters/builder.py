@@ -1,4 +1,4 @@
-"""The exported graph, once for all forms: the layer table walked from canvas to rows.
+"""The exported graph, once for all forms: the layer table walked from network input to rows.
 
 `Graph` says which operations follow which; a subclass for each runtime says how one operation is
 written there (`onnx`, `openvino`). Shapes are static, one picture at a time. Nothing is run here.
@@ -66,7 +66,7 @@ class Form:
         return "input" if self.layout == "NCHW" else "image"
 
     def input_shape(self, config: ModelConfig) -> list[int]:
-        size = (config.canvas_height, config.canvas_width)
+        size = (config.input_height, config.input_width)
         return [1, 3, *size] if self.layout == "NCHW" else [1, *size, 3]
 
     def output_shape(self, config: ModelConfig) -> list[int]:
@@ -82,7 +82,7 @@ def model_info(config: ModelConfig) -> dict[str, str]:
     labels = ("background", *(name.replace(" ", "_") for name in config.class_names))
     return {
         "model_type": "SSD",
-        "resize_type": "fit_to_window" if config.resize == "fit" else "standard",
+        "resize_type": "fit_to_window" if config.resize == "letterbox" else "standard",
         "pad_value": "0",
         "reverse_input_channels": "NO",  # OpenVINO's spelling; some releases read no other
         "labels": " ".join(labels),
@@ -100,16 +100,16 @@ class Graph(ABC):
         self.config, self.tensors, self.form = config, tensors, form
         self.network = build_network(config)
 
-    def rows(self, canvas: Any) -> Any:
+    def rows(self, network_input: Any) -> Any:
         """The input -> the output, all between."""
         config = self.config
         if self.form.layout == "NHWC":
-            canvas = self.transpose(canvas, 0, 3, 1, 2)
+            network_input = self.transpose(network_input, 0, 3, 1, 2)
         mean, std = (
             self.constant(np.asarray(numbers, dtype=np.float32).reshape(1, 3, 1, 1))
             for numbers in (config.pixel_mean, config.pixel_std)
         )
-        values = {"canvas": self.binary("Div", self.binary("Sub", canvas, mean), std)}
+        values = {"input": self.binary("Div", self.binary("Sub", network_input, mean), std)}
         self.run_part("backbone", values)
         self.run_part("rpn", values)
         boxes, valid = self.proposals(values["rpn.objectness"], values["rpn.deltas"])
@@ -179,7 +179,7 @@ class Graph(ABC):
 
     @abstractmethod
     def roi_align(self, x: Any, boxes: Any) -> Any:
-        """[1, C, Hf, Wf] and [R, 4] canvas pixels -> [R, C, roi_size, roi_size]."""
+        """[1, C, Hf, Wf] and [R, 4] network input pixels -> [R, C, roi_size, roi_size]."""
 
     @abstractmethod
     def convolution(
@@ -209,7 +209,7 @@ class Graph(ABC):
     # ---------------------------------------------------------------- layers
 
     def run_part(self, part: str, values: dict[str, Any]) -> None:
-        for layer in self.network.part(part):  # type: ignore[arg-type]
+        for layer in self.network.of_component(part):  # type: ignore[arg-type]
             if layer.source == "pooled" and "pooled" not in values:
                 last = values[f"res5.{self.config.blocks[3] - 1}.conv3"]
                 values["pooled"] = self.spatial_mean(last)
@@ -272,7 +272,7 @@ class Graph(ABC):
     ) -> Any:
         """deltas [..., 4] and boxes broadcastable to it -> xyxy boxes, clipped.
 
-        inside: how far from the canvas's right and lower border boxes end, pixels.
+        inside: how far from the network input's right and lower border boxes end, pixels.
         """
         scaled = self.binary("Div", deltas, self.constant(np.asarray(weights, dtype=np.float32)))
         low, high = self.cut(boxes, 0, 2, -1), self.cut(boxes, 2, 4, -1)
@@ -291,8 +291,8 @@ class Graph(ABC):
 
     @property
     def extent(self) -> NDArray[np.float32]:
-        """Width, height, width, height of the canvas."""
-        size = (self.config.canvas_width, self.config.canvas_height)
+        """Width, height, width, height of the network input."""
+        size = (self.config.input_width, self.config.input_height)
         return np.array(size * 2, dtype=np.float32)
 
     def sampled(self, boxes: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..images.letterbox import to_canvas
+from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.config import ModelConfig
 
@@ -61,10 +61,10 @@ def calibration_photographs(folder: Path, count: int | None, seed: int = 0) -> l
 def blobs(paths: Iterable[Path], config: ModelConfig, layout: str) -> Iterable[NDArray[np.float32]]:
     """Photographs as the exported graph takes them."""
     for path in paths:
-        canvas, _ = to_canvas(
-            read_image(path), config.canvas_height, config.canvas_width, config.resize
+        network_input, _ = to_network_input(
+            read_image(path), config.input_height, config.input_width, config.resize
         )
-        blob = canvas[None].astype(np.float32)
+        blob = network_input[None].astype(np.float32)
         yield blob if layout == "NHWC" else np.ascontiguousarray(blob.transpose(0, 3, 1, 2))
 
 

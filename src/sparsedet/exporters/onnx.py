@@ -1,4 +1,4 @@
-"""A model as an ONNX graph: a canvas in, the contract's rows out, all inside.
+"""A model as an ONNX graph: a network input in, the contract's rows out, all inside.
 
 `graph` describes it; here is how each operation is written with ONNX's standard operations. Needs
 the `onnx` package (`pip install 'sparsedet[export]'`); nothing is run here. A value of the graph
@@ -88,14 +88,16 @@ class _OnnxGraph(Graph):
         config, form, helper = self.config, self.form, self.onnx.helper
         number = self.onnx.TensorProto.FLOAT
         shape: list[int | str] = list(form.input_shape(config))
-        canvas = form.input_name
+        network_input = form.input_name
         if dynamic_batch:
-            canvas = self.reshape(canvas, *form.input_shape(config))
+            network_input = self.reshape(network_input, *form.input_shape(config))
             shape[0] = "batch"
         inputs = [helper.make_tensor_value_info(form.input_name, number, shape)]
         if form.image_info:
             inputs.append(helper.make_tensor_value_info("image_info", number, [1, 3]))
-        output = helper.make_tensor_value_info(self.rows(canvas), number, form.output_shape(config))
+        output = helper.make_tensor_value_info(
+            self.rows(network_input), number, form.output_shape(config)
+        )
         graph = helper.make_graph(
             self.nodes, config.name, inputs, [output], list(self.constants.values())
         )
@@ -107,7 +109,7 @@ class _OnnxGraph(Graph):
         )
         # Model API's spelling of a path in ONNX's flat metadata.
         said = {f"model_info {key}": value for key, value in model_info(config).items()}
-        said["sparsedet config"] = json.dumps(config.to_dict())
+        said["sparsedet config"] = json.dumps(config.to_stored())
         helper.set_model_props(model, said)
         return model
 

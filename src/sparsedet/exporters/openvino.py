@@ -1,4 +1,4 @@
-"""A model as an OpenVINO graph: a canvas in, the contract's rows out, all inside.
+"""A model as an OpenVINO graph: a network input in, the contract's rows out, all inside.
 
 `graph` describes it; here is how each operation is written with OpenVINO's own operations.
 Operations with weights carry their layers' names, so that a profile can be read against the table.
@@ -105,19 +105,19 @@ class _OpenvinoGraph(Graph):
 
     def build(self, ov: Any) -> Any:
         config, form, op = self.config, self.form, self.op
-        canvas = op.parameter(form.input_shape(config), np.float32, name=form.input_name)
-        canvas.set_layout(ov.Layout(form.layout))
-        parameters = [canvas]
+        network_input = op.parameter(form.input_shape(config), np.float32, name=form.input_name)
+        network_input.set_layout(ov.Layout(form.layout))
+        parameters = [network_input]
         if form.image_info:
             parameters.append(op.parameter([1, 3], np.float32, name="image_info"))
-        result = op.result(self.rows(canvas), name="detections/result")
+        result = op.result(self.rows(network_input), name="detections/result")
         model = ov.Model([result], parameters, config.name)
         for port, parameter in zip(model.inputs, parameters, strict=True):
             port.tensor.set_names({parameter.get_friendly_name()})
         model.outputs[0].tensor.set_names({"detections"})
         for key, value in model_info(config).items():
             model.set_rt_info(value, ["model_info", key])
-        model.set_rt_info(json.dumps(config.to_dict()), ["sparsedet", "config"])
+        model.set_rt_info(json.dumps(config.to_stored()), ["sparsedet", "config"])
         return model
 
     def ints(self, *values: int) -> Any:

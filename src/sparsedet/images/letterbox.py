@@ -1,11 +1,11 @@
-"""Photograph -> canvas and back: the contract's input side.
+"""Photograph -> network input and back: the contract's input side.
 
-Places a photograph on the model's canvas, and checks ready-made canvases.
+Places a photograph on the model's network input, and checks ready-made network inputs.
 It neither normalises pixels (that is inside the model) nor knows classes and scores.
 
-Glossary: a photograph is (H, W, 3) uint8 in BGR order, as OpenCV keeps it; the canvas is the
+Glossary: a photograph is (H, W, 3) uint8 in BGR order, as OpenCV keeps it; the network input is the
 model's input of fixed size; B images a blob. Boxes are xyxy, "normalised" when divided by the
-canvas size.
+network input size.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """How a photograph lies on the canvas: resized, in the upper left corner.
+class Letterbox:
+    """How a photograph lies on the network input: resized, in the upper left corner.
 
     Attributes:
         height, width: of the photograph, pixels.
-        dst_height, dst_width: of the photograph resized, canvas pixels.
-        canvas_height, canvas_width: pixels.
+        resized_height, resized_width: of the photograph resized, network input pixels.
+        input_height, input_width: pixels.
     """
 
     height: int
     width: int
-    dst_height: int
-    dst_width: int
-    canvas_height: int
-    canvas_width: int
+    resized_height: int
+    resized_width: int
+    input_height: int
+    input_width: int
 
-    def to_photo(self, boxes_normalised: NDArray[Any]) -> F32:
-        """Boxes on the canvas -> boxes on the photograph.
+    def to_image(self, boxes_normalised: NDArray[Any]) -> F32:
+        """Boxes on the network input -> boxes on the photograph.
 
         Args:
-            boxes_normalised: (N, 4) xyxy, fractions of the canvas size, nominally in [0, 1].
+            boxes_normalised: (N, 4) xyxy, fractions of the network input size, nominally in [0, 1].
 
         Returns:
             (N, 4) float32 xyxy, pixels of the photograph, clipped to it.
@@ -53,46 +53,46 @@ class Placement:
         the resized size is truncated to whole pixels.
         """
         boxes = np.array(boxes_normalised, dtype=np.float64).reshape(-1, 4)
-        boxes[:, 0::2] = boxes[:, 0::2] * self.canvas_width / (self.dst_width / self.width)
-        boxes[:, 1::2] = boxes[:, 1::2] * self.canvas_height / (self.dst_height / self.height)
+        boxes[:, 0::2] = boxes[:, 0::2] * self.input_width / (self.resized_width / self.width)
+        boxes[:, 1::2] = boxes[:, 1::2] * self.input_height / (self.resized_height / self.height)
         limit = (self.width, self.height, self.width, self.height)
         return np.clip(boxes, 0, limit).astype(np.float32)
 
 
-def place(
+def fit_letterbox(
     height: int,
     width: int,
-    canvas_height: int,
-    canvas_width: int,
-    resize: Literal["fit", "stretch"] = "fit",
-) -> Placement:
-    """Where a photograph of that size goes on the canvas.
+    input_height: int,
+    input_width: int,
+    resize: Literal["letterbox", "stretch"] = "letterbox",
+) -> Letterbox:
+    """Where a photograph of that size goes on the network input.
 
     Args:
         height, width: of the photograph, at least 1 pixel.
-        canvas_height, canvas_width: pixels.
-        resize: "fit" keeps the aspect ratio as far as whole pixels allow, "stretch" fills the
-            canvas.
+        input_height, input_width: pixels.
+        resize: "letterbox" keeps the aspect ratio as far as whole pixels allow, "stretch" fills the
+            network input.
 
     Raises:
-        InputError: an empty photograph or canvas, or an unknown `resize`.
+        InputError: an empty photograph or network input, or an unknown `resize`.
 
     Source: Open Model Zoo, accuracy checker `fit_to_window`: sizes are truncated, so that
     int((800 / h) * h) is 799 for some h; the lower bound of one pixel is ours.
     """
-    if min(height, width, canvas_height, canvas_width) < 1:
+    if min(height, width, input_height, input_width) < 1:
         raise InputError(
-            f"the photograph has {width}x{height} pixels and the canvas "
-            f"{canvas_width}x{canvas_height}, expected at least 1x1"
+            f"the photograph has {width}x{height} pixels and the network input "
+            f"{input_width}x{input_height}, expected at least 1x1"
         )
-    if resize == "fit":
-        scale = min(canvas_width / width, canvas_height / height)
+    if resize == "letterbox":
+        scale = min(input_width / width, input_height / height)
         size = (max(1, int(scale * height)), max(1, int(scale * width)))
     elif resize == "stretch":
-        size = (canvas_height, canvas_width)
+        size = (input_height, input_width)
     else:
-        raise InputError(f"resize is {resize!r}, expected 'fit' or 'stretch'")
-    return Placement(height, width, *size, canvas_height, canvas_width)
+        raise InputError(f"resize is {resize!r}, expected 'letterbox' or 'stretch'")
+    return Letterbox(height, width, *size, input_height, input_width)
 
 
 def check_image(image: U8) -> None:
@@ -111,38 +111,38 @@ def check_image(image: U8) -> None:
         )
 
 
-def to_canvas(
+def to_network_input(
     image: U8,
-    canvas_height: int,
-    canvas_width: int,
-    resize: Literal["fit", "stretch"] = "fit",
-) -> tuple[U8, Placement]:
-    """Resize a photograph (bilinear) onto the canvas; zeros to its right and below.
+    input_height: int,
+    input_width: int,
+    resize: Literal["letterbox", "stretch"] = "letterbox",
+) -> tuple[U8, Letterbox]:
+    """Resize a photograph (bilinear) onto the network input; zeros to its right and below.
 
     Args:
         image: (H, W, 3) uint8, BGR.
-        canvas_height, canvas_width, resize: as for `place`.
+        input_height, input_width, resize: as for `fit_letterbox`.
 
     Returns:
-        The canvas (canvas_height, canvas_width, 3) uint8 BGR, contiguous, and where the
+        The network input (input_height, input_width, 3) uint8 BGR, contiguous, and where the
         photograph lies on it.
 
     Raises:
-        InputError: the image is of another shape or type; and as for `place`.
+        InputError: the image is of another shape or type; and as for `fit_letterbox`.
     """
     check_image(image)
-    at = place(image.shape[0], image.shape[1], canvas_height, canvas_width, resize)
-    canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
-    canvas[: at.dst_height, : at.dst_width] = cv2.resize(
+    at = fit_letterbox(image.shape[0], image.shape[1], input_height, input_width, resize)
+    network_input = np.zeros((input_height, input_width, 3), np.uint8)
+    network_input[: at.resized_height, : at.resized_width] = cv2.resize(
         np.ascontiguousarray(image),
-        (at.dst_width, at.dst_height),
+        (at.resized_width, at.resized_height),
         interpolation=cv2.INTER_LINEAR,
     )
-    return canvas, at
+    return network_input, at
 
 
 def as_blob(blob: NDArray[Any]) -> U8:
-    """Check ready-made canvases, the contract's bare input, and bring them into one form.
+    """Check ready-made network inputs, the contract's bare input, and bring them into one form.
 
     Args:
         blob: [B, 3, H, W] or [B, H, W, 3], BGR, whole numbers 0..255 of any numeric type.

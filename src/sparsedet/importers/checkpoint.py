@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.c4 import build_network
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, current_names
 from .containers import open_source
 from .tensor_source import Imported
 
@@ -62,7 +62,7 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
         raise source.error("is no checkpoint of a training run (its metadata has no recipe)")
     try:
         own = ModelConfig.from_dict(json.loads(metadata["config"]))
-        config = ModelConfig.from_dict({**own.to_dict(), **fields})
+        config = ModelConfig.from_dict({**own.to_dict(), **current_names(fields)})
         layers = build_network(config).weighted
         step = int(metadata["step"])
     except (KeyError, ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ torchvision's backbones (tools/convert-torchvision-to-d2.py), changes three thin
 the channels, the pixel statistics, and the stride, which is in the 3x3 then.
 
 Detectron2 resizes photographs to a short side of 800 and at most 1333 by PIL's filter; our models
-have a canvas of one size. Given the same canvas, the detections are the same.
+have a network input of one size. Given the same network input, the detections are the same.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _config(
         f"{config.pixel_std} (here in BGR order), strides in {config.stride_in}"
     )
     notes.append(
-        f"canvas {config.canvas_width}x{config.canvas_height} ({config.resize}, bilinear); "
+        f"network input {config.input_width}x{config.input_height} ({config.resize}, bilinear); "
         "Detectron2 itself resizes to short side 800, at most 1333, by PIL"
     )
     return config, notes

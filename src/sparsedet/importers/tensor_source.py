@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..model.batch_norm import fold_batch_norm
 from ..model.c4 import build_network
-from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
+from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig, current_names
 from ..model.file import Tensors
 
 MAX_PARAMETERS = 500_000_000
@@ -189,7 +189,8 @@ def settle(
         names, ids = COCO_NAMES, COCO_CATEGORY_IDS
     if "class_names" in fields:  # another set: COCO's ids do not fit it
         ids = tuple(range(1, classes + 1))
-    values = {**base.to_dict(), **read, "class_names": names, "category_ids": ids, **fields}
+    values = {**base.to_dict(), **read, "class_names": names, "category_ids": ids}
+    values |= current_names(fields)
     given = values["class_names"]
     if isinstance(given, list | tuple) and len(given) != classes:
         raise source.error(f"has {classes} classes, class_names gives {len(given)}")

@@ -84,7 +84,7 @@ def load_tensorpack(
     notes = (
         f"its file states no settings: taken as strides in {config.stride_in}, stem padded by "
         f"{config.stem_padding}, box weights {config.box_weights}, {config.proposals} proposals",
-        f"canvas {config.canvas_width}x{config.canvas_height} ({config.resize}); TensorPack "
+        f"network input {config.input_width}x{config.input_height} ({config.resize}); TensorPack "
         "itself resizes to short side 800, at most 1333",
     )
     provenance = {"source": f"TensorPack model {Path(path).name}"}

@@ -17,7 +17,7 @@ F32 = NDArray[np.float32]
 
 
 def cell_anchors(config: ModelConfig) -> F32:
-    """The anchors of the cell at the map's origin, in canvas pixels.
+    """The anchors of the cell at the map's origin, in network input pixels.
 
     Sizes are the outer loop and ratios (height / width) the inner one, as in TensorPack
     (since 2019-05-21) and Detectron2; `config.cell_anchors` overrides them.
@@ -74,7 +74,7 @@ def grid_anchors(cells: F32, feature_size: tuple[int, int], stride: int) -> F32:
     Args:
         cells: (A, 4) anchors of the origin cell.
         feature_size: (Hf, Wf).
-        stride: canvas pixels a cell.
+        stride: network input pixels a cell.
 
     Returns:
         (Hf * Wf * A, 4) float32; A is the fastest index, then columns, then rows.
@@ -141,7 +141,7 @@ def corner_sampling(
 
     Args:
         feature_size: (Hf, Wf) of the map.
-        stride: canvas pixels a cell.
+        stride: network input pixels a cell.
         samples: of an axis, bins times sampling ratio; at least 2.
 
     Returns:

@@ -6,29 +6,29 @@ from typing import Literal
 
 from ..errors import InputError
 from .config import ModelConfig
-from .graph import Layer, Network, Part, output_length
+from .graph import Component, Layer, Network, output_length
 
 
-def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) -> Network:
+def build_network(config: ModelConfig, input_size: tuple[int, int] | None = None) -> Network:
     """The layer table of `config`.
 
     Args:
         config: the model.
-        canvas: (height, width) in pixels; default: the configuration's own canvas.
+        input_size: (height, width) in pixels; default: the configuration's own network input.
 
     Raises:
-        InputError: the canvas is too small for the network.
+        InputError: the network input is too small for the network.
     """
     layers: list[Layer] = []
-    size = canvas or (config.canvas_height, config.canvas_width)
+    size = input_size or (config.input_height, config.input_width)
     if min(size) < 16:
-        raise InputError(f"canvas is {size[0]}x{size[1]} pixels, expected at least 16x16")
-    channels = {"canvas": 3}
-    sizes = {"canvas": size}
+        raise InputError(f"network input is {size[0]}x{size[1]} pixels, expected at least 16x16")
+    channels = {"input": 3}
+    sizes = {"input": size}
 
     def add(
         name: str,
-        part: Part,
+        component: Component,
         source: str,
         out: int,
         kernel: int,
@@ -47,11 +47,13 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
             output_length(in_w, kernel, stride, padding),
         )
         if min(out_size) < 1:
-            raise InputError(f"canvas {size[0]}x{size[1]} is too small: {name} would be empty")
+            raise InputError(
+                f"network input {size[0]}x{size[1]} is too small: {name} would be empty"
+            )
         layers.append(
             Layer(
                 name,
-                part,
+                component,
                 source,
                 kind,
                 channels[source],
@@ -70,7 +72,7 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
         channels[name], sizes[name] = out, out_size
         return name
 
-    def stage(number: int, part: Part, source: str, stride: int) -> str:
+    def stage(number: int, component: Component, source: str, stride: int) -> str:
         """Residual stage res<number> of bottlenecks; returns the name of its output."""
         width = config.bottleneck_channels[number - 2]
         out = config.stage_channels[number - 2]
@@ -83,7 +85,7 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
             conv2_padding = config.stride_conv2_padding if second > 1 else (1, 1)
             conv1 = add(
                 f"{name}.conv1",
-                part,
+                component,
                 source,
                 width,
                 1,
@@ -95,7 +97,7 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
             )
             conv2 = add(
                 f"{name}.conv2",
-                part,
+                component,
                 conv1,
                 width,
                 3,
@@ -110,7 +112,7 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
                 shortcut_padding = config.stride_conv1_padding if step > 1 else (0, 0)
                 residual = add(
                     f"{name}.shortcut",
-                    part,
+                    component,
                     source,
                     out,
                     1,
@@ -121,7 +123,7 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
                 )
             source = add(
                 f"{name}.conv3",
-                part,
+                component,
                 conv2,
                 out,
                 1,
@@ -135,7 +137,7 @@ def build_network(config: ModelConfig, canvas: tuple[int, int] | None = None) ->
     stem = add(
         "stem.conv",
         "backbone",
-        "canvas",
+        "input",
         config.stem_channels,
         7,
         2,

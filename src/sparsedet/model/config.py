@@ -8,6 +8,7 @@ module computes: the layer table is in `network`, anchors and deltas are in `box
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import reprlib
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import InputError
+from ..errors import InputError, warn_renamed
 
 COCO_NAMES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -41,16 +42,16 @@ COCO_CATEGORY_IDS: tuple[int, ...] = tuple(i for i in range(1, 91) if i not in _
 class ModelConfig:
     """A Faster R-CNN with a ResNet C4 backbone, completely described.
 
-    Lengths are canvas pixels, colours are in BGR order and 0..255. Paddings are
+    Lengths are network input pixels, colours are in BGR order and 0..255. Paddings are
     (before, after) along both axes; a negative `after` drops the last row and column.
     """
 
     name: str
 
     # --- input
-    canvas_height: int = 800
-    canvas_width: int = 1280
-    resize: Literal["fit", "stretch"] = "fit"
+    input_height: int = 800
+    input_width: int = 1280
+    resize: Literal["letterbox", "stretch"] = "letterbox"
     pixel_mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
     pixel_std: tuple[float, float, float] = (57.375, 57.12, 58.395)
 
@@ -79,7 +80,7 @@ class ModelConfig:
     rpn_nms_threshold: float = 0.7
     rpn_remove_empty: bool = False
     # Caffe's convention, that of OpenVINO's Proposal: the last pixel of a proposal belongs to it.
-    # Proposals are clipped to the canvas's last row and column, not to its borders, and NMS counts
+    # Proposals are clipped to the network input's last row and column, not to its borders, and NMS counts
     # both of their sides one pixel longer. Detections are not concerned.
     rpn_inclusive: bool = False
     delta_clamp: float = math.log(1333 / 16)
@@ -89,7 +90,7 @@ class ModelConfig:
     roi_sampling_ratio: int = 2
     # Where the samples of a box lie: RoIAlign's "aligned" puts them half a step inside of its
     # borders (TensorPack, Detectron2); "corners" from one corner to the other, the map's first
-    # cell centre to its last standing for the canvas (TensorFlow's crop_and_resize by itself,
+    # cell centre to its last standing for the network input (TensorFlow's crop_and_resize by itself,
     # OpenVINO's bilinear ROIPooling).
     roi_sampling: Literal["aligned", "corners"] = "aligned"
     class_names: tuple[str, ...] = COCO_NAMES
@@ -116,7 +117,7 @@ class ModelConfig:
                 numbers = (0.0,) if value is None else sum(value, ())
             ok = len(numbers) > 0 and all(low <= n <= high for n in numbers)  # NaN never is
             require(ok, field, f"{low:g}..{high:g}")
-        require(self.resize in ("fit", "stretch"), "resize", "'fit' or 'stretch'")
+        require(self.resize in ("letterbox", "stretch"), "resize", "'letterbox' or 'stretch'")
         require(self.stride_in in ("conv1", "conv2"), "stride_in", "'conv1' or 'conv2'")
         require(self.background in ("first", "last"), "background", "'first' or 'last'")
         corners = self.roi_sampling == "corners"
@@ -151,6 +152,18 @@ class ModelConfig:
         )
 
     @property
+    def canvas_height(self) -> int:
+        """Deprecated: `input_height`."""
+        warn_renamed("canvas_height", "input_height")
+        return self.input_height
+
+    @property
+    def canvas_width(self) -> int:
+        """Deprecated: `input_width`."""
+        warn_renamed("canvas_width", "input_width")
+        return self.input_width
+
+    @property
     def num_classes(self) -> int:
         """Object classes, background not counted."""
         return len(self.class_names)
@@ -165,13 +178,22 @@ class ModelConfig:
         """Plain JSON-ready values, one for each field."""
         return dataclasses.asdict(self)
 
+    def to_stored(self) -> dict[str, Any]:
+        """`to_dict` by the names of version 1 of the model file, which `from_dict` reads, too."""
+        values = {_STORED_NAMES.get(key, key): value for key, value in self.to_dict().items()}
+        values["resize"] = _STORED_RESIZE.get(self.resize, self.resize)
+        return values
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Rebuild a configuration from `to_dict`'s values (lists are accepted for tuples).
+        """Rebuild a configuration from the values of `to_dict` or `to_stored`.
+
+        Lists are accepted for tuples.
 
         Raises:
             InputError: an unknown key, a missing name, a value of the wrong type or range.
         """
+        values = current_names(values)
         hints = get_type_hints(cls)
         unknown = sorted(set(values) - set(hints))
         if unknown:
@@ -179,6 +201,51 @@ class ModelConfig:
         if "name" not in values:
             raise InputError("the configuration has no 'name'")
         return cls(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
+
+
+_STORED_NAMES = {"input_height": "canvas_height", "input_width": "canvas_width"}
+"""Field -> its name in version 1 of the model file and in release 0.1."""
+
+_STORED_RESIZE = {"letterbox": "fit"}
+
+
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a configuration by the names of its fields, whichever they were stored by.
+
+    Raises:
+        InputError: a value is given under both of its names.
+    """
+    current = {stored: field for field, stored in _STORED_NAMES.items()}
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        field = current.get(key, key)
+        if field in renamed:
+            raise InputError(f"{key} and {field} are two names of one field, give one of them")
+        renamed[field] = value
+    for field, stored in _STORED_RESIZE.items():
+        if renamed.get("resize") == stored:
+            renamed["resize"] = field
+    return renamed
+
+
+def _with_old_names(init: Any) -> Any:
+    """`ModelConfig.__init__` that also takes the names of release 0.1, with a warning."""
+
+    @functools.wraps(init)
+    def __init__(self: ModelConfig, **values: Any) -> None:
+        renamed = current_names(values)
+        for old, new in [
+            *zip(values, renamed, strict=True),
+            (values.get("resize"), renamed.get("resize")),
+        ]:
+            if old != new:
+                warn_renamed(old, new)
+        init(self, **renamed)
+
+    return __init__
+
+
+ModelConfig.__init__ = _with_old_names(ModelConfig.__init__)  # type: ignore[method-assign]
 
 
 def coerce(key: str, value: Any, hint: Any) -> Any:
@@ -205,7 +272,7 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
 # What every number lies in, each member of a tuple alike. A model file may come from anywhere,
 # and buffers are sized by some of these.
 _RANGES: dict[str, tuple[float, float]] = {
-    "canvas_height": (16, 8192), "canvas_width": (16, 8192),
+    "input_height": (16, 8192), "input_width": (16, 8192),
     "pixel_mean": (-1000, 1000), "pixel_std": (1e-3, 1000),
     "blocks": (1, 1000), "stem_channels": (1, 65536), "bottleneck_channels": (1, 65536),
     "stage_channels": (1, 65536), "stem_padding": (0, 6), "pool_padding": (0, 2),

@@ -26,12 +26,12 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, warn_renamed
 from ..files import write_atomic
 from .c4 import build_network
 from .config import ModelConfig
 from .safetensors import DTYPES, container, parse_json, read_header
-from .tensors import Place, StoredTensors
+from .tensors import LazyTensors, Place
 
 StorageDtype = Literal["float32", "float16"]
 Tensors = dict[str, NDArray[np.float32]]
@@ -50,33 +50,39 @@ class ModelFile:
             a file are decoded when first asked for.
         provenance: JSON-ready values: recipe, data, licences, dates.
         storage_dtype: of the weights in the file; biases are always float32 there.
-        ranges: for int8, of the output of each of `byte_layers`; None if there are none.
+        clipping_thresholds: for int8, of the output of each of `int8_layers`; None: not calibrated.
     """
 
     config: ModelConfig
     tensors: Mapping[str, NDArray[np.float32]]
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
-    ranges: dict[str, float] | None = None
+    clipping_thresholds: dict[str, float] | None = None
+
+    @property
+    def ranges(self) -> dict[str, float] | None:
+        """Deprecated: `clipping_thresholds`."""
+        warn_renamed("ranges", "clipping_thresholds")
+        return self.clipping_thresholds
 
 
-def byte_layers(config: ModelConfig) -> list[str]:
+def int8_layers(config: ModelConfig) -> list[str]:
     """Layers whose outputs are bytes in int8: all but the stem and the predictors."""
     layers = build_network(config).layers
     return [layer.name for layer in layers if layer.prunable or not layer.weights]
 
 
-def check_ranges(config: ModelConfig, ranges: Mapping[str, Any]) -> None:
-    """Check that there is exactly one range for each of `byte_layers`.
+def check_clipping_thresholds(config: ModelConfig, clipping_thresholds: Mapping[str, Any]) -> None:
+    """Check that there is exactly one range for each of `int8_layers`.
 
     Raises:
         InputError: one is missing, left over, or not a finite number from 0 on.
     """
-    names = byte_layers(config)
-    if different := sorted(set(names) ^ set(ranges)):
+    names = int8_layers(config)
+    if different := sorted(set(names) ^ set(clipping_thresholds)):
         what = "missing" if different[0] in names else "of no layer that needs it"
         raise InputError(f"the int8 range of {different[0]!r} is {what}")
-    for name, value in ranges.items():
+    for name, value in clipping_thresholds.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value < 3e38:  # of float32
             raise InputError(f"the int8 range of {name!r} is {value!r}, no number from 0 on")
@@ -103,7 +109,7 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> N
     for name, shape in shapes.items():
         if name not in tensors:
             raise InputError(f"tensor {name!r} is missing")
-        if isinstance(tensors, StoredTensors) and tensors.is_stored(name):
+        if isinstance(tensors, LazyTensors) and tensors.is_stored(name):
             check_shape(name, tensors.shape(name), shape)  # the rest was checked by the reader
             continue
         check_shape(name, tensors[name].shape, shape)
@@ -130,8 +136,9 @@ def save_model(
     provenance: Mapping[str, Any],
     *,
     dtype: StorageDtype = "float16",
-    ranges: Mapping[str, float] | None = None,
+    clipping_thresholds: Mapping[str, float] | None = None,
     overwrite: bool = False,
+    ranges: Mapping[str, float] | None = None,
 ) -> None:
     """Write a model file; the same arguments give the same bytes.
 
@@ -142,18 +149,22 @@ def save_model(
         provenance: JSON-ready values.
         dtype: of the stored weights. float16 rounds them to 11 bits; those under 3e-8 become
             zeros.
-        ranges: as in `ModelFile`.
+        clipping_thresholds: as in `ModelFile`.
         overwrite: replace an existing file.
+        ranges: deprecated name of `clipping_thresholds`.
 
     Raises:
         InputError: the file exists or cannot be written, a tensor does not fit the model or
             exceeds float16, or the provenance is not JSON-ready.
     """
+    if ranges is not None:
+        warn_renamed("ranges", "clipping_thresholds")
+        clipping_thresholds = ranges
     if dtype not in _STORED_AS:
         raise InputError(f"dtype is {dtype!r}, expected 'float16' or 'float32'")
     check_tensors(config, tensors)
-    if ranges is not None:
-        check_ranges(config, ranges)
+    if clipping_thresholds is not None:
+        check_clipping_thresholds(config, clipping_thresholds)
 
     stored: dict[str, NDArray[Any]] = {}
     sparse: dict[str, tuple[int, ...]] = {}
@@ -174,12 +185,12 @@ def save_model(
     metadata = {
         "format": _FORMAT,
         "format_version": _VERSION,
-        "config": _to_json("config", config.to_dict()),
+        "config": _to_json("config", config.to_stored()),
         "provenance": _to_json("provenance", dict(provenance)),
         "sparse": _to_json("sparse", sparse),
     }
-    if ranges is not None:
-        metadata["int8_ranges"] = _to_json("ranges", dict(ranges))
+    if clipping_thresholds is not None:
+        metadata["int8_ranges"] = _to_json("ranges", dict(clipping_thresholds))
     write_atomic(path, container(metadata, stored), overwrite=overwrite)
 
 
@@ -206,7 +217,7 @@ def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile
     try:
         with open(path, "rb") as file:
             model = _read(path, file, os.fstat(file.fileno()).st_size)
-        if check and isinstance(model.tensors, StoredTensors):
+        if check and isinstance(model.tensors, LazyTensors):
             for name in model.tensors:
                 model.tensors.stored(name)
         return model
@@ -234,10 +245,10 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     config, shapes = _parse_config(metadata["config"], len(entries))
     provenance = parse_json("the provenance", metadata["provenance"])
     sparse = parse_json("the list of sparse tensors", metadata["sparse"])
-    ranges = None
+    clipping_thresholds = None
     if "int8_ranges" in metadata:
-        ranges = parse_json("the int8 ranges", metadata["int8_ranges"])
-        check_ranges(config, ranges)
+        clipping_thresholds = parse_json("the int8 ranges", metadata["int8_ranges"])
+        check_clipping_thresholds(config, clipping_thresholds)
     half = any(entry.dtype == "F16" for entry in entries.values())
     weights_kind = "F16" if half else "F32"
 
@@ -268,8 +279,10 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
             places[name] = Place(shape, mask, take(f"{name}.values", kind, None), DTYPES[kind])
     if left := sorted(entries) or sorted(sparse):
         raise ValueError(f"tensor {left[0]!r} comes twice or belongs to no layer")
-    tensors = StoredTensors(path, file.fileno(), places)
-    return ModelFile(config, tensors, provenance, "float16" if half else "float32", ranges)
+    tensors = LazyTensors(path, file.fileno(), places)
+    return ModelFile(
+        config, tensors, provenance, "float16" if half else "float32", clipping_thresholds
+    )
 
 
 def _parse_config(text: str, entries: int) -> tuple[ModelConfig, dict[str, tuple[int, ...]]]:

@@ -5,7 +5,7 @@ It names every operation with weights, in order of execution, with its input, sh
 cost. It holds no weights and runs nothing.
 
 Glossary: H, W are rows and columns; a MAC is one multiply-accumulate (2 FLOPs); layers of
-`part` "roi" run once for each region of interest, all others once for each image.
+`component` "roi" run once for each region of interest, all others once for each image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 
 from .config import ModelConfig
 
-Part = Literal["backbone", "rpn", "roi"]
+Component = Literal["backbone", "rpn", "roi"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Layer:
 
     Attributes:
         name: also the name of its output and the prefix of its tensors (`NAME.weight`).
-        source: name of the layer whose output it reads; "canvas" and "rois" are the inputs.
+        source: name of the layer whose output it reads; "input" and "rois" are the inputs.
         residual: name of the layer whose output is added before the ReLU, or None.
         padding: (before, after) on both axes; a negative `after` drops rows and columns.
         in_size, out_size: (H, W).
@@ -34,7 +34,7 @@ class Layer:
     """
 
     name: str
-    part: Part
+    component: Component
     source: str
     kind: Literal["conv", "linear", "maxpool"]
     in_channels: int
@@ -83,13 +83,13 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Dense MACs of one image (or of one region for part "roi"), padding taps counted."""
+        """Dense MACs of one image (or of one region for component "roi"), padding taps counted."""
         return self.weights * self.out_size[0] * self.out_size[1]
 
 
 @dataclass(frozen=True)
 class Network:
-    """The layer table of a configuration for one canvas size."""
+    """The layer table of a configuration for one network input size."""
 
     config: ModelConfig
     layers: tuple[Layer, ...]
@@ -104,8 +104,8 @@ class Network:
         """The layers that have weights."""
         return tuple(layer for layer in self.layers if layer.weights)
 
-    def part(self, part: Part) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.layers if layer.part == part)
+    def of_component(self, component: Component) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.component == component)
 
     @property
     def features(self) -> str:
@@ -119,7 +119,7 @@ class Network:
 
     def macs(self, rois: int) -> int:
         """Dense MACs of one image with that many regions."""
-        return sum(layer.macs * (rois if layer.part == "roi" else 1) for layer in self.layers)
+        return sum(layer.macs * (rois if layer.component == "roi" else 1) for layer in self.layers)
 
     def flops(self, rois: int) -> int:
         """FLOPs by convolutions and fully connected layers, 2 a MAC."""

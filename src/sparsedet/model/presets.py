@@ -39,8 +39,8 @@ PRESETS: dict[str, ModelConfig] = {
     # pads one row after and none before) are those of Yahoo's open_nsfw classifier.
     "r50half-c4": ModelConfig(
         name="r50half-c4",
-        canvas_height=320,
-        canvas_width=480,
+        input_height=320,
+        input_width=480,
         pixel_mean=(104.0, 117.0, 123.0),
         pixel_std=(1.0, 1.0, 1.0),
         blocks=(3, 4, 6, 3),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .c4 import build_network
 from .config import ModelConfig
 from .file import check_tensors
-from .tensors import StoredTensors
+from .tensors import LazyTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,11 @@ def sparsity_report(
     for layer in build_network(config).weighted:
         weights, biases = (
             tensors.nonzero(name)
-            if isinstance(tensors, StoredTensors)
+            if isinstance(tensors, LazyTensors)
             else int(np.count_nonzero(tensors[name]))
             for name in (f"{layer.name}.weight", f"{layer.name}.bias")
         )
-        runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.part == "roi" else 1)
+        runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.component == "roi" else 1)
         rows.append(
             LayerSparsity(
                 layer.name,

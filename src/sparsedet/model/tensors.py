@@ -71,7 +71,7 @@ class Place:
     dtype: np.dtype[Any]
 
 
-class StoredTensors(MutableMapping[str, NDArray[np.float32]]):
+class LazyTensors(MutableMapping[str, NDArray[np.float32]]):
     """Name -> dense float32 array, decoded when first asked for and kept from then on.
 
     Arrays may be written to and replaced, as those of a dict.

@@ -2,7 +2,7 @@
 
 The network's table is walked twice: once before anything is pruned, to note what each layer gives
 at some places, and once while its layers are pruned. Every photograph's live activations are kept
-(float16: for 128 photographs on r101-c4's canvas 4 GB at the widest place, and 2 GB of notes): a
+(float16: for 128 photographs on r101-c4's network input 4 GB at the widest place, and 2 GB of notes): a
 layer's inputs are sampled and handed out, the caller prunes the layer, then it runs on all
 photographs and its output feeds the next.
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..images.letterbox import to_canvas
+from ..images.letterbox import to_network_input
 from ..model.graph import Layer
 from ..torch_model import FasterRCNN
 from .patterns import to_matrix
@@ -86,19 +86,21 @@ class DenseOutputs:
     regions: list[Tensor]
 
 
-def calibration_canvas(photo: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
+def calibration_input(photo: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
     """A photograph as the network sees it, uint8 [1, 3, h, w], without the empty rest."""
     config = model.config
-    canvas, at = to_canvas(photo, config.canvas_height, config.canvas_width, config.resize)
-    height = min(math.ceil(at.dst_height / 16) * 16, config.canvas_height)
-    width = min(math.ceil(at.dst_width / 16) * 16, config.canvas_width)
-    return torch.from_numpy(canvas[:height, :width].copy()).permute(2, 0, 1)[None]
+    network_input, at = to_network_input(
+        photo, config.input_height, config.input_width, config.resize
+    )
+    height = min(math.ceil(at.resized_height / 16) * 16, config.input_height)
+    width = min(math.ceil(at.resized_width / 16) * 16, config.input_width)
+    return torch.from_numpy(network_input[:height, :width].copy()).permute(2, 0, 1)[None]
 
 
 @torch.no_grad()
 def dense_outputs(
     model: FasterRCNN,
-    canvases: Sequence[Tensor],
+    network_inputs: Sequence[Tensor],
     layers: Sequence[str],
     *,
     held_out: int,
@@ -117,12 +119,12 @@ def dense_outputs(
     # One block of memory: many small ones, each between activations that come and go, would keep
     # the allocator from using or returning what is free there.
     sizes = [
-        sum(_counts(model.network.by_name[name], len(canvases), held_out))
+        sum(_counts(model.network.by_name[name], len(network_inputs), held_out))
         * model.network.by_name[name].out_channels
         for name in layers
     ]
     notes, used = torch.empty(sum(sizes), dtype=torch.float16), 0
-    for layer, states in _walk(model, canvases, layers, found.regions):
+    for layer, states in _walk(model, network_inputs, layers, found.regions):
         if note is not None:
             note(f"looking at {layer.name}")
         matrix = to_matrix(model.layers[layer.name].weight)
@@ -151,7 +153,7 @@ def dense_outputs(
 @torch.no_grad()
 def layer_inputs(
     model: FasterRCNN,
-    canvases: Sequence[Tensor],
+    network_inputs: Sequence[Tensor],
     layers: Sequence[str],
     dense: DenseOutputs,
     *,
@@ -164,15 +166,15 @@ def layer_inputs(
     Args:
         model: without separate batch norms. A layer's weights may be changed while its inputs
             are in hand; what follows sees the change.
-        canvases: one for each photograph, as `calibration_canvas` makes them.
-        dense: of the same model, canvases, layers, held-out photographs and seed.
+        network inputs: one for each photograph, as `calibration_input` makes them.
+        dense: of the same model, network inputs, layers, held-out photographs and seed.
         held_out: how many of them, the last ones, are held out; at least 1, and 1 is left.
         hessians: gather them and the pull, too.
 
     Raises:
         InputError: activations leave float16's range.
     """
-    for layer, states in _walk(model, canvases, layers, dense.regions):
+    for layer, states in _walk(model, network_inputs, layers, dense.regions):
         conv = model.layers[layer.name]
         yield _gather(
             layer,
@@ -187,7 +189,10 @@ def layer_inputs(
 
 
 def _walk(
-    model: FasterRCNN, canvases: Sequence[Tensor], layers: Sequence[str], regions: list[Tensor]
+    model: FasterRCNN,
+    network_inputs: Sequence[Tensor],
+    layers: Sequence[str],
+    regions: list[Tensor],
 ) -> Iterator[tuple[Layer, list[dict[str, Tensor]]]]:
     """Each layer of `layers` with all photographs' live activations, before it runs on them.
 
@@ -196,14 +201,17 @@ def _walk(
     """
     table = model.network.layers
     last = max(i for i, layer in enumerate(table) if layer.name in layers)
-    needs_regions = any(layer.part == "roi" for layer in table[: last + 1])
-    states = [{"canvas": _store("canvas", model.normalise(canvas))} for canvas in canvases]
+    needs_regions = any(layer.component == "roi" for layer in table[: last + 1])
+    states = [
+        {"input": _store("input", model.normalise(network_input))}
+        for network_input in network_inputs
+    ]
     for index, layer in enumerate(table[: last + 1]):
         if layer.source == "rois" and "rois" not in states[0]:
             if not regions:
                 regions += [
-                    _regions(model, state, canvas)
-                    for state, canvas in zip(states, canvases, strict=True)
+                    _regions(model, state, network_input)
+                    for state, network_input in zip(states, network_inputs, strict=True)
                 ]
             for state, boxes in zip(states, regions, strict=True):
                 features = state[model.network.features].float()
@@ -212,7 +220,7 @@ def _walk(
             yield layer, states
         later = table[index + 1 :] if index < last else ()
         live = {name for after in later for name in (after.source, after.residual)}
-        if needs_regions and layer.part != "roi":
+        if needs_regions and layer.component != "roi":
             live |= {model.network.features, "rpn.objectness", "rpn.deltas"}
         if index == last:
             return
@@ -244,12 +252,12 @@ def _store(name: str, value: Tensor) -> Tensor:
     return half
 
 
-def _regions(model: FasterRCNN, state: dict[str, Tensor], canvas: Tensor) -> Tensor:
+def _regions(model: FasterRCNN, state: dict[str, Tensor], network_input: Tensor) -> Tensor:
     """One photograph's spread proposals, [<= REGIONS, 4]."""
     features = state[model.network.features].float()
     logits = state["rpn.objectness"].float().permute(0, 2, 3, 1).reshape(-1)
     deltas = state["rpn.deltas"].float().permute(0, 2, 3, 1).reshape(-1, 4)
-    height, width = canvas.shape[2:]
+    height, width = network_input.shape[2:]
     proposals = model.proposals(logits, deltas, model.anchors(features), height, width)
     if not len(proposals):
         raise InputError("the RPN proposes nothing on a calibration photograph")

@@ -1,7 +1,7 @@
 """Zeros that stay zero while the torch model is trained, on the model's device.
 
 A pruned weight is exactly zero, and stays so through momentum and weight decay, because the mask
-is applied to weights, gradients and the optimizer's state. `KeptZeros` keeps those that the model
+is applied to weights, gradients and the optimizer's state. `FixedMasks` keeps those that the model
 comes with, `GradualPruner` lets them grow. Magnitudes are taken after folding batch norm: the
 size that a weight has in the network that runs.
 
@@ -120,7 +120,7 @@ class Masks:
         return zeros / self.model.network.parameters
 
 
-class KeptZeros(Masks):
+class FixedMasks(Masks):
     """The zeros that the model's prunable layers have now, for good.
 
     Raises:

@@ -48,7 +48,7 @@ hardly matter give so much that plain errors pass magnitude's, and detections ag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OneShot:
+class OneShotConfig:
     """How to prune at once.
 
     Attributes:
@@ -90,7 +90,7 @@ class OneShot:
             raise InputError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
 
 
-def pruned_layers(network: Network, settings: OneShot) -> tuple[str, ...]:
+def pruned_layers(network: Network, settings: OneShotConfig) -> tuple[str, ...]:
     """The layers that get zeros, in the network's order.
 
     Raises:
@@ -108,7 +108,7 @@ def pruned_layers(network: Network, settings: OneShot) -> tuple[str, ...]:
 def plan_zeros(
     network: Network,
     weights: Mapping[str, Tensor],
-    settings: OneShot,
+    settings: OneShotConfig,
     importance: Mapping[str, Tensor] | None = None,
     variances: Mapping[str, Tensor] | None = None,
 ) -> dict[str, int]:
@@ -147,8 +147,8 @@ def plan_zeros(
 @torch.no_grad()
 def prune_once(
     model: FasterRCNN,
-    canvases: Sequence[Tensor],
-    settings: OneShot,
+    network_inputs: Sequence[Tensor],
+    settings: OneShotConfig,
     *,
     held_out: int,
     progress: Callable[[int, int, str], None] | None = None,
@@ -157,23 +157,23 @@ def prune_once(
 
     Args:
         model: without separate batch norms.
-        canvases: calibration photographs as `calibration.calibration_canvas` makes them.
+        network inputs: calibration photographs as `calibration.calibration_input` makes them.
         held_out: how many of them, the last ones, only measure.
         progress: called with (steps done, all steps, what is done now).
 
     Raises:
         InputError: the target is impossible, or the photographs cannot be used.
     """
-    if not 1 <= held_out < len(canvases):
+    if not 1 <= held_out < len(network_inputs):
         raise InputError(
-            f"{len(canvases)} calibration photographs, {held_out} of them held out: "
+            f"{len(network_inputs)} calibration photographs, {held_out} of them held out: "
             "expected at least 1 of each kind"
         )
     weights = {name: conv.weight for name, conv in model.layers.items()}
     names = pruned_layers(model.network, settings)
     seen: Sequence[Tensor] = ()
     if settings.allocation == "sensitivity":
-        seen = canvases[: min(len(canvases) - held_out, IMPORTANCE_PHOTOGRAPHS)]
+        seen = network_inputs[: min(len(network_inputs) - held_out, IMPORTANCE_PHOTOGRAPHS)]
     done = itertools.count()
 
     def note(what: str) -> None:
@@ -183,11 +183,13 @@ def prune_once(
     importance: dict[str, Tensor] = {}
     if seen:
         importance = output_importance(model, seen, seed=settings.seed, note=note)
-    dense = dense_outputs(model, canvases, names, held_out=held_out, seed=settings.seed, note=note)
+    dense = dense_outputs(
+        model, network_inputs, names, held_out=held_out, seed=settings.seed, note=note
+    )
     zeros = plan_zeros(model.network, weights, settings, importance, dense.variances)
     inputs_of_all = layer_inputs(
         model,
-        canvases,
+        network_inputs,
         names,
         dense,
         held_out=held_out,
@@ -213,7 +215,7 @@ def prune_once(
 
 
 def _prune_layer(
-    conv: Any, inputs: LayerInputs, zeros: int, settings: OneShot, importance: Tensor | None
+    conv: Any, inputs: LayerInputs, zeros: int, settings: OneShotConfig, importance: Tensor | None
 ) -> LayerPruning:
     """Replace a layer's weight and bias."""
     before = to_matrix(conv.weight)

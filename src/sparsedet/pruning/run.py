@@ -18,8 +18,8 @@ from ..images.read import read_image
 from ..model.batch_norm import fold_batch_norm
 from ..model.file import ModelFile, load_model, save_model
 from ..torch_model import FasterRCNN
-from .calibration import calibration_canvas
-from .one_shot import OneShot, prune_once, pruned_layers
+from .calibration import calibration_input
+from .one_shot import OneShotConfig, prune_once, pruned_layers
 from .report import PruningReport, require_matplotlib
 
 OUTPUTS = ("model.safetensors", "report.json", "report.png")
@@ -32,7 +32,7 @@ def prune_files(
     model: Path,
     images: Path,
     output: Path,
-    settings: OneShot,
+    settings: OneShotConfig,
     *,
     photographs: int = 128,
     progress: Callable[[int, int, str], None] | None = None,
@@ -72,9 +72,9 @@ def prune_files(
     make_folder(output)
     network.load_tensors(fold_batch_norm(file.tensors, file.config))
     network.eval()
-    canvases = [calibration_canvas(read_image(path), network) for path in paths]
+    network_inputs = [calibration_input(read_image(path), network) for path in paths]
     report = prune_once(
-        network, canvases, settings, held_out=max(1, len(paths) // 8), progress=progress
+        network, network_inputs, settings, held_out=max(1, len(paths) // 8), progress=progress
     )
     origin = weights_file(model)
     earlier = {key: value for key, value in file.provenance.items() if key in _MAKING}

@@ -30,7 +30,7 @@ REGIONS = 32
 
 def output_importance(
     model: FasterRCNN,
-    canvases: Sequence[Tensor],
+    network_inputs: Sequence[Tensor],
     *,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
@@ -39,7 +39,7 @@ def output_importance(
 
     Args:
         model: without separate batch norms.
-        canvases: photographs as `calibration.calibration_canvas` makes them.
+        network inputs: photographs as `calibration.calibration_input` makes them.
         note: told which photograph is looked at.
 
     Returns:
@@ -55,27 +55,29 @@ def output_importance(
     trained = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     with torch.enable_grad():
-        for number, canvas in enumerate(canvases):
+        for number, network_input in enumerate(network_inputs):
             if note is not None:
                 note(f"gradients of photograph {number + 1}")
-            for name, value in _squared_gradients(model, canvas, generator).items():
-                found[name] = found.get(name, 0.0) + value / len(canvases)
+            for name, value in _squared_gradients(model, network_input, generator).items():
+                found[name] = found.get(name, 0.0) + value / len(network_inputs)
     for parameter, flag in zip(model.parameters(), trained, strict=True):
         parameter.requires_grad_(flag)
     return found
 
 
 def _squared_gradients(
-    model: FasterRCNN, canvas: Tensor, generator: torch.Generator
+    model: FasterRCNN, network_input: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    tensors = {"canvas": model.normalise(canvas).contiguous(memory_format=torch.channels_last)}
-    tensors["canvas"].requires_grad_()
+    tensors = {
+        "input": model.normalise(network_input).contiguous(memory_format=torch.channels_last)
+    }
+    tensors["input"].requires_grad_()
     model.run_part("backbone", tensors)
     features = tensors[model.network.features]
     model.run_part("rpn", tensors)
     logits = tensors["rpn.objectness"].permute(0, 2, 3, 1).reshape(-1)
     deltas = tensors["rpn.deltas"].permute(0, 2, 3, 1).reshape(-1, 4)
-    height, width = canvas.shape[2:]
+    height, width = network_input.shape[2:]
     boxes = model.proposals(
         logits.detach(), deltas.detach(), model.anchors(features), height, width
     )

@@ -1,7 +1,7 @@
 """Photographs and ground truth -> batches, repeatable from (seed, epoch, image).
 
 Each photograph is resized, flipped at random, and placed top left on raw zeros, as at inference.
-The batch of a step is cut into parts, each on a canvas of its own; the parts are dealt out to the
+The batch of a step is cut into parts, each on a network input of its own; the parts are dealt out to the
 processes. A part is the same on whichever process, so that the layout changes nothing.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.coco import CocoDataset, CocoImage
-from ..images.letterbox import to_canvas
+from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.config import ModelConfig
 from .losses import Target
@@ -26,24 +26,24 @@ from .recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MicroBatch:
     """Some images of a step's batch.
 
     Attributes:
-        canvas: uint8 [B, 3, H, W], H and W multiples of 16.
+        network_input: uint8 [B, 3, H, W], H and W multiples of 16.
         targets: of each image.
         share: B / images of the whole batch.
         image_ids: of the whole batch.
     """
 
-    canvas: Tensor
+    network_input: Tensor
     targets: list[Target]
     share: float
     image_ids: list[int]
 
-    def pin_memory(self) -> Part:
+    def pin_memory(self) -> MicroBatch:
         """The same with pixels that are copied to a GPU while it computes; a DataLoader asks."""
-        return replace(self, canvas=self.canvas.pin_memory())
+        return replace(self, network_input=self.network_input.pin_memory())
 
 
 def held_out(dataset: CocoDataset, fraction: float) -> tuple[CocoDataset, CocoDataset]:
@@ -114,20 +114,20 @@ def load_sample(
         window = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
     else:
         scale = rng.uniform(recipe.scale_low, recipe.scale_high)
-        window = (round(config.canvas_height * scale), round(config.canvas_width * scale))
-    resized, at = to_canvas(photo, *window)
-    resized = resized[: at.dst_height, : at.dst_width]
+        window = (round(config.input_height * scale), round(config.input_width * scale))
+    resized, at = to_network_input(photo, *window)
+    resized = resized[: at.resized_height, : at.resized_width]
     real = ~image.crowd
-    factor = np.array([at.dst_width / image.width, at.dst_height / image.height] * 2)
+    factor = np.array([at.resized_width / image.width, at.resized_height / image.height] * 2)
     boxes = (image.boxes[real] * factor).astype(np.float32)
     if rng.random() < recipe.flip:
         resized = resized[:, ::-1]
-        boxes[:, [0, 2]] = at.dst_width - boxes[:, [2, 0]]
+        boxes[:, [0, 2]] = at.resized_width - boxes[:, [2, 0]]
     target = Target(
         torch.from_numpy(boxes),
         torch.from_numpy(image.labels[real]),
-        at.dst_height,
-        at.dst_width,
+        at.resized_height,
+        at.resized_width,
         rng.getrandbits(48),
     )
     return resized, target
@@ -136,14 +136,16 @@ def load_sample(
 def load_batch(
     dataset: CocoDataset, indices: list[int], config: ModelConfig, recipe: Recipe, epoch: int
 ) -> tuple[Tensor, list[Target]]:
-    """A canvas uint8 [B, 3, H, W] just large enough, a multiple of 16, and its targets."""
+    """A network input uint8 [B, 3, H, W] just large enough, a multiple of 16, and its targets."""
     samples = [load_sample(dataset, dataset.images[i], config, recipe, epoch) for i in indices]
     height = math.ceil(max(t.height for _, t in samples) / 16) * 16
     width = math.ceil(max(t.width for _, t in samples) / 16) * 16
-    canvas = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
+    network_input = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
     for i, (photo, target) in enumerate(samples):
-        canvas[i, : target.height, : target.width] = torch.from_numpy(np.ascontiguousarray(photo))
-    return canvas.permute(0, 3, 1, 2), [t for _, t in samples]
+        network_input[i, : target.height, : target.width] = torch.from_numpy(
+            np.ascontiguousarray(photo)
+        )
+    return network_input.permute(0, 3, 1, 2), [t for _, t in samples]
 
 
 class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
@@ -165,14 +167,16 @@ class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         self.dataset, self.config, self.recipe, self.start = dataset, config, recipe, start
         self.rank, self.world = rank, world
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, (epoch, batch, indices) in enumerate(self._mine()):
             if number % stride == first:
-                canvas, targets = load_batch(self.dataset, indices, self.config, self.recipe, epoch)
+                network_input, targets = load_batch(
+                    self.dataset, indices, self.config, self.recipe, epoch
+                )
                 ids = [self.dataset.images[i].id for i in batch]
-                yield Part(canvas, targets, len(indices) / len(batch), ids)
+                yield MicroBatch(network_input, targets, len(indices) / len(batch), ids)
 
     def _mine(self) -> Iterator[tuple[int, list[int], list[int]]]:
         """Epoch, the step's whole batch and this process's part of it, without end."""

@@ -1,6 +1,6 @@
 """Losses towards a teacher: what a trained, dense model makes of the same photographs.
 
-Teacher and student see the same canvases, and the same regions: those that the student samples.
+Teacher and student see the same network inputs, and the same regions: those that the student samples.
 Three outputs are compared. Each loss is exactly 0 where they are equal, and is a mean over images.
 
 - `distill_class`: Kullback-Leibler divergence of the regions' class scores, both softened by a
@@ -127,7 +127,7 @@ def weights(recipe: Recipe) -> dict[str, float]:
 def distillation(
     teacher: Teacher,
     recipe: Recipe,
-    canvas: Tensor,
+    network_input: Tensor,
     extents: list[tuple[int, int]],
     features: Tensor,
     objectness: Tensor,
@@ -137,13 +137,13 @@ def distillation(
     """The losses of `weights`, weighted.
 
     Args:
-        canvas: [B, 3, H, W]; extents: (height, width) of each photograph on it, pixels.
+        network_input: [B, 3, H, W]; extents: (height, width) of each photograph on it, pixels.
         features, objectness: the student's, [B, C, Hf, Wf] and [B, A].
         rois: the regions [R_i, 4] of each image; class_logits: the student's [R, K + 1].
     """
     factors = weights(recipe)
     with torch.no_grad():
-        seen = teacher.model.features(canvas)
+        seen = teacher.model.features(network_input)
         rated, _ = teacher.model.rpn_outputs(seen)
         wanted = None
         if "distill_class" in factors:

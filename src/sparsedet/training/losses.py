@@ -29,8 +29,8 @@ class Target:
     """Ground truth of one image of a batch.
 
     Attributes:
-        boxes: [G, 4] xyxy canvas pixels; labels: [G], 1..K.
-        height, width: the photograph's extent on the canvas, pixels.
+        boxes: [G, 4] xyxy network input pixels; labels: [G], 1..K.
+        height, width: the photograph's extent on the network input, pixels.
         seed: of this image's sampling.
     """
 
@@ -190,20 +190,20 @@ def roi_losses(
 def losses(
     model: FasterRCNN,
     recipe: Recipe,
-    canvas: Tensor,
+    network_input: Tensor,
     targets: list[Target],
     teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     """All losses of a batch.
 
     Args:
-        canvas: uint8 or float BGR [B, 3, H, W], raw zeros where no photograph is.
+        network_input: uint8 or float BGR [B, 3, H, W], raw zeros where no photograph is.
 
     Returns:
         `rpn_objectness`, `rpn_box`, `roi_class`, `roi_box`, and those of a teacher: scalars to
         be added up.
     """
-    features = model.features(canvas)
+    features = model.features(network_input)
     logits, deltas = model.rpn_outputs(features)
     anchors = model.anchors(features)
     rpn_objectness, rpn_box = rpn_losses(model, recipe, logits, deltas, anchors, targets)
@@ -233,7 +233,7 @@ def losses(
     if teacher is not None:
         extents = [(target.height, target.width) for target in targets]
         found |= distillation(
-            teacher, recipe, canvas, extents, features, logits, rois, class_logits
+            teacher, recipe, network_input, extents, features, logits, rois, class_logits
         )
     return found
 
@@ -252,7 +252,7 @@ class LossModule(nn.Module):
         if teacher is not None:
             self.names += tuple(weights(recipe))
 
-    def forward(self, canvas: Tensor, targets: list[Target]) -> Tensor:
+    def forward(self, network_input: Tensor, targets: list[Target]) -> Tensor:
         """The losses, [len(names)]."""
-        found = losses(self.model, self.recipe, canvas, targets, self.teacher)
+        found = losses(self.model, self.recipe, network_input, targets, self.teacher)
         return torch.stack([found[name] for name in self.names])

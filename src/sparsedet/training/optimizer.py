@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..pruning.masks import GradualPruner, KeptZeros, Masks
+from ..pruning.masks import FixedMasks, GradualPruner, Masks
 from ..pruning.schedule import CubicSchedule, half_of, prunable_layers
 from ..torch_model import FasterRCNN
 from .recipe import Recipe
@@ -48,7 +48,7 @@ def make_masks(model: FasterRCNN, recipe: Recipe) -> Masks | None:
         InputError: the model cannot be pruned so, or has no zeros to keep.
     """
     if recipe.keep_zeros:
-        return KeptZeros(model, recipe.exclude)
+        return FixedMasks(model, recipe.exclude)
     if not recipe.prunes:
         return None
     final = recipe.sparsity

@@ -213,10 +213,10 @@ HELP = {
     "ema": "decay of the running mean of the weights, which is then validated and saved; 0: none",
     "seed": "of data order, augmentation and sampling",
     "flip": "share of images mirrored left to right",
-    "scale_low": "smallest size of an image, times the canvas",
-    "scale_high": "largest size of an image, times the canvas",
+    "scale_low": "smallest size of an image, times the network input",
+    "scale_high": "largest size of an image, times the network input",
     "short_sides": "the shorter side is drawn from these pixels, as in Detectron2, instead of "
-    "fitting the canvas times scale_low..scale_high",
+    "fitting the network input times scale_low..scale_high",
     "long_side": "limit of the longer side, with short_sides",
     "workers": "processes that load images, for each process that trains",
     "rpn_batch": "anchors sampled of an image",

@@ -27,7 +27,7 @@ from ..evaluation.coco import CocoDataset
 from ..files import write_atomic
 from ..model.file import load_model, save_model
 from ..torch_model import FasterRCNN
-from .data import Batches, Part, held_out
+from .data import Batches, MicroBatch, held_out
 from .distill import Teacher, check_recipe, check_resumed
 from .distributed import Ranks
 from .ema import WeightAverage
@@ -126,7 +126,7 @@ class Trainer:
                 versions[name] = "not installed as a package"
         content = {
             "command": list(command),
-            "config": self.model.config.to_dict(),
+            "config": self.model.config.to_stored(),
             "recipe": self.recipe.to_dict(),
             "annotations": str(self.dataset.path),
             "photographs": str(self.dataset.root),
@@ -175,7 +175,7 @@ class Trainer:
             self.step,
             tensors,
             {
-                "config": json.dumps(self.model.config.to_dict()),
+                "config": json.dumps(self.model.config.to_stored()),
                 "recipe": json.dumps(self.recipe.to_dict()),
                 "state": json.dumps(state),
             },
@@ -297,7 +297,7 @@ class Trainer:
     def _ask_to_stop(self) -> None:
         self._stop = True
 
-    def _next(self, batches: Iterator[Part]) -> list[Part]:
+    def _next(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
         """This process's parts of the next step; none if a signal that stops the run ended the
         workers, too.
 
@@ -321,7 +321,7 @@ class Trainer:
         patience = self.recipe.patience
         return self.step >= self.recipe.steps or (patience > 0 and self.stale >= patience)
 
-    def train_step(self, parts: Sequence[Part]) -> dict[str, float]:
+    def train_step(self, parts: Sequence[MicroBatch]) -> dict[str, float]:
         """One optimizer step.
 
         Args:
@@ -355,15 +355,15 @@ class Trainer:
         assert isinstance(self.losses, nn.parallel.DistributedDataParallel)
         return self.losses.no_sync()
 
-    def _losses(self, part: Part) -> Tensor:
+    def _losses(self, part: MicroBatch) -> Tensor:
         """The part's share of the batch's losses, times the number of processes: the mean over
         processes follows."""
         device = self.ranks.device
-        canvas = part.canvas.to(device, non_blocking=True)
+        network_input = part.network_input.to(device, non_blocking=True)
         targets = [target.to(device) for target in part.targets]
         dtype = torch.float16 if self.recipe.amp == "fp16" else torch.bfloat16
         with torch.autocast(device.type, dtype, enabled=self.recipe.amp != "off"):
-            found: Tensor = self.losses(canvas, targets)
+            found: Tensor = self.losses(network_input, targets)
         return found * (part.share * self.ranks.world)
 
     def _update(self) -> None:
@@ -383,7 +383,7 @@ class Trainer:
             self.average.update(self.step, self.pruner.factors if self.pruner else {})
         self.step += 1
 
-    def _refuse(self, part: Part, values: dict[str, float]) -> None:
+    def _refuse(self, part: MicroBatch, values: dict[str, float]) -> None:
         """Stop at a loss that is not finite."""
         path = self.folder / "nan_batch.json"
         if self.ranks.writes:

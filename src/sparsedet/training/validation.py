@@ -1,6 +1,6 @@
 """AP on held-out photographs while training, and pictures of what the model finds.
 
-The torch model itself is scored, photograph by photograph, on the model's own canvas, as the
+The torch model itself is scored, photograph by photograph, on the model's own network input, as the
 engine would run it. The photographs are dealt out to the processes; rank 0 scores.
 """
 
@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..evaluation import score_results
 from ..evaluation.coco import CocoDataset, CocoImage
 from ..files import read_json, write_atomic
-from ..images.letterbox import to_canvas
+from ..images.letterbox import to_network_input
 from ..torch_model import FasterRCNN
 from .data import read_photograph
 from .distributed import Ranks
@@ -32,8 +32,10 @@ SHOWN = 0.3
 def detect(model: FasterRCNN, image: Any, device: torch.device) -> Detections:
     """What the torch model finds in a photograph (H, W, 3) uint8 BGR."""
     config = model.config
-    canvas, at = to_canvas(image, config.canvas_height, config.canvas_width, config.resize)
-    rows = model(torch.from_numpy(canvas).permute(2, 0, 1)[None].to(device))[0]
+    network_input, at = to_network_input(
+        image, config.input_height, config.input_width, config.resize
+    )
+    rows = model(torch.from_numpy(network_input).permute(2, 0, 1)[None].to(device))[0]
     return from_rows(rows.cpu().numpy(), at, config.class_names, config.category_ids)
 
 

@@ -39,7 +39,7 @@ from sparsedet.importers import load_foreign  # noqa: E402
 from sparsedet.importers.detectron2 import _name  # noqa: E402
 from sparsedet.model.c4 import build_network  # noqa: E402
 from sparsedet.model.presets import preset  # noqa: E402
-from sparsedet.testing import lively_tensors  # noqa: E402
+from sparsedet.testing import calibrated_random_tensors  # noqa: E402
 
 
 def settings(depth: int) -> Any:
@@ -75,9 +75,9 @@ def state_of(config: Any, folded: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def stages(model: Any, canvas: Any) -> dict[str, Any]:
-    """What each of its modules gives for a canvas, in our order of axes."""
-    picture = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
+def stages(model: Any, network_input: Any) -> dict[str, Any]:
+    """What each of its modules gives for a network input, in our order of axes."""
+    picture = torch.from_numpy(np.ascontiguousarray(network_input.transpose(2, 0, 1)))
     images = model.preprocess_image([{"image": picture}])
     features = model.backbone(images.tensor)
     maps = [features["res4"]]
@@ -123,14 +123,14 @@ def rgb(out: Path) -> None:
     model = build_model(cfg).eval()
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     kept: dict[str, Any] = {}
-    for key, canvas in np.load(HERE / "canvases.npz").items():
-        values = stages(model, canvas[:, :, ::-1])
+    for key, network_input in np.load(HERE / "canvases.npz").items():
+        values = stages(model, network_input[:, :, ::-1])
         kept |= {f"{key}/{name}": values[name] for name in ("boxes", "scores", "labels")}
     np.savez_compressed(out / "detectron2_rgb_outputs.npz", **kept)
 
 
 def golden(out: Path) -> None:
-    """The narrow network on the two small canvases."""
+    """The narrow network on the two small network inputs."""
     cfg = narrow()
     config = replace(
         preset("r101-c4-detectron2"),
@@ -142,16 +142,17 @@ def golden(out: Path) -> None:
         class_names=tuple(f"class {n}" for n in range(1, 21)),
         category_ids=tuple(range(1, 21)),
     )
-    canvases = dict(np.load(HERE / "canvases.npz"))
+    network_inputs = dict(np.load(HERE / "canvases.npz"))
     model = build_model(cfg).eval()
     model.load_state_dict(
-        state_of(config, lively_tensors(config, 0.0, canvases["c0"], seed=3)), strict=False
+        state_of(config, calibrated_random_tensors(config, 0.0, network_inputs["c0"], seed=3)),
+        strict=False,
     )
     DetectionCheckpointer(model, str(out)).save("detectron2", iteration=1)
     (out / "last_checkpoint").unlink()
     kept: dict[str, Any] = {}
-    for key, canvas in canvases.items():
-        values = stages(model, canvas)
+    for key, network_input in network_inputs.items():
+        values = stages(model, network_input)
         if key == "c0":  # samples are enough of the large ones
             values |= {"rois": values["rois"][::60, ::4]}
             values |= {name: values[name][::8] for name in ("class_logits", "box_deltas")}
@@ -162,33 +163,34 @@ def golden(out: Path) -> None:
 
 
 def photos(paths: list[Path]) -> None:
-    """R101-C4 with random weights: stage by stage and as a whole, on its own canvases."""
+    """R101-C4 with random weights: stage by stage and as a whole, on its own network inputs."""
     cfg, config = settings(101), preset("r101-c4-detectron2")
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     images = [read_image(str(path), format="BGR") for path in paths]
-    canvases = [resize.get_transform(image).apply_image(image) for image in images]
+    network_inputs = [resize.get_transform(image).apply_image(image) for image in images]
     model = build_model(cfg).eval()
     model.load_state_dict(
-        state_of(config, lively_tensors(config, 0.0, canvases[0], seed=7)), strict=False
+        state_of(config, calibrated_random_tensors(config, 0.0, network_inputs[0], seed=7)),
+        strict=False,
     )
     with tempfile.TemporaryDirectory() as folder:
         DetectionCheckpointer(model, folder).save("model_final", iteration=1)
         imported = load_foreign(Path(folder) / "model_final.pth")
     assert imported.config == config and imported.ignored == ()
     engine = Engine(imported.config, imported.tensors)
-    for path, canvas in zip(paths, canvases, strict=True):
-        theirs = stages(model, canvas)
+    for path, network_input in zip(paths, network_inputs, strict=True):
+        theirs = stages(model, network_input)
         assert len(set(theirs["labels"].tolist())) >= 10
-        boxes, scores, labels = run(engine, canvas)
+        boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in theirs.items()}, "x")
         native = engine.native
-        native.plan(*canvas.shape[:2])
+        native.plan(*network_input.shape[:2])
         logits, deltas = native.rpn(theirs["features"])
         class_logits, box_deltas = native.regions(theirs["features"], theirs["proposals"])
         rois = native.roi_features(theirs["features"], theirs["proposals"])
         step = 14 // rois.shape[-1]
         ours = {
-            "features": native.features(canvas.astype(np.float32)),
+            "features": native.features(network_input.astype(np.float32)),
             "objectness": logits,
             "deltas": deltas,
             "rois": rois,
@@ -201,7 +203,7 @@ def photos(paths: list[Path]) -> None:
         assert max(errors.values()) < 1e-4, errors
         difference = np.abs(np.sort(scores) - np.sort(theirs["scores"])).max()
         print(
-            f"{path.name} {canvas.shape[:2]}: {len(boxes)} detections of {len(set(labels))} "
+            f"{path.name} {network_input.shape[:2]}: {len(boxes)} detections of {len(set(labels))} "
             f"classes, all the same, scores to {difference:.1e};",
             ", ".join(f"{name} {error:.1e}" for name, error in errors.items()),
         )

@@ -1,6 +1,6 @@
 """Runs TensorPack's own graph on random weights, and what was imported from them beside it.
 
-    python with_tensorpack.py weights SIZE FOLDER [PHOTO...]   writes weights and canvases
+    python with_tensorpack.py weights SIZE FOLDER [PHOTO...]   writes weights and network inputs
     python with_tensorpack.py run SIZE FOLDER CHECKOUT         in an environment with TensorFlow
     python with_tensorpack.py compare SIZE FOLDER              stage by stage and as a whole
     python with_tensorpack.py golden small FOLDER              writes the files of this folder
@@ -41,22 +41,22 @@ OUTPUTS = {
 def weights(size: str, folder: Path, photos: list[str]) -> None:
     import cv2
 
-    from sparsedet.testing import lively_tensors
+    from sparsedet.testing import calibrated_random_tensors
 
     if size == "small":
-        canvases = dict(np.load(HERE / "canvases.npz"))
+        network_inputs = dict(np.load(HERE / "canvases.npz"))
     else:
-        canvases = {}
+        network_inputs = {}
         for path in photos:
             image = cv2.imread(path)
             short, long = sorted(image.shape[:2])
             scale = min(800 / short, 1333 / long)
             height, width = (int(n * scale + 0.5) for n in image.shape[:2])
-            canvases[Path(path).stem] = cv2.resize(image, (width, height))
+            network_inputs[Path(path).stem] = cv2.resize(image, (width, height))
     config = config_of(size)
-    folded = lively_tensors(config, 0.0, next(iter(canvases.values())), seed=5)
+    folded = calibrated_random_tensors(config, 0.0, next(iter(network_inputs.values())), seed=5)
     np.savez_compressed(folder / "weights.npz", **variables_of(config, folded, size == "small"))
-    np.savez_compressed(folder / "canvases.npz", **canvases)
+    np.savez_compressed(folder / "canvases.npz", **network_inputs)
 
 
 def config_of(size: str) -> Any:
@@ -156,8 +156,8 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
         )
     )
     out = {}
-    for key, canvas in np.load(folder / "canvases.npz").items():
-        values = dict(zip(OUTPUTS, predict(canvas.astype(np.float32)), strict=True))
+    for key, network_input in np.load(folder / "canvases.npz").items():
+        values = dict(zip(OUTPUTS, predict(network_input.astype(np.float32)), strict=True))
         values["features"] = values["features"][0]
         values["objectness"] = values["objectness"][0].transpose(1, 2, 0).reshape(-1)
         values["deltas"] = values["deltas"][0].transpose(1, 2, 0).reshape(-1, 4)
@@ -179,17 +179,17 @@ def compare(size: str, folder: Path) -> None:
     assert size == "small" or imported.config == preset("r101-c4")
     engine = Engine(imported.config, imported.tensors)
     theirs = np.load(folder / "outputs_.npz")
-    for key, canvas in np.load(folder / "canvases.npz").items():
+    for key, network_input in np.load(folder / "canvases.npz").items():
         out = {name: theirs[f"{key}/{name}"] for name in OUTPUTS}
-        boxes, scores, labels = run(engine, canvas)
+        boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in out.items()}, "x")
         assert size == "small" or len(set(out["labels"].tolist())) >= 10
         native = engine.native
-        native.plan(*canvas.shape[:2])
+        native.plan(*network_input.shape[:2])
         logits, deltas = native.rpn(out["features"])
         class_logits, box_deltas = native.regions(out["features"], out["proposals"])
         ours = {
-            "features": native.features(canvas.astype(np.float32)),
+            "features": native.features(network_input.astype(np.float32)),
             "objectness": logits,
             "deltas": deltas,
             "proposals": native.proposals(out["objectness"], out["deltas"]),
@@ -201,7 +201,7 @@ def compare(size: str, folder: Path) -> None:
         assert max(errors.values()) < 1e-4, errors
         difference = np.abs(np.sort(scores) - np.sort(out["scores"])).max()
         print(
-            f"{key} {canvas.shape[:2]}: {len(boxes)} detections of {len(set(labels.tolist()))} "
+            f"{key} {network_input.shape[:2]}: {len(boxes)} detections of {len(set(labels.tolist()))} "
             f"classes, all the same, scores to {difference:.1e};",
             ", ".join(f"{name} {error:.1e}" for name, error in errors.items()),
         )
@@ -212,10 +212,10 @@ def golden(folder: Path) -> None:
     for variant in VARIANTS:
         values = np.load(folder / f"outputs_{variant.strip('/')}.npz")
         for key, value in values.items():
-            canvas, name = key.split("/")
+            network_input, name = key.split("/")
             if name in ("rois", "class_logits", "box_deltas"):  # samples are enough
                 value = value[::60, ::4] if name == "rois" else value[::8]
-            if name in ("boxes", "scores", "labels") or (canvas == "c0" and not variant):
+            if name in ("boxes", "scores", "labels") or (network_input == "c0" and not variant):
                 kept[variant + key] = value
     (HERE / "tensorpack.npz").write_bytes((folder / "weights.npz").read_bytes())
     np.savez_compressed(HERE / "tensorpack_outputs.npz", **kept)

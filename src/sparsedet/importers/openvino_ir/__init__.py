@@ -5,7 +5,7 @@ torch and ONNX graphs.
 thresholds and counts. OpenVINO is not needed; where it is installed, `probe` runs the source beside
 the import.
 
-A graph does not state everything: class names, COCO's ids and how a photograph goes on the canvas
+A graph does not state everything: class names, COCO's ids and how a photograph goes on the network input
 are taken from rt_info where our exporter wrote them, else COCO's 80 classes and `fit`. Colour order
 is BGR, as the published network has it.
 """
@@ -117,8 +117,8 @@ def _labels(ir: IR, classes: int) -> dict[str, Any]:
 def _shapes(body: Body) -> dict[str, Any]:
     layers, stages = body.layers, (2, 3, 4, 5)
     return {
-        "canvas_height": body.canvas[0],
-        "canvas_width": body.canvas[1],
+        "input_height": body.input_size[0],
+        "input_width": body.input_size[1],
         "blocks": tuple(body.blocks),
         "stem_channels": len(layers["stem.conv"].weight),
         "bottleneck_channels": tuple(len(layers[f"res{n}.0.conv1"].weight) for n in stages),

@@ -26,7 +26,7 @@ class Body:
     """What was found.
 
     Attributes:
-        canvas: (height, width).
+        network_input: (height, width).
         mean, std: of the input's channels, in the input's order.
         layers: by our names, complete.
         pool_padding: of the stem's max pooling.
@@ -35,7 +35,7 @@ class Body:
     """
 
     layout: str = ""
-    canvas: tuple[int, int] = (0, 0)
+    input_size: tuple[int, int] = (0, 0)
     mean: Array = field(default_factory=lambda: np.zeros(3))
     std: Array = field(default_factory=lambda: np.ones(3))
     layers: dict[str, Linear] = field(default_factory=dict)
@@ -121,9 +121,9 @@ class _Walk(Steps):
         if 3 not in (shape[1], shape[3]) or min(size) < 1 or shape[0] > 1:
             raise self.ir.error(
                 f"{image.says()}: shape {shape}, expected [1, 3, H, W] or [1, H, W, 3] of known "
-                "size (reshape the model to its canvas first)"
+                "size (reshape the model to its network input first)"
             )
-        self.body.canvas = (size[0], size[1])
+        self.body.input_size = (size[0], size[1])
         return image
 
     def _pixels(self, x: Node) -> tuple[Node, bool]:

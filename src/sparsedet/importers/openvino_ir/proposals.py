@@ -59,10 +59,12 @@ class ProposalReader(Fields):
             if node.attributes.get("method", "max") != "bilinear":
                 raise self.ir.error(f"{node.says()}: expected the method bilinear")
             if node.inputs[1][0].type == "Proposal" and not node.inputs[1][0].flag("normalize"):
-                raise self.ir.error(f"{node.says()}: expected boxes as fractions of the canvas")
-            if any(length % stride for length in self.body.canvas):
+                raise self.ir.error(
+                    f"{node.says()}: expected boxes as fractions of the network input"
+                )
+            if any(length % stride for length in self.body.input_size):
                 self.notes.append(
-                    f"{node.says()} takes the canvas for the map's extent, which it "
+                    f"{node.says()} takes the network input for the map's extent, which it "
                     "only is if its sides are multiples of the stride"
                 )
         if bins[0] != bins[1] or bins[0] % averaged:

@@ -4,7 +4,7 @@ Tells on one picture whether the import answers as the source does, and by how m
 Needs OpenVINO.
 
 Glossary: rows are the contract's (image_id, class_id, confidence, x0, y0, x1, y1), fractions of the
-canvas.
+network input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...engine import Engine
 from ...errors import InputError
-from ...images.letterbox import to_canvas
+from ...images.letterbox import to_network_input
 from ...model.boxes import iou
 from ...model.config import ModelConfig
 from ..tensor_source import Imported
@@ -28,7 +28,7 @@ from ..tensor_source import Imported
 Rows = NDArray[np.float32]
 
 SCORE_LIMIT, CORNER_LIMIT, LONELY_LIMIT = 0.005, 0.005, 0.04
-"""Largest accepted differences: of a confidence, of a corner as a share of the canvas, and share of
+"""Largest accepted differences: of a confidence, of a corner as a share of the network input, and share of
 all detections without a partner (where two boxes overlap by just the threshold of NMS, rounding
 decides; random weights have such pairs, trained ones hardly). Rounding in another order gives 1e-4
 and less; a wrong convention (colour order, half a pixel, a weight of deltas) gives far more."""
@@ -62,7 +62,7 @@ class Comparison:
         return (
             f"{self.source} detections of the source, {self.ours} ours, {self.unmatched} without "
             f"a partner (limit {LONELY_LIMIT:.0%}); largest difference of a score {self.score:.2g} "
-            f"(limit {SCORE_LIMIT}), of a corner {self.corner:.2g} of the canvas (limit "
+            f"(limit {SCORE_LIMIT}), of a corner {self.corner:.2g} of the network input (limit "
             f"{CORNER_LIMIT})"
         )
 
@@ -86,14 +86,17 @@ def compare_with_openvino(
     config = imported.config
     engine = Engine(config, imported.tensors)
     run = _openvino(path, config)
-    size = (config.canvas_height, config.canvas_width)
+    size = (config.input_height, config.input_width)
     for attempt in range(TRIES):
         if photo is None:
-            canvas = picture(*size, seed=attempt)
+            network_input = picture(*size, seed=attempt)
         else:
-            canvas, _ = to_canvas(photo, *size, config.resize)
+            network_input, _ = to_network_input(photo, *size, config.resize)
         result = compare(
-            run(canvas), engine.run(canvas), config.score_threshold, config.max_detections
+            run(network_input),
+            engine.run(network_input),
+            config.score_threshold,
+            config.max_detections,
         )
         if result.source or result.ours or photo is not None:
             break
@@ -139,14 +142,16 @@ def _openvino(path: str | os.PathLike[str], config: ModelConfig) -> Any:
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1][:200]
         raise InputError(f"{path}: OpenVINO cannot load it ({first})") from None
-    size = (config.canvas_height, config.canvas_width)
+    size = (config.input_height, config.input_width)
 
-    def run(canvas: NDArray[np.uint8]) -> Rows:
+    def run(network_input: NDArray[np.uint8]) -> Rows:
         given = []
         for port in compiled.inputs:
             shape = tuple(port.get_partial_shape().get_max_shape())
             if len(shape) == 4:
-                blob = canvas[None] if shape[3] == 3 else canvas.transpose(2, 0, 1)[None]
+                blob = (
+                    network_input[None] if shape[3] == 3 else network_input.transpose(2, 0, 1)[None]
+                )
                 given.append(np.ascontiguousarray(blob).astype(port.get_element_type().to_dtype()))
             else:  # image_info: height, width, scales
                 given.append(np.array([[*size, 1, 1][: shape[-1]]], dtype=np.float32))
@@ -166,13 +171,13 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Smooth random colours under sharp shapes: something for edges and for areas."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (max(2, height // 64), max(2, width // 64), 3), dtype=np.uint8)
-    canvas = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    network_input = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(12):
         x, y = (int(rng.integers(0, n)) for n in (width, height))
         w, h = (int(rng.integers(max(2, n // 20), max(3, n // 3))) for n in (width, height))
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
         if rng.random() < 0.5:
-            cv2.rectangle(canvas, (x, y), (x + w, y + h), colour, -1)
+            cv2.rectangle(network_input, (x, y), (x + w, y + h), colour, -1)
         else:
-            cv2.ellipse(canvas, (x, y), (w // 2, h // 2), 0, 0, 360, colour, -1)
-    return np.asarray(canvas, dtype=np.uint8)
+            cv2.ellipse(network_input, (x, y), (w // 2, h // 2), 0, 0, 360, colour, -1)
+    return np.asarray(network_input, dtype=np.uint8)
