@@ -17,6 +17,7 @@ LAYERS = (
     ("files",),
     ("model",),
     ("images", "detections"),
+    ("sources",),
     ("engine", "torch_model", "exporters"),
     ("backends",),
     ("detector",),

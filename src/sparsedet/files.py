@@ -38,6 +38,24 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, overwrite: bool =
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
+def check_output(path: Path, *, overwrite: bool = False, flag: str = "--overwrite") -> None:
+    """Refuse before the work what could not be written after it.
+
+    Args:
+        path: the file that will be written.
+        overwrite: an existing file may be replaced.
+        flag: what the message names as the way to replace it; "": there is none.
+
+    Raises:
+        InputError: the file exists, or its folder does not.
+    """
+    if path.exists() and not overwrite:
+        way = f"another name or {flag}" if flag else "another name"
+        raise InputError(f"{path}: exists already; give {way}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written ({path.parent} is not a folder)")
+
+
 def make_folder(path: Path) -> None:
     """Create a folder that results will be written into, before the work is done.
 

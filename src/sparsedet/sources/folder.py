@@ -1,0 +1,44 @@
+"""The images of a folder: all of them, or a fixed sample for calibration."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from ..errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Files with these suffixes, in either case, are taken for images."""
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images of a folder and its subfolders, sorted by path.
+
+    Raises:
+        InputError: it is not a folder, or holds no image.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder of images")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise InputError(f"{folder}: holds no images (JPEG or PNG)")
+    return found
+
+
+def sample_images(folder: Path, count: int, *, seed: int = 0, exact: bool = True) -> list[Path]:
+    """A random sample of a folder's images; the same names and seed give the same sample.
+
+    Args:
+        folder: searched with its subfolders.
+        count: how many images, at least 1.
+        exact: False: take all where there are fewer than `count`.
+
+    Raises:
+        InputError: it is not a folder, or holds no or too few images.
+    """
+    if count < 1:
+        raise InputError(f"{count} images asked for, expected at least 1")
+    found = find_images(folder)
+    if len(found) < count and exact:
+        raise InputError(f"{folder}: holds {len(found)} images, but {count} are asked for")
+    return random.Random(seed).sample(found, min(count, len(found)))

@@ -1,0 +1,47 @@
+"""Which files of a folder are images, and which of them a sample takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsedet.errors import InputError
+from sparsedet.sources.folder import find_images, sample_images
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    for name in ("a.jpg", "B.PNG", "b/c.jpeg", "b/deep/d.JPG", "notes.txt", "b/e.gif"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_images_are_found_at_any_depth_and_sorted(folder: Path) -> None:
+    names = [path.relative_to(folder).as_posix() for path in find_images(folder)]
+    assert names == ["B.PNG", "a.jpg", "b/c.jpeg", "b/deep/d.JPG"]
+
+
+def test_a_sample_follows_from_names_and_seed(folder: Path) -> None:
+    samples = [sample_images(folder, 2, seed=seed) for seed in range(20)]
+    assert samples == [sample_images(folder, 2, seed=seed) for seed in range(20)]
+    assert len({tuple(sample) for sample in samples}) > 3
+    assert all(len(set(sample)) == 2 for sample in samples)
+
+
+def test_fewer_images_than_asked_for(folder: Path) -> None:
+    assert sorted(sample_images(folder, 9, exact=False)) == find_images(folder)
+    with pytest.raises(InputError, match=r"holds 4 images, but 9 are asked for"):
+        sample_images(folder, 9)
+    with pytest.raises(InputError, match="expected at least 1"):
+        sample_images(folder, 0)
+
+
+def test_no_folder_and_no_images(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        find_images(folder / "empty")
+    for path in (folder / "a.jpg", folder / "none"):
+        with pytest.raises(InputError, match="not a folder"):
+            find_images(path)
