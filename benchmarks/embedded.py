@@ -54,7 +54,7 @@ def time_both(detectors: dict[str, sparsedet.Detector], dataset: Any) -> dict[st
 
 def whole_process(photo: Path) -> float:
     """Median seconds of `sparsedet detect PHOTO` from start to exit."""
-    command = [sys.executable, "-m", "sparsedet", "detect", "--no-picture", str(photo)]
+    command = [sys.executable, "-m", "sparsedet", "detect", "--no-save", str(photo)]
     times = []
     for _ in range(5):
         start = time.perf_counter()

@@ -36,7 +36,7 @@ class Detections:
     """What was found on one photograph, best first.
 
     Attributes:
-        normalised: (N, 4) float32 xyxy, fractions of the network input size, as the model gave them.
+        normalised: (N, 4) float32 xyxy, divided by the network input's size, as the model gave them.
         scores: (N,) float32, descending.
         labels: (N,) int64, 1..K.
         class_names, category_ids: of label 1, 2, ... K.
@@ -133,10 +133,14 @@ class Detections:
         writer.writerows(self._records())
         return text.getvalue()
 
-    def to_json(self) -> str:
-        """One line: the photograph's size and a list of detections, pixels of the photograph."""
+    def to_dict(self) -> dict[str, Any]:
+        """The image's size and a list of detections, in pixels of the image; JSON-ready."""
         size = {"width": self.letterbox.width, "height": self.letterbox.height}
-        return json.dumps({**size, "detections": self._records()}, ensure_ascii=False)
+        return {**size, "detections": self._records()}
+
+    def to_json(self) -> str:
+        """`to_dict` as one line."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
 
     # ---------------------------------------------------------------- as a picture
 

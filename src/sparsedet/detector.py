@@ -104,7 +104,8 @@ class Detector:
             backend: "native" is the sparse engine. "openvino", "onnxruntime" and "torch" run the
                 model densely, with the same detections (`pip install 'sparsedet[export]'`, for
                 torch `[train]`).
-            num_threads, plan: deprecated names of `threads` and `tuning`; so is "fit", of "letterbox".
+            num_threads, plan: deprecated names of `threads` and `tuning` (so is "fit", of
+                "letterbox").
 
         Raises:
             InputError: the file is not a model, or an argument is unknown or not supported here.
@@ -270,8 +271,8 @@ class Detector:
 
         Returns:
             N = B * max_detections rows (image_id, class_id, confidence, x0, y0, x1, y1):
-            image_id is the index in the batch, coordinates are fractions of the network input. Images
-            come in order, best detection first; then padding rows with image_id -1.
+            image_id is the index in the batch, coordinates are divided by the network input's
+            size. Images come in order, best detection first; then padding rows with image_id -1.
 
         Raises:
             InputError: the blob has another shape or other values.

@@ -194,7 +194,7 @@ def test_the_command(
                 [
                     "detect",
                     str(photo),
-                    "--no-picture",
+                    "--no-save",
                     "--format",
                     "json",
                     "--threads",
@@ -393,7 +393,7 @@ def test_bad_graphs_for_openvino(tmp_path: Path, graphs: dict[str, Path]) -> Non
 import sys
 from sparsedet.cli import main
 for path in sys.argv[2:]:
-    command = ["detect", sys.argv[1], "--no-picture", "--backend", "openvino", "--model", path]
+    command = ["detect", sys.argv[1], "--no-save", "--backend", "openvino", "--model", path]
     assert main(command) == 2, path
 """
     paths = sorted(str(p) for p in tmp_path.glob("*.xml") if not p.stem.startswith("N"))

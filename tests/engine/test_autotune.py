@@ -38,7 +38,7 @@ def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:
 
 def test_show_tune_and_use(small_model: Path, tmp_path: Path, capsys) -> None:
     plan = tmp_path / "plan.json"
-    assert main(["info", str(small_model), "--plan", "--autotune", str(plan)]) == 0
+    assert main(["info", str(small_model), "--operations", "--autotune", str(plan)]) == 0
     out = capsys.readouterr().out
     assert "rpn.conv" in out and "GFLOP/s" in out
     assert set(load_tuning(plan).values()) <= {"sparse", "dense", "winograd"}

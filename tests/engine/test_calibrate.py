@@ -275,10 +275,10 @@ def test_detect_and_plan(quantized: Path, photo: Path, capsys: pytest.CaptureFix
     exact, fast = Detector.load(quantized), Detector.load(quantized, precision="int8")
     a, b = exact(photograph()), fast(photograph())
     assert len(a) and len(b) and abs(a.scores[0] - b.scores[0]) < 0.1
-    command = ["detect", str(photo), "--no-picture", "--model", str(quantized)]
+    command = ["detect", str(photo), "--no-save", "--model", str(quantized)]
     assert main([*command, "--precision", "int8"]) == 0
     capsys.readouterr()
-    assert main(["info", str(quantized), "--plan", "--precision", "int8"]) == 0
+    assert main(["info", str(quantized), "--operations", "--precision", "int8"]) == 0
     out = capsys.readouterr().out
     assert " words " in out and ", int8, " in out
 
@@ -293,7 +293,7 @@ def test_refusals(
         assert error.count("\n") == 1
         return error
 
-    detect = ("detect", photo, "--no-picture", "--isa", "scalar", "--precision", "int8", "--model")
+    detect = ("detect", photo, "--no-save", "--isa", "scalar", "--precision", "int8", "--model")
     assert "sparsedet quantize" in refused(*detect, small_model)
     folder = photo.parent
     new, empty = folder.parent / "new.safetensors", folder.parent / "empty"
@@ -301,7 +301,7 @@ def test_refusals(
     again = ("quantize", small_model, "--images", folder, "--output")
     assert "exists already" in refused(*again, quantized)
     assert "no folder" in refused(*again, folder / "none" / "x.safetensors")
-    assert "at least 1" in refused(*again, new, "--photos", 0)
+    assert "at least 1" in refused(*again, new, "--calibration-images", 0)
     assert "no photographs" in refused("quantize", small_model, "--images", empty, "--output", new)
     assert not new.exists()
 

@@ -43,3 +43,8 @@ def picture(height: int = 90, width: int = 120, seed: int = 0) -> NDArray[np.uin
             cv2.FILLED,
         )
     return image
+
+
+def encoded(suffix: str) -> bytes:
+    """`picture()` as an image file."""
+    return cv2.imencode(suffix, picture())[1].tobytes()

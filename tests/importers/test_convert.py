@@ -97,7 +97,7 @@ def test_convert_writes_the_imported_model(
     assert load_model(output).storage_dtype == "float16"
     capsys.readouterr()
     assert main(["convert", str(source), "-o", str(tmp_path / "no" / "x.safetensors")]) == 2
-    assert "is no folder" in one_line(capsys)
+    assert "is not a folder" in one_line(capsys)
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])

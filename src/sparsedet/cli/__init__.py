@@ -1,6 +1,6 @@
-"""The command line: a parser of the commands in `commands`. Errors are one line.
+"""The `sparsedet` command: a parser of the commands, one file each. An error is one line.
 
-Exit codes: 0 done, 2 an input could not be used (a message says which and why), 130 stopped.
+Exit codes: 0 done, 2 an input could not be used (the message says which and why), 130 stopped.
 """
 
 from __future__ import annotations
@@ -8,14 +8,41 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import InputError
-from . import compare, convert, detect, download, evaluate, export, info, quantize, train
-from .options import Run, complain
+from . import (
+    cache,
+    compare,
+    convert,
+    detect,
+    download,
+    evaluate,
+    export,
+    info,
+    prune,
+    quantize,
+    train,
+)
+from .options import Run, complain, warn
 
-COMMANDS = (detect, info, evaluate, compare, train, quantize, convert, export, download)
+COMMANDS = (
+    detect,
+    info,
+    evaluate,
+    compare,
+    train,
+    prune,
+    quantize,
+    convert,
+    export,
+    download,
+    cache,
+)
 """In the order of the help."""
 
 
@@ -27,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = int(arguments.run(arguments))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module=r"sparsedet\b")
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `sparsedet info | head`
@@ -40,16 +70,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    warn([str(message)])
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions and examples as they are written, the default behind each help text."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, 100)
+        super().__init__(prog, max_help_position=30, width=width)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default in (None, False, "", (), argparse.SUPPRESS)
+        return text if silent or not action.option_strings else f"{text} (default: %(default)s)"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
-    from .. import __version__
+    from ..version import VERSION
 
-    parser = argparse.ArgumentParser(prog="sparsedet", description="Sparse Faster R-CNN on CPUs.")
-    parser.add_argument("--version", action="version", version=f"sparsedet {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = argparse.ArgumentParser(
+        prog="sparsedet",
+        description="Pruned object detectors, fast on CPUs: run, evaluate, train, prune, convert.",
+        epilog="sparsedet COMMAND --help explains a command and gives examples.",
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=f"sparsedet {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    def command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(
+        name: str, run: Run, summary: str, *, usage: str, examples: Sequence[str], details: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            usage=f"sparsedet {name} {usage}",
+            description=f"{summary}\n\n{details}".strip(),
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
+            formatter_class=_Help,
+        )
+        sub._positionals.title = "arguments"
         sub.set_defaults(run=run)
         return sub
 

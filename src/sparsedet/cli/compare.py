@@ -1,4 +1,4 @@
-"""`sparsedet compare`: two models over the same photographs."""
+"""`sparsedet compare`: two models over the same images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .evaluate import check_outputs, data_flags, progress, warn
-from .options import BACKENDS, PRECISIONS, Command, running_flags
+from .evaluate import add_dataset
+from .options import (
+    BACKENDS,
+    PRECISIONS,
+    RUNNING,
+    Command,
+    Progress,
+    add,
+    add_running,
+    check_outputs,
+    group,
+    load_detector,
+    warn,
+)
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -17,16 +29,31 @@ if TYPE_CHECKING:
 
 def register(command: Command) -> None:
     """Add the parser."""
-    parser = command("compare", run_compare, "Two models side by side: accuracy, speed, size.")
+    parser = command(
+        "compare",
+        run_compare,
+        "Compare two models: accuracy with intervals, speed, size.",
+        usage="A B --annotations FILE --images FOLDER [OPTIONS]",
+        details="The flags of running apply to both models, unless one for B alone is given.",
+        examples=(
+            "sparsedet compare dense.safetensors pruned.safetensors --annotations val.json "
+            "--images val",
+            "sparsedet compare embedded embedded --backend-b openvino --annotations val.json "
+            "--images val",
+        ),
+    )
     for name in ("a", "b"):
         parser.add_argument(name, metavar=name.upper(), help="model file, or 'embedded'")
-    data_flags(parser)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    running_flags(parser, model=False)
-    parser.add_argument(
-        "--precision-b", choices=PRECISIONS, help="of B alone; default: as --precision"
+    add_dataset(parser)
+    add(parser, "--json", "--overwrite")
+    add_running(parser, model=False)
+    running = group(parser, RUNNING)
+    running.add_argument(
+        "--precision-b", choices=PRECISIONS, help="precision of B alone (default: as --precision)"
     )
-    parser.add_argument("--backend-b", choices=BACKENDS, help="of B alone; default: as --backend")
+    running.add_argument(
+        "--backend-b", choices=BACKENDS, help="backend of B alone (default: as --backend)"
+    )
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
@@ -55,7 +82,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         names=(_name(arguments.a, a), _name(arguments.b, b)),
         facts=(_facts(arguments.a, a), _facts(arguments.b, b)),
         skip_bad=arguments.skip_bad,
-        progress=progress,
+        progress=Progress("compare"),
     )
     warn(outcome.warnings)
     if arguments.json is not None:
@@ -72,16 +99,10 @@ def _path(given: str) -> Path:
 
 
 def _load(given: str, arguments: argparse.Namespace, precision: Any, backend: Any) -> Detector:
-    from ..detector import Detector
-
-    native = backend == "native"  # isa and plan are for our engine, if B alone runs by another
-    return Detector.load(
-        _path(given),
-        threads=arguments.threads,
-        isa=arguments.isa if native else "",
-        precision=precision,
-        tuning=arguments.plan if native else None,
-        backend=backend,
+    # The instruction set and the tuning file are for the native engine, if one of the two runs it.
+    other = {} if backend == "native" else {"isa": "", "tuning": None}
+    return load_detector(
+        arguments, path=_path(given), precision=precision, backend=backend, **other
     )
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import Command
+from .options import INPUT, Command, add, check_outputs, group
 
 if TYPE_CHECKING:
     from ..importers import Imported
+    from ..model.config import ModelConfig
+    from ..model.file import StorageDtype
 
 SHOWN = 8
-"""So many names of ignored tensors are printed without --verbose."""
+"""Number of ignored tensors that are named without --verbose."""
 
 
 def register(command: Command) -> None:
@@ -23,71 +25,102 @@ def register(command: Command) -> None:
     convert = command(
         "convert",
         run_convert,
-        "Read a model of another project (Detectron2, "
-        "TensorPack, OpenVINO) or a training run, write a model file.",
+        "Convert a model of another project, or a training run, to a model file.",
+        usage="SOURCE --output PATH [OPTIONS]",
+        details="SOURCE is one of: " + "; ".join(FORMATS.values()) + ".",
+        examples=(
+            "sparsedet convert model_final.pkl -o mine.safetensors",
+            "sparsedet convert published.xml -o published.safetensors --probe street.jpg",
+        ),
     )
-    convert.add_argument("source", type=Path, help="; ".join(FORMATS.values()))
-    convert.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="the model file to write"
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="the file or run folder")
+    source = group(convert, INPUT)
+    source.add_argument(
+        "--from",
+        dest="format",
+        choices=tuple(FORMATS),
+        help="form of the source (default: detected by its content)",
     )
-    convert.add_argument(
-        "--from", dest="format", choices=tuple(FORMATS), help="default: found out by content"
-    )
-    convert.add_argument(
-        "--preset",
-        help="conventions that the source does not state; default: those that its project uses",
-    )
-    convert.add_argument(
-        "--config",
-        type=Path,
-        metavar="JSON",
-        help='an object of configuration fields that override all else, as {"class_names": [...]}',
-    )
-    convert.add_argument(
+    source.add_argument(
         "--rgb",
         action="store_true",
-        help="a Detectron2 model of INPUT.FORMAT RGB, on a backbone of torchvision's",
+        help="Detectron2: the model was trained with INPUT.FORMAT RGB",
     )
-    convert.add_argument(
-        "--dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="of the weights in the file (default float32: nothing is rounded)",
-    )
-    convert.add_argument(
+    source.add_argument(
         "--probe",
         type=Path,
-        metavar="PHOTO",
-        help="OpenVINO IR: what source and import are compared on (default: a synthetic picture)",
+        metavar="IMAGE",
+        help="OpenVINO: image on which source and result are compared (default: a synthetic one)",
     )
-    convert.add_argument(
-        "--force", action="store_true", help="save even if it answers otherwise than its source"
+    source.add_argument(
+        "--force",
+        action="store_true",
+        help="save the result even if its detections differ from those of the source",
     )
-    convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    convert.add_argument("--verbose", action="store_true", help="name every ignored tensor")
+    add(convert, "--preset", "--config")
+    add(convert, "--output", required=True)
+    add(convert, "--dtype", default="float32")
+    add(convert, "--overwrite", "--verbose")
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
     from ..files import read_json
-    from ..importers import detect_format, load_foreign
-    from ..model.file import load_model, save_model
     from ..model.presets import preset
-    from ..model.sparsity import sparsity_report
 
-    output: Path = arguments.output
-    if output.exists() and not arguments.overwrite:
-        raise InputError(f"{output}: exists already; give --overwrite or another name")
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: cannot be written ({output.parent} is no folder)")
     base = preset(arguments.preset) if arguments.preset else None
     fields: Any = read_json(arguments.config) if arguments.config else {}
     if not isinstance(fields, dict):
         raise InputError(f"{arguments.config}: expected a JSON object of configuration fields")
-    kind = arguments.format or detect_format(arguments.source)
-    imported = load_foreign(arguments.source, kind, base=base, fields=fields, rgb=arguments.rgb)
-    if kind == "openvino":
-        _probe(arguments, imported)
-    elif arguments.probe or arguments.force:
+    return convert_file(
+        arguments.source,
+        arguments.output,
+        form=arguments.format,
+        base=base,
+        fields=fields,
+        rgb=arguments.rgb,
+        dtype=arguments.dtype,
+        probe=arguments.probe,
+        force=arguments.force,
+        overwrite=arguments.overwrite,
+        verbose=arguments.verbose,
+    )
+
+
+def convert_file(
+    source: Path,
+    output: Path,
+    *,
+    form: str | None = None,
+    base: ModelConfig | None = None,
+    fields: dict[str, Any] | None = None,
+    rgb: bool = False,
+    dtype: StorageDtype = "float32",
+    probe: Path | None = None,
+    force: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> int:
+    """Convert one source and print what was done; returns the exit code.
+
+    Args:
+        source, output: files; the source may be a run folder.
+        form: a key of `importers.FORMATS`; default: detected by content.
+        base, fields, rgb: as `importers.load_foreign` takes them.
+        probe, force: of an OpenVINO source, see `--probe` and `--force`.
+
+    Raises:
+        InputError: the source cannot be converted, or the output cannot be written.
+    """
+    from ..importers import detect_format, load_foreign
+    from ..model.file import load_model, save_model
+    from ..model.sparsity import sparsity_report
+
+    check_outputs(overwrite, output)
+    form = form or detect_format(source)
+    imported = load_foreign(source, form, base=base, fields=fields or {}, rgb=rgb)
+    if form == "openvino":
+        _probe(source, imported, probe, force)
+    elif probe or force:
         raise InputError("--probe and --force are for an OpenVINO IR")
     report = sparsity_report(imported.config, imported.tensors)  # complete and finite
     save_model(
@@ -95,11 +128,11 @@ def run_convert(arguments: argparse.Namespace) -> int:
         imported.config,
         imported.tensors,
         imported.provenance,
-        dtype=arguments.dtype,
-        overwrite=arguments.overwrite,
+        dtype=dtype,
+        overwrite=overwrite,
     )
     written = sparsity_report(imported.config, load_model(output).tensors)
-    _print(imported, arguments.verbose)
+    _print(imported, verbose)
     print(
         f"{report.parameters:,} parameters (batch norm folded), {report.zeros:,} of them zero "
         f"({100 * report.sparsity:.2f} %)"
@@ -109,28 +142,28 @@ def run_convert(arguments: argparse.Namespace) -> int:
             f"{written.zeros:,} zero in the file: {written.zeros - report.zeros:,} were too small "
             "for float16"
         )
-    print(f"-> {output}  ({output.stat().st_size / 1e6:.2f} MB, {arguments.dtype})")
+    print(f"-> {output}  ({output.stat().st_size / 1e6:.2f} MB, {dtype})")
     return 0
 
 
-def _probe(arguments: argparse.Namespace, imported: Imported) -> None:
+def _probe(source: Path, imported: Imported, probe: Path | None, force: bool) -> None:
     """Run the source beside the import, where OpenVINO is installed."""
     from ..images.read import read_image
     from ..importers.openvino_ir.verify import compare_with_openvino, have_openvino
 
-    photo = read_image(arguments.probe) if arguments.probe else None
+    image = read_image(probe) if probe else None
     if not have_openvino():
-        print("not compared with its source: OpenVINO is not installed")
+        print("not compared with the source: OpenVINO is not installed")
         return
-    result = compare_with_openvino(arguments.source, imported, photo)
-    print(f"beside OpenVINO on one picture: {result}")
+    result = compare_with_openvino(source, imported, image)
+    print(f"compared with OpenVINO on one image: {result}")
     if not result.source and not result.ours:
-        print("nothing was detected there, which proves little: give --probe PHOTO")
-    if not result.agrees and not arguments.force:
+        print("no detections in the probe image, so the comparison is weak: pass --probe IMAGE")
+    if not result.agrees and not force:
         reasons = "; ".join(imported.notes)
         raise InputError(
-            f"{arguments.source}: the import answers otherwise than its source ({result}); --force "
-            f"saves it all the same{f'. Known differences: {reasons}' if reasons else ''}"
+            f"{source}: the converted model's detections differ from the source's ({result}); "
+            f"--force saves it anyway{f'. Known differences: {reasons}' if reasons else ''}"
         )
 
 
@@ -149,10 +182,10 @@ def _print(imported: Imported, verbose: bool) -> None:
         shown = names if verbose else names[:SHOWN]
         more = f", ... (--verbose names all {len(names)})" if len(shown) < len(names) else ""
         print(
-            f"{len(names)} tensors of the source are no part of the network: "
+            f"{len(names)} tensors of the source are not part of the network: "
             f"{', '.join(shown)}{more}"
         )
     print(
-        f"each of the {len(imported.tensors)} tensors of the network was found, of its shape "
+        f"each of the {len(imported.tensors)} tensors of the network was found, of the right shape "
         "and finite"
     )

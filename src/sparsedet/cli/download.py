@@ -1,14 +1,12 @@
-"""`sparsedet download`: a model that others publish, fetched, checked and converted."""
+"""`sparsedet download`: a published model, downloaded, checked and converted."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 
 from ..errors import InputError
-from .options import Command
+from .options import INPUT, OUTPUT, Command, Progress, add, check_outputs, group
 
 
 def register(command: Command) -> None:
@@ -16,53 +14,54 @@ def register(command: Command) -> None:
     download = command(
         "download",
         run_download,
-        "Fetch a published model into the cache, check it and convert it to a model file.",
+        "Download a published model, check it and convert it.",
+        usage="NAME [OPTIONS]",
+        details="The files go to the cache folder (see sparsedet cache), the converted model to\n"
+        "--output, by default NAME.safetensors in this folder.",
+        examples=("sparsedet download --list", "sparsedet download resnet101-v1 --no-convert"),
     )
-    download.add_argument("name", nargs="?", metavar="NAME", help="see --list")
-    download.add_argument("--list", action="store_true", help="show what there is, fetch nothing")
-    download.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="the model file to write; default: NAME.safetensors here",
+    download.add_argument("name", nargs="?", metavar="NAME", help="name of a model, see --list")
+    source = group(download, INPUT)
+    source.add_argument(
+        "--list", action="store_true", help="list the models and what is in the cache"
     )
-    download.add_argument("--no-convert", action="store_true", help="only fetch and check")
-    download.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    download.add_argument(
+    source.add_argument(
         "--offline",
         action="store_true",
-        help="open no connection, use what is in the cache (also by SPARSEDET_OFFLINE=1)",
+        help="open no connection, use the cache alone (also: SPARSEDET_OFFLINE=1)",
     )
-    download.add_argument(
-        "--mirror",
-        metavar="URL",
-        help="ask this address instead of the publisher's host, for the same path",
+    source.add_argument(
+        "--mirror", metavar="URL", help="address of a mirror, used instead of the publisher's host"
+    )
+    add(download, "--output", "--overwrite")
+    group(download, OUTPUT).add_argument(
+        "--no-convert", action="store_true", help="download and check only"
     )
 
 
 def run_download(arguments: argparse.Namespace) -> int:
     from ..hub.catalogue import describe_check, get, published
+    from .convert import convert_file
 
     if arguments.list:
         print(_table())
         return 0
     if arguments.name is None:
-        raise InputError("which model? Give a NAME, or --list to see what there is")
+        raise InputError("which model? Give a NAME, or --list to see the names")
     model = published(arguments.name)
     convert = model.detector and not arguments.no_convert
     if arguments.output and not convert:
         raise InputError("--output is for the converted model, and nothing is converted here")
     output = arguments.output or Path(f"{arguments.name}.safetensors")
-    if convert and output.exists() and not arguments.overwrite:  # before the work, not after
-        raise InputError(f"{output}: exists already; give --overwrite or another name")
-    bar = _Bar()
+    if convert:
+        check_outputs(arguments.overwrite, output)  # before the work, not after
+    bar = Progress(unit="MB")
     try:
         paths = get(
             arguments.name,
             mirror=arguments.mirror,
             no_network=arguments.offline,
-            progress=bar.show,
+            progress=lambda name, done, total: bar(done, total, name),
             note=bar.note,
         )
     finally:
@@ -73,18 +72,8 @@ def run_download(arguments: argparse.Namespace) -> int:
     if not model.detector:
         print(f"a start for training: sparsedet train --init {paths[0]}")
     if convert:
-        return _convert(paths[0], output, arguments.overwrite)
+        return convert_file(paths[0], output, overwrite=arguments.overwrite)
     return 0
-
-
-def _convert(source: Path, output: Path, overwrite: bool) -> int:
-    """`sparsedet convert SOURCE -o OUTPUT`, all else as it is there by default."""
-    from . import convert
-
-    parser = argparse.ArgumentParser()
-    convert.register(lambda name, run, text: parser)
-    command = [str(source), "-o", str(output)] + ["--overwrite"] * overwrite
-    return convert.run_convert(parser.parse_args(command))
 
 
 def _table() -> str:
@@ -98,41 +87,3 @@ def _table() -> str:
         here = "yes" if cached(name) else "no"
         lines.append(f"{name:<{width}}  {total:>6}  {here:<6}  {model.title}; {model.licence}")
     return "\n".join([*lines, f"cache: {cache_folder()}"])
-
-
-class _Bar:
-    """One line on a terminal that follows a download, nothing elsewhere; notes always."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.name, self.shown, self.started, self.first = "", 0.0, 0.0, 0
-        self.open = False
-
-    def show(self, name: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if name != self.name:
-            self.end()
-            self.name, self.started, self.first = name, now, done
-        if not self.terminal or (now - self.shown < 0.1 and done != total):
-            return
-        self.shown = now
-        speed = (done - self.first) / max(now - self.started, 1e-3)
-        text = f"{name}  {done / 1e6:.1f}"
-        if total:
-            filled = 30 * done // total
-            left = (total - done) / speed if speed else 0
-            text = f"{name} [{'#' * filled:<30}] {done / 1e6:.1f} of {total / 1e6:.1f}"
-            text += f" MB  {speed / 1e6:.1f} MB/s  {left // 60:02.0f}:{left % 60:02.0f}"
-        else:
-            text += f" MB  {speed / 1e6:.1f} MB/s"
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        self.open = True
-
-    def note(self, line: str) -> None:
-        self.end()
-        print(f"sparsedet: {line}", file=sys.stderr)
-
-    def end(self) -> None:
-        if self.open:
-            print(file=sys.stderr)
-        self.open = False

@@ -1,78 +1,74 @@
-"""`sparsedet eval`: COCO average precision of a model, and what it gets wrong."""
+"""`sparsedet eval`: COCO average precision of a model, and its errors."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
-from .options import Command, running_flags
+from .options import (
+    Command,
+    Progress,
+    add,
+    add_running,
+    check_outputs,
+    check_score_threshold,
+    load_detector,
+    warn,
+)
 
 if TYPE_CHECKING:
     from ..detector import Detector
 
+DETAILS = """\
+Prints the 12 COCO figures, AP as Open Model Zoo counts it, and an analysis of errors.
+--score-threshold applies to the analysis alone: AP has no threshold."""
+
 
 def register(command: Command) -> None:
     """Add the parser."""
-    evaluate = command("eval", run_eval, "COCO average precision of a model.")
-    data_flags(evaluate)
-    evaluate.add_argument("--json", type=Path, help="write the figures to this file")
-    evaluate.add_argument("--results", type=Path, help="write COCO results to this file")
-    evaluate.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE.html",
-        help="write an HTML page: curves, confusions, photographs",
+    evaluate = command(
+        "eval",
+        run_eval,
+        "Measure the COCO average precision of a model.",
+        usage="--annotations FILE --images FOLDER [OPTIONS]",
+        details=DETAILS,
+        examples=(
+            "sparsedet eval --annotations val.json --images val",
+            "sparsedet eval --annotations val.json --images val --model mine.safetensors "
+            "--report page.html",
+        ),
     )
-    evaluate.add_argument(
-        "--score-threshold",
-        type=float,
-        default=0.25,
-        metavar="S",
-        help="of the confusion matrix, the counts and the photographs; AP has "
-        "no threshold (default 0.25)",
-    )
-    running_flags(evaluate)
+    add_dataset(evaluate)
+    add(evaluate, "--json", "--results", "--report", "--overwrite")
+    add(evaluate, "--score-threshold", default=0.25)
+    add_running(evaluate)
 
 
-def data_flags(parser: argparse.ArgumentParser) -> None:
-    """What is evaluated over, by `eval` and `compare` alike."""
-    parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
-    parser.add_argument("--limit", type=int, help="only the first photographs")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="count unreadable photographs as without detections"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """The flags of the data set that `eval` and `compare` run over."""
+    add(parser, "--annotations", "--images", required=True)
+    add(parser, "--limit", "--skip-bad")
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    from ..detector import Detector
     from ..evaluation import evaluate
     from ..evaluation.analysis import analyse
     from ..evaluation.coco import load_coco
     from ..files import write_atomic
 
     check_outputs(arguments.overwrite, arguments.json, arguments.results, arguments.report)
-    if not 0 <= arguments.score_threshold <= 1:
-        raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
-    detector = Detector.load(
-        arguments.model,
-        threads=arguments.threads,
-        isa=arguments.isa,
-        precision=arguments.precision,
-        tuning=arguments.plan,
-        backend=arguments.backend,
-    )
+    check_score_threshold(arguments)
+    detector = load_detector(arguments)
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     warn(dataset.warnings())
     dataset = dataset.first(arguments.limit)
     start = time.perf_counter()
-    scores, results = evaluate(detector, dataset, skip_bad=arguments.skip_bad, progress=progress)
+    scores, results = evaluate(
+        detector, dataset, skip_bad=arguments.skip_bad, progress=Progress("eval")
+    )
     seconds = (time.perf_counter() - start) / scores.images
     warn(scores.warnings)
     analysis = analyse(dataset, results, score=arguments.score_threshold)
@@ -104,7 +100,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
 def _facts(
     detector: Detector, arguments: argparse.Namespace, images: int, seconds: float
 ) -> dict[str, str]:
-    from .. import __version__
+    from ..version import VERSION
 
     return {
         "Model": "embedded model" if arguments.model is None else arguments.model.name,
@@ -112,31 +108,7 @@ def _facts(
         if detector.model.tensors
         else "not counted in a graph",
         "Annotations": arguments.annotations.name,
-        "Photographs": f"{images:,}",
-        "Engine": f"sparsedet {__version__}, {detector.runtime}",
-        "A photograph, with reading it": f"{1000 * seconds:.0f} ms",
+        "Images": f"{images:,}",
+        "Engine": f"sparsedet {VERSION}, {detector.runtime}",
+        "Time per image, with reading it": f"{1000 * seconds:.0f} ms",
     }
-
-
-def check_outputs(overwrite: bool, *paths: Path | None) -> None:
-    """Refuse before the work what could not be written after it."""
-    given = [path for path in paths if path is not None]
-    for path in given:
-        if path.exists() and not overwrite:
-            raise InputError(f"{path}: exists already; give --overwrite or another name")
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: cannot be written ({path.parent} is no folder)")
-    if len(set(given)) < len(given):
-        raise InputError(f"{given[0]}: two outputs cannot have one name")
-
-
-def warn(lines: list[str] | tuple[str, ...]) -> None:
-    """Each as a warning on stderr."""
-    for line in lines:
-        print(f"sparsedet: warning: {line}", file=sys.stderr)
-
-
-def progress(done: int, total: int) -> None:
-    """A counter on a terminal, nothing elsewhere."""
-    if sys.stderr.isatty():
-        print(f"\r{done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import Command
+from .options import OUTPUT, Command, add, add_old, group
 
 if TYPE_CHECKING:
     from ..model.file import ModelFile
@@ -18,81 +18,79 @@ SUFFIXES = {".xml": "openvino", ".onnx": "onnx"}
 
 def register(command: Command) -> None:
     """Add the parser."""
-    export = command("export", run_export, "Write a model as OpenVINO IR or ONNX.")
-    export.add_argument("model", nargs="?", type=Path, help="default: the embedded model")
-    export.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="FILE.xml (beside it goes FILE.bin) or FILE.onnx",
+    export = command(
+        "export",
+        run_export,
+        "Export a model to OpenVINO IR or ONNX.",
+        usage="[MODEL] --output PATH [OPTIONS]",
+        details="The output is FILE.onnx, or FILE.xml with FILE.bin beside it; the whole detector\n"
+        "is inside, from BGR pixels 0..255 to rows of detections.",
+        examples=(
+            "sparsedet export mine.safetensors -o mine.onnx",
+            "sparsedet export -o int8.xml --int8 --images photos",
+        ),
     )
     export.add_argument(
-        "-f", "--format", choices=tuple(SUFFIXES.values()), help="default: by the file's ending"
+        "file", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded one)"
     )
-    export.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="of the stored weights"
+    add(export, "--output", required=True)
+    form = group(export, OUTPUT)
+    form.add_argument(
+        "--to", choices=tuple(SUFFIXES.values()), help="form (default: by the file's suffix)"
     )
-    export.add_argument(
+    for old in ("-f", "--format"):
+        add_old(export, old, "--to", choices=tuple(SUFFIXES.values()))
+    add(export, "--dtype", default="float32")
+    form.add_argument(
         "--layout",
         choices=("NCHW", "NHWC"),
         default="NCHW",
-        help="input `input` [1,3,H,W] or `image` [1,H,W,3]",
+        help="the input is `input` [1,3,H,W] or `image` [1,H,W,3]",
     )
-    export.add_argument(
-        "--rows", choices=("4d", "2d"), default="4d", help="output [1,1,N,7] or [N,7]"
+    form.add_argument(
+        "--rows", choices=("4d", "2d"), default="4d", help="the output is [1,1,N,7] or [N,7]"
     )
-    export.add_argument(
+    form.add_argument(
         "--max-detections", type=int, metavar="N", help="rows of the output (default: the model's)"
     )
-    export.add_argument(
+    form.add_argument(
         "--image-info",
         action="store_true",
         help="add the unused input image_info [1,3] that Open Model Zoo's accuracy checker feeds",
     )
-    export.add_argument(
+    form.add_argument(
         "--hoist",
         action="store_true",
-        help="run res5's first linear layers once "
-        "on the map, not for each region: the same detections",
+        help="run res5's first linear layers once on the feature map, not for each RoI: the same "
+        "detections",
     )
-    export.add_argument(
+    form.add_argument(
         "--dynamic-batch",
         action="store_true",
-        help="ONNX: leave the batch axis open; one picture a run",
+        help="ONNX: leave the batch axis open (one image per run)",
     )
-    export.add_argument(
-        "--int8", action="store_true", help="OpenVINO: quantise with NNCF; needs --images"
+    form.add_argument(
+        "--int8", action="store_true", help="OpenVINO: quantize with NNCF; needs --images"
     )
-    export.add_argument(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="calibration photographs of --int8, without labels",
-    )
-    export.add_argument(
-        "--photos", type=int, metavar="N", help="how many of them (default: 128, or all if fewer)"
-    )
-    export.add_argument("--overwrite", action="store_true", help="replace existing files")
+    add(export, "--overwrite", "--images", "--calibration-images")
 
 
 def run_export(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..model.file import load_model
 
-    kind = arguments.format or SUFFIXES.get(arguments.output.suffix)
-    if kind is None:
-        raise InputError(f"{arguments.output}: ends in neither .xml nor .onnx; give -f")
-    _check_flags(arguments, kind)
-    model = load_model(arguments.model or embedded_model())
+    form = arguments.to or SUFFIXES.get(arguments.output.suffix)
+    if form is None:
+        raise InputError(f"{arguments.output}: ends in neither .xml nor .onnx; give --to")
+    _check_flags(arguments, form)
+    model = load_model(arguments.file or embedded_model())
     if arguments.max_detections is not None:
         config = replace(model.config, max_detections=arguments.max_detections)
         model = replace(model, config=config)
-    form: dict[str, Any] = {
+    settings: dict[str, Any] = {
         key: getattr(arguments, key) for key in ("dtype", "layout", "rows", "image_info", "hoist")
     }
-    if kind == "onnx":
+    if form == "onnx":
         from ..exporters.onnx import save_onnx
 
         save_onnx(
@@ -101,29 +99,31 @@ def run_export(arguments: argparse.Namespace) -> int:
             model.tensors,
             overwrite=arguments.overwrite,
             dynamic_batch=arguments.dynamic_batch,
-            **form,
+            **settings,
         )
     else:
-        _export_openvino(arguments, model, form)
-    _describe(arguments, model, form)
+        _export_openvino(arguments, model, settings)
+    _describe(arguments, model, settings)
     return 0
 
 
-def _check_flags(arguments: argparse.Namespace, kind: str) -> None:
-    if kind == "onnx" and arguments.int8:
-        raise InputError("--int8 is for -f openvino")
-    if kind == "openvino" and arguments.dynamic_batch:
-        raise InputError("--dynamic-batch is for -f onnx; an IR is reshaped by its reader")
+def _check_flags(arguments: argparse.Namespace, form: str) -> None:
+    if form == "onnx" and arguments.int8:
+        raise InputError("--int8 is for --to openvino")
+    if form == "openvino" and arguments.dynamic_batch:
+        raise InputError("--dynamic-batch is for --to onnx; whoever reads an IR can reshape it")
     if arguments.int8:
         if arguments.images is None:
-            raise InputError("--int8 needs --images FOLDER, photographs to calibrate on")
+            raise InputError("--int8 needs --images FOLDER to calibrate on")
         if arguments.dtype != "float32" or arguments.image_info:
-            raise InputError("--int8 goes with neither --dtype float16 nor --image-info")
-    elif arguments.images is not None or arguments.photos is not None:
-        raise InputError("--images and --photos are for --int8")
+            raise InputError("--int8 cannot be combined with --dtype float16 or --image-info")
+    elif arguments.images is not None or arguments.calibration_images is not None:
+        raise InputError("--images and --calibration-images are for --int8")
 
 
-def _export_openvino(arguments: argparse.Namespace, model: ModelFile, form: dict[str, Any]) -> None:
+def _export_openvino(
+    arguments: argparse.Namespace, model: ModelFile, settings: dict[str, Any]
+) -> None:
     from ..exporters.openvino import check_ir_path, to_openvino, write_ir
 
     target = check_ir_path(arguments.output, arguments.overwrite)
@@ -131,19 +131,19 @@ def _export_openvino(arguments: argparse.Namespace, model: ModelFile, form: dict
         from ..exporters.nncf import calibration_photographs, quantize, require_nncf
 
         require_nncf()
-        paths = calibration_photographs(arguments.images, arguments.photos)
-    graph = to_openvino(model.config, model.tensors, **form)
+        paths = calibration_photographs(arguments.images, arguments.calibration_images)
+    graph = to_openvino(model.config, model.tensors, **settings)
     if arguments.int8:
         graph = quantize(graph, paths, model.config, arguments.layout)
     write_ir(graph, target, arguments.overwrite)
 
 
-def _describe(arguments: argparse.Namespace, model: ModelFile, form: dict[str, Any]) -> None:
+def _describe(arguments: argparse.Namespace, model: ModelFile, settings: dict[str, Any]) -> None:
     """What was written, for the terminal."""
     from ..exporters.builder import Form
     from ..model.sparsity import sparsity_report
 
-    shape = Form(**form)
+    shape = Form(**settings)
     report = sparsity_report(model.config, model.tensors)
     for file in (arguments.output, arguments.output.with_suffix(".bin")):
         if file.exists() and (file == arguments.output or arguments.output.suffix == ".xml"):

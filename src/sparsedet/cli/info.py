@@ -1,4 +1,4 @@
-"""`sparsedet info`: layers, parameters, sparsity, cost and plan of a model."""
+"""`sparsedet info`: layers, parameters, sparsity and cost of a model, and how it runs here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import PRECISIONS, Command
+from .options import RUNNING, Command, add, add_old, group, warn
 
 if TYPE_CHECKING:
     from ..model.config import ModelConfig
@@ -17,22 +17,50 @@ if TYPE_CHECKING:
 
 def register(command: Command) -> None:
     """Add the parser."""
-    info = command("info", run_info, "Layers, parameters, sparsity and cost of a model.")
-    info.add_argument("file", nargs="?", type=Path, help="default: the embedded model")
-    info.add_argument("--model", metavar="PRESET", help="a preset instead of a file")
-    info.add_argument(
-        "--plan",
-        action="store_true",
-        help="how each operation is run here: method, expected and measured GFLOP/s",
+    info = command(
+        "info",
+        run_info,
+        "Show layers, parameters, sparsity and cost of a model.",
+        usage="[MODEL] [OPTIONS]",
+        examples=(
+            "sparsedet info mine.safetensors",
+            "sparsedet info mine.safetensors --autotune mine.tuning.json",
+        ),
     )
     info.add_argument(
+        "file", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded one)"
+    )
+    add(info, "--preset", "--rois")
+    running = group(info, RUNNING)
+    running.add_argument(
+        "--operations",
+        action="store_true",
+        help="show how each operation runs here: algorithm, expected and measured GFLOP/s, memory",
+    )
+    running.add_argument(
         "--autotune",
         type=Path,
         metavar="FILE",
-        help="measure all methods of each operation, write the fastest to a plan file",
+        help="measure all algorithms of each operation and write the fastest to a tuning file",
     )
-    info.add_argument("--precision", choices=PRECISIONS, default="f32", help="of --plan")
-    info.add_argument("--rois", type=int, help="regions an image (default: the model's)")
+    add(info, "--precision", default="f32")
+    add_old(info, "--plan", "--operations", action="store_true")
+    info.add_argument("--model", dest="model", metavar="FILE", help=argparse.SUPPRESS)
+
+
+def _model(arguments: argparse.Namespace) -> Path | None:
+    """The model file, by its place or by --model, which named a preset in release 0.1."""
+    from ..model.presets import PRESETS
+
+    given: list[Path] = [path for path in (arguments.file,) if path]
+    if arguments.model in PRESETS and not Path(arguments.model).exists():
+        warn([f"--model {arguments.model} is now --preset {arguments.model}"])
+        arguments.preset = arguments.model
+    elif arguments.model:
+        given.append(Path(arguments.model))
+    if len(given) + bool(arguments.preset) > 1:
+        raise InputError("give a model file or --preset NAME, not both")
+    return given[0] if given else None
 
 
 def run_info(arguments: argparse.Namespace) -> int:
@@ -45,12 +73,12 @@ def run_info(arguments: argparse.Namespace) -> int:
 
     if arguments.rois is not None and arguments.rois < 1:
         raise InputError(f"--rois is {arguments.rois}, expected at least 1")
-    if arguments.model and arguments.file:
-        raise InputError("give a file or --model PRESET, not both")
-    if arguments.model and (arguments.plan or arguments.autotune):
-        raise InputError("--plan and --autotune need a file: a preset has no weights")
-    if arguments.model:
-        config = preset(arguments.model)
+    file = _model(arguments)
+    operations = arguments.operations or arguments.autotune
+    if arguments.preset and operations:
+        raise InputError("--operations and --autotune need a model file: a preset has no weights")
+    if arguments.preset:
+        config = preset(arguments.preset)
         rois = arguments.rois or config.proposals
         print(_describe(config))
         network = build_network(config)
@@ -68,14 +96,14 @@ def run_info(arguments: argparse.Namespace) -> int:
         print(_layer_table(rows, rois))
         print(_costs(config, rois))
         return 0
-    path = arguments.file or embedded_model()
+    path = file or embedded_model()
     model = load_model(path)
     try:
         isa = choose_isa()
     except ValueError as error:  # SPARSEDET_ISA
         raise InputError(str(error)) from None
-    if arguments.plan or arguments.autotune:
-        return _show_plan(arguments, model)
+    if operations:
+        return _show_operations(arguments, model)
     report = sparsity_report(model.config, model.tensors, arguments.rois)
     print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB, {model.storage_dtype})")
     print(_describe(model.config))
@@ -95,7 +123,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     print(_costs(model.config, report.rois))
     print(
         f"After pruning {report.sparse_gflops:.2f} of {report.gflops:.2f} GFLOPs remain "
-        f"({report.rois} regions)."
+        f"({report.rois} RoIs)."
     )
     for key, value in model.provenance.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
@@ -103,8 +131,8 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_plan(arguments: argparse.Namespace, model: ModelFile) -> int:
-    """`info --plan`: measured here, on noise; `--autotune` chooses by measuring first."""
+def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:
+    """`info --operations`: measured here, on noise; `--autotune` measures all algorithms first."""
     from ..engine import Engine
     from ..engine.autotune import autotune, measure, save_tuning, table
 
@@ -157,7 +185,7 @@ def _layer_table(rows: list[tuple[Any, ...]], rois: int) -> str:
             f"{'' if sparsity is None else f'{100 * sparsity:.1f} %':>10}{macs / 1e9:>10.3f}"
             f"{'' if pruned is None else f'{pruned / 1e9:.3f}':>10}"
         )
-    lines.append(f"(GMACs of one image with {rois} regions)")
+    lines.append(f"(GMACs of one image with {rois} RoIs)")
     return "\n".join(lines)
 
 

@@ -1,23 +1,247 @@
-"""The commands of `sparsedet`, one file each: `register` adds its parser, `run_...` does the work.
+"""What the commands share: one table of flags, messages, progress, and loading a detector.
 
-What several of them share is here. A command is thin: it reads its arguments, calls the library and
-prints; all that it needs is imported when it runs.
+A flag has one spelling, one metavar and one help text in all commands, because it is defined here
+once. A command names the flags it takes (`add`) and gives only their defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..detector import Detector
+
+Run = Callable[[argparse.Namespace], int]
+Command = Callable[..., argparse.ArgumentParser]
+"""command(name, run, summary, usage=, examples=, details=) adds a command, returns its parser."""
 
 BACKENDS = ("native", "openvino", "onnxruntime", "torch")
-"""As `backends.NAMES`, which would bring numpy and the engine with it."""
+"""As `backends.NAMES`, which would import numpy and the engine."""
 
 PRECISIONS = ("f32", "bf16", "int8", "auto")
-Run = Callable[[argparse.Namespace], int]
-Command = Callable[[str, Run, str], argparse.ArgumentParser]
-"""command(name, run, text) adds a command and returns its parser."""
+
+INPUT, OUTPUT, RUNNING, MODEL = "input", "output", "running", "model"
+"""Titles of the groups in a command's help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One flag of the command line.
+
+    Attributes:
+        group: title of its group in the help.
+        help: the same text in all commands.
+        short: a one-letter spelling as well.
+        old: spellings of release 0.1, which still work and warn.
+        settings: of `add_argument`.
+    """
+
+    group: str
+    help: str
+    short: str = ""
+    old: tuple[str, ...] = ()
+    settings: dict[str, Any]
+
+
+def _path(group: str, help: str, metavar: str = "FILE", **more: Any) -> Flag:
+    names = {key: more.pop(key) for key in ("short", "old") if key in more}
+    return Flag(
+        group=group, help=help, settings={"type": Path, "metavar": metavar, **more}, **names
+    )
+
+
+def _switch(group: str, help: str, **more: Any) -> Flag:
+    return Flag(group=group, help=help, settings={"action": "store_true"}, **more)
+
+
+def _value(group: str, help: str, type: Any, metavar: str, old: tuple[str, ...] = ()) -> Flag:
+    return Flag(group=group, help=help, settings={"type": type, "metavar": metavar}, old=old)
+
+
+def _choice(group: str, help: str, *choices: str, old: tuple[str, ...] = ()) -> Flag:
+    return Flag(group=group, help=help, settings={"choices": choices}, old=old)
+
+
+FLAGS: dict[str, Flag] = {
+    # --- input
+    "--annotations": _path(INPUT, "ground truth, COCO-format JSON"),
+    "--images": _path(INPUT, "folder of images", "FOLDER"),
+    "--limit": _value(INPUT, "use only the first N images", int, "N"),
+    "--skip-bad": _switch(INPUT, "count unreadable images as images without detections"),
+    "--calibration-images": _value(
+        INPUT, "number of images to calibrate on", int, "N", ("--calibration-photos", "--photos")
+    ),
+    "--resize": Flag(
+        group=INPUT,
+        help="letterbox keeps the aspect ratio, stretch fills the network input (default: the "
+        "model's)",
+        settings={"choices": ("letterbox", "stretch"), "type": lambda v: _renamed_resize(v)},
+    ),
+    # --- output
+    "--output": _path(OUTPUT, "where the result goes", "PATH", short="-o"),
+    "--overwrite": _switch(OUTPUT, "replace existing files"),
+    "--no-save": _switch(OUTPUT, "do not write annotated images", old=("--no-picture",)),
+    "--format": _choice(OUTPUT, "form of the printed detections", "table", "json", "csv"),
+    "--score-threshold": _value(OUTPUT, "ignore detections with a lower score", float, "S"),
+    "--json": _path(OUTPUT, "write the figures to a JSON file"),
+    "--results": _path(OUTPUT, "write the detections to a COCO results file"),
+    "--report": _path(OUTPUT, "write an HTML page with curves, confusions and images"),
+    "--dtype": _choice(OUTPUT, "type of the stored weights", "float32", "float16"),
+    "--verbose": _switch(OUTPUT, "print every detail"),
+    # --- model
+    "--model": _path(MODEL, "model file (default: the embedded model)"),
+    "--preset": _value(MODEL, "model configuration: r101-c4, r50half-c4, ...", str, "NAME"),
+    "--init": _path(
+        MODEL,
+        "weights to start from: run folder, checkpoint, model file, detector of another project "
+        "(see convert), or a ResNet classifier",
+        "PATH",
+    ),
+    "--teacher": _path(MODEL, "dense run folder or model file to learn from as well", "PATH"),
+    "--config": _path(MODEL, 'JSON object of configuration fields, as {"class_names": [...]}'),
+    "--rois": _value(MODEL, "RoIs per image (default: the model's)", int, "N"),
+    # --- running
+    "--backend": _choice(RUNNING, "what runs the network", *BACKENDS),
+    "--threads": _value(RUNNING, "CPU threads (default: the CPUs of this process)", int, "N"),
+    "--isa": _value(RUNNING, "instruction set (default: the best of this CPU)", str, "NAME"),
+    "--precision": _choice(
+        RUNNING,
+        "bf16 needs a CPU with bfloat16 and changes scores slightly; int8 needs a file of "
+        "quantize; auto is the faster of f32 and bf16 here",
+        *PRECISIONS,
+    ),
+    "--tuning": _path(RUNNING, "tuning file of info --autotune (default: a cost model)"),
+    "--cache": _switch(
+        RUNNING, "keep packed weights in the cache folder, so that the next start is faster"
+    ),
+}
+"""The flags that several commands share, or that are named after a thing of the whole program."""
+
+
+class OldSpelling(argparse.Action):
+    """A flag by its name of release 0.1: warns, then does what the new one does."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, *, new: str, **settings: Any
+    ) -> None:
+        settings |= {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        super().__init__(option_strings, dest, **settings)
+        self.new = new
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        warn([f"{option_string} is now {self.new}"])
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+
+
+def add(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+    """Add flags of `FLAGS` to a command.
+
+    Args:
+        names: keys of `FLAGS`.
+        settings: of all of them, as `required=True` or `default=...`.
+    """
+    for name in names:
+        flag = FLAGS[name]
+        target = group(parser, flag.group)
+        spellings = [flag.short, name] if flag.short else [name]
+        target.add_argument(*spellings, help=flag.help, **{**flag.settings, **settings})
+        for old in flag.old:
+            add_old(parser, old, name, **flag.settings)
+
+
+def add_old(parser: argparse.ArgumentParser, old: str, new: str, **settings: Any) -> None:
+    """Take a flag by its name of release 0.1 as well."""
+    if settings.pop("action", "") == "store_true":
+        settings["nargs"] = 0
+    dest = new.removeprefix("--").replace("-", "_")
+    parser.add_argument(old, action=OldSpelling, dest=dest, new=new, **settings)
+
+
+def group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """The group of that title in a command's help, made when first asked for."""
+    for existing in parser._action_groups:
+        if existing.title == title:
+            return existing
+    return parser.add_argument_group(title)
+
+
+def _renamed_resize(value: str) -> str:
+    if value == "fit":
+        warn(["--resize fit is now --resize letterbox"])
+        return "letterbox"
+    return value
+
+
+def add_running(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+    """The flags that `load_detector` reads; without `model`, the command names its own models."""
+    if model:
+        add(parser, "--model")
+    add(parser, "--backend", default="native")
+    add(parser, "--threads")
+    add(parser, "--isa", default="")
+    add(parser, "--precision", default="f32")
+    add(parser, "--tuning")
+    add_old(parser, "--plan", "--tuning", type=Path, metavar="FILE")
+
+
+def load_detector(arguments: argparse.Namespace, **different: Any) -> Detector:
+    """The detector that the flags of `add_running` (and `--resize`, `--cache`) ask for.
+
+    Args:
+        different: settings of `Detector.load` that replace those of the flags; `path` is the model.
+
+    Raises:
+        InputError: as `Detector.load`.
+    """
+    from ..detector import Detector
+
+    settings: dict[str, Any] = {
+        "path": getattr(arguments, "model", None),
+        "threads": arguments.threads,
+        "isa": arguments.isa,
+        "precision": arguments.precision,
+        "tuning": arguments.tuning,
+        "backend": arguments.backend,
+        "resize": getattr(arguments, "resize", None),
+        "cache": getattr(arguments, "cache", False),
+        **different,
+    }
+    return Detector.load(settings.pop("path"), **settings)
+
+
+def check_score_threshold(arguments: argparse.Namespace) -> None:
+    """Raises InputError unless --score-threshold is 0..1."""
+    if not 0 <= arguments.score_threshold <= 1:
+        raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
+
+
+def check_outputs(overwrite: bool, *paths: Path | None) -> None:
+    """Refuse before the work what could not be written after it.
+
+    Raises:
+        InputError: as `files.check_output`, or two outputs have one name.
+    """
+    from ..files import check_output
+
+    given = [path for path in paths if path is not None]
+    for path in given:
+        check_output(path, overwrite=overwrite)
+    if len(set(given)) < len(given):
+        raise InputError(f"{given[0]}: two outputs cannot have one name")
 
 
 def complain(what: object) -> None:
@@ -25,34 +249,67 @@ def complain(what: object) -> None:
     print("sparsedet:", " ".join(str(what).splitlines()), file=sys.stderr)
 
 
-def running_flags(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
-    """Which model runs (unless the command has names of its own for it), and how."""
-    if model:
-        parser.add_argument(
-            "--model",
-            type=Path,
-            metavar="FILE",
-            help="model file; default: the embedded model; with --backend openvino "
-            "or onnxruntime also a graph, .xml or .onnx",
-        )
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="native",
-        help="who runs the network: our engine (default), or a dense runtime to compare with",
-    )
-    parser.add_argument("--threads", type=int, help="default: the CPUs this process may use")
-    parser.add_argument("--isa", default="", help="instruction set; default: the best of this CPU")
-    parser.add_argument(
-        "--plan",
-        type=Path,
-        metavar="FILE",
-        help="of `info --plan --autotune`; default: by a cost model",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="f32",
-        help="bf16 is faster and gives other scores; auto: bf16 where the "
-        "CPU has it; int8: for a file of `quantize`",
-    )
+def warn(lines: Iterable[str]) -> None:
+    """Each as a warning on stderr."""
+    for line in lines:
+        complain(f"warning: {line}")
+
+
+class Progress:
+    """How far a command is: a bar on a terminal, a plain line every ten seconds elsewhere.
+
+    Args:
+        what: the name before the bar.
+        unit: of the numbers; "MB" shows bytes as megabytes.
+
+    An instance is a callback: progress(done, total), total None where it is not known.
+    """
+
+    def __init__(self, what: str = "", unit: str = "images") -> None:
+        self.what, self.unit = what, unit
+        self.terminal = sys.stderr.isatty()
+        self.started = self.shown = time.monotonic()
+        self.first: int | None = None
+        self.open = False
+
+    def __call__(self, done: int, total: int | None = None, what: str | None = None) -> None:
+        now = time.monotonic()
+        if what is not None and what != self.what:  # the next file
+            self.end()
+            self.what, self.started, self.first = what, now, None
+        self.first = done if self.first is None else self.first
+        last = done == total
+        if now - self.shown < (0.1 if self.terminal else 10) and not (last and self.terminal):
+            return
+        self.shown = now
+        text = self._text(done, total, now)
+        if self.terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            self.open = True
+            if last:
+                self.end()
+        else:
+            print(f"sparsedet: {text}", file=sys.stderr, flush=True)
+
+    def _text(self, done: int, total: int | None, now: float) -> str:
+        size = 1e6 if self.unit == "MB" else 1
+        digits = 1 if self.unit == "MB" else 0
+        rate = (done - (self.first or 0)) / max(now - self.started, 1e-3)
+        text = f"{self.what} " if self.what else ""
+        if total:
+            left = (total - done) / rate if rate else 0
+            text += f"[{'#' * (30 * done // total):<30}] {done / size:.{digits}f} of "
+            text += f"{total / size:.{digits}f} {self.unit}  {rate / size:.1f}/s"
+            return f"{text}  {left // 60:02.0f}:{left % 60:02.0f} left"
+        return f"{text}{done / size:.{digits}f} {self.unit}  {rate / size:.1f}/s"
+
+    def note(self, line: str) -> None:
+        """A line for the user, apart from the bar."""
+        self.end()
+        complain(line)
+
+    def end(self) -> None:
+        """Leave the bar's line."""
+        if self.open:
+            print(file=sys.stderr)
+        self.open = False

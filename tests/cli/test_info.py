@@ -1,0 +1,76 @@
+"""`sparsedet info`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from helpers.commands import refused
+
+import sparsedet
+from sparsedet.model.file import save_model, tensor_shapes
+from sparsedet.model.presets import preset
+
+PUBLISHED = ("52,792,416", "847.46", "363.04", "849.91", "364.21")
+
+
+def test_info_of_the_published_preset(run) -> None:
+    outcome = run("info", "--preset", "r101-c4")
+    assert outcome.code == 0 and outcome.err == ""
+    for figure in PUBLISHED:
+        assert figure in outcome.out
+    rows = [line for line in outcome.out.splitlines() if re.match(r"(stem|res|rpn|box)\S*\.", line)]
+    assert len(rows) == 104 + 3 + 2  # convolutions, RPN, predictors
+    assert sum(int(line.split()[2].replace(",", "")) for line in rows) == 52_792_416
+    one = run("info", "--preset", "r101-c4", "--rois", 1).out
+    assert "363.04 GFLOPs by convolutions and fully connected layers with 1 regions" in one
+
+
+def test_info_of_a_file_of_the_published_network(run, tmp_path: Path) -> None:
+    config = preset("r101-c4")
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
+    tensors["rpn.conv.bias"][:] = 1
+    path = tmp_path / "r101.safetensors"
+    save_model(path, config, tensors, {"recipe": "zeros", "data": {"images": 0}})
+    outcome = run("info", path)
+    assert outcome.code == 0
+    for text in (
+        *PUBLISHED,
+        "52,791,392 of 52,792,416 parameters are zero",
+        "recipe: zeros",
+        'data: {"images": 0}',
+        f"{path.stat().st_size / 1e6:.2f} MB",
+        "After pruning 0.00 of 847.46 GFLOPs remain",
+    ):
+        assert text in outcome.out
+
+
+def test_info_counts_zeros_a_layer(run, small_model: Path) -> None:
+    out = run("info", small_model).out
+    tensors = sparsedet.load_model(small_model).tensors
+    total = sum(t.size for t in tensors.values())
+    zeros = sum(int((t == 0).sum()) for t in tensors.values())
+    assert f"{zeros:,} of {total:,} parameters are zero" in out
+    assert f"sparsity {100 * zeros / total:.2f} % of all weights and biases" in out
+    weight, bias = tensors["res3.0.conv2.weight"], tensors["res3.0.conv2.bias"]
+    share = ((weight == 0).sum() + (bias == 0).sum()) / (weight.size + bias.size)
+    (line,) = (line for line in out.splitlines() if line.startswith("res3.0.conv2 "))
+    assert f"{weight.size + bias.size:,}" in line and f"{100 * share:.1f} %" in line
+    assert "849.91" not in out  # those are another network's
+    assert any(f"instruction set here: {isa}" in out for isa in sparsedet.available_isas())
+
+
+def test_bad_info(run, small_model: Path) -> None:
+    refused(run("info", "--preset", "r102"), "'r102'", "r101-c4")
+    refused(run("info", small_model, "--rois", 0), "--rois is 0")
+    refused(run("info", small_model, "--preset", "r101-c4"), "not both")
+    refused(run("info", "--preset", "r101-c4", "--operations"), "a preset has no weights")
+
+
+def test_the_embedded_model(run, photo: Path, embedded: Path) -> None:
+    out = run("info").out
+    found = re.search(r"sparsity (\d+\.\d+) % of all weights and biases", out)
+    assert found and float(found[1]) >= 60.0
+    assert str(embedded) in out
+    assert run("detect", photo).code == 0
