@@ -1,57 +1,69 @@
-"""Who may import whom."""
+"""The house: who may import whom, what the map says, how long a file may be, unique names.
+
+CONTRIBUTING.md draws the chain of the packages and maps every module; this file holds both to the
+code, so that neither can drift.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
-import sparsedet
+import pytest
 
-SOURCE = Path(sparsedet.__file__).parent
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "sparsedet"
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
-LAYERS = (
-    ("errors", "_native", "version"),
-    ("files",),
-    ("model",),
-    ("images", "detections"),
-    ("sources",),
-    ("engine", "torch_model", "exporters"),
-    ("backends",),
-    ("detector",),
-    ("importers", "pruning", "evaluation"),
-    ("training", "hub", "testing"),
-    ("",),  # the package's own __init__
-    ("cli", "__main__"),
-)
-"""From bottom to top; a module may import from its own layer and those below."""
-
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH = {"torch_model", "backends.torch"} | {
-    f"training.{name}"
-    for name in (
-        "ema",
-        "run_folder",
-        "data",
-        "distill",
-        "distributed",
-        "log",
-        "trainer",
-        "losses",
-        "optimizer",
-        "start",
-        "validation",
-    )
+TORCH = {
+    "torch_model",
+    "training",
+    "backends.torch",
+    "pruning.calibration",
+    "pruning.masks",
+    "pruning.one_shot",
+    "pruning.patterns",
+    "pruning.reconstruct",
+    "pruning.sensitivity",
 }
-TORCH |= {
-    f"pruning.{name}"
-    for name in ("calibration", "sensitivity", "masks", "one_shot", "patterns", "reconstruct")
-}
+"""Packages and modules that import torch; all others must run without it."""
+
+TORCH_FREE = {"training", "training.plots", "training.recipe", "training.run"}
+"""Modules of those packages that do not."""
 
 RUNTIMES = {"backends.openvino", "backends.onnxruntime"}
 """Imported by `backends` when asked for, with the runtime that each is for."""
+
+
+def block_after(heading: str) -> list[str]:
+    """Lines of the first fenced block below a heading of CONTRIBUTING.md."""
+    text = CONTRIBUTING[CONTRIBUTING.index(heading) :]
+    return text.split("```")[1].splitlines()[1:]
+
+
+def chain() -> list[list[str]]:
+    """Levels of packages as CONTRIBUTING draws them, the lowest first."""
+    text = " ".join(block_after("## The chain"))
+    return [re.split(r",\s*", level.strip()) for level in reversed(text.split("->"))]
+
+
+def mapped() -> list[str]:
+    """Files of src/sparsedet in the order of CONTRIBUTING's map."""
+    found, folder = [], ""
+    for line in block_after("## The map of src/sparsedet"):
+        name = line.split()[0] if line.strip() else ""
+        if name.endswith("/"):
+            folder = name
+        elif name:
+            found.append((folder if line.startswith(" ") else "") + name)
+    return found
 
 
 def imports_of(path: Path, tree: ast.AST) -> Iterator[str]:
@@ -70,7 +82,7 @@ def imports_of(path: Path, tree: ast.AST) -> Iterator[str]:
 
 
 def modules() -> dict[str, tuple[Path, ast.Module]]:
-    """Name without "sparsedet." -> file and syntax tree."""
+    """Name without "sparsedet." -> file and syntax tree; "" is the package's own __init__."""
     found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
@@ -79,36 +91,71 @@ def modules() -> dict[str, tuple[Path, ast.Module]]:
     return found
 
 
-def test_imports_point_down_only() -> None:
+def arrows() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports."""
     graph: dict[str, set[str]] = {}
     for name, (path, code) in modules().items():
         graph[name] = set()
         for target in imports_of(path, code):
-            if target.split(".")[0] != "sparsedet":
-                continue
-            target = target.removeprefix("sparsedet").removeprefix(".")
-            assert LEVEL[target.split(".")[0]] <= LEVEL[name.split(".")[0]], (name, target)
-            if target != name:
-                graph[name].add(target)
-    assert {"engine", "cli", "training.trainer"} <= set(graph)
-    assert "model.c4" in graph["engine"] and "model.graph" in graph["model.c4"]  # it sees them
-    assert "torch_model" not in graph["engine"] and "engine" not in graph["torch_model"]
-    list(TopologicalSorter(graph).static_order())  # raises where modules import each other
+            if target.split(".")[0] == "sparsedet":
+                inside = target.removeprefix("sparsedet").removeprefix(".")
+                if inside != name:
+                    graph[name].add(inside)
+    return graph
+
+
+def test_packages_import_down_the_chain() -> None:
+    level = {name: number for number, names in enumerate(chain()) for name in names}
+    graph = arrows()
+    assert "model.c4" in graph["engine"] and "model.graph" in graph["model.c4"]  # the walk sees
+    for name, targets in graph.items():
+        for target in targets:
+            above, below = name.split(".")[0] or "__init__", target.split(".")[0] or "__init__"
+            assert above == below or level[below] <= level[above], (name, target)
+
+
+def test_a_file_imports_only_files_above_it_on_the_map() -> None:
+    places = {
+        file.removesuffix(".py").removesuffix("__init__").strip("/").replace("/", "."): number
+        for number, file in enumerate(mapped())
+    }
+    for name, targets in arrows().items():
+        for target in targets - {"_native"}:
+            assert places[target] < places[name], f"{name} imports {target}, mapped below it"
+
+
+def test_the_map_names_every_file() -> None:
+    files = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")}
+    assert set(mapped()) == files
+    assert len(mapped()) == len(files)
+
+
+def test_packages_of_one_level_do_not_import_each_other_in_a_circle() -> None:
+    list(TopologicalSorter(arrows()).static_order())  # raises where modules do
+    packages: dict[str, set[str]] = defaultdict(set)
+    for name, targets in arrows().items():
+        packages[name.split(".")[0]] |= {target.split(".")[0] for target in targets}
+    for name in packages:
+        packages[name].discard(name)
+    list(TopologicalSorter(packages).static_order())
+
+
+def belongs(name: str, group: set[str]) -> bool:
+    return any(name == member or name.startswith(f"{member}.") for member in group)
 
 
 def test_torch_is_imported_where_it_belongs() -> None:
-    users = {
-        name
-        for name, (path, code) in modules().items()
-        if {target.split(".")[0] for target in imports_of(path, code)} & {"torch", "torchvision"}
-    }
-    assert users == TORCH
+    for name, (path, code) in modules().items():
+        roots = {target.split(".")[0] for target in imports_of(path, code)}
+        expected = belongs(name, TORCH) and name not in TORCH_FREE
+        if roots & {"torch", "torchvision"}:
+            assert expected, name
 
 
 def test_inference_needs_numpy_and_opencv_alone() -> None:
     allowed = {"numpy", "cv2", "safetensors", "sparsedet"} | set(sys.stdlib_module_names)
     for name, (path, code) in modules().items():
-        if name in TORCH | RUNTIMES or name.startswith("training."):
+        if belongs(name, TORCH | RUNTIMES):
             continue
         at_import = ast.Module([node for node in code.body if not isinstance(node, ast.If)], [])
         for node in ast.walk(at_import):
@@ -116,3 +163,72 @@ def test_inference_needs_numpy_and_opencv_alone() -> None:
                 node.body = []  # imports in functions are lazy
         used = {target.split(".")[0] for target in imports_of(path, at_import)}
         assert used <= allowed, (name, used - allowed)
+
+
+def test_importing_the_package_leaves_torch_out() -> None:
+    program = "import sys, sparsedet, sparsedet.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_top_level_is_small() -> None:
+    own = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
+    assert len(own) <= 8, own
+
+
+@pytest.mark.parametrize("folder", ["src", "benchmarks"])
+def test_no_file_is_longer_than_400_lines(folder: str) -> None:
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for path in (ROOT / folder).rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long
+
+
+def test_no_class_is_defined_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for folder in ("src", "benchmarks", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].append(path.relative_to(ROOT).as_posix())
+    assert len(places) > 80
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_no_native_class_is_defined_twice() -> None:
+    definition = re.compile(r"^\s*(?:struct|class|enum class|union)\s+(\w+)[^;(]*\{", re.M)
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in sorted((ROOT / "native").rglob("*")):
+        if path.suffix in (".h", ".cpp"):
+            for name in definition.findall(path.read_text(encoding="utf-8")):
+                places[name].append(path.relative_to(ROOT).as_posix())
+    assert len(places) > 20
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_the_formatter_decides() -> None:
+    exceptions = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("src", "benchmarks", "tests", "recipes")
+        for path in (ROOT / folder).rglob("*.py*")
+        if path.suffix in (".py", ".pyi") and path != Path(__file__)
+        for _ in re.findall(r"# fmt: (?:skip|off)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(exceptions) < 10, exceptions
+
+
+def test_the_guides_name_files_that_exist() -> None:
+    guides = sorted((ROOT / "docs" / "contributing").glob("*.md"))
+    assert len(guides) >= 6
+    for guide in guides:
+        for name in re.findall(
+            r"`((?:src|native|tests|benchmarks|docs)/[\w./]+)`", guide.read_text()
+        ):
+            assert (ROOT / name).exists(), f"{guide.name}: {name}"
+
+
+def test_the_map_is_read_from_the_bottom_of_the_chain() -> None:
+    level = {name: number for number, names in enumerate(chain()) for name in names}
+    order = [level[file.split("/")[0].removesuffix(".py")] for file in mapped()]
+    assert all(before <= after for before, after in pairwise(order))

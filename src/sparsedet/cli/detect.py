@@ -65,15 +65,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
             complain(error)
             failed += 1
             continue
-        if arguments.format == "json":
-            record = {"photo": str(image), **detections.to_dict()}
-            print(json.dumps(record, ensure_ascii=False))
-        elif arguments.format == "csv":
-            _print_csv(image, detections, header=index == failed)
-        else:
-            print(_table(image, detections, seconds))
-            if target is not None:
-                print(f"-> {target}")
+        _print(arguments.format, image, detections, seconds, target, first=index == failed)
     if failed and len(images) > 1:
         complain(f"{failed} of {len(images)} images failed")
     return 2 if failed else 0
@@ -103,6 +95,25 @@ def _detect_one(
         _write_image(detections.draw(image), target, arguments.overwrite)
         taken.add(os.path.realpath(target))
     return detections, seconds, target
+
+
+def _print(
+    form: str, image: Path, detections: Detections, seconds: float, target: Path | None, first: bool
+) -> None:
+    """One image's detections in one of the forms of --format.
+
+    Args:
+        target: where the annotated image went.
+        first: nothing was printed before.
+    """
+    if form == "json":
+        print(json.dumps({"photo": str(image), **detections.to_dict()}, ensure_ascii=False))
+    elif form == "csv":
+        _print_csv(image, detections, header=first)
+    else:
+        print(_table(image, detections, seconds))
+        if target is not None:
+            print(f"-> {target}")
 
 
 def _table(image: Path, detections: Detections, seconds: float) -> str:
