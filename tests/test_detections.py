@@ -275,7 +275,7 @@ def test_text_and_lines_grow_with_the_picture(size: tuple[int, int]) -> None:
 
 def test_draw_wants_the_photograph_that_was_detected_on() -> None:
     found = detect(make_rows(2))
-    with pytest.raises(InputError, match="belong to a photograph of 640x427"):
+    with pytest.raises(InputError, match="belong to an image of 640x427"):
         found.draw(np.zeros((640, 427, 3), np.uint8))
     with pytest.raises(InputError, match=r"expected \(H, W, 3\)"):
         found.draw(np.zeros((427, 640), np.uint8))

@@ -1,10 +1,7 @@
-"""Rows of seven -> detections on the photograph: the contract's output side.
-
-Maps a model's rows back to the photograph and hands them out as arrays, rows, COCO results,
-CSV, JSON or an annotated picture. It suppresses nothing and reads or writes no files.
+"""`Detections`: the objects found in one image, from rows of seven; data only, no files.
 
 Glossary: N detections, K classes. A row is (image_id, class_id, confidence, x0, y0, x1, y1)
-with coordinates divided by the network input size; image_id -1 marks a padding row. Labels are
+with coordinates divided by the network input's size; image_id -1 marks a padding row. Labels are
 contiguous 1..K, category_id is the data set's own. Boxes are xyxy float pixels.
 """
 
@@ -21,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, warn_renamed
 from .images.draw import draw_boxes
 from .images.letterbox import Letterbox, check_image
 
@@ -33,14 +30,14 @@ _CORNERS = ("x0", "y0", "x1", "y1")
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found on one photograph, best first.
+    """The objects found in one image, best first.
 
     Attributes:
-        normalised: (N, 4) float32 xyxy, divided by the network input's size, as the model gave them.
+        normalised: (N, 4) float32 xyxy, divided by the network input's size.
         scores: (N,) float32, descending.
         labels: (N,) int64, 1..K.
-        class_names, category_ids: of label 1, 2, ... K.
-        letterbox: where the photograph lies on the network input.
+        class_names, category_ids: names and ids of the labels 1, 2, ... K.
+        letterbox: mapping from the network input to the image.
     """
 
     normalised: F32
@@ -50,11 +47,17 @@ class Detections:
     category_ids: tuple[int, ...]
     letterbox: Letterbox
 
+    @property
+    def placement(self) -> Letterbox:
+        """Deprecated: `letterbox`."""
+        warn_renamed("placement", "letterbox")
+        return self.letterbox
+
     @cached_property
     def boxes(self) -> F32:
-        """(N, 4) float32 xyxy, pixels of the photograph and clipped to it.
+        """(N, 4) float32 xyxy in pixels of the image, clipped to it.
 
-        A box that lies in the network input padding has no area.
+        A box in the padding of the network input has no area.
         """
         return self.letterbox.to_image(self.normalised)
 
@@ -71,7 +74,7 @@ class Detections:
         return zip(self.names, self.scores.tolist(), self.boxes, strict=True)
 
     def above(self, threshold: float) -> Detections:
-        """Those with a score of `threshold` and above."""
+        """The detections with a score of at least `threshold`."""
         keep = self.scores >= threshold
         return replace(
             self,
@@ -83,10 +86,10 @@ class Detections:
     # ---------------------------------------------------------------- as data
 
     def rows(self, max_detections: int | None = None) -> F32:
-        """The contract's rows, with image_id 0.
+        """The rows of the published contract, with image_id 0.
 
         Args:
-            max_detections: give exactly that many, padded or cut as by `pad_rows`.
+            max_detections: number of rows, padded or cut as by `pad_rows`; default: N.
 
         Returns:
             [N or max_detections, 7] float32.
@@ -112,7 +115,7 @@ class Detections:
         ]
 
     def _records(self) -> list[dict[str, Any]]:
-        """One flat dictionary a detection, rounded for people."""
+        """One flat dictionary per detection, rounded for people."""
         return [
             {
                 "name": name,
@@ -125,7 +128,7 @@ class Detections:
         ]
 
     def to_csv(self) -> str:
-        """A header and one line a detection; pixels of the photograph."""
+        """CSV: a header and one line per detection, in pixels of the image."""
         text = io.StringIO()
         fields = ("name", "label", "category_id", "score", *_CORNERS)
         writer = csv.DictWriter(text, fields, lineterminator="\n")
@@ -142,23 +145,23 @@ class Detections:
         """`to_dict` as one line."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
-    # ---------------------------------------------------------------- as a picture
+    # ---------------------------------------------------------------- drawn
 
     def draw(self, image: U8) -> U8:
-        """An annotated copy of the photograph, see `images.draw.draw_boxes`.
+        """An annotated copy of the image, see `images.draw.draw_boxes`.
 
         Args:
-            image: (H, W, 3) uint8 BGR, the photograph that these detections belong to.
+            image: (H, W, 3) uint8 BGR, the image of these detections.
 
         Raises:
-            InputError: the image is of another form or size.
+            InputError: the image has another shape, type or size.
         """
         check_image(image)
         height, width = self.letterbox.height, self.letterbox.width
         if image.shape[:2] != (height, width):
             raise InputError(
                 f"image has {image.shape[1]}x{image.shape[0]} pixels, "
-                f"but the detections belong to a photograph of {width}x{height}"
+                f"but the detections belong to an image of {width}x{height}"
             )
         texts = [f"{name} {score:.2f}" for name, score, _ in self]
         return draw_boxes(image, self.boxes, self.labels, texts)
@@ -174,24 +177,24 @@ def from_rows(
     category_ids: tuple[int, ...],
     score_threshold: float | None = None,
 ) -> Detections:
-    """The detections in a model's output for one photograph.
+    """The detections in a model's output for one image.
 
     Args:
         rows: [N, 7] or [1, 1, N, 7], in any order; rows with image_id -1 or confidence 0 are
-            padding, wherever they stand.
-        letterbox: where the photograph lies on the network input.
-        class_names, category_ids: of label 1, 2, ... K.
-        score_threshold: leave out lower scores.
+            padding.
+        letterbox: mapping from the network input to the image.
+        class_names, category_ids: names and ids of the labels 1, 2, ... K.
+        score_threshold: drop lower scores.
 
     Raises:
-        InputError: rows of another shape, of several images, or with values that no detection
-            can have.
+        InputError: the rows have another shape, belong to several images, or hold values that no
+            detection can have.
     """
     array = np.asarray(rows, dtype=np.float32)
     if array.shape[-1:] != (7,) or array.ndim not in (2, 4) or array.shape[:-2] not in ((), (1, 1)):
         raise InputError(f"rows have shape {list(array.shape)}, expected [N, 7] or [1, 1, N, 7]")
     array = array.reshape(-1, 7)
-    # A NaN confidence passes this filter, to be refused by the next test.
+    # A NaN confidence passes this filter; the next test refuses it.
     array = array[(array[:, 0] != -1) & ~(array[:, 2] <= 0)]
     if not np.isfinite(array).all():
         raise InputError("rows hold NaN or infinite values, expected finite numbers")
@@ -203,7 +206,7 @@ def from_rows(
         raise InputError(f"rows hold class_id {array[bad][0, 1]:g}, expected 1..{len(class_names)}")
     order = np.argsort(-array[:, 2], kind="stable")
     array = array[order]
-    found = Detections(
+    detections = Detections(
         array[:, 3:].copy(),
         array[:, 2].copy(),
         labels[order],
@@ -211,17 +214,17 @@ def from_rows(
         category_ids,
         letterbox,
     )
-    return found if score_threshold is None else found.above(score_threshold)
+    return detections if score_threshold is None else detections.above(score_threshold)
 
 
 def pad_rows(rows: F32, count: int) -> F32:
-    """Exactly `count` rows: surplus ones cut, missing ones filled up with padding.
+    """Exactly `count` rows: cut, or filled with padding.
 
     Args:
         rows: [N, 7], best first.
 
     Returns:
-        [count, 7] float32; padding has image_id -1 and zeros otherwise.
+        [count, 7] float32; padding rows are image_id -1 and zeros.
     """
     out = np.zeros((count, 7), dtype=np.float32)
     out[:, 0] = -1
@@ -230,6 +233,6 @@ def pad_rows(rows: F32, count: int) -> F32:
 
 
 def contract_rows(rows: F32, count: int, four_d: bool) -> F32:
-    """Rows [N, 7] in one of the published forms: [count, 7], or [1, 1, count, 7] if `four_d`."""
+    """Rows [N, 7] in a published form: [count, 7], or [1, 1, count, 7] if `four_d`."""
     padded = pad_rows(rows, count)
     return padded[None, None] if four_d else padded

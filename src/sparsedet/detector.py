@@ -1,8 +1,4 @@
-"""The detector that users hold: a photograph in, detections out.
-
-Loads a model file (or the embedded model), packs it for this CPU and runs it. It trains and
-converts nothing, and never imports torch.
-"""
+"""`Detector`: a model, ready to run; an image in, detections out. Never imports torch."""
 
 from __future__ import annotations
 
@@ -44,14 +40,14 @@ def embedded_model() -> Path:
 class Detector:
     """A model, ready to run.
 
-    Calling it with a photograph gives `Detections`. One instance may be shared by threads:
-    as many calls as it has streams run at once, others wait for their turn.
+    Calling it with an image returns `Detections`. Threads may share one instance: it runs one call
+    per stream at a time, others wait.
 
     Args:
-        model: what `engine` runs; of a graph file without tensors.
-        engine: the first stream's; another backend than the native engine serves as well.
-        streams: how many photographs may be worked on at once; the others run with as many
-            threads as the first and share its weights.
+        model: the model that `engine` runs; for a graph file it has no tensors.
+        engine: the first stream's engine, native or another backend.
+        streams: images that may run at once; each further stream shares the weights and has as
+            many threads as the first.
     """
 
     def __init__(self, model: ModelFile, engine: Backend, streams: int = 1) -> None:
@@ -82,8 +78,8 @@ class Detector:
         """Load a model file.
 
         Args:
-            path: a sparsedet model file; default: the embedded model. With the backends openvino
-                and onnxruntime also a graph, the published .xml or one that was exported.
+            path: model file; default: the embedded model. For the backends openvino and
+                onnxruntime also a graph file: the published .xml, or an exported one.
             threads: CPU threads of all streams together; default: the CPUs that this process
                 may use.
             streams: images that run at once; they divide the threads among them. One stream
@@ -179,22 +175,26 @@ class Detector:
 
     @property
     def backend(self) -> str:
-        """Who runs the network, "native" or another of `backends.NAMES`."""
+        """Name of the backend that runs the network, one of `backends.NAMES`."""
         return getattr(self.engine, "name", "native")
 
     @property
     def isa(self) -> str:
-        """The instruction set in use, "" where another backend than ours chooses it."""
+        """The instruction set of the native engine, "" for another backend."""
         return self.engine.isa if isinstance(self.engine, Engine) else ""
 
     @property
     def runtime(self) -> str:
-        """How it runs, for people: instruction set or backend, precision, threads."""
+        """How it runs, in words: instruction set or backend, precision, threads."""
         return f"{self.isa or self.backend}, {self.engine.precision}, {self.engine.threads} threads"
 
     @property
     def sparsity(self) -> float:
-        """Zeros among all weights and biases, 0..1."""
+        """Share of zeros among all weights and biases, 0..1.
+
+        Raises:
+            InputError: the model is a graph file.
+        """
         if not self.model.tensors:
             raise InputError("sparsity is not counted in a graph: convert it (sparsedet convert)")
         if self._sparsity is None:
@@ -204,15 +204,15 @@ class Detector:
     def __call__(
         self, image: NDArray[np.uint8], score_threshold: float | None = None
     ) -> Detections:
-        """Detect objects in a photograph.
+        """Detect objects in an image.
 
         Args:
-            image: (H, W, 3) uint8, BGR, as `read_image` and OpenCV give it.
-            score_threshold: keep scores of at least this; default: the model's own threshold
-                (0.05 in all presets). A lower value than the model's has no effect.
+            image: (H, W, 3) uint8 BGR, as `read_image` and OpenCV return it.
+            score_threshold: minimum score, 0..1; default: the model's own (0.05 in all presets).
+                A value below the model's has no effect.
 
         Raises:
-            InputError: the image is of another shape or type.
+            InputError: the image has another shape or type.
         """
         config = self.config
         size = (config.input_height, config.input_width)
@@ -223,11 +223,11 @@ class Detector:
     def stream(
         self, images: Iterable[NDArray[np.uint8]], score_threshold: float | None = None
     ) -> Iterator[Detections]:
-        """Detect objects in photographs as they come, `streams` of them at once.
+        """Detect objects in images, `streams` of them at once.
 
         Yields:
-            Detections of each photograph, in order. At most twice as many photographs as there
-            are streams are read ahead.
+            Detections of each image, in order. At most twice as many images as streams are read
+            ahead.
         """
         with ThreadPoolExecutor(self.streams) as workers:
             pending: deque[Future[Detections]] = deque()
@@ -245,8 +245,8 @@ class Detector:
     async def stream_async(
         self, images: AsyncIterable[NDArray[np.uint8]], score_threshold: float | None = None
     ) -> AsyncIterator[Detections]:
-        """`stream` for an asynchronous source; the event loop stays free meanwhile."""
-        import asyncio  # late: it takes longer to import than a model to load from a cache
+        """`stream` for an asynchronous source; does not block the event loop."""
+        import asyncio  # here, because importing it takes longer than loading a cached model
 
         with ThreadPoolExecutor(self.streams) as workers:
             pending: deque[asyncio.Future[Detections]] = deque()
@@ -263,24 +263,26 @@ class Detector:
                     future.cancel()
 
     def infer(self, blob: NDArray[Any], *, four_d: bool = False) -> NDArray[np.float32]:
-        """The published network's bare contract: network inputs in, rows of seven out.
+        """Run network inputs by the published contract: a blob in, rows of seven out.
 
         Args:
-            blob: [B, 3, H, W] or [B, H, W, 3], BGR, whole numbers 0..255, any network input size.
-            four_d: give [1, 1, N, 7] instead of [N, 7].
+            blob: [B, 3, H, W] or [B, H, W, 3], BGR, whole numbers 0..255, of any size H x W.
+            four_d: return [1, 1, N, 7] instead of [N, 7].
 
         Returns:
-            N = B * max_detections rows (image_id, class_id, confidence, x0, y0, x1, y1):
-            image_id is the index in the batch, coordinates are divided by the network input's
-            size. Images come in order, best detection first; then padding rows with image_id -1.
+            N = B * max_detections rows (image_id, class_id, confidence, x0, y0, x1, y1): image_id
+            is the index in the batch, coordinates are divided by W and H. Images are in order, with
+            the best detection first; padding rows with image_id -1 follow.
 
         Raises:
             InputError: the blob has another shape or other values.
         """
         batch = as_blob(blob)
-        found = []
+        outputs = []
         for index, network_input in enumerate(batch):
             rows = self._run(network_input)
             rows[:, 0] = index
-            found.append(rows)
-        return contract_rows(np.concatenate(found), len(batch) * self.config.max_detections, four_d)
+            outputs.append(rows)
+        return contract_rows(
+            np.concatenate(outputs), len(batch) * self.config.max_detections, four_d
+        )

@@ -326,7 +326,7 @@ def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
     for new in (b'\\"rpn.conv\\":-10', b'\\"rpn.com\\":1.00', b'\\"rpn.conv\\":[1]'):
         assert data.count(old) == 1 and len(old) == len(new)
         path.write_bytes(data.replace(old, new))
-        with pytest.raises(InputError, match="int8 range"):
+        with pytest.raises(InputError, match="int8 clipping threshold"):
             load_model(path)
 
 

@@ -129,7 +129,7 @@ def test_the_file_may_go_but_not_change(small_model: Path, tmp_path: Path) -> No
     with open(tmp_path / "elsewhere", "r+b") as file:
         file.truncate(1000)
     for use in (lambda: changed.tensors["stem.conv.bias"], lambda: Engine(SMALL, changed.tensors)):
-        with pytest.raises(InputError, match=r"m: was changed after it was opened"):
+        with pytest.raises(InputError, match=r"m: the file has changed since it was opened"):
             use()
 
 

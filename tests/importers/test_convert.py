@@ -473,7 +473,7 @@ def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variable
     )
     doubled = {"model": {**state, name: {"a": bad}}, f"{name}.a": bad}
     (tmp_path / "twice.pkl").write_bytes(pickle.dumps(doubled))
-    refused(tmp_path / "twice.pkl", f"tensor '{name}.a' comes twice")
+    refused(tmp_path / "twice.pkl", f"tensor '{name}.a' occurs twice")
 
     refused(npz(tmp_path, {k: v for k, v in variables.items() if k != "rpn/box/b"}), "is missing")
     refused(npz(tmp_path, {**variables, "extra/W": variables["conv0/W"]}), "belongs to no layer")
@@ -481,7 +481,7 @@ def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variable
     path = npz(tmp_path, variables)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("conv0/W.npy", archive.read("conv0/W.npy"))
-    refused(path, "'conv0/W.npy' comes twice")
+    refused(path, "'conv0/W.npy' occurs twice")
     objects = npz(tmp_path, {**variables, "x": np.array([None])})
     refused(objects, "holds Python objects")
 

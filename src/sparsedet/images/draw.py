@@ -1,4 +1,4 @@
-"""Boxes and labels drawn on a photograph."""
+"""Boxes and labels drawn on an image."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def draw_boxes(image: U8, boxes: F32, class_labels: NDArray[Any], texts: Sequence[str]) -> U8:
-    """An annotated copy of a photograph.
+    """An annotated copy of an image.
 
-    Boxes are coloured by class; line width and text size follow the picture's size. Where
-    detections overlap, the better one lies on top, and labels avoid each other as far as
-    there is room.
+    Boxes are coloured by class; line width and text size follow the size of the image. Where
+    detections overlap, the better one is on top. Labels avoid each other as far as there is room.
 
     Args:
         image: (H, W, 3) uint8 BGR.
         boxes: (N, 4) xyxy pixels, best first.
-        class_labels: (N,) contiguous labels 1..K, which choose the colours.
-        texts: N, what is written beside each box.
+        class_labels: (N,) contiguous labels 1..K; they choose the colours.
+        texts: N labels, one beside each box.
     """
     out = np.array(image, order="C")
     height, width = image.shape[:2]
@@ -57,7 +56,7 @@ def draw_boxes(image: U8, boxes: F32, class_labels: NDArray[Any], texts: Sequenc
         x0, y0 = np.floor(box[:2]).astype(int).tolist()
         x1, y1 = np.ceil(box[2:]).astype(int).tolist()
         corners = ((x0, y0), (max(x0, x1 - 1), max(y0, y1 - 1)))  # the last pixel inside
-        if line > 1:  # a rim keeps the box visible on a ground of its own colour
+        if line > 1:  # a rim keeps the box visible on a background of its colour
             cv2.rectangle(out, *corners, _BLACK, line + 2)
         cv2.rectangle(out, *corners, colour, line)
     for colour, (label, at) in reversed(list(zip(colours, labels, strict=True))):
@@ -67,7 +66,7 @@ def draw_boxes(image: U8, boxes: F32, class_labels: NDArray[Any], texts: Sequenc
 
 @dataclass(frozen=True, slots=True)
 class _Label:
-    """A line of text on a filled ground; lengths in pixels."""
+    """A line of text on a filled background; lengths in pixels."""
 
     text: str
     scale: float
@@ -79,7 +78,7 @@ class _Label:
 
     @classmethod
     def fitting(cls, text: str, extent: float, limit: int) -> _Label:
-        """Sized for a picture of `extent`, the root of its area, and at most `limit` wide."""
+        """A label for an image of `extent` (root of its area), at most `limit` pixels wide."""
         (full_width, full_height), _ = cv2.getTextSize(text, _FONT, 1.0, 1)
         pixels = max(9.0, extent / 44)
         padding = max(1, round(pixels / 4))
@@ -100,7 +99,7 @@ class _Label:
     def place(
         self, box: F32, taken: NDArray[np.int64], height: int, width: int, line: int
     ) -> NDArray[np.int64]:
-        """The place (4,) xyxy inside the picture that hides least of the labels in `taken`."""
+        """The position (4,) xyxy inside the image that hides least of the labels in `taken`."""
         edge = line // 2 + 1
         x0, y0, x1, y1 = (int(v) for v in box)
         left, right = x0 - edge, x1 + edge - self.width

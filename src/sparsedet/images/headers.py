@@ -1,6 +1,7 @@
-"""The size of a photograph, from the header of each format: data -> (height, width).
+"""The size of an image, from the header of its format: data -> (height, width).
 
-Each function may raise struct.error or ValueError, which means that the data ends too early.
+A function raises struct.error or ValueError if the data ends too early. The EXIF orientation is
+not read here: OpenCV applies it when it decodes.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Photograph -> network input and back: the contract's input side.
+"""From an image to the network input, and boxes back.
 
-Places a photograph on the model's network input, and checks ready-made network inputs.
-It neither normalises pixels (that is inside the model) nor knows classes and scores.
+Pixels are normalised inside the model, not here.
 
-Glossary: a photograph is (H, W, 3) uint8 in BGR order, as OpenCV keeps it; the network input is the
-model's input of fixed size; B images a blob. Boxes are xyxy, "normalised" when divided by the
-network input size.
+Glossary: an image is (H, W, 3) uint8 BGR, as OpenCV reads it; the network input has the model's
+size; a blob holds B network inputs. Boxes are xyxy, *normalised* when divided by the size of the
+network input.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """How a photograph lies on the network input: resized, in the upper left corner.
+    """An image in the network input: resized, in the upper left corner, zeros elsewhere.
 
     Attributes:
-        height, width: of the photograph, pixels.
-        resized_height, resized_width: of the photograph resized, network input pixels.
-        input_height, input_width: pixels.
+        height, width: size of the image in pixels.
+        resized_height, resized_width: its size in the network input.
+        input_height, input_width: size of the network input.
     """
 
     height: int
@@ -41,16 +40,16 @@ class Letterbox:
     input_width: int
 
     def to_image(self, boxes_normalised: NDArray[Any]) -> F32:
-        """Boxes on the network input -> boxes on the photograph.
+        """Map boxes from the network input to the image.
 
         Args:
-            boxes_normalised: (N, 4) xyxy, fractions of the network input size, nominally in [0, 1].
+            boxes_normalised: (N, 4) xyxy, divided by the network input's size, nominally 0..1.
 
         Returns:
-            (N, 4) float32 xyxy, pixels of the photograph, clipped to it.
+            (N, 4) float32 xyxy in pixels of the image, clipped to it.
 
-        Source: Open Model Zoo, accuracy checker; its axes have slightly different scales, as
-        the resized size is truncated to whole pixels.
+        Source: Open Model Zoo, accuracy checker. The two axes have slightly different scales,
+        because the resized size is truncated to whole pixels.
         """
         boxes = np.array(boxes_normalised, dtype=np.float64).reshape(-1, 4)
         boxes[:, 0::2] = boxes[:, 0::2] * self.input_width / (self.resized_width / self.width)
@@ -66,23 +65,23 @@ def fit_letterbox(
     input_width: int,
     resize: Literal["letterbox", "stretch"] = "letterbox",
 ) -> Letterbox:
-    """Where a photograph of that size goes on the network input.
+    """The letterbox of an image of that size.
 
     Args:
-        height, width: of the photograph, at least 1 pixel.
-        input_height, input_width: pixels.
-        resize: "letterbox" keeps the aspect ratio as far as whole pixels allow, "stretch" fills the
-            network input.
+        height, width: size of the image, at least 1 pixel.
+        input_height, input_width: size of the network input in pixels.
+        resize: "letterbox" keeps the aspect ratio as far as whole pixels allow; "stretch" fills
+            the network input.
 
     Raises:
-        InputError: an empty photograph or network input, or an unknown `resize`.
+        InputError: the image or the network input is empty, or `resize` is unknown.
 
-    Source: Open Model Zoo, accuracy checker `fit_to_window`: sizes are truncated, so that
-    int((800 / h) * h) is 799 for some h; the lower bound of one pixel is ours.
+    Source: Open Model Zoo, accuracy checker, `fit_to_window`. Sizes are truncated, so
+    int((800 / h) * h) is 799 for some h; the minimum of one pixel is our own.
     """
     if min(height, width, input_height, input_width) < 1:
         raise InputError(
-            f"the photograph has {width}x{height} pixels and the network input "
+            f"the image has {width}x{height} pixels and the network input "
             f"{input_width}x{input_height}, expected at least 1x1"
         )
     if resize == "letterbox":
@@ -96,7 +95,7 @@ def fit_letterbox(
 
 
 def check_image(image: U8) -> None:
-    """Check that an array is a photograph.
+    """Check that an array is an image.
 
     Raises:
         InputError: it is not (H, W, 3) uint8 with at least one pixel.
@@ -117,18 +116,18 @@ def to_network_input(
     input_width: int,
     resize: Literal["letterbox", "stretch"] = "letterbox",
 ) -> tuple[U8, Letterbox]:
-    """Resize a photograph (bilinear) onto the network input; zeros to its right and below.
+    """Resize an image into the network input.
 
     Args:
         image: (H, W, 3) uint8, BGR.
         input_height, input_width, resize: as for `fit_letterbox`.
 
     Returns:
-        The network input (input_height, input_width, 3) uint8 BGR, contiguous, and where the
-        photograph lies on it.
+        The network input (input_height, input_width, 3) uint8 BGR, contiguous, and the mapping
+        back to the image.
 
     Raises:
-        InputError: the image is of another shape or type; and as for `fit_letterbox`.
+        InputError: the image has another shape or type; and as for `fit_letterbox`.
     """
     check_image(image)
     at = fit_letterbox(image.shape[0], image.shape[1], input_height, input_width, resize)
@@ -142,17 +141,17 @@ def to_network_input(
 
 
 def as_blob(blob: NDArray[Any]) -> U8:
-    """Check ready-made network inputs, the contract's bare input, and bring them into one form.
+    """Check ready-made network inputs and bring them into one layout.
 
     Args:
         blob: [B, 3, H, W] or [B, H, W, 3], BGR, whole numbers 0..255 of any numeric type.
 
     Returns:
-        [B, H, W, 3] uint8, contiguous; `blob` itself where it is that already.
+        [B, H, W, 3] uint8, contiguous; `blob` itself if it is that already.
 
     Raises:
-        InputError: another shape, both layouts possible ([B, 3, W, 3]), no images, or values
-            that are no whole numbers 0..255 (for example already normalised ones).
+        InputError: another shape, a shape that fits both layouts ([B, 3, W, 3]), no images, or
+            values other than whole numbers 0..255 (for example normalised ones).
     """
     array = np.asarray(blob)
     expected = "expected [B, 3, H, W] or [B, H, W, 3]"
@@ -168,9 +167,9 @@ def as_blob(blob: NDArray[Any]) -> U8:
         expected = "expected whole numbers 0..255 (BGR, not normalised)"
         if array.dtype.kind not in "uif":
             raise InputError(f"blob has type {array.dtype}, {expected}")
-        with np.errstate(invalid="ignore"):  # NaN and large values become some number ...
+        with np.errstate(invalid="ignore"):  # NaN and large values become another number ...
             whole = array.astype(np.uint8)
-        if not (whole == array).all():  # ... that differs
+        if not (whole == array).all():  # ... and are found here
             raise InputError(f"blob has values from {array.min()} to {array.max()}, {expected}")
         array = whole
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if channels == [1] else array)

@@ -1,4 +1,4 @@
-"""Photographs: from a file or from bytes to pixels."""
+"""Images: from a file or bytes to pixels."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from .headers import FORMATS
 U8 = NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000
-"""Photographs of more pixels are refused unless the caller raises the limit."""
+"""Larger images are refused, unless the caller raises the limit."""
 
 
 MAX_FILE_BYTES = 1 << 30
-"""Larger files are refused unread; 100 million uncompressed 16-bit RGBA pixels fit."""
+"""Larger files are refused unread. 100 million uncompressed 16-bit RGBA pixels fit."""
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> U8:
-    """Read a photograph from a file: `decode_image` of its bytes.
+    """Read an image file.
 
     Args:
-        path: a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF (first page) or AVIF file, as far
-            as the installed OpenCV decodes that format.
-        max_pixels: larger pictures are refused before they are decoded (OpenCV's own limit is
+        path: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF (first page) or AVIF file, if the
+            installed OpenCV decodes that format.
+        max_pixels: limit of height x width, checked before decoding (OpenCV's own limit is
             2**30).
 
     Returns:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        InputError: no such file, not a file, or anything `decode_image` refuses.
+        InputError: there is no such file, it is not a file, or `decode_image` refuses it.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: not a file, expected a photograph")
+            raise InputError(f"{path}: not a file, expected an image")
         if status.st_size > MAX_FILE_BYTES:
             raise InputError(
                 f"{path}: the file has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}"
             )
-        # Read here and not by cv2.imread: that fails on some non-ASCII names on Windows.
+        # Not cv2.imread, which fails for some non-ASCII names on Windows.
         with open(path, "rb") as file:
             data = file.read()
     except InputError:
@@ -59,27 +59,26 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
-    """Decode a photograph that is in memory.
+    """Decode an image in memory.
 
-    The EXIF orientation is applied. Grey, palette, CMYK and 16-bit pictures become 8-bit BGR;
-    an alpha channel is dropped, not composited (all as OpenCV's IMREAD_COLOR does). The size
-    is read from the header before anything is decoded, so a decompression bomb costs nothing;
-    a format whose header is not understood here is therefore refused even where OpenCV could
-    decode it.
+    The EXIF orientation is applied. Grey, palette, CMYK and 16-bit images become 8-bit BGR; an
+    alpha channel is dropped, not composited (all of it by OpenCV's IMREAD_COLOR). The size is
+    read from the header before anything is decoded, so a decompression bomb costs nothing. A
+    format whose header is unknown here is refused, even if OpenCV could decode it.
 
     Args:
-        data: the image file's content.
-        name: what error messages call it.
-        max_pixels: larger pictures are refused before they are decoded.
+        data: content of the image file.
+        name: name in error messages.
+        max_pixels: limit of height x width, checked before decoding.
 
     Returns:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        InputError: empty, not an image, damaged, truncated, or over the limit.
+        InputError: it is empty, not an image, damaged, truncated, or too large.
     """
     if not data:
-        raise InputError(f"{name}: the file is empty, expected a photograph")
+        raise InputError(f"{name}: the file is empty, expected an image")
     size_of = next((read for magic, read in FORMATS if magic.match(data)), None)
     if size_of is None:
         raise InputError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF image")
@@ -110,7 +109,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
 class _QuietOpenCV:
     """Keeps OpenCV's log off stderr while any thread decodes: its warnings become our errors."""
 
-    _log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4.x has the two functions on top
+    _log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4.x has the functions in cv2
 
     def __init__(self) -> None:
         self._lock, self._threads, self._level = threading.Lock(), 0, 0

@@ -1,4 +1,4 @@
-"""Batch norm folded into the weights and bias before it."""
+"""Batch norm, folded into the weights and bias of the layer before it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from .file import Tensors, check_shape, check_tensors
 def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> Tensors:
     """Fold `NAME.norm.{weight,bias,running_mean,running_var}` into `NAME.weight` and `NAME.bias`.
 
-    Layers without `NAME.norm.weight` pass through. Exact zeros stay zeros. Computed in float64.
+    Layers without `NAME.norm.weight` stay as they are. Exact zeros stay zeros. Computed in
+    float64.
 
     Raises:
-        InputError: a tensor is missing, left over, of the wrong shape or not finite, or a
-            variance is negative.
+        InputError: a tensor is missing, belongs to no layer, has the wrong shape or is not finite,
+            or a variance is negative.
     """
     rest = dict(tensors)
 

@@ -1,9 +1,9 @@
-"""Anchors, IoU and box deltas in numpy: the arithmetic that every path shares.
+"""Anchors, IoU and box deltas in numpy.
 
-Boxes are xyxy float pixels with no +1; deltas are (dx, dy, dw, dh). The torch reference and
-the native engine have their own copies for speed; tests hold them against these.
+Boxes are xyxy float pixels without a +1; deltas are (dx, dy, dw, dh). The torch model and the
+engine have implementations of their own, for speed; tests compare them with these.
 
-Glossary: A anchors a cell, Hf and Wf rows and columns of the feature map, N, M boxes.
+Glossary: A anchors per cell; Hf, Wf rows and columns of the feature map; N, M boxes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ F32 = NDArray[np.float32]
 
 
 def cell_anchors(config: ModelConfig) -> F32:
-    """The anchors of the cell at the map's origin, in network input pixels.
+    """The anchors of the feature map's first cell, in pixels of the network input.
 
     Sizes are the outer loop and ratios (height / width) the inner one, as in TensorPack
     (since 2019-05-21) and Detectron2; `config.cell_anchors` overrides them.
@@ -44,8 +44,8 @@ def legacy_cell_anchors(
 ) -> F32:
     """TensorPack's anchors before 2019-05-21: rounded, ratio-major, centred in the cell.
 
-    The original py-faster-rcnn arithmetic on a stride x stride base box with inclusive
-    pixels; x2 and y2 then get the +1 that makes them exclusive.
+    The original py-faster-rcnn arithmetic on a stride x stride base box with inclusive pixels;
+    then +1 makes x2 and y2 exclusive.
 
     Returns:
         (A, 4) float32 xyxy, for `ModelConfig.cell_anchors`.
@@ -72,9 +72,9 @@ def grid_anchors(cells: F32, feature_size: tuple[int, int], stride: int) -> F32:
     """All anchors of a feature map.
 
     Args:
-        cells: (A, 4) anchors of the origin cell.
+        cells: (A, 4) anchors of the first cell.
         feature_size: (Hf, Wf).
-        stride: network input pixels a cell.
+        stride: pixels of the network input per cell.
 
     Returns:
         (Hf * Wf * A, 4) float32; A is the fastest index, then columns, then rows.
@@ -96,8 +96,8 @@ def decode(
     Args:
         deltas: (N, 4) or (N, K, 4).
         boxes: (N, 4) xyxy.
-        weights: the deltas are divided by these.
-        clamp: upper limit of dw and dh after division.
+        weights: divisors of the deltas.
+        clamp: upper limit of dw and dh after the division.
 
     Returns:
         xyxy boxes of the shape of `deltas`.
@@ -137,17 +137,17 @@ def clip(boxes: F32, height: float, width: float) -> F32:
 def corner_sampling(
     feature_size: tuple[int, int], stride: int, samples: int
 ) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float], float]:
-    """How boxes change so that an aligned RoIAlign samples them from corner to corner.
+    """How to change boxes so that an aligned RoIAlign samples them from corner to corner.
 
     Args:
         feature_size: (Hf, Wf) of the map.
-        stride: network input pixels a cell.
-        samples: of an axis, bins times sampling ratio; at least 2.
+        stride: pixels of the network input per cell.
+        samples: samples per axis (bins times sampling ratio), at least 2.
 
     Returns:
-        factors a and b of four numbers each, and an offset c, so that the box to give RoIAlign is
-        a * box + b * box[2, 3, 0, 1] + c: with d the distance of two samples, a box's sides move
-        outwards by d / 2 and half a cell to the right.
+        Factors a and b, four numbers each, and an offset c: RoIAlign gets the box
+        a * box + b * box[2, 3, 0, 1] + c. Each side moves outwards by half the distance of two
+        samples, and the box half a cell to the right.
     """
     shrink = [(cells - 1) / cells for cells in feature_size[::-1]] * 2  # x, y, x, y
     outwards = 0.5 / (samples - 1)

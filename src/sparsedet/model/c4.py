@@ -1,4 +1,4 @@
-"""The layer table of a Faster R-CNN with a C4 backbone."""
+"""The layer table of a Faster R-CNN with a C4 backbone: res5 runs once per RoI."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def build_network(config: ModelConfig, input_size: tuple[int, int] | None = None
     """The layer table of `config`.
 
     Args:
-        config: the model.
-        input_size: (height, width) in pixels; default: the configuration's own network input.
+        config: the model's configuration.
+        input_size: (height, width) in pixels; default: that of the configuration.
 
     Raises:
         InputError: the network input is too small for the network.

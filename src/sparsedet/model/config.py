@@ -1,8 +1,8 @@
-"""What a model is: one frozen dataclass and its named presets.
+"""The configuration of a model: one frozen dataclass.
 
-Every number on which the two families of existing weights differ (TensorPack, the published
-network's lineage, and Detectron2) is a field here, never a branch elsewhere. Nothing in this
-module computes: the layer table is in `network`, anchors and deltas are in `boxes`.
+Every number on which the two families of existing weights differ (TensorPack, which made the
+published network, and Detectron2) is a field here, never a branch elsewhere. This module computes
+nothing: `model.c4` makes the layer table, `model.boxes` anchors and deltas.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ COCO_NAMES: tuple[str, ...] = (
 )  # fmt: skip
 """The 80 detection classes in COCO's category order; label = index + 1."""
 
-# COCO's own category_id runs from 1 to 90 with ten ids unused.
+# COCO's category_id is 1..90; ten numbers are unused.
 _COCO_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_CATEGORY_IDS: tuple[int, ...] = tuple(i for i in range(1, 91) if i not in _COCO_UNUSED_IDS)
-"""COCO's category_id of label 1, 2, ... 80."""
+"""COCO's category_id of the labels 1, 2, ... 80."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A Faster R-CNN with a ResNet C4 backbone, completely described.
+    """A complete description of a Faster R-CNN with a ResNet C4 backbone.
 
-    Lengths are network input pixels, colours are in BGR order and 0..255. Paddings are
-    (before, after) along both axes; a negative `after` drops the last row and column.
+    Lengths are in pixels of the network input; colours are BGR, 0..255. Paddings are (before,
+    after) on both axes; a negative `after` drops the last row and column.
     """
 
     name: str
@@ -79,19 +79,19 @@ class ModelConfig:
     proposals: int = 300
     rpn_nms_threshold: float = 0.7
     rpn_remove_empty: bool = False
-    # Caffe's convention, that of OpenVINO's Proposal: the last pixel of a proposal belongs to it.
-    # Proposals are clipped to the network input's last row and column, not to its borders, and NMS counts
-    # both of their sides one pixel longer. Detections are not concerned.
+    # Caffe's convention, as in OpenVINO's Proposal: a proposal includes its last pixel. Proposals
+    # are clipped to the last row and column of the network input, not to its borders, and NMS adds
+    # one pixel to both of their sides. Detections are not affected.
     rpn_inclusive: bool = False
     delta_clamp: float = math.log(1333 / 16)
 
     # --- regions of interest
     roi_size: int = 14
     roi_sampling_ratio: int = 2
-    # Where the samples of a box lie: RoIAlign's "aligned" puts them half a step inside of its
-    # borders (TensorPack, Detectron2); "corners" from one corner to the other, the map's first
-    # cell centre to its last standing for the network input (TensorFlow's crop_and_resize by itself,
-    # OpenVINO's bilinear ROIPooling).
+    # Positions of a box's samples. "aligned": half a step inside its borders, as RoIAlign of
+    # TensorPack and Detectron2. "corners": from corner to corner, where the centres of the feature
+    # map's first and last cells are the borders of the network input, as TensorFlow's plain
+    # crop_and_resize and OpenVINO's bilinear ROIPooling.
     roi_sampling: Literal["aligned", "corners"] = "aligned"
     class_names: tuple[str, ...] = COCO_NAMES
     category_ids: tuple[int, ...] = COCO_CATEGORY_IDS
@@ -131,8 +131,8 @@ class ModelConfig:
         for box in self.cell_anchors or ():
             require(box[0] < box[2] and box[1] < box[3], "cell_anchors", "x0 < x1 and y0 < y1")
         require(self.roi_size % 2 == 0, "roi_size", "an even number")
-        # A 1x1 window needs no padding; its output and that of the 3x3 are added, so that they
-        # must have one size for every input.
+        # A 1x1 window needs no padding. Its output is added to that of the 3x3, so both must have
+        # the same size for every input.
         require(self.stride_conv1_padding[0] == 0, "stride_conv1_padding", "(0, 0) or (0, -1)")
         total = sum(self.stride_conv1_padding) + 2
         require(
@@ -165,7 +165,7 @@ class ModelConfig:
 
     @property
     def num_classes(self) -> int:
-        """Object classes, background not counted."""
+        """Number of object classes, without the background."""
         return len(self.class_names)
 
     @property
@@ -175,11 +175,11 @@ class ModelConfig:
         return len(self.anchor_sizes) * len(self.anchor_ratios)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values, one for each field."""
+        """JSON-ready values, one per field."""
         return dataclasses.asdict(self)
 
     def to_stored(self) -> dict[str, Any]:
-        """`to_dict` by the names of version 1 of the model file, which `from_dict` reads, too."""
+        """`to_dict` by the names of version 1 of the model file; `from_dict` reads both."""
         values = {_STORED_NAMES.get(key, key): value for key, value in self.to_dict().items()}
         values["resize"] = _STORED_RESIZE.get(self.resize, self.resize)
         return values
@@ -210,7 +210,7 @@ _STORED_RESIZE = {"letterbox": "fit"}
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` of a configuration by the names of its fields, whichever they were stored by.
+    """The values of a configuration by the names of its fields, from either set of names.
 
     Raises:
         InputError: a value is given under both of its names.
@@ -249,10 +249,10 @@ ModelConfig.__init__ = _with_old_names(ModelConfig.__init__)  # type: ignore[met
 
 
 def coerce(key: str, value: Any, hint: Any) -> Any:
-    """`value` in the type `hint`: JSON has no tuples and writes 1.0 as 1; all else is refused.
+    """Convert a JSON value to the type `hint` (JSON has no tuples and writes 1.0 as 1).
 
     Raises:
-        InputError: names `key`.
+        InputError: the value has another type; the message names `key`.
     """
     args = get_args(hint)
     if get_origin(hint) in (Union, UnionType):  # ... | None
@@ -269,8 +269,8 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
     raise InputError(f"{key} is {reprlib.repr(value)}, expected {expected}")
 
 
-# What every number lies in, each member of a tuple alike. A model file may come from anywhere,
-# and buffers are sized by some of these.
+# Allowed range of each field, and of each member of a tuple (inclusive). A model file may come
+# from anywhere, and some of these fields set the size of buffers.
 _RANGES: dict[str, tuple[float, float]] = {
     "input_height": (16, 8192), "input_width": (16, 8192),
     "pixel_mean": (-1000, 1000), "pixel_std": (1e-3, 1000),

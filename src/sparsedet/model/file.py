@@ -1,16 +1,11 @@
 """The model file: configuration, weights and provenance in one safetensors file.
 
-Writes and reads it, folds batch norm, and counts zeros. `docs/format.md` describes the bytes.
-Trains, prunes and runs nothing. The reader trusts nothing that it is given: whatever the bytes,
-it returns a complete model or raises an InputError, and allocates no more than the layer table
-asks for and the file has bytes to fill.
+`docs/format.md` describes the bytes. The reader does not trust the file: whatever the bytes, it
+returns a complete model or raises an InputError, and it allocates no more than the layer table
+needs and the file can fill.
 
-The container is written and read here instead of by the safetensors library, which orders
-metadata at random (other bytes for the same model each time) and takes a tensor that is named
-twice. The files are ordinary safetensors all the same; a test reads them with that library.
-
-Glossary: tensors are `NAME.weight` and `NAME.bias` of each weighted layer NAME of the layer
-table, batch norm folded, float32. Sparsity is the fraction of zeros among all of them.
+Tensors are `NAME.weight` and `NAME.bias` of each weighted layer NAME of the layer table, float32,
+batch norm folded.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ from ..files import write_atomic
 from .c4 import build_network
 from .config import ModelConfig
 from .safetensors import DTYPES, container, parse_json, read_header
-from .tensors import LazyTensors, Place
+from .tensors import ByteRange, LazyTensors
 
 StorageDtype = Literal["float32", "float16"]
 Tensors = dict[str, NDArray[np.float32]]
@@ -42,15 +37,16 @@ _STORED_AS = {"float32": "F32", "float16": "F16"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelFile:
-    """What a model file holds.
+    """The content of a model file.
 
     Attributes:
-        config: the model.
-        tensors: `NAME.weight` and `NAME.bias` of every weighted layer, dense float32. Those of
-            a file are decoded when first asked for.
+        config: the model's configuration.
+        tensors: `NAME.weight` and `NAME.bias` of every weighted layer, dense float32; tensors of
+            a file are decoded on first use.
         provenance: JSON-ready values: recipe, data, licences, dates.
-        storage_dtype: of the weights in the file; biases are always float32 there.
-        clipping_thresholds: for int8, of the output of each of `int8_layers`; None: not calibrated.
+        storage_dtype: type of the weights in the file; its biases are always float32.
+        clipping_thresholds: for int8, one for the output of each of `int8_layers`; None: the model
+            is not calibrated.
     """
 
     config: ModelConfig
@@ -67,25 +63,27 @@ class ModelFile:
 
 
 def int8_layers(config: ModelConfig) -> list[str]:
-    """Layers whose outputs are bytes in int8: all but the stem and the predictors."""
+    """Layers whose outputs are uint8 in int8 precision: all but the stem and the predictors."""
     layers = build_network(config).layers
     return [layer.name for layer in layers if layer.prunable or not layer.weights]
 
 
 def check_clipping_thresholds(config: ModelConfig, clipping_thresholds: Mapping[str, Any]) -> None:
-    """Check that there is exactly one range for each of `int8_layers`.
+    """Check that there is exactly one clipping threshold for each of `int8_layers`.
 
     Raises:
-        InputError: one is missing, left over, or not a finite number from 0 on.
+        InputError: one is missing, belongs to no such layer, or is not a finite number >= 0.
     """
     names = int8_layers(config)
     if different := sorted(set(names) ^ set(clipping_thresholds)):
-        what = "missing" if different[0] in names else "of no layer that needs it"
-        raise InputError(f"the int8 range of {different[0]!r} is {what}")
+        what = "missing" if different[0] in names else "of no layer that needs one"
+        raise InputError(f"the int8 clipping threshold of {different[0]!r} is {what}")
     for name, value in clipping_thresholds.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value < 3e38:  # of float32
-            raise InputError(f"the int8 range of {name!r} is {value!r}, no number from 0 on")
+            raise InputError(
+                f"the int8 clipping threshold of {name!r} is {value!r}, expected a number >= 0"
+            )
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -93,7 +91,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in build_network(config).weighted:
         shapes[f"{layer.name}.weight"] = layer.weight_shape
-        # index() because a hand-written configuration may say 64.0 channels.
+        # index(), because a hand-written configuration may say 64.0 channels.
         shapes[f"{layer.name}.bias"] = (operator.index(layer.out_channels),)
     return shapes
 
@@ -102,15 +100,15 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> N
     """Check that `tensors` are exactly the folded tensors of `config`.
 
     Raises:
-        InputError: a tensor is missing, left over, not float32, of the wrong shape, or holds
-            NaN or infinity.
+        InputError: a tensor is missing, belongs to no layer, is not float32, has the wrong shape,
+            or holds NaN or infinity.
     """
     shapes = tensor_shapes(config)
     for name, shape in shapes.items():
         if name not in tensors:
             raise InputError(f"tensor {name!r} is missing")
         if isinstance(tensors, LazyTensors) and tensors.is_stored(name):
-            check_shape(name, tensors.shape(name), shape)  # the rest was checked by the reader
+            check_shape(name, tensors.shape(name), shape)  # the reader checked the rest
             continue
         check_shape(name, tensors[name].shape, shape)
         if tensors[name].dtype != np.float32:
@@ -143,19 +141,19 @@ def save_model(
     """Write a model file; the same arguments give the same bytes.
 
     Args:
-        path: the file; it appears complete or not at all.
-        config: the model.
+        path: the file; it is written completely or not at all.
+        config: the model's configuration.
         tensors: as in `ModelFile`.
         provenance: JSON-ready values.
-        dtype: of the stored weights. float16 rounds them to 11 bits; those under 3e-8 become
-            zeros.
+        dtype: type of the stored weights. float16 rounds them to 11 bits, and weights below 3e-8
+            to zero.
         clipping_thresholds: as in `ModelFile`.
         overwrite: replace an existing file.
         ranges: deprecated name of `clipping_thresholds`.
 
     Raises:
         InputError: the file exists or cannot be written, a tensor does not fit the model or
-            exceeds float16, or the provenance is not JSON-ready.
+            float16, or the provenance is not JSON-ready.
     """
     if ranges is not None:
         warn_renamed("ranges", "clipping_thresholds")
@@ -174,7 +172,9 @@ def save_model(
             value = tensors[name].astype(DTYPES[kind], order="C")
         if not np.isfinite(value).all():
             peak = np.abs(tensors[name]).max()
-            raise InputError(f"tensor {name!r} holds {peak:.6g}, too much for float16: use float32")
+            raise InputError(
+                f"tensor {name!r} holds {peak:.6g}, too large for float16: use float32"
+            )
         mask = value != 0  # after rounding, so that mask and values agree
         bits, kept = np.packbits(mask, axis=None, bitorder="little"), value[mask]
         if not name.endswith(".bias") and bits.nbytes + kept.nbytes < value.nbytes:
@@ -190,7 +190,7 @@ def save_model(
         "sparse": _to_json("sparse", sparse),
     }
     if clipping_thresholds is not None:
-        metadata["int8_ranges"] = _to_json("ranges", dict(clipping_thresholds))
+        metadata["int8_ranges"] = _to_json("clipping thresholds", dict(clipping_thresholds))
     write_atomic(path, container(metadata, stored), overwrite=overwrite)
 
 
@@ -208,11 +208,10 @@ def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile
     """Read a model file.
 
     Args:
-        check: look at all values at once; otherwise at those of a tensor when it is first asked
-            for.
+        check: check all values now; otherwise each tensor's on its first use.
 
     Raises:
-        InputError: it cannot be read or is not a complete, valid model file.
+        InputError: the file cannot be read, or is not a complete and valid model file.
     """
     try:
         with open(path, "rb") as file:
@@ -223,14 +222,14 @@ def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile
         return model
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except InputError:  # names the file
+    except InputError:  # names the file already
         raise
     except ValueError as error:
         raise InputError(f"{path}: {str(error)[:300]}") from None
 
 
 def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
-    """`load_model` on an open file of `size` bytes; raises ValueError without the file's name."""
+    """`load_model` of an open file of `size` bytes; its ValueErrors do not name the file."""
     metadata, entries = read_header(file, size)
     start = file.tell()
     if metadata.get("format") != _FORMAT:
@@ -247,13 +246,13 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     sparse = parse_json("the list of sparse tensors", metadata["sparse"])
     clipping_thresholds = None
     if "int8_ranges" in metadata:
-        clipping_thresholds = parse_json("the int8 ranges", metadata["int8_ranges"])
+        clipping_thresholds = parse_json("the int8 clipping thresholds", metadata["int8_ranges"])
         check_clipping_thresholds(config, clipping_thresholds)
     half = any(entry.dtype == "F16" for entry in entries.values())
     weights_kind = "F16" if half else "F32"
 
     def take(name: str, kind: str, shape: tuple[int, ...] | None) -> tuple[int, int]:
-        """Place of the stored tensor of that name; shape None: one axis, any length."""
+        """(First byte, length) of a stored tensor; shape None: one axis of any length."""
         entry = entries.pop(name, None)
         if entry is None:
             raise ValueError(f"tensor {name!r} is missing")
@@ -267,26 +266,28 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
             raise ValueError(f"tensor {name!r} has {length} bytes, which does not fit its shape")
         return start + entry.begin, length
 
-    places: dict[str, Place] = {}
+    byte_ranges: dict[str, ByteRange] = {}
     for name, shape in shapes.items():
         kind = "F32" if name.endswith(".bias") else weights_kind
         if name not in sparse:
-            places[name] = Place(shape, None, take(name, kind, shape), DTYPES[kind])
+            byte_ranges[name] = ByteRange(shape, None, take(name, kind, shape), DTYPES[kind])
         elif sparse.pop(name) != list(shape):
             raise ValueError(f"tensor {name!r}: expected shape {list(shape)} in the sparse list")
         else:
             mask = take(f"{name}.mask", "U8", (-(-math.prod(shape) // 8),))
-            places[name] = Place(shape, mask, take(f"{name}.values", kind, None), DTYPES[kind])
+            byte_ranges[name] = ByteRange(
+                shape, mask, take(f"{name}.values", kind, None), DTYPES[kind]
+            )
     if left := sorted(entries) or sorted(sparse):
-        raise ValueError(f"tensor {left[0]!r} comes twice or belongs to no layer")
-    tensors = LazyTensors(path, file.fileno(), places)
+        raise ValueError(f"tensor {left[0]!r} occurs twice or belongs to no layer")
+    tensors = LazyTensors(path, file.fileno(), byte_ranges)
     return ModelFile(
         config, tensors, provenance, "float16" if half else "float32", clipping_thresholds
     )
 
 
 def _parse_config(text: str, entries: int) -> tuple[ModelConfig, dict[str, tuple[int, ...]]]:
-    """The configuration and its tensors' shapes; `entries` bounds the table's length."""
+    """The configuration and its tensors' shapes; `entries` limits the length of the layer table."""
     try:
         config = ModelConfig.from_dict(parse_json("it", text))
         if sum(config.blocks) > entries:

@@ -1,11 +1,10 @@
-"""Configuration -> the layer table: the one description of the architecture.
+"""The layer table: every operation with weights, in order of execution, with shapes and cost.
 
-Read by the engine, the torch reference, importers, exporters, `info` and the benchmarks.
-It names every operation with weights, in order of execution, with its input, shapes and
-cost. It holds no weights and runs nothing.
+Engine, torch model, importers, exporters, `info` and benchmarks read it. It is not the whole
+network: RoIAlign, the mean over a RoI, proposals and detections are in no table.
 
-Glossary: H, W are rows and columns; a MAC is one multiply-accumulate (2 FLOPs); layers of
-`component` "roi" run once for each region of interest, all others once for each image.
+Glossary: H, W are rows and columns; a MAC is one multiply-accumulate (2 FLOPs). Layers of the
+component "roi" run once per RoI, all others once per image.
 """
 
 from __future__ import annotations
@@ -21,16 +20,17 @@ Component = Literal["backbone", "rpn", "roi"]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One convolution, fully connected layer (kernel 1 on a 1x1 map) or max pooling.
+    """One convolution, fully connected layer (kernel 1 on a 1x1 feature map) or max pooling.
 
     Attributes:
-        name: also the name of its output and the prefix of its tensors (`NAME.weight`).
-        source: name of the layer whose output it reads; "input" and "rois" are the inputs.
+        name: name of the layer, of its output, and prefix of its tensors (`NAME.weight`).
+        source: name of the layer whose output it reads; "input" is the network input, "rois"
+            are the pooled RoIs.
         residual: name of the layer whose output is added before the ReLU, or None.
         padding: (before, after) on both axes; a negative `after` drops rows and columns.
         in_size, out_size: (H, W).
-        norm: batch norm follows in training (folded into weight and bias for inference).
-        prunable: may be made sparse by default (stem and predictors stay dense).
+        norm: batch norm follows in training; for inference it is folded.
+        prunable: pruned by default; stem and predictors are not.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Layer:
 
     @property
     def crop(self) -> int:
-        """Last rows and columns that a negative padding hides from a window that would read them.
+        """Last rows and columns to cut off before the layer, where its padding is negative.
 
-        For runtimes whose convolutions take no negative padding: cut these off first. (Mostly 0:
-        a stride-2 window on an even size never reads the last row.)
+        For runtimes whose convolutions have no negative padding. Mostly 0, because a window of
+        stride 2 on an even size never reads the last row.
         """
         before, after = self.padding
         whole = tuple(output_length(n, self.kernel, self.stride, (before, 0)) for n in self.in_size)
@@ -83,7 +83,7 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Dense MACs of one image (or of one region for component "roi"), padding taps counted."""
+        """Dense MACs per image (per RoI for the component "roi"), taps in the padding included."""
         return self.weights * self.out_size[0] * self.out_size[1]
 
 
@@ -93,7 +93,7 @@ class Network:
 
     config: ModelConfig
     layers: tuple[Layer, ...]
-    feature_size: tuple[int, int]  # (Hf, Wf) of the stride-16 map
+    feature_size: tuple[int, int]  # (Hf, Wf) of the stride-16 feature map
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -109,7 +109,7 @@ class Network:
 
     @property
     def features(self) -> str:
-        """Name of the stride-16 map that both the RPN and the regions read."""
+        """Name of the stride-16 feature map, which the RPN and RoIAlign read."""
         return f"res4.{self.config.blocks[2] - 1}.conv3"
 
     @property
@@ -118,14 +118,14 @@ class Network:
         return sum(layer.parameters for layer in self.layers)
 
     def macs(self, rois: int) -> int:
-        """Dense MACs of one image with that many regions."""
+        """Dense MACs of one image with that number of RoIs."""
         return sum(layer.macs * (rois if layer.component == "roi" else 1) for layer in self.layers)
 
     def flops(self, rois: int) -> int:
-        """FLOPs by convolutions and fully connected layers, 2 a MAC."""
+        """FLOPs of convolutions and fully connected layers, 2 per MAC."""
         return 2 * self.macs(rois)
 
 
 def output_length(length: int, kernel: int, stride: int, padding: tuple[int, int]) -> int:
-    """Rows (or columns) that a window operation leaves of `length`."""
+    """Rows (or columns) of a window operation's output for `length` rows of input."""
     return (length + padding[0] + padding[1] - kernel) // stride + 1

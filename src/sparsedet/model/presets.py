@@ -1,4 +1,4 @@
-"""Named configurations."""
+"""Presets: named model configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The safetensors container: header and tensors of a file, checked; written in a fixed order."""
+"""The safetensors container: header and tensors of a file.
+
+Own code instead of the safetensors library, which orders metadata at random (so the same model
+would give different bytes) and accepts a tensor that is named twice. The files are ordinary
+safetensors; a test reads them with that library.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def container(metadata: Mapping[str, str], stored: Mapping[str, NDArray[Any]]) -> bytes:
-    """A safetensors file: widest elements first (so that all are aligned), then by name."""
+    """The bytes of a safetensors file; tensors with the widest elements first, so that all are
+    aligned, then by name."""
     kinds = {dtype: kind for kind, dtype in DTYPES.items()}
     names = sorted(stored, key=lambda name: (-stored[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -46,7 +52,7 @@ def container(metadata: Mapping[str, str], stored: Mapping[str, NDArray[Any]]) -
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor as a header describes it; bytes begin..end of the data after the header."""
+    """A tensor in a header; its bytes are begin..end of the data after the header."""
 
     dtype: str
     shape: list[int]
@@ -55,10 +61,11 @@ class Entry:
 
 
 def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
-    """Metadata and tensors of a safetensors file, which then stands at its first data byte.
+    """Metadata and tensors of a safetensors file; reading goes on at its first data byte.
 
     Raises:
-        ValueError: not one, damaged, a tensor named twice, or bytes that belong to none.
+        ValueError: not a safetensors file, damaged, a tensor named twice, or bytes that belong to
+            no tensor.
     """
     if size == 0:
         raise ValueError("the file is empty")
@@ -79,7 +86,7 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, En
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
             raise ValueError(
-                f"tensor {name!r} lies at bytes {entry.begin}..{entry.end}, expected a start at "
+                f"tensor {name!r} is at bytes {entry.begin}..{entry.end}, expected to start at "
                 f"{position}"
             )
         position = entry.end
@@ -91,15 +98,15 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, En
 
 
 def _foreign(start: bytes) -> str:
-    """What a file that is no safetensors file may be, by its first nine bytes."""
-    kind = "no safetensors file"
+    """What another file may be, judged by its first nine bytes."""
+    kind = "not a safetensors file"
     if start.startswith(b"PK"):
         kind = "a PyTorch or ZIP file"
     elif start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5":
         kind = "a pickle (PyTorch or Detectron2) file"
     elif start[:1] == b"\x08" and start[2:3] in b"\x12\x1a\x22\x2a\x32\x3a":
         kind = "an ONNX file"  # protobuf: field 1 (IR version), then another early field
-    return f"{kind}, not a sparsedet model"
+    return f"{kind}, so not a sparsedet model"
 
 
 def _parse_entry(name: str, value: Any) -> Entry:
@@ -112,13 +119,13 @@ def _parse_entry(name: str, value: Any) -> Entry:
 
 
 def parse_json(what: str, text: str | bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8 without doubled keys, NaN or infinities."""
+    """A JSON object in UTF-8; repeated keys, NaN and infinities are errors."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, value in pairs:
             if key in values:
-                raise ValueError(f"{key!r} comes twice")
+                raise ValueError(f"{key!r} occurs twice")
             values[key] = value
         return values
 

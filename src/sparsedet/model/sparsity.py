@@ -1,4 +1,4 @@
-"""Zeros and parameters, layer by layer."""
+"""Zeros, parameters and cost of a model, layer by layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class LayerSparsity:
     """One row of a `SparsityReport`.
 
     Attributes:
-        shape: of the weight.
-        parameters, zeros: of weight and bias together.
-        macs, sparse_macs: of one image (all its regions for res5 and predictors): dense, and by
-            nonzero weights alone.
+        shape: shape of the weight.
+        parameters, zeros: number of them in weight and bias together.
+        macs, sparse_macs: multiply-accumulates of one image (all its RoIs for res5 and the
+            predictors): all of them, and those of nonzero weights.
     """
 
     name: str
@@ -43,7 +43,7 @@ class SparsityReport:
 
     Attributes:
         layers: one row for each weighted layer, in the layer table's order.
-        rois: regions an image for which costs are counted.
+        rois: RoIs per image that the costs assume.
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -63,24 +63,24 @@ class SparsityReport:
 
     @property
     def gflops(self) -> float:
-        """Dense, 2 FLOPs a MAC."""
+        """10^9 FLOPs of all weights, 2 FLOPs per MAC."""
         return 2e-9 * sum(layer.macs for layer in self.layers)
 
     @property
     def sparse_gflops(self) -> float:
-        """By nonzero weights alone, 2 FLOPs a MAC."""
+        """10^9 FLOPs of the nonzero weights, 2 FLOPs per MAC."""
         return 2e-9 * sum(layer.sparse_macs for layer in self.layers)
 
 
 def sparsity_report(
     config: ModelConfig, tensors: Mapping[str, NDArray[np.float32]], rois: int | None = None
 ) -> SparsityReport:
-    """Count the zeros of folded tensors, and what they save.
+    """Count the zeros of folded tensors, and the operations that they save.
 
     Args:
-        config: the model.
+        config: the model's configuration.
         tensors: as in `ModelFile`.
-        rois: regions an image; default: the configuration's `proposals`.
+        rois: RoIs per image; default: the configuration's `proposals`.
 
     Raises:
         InputError: the tensors are not those of `config`.

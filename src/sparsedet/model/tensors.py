@@ -1,11 +1,11 @@
-"""Tensors as a model file stores them, decoded only when somebody asks for an array.
+"""Tensors of a model file, decoded to arrays on first use.
 
-The engine packs the stored form; so a model file goes to a running detector without its weights
-ever lying in memory as dense arrays. Knows bit masks, values and the bytes of an open file; headers
-and the list of tensors are checked by `weights`.
+The engine packs the stored form, so loading a detector never makes dense arrays of its weights.
+This module knows masks, values and the bytes of an open file; `model.file` checks headers and the
+list of tensors.
 
-Glossary: the stored form of a sparse tensor is a mask, one bit an element, least significant bit
-first, and the values whose bit is set; of a dense tensor its values alone (docs/format.md).
+Stored form: a sparse tensor is a mask (one bit per element, least significant bit first) and the
+values whose bit is set; a dense tensor is its values alone (docs/format.md).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..errors import InputError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """One tensor as it is stored.
+    """One tensor in its stored form.
 
     Attributes:
-        shape: of the dense tensor.
-        mask: uint8, ceil(elements / 8), or None: all elements are stored.
+        shape: shape of the dense tensor.
+        mask: uint8, ceil(elements / 8) bytes; None: all elements are stored.
         values: float32 or float16, in C order.
     """
 
@@ -39,7 +39,7 @@ class StoredTensor:
     values: NDArray[Any]
 
     def check(self, name: str) -> None:
-        """Raises ValueError if mask, values and shape disagree or a value is not finite."""
+        """Raise ValueError if mask, values and shape disagree, or a value is not finite."""
         count = math.prod(self.shape)
         if self.mask is not None:
             bits = int.from_bytes(self.mask, "little")
@@ -62,8 +62,8 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor lies: (first byte, bytes) of its mask, if it has one, and of its values."""
+class ByteRange:
+    """Where a tensor is in the file: (first byte, length) of its values, and of its mask if any."""
 
     shape: tuple[int, ...]
     mask: tuple[int, int] | None
@@ -72,114 +72,118 @@ class Place:
 
 
 class LazyTensors(MutableMapping[str, NDArray[np.float32]]):
-    """Name -> dense float32 array, decoded when first asked for and kept from then on.
+    """Mapping from name to dense float32 array, decoded on first use and then kept.
 
-    Arrays may be written to and replaced, as those of a dict.
+    Arrays may be changed and replaced, as in a dict.
 
     Args:
-        path: for messages.
-        descriptor: of the open file; a duplicate is kept until the tensors are gone, so that
+        path: named in messages.
+        descriptor: descriptor of the open file; a duplicate stays open as long as this mapping, so
             the file may be moved or deleted meanwhile.
-        places: of the tensors, in order.
+        byte_ranges: byte range of each tensor, in order.
 
     Raises:
-        InputError: (when a tensor is asked for) mask, values and shape disagree, a value is not
-            finite, or the file was changed since or cannot be read.
+        InputError: (when a tensor is used) mask, values and shape disagree, a value is not finite,
+            the file has changed, or it cannot be read.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], descriptor: int, places: Mapping[str, Place]
+        self, path: str | os.PathLike[str], descriptor: int, byte_ranges: Mapping[str, ByteRange]
     ) -> None:
         self._path = os.fspath(path)
         self._descriptor = os.dup(descriptor)
         weakref.finalize(self, os.close, self._descriptor)
         self._state = self._size_and_time()
-        self._places: dict[str, Place | None] = dict(places)  # None: decoded or replaced
-        self._unchecked = set(places)
-        self._start = min(place.values[0] for place in places.values())
+        self._byte_ranges: dict[str, ByteRange | None] = dict(
+            byte_ranges
+        )  # None: decoded or replaced
+        self._unchecked = set(byte_ranges)
+        self._start = min(byte_range.values[0] for byte_range in byte_ranges.values())
         self._arrays: dict[str, NDArray[np.float32]] = {}
 
     def stored(self, name: str, into: NDArray[np.uint8] | None = None) -> StoredTensor | None:
-        """The stored form; None if the array was asked for before, and may have been changed.
+        """The stored form; None if the array was decoded before, since it may have been changed.
 
         Args:
-            into: `largest` bytes to read into, if given: the result holds until they are used
-                again. Memory that is given back and taken again for each tensor costs time.
+            into: buffer of `largest` bytes to read into; the result is valid until the buffer is
+                used again. Reusing one buffer saves the time of allocating for each tensor.
         """
-        place = self._places[name]
-        if place is None:
+        byte_range = self._byte_ranges[name]
+        if byte_range is None:
             return None
         if self._size_and_time() != self._state:
-            raise InputError(f"{self._path}: was changed after it was opened")
+            raise InputError(f"{self._path}: the file has changed since it was opened")
         data: list[Any]
         if into is None or not hasattr(os, "preadv"):
-            data = [self._bytes(*span) for span in (place.values, place.mask) if span]
+            data = [self._bytes(*span) for span in (byte_range.values, byte_range.mask) if span]
         else:
-            data = self._read_into(into, place)
-        values = np.frombuffer(data[0], place.dtype)
-        mask = np.frombuffer(data[1], np.uint8) if place.mask else None
-        found = StoredTensor(place.shape, mask, values)
+            data = self._read_into(into, byte_range)
+        values = np.frombuffer(data[0], byte_range.dtype)
+        mask = np.frombuffer(data[1], np.uint8) if byte_range.mask else None
+        tensor = StoredTensor(byte_range.shape, mask, values)
         if name in self._unchecked:
             try:
-                found.check(name)
+                tensor.check(name)
             except ValueError as error:
                 raise InputError(f"{self._path}: {error}") from None
             self._unchecked.discard(name)
-        return found
+        return tensor
 
     def nonzero(self, name: str) -> int:
-        """How many elements are not zero."""
+        """Number of nonzero elements."""
         stored = self.stored(name)
         return int(np.count_nonzero(self[name] if stored is None else stored.values))
 
     def is_stored(self, name: str) -> bool:
-        """Whether it is as the file has it: nobody can have changed it."""
-        return self._places[name] is not None
+        """Whether the tensor is still as in the file."""
+        return self._byte_ranges[name] is not None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        place = self._places[name]
-        return self._arrays[name].shape if place is None else place.shape
+        byte_range = self._byte_ranges[name]
+        return self._arrays[name].shape if byte_range is None else byte_range.shape
 
     def _size_and_time(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)
         return status.st_size, status.st_mtime_ns  # not the time of a rename
 
     def version(self) -> tuple[int, ...]:
-        """Which file it is, and when it was last changed; another content has another one."""
+        """Identity and time stamps of the file; they differ if the content does."""
         s = os.fstat(self._descriptor)
         return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
     def header(self) -> bytes:
-        """The file up to its first tensor."""
+        """The bytes of the file before its first tensor."""
         return self._bytes(0, self._start)
 
     def digest(self) -> str:
-        """SHA-256 of the whole file."""
-        found = hashlib.sha256()
+        """SHA-256 of the whole file, hexadecimal."""
+        digest = hashlib.sha256()
         size = os.fstat(self._descriptor).st_size
         for start in range(0, size, 1 << 20):
-            found.update(self._bytes(start, min(1 << 20, size - start)))
-        return found.hexdigest()
+            digest.update(self._bytes(start, min(1 << 20, size - start)))
+        return digest.hexdigest()
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest tensor that is as the file has it."""
+        """Bytes of the largest tensor that is not decoded yet."""
         return max(
-            (p.values[1] + (p.mask[1] if p.mask else 0) for p in self._places.values() if p),
+            (p.values[1] + (p.mask[1] if p.mask else 0) for p in self._byte_ranges.values() if p),
             default=0,
         )
 
-    def _read_into(self, buffer: NDArray[np.uint8], place: Place) -> list[NDArray[np.uint8]]:
-        data: list[Any] = []  # arrays: mypy does not know that they are buffers
-        for start, length in [place.values] + ([place.mask] if place.mask else []):
-            data.append(buffer[:length])  # values first, that they are aligned
+    def _read_into(
+        self, buffer: NDArray[np.uint8], byte_range: ByteRange
+    ) -> list[NDArray[np.uint8]]:
+        data: list[Any] = []  # arrays, but mypy does not know that they are buffers
+        for start, length in [byte_range.values] + ([byte_range.mask] if byte_range.mask else []):
+            data.append(buffer[:length])  # values first, so that they are aligned
             buffer = buffer[length:]
             try:
-                found = os.preadv(self._descriptor, [memoryview(data[-1])], start)
+                count = os.preadv(self._descriptor, [memoryview(data[-1])], start)
             except OSError as error:
                 raise InputError(f"{self._path}: {error.strerror or error}") from None
-            if found != length:
-                raise InputError(f"{self._path}: was cut off after it was opened")
+            if count != length:
+                raise InputError(f"{self._path}: the file was truncated after it was opened")
         return data
 
     def _bytes(self, start: int, length: int) -> bytes:
@@ -188,7 +192,7 @@ class LazyTensors(MutableMapping[str, NDArray[np.float32]]):
         except OSError as error:
             raise InputError(f"{self._path}: {error.strerror or error}") from None
         if len(data) != length:
-            raise InputError(f"{self._path}: was cut off after it was opened")
+            raise InputError(f"{self._path}: the file was truncated after it was opened")
         return data
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
@@ -198,20 +202,20 @@ class LazyTensors(MutableMapping[str, NDArray[np.float32]]):
         return self._arrays[name]
 
     def __setitem__(self, name: str, array: NDArray[np.float32]) -> None:
-        self._arrays[name], self._places[name] = array, None
+        self._arrays[name], self._byte_ranges[name] = array, None
 
     def __delitem__(self, name: str) -> None:
-        del self._places[name]
+        del self._byte_ranges[name]
         self._arrays.pop(name, None)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places  # without decoding it
+        return name in self._byte_ranges  # does not decode it
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._byte_ranges)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._byte_ranges)
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
