@@ -1,6 +1,6 @@
 """`InputError`: your input is wrong, not this program; and warnings of renamed things.
 
-The command line turns an InputError into one line on stderr and an exit code.
+The command line turns an InputError into one line on stderr and exit code 1, a UsageError into 2.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import warnings
 
 class InputError(ValueError):
     """A file or argument that cannot be used; the message names it and says what to do."""
+
+
+class UsageError(InputError):
+    """A command line that is wrong by itself: a flag out of range, or two that exclude each other."""
 
 
 def warn_renamed(old: object, new: object) -> None:

@@ -1,6 +1,7 @@
 """The `sparsedet` command: a parser of the commands, one file each. An error is one line.
 
-Exit codes: 0 done, 2 an input could not be used (the message says which and why), 130 stopped.
+Exit codes: 0 all done, 1 an input or output could not be used (the message says which and why),
+2 the command line is wrong by itself, 130 stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from . import (
     cache,
     compare,
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (InputError, OSError) as error:  # OSError: a full disk, a name too long
         complain(error)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
 

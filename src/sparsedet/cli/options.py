@@ -75,7 +75,13 @@ FLAGS: dict[str, Flag] = {
     "--annotations": _path(INPUT, "ground truth, COCO-format JSON"),
     "--images": _path(INPUT, "folder of images", "FOLDER"),
     "--limit": _value(INPUT, "use only the first N images", int, "N"),
-    "--skip-bad": _switch(INPUT, "count unreadable images as images without detections"),
+    "--bad-images": _choice(
+        INPUT,
+        "an image that cannot be read: stop, skip it, or keep what of it can be decoded",
+        "stop",
+        "skip",
+        "keep",
+    ),
     "--calibration-images": _value(
         INPUT, "number of images to calibrate on", int, "N", ("--calibration-photos", "--photos")
     ),
@@ -89,6 +95,7 @@ FLAGS: dict[str, Flag] = {
     "--output": _path(OUTPUT, "where the result goes", "PATH", short="-o"),
     "--overwrite": _switch(OUTPUT, "replace existing files"),
     "--no-save": _switch(OUTPUT, "do not write annotated images", old=("--no-picture",)),
+    "--quality": _value(OUTPUT, "quality of JPEG, WebP and AVIF, 1 to 100", int, "Q"),
     "--format": _choice(OUTPUT, "form of the printed detections", "table", "json", "csv"),
     "--score-threshold": _value(OUTPUT, "ignore detections with a lower score", float, "S"),
     "--json": _path(OUTPUT, "write the figures to a JSON file"),

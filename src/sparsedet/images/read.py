@@ -94,7 +94,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
             f"expected at most {max_pixels}"
         )
     try:
-        with _quiet_opencv:
+        with quiet_opencv:
             image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         image = None
@@ -128,4 +128,4 @@ class _QuietOpenCV:
                 self._log.setLogLevel(self._level)
 
 
-_quiet_opencv = _QuietOpenCV()
+quiet_opencv = _QuietOpenCV()
