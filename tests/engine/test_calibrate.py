@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
 from sparsedet.engine import Engine, choose_precision
-from sparsedet.engine.calibrate import _cheapest, calibrate
+from sparsedet.engine.calibrate import _clipping_threshold, calibrate
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input
@@ -58,7 +58,7 @@ def whole_numbers(config: ModelConfig) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-class Steps:
+class QuantizationSteps:
     """What a byte's step is worth for each tensor: powers of two, about as large as whole numbers
     make the outputs."""
 
@@ -96,7 +96,7 @@ class Steps:
 def check_exact(config: ModelConfig, isa: str, sizes: Any, truth: Any) -> None:
     import torch
 
-    tensors, steps, rng = whole_numbers(config), Steps(config), np.random.default_rng(1)
+    tensors, steps, rng = whole_numbers(config), QuantizationSteps(config), np.random.default_rng(1)
     engine = Engine(
         config,
         tensors,
@@ -181,7 +181,7 @@ def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> No
 
     near(engine.features(network_input), features, 0.06)
     boxes = np.array([[3, 5, 60, 50], [0, 0, 96, 64], [40, 20, 44, 60]], dtype=np.float32)
-    pairs = zip(engine.regions(features, boxes), exact.regions(features, boxes), strict=True)
+    pairs = zip(engine.roi_head(features, boxes), exact.roi_head(features, boxes), strict=True)
     for got, want in pairs:
         near(got, want, 0.1)
 
@@ -208,18 +208,18 @@ def squared_error(x: NDArray[np.float64], top: float, steps: int) -> float:
 
 @pytest.mark.parametrize("steps", [127, 255])
 @pytest.mark.parametrize("kind", ["uniform", "normal", "outlier"])
-def test_a_range_costs_the_least(kind: str, steps: int) -> None:
+def test_a_clipping_threshold_costs_the_least(kind: str, steps: int) -> None:
     rng = np.random.default_rng(5)
     x = np.abs(rng.uniform(0, 3, 40000) if kind == "uniform" else rng.normal(0, 1, 40000))
     if kind == "outlier":
         x[0] = 40
     bits = x.astype(np.float32).view(np.int32) >> 18
-    found = _cheapest(np.bincount(bits, minlength=1 << 13), steps)
+    found = _clipping_threshold(np.bincount(bits, minlength=1 << 13), steps)
     best = min(squared_error(x, top, steps) for top in np.linspace(0.5, x.max(), 400))
     assert squared_error(x, found, steps) < 1.1 * best
 
 
-def test_ranges_follow_their_layer(small_model: Path) -> None:
+def test_clipping_thresholds_follow_their_layer(small_model: Path) -> None:
     """Twice a convolution's weights and biases: twice its output and its range, no other one."""
     tensors = dict(load_model(small_model).tensors)
     before = calibrated(tensors)
@@ -231,11 +231,11 @@ def test_ranges_follow_their_layer(small_model: Path) -> None:
     assert list(before) == int8_layers(SMALL)
     assert after.pop("rpn.conv") == pytest.approx(2 * before.pop("rpn.conv"))
     assert after == before
-    assert _cheapest(np.bincount([0], minlength=1 << 13), 255) == 0.0
+    assert _clipping_threshold(np.bincount([0], minlength=1 << 13), 255) == 0.0
 
 
-def test_no_photograph(small_model: Path) -> None:
-    with pytest.raises(InputError, match="no photograph"):
+def test_no_image(small_model: Path) -> None:
+    with pytest.raises(InputError, match="no image"):
         calibrate(SMALL, load_model(small_model).tensors, [])
 
 
@@ -280,7 +280,7 @@ def test_detect_and_plan(quantized: Path, photo: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["info", str(quantized), "--plan", "--precision", "int8"]) == 0
     out = capsys.readouterr().out
-    assert " words " in out and ", int8, " in out
+    assert " elements " in out and ", int8, " in out
 
 
 def test_refusals(
@@ -300,13 +300,13 @@ def test_refusals(
     empty.mkdir()
     again = ("quantize", small_model, "--images", folder, "--output")
     assert "exists already" in refused(*again, quantized)
-    assert "no folder" in refused(*again, folder / "none" / "x.safetensors")
+    assert "is not a folder" in refused(*again, folder / "none" / "x.safetensors")
     assert "at least 1" in refused(*again, new, "--photos", 0)
-    assert "no photographs" in refused("quantize", small_model, "--images", empty, "--output", new)
+    assert "holds no images" in refused("quantize", small_model, "--images", empty, "--output", new)
     assert not new.exists()
 
 
-def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
+def test_bad_clipping_thresholds(small_model: Path, tmp_path: Path) -> None:
     model = load_model(small_model)
     good = dict.fromkeys(int8_layers(SMALL), 1.0)
     bad: list[tuple[dict[str, Any], str]] = [
@@ -360,7 +360,7 @@ def test_blocks_of_zeros_are_left_out() -> None:
         native = Engine(
             FOURS, tensors, isa="scalar", precision="int8", clipping_thresholds=ranges
         ).native
-        words = {name: share for name, _, _, _, share, *_ in native.planned}
-        assert words["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
+        density = {name: value for name, _, _, _, value, *_ in native.planned_ops}
+        assert density["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
     with pytest.raises(InputError, match="in fours"):
         random_tensors(SMALL, 0.5, pattern="1x4")

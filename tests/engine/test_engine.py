@@ -193,7 +193,7 @@ def check_stages(
 ) -> None:
     """Each stage on the torch reference's input of that stage."""
     native, (height, width) = engine.native, network_input.shape[:2]
-    native.plan(height, width)
+    native.plan_memory(height, width)
     features = model.features(as_batch(network_input))
     assert deviation(native.features(network_input), features[0]) < tolerance
     flat = np.ascontiguousarray(features[0])
@@ -212,7 +212,7 @@ def check_stages(
     assert deviation(native.roi_features(flat, rois), aligned) < tolerance
 
     class_logits, box_deltas = model.head(aligned)
-    got = native.regions(flat, rois)
+    got = native.roi_head(flat, rois)
     assert deviation(got[0], class_logits) < tolerance
     assert deviation(got[1], box_deltas) < tolerance
 
@@ -441,7 +441,7 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
     config, tensors = small(family, proposals=150), lively(family)
     network_input = picture(160, 208)
     hoisted, plain = (Engine(config, tensors, threads=2, hoist=h).native for h in (True, False))
-    hoisted.plan(*network_input.shape[:2])
+    hoisted.plan_memory(*network_input.shape[:2])
     features = plain.features(network_input)
     rois = plain.proposals(*plain.rpn(features))
     # With boxes outside the map and without any area.
@@ -454,7 +454,7 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
         [500, 500, 600, 600],
     ]
     rois = np.vstack([rois, odd]).astype(np.float32)
-    for a, b in zip(hoisted.regions(features, rois), plain.regions(features, rois), strict=True):
+    for a, b in zip(hoisted.roi_head(features, rois), plain.roi_head(features, rois), strict=True):
         assert deviation(a, b) < 1e-5
 
 
@@ -479,7 +479,7 @@ def test_a_run_is_its_stages_one_after_the_other() -> None:
     rows = engine.run(network_input)
     features = native.features(network_input)
     proposals = native.proposals(*native.rpn(features))
-    assert np.array_equal(native.detect(*native.regions(features, proposals), proposals), rows)
+    assert np.array_equal(native.detect(*native.roi_head(features, proposals), proposals), rows)
 
 
 def test_canvases_as_floats_or_in_another_order_of_memory() -> None:
@@ -542,7 +542,7 @@ def box_engine(**changes: Any) -> Any:
         **{"max_detections": 10_000, **changes},
     )
     native = Engine(config, random_tensors(config, 0.0), threads=1).native
-    native.plan(160, 208)
+    native.plan_memory(160, 208)
     return config, native
 
 

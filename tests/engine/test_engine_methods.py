@@ -1,4 +1,4 @@
-"""Other ways to the same numbers: bfloat16 words, dense and Winograd convolutions, shared weights.
+"""Other ways to the same numbers: bfloat16, dense and Winograd convolutions, shared weights.
 
 With whole numbers as operands every sum is exact in float32, so bfloat16 results are those of
 torch, rounded once, to the bit.
@@ -114,9 +114,9 @@ def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
     assert deviation(engine.features(network_input.astype(np.float32)), features) < 0.04
     boxes = np.array([[3, 5, 60, 70], [0, 0, 131, 97], [40, 20, 44, 90]], dtype=np.float32)
     exact = Engine(config, tensors, threads=2, isa=isa, hoist=hoist).native
-    exact.plan(97, 131)
+    exact.plan_memory(97, 131)
     for got, want in zip(
-        engine.regions(features, boxes), exact.regions(features, boxes), strict=True
+        engine.roi_head(features, boxes), exact.roi_head(features, boxes), strict=True
     ):
         assert deviation(got, want) < 0.06
 
@@ -145,45 +145,45 @@ def test_bfloat16_where_there_is_none() -> None:
         Engine(small("r101-c4"), lively("r101-c4"), isa="avx2", precision="bf16")
 
 
-# --------------------------------------------------------------------------- the plan's methods
+# --------------------------------------------------------------------------- the algorithms
 
 
-def methods(engine: Engine) -> dict[str, str]:
-    return {name: method for name, method, *_ in engine.native.planned}
+def algorithms(engine: Engine) -> dict[str, str]:
+    return {name: algorithm for name, algorithm, *_ in engine.native.planned_ops}
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("method", ["sparse", "dense", "winograd"])
-def test_methods_agree(isa: str, method: str) -> None:
+@pytest.mark.parametrize("algorithm", ["sparse", "dense", "winograd"])
+def test_algorithms_agree(isa: str, algorithm: str) -> None:
     config, tensors = small("r101-c4"), lively("r101-c4")
     names = [layer.name for layer, weight, _ in lower(config, tensors) if weight is not None]
-    if method == "winograd":
+    if algorithm == "winograd":
         names = [f"res5.{i}.conv2" for i in range(1, config.blocks[3])]
-    engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, method))
-    assert {name for name, used in methods(engine).items() if used == method} >= set(names)
+    engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, algorithm))
+    assert {name for name, used in algorithms(engine).items() if used == algorithm} >= set(names)
     check_stages(engine, truth(config, tensors), picture(97, 131), 2e-5)
 
 
 def test_the_cost_model_looks_at_zeros_alone() -> None:
     config = small("r101-c4")
-    dense = methods(Engine(config, random_tensors(config, 0.0), threads=1))
+    dense = algorithms(Engine(config, random_tensors(config, 0.0), threads=1))
     assert dense["res4.1.conv2"] == "dense" and dense["res5.1.conv2"] == "winograd"
-    sparse = methods(Engine(config, random_tensors(config, 0.6), threads=1))
+    sparse = algorithms(Engine(config, random_tensors(config, 0.6), threads=1))
     assert sparse["res4.1.conv2"] == sparse["res5.1.conv2"] == "sparse"
-    assert sparse == methods(Engine(config, random_tensors(config, 0.6), threads=5))
+    assert sparse == algorithms(Engine(config, random_tensors(config, 0.6), threads=5))
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    ("choice", "message"),
     [
         ({"res9.conv1": "dense"}, "res9.conv1"),
         ({"rpn.conv": "winograd"}, "rpn.conv"),
-        ({"rpn.conv": "fft"}, "unknown method 'fft'"),
+        ({"rpn.conv": "fft"}, "unknown algorithm 'fft'"),
     ],
 )
-def test_impossible_plans(plan: dict[str, str], message: str) -> None:
+def test_impossible_algorithms(choice: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Engine(small("r101-c4"), lively("r101-c4"), algorithms=plan)
+        Engine(small("r101-c4"), lively("r101-c4"), algorithms=choice)
 
 
 def test_a_fork_shares_weights_and_gives_the_same() -> None:

@@ -53,9 +53,9 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def streams(engine: Engine) -> dict[str, tuple[str, int, int, bytes]]:
     out = {}
-    for name, *_ in engine.native.planned:
-        method, nonzero, checksum, parts = engine.native.packed(name)
-        out[name] = method, nonzero, checksum, b"".join(parts)
+    for name, *_ in engine.native.planned_ops:
+        algorithm, nonzero, checksum, pieces = engine.native.packed(name)
+        out[name] = algorithm, nonzero, checksum, b"".join(pieces)
     return out
 
 
@@ -67,23 +67,27 @@ def stored_tensors(model: ModelFile) -> LazyTensors:
 # ------------------------------------------------------------------- from the stored form
 
 
-@pytest.mark.parametrize("method", ["", "sparse", "dense", "winograd"])
+@pytest.mark.parametrize("algorithm", ["", "sparse", "dense", "winograd"])
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize("isa", available_isas())
-def test_the_same_streams_as_from_arrays(wide: Path, isa: str, precision: Any, method: str) -> None:
+def test_the_same_streams_as_from_arrays(
+    wide: Path, isa: str, precision: Any, algorithm: str
+) -> None:
     if precision == "bf16" and not has_bfloat16(isa):
         pytest.skip("no bfloat16 here")
     options: dict[str, Any] = {"isa": isa, "precision": precision}
     tensors = dict(load_model(wide).tensors)
-    names = Engine(WIDE, tensors, **options).native.planned
-    if method == "winograd" and precision == "bf16":
-        pytest.skip("Winograd's method is float32's")
-    plan = {name: method for name, *_, can in names if method and (method != "winograd" or can)}
-    want = streams(Engine(WIDE, tensors, threads=1, algorithms=plan, **options))
-    assert {m for m, *_ in want.values()} >= ({method} if method else {"sparse"})
+    names = Engine(WIDE, tensors, **options).native.planned_ops
+    if algorithm == "winograd" and precision == "bf16":
+        pytest.skip("Winograd runs in float32 only")
+    chosen = {
+        name: algorithm for name, *_, can in names if algorithm and (algorithm != "winograd" or can)
+    }
+    want = streams(Engine(WIDE, tensors, threads=1, algorithms=chosen, **options))
+    assert {a for a, *_ in want.values()} >= ({algorithm} if algorithm else {"sparse"})
     for threads in (1, 2, 5):
         model = load_model(wide)
-        found = streams(Engine(WIDE, model.tensors, threads=threads, algorithms=plan, **options))
+        found = streams(Engine(WIDE, model.tensors, threads=threads, algorithms=chosen, **options))
         assert found == want
         assert all(stored_tensors(model).is_stored(name) for name in model.tensors)
 
@@ -211,7 +215,7 @@ def test_winograd_and_streams_from_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "m"
     save_model(path, WIDE, random_tensors(WIDE, 0.2), {})
     want = streams(Engine(WIDE, load_model(path).tensors))
-    assert "winograd" in {method for method, *_ in want.values()}
+    assert "winograd" in {algorithm for algorithm, *_ in want.values()}
     for _ in range(2):
         detector = Detector.load(path, threads=2, streams=2, cache=tmp_path / "cache")
         assert streams(detector.engine) == want
@@ -364,47 +368,48 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
     tensors = load_model(small_model).tensors
     good = Engine(SMALL, tensors, threads=1, isa=isa)
     everything = streams(good)
-    method, nonzero, known, data = everything["rpn.conv"]
+    algorithm, nonzero, known, data = everything["rpn.conv"]
     assert checksum(data) == known
     network_input = np.zeros((64, 96, 3), np.uint8)
 
-    def operation(data: bytes, checksum: int, method: str, nonzero: int) -> PackedWeights:
+    def operation(data: bytes, checksum: int, algorithm: str, nonzero: int) -> PackedWeights:
         aligned = np.zeros(len(data) + 64, np.uint8)
         # What is empty begins where its array does, whatever the slice says.
         aligned = aligned[-aligned.ctypes.data % 64 :][: len(data)]
         aligned[:] = np.frombuffer(data, np.uint8)
-        return PackedWeights(aligned, method, nonzero, checksum)
+        return PackedWeights(aligned, algorithm, nonzero, checksum)
 
-    others = {n: operation(d, c, m, k) for n, (m, k, c, d) in everything.items()}
+    others = {n: operation(d, c, a, k) for n, (a, k, c, d) in everything.items()}
 
     def build(data: bytes) -> Engine:
-        lie = operation(data, checksum(data), method, nonzero)
+        lie = operation(data, checksum(data), algorithm, nonzero)
         return Engine(SMALL, tensors, threads=1, isa=isa, packed={**others, "rpn.conv": lie})
 
     assert np.array_equal(build(data).run(network_input), good.run(network_input))
-    words = np.frombuffer(data, np.uint16)
-    group = {"avx2": 3}.get(isa, 5)
-    groups, blocks = -(-SMALL.rpn_channels // group), -(-SMALL.stage_channels[2] * 9 // 1000)
-    counts = groups * blocks * (2**group - 1)
-    kept = int(words[:counts].sum())
-    assert 0 < kept < len(words) - counts
+    halves = np.frombuffer(data, np.uint16)
+    tile_rows = {"avx2": 3}.get(isa, 5)
+    row_tiles = -(-SMALL.rpn_channels // tile_rows)
+    blocks = -(-SMALL.stage_channels[2] * 9 // 1000)
+    counts = row_tiles * blocks * (2**tile_rows - 1)
+    kept = int(halves[:counts].sum())
+    assert 0 < kept < len(halves) - counts
     lies = []
     for at in range(counts, counts + kept):  # indices: past the end, not at a column
-        for value in (0xFFFF, words[at] + 1, 0x8000):
+        for value in (0xFFFF, halves[at] + 1, 0x8000):
             lies.append((at, value))
     for at in range(counts):  # counts: more than there are, down to fewer
         lies.append((at, 0xFFFF))
     for at, value in lies[:: max(1, len(lies) // 150)]:
-        changed = words.copy()
+        changed = halves.copy()
         changed[at] = value
         with pytest.raises(InputError, match="do not fit"):
             build(changed.tobytes())
     for cut in (data[:-64], data[: 2 * counts], b"", data + bytes(64)):
-        with pytest.raises(InputError, match=r"do not fit|more is packed|not aligned"):
+        with pytest.raises(InputError, match=r"do not fit|more packed weights|not aligned"):
             build(cut)
     rng = np.random.default_rng(0)
     for _ in range(60):  # whatever gets in can be run
-        changed = words.copy()
+        changed = halves.copy()
         changed[rng.integers(counts + kept)] = rng.integers(0x1000)
         with warnings.catch_warnings():
             try:

@@ -47,7 +47,7 @@ def run_quantize(arguments: argparse.Namespace) -> int:
         arguments.file or embedded_model(),
         arguments.images,
         arguments.output,
-        photographs=arguments.photos,
+        calibration_images=arguments.photos,
         threads=arguments.threads,
         progress=progress,
     )

@@ -141,12 +141,12 @@ def _open(file: Path, key: str, tensors: LazyTensors) -> dict[str, PackedWeights
         array: NDArray[np.uint8] = np.frombuffer(content, np.uint8)
         operations = {}
         for name, numbers in values["operations"].items():
-            begin, end, method, nonzero, checksum = numbers
+            begin, end, algorithm, nonzero, checksum = numbers
             if any(type(n) is not int for n in (begin, end, nonzero, checksum)):
                 raise ValueError
             if not 0 <= begin <= end <= offset or not 0 <= nonzero < 1 << 63 or checksum >> 64:
                 raise ValueError
-            operations[name] = PackedWeights(array[begin:end], str(method), nonzero, checksum)
+            operations[name] = PackedWeights(array[begin:end], str(algorithm), nonzero, checksum)
         return operations
     except (LookupError, RecursionError, TypeError, AttributeError, ValueError):
         raise ValueError("its table is damaged") from None
@@ -159,11 +159,11 @@ def _save(file: Path, key: str, tensors: LazyTensors, engine: Engine) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(bytes(_START.size))
             operations = {}
-            for name, *_ in engine.native.planned:
-                method, nonzero, checksum, parts = engine.native.packed(name)
+            for name, *_ in engine.native.planned_ops:
+                algorithm, nonzero, checksum, parts = engine.native.packed(name)
                 begin = stream.tell()
                 stream.writelines(parts)
-                operations[name] = (begin, stream.tell(), method, nonzero, checksum)
+                operations[name] = (begin, stream.tell(), algorithm, nonzero, checksum)
             table = json.dumps(
                 {
                     "key": key,
