@@ -6,6 +6,7 @@ torch, rounded once, to the bit.
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from test_engine import (
 )
 
 from sparsedet import _native
-from sparsedet.engine import Engine, choose_precision
+from sparsedet.engine import PRECISIONS, Engine, choose_precision
 from sparsedet.engine.lower import MERGED, OUTPUTS, lower
 from sparsedet.errors import InputError
 from sparsedet.model.config import ModelConfig
@@ -131,12 +132,32 @@ def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
     assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
 
 
-def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "precision"), [("AuthenticAMD", "bf16"), ("GenuineIntel", "f32"), ("", "f32")]
+)
+def test_what_auto_means(monkeypatch: pytest.MonkeyPatch, vendor: str, precision: str) -> None:
     assert choose_precision("f32") == "f32"
-    assert choose_precision("auto", "scalar") == "f32"
+    monkeypatch.setattr("sparsedet.engine.precision.cpu_vendor", lambda: vendor)
+    assert choose_precision("auto", "scalar") == "f32"  # has bfloat16, but only as specification
     best = _native.choose_isa("")
     native = best != "scalar" and _native.has_bfloat16(best)
-    assert choose_precision("auto") == ("bf16" if native else "f32")
+    assert choose_precision("auto") == (precision if native else "f32")
+    for bfloat16 in (True, False):  # on a CPU of either kind
+        monkeypatch.setattr("sparsedet.engine.precision.choose_isa", lambda isa: "avx512")
+        monkeypatch.setattr("sparsedet.engine.precision.has_bfloat16", lambda isa, b=bfloat16: b)
+        assert choose_precision("auto") == (precision if bfloat16 else "f32")
+
+
+def test_precisions_and_the_vendor_of_this_cpu() -> None:
+    for known in PRECISIONS:
+        assert choose_precision(known) in ("f32", "bf16", "int8")
+    with pytest.raises(InputError, match="precision is 'fp16'"):
+        choose_precision("fp16")
+    with pytest.raises(InputError, match="instruction set 'sse9'"):
+        choose_precision("auto", "sse9")
+    vendor = _native.cpu_vendor()
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    assert len(vendor) == 12 and vendor.isprintable() if x86 else vendor == ""
 
 
 @pytest.mark.skipif("avx2" not in ISAS, reason="needs an instruction set without bfloat16")
