@@ -24,6 +24,7 @@ from sparsedet.detector import Detector, embedded_model
 from sparsedet.engine import Engine, PackedWeights, available_isas
 from sparsedet.engine import packed_cache as packed
 from sparsedet.errors import InputError
+from sparsedet.files import cache_folder
 from sparsedet.model.file import ModelFile, StorageDtype, load_model, save_model
 from sparsedet.model.presets import preset
 from sparsedet.model.sparsity import sparsity_report
@@ -422,7 +423,8 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
 @pytest.mark.parametrize("where", ["file/folder", "file"])
 def test_a_folder_that_cannot_be_written(small_model: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("mine")
-    found = load(small_model, tmp_path / where)
+    with pytest.warns(RuntimeWarning, match=r"file.*: packed weights cannot be kept there \(.+\)"):
+        found = load(small_model, tmp_path / where)
     assert np.array_equal(rows(found), rows(Detector.load(small_model, threads=1)))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -434,7 +436,8 @@ def test_nothing_is_left_of_a_full_disk(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    load(small_model, tmp_path)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        load(small_model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -449,6 +452,138 @@ def test_processes_at_once(small_model: Path, tmp_path: Path) -> None:
         assert process.returncode == 0, errors.decode()
     only_file(tmp_path)
     load(small_model, tmp_path)
+
+
+# ------------------------------------------------------------------------ the cache's folder
+
+
+def test_one_folder_for_a_home_folder_in_the_environment(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPARSEDET_CACHE", "~/x")
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Detector.load(small_model, threads=1, cache=True)
+    assert cache_folder() == tmp_path / "home" / "x"
+    assert packed.packed_folder(True) == cache_folder() / "packed"
+    assert only_file(tmp_path / "home" / "x" / "packed").name.startswith("small-")
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]  # and none named "~"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("", packed.DEFAULT_LIMIT),
+        ("0", 0),
+        ("123456", 123456),
+        ("500MB", 500 * 10**6),
+        ("10GB", 10**10),
+        ("1.5 gb", 1500 * 10**6),
+        ("2k", 2000),
+        ("1TB", 10**12),
+    ],
+)
+def test_sizes_of_the_limit(monkeypatch: pytest.MonkeyPatch, text: str, limit: int) -> None:
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", text)
+    assert packed.cache_limit() == limit
+
+
+@pytest.mark.parametrize("text", ["-1", "much", "10 XB", "GB", "1e9", "nan"])
+def test_limits_that_are_no_size(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", text)
+    with pytest.raises(InputError, match=f"SPARSEDET_CACHE_LIMIT is '{text}'"):
+        load(small_model, tmp_path)
+
+
+def copies(model: Path, folder: Path, names: str) -> list[Path]:
+    """A copy of a model file for each letter."""
+    folder.mkdir()
+    return [Path(shutil.copy(model, folder / f"{name}.safetensors")) for name in names]
+
+
+def stems(folder: Path) -> list[str]:
+    """First letters of the packed files, the least recently used one first."""
+    return [entry.path.name[0] for entry in packed.entries(folder)]
+
+
+def age(folder: Path) -> None:
+    """Make every file's last use distinct and past, in the order of the names."""
+    for seconds, path in enumerate(sorted(folder.iterdir())):
+        os.utime(path, (10**9 + seconds, 10**9 + seconds), follow_symlinks=False)
+
+
+def test_the_least_recently_used_files_go(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, d = copies(small_model, tmp_path / "m", "abcd")
+    folder = tmp_path / "c"
+    for path in (a, b, c):
+        load(path, folder)
+    age(folder)
+    load(a, folder)  # a use
+    assert stems(folder) == ["b", "c", "a"]
+    size = packed.entries(folder)[0].bytes
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", str(3 * size + size // 2))
+    load(d, folder)
+    assert stems(folder) == ["c", "a", "d"]
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", "1")
+    load(c, folder)  # nothing is written, so nothing goes
+    assert stems(folder) == ["a", "d", "c"]
+    load(b, folder)  # the file of this very load stays, however small the limit is
+    assert stems(folder) == ["b"]
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", "0")
+    for path in (a, b, c, d):
+        load(path, folder)
+    assert sorted(stems(folder)) == ["a", "b", "c", "d"]
+
+
+def test_files_of_others_stay(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = copies(small_model, tmp_path / "m", "ab")
+    folder = tmp_path / "c"
+    load(a, folder)
+    mine = only_file(folder)
+    content = mine.read_bytes()
+    others = {
+        folder / "notes.txt": b"mine",
+        folder / "model.packed": content,  # another name
+        folder / mine.name.replace("a-", "z-"): b"0" * len(content),  # another magic
+        folder / f"{mine.name}.part": content,
+    }
+    for path, data in others.items():
+        path.write_bytes(data)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(content)
+    link = folder / mine.name.replace("a-", "y-")
+    link.symlink_to(elsewhere)
+    (folder / mine.name.replace("a-", "x-")).mkdir()
+    age(folder)
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", "1")
+    load(b, folder)
+    assert stems(folder) == ["b"]
+    assert not mine.exists() and link.is_symlink() and elsewhere.read_bytes() == content
+    assert all(path.read_bytes() == data for path, data in others.items())
+
+
+def test_entries_and_their_removal(small_model: Path, tmp_path: Path) -> None:
+    assert packed.entries(tmp_path / "none") == []
+    detector = load(small_model, tmp_path / "c")
+    used = load(small_model, tmp_path / "c")
+    (entry,) = packed.entries(tmp_path / "c")
+    file = only_file(tmp_path / "c")
+    assert (entry.path, entry.bytes) == (file, file.stat().st_size)
+    assert entry.last_used == file.stat().st_mtime
+    packed.remove([entry])
+    packed.remove([entry])  # gone already
+    assert packed.entries(tmp_path / "c") == []
+    assert np.array_equal(rows(used), rows(detector))  # still mapped
+    folder = packed.CacheEntry(tmp_path / "c", 0, 0.0)
+    with pytest.raises(InputError, match=r"c: cannot be deleted \("):
+        packed.remove([folder])
 
 
 # --------------------------------------------------------------------------------- memory
