@@ -240,8 +240,8 @@ size_t round_up(size_t a, size_t b) {
   return (a + b - 1) / b * b;
 }
 
-// Sizes of the counts, of counts and indices, and of all packed bytes of a convolution. The last two
-// are padded to multiples of 64 bytes, so that what follows is aligned.
+// Sizes of the counts, of counts and indices, and of all packed bytes of a convolution. The last
+// two are padded to multiples of 64 bytes, so that what follows is aligned.
 size_t counts_bytes(const PackedConv& conv) {
   return conv.segments.size() * conv.row_tiles * ((size_t{1} << conv.tile_rows) - 1) *
          sizeof(uint16_t);
@@ -255,8 +255,8 @@ size_t packed_bytes(const PackedConv& conv, Extent e) {
   return round_up(index_bytes(conv, e.columns) + e.weights * sizeof(float), 64);
 }
 
-// Sets the spans of the streams from the counts at the beginning of `bytes`, and shortens `bytes` to
-// this convolution. False if it is longer than `bytes`.
+// Sets the spans of the streams from the counts at the beginning of `bytes`, and shortens `bytes`
+// to this convolution. False if it is longer than `bytes`.
 bool set_streams(PackedConv& conv, std::span<const std::byte>& bytes) {
   if (bytes.size() < counts_bytes(conv)) return false;
   const int row_masks = (1 << conv.tile_rows) - 1;

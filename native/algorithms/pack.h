@@ -13,8 +13,8 @@
 
 namespace sparsedet {
 
-// Version of the packed bytes. Raise it with any change to them, also of the cost model that decides
-// how a layer is packed: a cache written by an older program is then no longer read.
+// Version of the packed bytes. Raise it with any change to them, also of the cost model that
+// decides how a layer is packed: a cache written by an older program is then no longer read.
 constexpr int kPackVersion = 2;
 
 // Source of the columns of a block: elements [channel, channel + count) at one filter tap.
@@ -127,17 +127,17 @@ struct Packer {
   }
 };
 
-// bias: [out], or null for none. split_taps: no block spans two taps, so that the columns of a block
-// are consecutive channels (the layout of RoIs then needs no panel). dense: keep the zeros, as one
-// long loop over the full row mask without a branch to predict. int8: the weights of each output
-// channel are rounded to multiples of 1/127 of its largest one. The result is the same for any
-// pool. Throws std::invalid_argument if mask, values and shape do not fit each other.
+// bias: [out], or null for none. split_taps: no block spans two taps, so that the columns of a
+// block are consecutive channels (the layout of RoIs then needs no panel). dense: keep the zeros,
+// as one long loop over the full row mask without a branch to predict. int8: the weights of each
+// output channel are rounded to multiples of 1/127 of its largest one. The result is the same for
+// any pool. Throws std::invalid_argument if mask, values and shape do not fit each other.
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
                      const float* bias, bool split_taps, bool dense = false, Packer packer = {});
 
-// The same convolution from the bytes of an earlier PackedConv::packed. They are not trusted: throws
-// std::invalid_argument if a kernel could read out of bounds. Takes the bytes of this convolution
-// from the beginning of `packed` and leaves the rest there.
+// The same convolution from the bytes of an earlier PackedConv::packed. They are not trusted:
+// throws std::invalid_argument if a kernel could read out of bounds. Takes the bytes of this
+// convolution from the beginning of `packed` and leaves the rest there.
 PackedConv unpack_conv(const Kernels& kernels, const ConvShape& shape,
                        std::span<const std::byte>& packed, std::shared_ptr<const void> owner,
                        const float* bias, bool split_taps);
@@ -149,10 +149,10 @@ int64_t nonzero_elements(const PackedConv& conv);
 // not cryptographic.
 uint64_t checksum(std::span<const std::byte> bytes, Pool& pool);
 
-// Winograd's F(4x4, 3x3): a Winograd tile of 4x4 outputs is computed from 6x6 inputs, transformed to
-// 36 points, with a dense product over channels at each point: a quarter of the direct
-// multiplications. Zeros of the filter do not stay zero at the points.
-// Source: Lavin and Gray, arXiv 1509.09308.
+// Winograd's F(4x4, 3x3): a Winograd tile of 4x4 outputs is computed from 6x6 inputs, transformed
+// to 36 points, with a dense product over channels at each point: a quarter of the direct
+// multiplications. Zeros of the filter do not stay zero at the points. Source: Lavin and Gray,
+// arXiv 1509.09308.
 constexpr int kTile = 4, kTileInput = 6, kPoints = 36;
 
 struct Winograd {

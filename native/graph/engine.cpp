@@ -175,8 +175,8 @@ static double element_density(ElementType type, double density) {
 }
 
 // Fraction of the peak that an algorithm reaches. Source: measurements (docs/engine.md). Zeros save
-// multiplications, but finding the other weights takes time, and the fewer rows share an activation,
-// the more loads there are.
+// multiplications, but finding the other weights takes time, and the fewer rows share an
+// activation, the more loads there are.
 double Engine::expected_fraction(Algorithm algorithm, ElementType type, double element_density) {
   if (type == ElementType::int8)
     return algorithm == Algorithm::sparse ? 0.55 + 0.30 * element_density : 0.87;
@@ -409,8 +409,8 @@ void Engine::plan_memory(int height, int width) {
   clean_.clear();
   const int lanes = kernels_.lanes, count = static_cast<int>(ops_.size());
 
-  // Shape of each tensor, and the operation that reads it last. Time 0 is the network input, operation
-  // i has time i + 1. Hoisted operations write a feature map, then its transpose.
+  // Shape of each tensor, and the operation that reads it last. Time 0 is the network input,
+  // operation i has time i + 1. Hoisted operations write a feature map, then its transpose.
   struct Tensor {
     std::string name;
     bool is_map;

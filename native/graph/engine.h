@@ -1,8 +1,8 @@
 // The whole inference path: from a network input to detections.
 //
-// The caller adds the operations one by one, in the order of Python's layer table and with batch norm
-// folded. The engine packs their weights at once and plans one activation arena for each network
-// input size. The caller must not start two runs at the same time.
+// The caller adds the operations one by one, in the order of Python's layer table and with batch
+// norm folded. The engine packs their weights at once and plans one activation arena for each
+// network input size. The caller must not start two runs at the same time.
 #pragma once
 #include <array>
 #include <memory>
@@ -40,11 +40,12 @@ struct EngineParams {
   float pixel_mean[3], pixel_std[3];
   RoiParams roi;
   BoxParams boxes;
-  // Run the layers that read "rois" once on the feature map, and RoIAlign their output instead of
-  // their input: the same result up to rounding, because both are linear.
+  // Run the linear part of the layers that read "rois" once on the feature map, and RoIAlign its
+  // output instead of its input: the same result up to rounding, because RoIAlign is linear, too.
   bool hoist;
   // Of activations and weights. The mean over a RoI and the predictors that read it are always
-  // float32; with int8 so are the network input and the stem. Sums are float32, of int8 exact int32.
+  // float32; with int8 so are the network input and the stem. Sums are float32, of int8 exact
+  // int32.
   ElementType precision;
 };
 
@@ -75,15 +76,15 @@ class Engine {
   // the same time. Call no add() on `other` afterwards.
   Engine(const Engine& other, int threads);
 
-  // Adds an operation, in the order of the layer table. Weights [out][in][k][k] and bias [out]; null
-  // for pooling. Default algorithm: the choice of a cost model, from shape and zeros only.
+  // Adds an operation, in the order of the layer table. Weights [out][in][k][k] and bias [out];
+  // null for pooling. Default algorithm: the choice of a cost model, from shape and zeros only.
   void add(const OpSpec& spec, const Weights& weights, const float* bias,
            std::optional<Algorithm> algorithm = {});
   // The same with packed weights: one span, 64-byte aligned, alive as long as `owner`.
   // Throws std::invalid_argument, and adds nothing, if they are damaged or do not fit.
   void add_packed(const OpSpec& spec, const PackedOp& packed, std::shared_ptr<const void> owner,
                   const float* bias);
-  // The packed weights of an operation, for add_packed of an engine with equal kernels and parameters.
+  // Packed weights of an operation, for add_packed of an engine with equal kernels and parameters.
   PackedOp packed(const std::string& name);
 
   // Plans the activations for a network input size; does nothing if it is planned already.
@@ -99,7 +100,8 @@ class Engine {
   void rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas);
   void roi_head(const float* features, const std::vector<Box>& rois, std::vector<float>& logits,
                 std::vector<float>& deltas);
-  // RoIAlign of the features, as the RoI head reads it without hoisting: [rois][channels][bins][bins].
+  // RoIAlign of the features, as the RoI head reads it without hoisting:
+  // [rois][channels][bins][bins].
   std::vector<float> roi_features(const float* features, const std::vector<Box>& rois);
   // Runs one operation: x and residual [batch][channels][h][w]; batch 1 outside the RoI head.
   // shape: of x, then of the result. Throws std::invalid_argument if a shape does not fit.
@@ -116,7 +118,7 @@ class Engine {
   int input_height() const { return input_height_; }
   int input_width() const { return input_width_; }
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
-  // Memory in bytes: packed weights with biases; planned activations and the threads' scratch memory.
+  // Memory in bytes: packed weights with biases; planned activations and scratch memory.
   size_t weight_bytes() const;
   size_t activation_bytes() const { return arena_bytes() + scratch_.bytes(); }
   int64_t nonzero_weights() const;
@@ -153,7 +155,8 @@ class Engine {
   };
 
   const Op& op(const std::string& name) const;
-  // The operation without its weights (only with a bias that is added after RoIAlign), and its shape.
+  // The operation without its weights (only with a bias that is added after RoIAlign), and its
+  // shape.
   std::pair<Op, ConvShape> begin(const OpSpec& spec, const float* bias) const;
   void finish(Op op);
   bool can_winograd(const OpSpec& spec, ElementType type) const;

@@ -7,12 +7,12 @@
 //   P        vectors of pixels (or RoIs) of one tile, at most kVectors
 //   R        rows (output channels) of one tile. A tile keeps R x P sums in registers
 //   row tile R neighbouring rows; the kernel computes one after the other
-//   element  (packed element) 4 bytes holding 1 float32, 2 bfloat16 or 4 uint8 neighbouring channels
-//            of one pixel; always stored in a float array. Channels 2c (low half) and 2c + 1, or 4c
-//            (lowest byte) .. 4c + 3. Where the last element has more room than there are channels,
-//            it holds finite values with zero weights. "Column", "channel" and "row" in a kernel's
-//            arguments count elements: a bfloat16 column is a pair of input channels, its weight a
-//            pair of weights, its product the sum of both products
+//   element  (packed element) 4 bytes holding 1 float32, 2 bfloat16 or 4 uint8 neighbouring
+//            channels of one pixel: channels 2c (low half) and 2c + 1, or 4c (lowest byte) ..
+//            4c + 3; always stored in a float array. Beyond the last channel an element holds
+//            finite values, whose weights are zero. "Column", "channel" and "row" in a kernel's
+//            arguments count elements: a bfloat16 column is a pair of input channels, its weight
+//            a pair of weights, its product the sum of both products
 //   column   one input element for each pixel: an input channel at one tap of the filter
 //   int8     activations are uint8, weights -127..127, sums int32 and exact
 //   panel    the activations of one tile for one block of columns:

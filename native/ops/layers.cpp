@@ -11,10 +11,10 @@ namespace sparsedet {
 
 namespace {
 
-// Number of pixel tiles (a tile's P vectors of pixels) that one block of weights is swept over. Many,
-// so that the branch predictor learns the loop lengths once for all of them; but with more than this
-// the second-level cache no longer delivers the partial sums in time (measured with 17, 25 and 32
-// tiles of the largest chunk).
+// Number of pixel tiles (a tile's P vectors of pixels) that one block of weights is swept over.
+// Many, so that the branch predictor learns the loop lengths once for all of them; but with more
+// than this the second-level cache no longer delivers the partial sums in time (measured with 17,
+// 25 and 32 tiles of the largest chunk).
 int sweep_tiles(const PackedConv& conv, int width) {
   constexpr int least = 25, most = 64, bytes = 1100 << 10;
   if (conv.segments.size() == 1) return most;  // no sums wait for another block
@@ -167,7 +167,8 @@ void conv_map(Context& context, const PackedConv& conv, const FeatureMap& in,
           a.offset[p] = y * out.row() + x;
           a.valid[p] = std::min(lanes, out.width - x);
         }
-        // Prefetch what is packed next: the next tile of this block, or the first of the next block.
+        // Prefetch what is packed next: the next tile of this block, or the first of the next
+        // block.
         const bool wraps = tile + 1 == last;
         const size_t next_block = block + wraps;
         a.prefetch = nullptr;
@@ -205,7 +206,8 @@ void pool_map(Context& context, const FeatureMap& in, int padding_before, const 
 
 namespace {
 
-// A convolution of RoIs. One unit of work is a chunk of rows at some positions of one block of RoIs.
+// A convolution of RoIs. One unit of work is a chunk of rows at some positions of one block of
+// RoIs.
 struct RoiConv {
   const PackedConv& conv;
   int stride;

@@ -122,8 +122,8 @@ inline int cell_pitch(const FeatureMap& in, ElementType roi_type) {
 // Copies a feature map to [height][width][cell_pitch], for RoIs of type `roi_type`.
 void transpose_map(Context& context, const FeatureMap& in, ElementType roi_type, float* out);
 
-// Where RoIAlign samples a box, as ModelConfig.roi_sampling: "aligned" with the half-pixel shift, or
-// from corner to corner.
+// Where RoIAlign samples a box, as ModelConfig.roi_sampling: "aligned" with the half-pixel shift,
+// or from corner to corner.
 enum class RoiSampling { aligned, corners };
 
 // Fields are named as in Python's ModelConfig, which describes them.
@@ -135,8 +135,8 @@ struct RoiParams {
   RoiSampling roi_sampling;
 };
 
-// RoIAlign of boxes [count][4] (xyxy, network input pixels). copy: the `map`, made by transpose_map.
-// bias: in the form of RoiArgs.
+// RoIAlign of boxes [count][4] (xyxy, network input pixels). copy: the `map`, made by
+// transpose_map. bias: in the form of RoiArgs.
 void roi_align(Context& context, const RoiParams& params, const FeatureMap& map, const float* copy,
                const float* boxes, int count, const float* bias, bool relu, const Rois& out);
 

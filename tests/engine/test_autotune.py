@@ -47,6 +47,7 @@ def test_show_tune_and_use(
     photo = picture()
     tuned = Detector.load(small_model, threads=1, tuning=plan)
     usual = Detector.load(small_model, threads=1)
+    assert isinstance(tuned.engine, Engine)
     used = {name: algorithm for name, algorithm, *_ in tuned.engine.native.planned_ops}
     assert used == load_tuning(plan)
     assert np.allclose(tuned(photo).scores, usual(photo).scores, atol=1e-4)

@@ -1,7 +1,7 @@
 """Other ways to the same numbers: bfloat16, dense and Winograd convolutions, shared weights.
 
-With whole numbers as operands every sum is exact in float32, so bfloat16 results are those of
-torch, rounded once, to the bit.
+With integers as operands every sum is exact in float32: bfloat16 results equal torch's, rounded
+once, to the bit.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from test_engine import (
+from helpers.engine import (
     ISAS,
     as_batch,
     check_stages,
@@ -20,10 +19,11 @@ from test_engine import (
     families,
     lively,
     own_size,
-    picture,
     small,
-    truth,
+    synthetic_image,
+    torch_reference,
 )
+from numpy.typing import NDArray
 
 from sparsedet import _native
 from sparsedet.engine import PRECISIONS, Engine, choose_precision
@@ -46,7 +46,7 @@ def whole_numbers(config: ModelConfig) -> dict[str, NDArray[Any]]:
     }
 
 
-def rounded(values: torch.Tensor) -> torch.Tensor:
+def rounded(values: Any) -> Any:
     return values.to(torch.bfloat16).float()
 
 
@@ -54,7 +54,7 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any) -> None:
     """Every operation in bfloat16 against torch, to the bit."""
     tensors = whole_numbers(config)
     engine = Engine(config, tensors, threads=1, isa=isa, hoist=False, precision="bf16").native
-    model = truth(config, tensors)
+    model = torch_reference(config, tensors)
     rng = np.random.default_rng(1)
     for layer, _, _ in lower(config, tensors):
         for batch, height, width in sizes(layer):
@@ -64,20 +64,23 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any) -> None:
                 x = np.abs(x) + rng.random(shape, dtype=np.float32)
                 x = rounded(torch.from_numpy(x)).numpy()
                 padded = torch.nn.functional.pad(torch.from_numpy(x), layer.padding * 2)
-                want = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
-                assert np.array_equal(engine.run_op(layer.name, x), want), layer.name
+                expected = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
+                assert np.array_equal(engine.run_op(layer.name, x), expected), layer.name
                 continue
             members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
             shaped = torch.from_numpy(x)
             shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
-            want = torch.cat([member(shaped) for member in members], dim=1)
-            want = want[..., None, None] if layer.kind == "linear" else want
-            want = want if layer.name in OUTPUTS else rounded(want)
-            assert np.array_equal(engine.run_op(layer.name, x), want), (layer.name, shape)
+            expected = torch.cat([member(shaped) for member in members], dim=1)
+            expected = expected[..., None, None] if layer.kind == "linear" else expected
+            expected = expected if layer.name in OUTPUTS else rounded(expected)
+            assert np.array_equal(engine.run_op(layer.name, x), expected), (layer.name, shape)
             if layer.residual:
-                y = rng.integers(-9, 10, want.shape).astype(np.float32)
-                want = rounded(members[0](shaped, torch.from_numpy(y)))
-                assert np.array_equal(engine.run_op(layer.name, x, y), want), (layer.name, shape)
+                y = rng.integers(-9, 10, expected.shape).astype(np.float32)
+                expected = rounded(members[0](shaped, torch.from_numpy(y)))
+                assert np.array_equal(engine.run_op(layer.name, x, y), expected), (
+                    layer.name,
+                    shape,
+                )
 
 
 @pytest.mark.parametrize("isa", BF16_ISAS)
@@ -108,23 +111,23 @@ def test_bfloat16_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) ->
 def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
     """Rounded after each layer, so within some units of 2^-8 of the largest value."""
     config, tensors = small(family), lively(family)
-    network_input = picture(97, 131)
+    network_input = synthetic_image(97, 131)
     engine = Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16").native
-    model = truth(config, tensors)
+    model = torch_reference(config, tensors)
     features = np.asarray(model.features(as_batch(network_input))[0])
     assert deviation(engine.features(network_input.astype(np.float32)), features) < 0.04
     boxes = np.array([[3, 5, 60, 70], [0, 0, 131, 97], [40, 20, 44, 90]], dtype=np.float32)
     exact = Engine(config, tensors, threads=2, isa=isa, hoist=hoist).native
     exact.plan_memory(97, 131)
-    for got, want in zip(
+    for got, expected in zip(
         engine.roi_head(features, boxes), exact.roi_head(features, boxes), strict=True
     ):
-        assert deviation(got, want) < 0.06
+        assert deviation(got, expected) < 0.06
 
 
 @pytest.mark.parametrize("isa", BF16_ISAS)
 def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
-    config, tensors, network_input = small("r101-c4"), lively("r101-c4"), picture(160, 208)
+    config, tensors, network_input = small("r101-c4"), lively("r101-c4"), synthetic_image(160, 208)
     rows = [
         Engine(config, tensors, threads=n, isa=isa, precision="bf16").run(network_input)
         for n in (1, 2, 3, 7)
@@ -182,7 +185,7 @@ def test_algorithms_agree(isa: str, algorithm: str) -> None:
         names = [f"res5.{i}.conv2" for i in range(1, config.blocks[3])]
     engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, algorithm))
     assert {name for name, used in algorithms(engine).items() if used == algorithm} >= set(names)
-    check_stages(engine, truth(config, tensors), picture(97, 131), 2e-5)
+    check_stages(engine, torch_reference(config, tensors), synthetic_image(97, 131), 2e-5)
 
 
 def test_the_cost_model_looks_at_zeros_alone() -> None:
@@ -208,9 +211,12 @@ def test_impossible_algorithms(choice: dict[str, str], message: str) -> None:
 
 
 def test_a_fork_shares_weights_and_gives_the_same() -> None:
-    engine, network_input = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+    engine, network_input = (
+        Engine(small("r101-c4"), lively("r101-c4"), threads=2),
+        synthetic_image(97, 131),
+    )
     fork = engine.fork()
-    want = engine.run(network_input)
+    expected = engine.run(network_input)
     assert fork.threads == 1 and fork.isa == engine.isa
     del engine
-    assert len(want) and np.array_equal(fork.run(network_input), want)
+    assert len(expected) and np.array_equal(fork.run(network_input), expected)

@@ -1,4 +1,4 @@
-"""Packing from the stored form, and packed weights in a file: the same bytes, nothing trusted."""
+"""Packing from the stored form, and packed weights in a file: equal bytes, nothing trusted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from helpers.small import SMALL, picture
 from numpy.typing import NDArray
 
 from sparsedet._native import has_bfloat16
+from sparsedet.backends import Backend
 from sparsedet.detector import Detector, embedded_model
-from sparsedet.engine import Engine, PackedWeights, available_isas
+from sparsedet.engine import Engine, Memory, PackedWeights, available_isas
 from sparsedet.engine import packed_cache as packed
 from sparsedet.errors import InputError
 from sparsedet.files import cache_folder
@@ -52,12 +53,18 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def streams(engine: Engine) -> dict[str, tuple[str, int, int, bytes]]:
+def streams(engine: Backend) -> dict[str, tuple[str, int, int, bytes]]:
+    assert isinstance(engine, Engine)
     out = {}
     for name, *_ in engine.native.planned_ops:
         algorithm, nonzero, checksum, pieces = engine.native.packed(name)
         out[name] = algorithm, nonzero, checksum, b"".join(pieces)
     return out
+
+
+def memory(detector: Detector) -> Memory:
+    assert isinstance(detector.engine, Engine)
+    return detector.engine.memory
 
 
 def stored_tensors(model: ModelFile) -> LazyTensors:
@@ -84,12 +91,14 @@ def test_the_same_streams_as_from_arrays(
     chosen = {
         name: algorithm for name, *_, can in names if algorithm and (algorithm != "winograd" or can)
     }
-    want = streams(Engine(WIDE, tensors, threads=1, algorithms=chosen, **options))
-    assert {a for a, *_ in want.values()} >= ({algorithm} if algorithm else {"sparse"})
+    expected = streams(Engine(WIDE, tensors, threads=1, algorithms=chosen, **options))
+    assert {a for a, *_ in expected.values()} >= ({algorithm} if algorithm else {"sparse"})
     for threads in (1, 2, 5):
         model = load_model(wide)
-        found = streams(Engine(WIDE, model.tensors, threads=threads, algorithms=chosen, **options))
-        assert found == want
+        from_file = streams(
+            Engine(WIDE, model.tensors, threads=threads, algorithms=chosen, **options)
+        )
+        assert from_file == expected
         assert all(stored_tensors(model).is_stored(name) for name in model.tensors)
 
 
@@ -128,9 +137,9 @@ def test_an_array_that_was_changed_is_what_the_engine_takes(small_model: Path) -
 def test_the_file_may_go_but_not_change(small_model: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(small_model, tmp_path / "m"))
     gone, changed = load_model(path), load_model(path)
-    want = dict(load_model(small_model).tensors)
+    expected = dict(load_model(small_model).tensors)
     path.rename(tmp_path / "elsewhere")
-    assert all(np.array_equal(gone.tensors[name], want[name]) for name in want)
+    assert all(np.array_equal(gone.tensors[name], expected[name]) for name in expected)
     with open(tmp_path / "elsewhere", "r+b") as file:
         file.truncate(1000)
     for use in (lambda: changed.tensors["stem.conv.bias"], lambda: Engine(SMALL, changed.tensors)):
@@ -196,30 +205,30 @@ def test_round_trip(
     if precision == "bf16" and not has_bfloat16(isa):
         pytest.skip("no bfloat16 here")
     options: dict[str, Any] = {"isa": isa, "precision": precision}
-    want = Detector.load(small_model, threads=1, **options)
+    expected = Detector.load(small_model, threads=1, **options)
     first = load(small_model, tmp_path / "new" / "folder", **options)
     monkeypatch.setattr(packed, "_save", None)  # the second one needs none
     second = load(small_model, tmp_path / "new" / "folder", **options)
-    for found in (first, second):
-        assert streams(found.engine) == streams(want.engine)
-        assert np.array_equal(rows(found), rows(want))
-        assert found.engine.memory == want.engine.memory
-        assert found.sparsity == want.sparsity
+    for detector in (first, second):
+        assert streams(detector.engine) == streams(expected.engine)
+        assert np.array_equal(rows(detector), rows(expected))
+        assert memory(detector) == memory(expected)
+        assert detector.sparsity == expected.sparsity
     fork = second.engine.fork(1)
     network_input = np.zeros((64, 96, 3), np.uint8)
-    want_rows = want.engine.run(network_input)
-    del second, found
+    want_rows = expected.engine.run(network_input)
+    del second, detector
     assert np.array_equal(fork.run(network_input), want_rows)
 
 
 def test_winograd_and_streams_from_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "m"
     save_model(path, WIDE, random_tensors(WIDE, 0.2), {})
-    want = streams(Engine(WIDE, load_model(path).tensors))
-    assert "winograd" in {algorithm for algorithm, *_ in want.values()}
+    expected = streams(Engine(WIDE, load_model(path).tensors))
+    assert "winograd" in {algorithm for algorithm, *_ in expected.values()}
     for _ in range(2):
         detector = Detector.load(path, threads=2, streams=2, cache=tmp_path / "cache")
-        assert streams(detector.engine) == want
+        assert streams(detector.engine) == expected
 
 
 def test_where_the_cache_lies(
@@ -255,9 +264,9 @@ def test_another_model_of_the_same_name_and_header(small_model: Path, tmp_path: 
     for at in range(start + 3, start + 80, 4):  # the predictors' biases: float32s lie first
         content[at] ^= 0x80  # their signs
     path.write_bytes(content)
-    found = load(path, cache)
-    assert np.array_equal(rows(found), rows(Detector.load(path, threads=1)))
-    assert not np.array_equal(rows(found), before)
+    detector = load(path, cache)
+    assert np.array_equal(rows(detector), rows(Detector.load(path, threads=1)))
+    assert not np.array_equal(rows(detector), before)
     assert only_file(cache)
 
 
@@ -281,7 +290,7 @@ def test_a_bad_value_is_found_before_anything_is_kept(small_model: Path, tmp_pat
 
 
 def test_damage_anywhere_is_noticed_and_mended(small_model: Path, tmp_path: Path) -> None:
-    want = rows(load(small_model, tmp_path))
+    expected = rows(load(small_model, tmp_path))
     file = only_file(tmp_path)
     good = file.read_bytes()
     table = int.from_bytes(good[8:16], "little")
@@ -291,11 +300,11 @@ def test_damage_anywhere_is_noticed_and_mended(small_model: Path, tmp_path: Path
         content[at] ^= 1 << at % 8
         file.write_bytes(content)
         with pytest.warns(RuntimeWarning, match="packed weights are damaged"):
-            found = load(small_model, tmp_path)
-        assert np.array_equal(rows(found), want), at
+            detector = load(small_model, tmp_path)
+        assert np.array_equal(rows(detector), expected), at
         assert file.read_bytes() == good, at
-    for content in (b"", good[:30], good[:64], good[:-1], good + b"\0", good[:table]):
-        file.write_bytes(content)
+    for damaged in (b"", good[:30], good[:64], good[:-1], good + b"\0", good[:table]):
+        file.write_bytes(damaged)
         with pytest.warns(RuntimeWarning, match="packed weights are damaged"):
             load(small_model, tmp_path)
         assert file.read_bytes() == good
@@ -310,11 +319,12 @@ def test_tables_that_lie(small_model: Path, tmp_path: Path) -> None:
     values = json.loads(good[table:])
     name, entry = next(iter(values["operations"].items()))
 
-    def operation(index: int, value: Any) -> dict[str, Any]:
+    def operation(index: int, value: object) -> dict[str, Any]:
         changed = [value if i == index else v for i, v in enumerate(entry)]
         return {**values, "operations": {**values["operations"], name: changed}}
 
     rest = {k: v for k, v in values["operations"].items() if k != name}
+    bad_algorithms: tuple[object, ...] = ("dense", "winograd", "", "x", None, 7, [])
     lies: list[Any] = [
         [],
         {},
@@ -325,7 +335,7 @@ def test_tables_that_lie(small_model: Path, tmp_path: Path) -> None:
         {**values, "operations": {**rest, name: []}},
         {**values, "operations": {**rest, name: 7}},
         *(operation(i, v) for i in (0, 1) for v in (-64, 1, 2**70, 0.5, "0", None, True)),
-        *(operation(2, v) for v in ("dense", "winograd", "", "x", None, 7, [])),
+        *(operation(2, v) for v in bad_algorithms),
         *(operation(3, v) for v in (-1, 2**63, 2**70, 0.5, None)),
         *(operation(4, v) for v in (-1, 0, 2**64, 0.5, None)),
         operation(1, entry[0]),
@@ -424,8 +434,8 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
 def test_a_folder_that_cannot_be_written(small_model: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.warns(RuntimeWarning, match=r"file.*: packed weights cannot be kept there \(.+\)"):
-        found = load(small_model, tmp_path / where)
-    assert np.array_equal(rows(found), rows(Detector.load(small_model, threads=1)))
+        detector = load(small_model, tmp_path / where)
+    assert np.array_equal(rows(detector), rows(Detector.load(small_model, threads=1)))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

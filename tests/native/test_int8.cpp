@@ -1,6 +1,6 @@
 // Tests the int8 kernels of one instruction set against plain loops written from the contract in
-// kernels.h. Sums are integers and every later step is rounded once, so results are compared as bits,
-// including canaries around each output.
+// kernels.h. Sums are integers and every later step is rounded once, so results are compared as
+// bits, including canaries around each output.
 #include "test_int8.h"
 
 #include <algorithm>

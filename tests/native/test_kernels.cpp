@@ -1,8 +1,8 @@
 // Tests every kernel of every instruction set that this CPU supports, and the packing of weights,
-// against plain loops written from the contract in kernels.h. Operands are integers from -4 to 4, so
-// that results are exact in any order of summation. A second pass with fractions allows the rounding
-// error of a float32 sum of n products. Outputs are filled with a canary and compared as a whole, so
-// that the expectation includes everything a kernel must not write.
+// against plain loops written from the contract in kernels.h. Operands are integers from -4 to 4,
+// so that results are exact in any order of summation. A second pass with fractions allows the
+// rounding error of a float32 sum of n products. Outputs are filled with a canary and compared as a
+// whole, so that the expectation includes everything a kernel must not write.
 //
 // Prints a line for each group of cases; exits with 1 if a case failed.
 #include <algorithm>
