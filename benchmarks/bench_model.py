@@ -171,7 +171,7 @@ class Contest:
         if self.arguments.ablate:
             variants["without hoisting"] = {"hoist": False}
             # At few zeros alone the plan has such operations.
-            planned = self.engine.native.planned
+            planned = self.engine.native.planned_ops
             if winograd := {name: "dense" for name, method, *_ in planned if method == "winograd"}:
                 variants["without Winograd"] = {"algorithms": winograd}
         if self.arguments.scaling:

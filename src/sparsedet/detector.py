@@ -18,7 +18,7 @@ from .backends import Backend, Name, build_backend, check_name, is_graph, load_g
 from .detections import Detections, contract_rows, from_rows
 from .engine import Engine, Precision, default_threads
 from .engine.autotune import load_tuning
-from .engine.packed_cache import cache_folder, load_engine
+from .engine.packed_cache import load_engine, packed_folder
 from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, to_network_input
 from .model.config import ModelConfig
@@ -96,7 +96,7 @@ class Detector:
                 its cost model chooses how each operation runs.
             cache: True or a folder: the native engine keeps its packed weights in a file, so that
                 the next load is faster and processes share memory. True is the folder `packed` of
-                `hub.cache.cache_folder()`. Not for int8.
+                `files.cache_folder()`. Not for int8.
             backend: "native" is the sparse engine. "openvino", "onnxruntime" and "torch" run the
                 model densely, with the same detections (`pip install 'sparsedet[export]'`, for
                 torch `[train]`).
@@ -129,7 +129,7 @@ class Detector:
             )
         path = embedded_model() if path is None else path
         algorithms = None if tuning is None else load_tuning(tuning)
-        folder = cache_folder(cache) if precision != "int8" else None
+        folder = packed_folder(cache) if precision != "int8" else None
         if precision == "int8" and backend != "native":
             raise InputError(f"precision 'int8' is for the backend 'native', not for {backend!r}")
         engine: Backend

@@ -89,7 +89,7 @@ def calibrated_random_tensors(
     network = build_network(config, (network_input.shape[0], network_input.shape[1]))
     # Every layer alone and linear: residual and ReLU are added here.
     linear = Engine(config, tensors, hoist=False, linear=True).native
-    linear.plan(*network_input.shape[:2])
+    linear.plan_memory(*network_input.shape[:2])
     mean = np.asarray(config.pixel_mean, dtype=np.float32)
     std = np.asarray(config.pixel_std, dtype=np.float32)
     picture = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]

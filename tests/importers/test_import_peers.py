@@ -105,7 +105,7 @@ def test_stages(peer: str) -> None:
     one = golden(peer)
     out, network_input = one.outputs, one.network_inputs["c0"]
     native = Engine(one.imported.config, one.imported.tensors).native
-    native.plan(*network_input.shape[:2])
+    native.plan_memory(*network_input.shape[:2])
     assert deviation(native.features(network_input.astype(np.float32)), out["c0/features"]) < 1e-4
     logits, deltas = native.rpn(out["c0/features"])
     assert deviation(logits, out["c0/objectness"]) < 1e-4
@@ -115,7 +115,7 @@ def test_stages(peer: str) -> None:
     rois = native.roi_features(out["c0/features"], out["c0/proposals"])
     bins = rois.shape[-1]  # every second one, where res5 reads no others
     assert deviation(rois[::60, ::4], out["c0/rois"][:, :, :: 14 // bins, :: 14 // bins]) < 1e-4
-    class_logits, box_deltas = native.regions(out["c0/features"], out["c0/proposals"])
+    class_logits, box_deltas = native.roi_head(out["c0/features"], out["c0/proposals"])
     for ours, name in ((class_logits, "class_logits"), (box_deltas, "box_deltas")):
         theirs = out[f"c0/{name}"]
         assert deviation(ours.reshape(len(ours), -1)[::8], theirs) < 1e-4

@@ -58,12 +58,12 @@ def features(config: ModelConfig) -> np.ndarray:
 def test_engine_is_crop_and_resize(ratio: int) -> None:
     config = replace(CORNERS, roi_sampling_ratio=ratio)
     engine = Engine(config, random_tensors(config, 0.0), hoist=False, threads=1).native
-    engine.plan(config.input_height, config.input_width)
+    engine.plan_memory(config.input_height, config.input_width)
     x = features(config)
     np.testing.assert_allclose(engine.roi_features(x, BOXES), expected(config, x), atol=2e-5)
     other = replace(config, roi_sampling="aligned")
     aligned = Engine(other, random_tensors(other, 0.0), hoist=False, threads=1).native
-    aligned.plan(config.input_height, config.input_width)
+    aligned.plan_memory(config.input_height, config.input_width)
     assert abs(aligned.roi_features(x, BOXES) - expected(config, x)).max() > 0.1
 
 

@@ -184,9 +184,9 @@ def photos(paths: list[Path]) -> None:
         boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in theirs.items()}, "x")
         native = engine.native
-        native.plan(*network_input.shape[:2])
+        native.plan_memory(*network_input.shape[:2])
         logits, deltas = native.rpn(theirs["features"])
-        class_logits, box_deltas = native.regions(theirs["features"], theirs["proposals"])
+        class_logits, box_deltas = native.roi_head(theirs["features"], theirs["proposals"])
         rois = native.roi_features(theirs["features"], theirs["proposals"])
         step = 14 // rois.shape[-1]
         ours = {

@@ -185,9 +185,9 @@ def compare(size: str, folder: Path) -> None:
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in out.items()}, "x")
         assert size == "small" or len(set(out["labels"].tolist())) >= 10
         native = engine.native
-        native.plan(*network_input.shape[:2])
+        native.plan_memory(*network_input.shape[:2])
         logits, deltas = native.rpn(out["features"])
-        class_logits, box_deltas = native.regions(out["features"], out["proposals"])
+        class_logits, box_deltas = native.roi_head(out["features"], out["proposals"])
         ours = {
             "features": native.features(network_input.astype(np.float32)),
             "objectness": logits,
