@@ -41,6 +41,9 @@ class Outcome:
         self.code, self.out, self.err = code, out, err
 
 
+Run = Callable[..., Outcome]
+
+
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command in this process."""
@@ -57,7 +60,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def detect(run, small_model: Path) -> Callable[..., Outcome]:
+def detect(run: Run, small_model: Path) -> Callable[..., Outcome]:
     """`sparsedet detect` with the small model on one CPU thread."""
     return lambda *arguments: run("detect", "--model", small_model, "--threads", 1, *arguments)
 
@@ -82,7 +85,7 @@ def refused(outcome: Outcome, *words: str) -> None:
 # --------------------------------------------------------------------- detect: what it writes
 
 
-def test_one_photograph(detect, photo: Path) -> None:
+def test_one_photograph(detect: Run, photo: Path) -> None:
     before = photo.read_bytes()
     outcome = detect(photo)
     assert outcome.code == 0 and outcome.err == ""
@@ -97,7 +100,7 @@ def test_one_photograph(detect, photo: Path) -> None:
     assert drawn.shape == picture().shape and (drawn != picture()).any()
 
 
-def test_an_earlier_picture_stays(detect, photo: Path) -> None:
+def test_an_earlier_picture_stays(detect: Run, photo: Path) -> None:
     for name in ("street_detected.png", "street_detected-2.png", "street_detected-3.png"):
         assert f"-> {photo.with_name(name)}" in detect(photo).out
     first = photo.with_name("street_detected.png")
@@ -107,7 +110,7 @@ def test_an_earlier_picture_stays(detect, photo: Path) -> None:
     assert read_image(first).shape == picture().shape
 
 
-def test_output_names(detect, photo: Path, tmp_path: Path) -> None:
+def test_output_names(detect: Run, photo: Path, tmp_path: Path) -> None:
     assert detect(photo, "-o", tmp_path / "a.jpg").code == 0
     assert read_image(tmp_path / "a.jpg").shape == picture().shape
     (tmp_path / "folder").mkdir()
@@ -119,7 +122,7 @@ def test_output_names(detect, photo: Path, tmp_path: Path) -> None:
     assert photo.with_name("scan_detected.jpg").exists()
 
 
-def test_many_photographs_into_a_folder(detect, photo: Path, tmp_path: Path) -> None:
+def test_many_photographs_into_a_folder(detect: Run, photo: Path, tmp_path: Path) -> None:
     second = photo.with_name("garden.jpg")
     cv2.imwrite(str(second), picture(40, 50, seed=2))
     outcome = detect(photo, second, "-o", tmp_path / "new" / "folder")
@@ -129,7 +132,7 @@ def test_many_photographs_into_a_folder(detect, photo: Path, tmp_path: Path) -> 
     assert len(list(photo.parent.iterdir())) == 2
 
 
-def test_an_existing_file_is_not_overwritten(detect, photo: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(detect: Run, photo: Path, tmp_path: Path) -> None:
     target = tmp_path / "mine.png"
     target.write_bytes(b"precious")
     before = tree(tmp_path)
@@ -140,7 +143,7 @@ def test_an_existing_file_is_not_overwritten(detect, photo: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_never_over_the_photograph(detect, photo: Path, tmp_path: Path, link: bool) -> None:
+def test_never_over_the_photograph(detect: Run, photo: Path, tmp_path: Path, link: bool) -> None:
     target = photo
     if link:
         target = tmp_path / "link.png"
@@ -151,7 +154,7 @@ def test_never_over_the_photograph(detect, photo: Path, tmp_path: Path, link: bo
     assert tree(tmp_path) == before
 
 
-def test_never_over_another_photograph_or_picture_of_the_run(detect, tmp_path: Path) -> None:
+def test_never_over_another_photograph_or_picture_of_the_run(detect: Run, tmp_path: Path) -> None:
     names = ("a/x.png", "b/x.png", "out/y.png", "a/y.png")
     for seed, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -167,7 +170,7 @@ def test_never_over_another_photograph_or_picture_of_the_run(detect, tmp_path: P
     assert {name: after[name] for name in before} == before
 
 
-def test_nothing_drawn_on_request(detect, photo: Path) -> None:
+def test_nothing_drawn_on_request(detect: Run, photo: Path) -> None:
     outcome = detect(photo, "--no-picture")
     assert outcome.code == 0 and "->" not in outcome.out
     assert list(photo.parent.iterdir()) == [photo]
@@ -176,7 +179,7 @@ def test_nothing_drawn_on_request(detect, photo: Path) -> None:
 # --------------------------------------------------------------------- detect: what it prints
 
 
-def test_json_and_csv_say_the_same(detect, photo: Path) -> None:
+def test_json_and_csv_say_the_same(detect: Run, photo: Path) -> None:
     second = photo.with_name("näher, am Fluß.png")
     cv2.imwrite(str(second), picture(70, 60, seed=3))
     outcome = detect(photo, second, "--no-picture", "--format", "json")
@@ -190,7 +193,7 @@ def test_json_and_csv_say_the_same(detect, photo: Path) -> None:
     assert len(rows) >= 6 and {row["name"] for row in rows} <= set(SMALL.class_names)
 
 
-def test_score_threshold(detect, photo: Path) -> None:
+def test_score_threshold(detect: Run, photo: Path) -> None:
     def scores(*flags: object) -> list[float]:
         out = detect(photo, "--no-picture", "--format", "json", *flags).out
         return [d["score"] for d in json.loads(out)["detections"]]
@@ -204,12 +207,14 @@ def test_score_threshold(detect, photo: Path) -> None:
     assert outcome.code == 0 and ": 0 objects" in outcome.out  # finding nothing is no error
 
 
-def test_csv_without_detections_has_its_header(detect, photo: Path) -> None:
+def test_csv_without_detections_has_its_header(detect: Run, photo: Path) -> None:
     outcome = detect(photo, "--no-picture", "--format", "csv", "--score-threshold", 1)
     assert outcome.out == "photo,name,label,category_id,score,x0,y0,x1,y1\n"
 
 
-def test_packed_weights_are_kept(detect, photo: Path, tmp_path: Path, monkeypatch) -> None:
+def test_packed_weights_are_kept(
+    detect: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSEDET_CACHE", str(tmp_path / "kept"))
     plain = detect(photo, "--no-picture", "--format", "csv").out
     assert not (tmp_path / "kept").exists()
@@ -218,7 +223,7 @@ def test_packed_weights_are_kept(detect, photo: Path, tmp_path: Path, monkeypatc
         assert len(list((tmp_path / "kept" / "packed").iterdir())) == 1
 
 
-def test_resize(detect, photo: Path) -> None:
+def test_resize(detect: Run, photo: Path) -> None:
     tall = photo.with_name("tall.png")
     cv2.imwrite(str(tall), picture(200, 60))
     fit, stretch, default = (
@@ -262,7 +267,7 @@ BAD_PHOTOS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_PHOTOS)
-def test_bad_photograph(detect, tmp_path: Path, case: str) -> None:
+def test_bad_photograph(detect: Run, tmp_path: Path, case: str) -> None:
     make, word = BAD_PHOTOS[case]
     bad = tmp_path / "bad.png"
     bad.write_bytes(make())
@@ -272,7 +277,7 @@ def test_bad_photograph(detect, tmp_path: Path, case: str) -> None:
     assert tree(tmp_path) == before
 
 
-def test_a_photograph_that_is_no_file(detect, tmp_path: Path) -> None:
+def test_a_photograph_that_is_no_file(detect: Run, tmp_path: Path) -> None:
     refused(detect(tmp_path / "none.jpg"), "none.jpg", "No such file")
     refused(detect(tmp_path), str(tmp_path), "not a file")
     refused(detect(tmp_path / ("x" * 300 + ".jpg")), "name too long")
@@ -280,7 +285,7 @@ def test_a_photograph_that_is_no_file(detect, tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-def test_one_bad_file_among_many(detect, photo: Path, tmp_path: Path) -> None:
+def test_one_bad_file_among_many(detect: Run, photo: Path, tmp_path: Path) -> None:
     others = []
     for name, data in (("empty.png", b""), ("good.jpg", encoded(".jpg")), ("text.jpg", b"text")):
         others.append(photo.with_name(name))
@@ -297,7 +302,7 @@ def test_one_bad_file_among_many(detect, photo: Path, tmp_path: Path) -> None:
     assert sorted(tree(tmp_path / "out")) == ["good.jpg", "street.png"]
 
 
-def test_many_bad_files_leave_no_folder(detect, tmp_path: Path) -> None:
+def test_many_bad_files_leave_no_folder(detect: Run, tmp_path: Path) -> None:
     outcome = detect(tmp_path / "a.jpg", tmp_path / "b.jpg", "-o", tmp_path / "out")
     assert outcome.code == 2 and "2 of 2" in outcome.err
     assert tree(tmp_path) == {}
@@ -308,7 +313,7 @@ def test_many_bad_files_leave_no_folder(detect, tmp_path: Path) -> None:
 # --------------------------------------------------------------------- detect: bad outputs, flags
 
 
-def test_an_output_that_cannot_be_written(detect, photo: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written(detect: Run, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a file")
     second = photo.with_name("second.png")
     second.write_bytes(photo.read_bytes())
@@ -323,7 +328,7 @@ def test_an_output_that_cannot_be_written(detect, photo: Path, tmp_path: Path) -
     assert tree(tmp_path) == before
 
 
-def test_a_read_only_folder(detect, photo: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder(detect: Run, photo: Path, tmp_path: Path) -> None:
     photo.parent.chmod(0o555)
     try:
         if os.access(photo.parent, os.W_OK):
@@ -350,7 +355,7 @@ def bad_models(folder: Path, good: Path) -> Iterator[tuple[Path, str]]:
         yield folder / name, word
 
 
-def test_wrong_model_files(run, photo: Path, small_model: Path, tmp_path: Path) -> None:
+def test_wrong_model_files(run: Run, photo: Path, small_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     for path, word in bad_models(folder, small_model):
@@ -372,13 +377,17 @@ def test_wrong_model_files(run, photo: Path, small_model: Path, tmp_path: Path) 
         (("--score-threshold", "nan"), "--score-threshold is nan"),
     ],
 )
-def test_bad_values(run, small_model: Path, photo: Path, tmp_path: Path, flags, word) -> None:
+def test_bad_values(
+    run: Run, small_model: Path, photo: Path, tmp_path: Path, flags: tuple[str, ...], word: str
+) -> None:
     before = tree(tmp_path)
     refused(run("detect", photo, "--model", small_model, *flags), word)
     assert tree(tmp_path) == before
 
 
-def test_a_bad_environment(run, detect, photo, small_model, monkeypatch) -> None:
+def test_a_bad_environment(
+    run: Run, detect: Run, photo: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSEDET_ISA", "mmx")
     refused(detect(photo), "'mmx'")
     refused(run("info", small_model), "'mmx'")
@@ -398,14 +407,14 @@ def test_a_bad_environment(run, detect, photo, small_model, monkeypatch) -> None
         ("train", "--annotations", "a", "--images", "b", "--output", "c", "--optimizer", "lion"),
     ],
 )
-def test_what_argparse_refuses(run, arguments) -> None:
+def test_what_argparse_refuses(run: Run, arguments: tuple[str, ...]) -> None:
     outcome = run(*arguments)
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err.startswith("usage: sparsedet")
     assert re.match(r"sparsedet.*: error: ", outcome.err.splitlines()[-1])
 
 
-def test_version(run) -> None:
+def test_version(run: Run) -> None:
     assert run("--version").out == f"sparsedet {sparsedet.__version__}\n"
 
 
@@ -415,7 +424,7 @@ def test_version(run) -> None:
 PUBLISHED = ("52,792,416", "847.46", "363.04", "849.91", "364.21")
 
 
-def test_info_of_the_published_preset(run) -> None:
+def test_info_of_the_published_preset(run: Run) -> None:
     outcome = run("info", "--model", "r101-c4")
     assert outcome.code == 0 and outcome.err == ""
     for figure in PUBLISHED:
@@ -427,7 +436,7 @@ def test_info_of_the_published_preset(run) -> None:
     assert "363.04 GFLOPs by convolutions and fully connected layers with 1 regions" in one
 
 
-def test_info_of_a_file_of_the_published_network(run, tmp_path: Path) -> None:
+def test_info_of_a_file_of_the_published_network(run: Run, tmp_path: Path) -> None:
     config = preset("r101-c4")
     tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
     tensors["rpn.conv.bias"][:] = 1
@@ -446,7 +455,7 @@ def test_info_of_a_file_of_the_published_network(run, tmp_path: Path) -> None:
         assert text in outcome.out
 
 
-def test_info_counts_zeros_a_layer(run, small_model: Path) -> None:
+def test_info_counts_zeros_a_layer(run: Run, small_model: Path) -> None:
     out = run("info", small_model).out
     tensors = sparsedet.load_model(small_model).tensors
     total = sum(t.size for t in tensors.values())
@@ -461,14 +470,14 @@ def test_info_counts_zeros_a_layer(run, small_model: Path) -> None:
     assert any(f"instruction set here: {isa}" in out for isa in sparsedet.available_isas())
 
 
-def test_bad_info(run, small_model: Path) -> None:
+def test_bad_info(run: Run, small_model: Path) -> None:
     refused(run("info", "--model", "r102"), "'r102'", "r101-c4")
     refused(run("info", small_model, "--rois", 0), "--rois is 0")
     refused(run("info", small_model, "--model", "r101-c4"), "not both")
     refused(run("info", "--model", "r101-c4", "--plan"), "a preset has no weights")
 
 
-def test_the_embedded_model(run, photo: Path, embedded: Path) -> None:
+def test_the_embedded_model(run: Run, photo: Path, embedded: Path) -> None:
     out = run("info").out
     found = re.search(r"sparsity (\d+\.\d+) % of all weights and biases", out)
     assert found and float(found[1]) >= 60.0
@@ -480,7 +489,7 @@ def test_the_embedded_model(run, photo: Path, embedded: Path) -> None:
 
 
 @pytest.fixture
-def evaluate(run, small_model: Path) -> Callable[..., Outcome]:
+def evaluate(run: Run, small_model: Path) -> Callable[..., Outcome]:
     pytest.importorskip("pycocotools")
 
     def call(files: tuple[Path, Path], *flags: object) -> Outcome:
@@ -500,7 +509,7 @@ def evaluate(run, small_model: Path) -> Callable[..., Outcome]:
     return call
 
 
-def test_eval(evaluate, tmp_path: Path) -> None:
+def test_eval(evaluate: Run, tmp_path: Path) -> None:
     files = coco(tmp_path)
     outcome = evaluate(files, "--json", tmp_path / "s.json", "--results", tmp_path / "r.json")
     assert outcome.code == 0 and outcome.err == ""
@@ -513,7 +522,7 @@ def test_eval(evaluate, tmp_path: Path) -> None:
     assert {r["category_id"] for r in results} <= set(SMALL.category_ids)
 
 
-def test_single_bad_annotations_are_counted_warnings(evaluate, tmp_path: Path) -> None:
+def test_single_bad_annotations_are_counted_warnings(evaluate: Run, tmp_path: Path) -> None:
     one = {"id": 1, "image_id": 1, "category_id": 17, "iscrowd": 0, "area": 9}
     bad = [
         {**one, "bbox": [500, 500, 3, 3]},
@@ -548,7 +557,7 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_COCO)
-def test_bad_data_set(evaluate, tmp_path: Path, case: str) -> None:
+def test_bad_data_set(evaluate: Run, tmp_path: Path, case: str) -> None:
     changes, word = BAD_COCO[case]
     files = coco(tmp_path, **changes)
     before = tree(tmp_path)
@@ -556,7 +565,7 @@ def test_bad_data_set(evaluate, tmp_path: Path, case: str) -> None:
     assert tree(tmp_path) == before
 
 
-def test_bad_eval(evaluate, tmp_path: Path) -> None:
+def test_bad_eval(evaluate: Run, tmp_path: Path) -> None:
     path, images = coco(tmp_path)
     (tmp_path / "text.json").write_text("no json")
     (tmp_path / "list.json").write_text("[1]")
@@ -575,7 +584,7 @@ def test_bad_eval(evaluate, tmp_path: Path) -> None:
     assert outcome.code == 0 and outcome.err.count("sparsedet: warning: ") == 1
 
 
-def test_eval_report(evaluate, tmp_path: Path) -> None:
+def test_eval_report(evaluate: Run, tmp_path: Path) -> None:
     files = coco(tmp_path)
     page, figures = tmp_path / "r.html", tmp_path / "s.json"
     outcome = evaluate(files, "--report", page, "--json", figures, "--score-threshold", 0.1)
@@ -601,7 +610,7 @@ def test_eval_report(evaluate, tmp_path: Path) -> None:
     assert evaluate(files, "--report", page, "--overwrite").code == 0
 
 
-def test_compare(run, small_model: Path, tmp_path: Path) -> None:
+def test_compare(run: Run, small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     annotations, images = coco(tmp_path)
     target = tmp_path / "c.json"
@@ -659,7 +668,9 @@ def test_compare(run, small_model: Path, tmp_path: Path) -> None:
         ("{}", ("--sparsity", "0.5", "--prune-end", "2000"), "prune_end is 2000"),
     ],
 )
-def test_bad_recipes(run, tmp_path: Path, command, recipe, flags, word) -> None:
+def test_bad_recipes(
+    run: Run, tmp_path: Path, command: str, recipe: str, flags: tuple[str, ...], word: str
+) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(recipe)
     before = tree(tmp_path)
