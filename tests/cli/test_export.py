@@ -16,7 +16,9 @@ from sparsedet.model.file import load_model
 pytest.importorskip("onnx")
 
 
-def test_onnx_is_written(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_onnx_is_written(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import onnx
 
     target = tmp_path / "model.onnx"
@@ -89,7 +91,7 @@ def test_refusals(
     says: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["export", *flags]) == 2
@@ -99,7 +101,7 @@ def test_refusals(
 
 
 def test_int8_needs_nncf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     cv2.imwrite(str(tmp_path / "a.png"), picture())

@@ -46,7 +46,8 @@ def expected(config: ModelConfig, features: np.ndarray) -> np.ndarray:
     samples = crop_and_resize(
         features, BOXES, ratio * bins, (config.input_height, config.input_width)
     )
-    return samples.reshape(*samples.shape[:2], bins, ratio, bins, ratio).mean(axis=(3, 5))
+    by_bin = samples.reshape(*samples.shape[:2], bins, ratio, bins, ratio)
+    return np.asarray(by_bin.mean(axis=(3, 5)))
 
 
 def features(config: ModelConfig) -> np.ndarray:
@@ -91,4 +92,4 @@ def test_needs_a_number_of_samples() -> None:
     with pytest.raises(InputError, match="roi_sampling_ratio is 0"):
         replace(CORNERS, roi_sampling_ratio=0)
     with pytest.raises(InputError, match="roi_sampling is 'edges'"):
-        replace(CORNERS, roi_sampling="edges")
+        replace(CORNERS, roi_sampling="edges")  # type: ignore[arg-type]
