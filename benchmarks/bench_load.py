@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 from lib import machine, subjects
-from lib.agreement import exact
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
+from sparsedet.evaluation.agreement import exact
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import ModelFile
@@ -149,7 +149,7 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
 
 def refuse_unless_equal(ours: Detections, theirs: Detections) -> None:
     found = exact(theirs, ours)
-    if not len(theirs) or found.share < 0.98:
+    if not len(theirs) or found.matched_fraction < 0.98:
         raise SystemExit(f"the two disagree, nothing is timed: {found}")
 
 

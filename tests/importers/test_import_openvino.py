@@ -19,10 +19,11 @@ import pytest
 from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
+from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
 from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.openvino_ir.graph import IR
-from sparsedet.importers.openvino_ir.verify import compare, picture
+from sparsedet.importers.openvino_ir.verify import synthetic_image
 from sparsedet.model.boxes import legacy_cell_anchors
 from sparsedet.model.file import load_model
 from sparsedet.model.sparsity import sparsity_report
@@ -86,7 +87,7 @@ def test_every_form_answers_as_the_engine(folder: Path, name: str, form: str) ->
     model = load_model(folder / f"{name}.safetensors")
     engine = Engine(model.config, model.tensors, threads=1)
     ours = engine.run(read_image(folder / f"{name}.png"))
-    result = compare(rows_of(folder / f"{name}_{form}.xml"), ours, 0.05, 100)
+    result = compare_rows(rows_of(folder / f"{name}_{form}.xml"), ours, 0.05, 100)
     assert result.source >= 20 and result.source == result.ours
     assert result.unmatched == 0 and result.score < 1e-4 and result.corner < 1e-4
 
@@ -162,7 +163,7 @@ def test_the_published_form(folder: Path, name: str) -> None:
             value = (value.T / np.tile(model.config.box_weights, len(value) // 4)).T
         np.testing.assert_allclose(found, value, rtol=tolerance, atol=1e-4 * tolerance + 1e-7)
     ours = Engine(config, imported.tensors, threads=1).run(read_image(folder / "legacy.png"))
-    result = compare(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
+    result = compare_rows(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
     assert result.source == result.ours == 100 and result.unmatched == 0
     assert result.corner < 1e-4 and result.score < 1e-4
 
@@ -171,6 +172,7 @@ TRACE = """
 import sys, warnings
 import numpy as np, openvino as ov, torch
 from torchvision import ops
+from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.model.file import load_model
@@ -261,22 +263,24 @@ def test_a_probe_is_for_ir_alone(small_model: Path, tmp_path: Path, capsys: obje
 
 def test_compare_counts_what_has_no_partner() -> None:
     a = np.array([[0, 1, 0.9, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
-    same = compare(a, a[::-1], 0.05, 100)
+    same = compare_rows(a, a[::-1], 0.05, 100)
     assert same.agrees and (same.source, same.ours, same.unmatched) == (2, 2, 0)
     moved = a + np.array([0, 0, 0.1, 0.02, 0, 0, 0], np.float32)
-    other = compare(a, moved, 0.05, 100)
+    other = compare_rows(a, moved, 0.05, 100)
     assert not other.agrees
     assert other.score == pytest.approx(0.1) and other.corner == pytest.approx(0.02)
     renamed = a.copy()
     renamed[0, 1] = 3
-    assert compare(a, renamed, 0.05, 100).unmatched == 2
-    assert compare(a, a[:0], 0.05, 100).unmatched == 2
+    assert compare_rows(a, renamed, 0.05, 100).unmatched == 2
+    assert compare_rows(a, a[:0], 0.05, 100).unmatched == 2
     near = a.copy()
     near[1, 2] = 0.051  # a score that rounding may lift over the threshold
-    assert compare(near, near[:1], 0.05, 100).agrees
+    assert compare_rows(near, near[:1], 0.05, 100).agrees
     full = np.array([[0, 1, 0.5, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
-    assert compare(full[:1], full[1:], 0.05, 1).unmatched == 0  # one of two equal ones is left out
-    assert picture(64, 96).shape == (64, 96, 3)
+    assert (
+        compare_rows(full[:1], full[1:], 0.05, 1).unmatched == 0
+    )  # one of two equal ones is left out
+    assert synthetic_image(64, 96).shape == (64, 96, 3)
 
 
 # ------------------------------------------------------------------------- bad input

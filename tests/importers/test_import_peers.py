@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine, available_isas
+from sparsedet.evaluation.agreement import pair
 from sparsedet.importers import Imported, load_foreign
 from sparsedet.importers.containers import open_source
 from sparsedet.model import boxes as np_boxes
@@ -62,11 +63,8 @@ def same_detections(
     fits = (iou > 0.99) | (near & (np_boxes.area(theirs) < 1))
     fits &= np.abs(scores[:, None] - outputs[f"{key}/scores"]) < 1e-3
     fits &= labels[:, None] == outputs[f"{key}/labels"]
-    free = np.ones(len(boxes), bool)
-    for index in range(len(theirs)):
-        (found,) = np.nonzero(fits[:, index] & free)
-        assert len(found), (key, index, theirs[index])
-        free[found[0]] = False
+    alone = np.flatnonzero(pair(fits.T) < 0)
+    assert not len(alone), (key, alone, theirs[alone])
 
 
 def run(engine: Engine, network_input: NDArray[np.uint8]) -> tuple[F32, F32, NDArray[Any]]:

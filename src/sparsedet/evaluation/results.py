@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import read_json
+from ..model.boxes import iou
 from .coco import CocoDataset, finite_numbers
 
 
@@ -69,30 +70,41 @@ def check(dataset: CocoDataset, results: Any, where: str = "results") -> Scored:
 
 
 def overlaps(
-    found: list[dict[str, Any]], objects: list[dict[str, Any]]
+    detections: list[dict[str, Any]], objects: list[dict[str, Any]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How far detections (d) and objects (g) overlap.
+    """Overlaps of detections (d) and objects (g), given as COCO entries.
 
     Returns:
-        (d, g) intersection over union, and (d, g) intersection over the detection's own area,
-        which is how COCO compares with crowd regions; both 0 where boxes are empty.
+        (d, g) intersection over union, and (d, g) `intersection_over_detection`.
     """
-    a, b = (
-        np.array([entry["bbox"] for entry in side], dtype=np.float64).reshape(-1, 4)
-        for side in (found, objects)
-    )
-    a, b = (np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]) for xywh in (a, b))
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    boxes: list[Any] = []  # xyxy, in float64 as pycocotools computes
+    for entries in (detections, objects):
+        xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
+        boxes.append(np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]))
     with np.errstate(over="ignore", invalid="ignore"):  # an area past float64 overlaps nothing
-        common = np.prod(np.maximum(low, high) - low, axis=2)
-        area_a, area_b = (np.prod(box[:, 2:] - box[:, :2], axis=1) for box in (a, b))
-        own = np.broadcast_to(area_a[:, None], common.shape)
-        iou, inside = (
-            np.divide(common, whole, out=np.zeros_like(common), where=whole != 0)
-            for whole in (own + area_b[None] - common, own)
-        )
-    return iou, inside
+        union = np.asarray(iou(*boxes), dtype=np.float64)
+        return union, intersection_over_detection(*boxes)
+
+
+def intersection_over_detection(
+    detections: NDArray[np.float64], objects: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Pairwise intersection over the detection's own area (d, g); 0 for empty detections.
+
+    Args:
+        detections, objects: (d, 4) and (g, 4) xyxy.
+
+    Source: COCO compares detections with crowd regions so (`iscrowd` of pycocotools' mask.iou).
+    """
+    low = np.maximum(detections[:, None, :2], objects[None, :, :2])
+    high = np.minimum(detections[:, None, 2:], objects[None, :, 2:])
+    intersection = np.maximum(high - low, 0).prod(axis=2)
+    area = np.prod(detections[:, 2:] - detections[:, :2], axis=1)
+    own = np.broadcast_to(area[:, None], intersection.shape)
+    fraction: NDArray[np.float64] = np.divide(
+        intersection, own, out=np.zeros_like(intersection), where=own != 0
+    )
+    return fraction
 
 
 def _ground_truth(
