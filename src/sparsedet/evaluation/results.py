@@ -1,9 +1,9 @@
-"""What is scored: ground truth and results, checked, so that bad input never gives a wrong score.
+"""Validates ground truth and results, so that bad input never gives a wrong score.
 
 Reads the annotation file and takes COCO results; matches and counts nothing.
 
 Glossary: a *result* is one detection as COCO writes it: image_id, category_id, bbox (x, y,
-width, height in photograph pixels), score. *Truth* is annotations in the same form, crowd
+width, height in image pixels), score. *Ground truth* is annotations in the same form, crowd
 regions (`iscrowd` 1) among them.
 """
 
@@ -23,50 +23,54 @@ from .coco import CocoDataset, finite_numbers
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Ground truth and results over the same photographs and classes.
+class ValidatedResults:
+    """Ground truth and results over the same images and classes.
 
     Attributes:
         image_ids: ascending.
-        names: category id -> class name, of the classes that the data set has, ids ascending.
-        truth, results: entries with image_id, category_id, bbox, area and iscrowd; results have
-            a score too. In the order of the files.
-        annotated: the photographs for which the file has annotations, of whatever class.
-        warnings: what was left out, one line each.
+        names: category id -> class name of the classes in the data set, ids ascending.
+        ground_truth, results: entries with image_id, category_id, bbox, area and iscrowd; results
+            also have a score. In the order of the files.
+        annotated: images with annotations of any class.
+        warnings: entries that were left out, one line each.
     """
 
     image_ids: tuple[int, ...]
     names: dict[int, str]
-    truth: list[dict[str, Any]]
+    ground_truth: list[dict[str, Any]]
     results: list[dict[str, Any]]
     annotated: frozenset[int]
     warnings: tuple[str, ...]
 
 
-def check(dataset: CocoDataset, results: Any, where: str = "results") -> Scored:
-    """Check results against a data set's photographs and classes.
+def validate_results(
+    dataset: CocoDataset, results: Any, where: str = "results"
+) -> ValidatedResults:
+    """Check results against a data set's images and classes.
 
     Args:
-        dataset: the photographs and classes that count; boxes are read again from its file, for
-            they are exact there and not clipped.
-        results: COCO results. Those of classes that do not count are left out, with a warning.
-        where: what to call them in messages.
+        dataset: the images and classes that count; boxes are read again from its file, where they
+            are exact and not clipped.
+        results: COCO results. Results of other classes are left out, with a warning.
+        where: name of the results in messages.
 
     Raises:
-        InputError: a result lacks a key, names an unknown photograph or holds anything but
-            finite numbers; the message names the entry.
+        InputError: a result lacks a key, names an unknown image or has other values than finite
+            numbers; the message names the entry.
     """
     image_ids = {image.id for image in dataset.images}
     pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
     names = dict(sorted((id_, name) for id_, name in pairs if id_ != -1))
-    truth, annotated, warnings = _ground_truth(dataset, image_ids, set(names))
+    ground_truth, annotated, warnings = _ground_truth(dataset, image_ids, set(names))
     if not isinstance(results, list):
         raise InputError(f"{where}: no COCO results ({type(results).__name__}, expected a list)")
     checked = [_result(where, index, entry, image_ids) for index, entry in enumerate(results)]
-    scored = [result for result in checked if result["category_id"] in names]
-    if left_out := len(checked) - len(scored):
+    kept = [result for result in checked if result["category_id"] in names]
+    if left_out := len(checked) - len(kept):
         warnings.append(f"{where}: {left_out} of categories that are not scored left out")
-    return Scored(tuple(sorted(image_ids)), names, truth, scored, annotated, tuple(warnings))
+    return ValidatedResults(
+        tuple(sorted(image_ids)), names, ground_truth, kept, annotated, tuple(warnings)
+    )
 
 
 def overlaps(
@@ -110,10 +114,10 @@ def intersection_over_detection(
 def _ground_truth(
     dataset: CocoDataset, image_ids: set[int], categories: set[int]
 ) -> tuple[list[dict[str, Any]], frozenset[int], list[str]]:
-    """The annotations of these photographs and classes, the photographs with any, warnings.
+    """Annotations of these images and classes, the images with any annotation, and warnings.
 
-    From the file and not from `dataset.images`, whose boxes are clipped and float32 and have
-    no `area`. `load_coco` has checked the file: keys exist and ids are whole numbers.
+    Read from the file, because the boxes of `dataset.images` are clipped, float32 and without
+    `area`. `load_coco` has checked the file: keys exist and ids are whole numbers.
     """
     boxes, bad = [], 0
     entries = read_json(dataset.path)["annotations"]
@@ -134,16 +138,16 @@ def _ground_truth(
                 "iscrowd": int(bool(entry.get("iscrowd"))),
             }
         )
-    what = "annotations whose bbox is not four numbers left out"
+    problem = "annotations whose bbox is not four numbers left out"
     annotated = image_ids.intersection(entry["image_id"] for entry in entries)
-    return boxes, frozenset(annotated), [f"{dataset.path}: {bad} {what}"] if bad else []
+    return boxes, frozenset(annotated), [f"{dataset.path}: {bad} {problem}"] if bad else []
 
 
 def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str, Any]:
     """One checked result, with the `area` and `iscrowd` that pycocotools reads."""
 
-    def refuse(what: str) -> InputError:
-        return InputError(f"{where}: entry {index}: {what}")
+    def refuse(problem: str) -> InputError:
+        return InputError(f"{where}: entry {index}: {problem}")
 
     if not isinstance(entry, dict):
         raise refuse(f"{type(entry).__name__}, expected an object")
