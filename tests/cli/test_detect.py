@@ -622,7 +622,7 @@ def test_compare(run, small_model: Path, tmp_path: Path) -> None:
 
     outcome = call(small_model, small_model, "--json", target)
     assert outcome.code == 0 and outcome.err == ""
-    assert "2 photographs" in outcome.out and "do not tell them apart" in outcome.out
+    assert "2 images" in outcome.out and "do not tell them apart" in outcome.out
     data = json.loads(target.read_text())
     assert data["a"]["scores"]["stats"] == data["b"]["scores"]["stats"]
     assert data["a"]["size_mb"] == small_model.stat().st_size / 1e6

@@ -316,7 +316,7 @@ def test_operations_of_other_detectors(folder: Path, copy: Path) -> None:
     text = (folder / "form_later.xml").read_text()
     shutil.copy(folder / "form_later.bin", copy.with_suffix(".bin"))
     copy.write_text(re.sub('framework=""', 'framework="tensorflow"', text))
-    with pytest.raises(InputError, match=r"\(Proposal\): is of TensorFlow's kind"):
+    with pytest.raises(InputError, match=r"\(Proposal\): is TensorFlow's variant"):
         load_foreign(copy)
     copy.write_text(text.replace('"ROIPooling"', '"ExperimentalDetectronROIFeatureExtractor"'))
     with pytest.raises(InputError, match=r"has a feature pyramid .*: expected a Faster R-CNN C4"):
@@ -351,7 +351,7 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
 
     for part in (0.1, 0.5, 0.99):
         copy.write_bytes(text[: int(len(text) * part)])
-        refused("truncated or no XML")
+        refused("truncated or not XML")
     copy.with_suffix(".bin").write_bytes(data[:-100])
     refused(r"model\.bin: has .* bytes, model\.xml needs")
     copy.with_suffix(".bin").write_bytes((folder / "detectron2_plain.bin").read_bytes())
@@ -359,11 +359,11 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
     copy.with_suffix(".bin").write_bytes(data + bytes(100_000))
     refused("another model's")
     copy.with_suffix(".bin").write_bytes(text)
-    refused("were .xml and .bin swapped")
+    refused("are .xml and .bin swapped")
     copy.with_suffix(".bin").unlink()
     refused(r"model\.bin: No such file")
     copy.write_bytes(text.replace(b'version="11"', b'version="7"', 1))
-    refused("IR version '7'")
+    refused("IR version '7', expected 10 or 11")
     copy.write_bytes(text.replace(b"<edges>", b"<sides>").replace(b"</edges>", b"</sides>"))
     refused("no <edges>")
     edge = text.index(b"<edge ")
@@ -375,7 +375,7 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
 def test_swapped_files_are_no_format(copy: Path) -> None:
     swapped = copy.with_name("swapped.xml")
     swapped.write_bytes(copy.with_suffix(".bin").read_bytes())
-    with pytest.raises(InputError, match=r"swapped\.xml: is no XML"):
+    with pytest.raises(InputError, match=r"swapped\.xml: is not XML"):
         load_foreign(swapped, "openvino")
     assert detect_format(copy) == "openvino"
 
@@ -395,7 +395,7 @@ def test_swapped_files_are_no_format(copy: Path) -> None:
         ('<!DOCTYPE n [<!ENTITY a SYSTEM "file:///etc/passwd">]><net>&a;</net>', "document type"),
         ("<net>" + "<a>" * 1000 + "</a>" * 1000 + "</net>", "nested too deeply"),
         ('<net version="11"><layers/></net>', "no <edges>"),
-        ("<html></html>", "no OpenVINO IR"),
+        ("<html></html>", "not an OpenVINO IR"),
         ("<net", "truncated"),
     ],
 )

@@ -75,7 +75,7 @@ def run(engine: Engine, network_input: NDArray[np.uint8]) -> tuple[F32, F32, NDA
 
 
 def rgb_agnostic(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Detectron2's small network as one of RGB pictures with one set of box deltas.
+    """Detectron2's small network as one of RGB images with one set of box deltas.
 
     Its first layer reads pixels that are divided by a standard deviation, too.
     """
@@ -150,14 +150,14 @@ def test_tensorpacks_settings_are_fields(setting: str, fields: dict[str, Any]) -
 
 def test_detectron2s_rgb_and_class_agnostic_models(tmp_path: Path) -> None:
     tensors = {
-        n: stored.read() for n, stored in open_source(DATA / FILES["detectron2"])[1].left.items()
+        n: tensor.read() for n, tensor in open_source(DATA / FILES["detectron2"])[1].left.items()
     }
     path = tmp_path / "model_final.pkl"
     path.write_bytes(pickle.dumps({"model": rgb_agnostic(tensors)}))
     outputs = dict(np.load(DATA / "detectron2_rgb_outputs.npz"))
     network_inputs = dict(np.load(DATA / "canvases.npz"))
     imported = load_foreign(path, rgb=True)
-    assert any("RGB pictures" in note for note in imported.notes)
+    assert any("RGB images" in note for note in imported.notes)
     assert any("one set of box deltas for all classes" in note for note in imported.notes)
     engine = Engine(imported.config, imported.tensors)
     other = load_foreign(path)  # BGR
