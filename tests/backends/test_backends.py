@@ -52,7 +52,7 @@ def elsewhere(tmp_path: Path, photos: tuple[Path, ...], **options: Any) -> Any:
 
 
 def same(expected: Detections, got: Detections) -> None:
-    """Equal but for rounding: class, score within 1e-3, corners within 1e-4 of the network input."""
+    """Equal but for rounding: class, scores to 1e-3, corners to 1e-4 of the network input."""
     assert len(expected) >= 10
     agreement = exact(expected, got)
     assert agreement.matched_fraction == 1.0, agreement
@@ -206,7 +206,8 @@ def test_the_command(
             )
             == 0
         )
-        return json.loads(capsys.readouterr().out)["detections"]
+        detections: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["detections"]
+        return detections
 
     ours = rows("--model", str(small_model))
     dense = rows("--model", str(small_model), "--backend", "onnxruntime")
@@ -359,7 +360,7 @@ def test_bad_requests(small_model: Path, tmp_path: Path) -> None:
     xml, onnx = tmp_path / "net.xml", tmp_path / "net.onnx"
     xml.write_text("<net/>")
     onnx.write_bytes(b"\x08\x0a")
-    for options, words in (
+    requests: tuple[tuple[dict[str, Any], str], ...] = (
         ({"backend": "tensorrt"}, "'tensorrt', expected one of native, openvino"),
         (
             {"backend": "onnxruntime", "isa": "scalar"},
@@ -376,7 +377,8 @@ def test_bad_requests(small_model: Path, tmp_path: Path) -> None:
         ({"path": onnx, "backend": "torch"}, "'openvino' or 'onnxruntime'"),
         ({"path": tmp_path / "no.onnx", "backend": "onnxruntime"}, "no.onnx: No such file"),
         ({"path": onnx, "backend": "onnxruntime"}, "net.onnx: ONNX Runtime cannot read it"),
-    ):
+    )
+    for options, words in requests:
         if options.get("backend") == "onnxruntime":
             pytest.importorskip("onnxruntime")
         with pytest.raises(InputError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ def picodet() -> tuple[CocoScores, Analysis]:
     return score(dataset, results), analyse(dataset, results, score=0.3)
 
 
-def annotation(image: int, category: int, box: list[float], crowd: int = 0) -> dict[str, Any]:
+def annotation(image: int, category: int, box: Sequence[float], crowd: int = 0) -> dict[str, Any]:
     return {"image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
 
 
-def result(image: int, category: int, box: list[float], value: float) -> dict[str, Any]:
+def result(image: int, category: int, box: Sequence[float], value: float) -> dict[str, Any]:
     return {"image_id": image, "category_id": category, "bbox": box, "score": value}
 
 

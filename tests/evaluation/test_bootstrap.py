@@ -158,7 +158,7 @@ def test_equal_detectors_differ_by_nothing() -> None:
     same = paired_bootstrap(dataset, results, list(results), resamples=50)
     stats = score_results(DEV_VAL, results).stats
     for figure in ("AP", "AP50", "AP75"):
-        value = pytest.approx(stats[figure])
+        value: Any = pytest.approx(stats[figure])
         assert same[figure] == Difference(value, value, 0, 0, 0, 0)
         assert not same[figure].clear
 
@@ -212,7 +212,7 @@ def test_bad_arguments() -> None:
         ({"confidence": 95}, "confidence is 95, expected between 0 and 1"),
     ):
         with pytest.raises(InputError, match=named):
-            intervals(matches, **wrong)  # type: ignore[arg-type]
+            intervals(matches, **wrong)
     with pytest.raises(InputError, match="not over the same images"):
         compare_matches(matches, one_class((1, [])))
     with pytest.raises(InputError, match="no object to score"):

@@ -203,7 +203,9 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}
         (document(annotations=[None]), "'annotations' has no 'image_id'"),
     ],
 )
-def test_what_is_no_data_set_is_refused_in_one_line(tmp_path: Path, content, named) -> None:
+def test_what_is_not_a_data_set_is_refused_in_one_line(
+    tmp_path: Path, content: Any, named: str
+) -> None:
     with pytest.raises(InputError, match=named) as caught:
         load(tmp_path, content)
     message = str(caught.value)

@@ -38,7 +38,8 @@ def picodet_scores() -> CocoScores:
 
 def picodet() -> list[dict[str, Any]]:
     with gzip.open(EVAL / "picodet_s_416_dev_val.json.gz", "rt", encoding="utf-8") as file:
-        return json.load(file)
+        results: list[dict[str, Any]] = json.load(file)
+    return results
 
 
 def read(path: Path) -> Any:

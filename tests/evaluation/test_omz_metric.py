@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def one(annotations: list[dict[str, Any]], images: int = 1) -> dict[str, Any]:
     }
 
 
-def result(box: list[float], score: float, image: int = 1) -> dict[str, Any]:
+def result(box: Sequence[float], score: float, image: int = 1) -> dict[str, Any]:
     return {"image_id": image, "category_id": 1, "bbox": box, "score": score}
 
 

@@ -52,7 +52,9 @@ class Page(HTMLParser):
         self.text += data
 
 
-def data_set(folder: Path, first: str = "one", second: str = "two.png", objects: int = 3):
+def data_set(
+    folder: Path, first: str = "one", second: str = "two.png", objects: int = 3
+) -> tuple[CocoDataset, list[dict[str, Any]]]:
     """Two images, and results that find, miss, confuse and invent."""
     annotations = [
         {"image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30], "iscrowd": 0},
@@ -115,7 +117,7 @@ def test_the_page_is_complete(tmp_path: Path) -> None:
         media_type, data = source.split(",")
         assert media_type == "data:image/jpeg;base64"
         image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
-        assert image.shape == (90, 120, 3)
+        assert image is not None and image.shape == (90, 120, 3)
         assert image.std() > 3  # boxes are drawn
 
 

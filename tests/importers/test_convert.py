@@ -314,7 +314,9 @@ def test_the_published_names_cover_the_reference() -> None:
     ):
         network = build_network(preset(name))
         assert network.parameters == parameters
-        assert len({module._name(layer) for layer in network.weighted}) == len(network.weighted)
+        assert len({module.layer_name(layer) for layer in network.weighted}) == len(
+            network.weighted
+        )
 
 
 # -------------------------------------------------------------------------- hostile files
@@ -389,7 +391,7 @@ def rewritten(path: Path, changes: Mapping[str, bytes | None], **options: Any) -
 
 
 def test_archive_bombs_are_not_unpacked(tmp_path: Path, variables: Arrays) -> None:
-    compress = {"compression": zipfile.ZIP_DEFLATED}
+    compress: dict[str, Any] = {"compression": zipfile.ZIP_DEFLATED}
     nothing = bytes(65 << 20)
     path = rewritten(tmp_path / "a.pth", {"data.pkl": nothing}, **compress)
     assert path.stat().st_size < 1_000_000

@@ -91,8 +91,8 @@ def test_a_training_checkpoint_of_detectron2(state: dict[str, Any], tmp_path: Pa
             load_foreign(path)
     half = {k: v.half() for k, v in state.items()}
     torch.save(half, tmp_path / "half.pth")
-    found = load_foreign(tmp_path / "half.pth").tensors["box.logits.weight"]
-    assert np.array_equal(found, expected["box.logits.weight"].astype(np.float16))
+    logits = load_foreign(tmp_path / "half.pth").tensors["box.logits.weight"]
+    assert np.array_equal(logits, expected["box.logits.weight"].astype(np.float16))
 
 
 def test_convert_needs_no_torch(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sparsedet.cli import main
 from sparsedet.engine import Engine
@@ -57,9 +58,9 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "model.xml"
 
 
-def rows_of(file: Path) -> np.ndarray:
-    """What OpenVINO gave, without padding."""
-    rows = np.load(file.with_suffix(".npy")).reshape(-1, 7)
+def rows_of(file: Path) -> NDArray[np.float32]:
+    """The rows of OpenVINO, without padding."""
+    rows: NDArray[np.float32] = np.load(file.with_suffix(".npy")).reshape(-1, 7)
     ends = np.flatnonzero(rows[:, 0] < 0)
     return rows[: ends[0]] if len(ends) else rows
 
@@ -124,7 +125,7 @@ def test_the_published_form(folder: Path, name: str) -> None:
     imported = load_foreign(folder / f"form_{name}.xml")
     config = imported.config
     anchors = legacy_cell_anchors(model.config.anchor_sizes)
-    np.testing.assert_allclose(config.cell_anchors, anchors, atol=1e-4)
+    np.testing.assert_allclose(np.array(config.cell_anchors), anchors, atol=1e-4)
     same = (
         "pixel_mean",
         "pixel_std",

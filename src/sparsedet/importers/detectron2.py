@@ -82,7 +82,7 @@ def load_detectron2(
     config, notes = _config(source, base, fields or {}, rgb)
     tensors: dict[str, Any] = {}
     for layer in build_network(config).weighted:
-        name = _name(layer)
+        name = layer_name(layer)
         if layer.name == "box.deltas" and _agnostic(source):
             classes = layer.out_channels // 4
             for leaf, shape in (("weight", (4, layer.in_channels)), ("bias", (4,))):
@@ -113,7 +113,7 @@ def load_detectron2(
     return Imported(config, source.fold(tensors, config), provenance, ignored, tuple(notes))
 
 
-def _name(layer: Layer) -> str:
+def layer_name(layer: Layer) -> str:
     """Detectron2's name of a layer."""
     if layer.name == "stem.conv":
         return "backbone.stem.conv1"

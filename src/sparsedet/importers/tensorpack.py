@@ -66,7 +66,7 @@ def load_tensorpack(
     config = _config(source, base or replace(preset("r101-c4"), proposals=1000), fields or {})
     tensors: dict[str, Any] = {}
     for layer in build_network(config).weighted:
-        name, out = _name(layer), (layer.out_channels,)
+        name, out = layer_name(layer), (layer.out_channels,)
         shape = layer.weight_shape  # (out, in, ...); TensorPack's (..., in, out)
         weight = source.take(f"{name}/W", (*shape[2:], shape[1], shape[0]))
         axes = (3, 2, 0, 1) if len(shape) == 4 else (1, 0)
@@ -94,7 +94,7 @@ def load_tensorpack(
     return Imported(config, source.fold(tensors, config), provenance, ignored, notes)
 
 
-def _name(layer: Layer) -> str:
+def layer_name(layer: Layer) -> str:
     """TensorPack's name of a layer."""
     if layer.name in _NAMES:
         return _NAMES[layer.name]
