@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 from lib import machine, subjects
-from lib.agreement import exact
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
+from sparsedet.evaluation.agreement import exact
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import ModelFile
@@ -152,7 +152,7 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
 def refuse_unless_equal(ours: Detections, theirs: Detections) -> None:
     """Exit with a message unless 98 % of the detections agree, as in bench_model.py."""
     agreement = exact(theirs, ours)
-    if not len(theirs) or agreement.share < 0.98:
+    if not len(theirs) or agreement.matched_fraction < 0.98:
         raise SystemExit(f"the detections differ, nothing is timed: {agreement}")
 
 

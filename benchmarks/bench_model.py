@@ -25,15 +25,6 @@ from typing import Any
 
 import numpy as np
 from lib import machine, subjects
-from lib.agreement import (
-    FEATURES_LIMIT,
-    LOW_FLOOR,
-    Agreement,
-    exact,
-    features_error,
-    loose,
-    refuse_to_time,
-)
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
 from lib.subjects import calibration_inputs
@@ -42,6 +33,15 @@ import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate
+from sparsedet.evaluation.agreement import (
+    FEATURES_LIMIT,
+    LOW_FLOOR,
+    Agreement,
+    exact,
+    features_error,
+    loose,
+    refuse_to_time,
+)
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import ModelFile
 from sparsedet.model.sparsity import sparsity_report

@@ -29,17 +29,22 @@ from lib import machine
 from lib.documents import insert
 
 import sparsedet
+from sparsedet.backends import load_graph
 from sparsedet.detections import Detections, from_rows
 from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine
 from sparsedet.evaluation import evaluate
+from sparsedet.evaluation.agreement import (
+    EXPORT_IOU,
+    EXPORT_SCORE,
+    EXPORT_TIE,
+    compare_exports,
+)
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.exporters.onnx import save_onnx
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.importers import load_foreign
-from sparsedet.model.boxes import iou
-from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import ModelFile
 from sparsedet.model.sparsity import sparsity_report
 
@@ -59,47 +64,14 @@ FORMS: dict[str, dict[str, Any]] = {
 """Name -> options of the exporter."""
 
 MARK = "<!-- exports: benchmarks/check_exports.py -->"
-IOU, SCORE, TIE = 0.99, 1e-3, 1e-4
 
 Rows = Callable[[np.ndarray], np.ndarray]
 
 
-def blobs(network_input: np.ndarray, inputs: dict[str, list[int]]) -> list[np.ndarray]:
-    """Arrays for the inputs of a graph, by their shapes: an image blob or `image_info`."""
-    arrays = []
-    for shape in inputs.values():
-        if len(shape) == 4:
-            blob = network_input[None] if shape[3] == 3 else network_input.transpose(2, 0, 1)[None]
-            arrays.append(np.ascontiguousarray(blob, dtype=np.float32))
-        else:
-            arrays.append(np.array([[*network_input.shape[:2], 1]], dtype=np.float32))
-    return arrays
-
-
-def run_openvino(path: Path, threads: int) -> Rows:
-    """A function that runs an IR: network input -> rows."""
-    import openvino as ov
-
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = ov.Core().compile_model(path, "CPU", options)
-    inputs = {port.any_name: list(port.shape) for port in compiled.inputs}
-    return lambda network_input: np.array(compiled(blobs(network_input, inputs))[0])
-
-
-def run_onnx(path: Path, threads: int) -> Rows:
-    """A function that runs an ONNX file: network input -> rows."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = {port.name: port.shape for port in session.get_inputs()}
-
-    def run(network_input: np.ndarray) -> np.ndarray:
-        arrays = dict(zip(inputs, blobs(network_input, inputs), strict=True))
-        return np.asarray(session.run(None, arrays)[0])
-
-    return run
+def run_graph(path: Path, threads: int) -> Rows:
+    """A function that runs an exported graph in its runtime: network input -> rows."""
+    name = "openvino" if path.suffix == ".xml" else "onnxruntime"
+    return load_graph(name, path, threads=threads).run
 
 
 def detector(model: ModelFile, rows: Rows) -> Callable[[np.ndarray], Detections]:
@@ -114,54 +86,6 @@ def detector(model: ModelFile, rows: Rows) -> Callable[[np.ndarray], Detections]
         )
 
     return detect
-
-
-def is_tie(index: int, found: Detections, config: ModelConfig) -> bool:
-    """Whether rounding decides if a detection is there."""
-    score = found.scores[index]
-    better = (found.labels == found.labels[index]) & (found.scores > score)
-    overlap = iou(found.boxes[index : index + 1], found.boxes[better])[0]
-    last = found.scores.min() if len(found) == config.max_detections else 0.0
-    gaps = [*(overlap - config.nms_threshold), score - config.score_threshold, score - last]
-    return bool(min(map(abs, gaps)) < TIE)
-
-
-def compare(
-    ours: list[Detections], theirs: list[Detections], config: ModelConfig
-) -> dict[str, Any]:
-    """Detections of the same photographs, each pair by the best IoU of its class."""
-    total = sum(map(len, ours))
-    found = {
-        "ours": total,
-        "theirs": sum(map(len, theirs)),
-        "same": 0,
-        "ties": 0,
-        "others": 0,
-        "least_iou": 1.0,
-        "largest_score_difference": 0.0,
-    }
-    for a, b in zip(ours, theirs, strict=True):
-        overlap = iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels[None, :])
-        # Of boxes that overlap alike, the one with the score.
-        apart = abs(a.scores[:, None] - b.scores[None, :])
-        free = np.ones(len(b), dtype=bool)
-        lonely = []
-        for i in range(len(a)):
-            fit = np.flatnonzero(free & (overlap[i] > IOU) & (apart[i] < SCORE))
-            if not len(fit):
-                lonely.append(is_tie(i, a, config))
-            else:
-                best = fit[np.lexsort((apart[i][fit], -overlap[i][fit]))[0]]
-                free[best] = False
-                found["same"] += 1
-                found["least_iou"] = min(found["least_iou"], float(overlap[i, best]))
-                found["largest_score_difference"] = max(
-                    found["largest_score_difference"], float(apart[i, best])
-                )
-        lonely += [is_tie(int(i), b, config) for i in np.flatnonzero(free)]
-        found["ties"] += sum(lonely)
-        found["others"] += len(lonely) - sum(lonely)
-    return found
 
 
 def write(model: ModelFile, name: str, folder: Path) -> Path:
@@ -279,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         "ap": ap,
         "parameters": report.parameters,
         "zeros": report.zeros,
-        "limits": {"iou": IOU, "score": SCORE, "tie": TIE},
+        "limits": {"iou": EXPORT_IOU, "score": EXPORT_SCORE, "tie": EXPORT_TIE},
         "results": results,
     }
     failed = False
@@ -287,10 +211,9 @@ def main(argv: list[str] | None = None) -> int:
         paths = {name: write(model, name, Path(folder)) for name in arguments.forms}
         paths |= {name: Path(file) for name, file in (text.split("=", 1) for text in arguments.ir)}
         for name, path in paths.items():
-            run = run_openvino if path.suffix == ".xml" else run_onnx
-            theirs, score = measure(run(path, arguments.threads))
+            theirs, score = measure(run_graph(path, arguments.threads))
             result = {
-                **compare(ours, theirs, model.config),
+                **compare_exports(ours, theirs, model.config),
                 "ap": score,
                 "ap_difference": score - ap,
             }

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sparsedet
-from sparsedet.detections import Detections
 from sparsedet.detector import embedded_model
+from sparsedet.evaluation.agreement import distances
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.images.letterbox import to_network_input
 
@@ -65,35 +65,6 @@ class ModelApi:
         return list(result.label_names), result.scores, result.bboxes
 
 
-def pairs(
-    ours: Detections, names: list[str], scores: NDArray[Any], boxes: NDArray[Any]
-) -> tuple[list[tuple[float, float]], int]:
-    """Distances of those that both found, and how many only one of them found.
-
-    A pair has the same class (a space is an underscore there) and an IoU of at least 0.5; the best
-    scores choose first.
-
-    Returns:
-        (difference of scores, largest distance of corners in pixels) of each pair; the others.
-    """
-    left = set(range(len(names)))
-    found = []
-    for name, score, box in ours:
-        same = [k for k in left if names[k] == name.replace(" ", "_")]
-        overlap = {k: _iou(box, boxes[k]) for k in same}
-        best = max(overlap, key=overlap.__getitem__, default=None)
-        if best is None or overlap[best] < 0.5:
-            continue
-        left.remove(best)
-        found.append((abs(score - float(scores[best])), float(abs(box - boxes[best]).max())))
-    return found, len(left) + len(ours) - len(found)
-
-
-def _iou(a: NDArray[Any], b: NDArray[Any]) -> float:
-    common = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0).prod()
-    return float(common / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - common + 1e-9))
-
-
 def noisy(detector: sparsedet.Detector, min_score: float) -> DetectFunction:
     """Our own detections on an image with noise, see above."""
     random = np.random.default_rng(0)
@@ -125,7 +96,7 @@ def compare(
         Numbers of pairs and of unpaired detections (`alone`); median and largest difference of
         scores, and of corners in pixels.
     """
-    distances: list[tuple[float, float]] = []
+    pairs: list[tuple[float, float]] = []
     alone = 0
     for image in images:
         ours = detector(image, min_score)
@@ -133,12 +104,12 @@ def compare(
         areas = (np.round(ours.boxes[:, 2:]) - np.round(ours.boxes[:, :2])).prod(axis=1)
         if (areas <= 1).any():
             raise SystemExit("a detection has one pixel or less, which Model API leaves out")
-        paired, unpaired = pairs(ours, *other(image))
-        distances += paired
+        paired, unpaired = distances(ours, *other(image))
+        pairs += paired
         alone += unpaired
-    scores, corners = np.array(distances).T if distances else np.zeros((2, 1))
+    scores, corners = np.array(pairs).T if pairs else np.zeros((2, 1))
     return {
-        "pairs": len(distances),
+        "pairs": len(pairs),
         "alone": alone,
         "score_median": float(np.median(scores)),
         "score_most": float(scores.max()),

@@ -36,8 +36,9 @@ def openvino_backend(model: ModelFile, threads: int, precision: str, **settings:
     if precision != "int8":
         return openvino.from_model(model, threads, 1, precision, **settings)
     graph = _quantised(model)
-    options = openvino.options(threads, 1, "bf16") | settings
-    return openvino._compiled(graph, openvino._ports(graph), model.config, threads, options)
+    signature = openvino.graph_signature(graph)
+    settings = openvino.plugin_settings(threads, 1, "bf16") | settings
+    return openvino.compile_graph(graph, signature, model.config, threads, settings)
 
 
 @functools.lru_cache(maxsize=1)  # minutes, and 8 GB for r101-c4

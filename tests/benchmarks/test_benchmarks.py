@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lib.agreement import Agreement, exact, loose, refuse_to_time
 from lib.documents import insert
 
 from sparsedet.detections import Detections
+from sparsedet.evaluation.agreement import Agreement, exact, loose, refuse_to_time
 from sparsedet.images.letterbox import fit_letterbox
 from sparsedet.model.presets import preset
 
@@ -147,7 +147,7 @@ def test_agreement() -> None:
     other_class = detections(boxes, [0.9, 0.8], [2, 1])
     assert exact(one, other_class).matched == loose(one, other_class).matched == 0
     nothing = detections([], [], [])
-    assert exact(one, nothing).share == exact(nothing, one).share == 0
+    assert exact(one, nothing).matched_fraction == exact(nothing, one).matched_fraction == 0
 
 
 def test_what_may_not_be_timed() -> None:

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_exports
 import cv2
 import numpy as np
 import pytest
 
 from sparsedet.detections import Detections, from_rows
+from sparsedet.evaluation.agreement import compare_exports
 from sparsedet.images.letterbox import fit_letterbox
 from sparsedet.images.read import read_image
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
@@ -34,18 +34,18 @@ def detections(*rows: tuple[float, ...]) -> Detections:
 def test_compare_tells_ties_from_differences() -> None:
     config = preset("r50half-c4")
     a = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50))
-    same = check_exports.compare([a], [a], config)
+    same = compare_exports([a], [a], config)
     assert (same["same"], same["ties"], same["others"]) == (2, 0, 0)
     # An IoU of exactly 0.5: rounding decides whether the second box is suppressed.
     tie = detections(
         (1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50), (1, 0.4, 10, 10, 60, 110)
     )
-    found = check_exports.compare([a], [tie], config)
+    found = compare_exports([a], [tie], config)
     assert (found["same"], found["ties"], found["others"]) == (2, 1, 0)
     less = detections((1, 0.9, 10, 10, 110, 110))
-    assert check_exports.compare([a], [less], config)["others"] == 1
+    assert compare_exports([a], [less], config)["others"] == 1
     moved = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 11, 10, 51, 50))
-    assert check_exports.compare([a], [moved], config)["others"] == 2
+    assert compare_exports([a], [moved], config)["others"] == 2
 
 
 @pytest.mark.slow

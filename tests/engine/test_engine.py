@@ -19,6 +19,7 @@ from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
+from sparsedet.evaluation.agreement import pair
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.images.read import read_image
 from sparsedet.model import boxes as np_boxes
@@ -144,16 +145,16 @@ def differences(
     """
     empty = np_boxes.area(ours.boxes)[:, None] + np_boxes.area(theirs.boxes) == 0
     apart = np.abs(ours.boxes[:, None] - theirs.boxes).max(axis=2, initial=0)
-    partners = (
+    candidates = (
         np.where(empty, apart < 0.01, np_boxes.iou(ours.boxes, theirs.boxes) > 0.99)
         & (ours.labels[:, None] == theirs.labels)
         & (np.abs(ours.scores[:, None] - theirs.scores) < tie)
     )
-    for i in range(len(partners)):  # one partner each
-        for j in np.flatnonzero(partners[i])[:1]:
-            partners[i], partners[:, j], partners[i, j] = False, False, True
+    partners = pair(candidates)
     both = Boxes(*(np.concatenate([getattr(f, k) for f in (ours, theirs)]) for k in vars(ours)))
-    alone = np.concatenate([~partners.any(axis=1), ~partners.any(axis=0)])
+    alone = np.ones(len(both.boxes), np.bool_)
+    alone[np.flatnonzero(partners >= 0)] = False
+    alone[len(ours.boxes) + partners[partners >= 0]] = False
     ends = [f.scores[-1] for f in (ours, theirs) if len(f.scores) == limit]
     lines = []
     for i in map(int, np.flatnonzero(alone)):

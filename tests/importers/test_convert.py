@@ -34,7 +34,7 @@ Arrays = dict[str, NDArray[Any]]
 @pytest.fixture(scope="module")
 def state() -> Arrays:
     """The tensors of a small network by Detectron2's names."""
-    return {name: stored.read() for name, stored in open_source(DETECTRON2)[1].left.items()}
+    return {name: tensor.read() for name, tensor in open_source(DETECTRON2)[1].left.items()}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_pickle_of_any_protocol_gives_the_same_model(
     expected = load_foreign(DETECTRON2)
     path = zoo(tmp_path, state, protocol)
     if protocol < 2:  # without a header, which no such file has
-        return refused(path, "is no pickle")
+        return refused(path, "is not a pickle")
     data = path.read_bytes()
     assert b"numpy._core" in data or b"numpy.core" in data
     for name in (b"numpy._core", b"numpy.core") if protocol == 2 else (b"numpy._core",):
@@ -238,7 +238,7 @@ def test_one_set_of_box_deltas_is_repeated(
     np.testing.assert_array_equal(found.tensors["box.deltas.bias"], four[f"{deltas}.bias"])
 
 
-def test_a_model_of_rgb_pictures(
+def test_a_model_of_rgb_images(
     state: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stem, output = "backbone.stem.conv1.weight", tmp_path / "m.safetensors"
@@ -257,10 +257,10 @@ def test_a_model_of_rgb_pictures(
     assert load_foreign(path, rgb=True).config.pixel_mean == (7, 8, 9)
     assert load_foreign(path).config.pixel_mean == (9, 8, 7)
     assert main(["convert", str(path), "-o", str(output), "--rgb"]) == 0
-    assert "RGB pictures of mean (7.0, 8.0, 9.0), std (57.375" in capsys.readouterr().out
+    assert "RGB images of mean (7.0, 8.0, 9.0), std (57.375" in capsys.readouterr().out
     np.testing.assert_array_equal(load_model(output).tensors["stem.conv.weight"], expected)
     assert main(["convert", str(TENSORPACK), "-o", str(tmp_path / "x"), "--rgb"]) == 2
-    assert "only a Detectron2 model can be said to read RGB" in one_line(capsys)
+    assert "--rgb applies to Detectron2 models only" in one_line(capsys)
 
 
 def test_tensors_without_axes(state: Arrays, variables: Arrays, tmp_path: Path) -> None:
@@ -314,7 +314,9 @@ def test_the_published_names_cover_the_reference() -> None:
     ):
         network = build_network(preset(name))
         assert network.parameters == parameters
-        assert len({module._name(layer) for layer in network.weighted}) == len(network.weighted)
+        assert len({module.layer_name(layer) for layer in network.weighted}) == len(
+            network.weighted
+        )
 
 
 # -------------------------------------------------------------------------- hostile files
@@ -389,7 +391,7 @@ def rewritten(path: Path, changes: Mapping[str, bytes | None], **options: Any) -
 
 
 def test_archive_bombs_are_not_unpacked(tmp_path: Path, variables: Arrays) -> None:
-    compress = {"compression": zipfile.ZIP_DEFLATED}
+    compress: dict[str, Any] = {"compression": zipfile.ZIP_DEFLATED}
     nothing = bytes(65 << 20)
     path = rewritten(tmp_path / "a.pth", {"data.pkl": nothing}, **compress)
     assert path.stat().st_size < 1_000_000
@@ -449,7 +451,7 @@ def test_damaged_files(tmp_path: Path, state: Arrays, capsys: pytest.CaptureFixt
             except InputError as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error)
     (tmp_path / "text.pkl").write_text("no weights, but a text of some length\n" * 3)
-    refused(tmp_path / "text.pkl", "is no pickle, PyTorch, .npz, safetensors or .xml file")
+    refused(tmp_path / "text.pkl", "is not a pickle, PyTorch, .npz, safetensors or .xml file")
     refused(tmp_path / "none.pth", "No such file")
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "none.pth"), "-o", str(tmp_path / "x")]) == 2
@@ -465,7 +467,7 @@ def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variable
     refused(zoo(tmp_path, {**state, name: bad}), f"'{name}' holds NaN or infinite")
     refused(zoo(tmp_path, {**state, name: state[name].astype(np.float64) * 1e300}), "infinite")
     refused(zoo(tmp_path, {**state, name: state[name][:1]}), r"has shape \(1, 4, 3, 3\), expected")
-    refused(zoo(tmp_path, {**state, name: state[name].astype(np.int64)}), "holds no floats")
+    refused(zoo(tmp_path, {**state, name: state[name].astype(np.int64)}), "does not hold floats")
     refused(zoo(tmp_path, {**state, "backbone.res3.1.conv9.weight": bad}), "belongs to no layer")
     refused(
         zoo(tmp_path, {**state, "backbone.res2.0.conv1.norm.running_var": -np.ones(2, np.float32)}),
@@ -502,11 +504,11 @@ def test_other_models_are_named(
         ({"transformer.encoder.x": w}, "is a DETR model"),
         ({"bbox_head.fc_cls.weight": w}, "MMDetection"),
         ({"conv1_w": w, "res2_0_branch2a_w": w}, "is a Caffe2 model"),
-        ({"layer1.0.conv1.weight": w, "fc.weight": w}, "ResNet classifier, the start of a"),
+        ({"layer1.0.conv1.weight": w, "fc.weight": w}, "ResNet classifier, not a detector"),
         ({"backbone.res2.0.conv1.weight": w, "backbone.res5.0.conv1.weight": w}, "dilated C5"),
         ({"backbone.res2.0.conv1.weight": w}, "no box head"),
-        ({"a": w}, r"is no model that is known here \(it holds 1 tensors, as a\)"),
-        ({}, "holds no tensors"),
+        ({"a": w}, r"unknown model format \(1 tensors, as a\)"),
+        ({}, r"unknown model format \(no tensors\)"),
         ({**state, "roi_heads.box_predictor.0.cls_score.weight": w}, "is a cascade"),
         (
             {**state, "roi_heads.box_predictor.bbox_pred.weight": w.repeat(2, 0)},
@@ -531,7 +533,7 @@ def test_other_models_are_named(
     with zipfile.ZipFile(script, "a") as archive:
         archive.writestr(archive.namelist()[0].split("/")[0] + "/code/__torch__.py", "")
     refused(script, "TorchScript")
-    refused(tmp_path, "holds no checkpoint of a training run")
+    refused(tmp_path, "has no checkpoint of a training run")
     # The wrong form, asked for.
     copy = tmp_path / "copy.npz"
     copy.write_bytes(TENSORPACK.read_bytes())

@@ -91,8 +91,8 @@ def test_a_training_checkpoint_of_detectron2(state: dict[str, Any], tmp_path: Pa
             load_foreign(path)
     half = {k: v.half() for k, v in state.items()}
     torch.save(half, tmp_path / "half.pth")
-    found = load_foreign(tmp_path / "half.pth").tensors["box.logits.weight"]
-    assert np.array_equal(found, expected["box.logits.weight"].astype(np.float16))
+    logits = load_foreign(tmp_path / "half.pth").tensors["box.logits.weight"]
+    assert np.array_equal(logits, expected["box.logits.weight"].astype(np.float16))
 
 
 def test_convert_needs_no_torch(tmp_path: Path) -> None:
@@ -131,15 +131,15 @@ def test_a_training_run_becomes_the_model_it_would_save(
         assert ("averaged" in found.notes[0]) == (ema > 0)
         assert main(["convert", str(source), "-o", str(output), "--overwrite"]) == 0
         assert load_model(output).provenance["step"] == 2
-    # The newest is damaged: the one before is taken, and said so. A damaged file alone is refused.
+    # The newest is damaged: the one before is read, with a note. A damaged file alone is refused.
     (folder / "checkpoint-0000009.safetensors").write_bytes(newest.read_bytes()[:-4])
-    capsys.readouterr()
-    assert load_foreign(folder).provenance["step"] == 2
-    assert "trying the one before" in capsys.readouterr().err
+    found = load_foreign(folder)
+    assert found.provenance["step"] == 2
+    assert "trying the one before" in found.notes[0]
     data = bytearray(newest.read_bytes())
     data[-5] ^= 64
     newest.write_bytes(data)
-    with pytest.raises(InputError, match="checksum is wrong"):
+    with pytest.raises(InputError, match="wrong checksum"):
         load_foreign(newest)
 
 

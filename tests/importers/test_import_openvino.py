@@ -15,14 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
+from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
 from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.openvino_ir.graph import IR
-from sparsedet.importers.openvino_ir.verify import compare, picture
+from sparsedet.importers.openvino_ir.verify import synthetic_image
 from sparsedet.model.boxes import legacy_cell_anchors
 from sparsedet.model.file import load_model
 from sparsedet.model.sparsity import sparsity_report
@@ -56,9 +58,9 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "model.xml"
 
 
-def rows_of(file: Path) -> np.ndarray:
-    """What OpenVINO gave, without padding."""
-    rows = np.load(file.with_suffix(".npy")).reshape(-1, 7)
+def rows_of(file: Path) -> NDArray[np.float32]:
+    """The rows of OpenVINO, without padding."""
+    rows: NDArray[np.float32] = np.load(file.with_suffix(".npy")).reshape(-1, 7)
     ends = np.flatnonzero(rows[:, 0] < 0)
     return rows[: ends[0]] if len(ends) else rows
 
@@ -86,7 +88,7 @@ def test_every_form_answers_as_the_engine(folder: Path, name: str, form: str) ->
     model = load_model(folder / f"{name}.safetensors")
     engine = Engine(model.config, model.tensors, threads=1)
     ours = engine.run(read_image(folder / f"{name}.png"))
-    result = compare(rows_of(folder / f"{name}_{form}.xml"), ours, 0.05, 100)
+    result = compare_rows(rows_of(folder / f"{name}_{form}.xml"), ours, 0.05, 100)
     assert result.source >= 20 and result.source == result.ours
     assert result.unmatched == 0 and result.score < 1e-4 and result.corner < 1e-4
 
@@ -123,7 +125,7 @@ def test_the_published_form(folder: Path, name: str) -> None:
     imported = load_foreign(folder / f"form_{name}.xml")
     config = imported.config
     anchors = legacy_cell_anchors(model.config.anchor_sizes)
-    np.testing.assert_allclose(config.cell_anchors, anchors, atol=1e-4)
+    np.testing.assert_allclose(np.array(config.cell_anchors), anchors, atol=1e-4)
     same = (
         "pixel_mean",
         "pixel_std",
@@ -162,7 +164,7 @@ def test_the_published_form(folder: Path, name: str) -> None:
             value = (value.T / np.tile(model.config.box_weights, len(value) // 4)).T
         np.testing.assert_allclose(found, value, rtol=tolerance, atol=1e-4 * tolerance + 1e-7)
     ours = Engine(config, imported.tensors, threads=1).run(read_image(folder / "legacy.png"))
-    result = compare(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
+    result = compare_rows(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
     assert result.source == result.ours == 100 and result.unmatched == 0
     assert result.corner < 1e-4 and result.score < 1e-4
 
@@ -171,6 +173,7 @@ TRACE = """
 import sys, warnings
 import numpy as np, openvino as ov, torch
 from torchvision import ops
+from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.model.file import load_model
@@ -261,22 +264,24 @@ def test_a_probe_is_for_ir_alone(small_model: Path, tmp_path: Path, capsys: obje
 
 def test_compare_counts_what_has_no_partner() -> None:
     a = np.array([[0, 1, 0.9, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
-    same = compare(a, a[::-1], 0.05, 100)
+    same = compare_rows(a, a[::-1], 0.05, 100)
     assert same.agrees and (same.source, same.ours, same.unmatched) == (2, 2, 0)
     moved = a + np.array([0, 0, 0.1, 0.02, 0, 0, 0], np.float32)
-    other = compare(a, moved, 0.05, 100)
+    other = compare_rows(a, moved, 0.05, 100)
     assert not other.agrees
     assert other.score == pytest.approx(0.1) and other.corner == pytest.approx(0.02)
     renamed = a.copy()
     renamed[0, 1] = 3
-    assert compare(a, renamed, 0.05, 100).unmatched == 2
-    assert compare(a, a[:0], 0.05, 100).unmatched == 2
+    assert compare_rows(a, renamed, 0.05, 100).unmatched == 2
+    assert compare_rows(a, a[:0], 0.05, 100).unmatched == 2
     near = a.copy()
     near[1, 2] = 0.051  # a score that rounding may lift over the threshold
-    assert compare(near, near[:1], 0.05, 100).agrees
+    assert compare_rows(near, near[:1], 0.05, 100).agrees
     full = np.array([[0, 1, 0.5, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
-    assert compare(full[:1], full[1:], 0.05, 1).unmatched == 0  # one of two equal ones is left out
-    assert picture(64, 96).shape == (64, 96, 3)
+    assert (
+        compare_rows(full[:1], full[1:], 0.05, 1).unmatched == 0
+    )  # one of two equal ones is left out
+    assert synthetic_image(64, 96).shape == (64, 96, 3)
 
 
 # ------------------------------------------------------------------------- bad input
@@ -312,7 +317,7 @@ def test_operations_of_other_detectors(folder: Path, copy: Path) -> None:
     text = (folder / "form_later.xml").read_text()
     shutil.copy(folder / "form_later.bin", copy.with_suffix(".bin"))
     copy.write_text(re.sub('framework=""', 'framework="tensorflow"', text))
-    with pytest.raises(InputError, match=r"\(Proposal\): is of TensorFlow's kind"):
+    with pytest.raises(InputError, match=r"\(Proposal\): is TensorFlow's variant"):
         load_foreign(copy)
     copy.write_text(text.replace('"ROIPooling"', '"ExperimentalDetectronROIFeatureExtractor"'))
     with pytest.raises(InputError, match=r"has a feature pyramid .*: expected a Faster R-CNN C4"):
@@ -347,7 +352,7 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
 
     for part in (0.1, 0.5, 0.99):
         copy.write_bytes(text[: int(len(text) * part)])
-        refused("truncated or no XML")
+        refused("truncated or not XML")
     copy.with_suffix(".bin").write_bytes(data[:-100])
     refused(r"model\.bin: has .* bytes, model\.xml needs")
     copy.with_suffix(".bin").write_bytes((folder / "detectron2_plain.bin").read_bytes())
@@ -355,11 +360,11 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
     copy.with_suffix(".bin").write_bytes(data + bytes(100_000))
     refused("another model's")
     copy.with_suffix(".bin").write_bytes(text)
-    refused("were .xml and .bin swapped")
+    refused("are .xml and .bin swapped")
     copy.with_suffix(".bin").unlink()
     refused(r"model\.bin: No such file")
     copy.write_bytes(text.replace(b'version="11"', b'version="7"', 1))
-    refused("IR version '7'")
+    refused("IR version '7', expected 10 or 11")
     copy.write_bytes(text.replace(b"<edges>", b"<sides>").replace(b"</edges>", b"</sides>"))
     refused("no <edges>")
     edge = text.index(b"<edge ")
@@ -371,7 +376,7 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
 def test_swapped_files_are_no_format(copy: Path) -> None:
     swapped = copy.with_name("swapped.xml")
     swapped.write_bytes(copy.with_suffix(".bin").read_bytes())
-    with pytest.raises(InputError, match=r"swapped\.xml: is no XML"):
+    with pytest.raises(InputError, match=r"swapped\.xml: is not XML"):
         load_foreign(swapped, "openvino")
     assert detect_format(copy) == "openvino"
 
@@ -391,7 +396,7 @@ def test_swapped_files_are_no_format(copy: Path) -> None:
         ('<!DOCTYPE n [<!ENTITY a SYSTEM "file:///etc/passwd">]><net>&a;</net>', "document type"),
         ("<net>" + "<a>" * 1000 + "</a>" * 1000 + "</net>", "nested too deeply"),
         ('<net version="11"><layers/></net>', "no <edges>"),
-        ("<html></html>", "no OpenVINO IR"),
+        ("<html></html>", "not an OpenVINO IR"),
         ("<net", "truncated"),
     ],
 )

@@ -137,7 +137,7 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
     )
     refused(r"timm's 'd' form", changed(path, tmp_path, **{"conv1__0__weight": wide}))
     (tmp_path / "text.pth").write_text("no weights")
-    refused("is no pickle, PyTorch", tmp_path / "text.pth")
+    refused("is not a pickle, PyTorch", tmp_path / "text.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")  # a pickle that would run code
     refused(
         r"refused: this pickle wants torch\.nn\.modules\.linear\.Linear", tmp_path / "module.pth"
@@ -145,7 +145,7 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     refused("holds list", tmp_path / "list.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    refused("is no ResNet of torchvision or timm", tmp_path / "other.pth")
+    refused("is not a ResNet of torchvision or timm", tmp_path / "other.pth")
     torch.save({"backbone.fpn.inner_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "fpn.pth")
     refused("is a detector of torchvision's", tmp_path / "fpn.pth")
     torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "basic.pth")

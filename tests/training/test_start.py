@@ -154,7 +154,7 @@ def test_what_is_no_start(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    state = {name: stored.read() for name, stored in open_source(DETECTRON2)[1].left.items()}
+    state = {name: tensor.read() for name, tensor in open_source(DETECTRON2)[1].left.items()}
     w = np.zeros((2, 2), np.float32)
     del state["proposal_generator.rpn_head.conv.bias"]
     cases: list[tuple[str, Any, str]] = [
@@ -170,7 +170,7 @@ def test_what_is_no_start(
     ir.with_suffix(".bin").write_bytes(ir.with_suffix(".bin").read_bytes()[:-5000])
     made += [
         (ir, "it is truncated"),
-        (files[0], "is no pickle, PyTorch, .npz, safetensors"),
+        (files[0], "is not a pickle, PyTorch, .npz, safetensors"),
         (tmp_path / "none.npz", "No such file"),
     ]
     before = sorted(tmp_path.rglob("*"))

@@ -1,7 +1,7 @@
-"""A training run of this project (its folder, or one checkpoint) -> the model that it would save.
+"""A training run of this project (its folder, or one checkpoint) -> the model it would save.
 
-Reads the safetensors files themselves, so that torch is not needed; `training.checkpoint` writes
-them and says what is in them. Averaged weights are taken where the run averages.
+Reads the safetensors files itself, so that torch is not needed; `training.run_folder` writes them
+and describes their content. If the run averages weights, the averaged ones are read.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +29,41 @@ _LEAVES = ("weight", "bias", "norm.weight", "norm.bias", "norm.running_mean", "n
 def load_checkpoint(
     path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
 ) -> Imported:
-    """Read a checkpoint; of a folder the newest that is whole (says which are not).
+    """Read a checkpoint; from a folder the newest undamaged one, with a note on damaged ones.
 
     Args:
-        fields: of the configuration, over what the run says.
+        path: the folder or the checkpoint.
+        fields: fields of the configuration, which override the run's.
 
     Raises:
-        InputError: there is none, it is damaged or no checkpoint, or `fields` do not fit it.
+        InputError: there is no checkpoint, it is damaged, or `fields` do not fit it.
     """
     path = Path(path)
     if not path.is_dir():
         return _load(path, fields or {})
-    found = sorted(path.glob("checkpoint-*.safetensors"), reverse=True)
-    for index, file in enumerate(found):
+    checkpoints = sorted(path.glob("checkpoint-*.safetensors"), reverse=True)
+    damaged: list[str] = []
+    for file in checkpoints:
         try:
-            return _load(file, fields or {})
+            imported = _load(file, fields or {})
         except InputError as error:
-            if index + 1 == len(found):
+            if file == checkpoints[-1]:
                 raise
-            print(f"{error}, trying the one before", file=sys.stderr)
+            damaged.append(f"{error}; trying the one before")
+        else:
+            return replace(imported, notes=(*damaged, *imported.notes))
     if (path / "model.safetensors").exists():
         raise InputError(
-            f"{path}: holds no checkpoint of a training run; its model.safetensors is "
+            f"{path}: has no checkpoint of a training run; its model.safetensors is "
             "a model file already"
         )
-    raise InputError(f"{path}: holds no checkpoint of a training run")
+    raise InputError(f"{path}: has no checkpoint of a training run")
 
 
 def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     metadata, source = open_source(path)
     if "recipe" not in metadata:
-        raise source.error("is no checkpoint of a training run (its metadata has no recipe)")
+        raise source.error("is not a checkpoint of a training run (its metadata has no recipe)")
     try:
         own = ModelConfig.from_dict(json.loads(metadata["config"]))
         config = ModelConfig.from_dict({**own.to_dict(), **current_names(fields)})
@@ -68,9 +72,9 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     except (KeyError, ValueError, RecursionError) as error:
         raise source.error(f"its metadata cannot be used: {error}") from None
     if "sha256" in metadata:  # older checkpoints have none
-        values = {name: stored.read() for name, stored in source.left.items()}
+        values = {name: tensor.read() for name, tensor in source.left.items()}
         if digest(values, metadata) != metadata["sha256"]:
-            raise source.error("its checksum is wrong: damaged on disk")
+            raise source.error("wrong checksum: the file is damaged")
     tensors: dict[str, NDArray[Any]] = {}
     averaged = 0
     for layer in layers:
@@ -91,7 +95,7 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
 
 
 def digest(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of a checkpoint's names, types, shapes, values and metadata."""
+    """SHA-256 of a checkpoint's metadata and its tensors' names, types, shapes and values."""
     sha = hashlib.sha256()
     for key in sorted(set(metadata) - {"sha256"}):
         sha.update(f"{key}={metadata[key]}\n".encode())
