@@ -1,24 +1,22 @@
 """A training run of this project (its folder, or one checkpoint) -> the model that it would save.
 
-Reads the safetensors files themselves, so that torch is not needed; `training.checkpoint` writes
-them and says what is in them. Averaged weights are taken where the run averages.
+Reads the safetensors files itself, so that torch is not needed; `training.run_folder` writes them
+and lists their tensors. Averaged weights are taken where the run averages.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.c4 import build_network
+from ..model.checkpoint import digest, read_newest
 from ..model.config import ModelConfig, current_names
 from .containers import open_source
 from .tensor_source import Imported
@@ -29,10 +27,11 @@ _LEAVES = ("weight", "bias", "norm.weight", "norm.bias", "norm.running_mean", "n
 def load_checkpoint(
     path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
 ) -> Imported:
-    """Read a checkpoint; of a folder the newest that is whole (says which are not).
+    """Read a checkpoint; of a run folder the newest whole one, with a warning for each damaged one.
 
     Args:
-        fields: of the configuration, over what the run says.
+        path: a checkpoint or a run folder.
+        fields: fields of the configuration that replace those of the run.
 
     Raises:
         InputError: there is none, it is damaged or no checkpoint, or `fields` do not fit it.
@@ -40,14 +39,9 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_dir():
         return _load(path, fields or {})
-    found = sorted(path.glob("checkpoint-*.safetensors"), reverse=True)
-    for index, file in enumerate(found):
-        try:
-            return _load(file, fields or {})
-        except InputError as error:
-            if index + 1 == len(found):
-                raise
-            print(f"{error}, trying the one before", file=sys.stderr)
+    newest = read_newest(path, lambda file: _load(file, fields or {}))
+    if newest is not None:
+        return newest
     if (path / "model.safetensors").exists():
         raise InputError(
             f"{path}: holds no checkpoint of a training run; its model.safetensors is "
@@ -88,15 +82,3 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     provenance = {"source": f"checkpoint {path.name} of a training run", "step": step}
     notes = (f"step {step} of a training run" + (", averaged weights" if averaged else ""),)
     return Imported(config, source.fold(tensors, config), provenance, ignored, notes)
-
-
-def digest(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of a checkpoint's names, types, shapes, values and metadata."""
-    sha = hashlib.sha256()
-    for key in sorted(set(metadata) - {"sha256"}):
-        sha.update(f"{key}={metadata[key]}\n".encode())
-    for name in sorted(tensors):
-        values = tensors[name]
-        sha.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        sha.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
