@@ -37,11 +37,21 @@ from sparsedet.evaluation.bootstrap import paired_bootstrap
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.files import sha256_of, write_atomic
 from sparsedet.pruning.one_shot import OneShotConfig
-from sparsedet.pruning.run import PHOTOGRAPHS, prune_files
+from sparsedet.pruning.run import prune_files
+from sparsedet.sources.folder import find_images
 
 MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
 LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
-CODE = ("calibration", "sensitivity", "one_shot", "patterns", "reconstruct", "schedule")
+CODE = (
+    "calibration",
+    "sensitivity",
+    "one_shot",
+    "patterns",
+    "positions",
+    "reconstruct",
+    "schedule",
+    "selection",
+)
 """Modules that a change of which asks for pruning anew."""
 TITLES = {
     "magnitude": "at once, magnitude",
@@ -69,7 +79,7 @@ def pruned(
     """The folder of a model that is pruned at once, now or by an earlier run."""
     source = Path(sparsedet.__file__).parent / "pruning"
     code = [sha256_of(source / f"{name}.py") for name in CODE]
-    names = sorted(p.name for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
+    names = sorted(path.name for path in find_images(images))
     name = digest(sha256_of(dense), method, str(sparsity), str(photographs), *names, *code)
     folder = work / f"{method}-{sparsity:g}-{name}"
     if not (folder / "report.png").exists():  # the last file that is written
@@ -77,7 +87,7 @@ def pruned(
             left.unlink()
         print(f"pruning to {sparsity:g} by {method}", flush=True)
         settings = OneShotConfig(method=method, sparsity=sparsity)
-        prune_files(dense, images, folder, settings, photographs=photographs)
+        prune_files(dense, images, folder, settings, calibration_images=photographs)
     return folder
 
 

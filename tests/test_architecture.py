@@ -29,7 +29,7 @@ LAYERS = (
 """From bottom to top; a module may import from its own layer and those below."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH = {"torch_model", "backends.torch"} | {
+TORCH = {"torch_model", "torch_model.boxes", "torch_model.roi_align", "backends.torch"} | {
     f"training.{name}"
     for name in (
         "ema",
@@ -47,7 +47,16 @@ TORCH = {"torch_model", "backends.torch"} | {
 }
 TORCH |= {
     f"pruning.{name}"
-    for name in ("calibration", "sensitivity", "masks", "one_shot", "patterns", "reconstruct")
+    for name in (
+        "calibration",
+        "sensitivity",
+        "masks",
+        "one_shot",
+        "patterns",
+        "positions",
+        "reconstruct",
+        "selection",
+    )
 }
 
 RUNTIMES = {"backends.openvino", "backends.onnxruntime"}

@@ -153,7 +153,7 @@ def test_torch_counts_the_same(name, changes, input_size) -> None:
 
     for part, times in (("backbone", 1), ("rpn", 1), ("roi", len(regions))):
         with FlopCounterMode(display=False) as counter:
-            model.run_part(part, tensors)
+            model.run_component(part, tensors)
         assert dense_macs(counter) == times * sum(
             layer.macs for layer in network.of_component(part)
         )

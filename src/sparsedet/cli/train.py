@@ -96,7 +96,8 @@ def _recipe_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> 
         elif get_args(hint) and get_args(hint)[-1] is Ellipsis:
             group.add_argument(flag, type=get_args(hint)[0], nargs="*", metavar="X", **common)
         else:
-            group.add_argument(flag, choices=get_args(hint), **common)
+            choices = field.metadata.get("choices", get_args(hint))
+            group.add_argument(flag, choices=choices, **common)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -153,7 +154,7 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         arguments.images,
         arguments.output,
         settings,
-        photographs=arguments.calibration_photos,
+        calibration_images=arguments.calibration_photos,
         progress=progress,
         load=load,
     )
@@ -166,6 +167,7 @@ def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
     """The settings: those of the command or of the run that is resumed, of the recipe file, of
     the flags; the last one wins."""
     from ..files import read_json
+    from ..pruning.patterns import PATTERNS
     from ..training.recipe import Recipe
 
     values: dict[str, Any] = {}
@@ -189,7 +191,8 @@ def _recipe(arguments: argparse.Namespace, prune: bool) -> Recipe:
     steps = values.get("steps", Recipe().steps)
     if prune and isinstance(steps, int):
         # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
-        fixed = {"sparsity": 0.0} if values.get("pattern") == "2:4" else {}
+        pattern = PATTERNS.get(str(values.get("pattern")))
+        fixed = {"sparsity": 0.0} if pattern and pattern.fixed_sparsity is not None else {}
         values = {
             **FINE_TUNING,
             "prune_end": max(1, steps * 2 // 3),
