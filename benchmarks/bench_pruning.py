@@ -44,7 +44,16 @@ from sparsedet.sources.folder import find_images
 
 MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
 LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
-CODE = ("calibration", "sensitivity", "one_shot", "patterns", "reconstruct", "schedule")
+CODE = (
+    "calibration",
+    "sensitivity",
+    "one_shot",
+    "patterns",
+    "positions",
+    "reconstruct",
+    "schedule",
+    "selection",
+)
 """Modules of `sparsedet.pruning`; a change in one of them makes kept models invalid."""
 TITLES = {
     "magnitude": "one-shot, magnitude",
@@ -86,7 +95,7 @@ def pruned(dense: Path, method: Any, sparsity: float, images: Path, count: int, 
             path.unlink()
         print(f"pruning to {sparsity:g} by {method}", flush=True)
         settings = OneShotConfig(method=method, sparsity=sparsity)
-        prune_files(dense, images, folder, settings, photographs=count)
+        prune_files(dense, images, folder, settings, calibration_images=count)
     return folder
 
 

@@ -57,7 +57,7 @@ class Backbone(nn.Module):
 
     def forward(self, network_input: Tensor) -> Tensor:
         tensors = {"input": network_input.contiguous(memory_format=torch.channels_last)}
-        self.body.run_part("backbone", tensors)
+        self.body.run_component("backbone", tensors)
         return tensors[self.body.network.features]
 
 

@@ -17,6 +17,8 @@ from typing import Any
 from lib.documents import insert
 from lib.machine import RESULTS, ROOT
 
+from sparsedet.pruning.patterns import PATTERNS
+
 MARK = "<!-- bench table: benchmarks/tables.py -->"
 MODELS = ("bench_model", "bench_peers", "bench_bf16", "bench_int8", "bench_avx2", "bench_embedded")
 TITLES = {
@@ -50,7 +52,9 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         for result in run["results"]:
             machine = run["machine"]["isa"]
-            pattern = " in 1x4 blocks" if "1x4" in run.get("weights", "") else ""
+            weights = run.get("weights", "")
+            block = next((name for name in PATTERNS if f"{name} zeros" in weights), "")
+            pattern = f" in {block} blocks" if block else ""
             cells = [
                 f"`{run['model']}`",
                 f"{100 * result['sparsity']:.0f} %{pattern}",

@@ -17,6 +17,7 @@ import sparsedet
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import ModelFile
+from sparsedet.pruning.patterns import PATTERNS, UNSTRUCTURED
 from sparsedet.testing import calibrated_random_tensors
 
 IMAGE = Path(__file__).resolve().parents[2] / "examples" / "beach.jpg"
@@ -38,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pattern",
-        choices=["unstructured", "1x4"],
-        default="unstructured",
+        choices=[name for name, pattern in PATTERNS.items() if not pattern.live],
+        default=UNSTRUCTURED.name,
         help="pruning pattern of random weights",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; default: 2")
@@ -61,7 +62,7 @@ def models(arguments: argparse.Namespace, image: np.ndarray) -> Iterator[ModelFi
         tensors = calibrated_random_tensors(
             config, sparsity, network_input, pattern=arguments.pattern
         )
-        zeros = "" if arguments.pattern == "unstructured" else f", {arguments.pattern} zeros"
+        zeros = "" if arguments.pattern == UNSTRUCTURED.name else f", {arguments.pattern} zeros"
         yield ModelFile(config, tensors, {"weights": f"random{zeros}"}, "float32")
 
 

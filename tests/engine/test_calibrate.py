@@ -368,5 +368,5 @@ def test_blocks_of_zeros_are_left_out() -> None:
         ).native
         density = {name: value for name, _, _, _, value, *_ in native.planned_ops}
         assert density["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
-    with pytest.raises(InputError, match="in fours"):
+    with pytest.raises(InputError, match="a multiple of 4 input channels"):
         random_tensors(SMALL, 0.5, pattern="1x4")

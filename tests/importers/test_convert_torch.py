@@ -133,9 +133,8 @@ def test_a_training_run_becomes_the_model_it_would_save(
         assert load_model(output).provenance["step"] == 2
     # The newest is damaged: the one before is read, with a note. A damaged file alone is refused.
     (folder / "checkpoint-0000009.safetensors").write_bytes(newest.read_bytes()[:-4])
-    found = load_foreign(folder)
-    assert found.provenance["step"] == 2
-    assert "trying the one before" in found.notes[0]
+    with pytest.warns(UserWarning, match="trying the one before"):
+        assert load_foreign(folder).provenance["step"] == 2
     data = bytearray(newest.read_bytes())
     data[-5] ^= 64
     newest.write_bytes(data)

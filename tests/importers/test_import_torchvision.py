@@ -73,7 +73,7 @@ def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) ->
         ours = model.features(photo)
         res5 = resnet.layer4(region)
         tensors = {"rois": region}
-        model.run_part("roi", tensors)
+        model.run_component("roi", tensors)
     for mine, other in ((ours, theirs), (tensors["res5.0.conv3"], res5)):
         assert mine.shape == other.shape and other.abs().max() > 1
         assert (mine - other).abs().max() <= 2e-5 * other.abs().max()

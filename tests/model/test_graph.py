@@ -157,7 +157,7 @@ def test_torch_counts_the_same(
     components: dict[Component, int] = {"backbone": 1, "rpn": 1, "roi": len(regions)}
     for part, times in components.items():
         with FlopCounterMode(display=False) as counter:
-            model.run_part(part, tensors)
+            model.run_component(part, tensors)
         macs = sum(layer.macs for layer in network.of_component(part))
         assert dense_macs(counter) == times * macs
     for layer in network.layers:

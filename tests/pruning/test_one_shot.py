@@ -1,4 +1,4 @@
-"""Pruning at once: exact counts, patterns, held-out errors, repeatability, refusals."""
+"""One-shot pruning: exact counts, patterns, held-out errors, repeatability, refusals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.c4 import build_network  # noqa: E402
 from sparsedet.model.file import load_model, save_model  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
-from sparsedet.pruning.calibration import calibration_input, patches, places  # noqa: E402
+from sparsedet.pruning.calibration import calibration_input  # noqa: E402
 from sparsedet.pruning.one_shot import LEAST_DENSITY, OneShotConfig, plan_zeros, prune_once  # noqa: E402
-from sparsedet.pruning.patterns import to_matrix  # noqa: E402
+from sparsedet.pruning.positions import patches, random_positions  # noqa: E402
 from sparsedet.pruning.schedule import erk_zeros, prunable_layers  # noqa: E402
+from sparsedet.pruning.selection import to_matrix  # noqa: E402
 from sparsedet.testing import calibrated_random_tensors  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
@@ -61,8 +62,8 @@ def pruned(dense, network_inputs, **settings: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
 def test_reconstruction_beats_magnitude_in_every_layer(dense, allocation) -> None:
-    # 28 small photographs give 672 positions for the widest layer's 216 columns. With fewer
-    # positions than columns reconstruction fits the photographs, and loses to magnitude.
+    # 28 small images give 672 positions for the widest layer's 216 columns. With fewer positions
+    # than columns reconstruction overfits the images, and loses to magnitude.
     many = [calibration_input(picture(seed=seed), dense) for seed in range(30)]
     _, report = pruned(dense, many, sparsity=0.6, allocation=allocation)
     assert {row.name for row in report.layers} == set(prunable_layers(dense.network))
@@ -77,11 +78,11 @@ def test_counts_and_patterns_are_exact(dense, network_inputs, method, pattern) -
     for row in report.layers:
         dead = to_matrix(made.layers[row.name].weight) == 0
         assert int(dead.sum()) == row.zeros
-        groups = dead.view(len(dead), -1, 4).sum(dim=2)
+        zeros = dead.view(len(dead), -1, 4).sum(dim=2)
         if pattern == "1x4":
-            assert ((groups == 0) | (groups == 4)).all()
+            assert ((zeros == 0) | (zeros == 4)).all()
         if pattern == "2:4":
-            assert (groups == 2).all()
+            assert (zeros == 2).all()
     if sparsity is not None:
         assert sparsity <= report.sparsity < sparsity + 0.01
 
@@ -95,7 +96,7 @@ def test_channel_means_are_kept(dense, network_inputs) -> None:
         stem = dense.layers["stem.conv"](dense.normalise(network_input))
         state = {"stem.conv": stem}
         pool = dense.run_layer(dense.network.by_name["stem.pool"], state)
-        inputs.append(patches(layer, pool, places(layer, pool, 10**6, generator)))
+        inputs.append(patches(layer, pool, random_positions(layer, pool, 10**6, generator)))
     x = torch.cat(inputs)
     means = [
         (x @ to_matrix(m.layers[layer.name].weight).T + m.layers[layer.name].bias).mean(0)
@@ -109,17 +110,17 @@ def test_patches_are_what_the_convolution_reads(dense) -> None:
     for name in ("res3.0.conv1", "res3.0.conv2", "res4.0.shortcut"):
         conv = dense.layers[name]
         x = torch.randn(2, conv.layer.in_channels, 12, 10)
-        place = places(conv.layer, x, 10**6, torch.Generator())
-        found = patches(conv.layer, x, place) @ to_matrix(conv.weight).T
+        positions = random_positions(conv.layer, x, 10**6, torch.Generator())
+        outputs = patches(conv.layer, x, positions) @ to_matrix(conv.weight).T
         plain = replace(conv.layer, relu=False)
-        wanted = conv.forward(x) if not conv.layer.relu else None
-        if wanted is None:
+        expected = conv.forward(x) if not conv.layer.relu else None
+        if expected is None:
             twin = copy.deepcopy(conv)
             twin.layer = plain
-            wanted = twin(x)
-        flat = (wanted - conv.bias.view(-1, 1, 1)).permute(0, 2, 3, 1).flatten(0, 2)
-        assert found.shape == flat.shape  # the same rows in another order
-        assert torch.allclose(found.sort(dim=0).values, flat.sort(dim=0).values, atol=1e-5)
+            expected = twin(x)
+        flat = (expected - conv.bias.view(-1, 1, 1)).permute(0, 2, 3, 1).flatten(0, 2)
+        assert outputs.shape == flat.shape  # the same rows in another order
+        assert torch.allclose(outputs.sort(dim=0).values, flat.sort(dim=0).values, atol=1e-5)
 
 
 def test_repeatable(dense, network_inputs) -> None:
@@ -154,8 +155,8 @@ def test_erk_follows_its_formula(dense) -> None:
     assert max(factors) - min(factors) < 0.1
 
 
-@pytest.mark.parametrize("group", [1, 4])
-def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
+@pytest.mark.parametrize("pattern", ["unstructured", "1x4"])
+def test_the_cheapest_weights_are_pruned_wherever_they_are(dense, pattern) -> None:
     names = prunable_layers(dense.network)
     generator = torch.Generator().manual_seed(0)
     weights = {name: dense.layers[name].weight.detach() for name in names}
@@ -164,45 +165,44 @@ def test_the_cheapest_weights_go_wherever_they_are(dense, group) -> None:
     variances = {n: torch.rand(m.shape[1], generator=generator) for n, m in matrices.items()}
     importance["res3.0.conv2"] *= 100
     importance["res4.0.conv2"] *= 1e-6
-    settings = OneShotConfig(sparsity=0.5, pattern="1x4" if group == 4 else "unstructured")
+    size = 4 if pattern == "1x4" else 1
+    settings = OneShotConfig(sparsity=0.5, pattern=pattern)
     assert settings.allocation == "sensitivity"  # the default
     zeros = plan_zeros(dense.network, weights, settings, importance, variances)
-    assert 0 <= sum(zeros.values()) - 0.5 * dense.network.parameters < group
+    assert 0 <= sum(zeros.values()) - 0.5 * dense.network.parameters < size
     costs = {
         name: (matrix.square() * importance[name][:, None] * variances[name])
-        .reshape(-1, group)
+        .reshape(-1, size)
         .sum(dim=1)
         .sort()
         .values
         for name, matrix in matrices.items()
     }
-    shares = {name: zeros[name] / matrix.numel() for name, matrix in matrices.items()}
+    sparsities = {name: zeros[name] / matrix.numel() for name, matrix in matrices.items()}
     density = 1 - sum(zeros.values()) / sum(m.numel() for m in matrices.values())
-    most = 1 - LEAST_DENSITY * density  # of zeros; only the layer that hardly matters has so many
-    assert [n for n in names if shares[n] > most - 0.01] == ["res4.0.conv2"]
-    assert min(shares, key=lambda name: shares[name]) == "res3.0.conv2"
+    most = 1 - LEAST_DENSITY * density  # only the layer that hardly matters is that sparse
+    assert [n for n in names if sparsities[n] > most - 0.01] == ["res4.0.conv2"]
+    assert min(sparsities, key=lambda name: sparsities[name]) == "res3.0.conv2"
     free = [name for name in names if name != "res4.0.conv2"]
-    dearest = max(costs[n][zeros[n] // group - 1] for n in free if zeros[n])
-    assert all(costs[n][zeros[n] // group] >= dearest for n in free)
+    dearest = max(costs[n][zeros[n] // size - 1] for n in free if zeros[n])
+    assert all(costs[n][zeros[n] // size] >= dearest for n in free)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
 def test_progress_counts_every_step_from_the_first(dense, network_inputs, method) -> None:
-    told: list[tuple[int, int, str]] = []
+    reported: list[tuple[int, int, str]] = []
     prune_once(
         copy.deepcopy(dense),
         network_inputs,
         OneShotConfig(method=method, sparsity=0.3),
         held_out=2,
-        progress=lambda *step: told.append(step),
+        progress=lambda *step: reported.append(step),
     )
     layers = list(prunable_layers(dense.network))
-    looked = [f"looking at {name}" for name in layers] + [f"pruning {name}" for name in layers]
-    if method == "reconstruct":  # by sensitivity, on the photographs that are not held out
-        looked = [
-            f"gradients of photograph {n + 1}" for n in range(len(network_inputs) - 2)
-        ] + looked
-    assert told == [(number, len(looked), what) for number, what in enumerate(looked)]
+    steps = [f"measuring {name}" for name in layers] + [f"pruning {name}" for name in layers]
+    if method == "reconstruct":  # by sensitivity, on the images that are not held out
+        steps = [f"gradients of image {n + 1}" for n in range(len(network_inputs) - 2)] + steps
+    assert reported == [(number, len(steps), step) for number, step in enumerate(steps)]
 
 
 def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(dense) -> None:
@@ -210,22 +210,22 @@ def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(
     unseen = [calibration_input(picture(seed=seed), dense) for seed in range(30, 40)]
 
     @torch.no_grad()
-    def moved(made: Any) -> float:
-        """How far class chances of the same regions are from the unpruned network's."""
+    def divergence(made: Any) -> float:
+        """Divergence of the class scores of the same RoIs from the unpruned network's."""
         total = 0.0
         for network_input in unseen:
             features = dense.features(network_input)
             logits, deltas = dense.rpn_outputs(features)
             anchors = dense.anchors(features)
             boxes = dense.proposals(logits[0], deltas[0], anchors, *network_input.shape[2:])
-            chance = dense.regions(features, [boxes])[0].log_softmax(1)
-            new = made.regions(made.features(network_input), [boxes])[0].log_softmax(1)
-            total += float((chance.exp() * (chance - new)).sum(1).mean())
+            before = dense.regions(features, [boxes])[0].log_softmax(1)
+            after = made.regions(made.features(network_input), [boxes])[0].log_softmax(1)
+            total += float((before.exp() * (before - after)).sum(1).mean())
         return total
 
-    alike, _ = pruned(dense, many, sparsity=0.6, allocation="uniform")
+    uniform, _ = pruned(dense, many, sparsity=0.6, allocation="uniform")
     by_sensitivity, _ = pruned(dense, many, sparsity=0.6)
-    assert moved(by_sensitivity) < moved(alike)
+    assert divergence(by_sensitivity) < divergence(uniform)
 
 
 def test_refusals(dense, network_inputs) -> None:
@@ -252,7 +252,7 @@ def test_refusals(dense, network_inputs) -> None:
 
 
 def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
-    model, images, out = tmp_path / "dense.safetensors", tmp_path / "photos", tmp_path / "out"
+    model, images, out = tmp_path / "dense.safetensors", tmp_path / "images", tmp_path / "out"
     save_model(model, CONFIG, dense.folded_tensors(), {"recipe": "none", "licence": "mine"})
     images.mkdir()
     for seed in range(8):
@@ -274,16 +274,16 @@ def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
     ]
     assert main(command) == 0
     assert "res5.0.conv2" in capsys.readouterr().out
-    found = load_model(out / "model.safetensors")
-    assert sparsity_report(found.config, found.tensors).sparsity >= 0.5
-    assert found.provenance["pruned"]["method"] == "reconstruct"
+    saved = load_model(out / "model.safetensors")
+    assert sparsity_report(saved.config, saved.tensors).sparsity >= 0.5
+    assert saved.provenance["pruned"]["method"] == "reconstruct"
     source = {
         "name": model.name,
         "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "recipe": "none",
     }
-    assert found.provenance["source"] == source and found.provenance["licence"] == "mine"
-    assert "recipe" not in found.provenance  # it was the source's
+    assert saved.provenance["source"] == source and saved.provenance["licence"] == "mine"
+    assert "recipe" not in saved.provenance  # it was the source's
     report = json.loads((out / "report.json").read_text())
     assert report["sparsity"] >= 0.5 and len(report["layers"]) == len(
         prunable_layers(build_network(CONFIG))
@@ -296,7 +296,7 @@ def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--sparsity", "0.5"], "0 photographs, 128 are needed (--calibration-photos)"),
+        (["--sparsity", "0.5"], "holds 1 images, but --calibration-images is 128"),
         (["--sparsity", "0.5", "--steps", "9"], "--steps is for --method gradual"),
         ([], "sparsity is None"),
         (["--sparsity", "0.5", "--pattern", "2:4"], "give no sparsity"),
@@ -305,7 +305,8 @@ def test_the_command_prunes_a_file(dense, tmp_path, capsys) -> None:
 def test_what_the_command_refuses(dense, tmp_path, capsys, more, message) -> None:
     model = tmp_path / "dense.safetensors"
     save_model(model, CONFIG, dense.folded_tensors(), {})
-    (tmp_path / "photos").mkdir()
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "one.png"), picture())
     code = main(
         [
             "prune",
@@ -314,7 +315,7 @@ def test_what_the_command_refuses(dense, tmp_path, capsys, more, message) -> Non
             "--init",
             str(model),
             "--images",
-            str(tmp_path / "photos"),
+            str(tmp_path / "images"),
             "--output",
             str(tmp_path / "out"),
             *more,

@@ -95,12 +95,13 @@ def test_zeros_reach_the_target_of_all_parameters(config) -> None:
         zeros = uniform_zeros(network, layers, sparsity)
         assert tuple(zeros) == layers
         needed = sparsity * network.parameters
-        # At least the target, and less than one weight a layer too many.
+        # At least the target, and less than one weight for each layer too many.
         assert needed <= sum(zeros.values()) + 1e-6 < needed + len(layers) + 1
-        share = needed / (most * network.parameters)
+        layer_sparsity = needed / (most * network.parameters)
         for name, count in zeros.items():
             weights = network.by_name[name].weights
-            assert share * weights - 1e-6 <= count <= min(weights, share * weights + 2)
+            exact = layer_sparsity * weights
+            assert exact - 1e-6 <= count <= min(weights, exact + 2)
 
 
 def test_the_published_target() -> None:
@@ -119,7 +120,7 @@ def test_stem_predictors_and_exclusions_stay_dense() -> None:
     assert dense == {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
     fewer = prunable_layers(network, exclude=["res2.0.conv1", "rpn.conv"])
     assert set(prunable_layers(network)) - set(fewer) == {"res2.0.conv1", "rpn.conv"}
-    # With fewer layers to prune, those that are left carry more.
+    # With fewer layers to prune, the others have more zeros.
     usual = uniform_zeros(network, prunable_layers(network), 0.5)
     raised = uniform_zeros(network, fewer, 0.5)
     assert all(count > usual[name] for name, count in raised.items())

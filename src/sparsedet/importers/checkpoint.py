@@ -1,24 +1,22 @@
 """A training run of this project (its folder, or one checkpoint) -> the model it would save.
 
 Reads the safetensors files itself, so that torch is not needed; `training.run_folder` writes them
-and describes their content. If the run averages weights, the averaged ones are read.
+and lists their tensors. Averaged weights are taken where the run averages.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.c4 import build_network
+from ..model.checkpoint import digest, read_newest
 from ..model.config import ModelConfig, current_names
 from .containers import open_source
 from .tensor_source import Imported
@@ -29,11 +27,11 @@ _LEAVES = ("weight", "bias", "norm.weight", "norm.bias", "norm.running_mean", "n
 def load_checkpoint(
     path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
 ) -> Imported:
-    """Read a checkpoint; from a folder the newest undamaged one, with a note on damaged ones.
+    """Read a checkpoint; of a run folder the newest undamaged one, with a warning for each other.
 
     Args:
-        path: the folder or the checkpoint.
-        fields: fields of the configuration, which override the run's.
+        path: a checkpoint or a run folder.
+        fields: fields of the configuration that replace those of the run.
 
     Raises:
         InputError: there is no checkpoint, it is damaged, or `fields` do not fit it.
@@ -41,17 +39,9 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_dir():
         return _load(path, fields or {})
-    checkpoints = sorted(path.glob("checkpoint-*.safetensors"), reverse=True)
-    damaged: list[str] = []
-    for file in checkpoints:
-        try:
-            imported = _load(file, fields or {})
-        except InputError as error:
-            if file == checkpoints[-1]:
-                raise
-            damaged.append(f"{error}; trying the one before")
-        else:
-            return replace(imported, notes=(*damaged, *imported.notes))
+    newest = read_newest(path, lambda file: _load(file, fields or {}))
+    if newest is not None:
+        return newest
     if (path / "model.safetensors").exists():
         raise InputError(
             f"{path}: has no checkpoint of a training run; its model.safetensors is "
@@ -92,15 +82,3 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     provenance = {"source": f"checkpoint {path.name} of a training run", "step": step}
     notes = (f"step {step} of a training run" + (", averaged weights" if averaged else ""),)
     return Imported(config, source.fold(tensors, config), provenance, ignored, notes)
-
-
-def digest(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of a checkpoint's metadata and its tensors' names, types, shapes and values."""
-    sha = hashlib.sha256()
-    for key in sorted(set(metadata) - {"sha256"}):
-        sha.update(f"{key}={metadata[key]}\n".encode())
-    for name in sorted(tensors):
-        values = tensors[name]
-        sha.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        sha.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
