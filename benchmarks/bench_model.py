@@ -93,7 +93,7 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
-class Comparison:
+class RuntimeComparison:
     """The runtimes of one model."""
 
     def __init__(self, model: ModelFile, image: np.ndarray, arguments: argparse.Namespace) -> None:
@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
     conditions = machine.describe(arguments.isa, arguments.threads)
     results: list[dict[str, Any]] = []
     for model in subjects.models(arguments, image):
-        results.append(Comparison(model, image, arguments).result())
+        results.append(RuntimeComparison(model, image, arguments).result())
         show(model.config.name, results[-1], arguments.isa == "avx2")
         if arguments.json:  # after each, because a run takes minutes
             content = {

@@ -34,7 +34,7 @@ TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which another attempt may succeed."""
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
-Progress = Callable[[int, "int | None"], None]
+FileProgress = Callable[[int, "int | None"], None]
 """Called with the bytes on disk and the bytes of the whole file (None: unknown)."""
 Note = Callable[[str], None]
 """Called with one line for the user: why another attempt follows."""
@@ -79,7 +79,7 @@ def fetch(
     *,
     offline: bool = False,
     policy: RetryPolicy | None = None,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
     note: Note | None = None,
 ) -> bool:
     """Download a file, unless `target` has the published content already.
@@ -143,7 +143,7 @@ class _Download:
     """The attempts to complete one part."""
 
     def __init__(
-        self, remote: RemoteFile, part: Path, policy: RetryPolicy, progress: Progress | None
+        self, remote: RemoteFile, part: Path, policy: RetryPolicy, progress: FileProgress | None
     ) -> None:
         self.remote, self.part, self.policy = remote, part, policy
         self.progress = progress or (lambda done, total: None)
