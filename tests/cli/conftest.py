@@ -27,6 +27,6 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def detect(run, small_model: Path) -> Callable[..., Outcome]:
+def detect(run: Run, small_model: Path) -> Callable[..., Outcome]:
     """`sparsedet detect` with the small model on one CPU thread."""
     return lambda *arguments: run("detect", "--model", small_model, "--threads", 1, *arguments)

@@ -17,7 +17,7 @@ from sparsedet.model.file import load_model, save_model
 
 
 @pytest.fixture
-def evaluate(run, small_model: Path) -> Callable[..., Outcome]:
+def evaluate(run: Run, small_model: Path) -> Callable[..., Outcome]:
     pytest.importorskip("pycocotools")
 
     def call(files: tuple[Path, Path], *flags: object) -> Outcome:
@@ -138,7 +138,7 @@ def test_eval_report(evaluate, tmp_path: Path) -> None:
     assert evaluate(files, "--report", page, "--overwrite").code == 0
 
 
-def test_compare(run, small_model: Path, tmp_path: Path) -> None:
+def test_compare(run: Run, small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     annotations, images = coco(tmp_path)
     target = tmp_path / "c.json"
@@ -159,7 +159,7 @@ def test_compare(run, small_model: Path, tmp_path: Path) -> None:
 
     outcome = call(small_model, small_model, "--json", target)
     assert outcome.code == 0 and outcome.err == ""
-    assert "2 photographs" in outcome.out and "do not tell them apart" in outcome.out
+    assert "2 images" in outcome.out and "do not tell them apart" in outcome.out
     data = json.loads(target.read_text())
     assert data["a"]["scores"]["stats"] == data["b"]["scores"]["stats"]
     assert data["a"]["size_mb"] == small_model.stat().st_size / 1e6

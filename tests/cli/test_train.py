@@ -25,7 +25,7 @@ from helpers.commands import python, refused, tree
         ("{}", ("--sparsity", "0.5", "--prune-end", "2000"), "prune_end is 2000"),
     ],
 )
-def test_bad_recipes(run, tmp_path: Path, command, recipe, flags, word) -> None:
+def test_bad_recipes(run: Run, tmp_path: Path, command, recipe, flags, word) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(recipe)
     before = tree(tmp_path)

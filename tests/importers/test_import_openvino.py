@@ -251,7 +251,7 @@ def test_convert_runs_both_and_refuses_what_differs(folder: Path, tmp_path: Path
     command = ("-m", "sparsedet", "convert", source, "-o", target, "--probe", probe)
     done = in_a_process(*command, "--config", wrong)
     assert done.returncode == 2 and not target.exists()
-    assert len(done.stderr.splitlines()) == 1 and "answers otherwise" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "detections differ from the source" in done.stderr
     done = in_a_process(*command)
     assert done.returncode == 0, done.stderr
     assert "beside OpenVINO on one picture: " in done.stdout

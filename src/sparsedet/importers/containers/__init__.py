@@ -145,7 +145,7 @@ def _open_zip(path: Path) -> dict[str, SourceTensor]:
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         if info.filename in entries:
-            raise ValueError(f"entry {info.filename!r} comes twice")
+            raise ValueError(f"entry {info.filename!r} occurs twice")
         entries[info.filename] = info
     if pickles := [name for name in entries if name.endswith("data.pkl")]:
         return _open_torch(path, archive, entries, pickles[0].removesuffix("data.pkl"))
@@ -289,7 +289,7 @@ def _arrays(content: Any) -> dict[str, SourceTensor]:
             rest = {key: value for key, value in content.items() if key != wrapper}
             inner, outer = flatten(content[wrapper]), flatten(rest)
             if twice := sorted(set(inner) & set(outer)):
-                raise ValueError(f"tensor {twice[0]!r} comes twice")
+                raise ValueError(f"tensor {twice[0]!r} occurs twice")
             return outer | _bare(inner)
     return _bare(flatten(content))
 

@@ -246,7 +246,7 @@ def flatten(content: Mapping[Any, Any]) -> dict[str, SourceTensor]:
             raise ValueError("holds too many values, or too deeply nested ones")
         if isinstance(tensor := getattr(value, "source_tensor", None), SourceTensor):
             if name in out:
-                raise ValueError(f"tensor {name!r} comes twice")
+                raise ValueError(f"tensor {name!r} occurs twice")
             out[name] = tensor
         elif isinstance(value, Mapping):
             todo += [(f"{name}.{key}", depth + 1, item) for key, item in value.items()]
