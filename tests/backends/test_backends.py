@@ -12,17 +12,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from helpers.small import SMALL, picture
 
-from sparsedet import Detector, InputError, read_image
+from sparsedet import Detector, InputError, backends, read_image
+from sparsedet.backends import BACKENDS, GRAPHS, NAMES, PRECISIONS, Name
 from sparsedet.backends.signature import Port, Signature, is_nhwc, plain_rows
 from sparsedet.detections import Detections
 from sparsedet.evaluation.agreement import exact
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
+from sparsedet.model.file import load_model
 from sparsedet.model.presets import preset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -64,6 +66,33 @@ def expected() -> list[Detections]:
     """The native engine's detections with the embedded model."""
     detector = Detector.load(threads=1)
     return [detector(read_image(photo)) for photo in PHOTOS]
+
+
+# ------------------------------------------------------------------------ the table
+
+
+def test_the_table_has_every_name_and_its_module() -> None:
+    assert get_args(Name) == NAMES
+    for info in BACKENDS.values():
+        assert (Path(backends.__file__).parent / f"{info.module}.py").is_file()
+        assert info.precisions and set(info.precisions) < set(PRECISIONS)
+    assert GRAPHS == {".xml": ("openvino",), ".onnx": ("openvino", "onnxruntime")}
+
+
+def test_load_gives_what_the_detector_runs(small_model: Path, tmp_path: Path) -> None:
+    image = picture(SMALL.input_height, SMALL.input_width)
+    expected = Detector.load(small_model, threads=1).engine.run(image)
+    for options in ({}, {"cache": tmp_path}, {"isa": "scalar"}):
+        model, backend = backends.load("native", small_model, threads=1, **options)
+        assert model.config == SMALL and backend.threads == 1
+        np.testing.assert_allclose(backend.run(image), expected, atol=1e-4)
+    model = load_model(small_model)
+    built = backends.build_backend("native", model, threads=1, precision="auto")
+    assert built.precision in ("f32", "bf16")
+    with pytest.raises(InputError, match=r"isa, tuning and cache are for the backend 'native'"):
+        backends.load("onnxruntime", small_model, threads=1, isa="scalar")
+    with pytest.raises(InputError, match=r"precision 'int8' is for the backend 'native', not"):
+        backends.load("onnxruntime", small_model, threads=1, precision="int8")
 
 
 # ------------------------------------------------------------------------ parity
