@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from sparsedet.model.config import COCO_NAMES, ModelConfig
 from sparsedet.model.file import load_model
 from sparsedet.model.graph import Layer
 from sparsedet.model.presets import preset
-from sparsedet.testing import calibrated_random_tensors, random_tensors
+from sparsedet.testing import calibrated_random_tensors, outlines_on_blobs, random_tensors
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -68,19 +67,7 @@ def small(family: str, **changes: Any) -> ModelConfig:
     return replace(preset(family), **{**SMALL, **changes})
 
 
-def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth blobs and sharp edges, BGR."""
-    rng = np.random.default_rng(seed)
-    out = np.zeros((height, width, 3), np.float32)
-    for scale in (3, 9, 27):
-        noise = cv2.GaussianBlur(rng.standard_normal(out.shape).astype(np.float32), (0, 0), scale)
-        out += noise / noise.std()
-    for _ in range(20):
-        corners = rng.integers(0, (width, height), (2, 2)).tolist()
-        cv2.rectangle(out, *corners, rng.standard_normal(3).tolist(), int(rng.integers(1, 4)))
-    return np.clip(128 + 50 * out, 0, 255).astype(np.uint8)
-
-
+picture = outlines_on_blobs
 Tensors = dict[str, NDArray[Any]]
 
 

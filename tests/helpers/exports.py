@@ -1,9 +1,8 @@
-"""What the exporters' tests export: a small network's fields and a picture."""
+"""What the exporters' tests share: a small network's fields, and an image."""
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
+from sparsedet.testing import colour_gradients
 
 SMALL = {
     "blocks": (1, 1, 2, 1),
@@ -15,11 +14,5 @@ SMALL = {
     "anchor_sizes": (16.0, 32.0, 64.0, 96.0, 128.0),
 }
 
-
-def picture(height: int, width: int) -> np.ndarray:
-    """Smooth random colours with some edges."""
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3)).astype(np.uint8)
-    out = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    out[height // 3 : height // 2, width // 4 : width // 2] = (20, 200, 90)
-    return out
+picture = colour_gradients
+"""The image that the exported networks run on."""
