@@ -260,7 +260,7 @@ def test_refusals(dense: FasterRCNN, network_inputs: list[Tensor]) -> None:
         ({"sparsity": 0.5, "pattern": "2:4"}, "2:4"),
         ({"pattern": "2:4", "allocation": "erk"}, "erk"),
         ({"pattern": "2:4", "allocation": "sensitivity"}, "sensitivity"),
-        ({"sparsity": 0.5, "pattern": "8x8"}, "8x8"),
+        ({"sparsity": 0.5, "pattern": "none"}, "pattern is .none."),
     ):
         with pytest.raises(InputError, match=word):
             pruned(dense, network_inputs, **settings)

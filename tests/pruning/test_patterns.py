@@ -148,7 +148,7 @@ def test_patterns_that_cannot_be() -> None:
         ({"pattern": "2:4", "allocation": "erk", "prune_end": 3}, "allocation is 'erk'"),
         ({"pattern": "2:4"}, "prune_end"),
         ({"pattern": "1x4"}, "pattern is '1x4'"),
-        ({"pattern": "4x1", "sparsity": 0.5, "prune_end": 3}, "pattern is '4x1'"),
+        ({"pattern": "none", "sparsity": 0.5, "prune_end": 3}, "pattern is 'none'"),
         ({"keep_zeros": True, "sparsity": 0.5, "prune_end": 3}, "keep_zeros is True"),
         ({"keep_zeros": True, "pattern": "2:4", "prune_end": 3}, "keep_zeros is True"),
     ],
