@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.commands import Outcome
+from helpers.commands import Outcome, Run
 
 from sparsedet.cli import main
 

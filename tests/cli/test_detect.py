@@ -150,7 +150,9 @@ def test_csv_without_detections_has_its_header(detect: Run, photo: Path) -> None
     assert outcome.out == "photo,name,label,category_id,score,x0,y0,x1,y1\n"
 
 
-def test_packed_weights_are_kept(detect: Run, photo: Path, tmp_path: Path, monkeypatch) -> None:
+def test_packed_weights_are_kept(
+    detect: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSEDET_CACHE", str(tmp_path / "kept"))
     plain = detect(photo, "--no-save", "--format", "csv").out
     assert not (tmp_path / "kept").exists()
@@ -309,13 +311,17 @@ def test_wrong_model_files(run: Run, photo: Path, small_model: Path, tmp_path: P
         (("--score-threshold", "nan"), "--score-threshold is nan"),
     ],
 )
-def test_bad_values(run: Run, small_model: Path, photo: Path, tmp_path: Path, flags, word) -> None:
+def test_bad_values(
+    run: Run, small_model: Path, photo: Path, tmp_path: Path, flags: tuple[str, ...], word: str
+) -> None:
     before = tree(tmp_path)
     refused(run("detect", photo, "--model", small_model, *flags), word)
     assert tree(tmp_path) == before
 
 
-def test_a_bad_environment(run: Run, detect: Run, photo, small_model, monkeypatch) -> None:
+def test_a_bad_environment(
+    run: Run, detect: Run, photo: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSEDET_ISA", "mmx")
     refused(detect(photo), "'mmx'")
     refused(run("info", small_model), "'mmx'")
@@ -335,7 +341,7 @@ def test_a_bad_environment(run: Run, detect: Run, photo, small_model, monkeypatc
         ("train", "--annotations", "a", "--images", "b", "--output", "c", "--optimizer", "lion"),
     ],
 )
-def test_what_argparse_refuses(run: Run, arguments) -> None:
+def test_what_argparse_refuses(run: Run, arguments: tuple[str, ...]) -> None:
     outcome = run(*arguments)
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err.startswith("usage: sparsedet")

@@ -202,7 +202,7 @@ def test_threads_and_forks_agree_to_the_bit(small_model: Path) -> None:
     assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
 
 
-# ------------------------------------------------------------------------------------- clipping thresholds
+# ---------------------------------------------------------------------- clipping thresholds
 
 
 def squared_error(x: NDArray[np.float64], top: float, steps: int) -> float:

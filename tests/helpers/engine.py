@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from sparsedet.engine import Engine, available_isas
 from sparsedet.model.config import COCO_NAMES, ModelConfig
 from sparsedet.model.graph import Layer
 from sparsedet.model.presets import preset
-from sparsedet.testing import calibrated_random_tensors
+from sparsedet.testing import calibrated_random_tensors, outlines_on_blobs
 
 try:
     import torch
@@ -53,19 +52,7 @@ def small(family: str, **changes: Any) -> ModelConfig:
     return replace(preset(family), **{**SMALL, **changes})
 
 
-def synthetic_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth blobs and sharp edges, BGR."""
-    rng = np.random.default_rng(seed)
-    out = np.zeros((height, width, 3), np.float32)
-    for scale in (3, 9, 27):
-        noise = cv2.GaussianBlur(rng.standard_normal(out.shape).astype(np.float32), (0, 0), scale)
-        out += noise / noise.std()
-    for _ in range(20):
-        first, second = rng.integers(0, (width, height), (2, 2)).tolist()
-        colour = rng.standard_normal(3).tolist()
-        cv2.rectangle(out, first, second, colour, int(rng.integers(1, 4)))
-    return np.clip(128 + 50 * out, 0, 255).astype(np.uint8)
-
+synthetic_image = outlines_on_blobs
 
 Tensors = dict[str, NDArray[Any]]
 

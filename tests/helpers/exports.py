@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
-import numpy as np
 from numpy.typing import NDArray
+
+from sparsedet.testing import colour_gradients
 
 SMALL: dict[str, Any] = {
     "blocks": (1, 1, 2, 1),
@@ -19,14 +19,8 @@ SMALL: dict[str, Any] = {
 }
 """Fields of a small network."""
 
-
-def edges_image(height: int, width: int) -> NDArray[np.uint8]:
-    """Smooth random colours with some edges, (height, width, 3) BGR."""
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3)).astype(np.uint8)
-    out = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
-    out[height // 3 : height // 2, width // 4 : width // 2] = (20, 200, 90)
-    return out
+edges_image = colour_gradients
+"""The image that the exported networks run on."""
 
 
 def assert_same_rows(ours: NDArray[Any], theirs: NDArray[Any]) -> None:

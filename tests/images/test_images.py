@@ -439,7 +439,7 @@ def test_boxes_make_the_round_trip(h: int, w: int, resize: Any, data: st.DataObj
     to_input_scale = [at.resized_width / w / 480, at.resized_height / h / 320] * 2
     got = at.to_image((boxes * to_input_scale).astype(np.float32))
     assert got.shape == boxes.shape and got.dtype == np.float32
-    # Fraction and result are rounded to float32, each by at most 2^-24 of its value; the network input's
+    # Fraction and result are rounded to float32, each by at most 2^-24 of its value; the input's
     # sides are so many photograph pixels:
     sides = np.array([480 * w / at.resized_width, 320 * h / at.resized_height] * 2)
     assert (np.abs(got - boxes) <= 2**-23 * sides).all()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,76 +12,44 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from helpers.small import SMALL  # noqa: E402
+from helpers.pruning_models import (  # noqa: E402
+    CONFIG,
+    jitter,
+    model,
+    observe_gradients,
+    zero_weights,
+)
+from torch import Tensor  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
-from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros  # noqa: E402
+from sparsedet.pruning.schedule import (  # noqa: E402
+    Allocation,
+    CubicSchedule,
+    prunable_layers,
+    uniform_zeros,
+)
 from sparsedet.pruning.selection import to_matrix  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
-# Large enough that rounding up a layer is far below a thousandth of all parameters.
-CONFIG = replace(
-    SMALL,
-    name="masks",
-    bottleneck_channels=(16, 24, 32, 40),
-    stage_channels=(32, 48, 64, 80),
-    rpn_channels=48,
-)
 SCHEDULE = CubicSchedule(final=0.6, begin=2, end=20, every=5)
 DENSE = {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
 
 
-def model(seed: int = 0) -> FasterRCNN:
-    """In training form, with batch norms whose scales differ by orders of magnitude."""
-    made = FasterRCNN(CONFIG, norm=True)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for conv in made.layers.values():
-            conv.weight.normal_(0, 1, generator=generator)
-            if conv.norm is not None:
-                conv.norm.weight.copy_(
-                    torch.empty(len(conv.weight)).exponential_(generator=generator)
-                )
-                conv.norm.bias.normal_(0, 1, generator=generator)
-                conv.norm.running_mean.normal_(0, 1, generator=generator)
-                conv.norm.running_var.uniform_(0.01, 4, generator=generator)
-    return made
-
-
-def jitter(made: FasterRCNN, seed: int) -> None:
-    """Change all live weights, as training would: their order changes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for conv in made.layers.values():
-            noise = torch.empty_like(conv.weight).normal_(0, 0.5, generator=generator)
-            conv.weight.add_(noise * (conv.weight != 0))
-
-
-def observe_gradients(made: FasterRCNN, pruner: GradualPruner, seed: int) -> None:
-    """Show the pruner gradients whose sizes differ between layers, rows and columns."""
-    generator = torch.Generator().manual_seed(seed)
-    for conv in made.layers.values():
-        shape = conv.weight.shape
-        sizes = [torch.rand(size, generator=generator) for size in (1, *shape[:2])]
-        gradient = torch.empty(shape).normal_(0, 1, generator=generator)
-        scale = sizes[0] * sizes[1][:, None] * sizes[2]
-        conv.weight.grad = gradient * scale.view(*scale.shape, *[1] * (len(shape) - 2))
-    pruner.observe()
-
-
-def zero_weights(made: FasterRCNN) -> dict[str, int]:
-    return {name: int((conv.weight == 0).sum()) for name, conv in made.layers.items()}
+def gradient(made: FasterRCNN, name: str) -> Tensor:
+    value = made.layers[name].weight.grad
+    assert value is not None
+    return value
 
 
 # ------------------------------------------------------------------------ how many
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
-def test_every_update_reaches_exactly_the_scheduled_zeros(allocation) -> None:
+def test_every_update_reaches_exactly_the_scheduled_zeros(allocation: Allocation) -> None:
     made = model()
     pruner = GradualPruner(made, SCHEDULE, allocation)
     layers = prunable_layers(made.network)
@@ -124,7 +91,7 @@ def test_allocations_differ_as_they_say() -> None:
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
-def test_masks_only_grow(allocation) -> None:
+def test_masks_only_grow(allocation: Allocation) -> None:
     made = model()
     pruner = GradualPruner(made, SCHEDULE, allocation)
     history = []
@@ -163,7 +130,7 @@ def test_impossible_pruning_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_folded_magnitudes_are_ranked(allocation) -> None:
+def test_folded_magnitudes_are_ranked(allocation: Allocation) -> None:
     made = model()
     folded = made.folded_tensors()
     pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), allocation)
@@ -192,7 +159,7 @@ def test_sensitivity_of_the_loss_is_ranked() -> None:
     means: dict[str, Any] = {name: 0.0 for name in trained}
     for seed in range(3):
         observe_gradients(made, pruner, seed)
-        squares = {n: to_matrix(made.layers[n].weight.grad).double().square() for n in trained}
+        squares = {n: to_matrix(gradient(made, n)).double().square() for n in trained}
         total = sum(square.sum() for square in squares.values())
         means = {n: 0.99 * means[n] + 0.01 * squares[n] / total for n in trained}
     costs = {}
@@ -227,17 +194,17 @@ def test_gradients_that_overflow_are_not_recorded_and_steps_count_alike() -> Non
     observe_gradients(made, pruner, 0)
     before = {name: value.clone() for name, value in pruner.sensitivity.items()}
     for wrong in (torch.inf, torch.nan, 1e30):  # the square of the last is infinite
-        made.layers["rpn.conv"].weight.grad.fill_(wrong)
+        gradient(made, "rpn.conv").fill_(wrong)
         pruner.observe()
-    for conv in made.layers.values():
-        conv.weight.grad.zero_()
+    for name in made.layers:
+        gradient(made, name).zero_()
     pruner.observe()
     assert before.keys() == pruner.sensitivity.keys()
     assert all(torch.equal(pruner.sensitivity[name], value) for name, value in before.items())
     other = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
     observe_gradients(made, other, 0)
-    for conv in made.layers.values():
-        conv.weight.grad.mul_(64)
+    for name in made.layers:
+        gradient(made, name).mul_(64)
     other.observe()
     again = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
     for _ in range(2):
@@ -294,7 +261,9 @@ def test_zeros_stay_zero_through_100_steps(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
-def test_the_saved_file_counts_at_least_the_target(tmp_path: Path, allocation, dtype) -> None:
+def test_the_saved_file_counts_at_least_the_target(
+    tmp_path: Path, allocation: Allocation, dtype: Literal["float16", "float32"]
+) -> None:
     made = model()
     pruner = GradualPruner(made, CubicSchedule(final=0.6, end=1), allocation)
     pruner.update(1)

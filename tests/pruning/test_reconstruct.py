@@ -9,8 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
+
 from sparsedet import InputError  # noqa: E402
 from sparsedet.pruning import patterns  # noqa: E402
+from sparsedet.pruning.patterns import Pattern  # noqa: E402
 from sparsedet.pruning.reconstruct import reconstruct  # noqa: E402
 from sparsedet.pruning.selection import keep_by_magnitude  # noqa: E402
 
@@ -30,7 +33,7 @@ def problem(rows: int, columns: int, samples: int, seed: int = 0) -> tuple[Any, 
     return torch.tensor(weight), torch.tensor(inputs), torch.tensor(inputs.T @ inputs)
 
 
-def change(before, after, hessian) -> float:
+def change(before: Tensor, after: Tensor, hessian: Tensor) -> float:
     """trace(D H D^T): the sum of squared changes of the outputs."""
     d = (after - before).double()
     return float(((d @ hessian.double()) * d).sum())
@@ -42,7 +45,9 @@ def lowest(costs: np.ndarray, count: int) -> np.ndarray:
     return chosen.reshape(costs.shape)
 
 
-def naive(weight, hessian, zeros: int, pattern, chunk: int, importance=1.0) -> np.ndarray:
+def naive(
+    weight: Tensor, hessian: Tensor, zeros: int, pattern: Pattern, chunk: int, importance: Any = 1.0
+) -> np.ndarray:
     """One column at a time; a dense inverse of the remaining columns' Hessian for each."""
     w, h = weight.numpy().copy(), hessian.numpy().copy()
     rows, columns = w.shape
@@ -83,32 +88,32 @@ def naive(weight, hessian, zeros: int, pattern, chunk: int, importance=1.0) -> n
 
 @by_pattern
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_agrees_with_dense_inverses(pattern, dtype) -> None:
+def test_agrees_with_dense_inverses(pattern: Pattern, dtype: str) -> None:
     weight, _, hessian = problem(12, 40, 300)
     zeros = 240
-    found = reconstruct(
+    pruned = reconstruct(
         weight.to(getattr(torch, dtype)), hessian, zeros, pattern, chunk=16, refits=0
     )
     expected = naive(weight, hessian, zeros, pattern, 16)
-    assert found.dtype == getattr(torch, dtype)
-    assert np.abs(found.numpy() - expected).max() < (1e-5 if dtype == "float32" else 1e-9)
-    assert ((found == 0).numpy() == (expected == 0)).all()
+    assert pruned.dtype == getattr(torch, dtype)
+    assert np.abs(pruned.numpy() - expected).max() < (1e-5 if dtype == "float32" else 1e-9)
+    assert ((pruned == 0).numpy() == (expected == 0)).all()
 
 
 @by_pattern
-def test_important_outputs_keep_more_weights(pattern) -> None:
+def test_important_outputs_keep_more_weights(pattern: Pattern) -> None:
     weight, _, hessian = problem(12, 40, 300)
     importance = torch.tensor(np.random.default_rng(2).uniform(0.01, 1, 12))
-    found = reconstruct(weight, hessian, 240, pattern, importance=importance, chunk=16, refits=0)
+    pruned = reconstruct(weight, hessian, 240, pattern, importance=importance, chunk=16, refits=0)
     expected = naive(weight, hessian, 240, pattern, 16, importance.numpy())
-    assert np.abs(found.numpy() - expected).max() < 1e-9
+    assert np.abs(pruned.numpy() - expected).max() < 1e-9
     # Any scale is the same, and equal importances are the same as none.
     same = reconstruct(weight, hessian, 240, pattern, importance=8 * importance, chunk=16, refits=0)
-    assert torch.equal(same, found)
+    assert torch.equal(same, pruned)
     equal = reconstruct(weight, hessian, 240, pattern, importance=torch.full((12,), 4.0))
     assert torch.equal(equal, reconstruct(weight, hessian, 240, pattern))
     if pattern.name != "2:4":  # which fixes every row
-        kept = (found != 0).sum(dim=1).double()
+        kept = (pruned != 0).sum(dim=1).double()
         assert torch.corrcoef(torch.stack([kept, importance.log()]))[0, 1] > 0.7
 
 
@@ -116,47 +121,47 @@ def test_what_stays_is_optimal_in_the_last_columns() -> None:
     # Where all zeros lie before a column, that column and all after are least-squares optimal.
     weight, _, hessian = problem(6, 24, 200)
     weight[:, :8] *= 1e-3  # all zeros go here
-    found = reconstruct(weight, hessian, 48, chunk=8, damping=0.0, refits=0)
-    assert (found[:, :8] == 0).all() and (found[:, 8:] != 0).all()
+    pruned = reconstruct(weight, hessian, 48, chunk=8, damping=0.0, refits=0)
+    assert (pruned[:, :8] == 0).all() and (pruned[:, 8:] != 0).all()
     best = weight[:, 8:] + weight[:, :8] @ hessian[:8, 8:] @ torch.linalg.inv(hessian[8:, 8:])
-    assert torch.allclose(found[:, 8:], best, atol=1e-9)
+    assert torch.allclose(pruned[:, 8:], best, atol=1e-9)
 
 
 @by_pattern
-def test_what_stays_is_refitted_to_least_squares(pattern) -> None:
+def test_what_stays_is_refitted_to_least_squares(pattern: Pattern) -> None:
     """Against a dense solve of each row's normal equations, with outputs other than its own."""
     weight, inputs, hessian = problem(6, 24, 300)
     noise = torch.tensor(np.random.default_rng(1).standard_normal((6, 24)))
     outputs = inputs @ (weight + 0.3 * noise).T  # as if inputs had been others
     cross = inputs.T @ (outputs - inputs @ weight.T)
-    found = reconstruct(weight, hessian, 72, pattern, cross_covariance=cross, refits=200)
+    pruned = reconstruct(weight, hessian, 72, pattern, cross_covariance=cross, refits=200)
     rough = reconstruct(weight, hessian, 72, pattern, cross_covariance=cross, refits=0)
-    assert torch.equal(found == 0, rough == 0) and int((found == 0).sum()) == 72
+    assert torch.equal(pruned == 0, rough == 0) and int((pruned == 0).sum()) == 72
     step = 0.01 * float(hessian.diagonal().mean())
     for row in range(6):
-        stays = found[row] != 0
-        live_inputs = inputs[:, stays]
+        live = pruned[row] != 0
+        live_inputs = inputs[:, live]
         # Damping pulls towards the original weight; zeros are a change, too.
         damped = hessian + step * torch.eye(24)
-        right_side = damped[stays] @ weight[row] + cross[stays, row]
+        right_side = damped[live] @ weight[row] + cross[live, row]
         left_side = live_inputs.T @ live_inputs + step * torch.eye(live_inputs.shape[1])
         best = torch.linalg.solve(left_side, right_side)
-        assert torch.allclose(found[row, stays], best, atol=1e-7)
+        assert torch.allclose(pruned[row, live], best, atol=1e-7)
 
-    def error(of) -> float:
+    def error(of: Tensor) -> float:
         return float((inputs @ of.T - outputs).square().sum())
 
     plain = reconstruct(weight, hessian, 72, pattern)
-    assert error(found) < error(rough) and error(found) < error(plain)
+    assert error(pruned) < error(rough) and error(pruned) < error(plain)
 
 
 @by_pattern
 @pytest.mark.parametrize("seed", range(5))
-def test_counts_are_exact_and_the_output_changes_less(pattern, seed) -> None:
+def test_counts_are_exact_and_the_output_changes_less(pattern: Pattern, seed: int) -> None:
     weight, _, hessian = problem(16, 64, 500, seed)
     for zeros in (512,) if pattern.name == "2:4" else (0, 4, 512, 900, 1024):
-        found = reconstruct(weight, hessian, zeros, pattern, chunk=32)
-        dead = found == 0
+        pruned = reconstruct(weight, hessian, zeros, pattern, chunk=32)
+        dead = pruned == 0
         assert int(dead.sum()) == zeros
         by_magnitude = weight.masked_fill(~keep_by_magnitude(weight, zeros, pattern), 0.0)
         in_blocks = dead.view(16, 16, 4).sum(dim=2)
@@ -165,10 +170,10 @@ def test_counts_are_exact_and_the_output_changes_less(pattern, seed) -> None:
         elif pattern.name == "2:4":
             assert (in_blocks == 2).all()
         if zeros == 0:
-            assert torch.equal(found, weight)
+            assert torch.equal(pruned, weight)
         elif zeros <= 512:  # greedy in one direction: no promise where hardly a weight is left
-            assert change(weight, found, hessian) < change(weight, by_magnitude, hessian)
-        assert torch.equal(found, reconstruct(weight, hessian, zeros, pattern, chunk=32))
+            assert change(weight, pruned, hessian) < change(weight, by_magnitude, hessian)
+        assert torch.equal(pruned, reconstruct(weight, hessian, zeros, pattern, chunk=32))
 
 
 def test_a_channel_without_input_disturbs_nothing() -> None:
@@ -189,16 +194,16 @@ def test_a_channel_without_input_disturbs_nothing() -> None:
 @pytest.mark.parametrize("samples", [1, 7])
 def test_singular_hessians(samples: int) -> None:
     weight, inputs, hessian = problem(8, 32, samples)
-    found = reconstruct(weight, hessian, 128)
-    assert torch.isfinite(found).all() and int((found == 0).sum()) == 128
-    assert change(weight, found, hessian) < float((inputs @ weight.T).square().sum())
+    pruned = reconstruct(weight, hessian, 128)
+    assert torch.isfinite(pruned).all() and int((pruned == 0).sum()) == 128
+    assert change(weight, pruned, hessian) < float((inputs @ weight.T).square().sum())
 
 
 def test_no_input_at_all_leaves_magnitudes_to_decide() -> None:
     weight, _, _ = problem(8, 32, 1)
-    found = reconstruct(weight, torch.zeros(32, 32), 128)
+    pruned = reconstruct(weight, torch.zeros(32, 32), 128)
     keep = keep_by_magnitude(weight, 128, patterns.UNSTRUCTURED)
-    assert torch.equal(found, weight.masked_fill(~keep, 0.0))
+    assert torch.equal(pruned, weight.masked_fill(~keep, 0.0))
 
 
 def test_unusable_hessians_are_refused() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from sparsedet.model.c4 import build_network
+from sparsedet.model.config import ModelConfig
 from sparsedet.model.presets import PRESETS
 from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros
 
@@ -22,7 +24,9 @@ def zhu_gupta(t: int, s_i: float, s_f: float, t_0: int, n: int, delta_t: int) ->
     ("s_i", "s_f", "t_0", "n", "delta_t"),
     [(0.0, 0.6, 0, 100, 1), (0.0, 0.875, 200, 10, 100), (0.25, 0.6, 7, 3, 11), (0.5, 0.5, 1, 2, 3)],
 )
-def test_every_point_of_the_papers_schedule(s_i, s_f, t_0, n, delta_t) -> None:
+def test_every_point_of_the_papers_schedule(
+    s_i: float, s_f: float, t_0: int, n: int, delta_t: int
+) -> None:
     schedule = CubicSchedule(
         initial=s_i, final=s_f, begin=t_0, end=t_0 + n * delta_t, every=delta_t
     )
@@ -65,7 +69,7 @@ def test_the_end_is_an_update_even_off_the_grid() -> None:
         ({"final": 0.5, "end": 10, "every": 0}, "every"),
     ],
 )
-def test_bad_schedules(arguments, named) -> None:
+def test_bad_schedules(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         CubicSchedule(**arguments)
 
@@ -87,7 +91,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_zeros_reach_the_target_of_all_parameters(config) -> None:
+def test_zeros_reach_the_target_of_all_parameters(config: ModelConfig) -> None:
     network = build_network(config)
     layers = prunable_layers(network)
     most = sum(network.by_name[name].weights for name in layers) / network.parameters

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 from helpers.small import SMALL, picture  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.pruning.calibration import calibration_input  # noqa: E402
@@ -27,7 +28,7 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
-def dense(request) -> Any:
+def dense(request: pytest.FixtureRequest) -> FasterRCNN:
     config = CONFIGS[request.param]
     network_input, _ = to_network_input(picture(), config.input_height, config.input_width)
     made = FasterRCNN(config)
@@ -35,18 +36,21 @@ def dense(request) -> Any:
     return made.eval()
 
 
-@torch.no_grad()
-def second_stage(model, network_input) -> tuple[Any, Any]:
+def second_stage(model: FasterRCNN, network_input: Tensor) -> tuple[Any, Any]:
     """Features of the RoIs that are used, and objectness logits of the best anchors."""
-    features = model.features(network_input)
-    logits, deltas = model.rpn_outputs(features)
-    boxes = model.proposals(logits[0], deltas[0], model.anchors(features), *network_input.shape[2:])
-    chosen = torch.linspace(0, len(boxes) - 1, min(REGIONS, len(boxes))).long()
-    best = logits[0].topk(min(ANCHORS, logits.shape[1])).values
-    return model.roi_features(features, [boxes[chosen]]), best
+    size = network_input.shape[2:]
+    with torch.no_grad():
+        features = model.features(network_input)
+        logits, deltas = model.rpn_outputs(features)
+        boxes = model.proposals(logits[0], deltas[0], model.anchors(features), *size)
+        chosen = torch.linspace(0, len(boxes) - 1, min(REGIONS, len(boxes))).long()
+        best = logits[0].topk(min(ANCHORS, logits.shape[1])).values
+        return model.roi_features(features, [boxes[chosen]]), best
 
 
-def divergence(model, before, after) -> float:
+def divergence(
+    model: FasterRCNN, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+) -> float:
     """Divergence of two predictions (logits [R, K + 1], deltas [R, K (+ 1), 4]), mean over RoIs: of
     the class, and of a box with standard deviation 1 unless it is background."""
     (logits, deltas), (new_logits, new_deltas) = before, after
@@ -60,29 +64,31 @@ def divergence(model, before, after) -> float:
     return float(((old.exp() * (old - new)).sum(1) + boxes).mean())
 
 
-def test_predicts_how_far_noise_moves_the_predictions(dense) -> None:
+def test_predicts_how_far_noise_moves_the_predictions(
+    dense: FasterRCNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network_input = calibration_input(picture(), dense)
     name, size = "res5.1.conv2" if "res5.1.conv2" in dense.layers else "res5.0.conv2", 0.02
-    total = sum(output_importance(dense, [network_input], seed=s)[name] for s in range(60))
+    draws = [output_importance(dense, [network_input], seed=s)[name] for s in range(60)]
+    importance = torch.stack(draws).mean(dim=0)
     regions, _ = second_stage(dense, network_input)
     generator = torch.Generator().manual_seed(0)
     conv, plain = dense.layers[name], dense.head(regions)
 
-    def noisy(x, residual=None, stride=None) -> Any:
+    def noisy(x: Tensor, residual: Tensor | None = None, stride: int | None = None) -> Any:
         out = torch.nn.functional.conv2d(
             x, conv.weight, conv.bias, stride or conv.layer.stride, conv.layer.padding[0]
         )
         return torch.relu(out + size * torch.randn(out.shape, generator=generator))
 
     with torch.no_grad():
-        own, conv.forward = conv.forward, noisy
+        monkeypatch.setattr(conv, "forward", noisy)
         moved = [divergence(dense, plain, dense.head(regions)) for _ in range(60)]
-        conv.forward = own
     measured = sum(moved) / len(moved)
-    assert float(0.5 * size**2 * (total / 60).sum()) == pytest.approx(measured, rel=0.15)
+    assert float(0.5 * size**2 * importance.sum()) == pytest.approx(measured, rel=0.15)
 
 
-def test_importance_of_the_predictors_follows_from_their_scores(dense) -> None:
+def test_importance_of_the_predictors_follows_from_their_scores(dense: FasterRCNN) -> None:
     network_input = calibration_input(picture(), dense)
     draws = [output_importance(dense, [network_input], seed=s) for s in range(200)]
     regions, best = second_stage(dense, network_input)
@@ -96,9 +102,12 @@ def test_importance_of_the_predictors_follows_from_their_scores(dense) -> None:
     assert mean == pytest.approx(float((scores * (1 - scores)).mean()), rel=0.1)
 
 
-def test_a_channel_that_is_never_active_does_not_matter_and_the_model_is_unchanged(dense) -> None:
+def test_a_channel_that_is_never_active_does_not_matter_and_the_model_is_unchanged(
+    dense: FasterRCNN,
+) -> None:
     network_inputs = [calibration_input(picture(seed=s), dense) for s in range(2)]
     bias = dense.layers["res3.0.conv1"].bias
+    assert bias is not None
     kept = bias.detach().clone()
     with torch.no_grad():
         bias[3] = -1e4

@@ -55,7 +55,9 @@ def trainer(dataset: CocoDataset, recipe: Any, folder: Path, by: Teacher | None)
 
 
 @pytest.mark.parametrize("norm", [True, False])
-def test_a_teacher_that_is_the_student_adds_exactly_nothing(dataset, norm: bool) -> None:
+def test_a_teacher_that_is_the_student_adds_exactly_nothing(
+    dataset: CocoDataset, norm: bool
+) -> None:
     model = FasterRCNN(TINY, norm=norm)
     same = Teacher(copy.deepcopy(model), "itself", "")
     network_input, targets = load_micro_batch(dataset, [0, 1], TINY, FAST, 0)
@@ -66,7 +68,7 @@ def test_a_teacher_that_is_the_student_adds_exactly_nothing(dataset, norm: bool)
     assert all(torch.equal(both[name], value) for name, value in alone.items())
     other = losses(model, FAST, network_input, targets, teacher())
     assert all(other[name].item() > 0 for name in LOSSES)
-    sum(other.values()).backward()
+    torch.stack(list(other.values())).sum().backward()
     assert all(p.grad is None for p in same.model.parameters())
 
 
@@ -96,7 +98,9 @@ def test_the_losses_are_their_formulas() -> None:
         assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_student_comes_nearer_to_its_teacher(dataset, tmp_path: Path, capsys) -> None:
+def test_a_student_comes_nearer_to_its_teacher(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = replace(FAST, steps=20, optimizer="adamw", learning_rate=3e-3, clip_gradient=1.0)
     network_input, targets = load_micro_batch(dataset, [0, 1], TINY, FAST, 0)
     by = teacher()
@@ -111,7 +115,7 @@ def test_a_student_comes_nearer_to_its_teacher(dataset, tmp_path: Path, capsys) 
     assert set(LOSSES) <= set(json.loads(text)) and (tmp_path / "with" / "losses.png").exists()
 
 
-def test_weights_of_the_losses(dataset) -> None:
+def test_weights_of_the_losses(dataset: CocoDataset) -> None:
     network_input, targets = load_micro_batch(dataset, [0, 1], TINY, FAST, 0)
     model, by = student(), teacher()
     once = losses(model, FAST, network_input, targets, by)
@@ -127,25 +131,27 @@ def test_weights_of_the_losses(dataset) -> None:
 # ------------------------------------------------------------------------ runs
 
 
-def test_resuming_is_exact_and_needs_the_same_teacher(dataset, tmp_path: Path, capsys) -> None:
+def test_resuming_is_exact_and_needs_the_same_teacher(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = replace(FAST, sparsity=0.5, prune_begin=1, prune_end=5, prune_every=2, ema=0.9)
     whole = trainer(dataset, recipe, tmp_path / "whole", teacher())
     whole.run()
-    part = trainer(dataset, recipe, tmp_path / "part", teacher())
-    step = part.train_step
+    stopped = trainer(dataset, recipe, tmp_path / "stopped", teacher())
+    step = stopped.train_step
 
     def stopping(micro_batches: Any) -> Any:
-        if part.step == 3:
+        if stopped.step == 3:
             signal.raise_signal(signal.SIGTERM)
         return step(micro_batches)
 
-    part.train_step = stopping  # type: ignore[method-assign]
-    assert not part.run()
-    saved = newest_checkpoint(tmp_path / "part")
+    stopped.train_step = stopping  # type: ignore[method-assign]
+    assert not stopped.run()
+    saved = newest_checkpoint(tmp_path / "stopped")
     for by, word in ((None, "give it again"), (teacher(2), "another teacher")):
         with pytest.raises(InputError, match=word):
-            trainer(dataset, recipe, tmp_path / "part", by).resume(saved)
-    rest = trainer(dataset, recipe, tmp_path / "part", teacher())
+            trainer(dataset, recipe, tmp_path / "stopped", by).resume(saved)
+    rest = trainer(dataset, recipe, tmp_path / "stopped", teacher())
     rest.resume(saved)
     assert rest.run()
     a, b = whole.model.state_dict(), rest.model.state_dict()
@@ -158,7 +164,7 @@ def test_resuming_is_exact_and_needs_the_same_teacher(dataset, tmp_path: Path, c
         )
 
 
-def test_teachers_that_do_not_fit(dataset, tmp_path: Path) -> None:
+def test_teachers_that_do_not_fit(dataset: CocoDataset, tmp_path: Path) -> None:
     for changes, word in (
         ({"class_names": ("a", "b", "c")}, "teacher.safetensors: class_names"),
         ({"anchor_sizes": (16.0, 32.0, 128.0)}, "anchor_sizes"),
@@ -177,7 +183,12 @@ def test_teachers_that_do_not_fit(dataset, tmp_path: Path) -> None:
         trainer(dataset, replace(FAST, distill_rpn=2.0), tmp_path, None)
 
 
-def test_from_the_command_line(files, dataset, tmp_path: Path, capsys) -> None:
+def test_from_the_command_line(
+    files: tuple[Path, Path],
+    dataset: CocoDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = tmp_path / "dense"
     run = trainer(dataset, replace(FAST, steps=2), folder, None)
     run.run()

@@ -23,6 +23,7 @@ from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training.data import MicroBatch, MicroBatches, epoch_batches  # noqa: E402
 from sparsedet.training.distributed import Ranks, session  # noqa: E402
+from sparsedet.training.recipe import Recipe  # noqa: E402
 from sparsedet.training.run_folder import newest_checkpoint  # noqa: E402
 from sparsedet.training.trainer import Trainer  # noqa: E402
 
@@ -48,7 +49,9 @@ RECIPE = replace(
 )
 
 
-def test_two_processes_learn_the_same_as_one(tmp_path: Path, capsys) -> None:
+def test_two_processes_learn_the_same_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = make_data(tmp_path / "data", 12)
     begin = Trainer(
         FasterRCNN(TINY, norm=True), load_coco(*files), replace(FAST, steps=1), tmp_path
@@ -147,7 +150,7 @@ def test_processes_share_the_micro_batches_without_gap_or_overlap(dataset: CocoD
     assert alone[0].image_ids == [dataset.images[i].id for i in batch]
 
 
-def test_workers_keep_the_order(dataset: CocoDataset, monkeypatch) -> None:
+def test_workers_keep_the_order(dataset: CocoDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     class Info:
         def __init__(self, number: int) -> None:
             self.id, self.num_workers = number, 3
@@ -160,8 +163,8 @@ def test_workers_keep_the_order(dataset: CocoDataset, monkeypatch) -> None:
             streams.append([next(stream) for _ in range(2)])
     alone = iter(MicroBatches(dataset, TINY, FAST, 1))
     for turn in range(2):
-        for stream in streams:
-            assert torch.equal(stream[turn].network_input, next(alone).network_input)
+        for of_worker in streams:
+            assert torch.equal(of_worker[turn].network_input, next(alone).network_input)
 
 
 def test_a_batch_that_does_not_fill_its_micro_batches(tmp_path: Path) -> None:
@@ -174,8 +177,10 @@ def test_a_batch_that_does_not_fill_its_micro_batches(tmp_path: Path) -> None:
     assert [x.loss_weight for x in micro_batches] == pytest.approx([1 / 3, 2 / 3])
 
 
-def test_impossible_layouts(dataset: CocoDataset, tmp_path: Path, monkeypatch) -> None:
-    def build(recipe, world: int = 1) -> None:
+def test_impossible_layouts(
+    dataset: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(recipe: Recipe, world: int = 1) -> None:
         monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda m, **_: m)
         Trainer(FasterRCNN(TINY), dataset, recipe, tmp_path, Ranks(0, world))
 

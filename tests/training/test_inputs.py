@@ -24,7 +24,7 @@ pytest.importorskip("pycocotools")
 from helpers.tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
 from torchvision import ops  # noqa: E402
 
-from sparsedet import InputError, load_model, preset, save_model  # noqa: E402
+from sparsedet import InputError, load_model, preset, read_image, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
 from sparsedet.model.checkpoint import checkpoints  # noqa: E402
@@ -57,7 +57,9 @@ def as_coco(files: Files, first: int) -> Files:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_coco_classes_under_other_ids(files: Files, tmp_path: Path, first: int, capsys) -> None:
+def test_coco_classes_under_other_ids(
+    files: Files, tmp_path: Path, first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_model(tmp_path / "three", TINY, FasterRCNN(TINY).folded_tensors(), {})
     # From a model of three classes: the predictors have to follow the data, too.
     assert train(
@@ -104,7 +106,7 @@ def test_the_rarer_orientation_is_trained_on(files: Files) -> None:
 def rotate_first_image(dataset: CocoDataset) -> Path:
     """Rotate the first image file by 90 degrees."""
     path = dataset.image_path(dataset.images[0])
-    cv2.imwrite(str(path), np.rot90(cv2.imread(str(path))))
+    cv2.imwrite(str(path), np.rot90(read_image(path)))
     return path
 
 
@@ -112,7 +114,7 @@ def test_an_image_of_another_shape_than_annotated(files: Files, tmp_path: Path) 
     dataset = load_coco(*files)
     image = dataset.images[0]
     path = dataset.image_path(image)
-    half = cv2.resize(cv2.imread(str(path)), (49, 32))  # the same shape, to rounding
+    half = cv2.resize(read_image(path), (49, 32))  # the same shape, to rounding
     cv2.imwrite(str(path), half)
     load_sample(dataset, image, TINY, FAST, 0)
     cv2.imwrite(str(path), cv2.resize(half, (96, 64)))
@@ -205,7 +207,10 @@ def test_what_a_changed_recipe_means_for_a_resumed_run(files: Files, tmp_path: P
 
 
 def test_one_shot_pruning_refuses_before_it_works(
-    files: Files, tmp_path, monkeypatch, capsys
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = tmp_path / "dense"
     save_model(model, TINY, FasterRCNN(TINY).folded_tensors(), {})
@@ -247,7 +252,9 @@ def test_one_shot_pruning_refuses_before_it_works(
     )
 
 
-def test_gradual_pruning_says_what_happens_to_zeros(files: Files, tmp_path: Path, capsys) -> None:
+def test_gradual_pruning_says_what_happens_to_zeros(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tensors = FasterRCNN(TINY).folded_tensors()
     for name in tensors:
         if name.startswith("res") and name.endswith("weight"):

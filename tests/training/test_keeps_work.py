@@ -24,6 +24,7 @@ from helpers.tiny_training import FAST, trainer  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
+from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.model.checkpoint import checkpoints  # noqa: E402
 from sparsedet.training.run_folder import (  # noqa: E402
     Checkpoint,
@@ -57,7 +58,12 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_kill_9_and_resume_to_the_last_bit(dataset, files, tmp_path: Path, capsys) -> None:
+def test_kill_9_and_resume_to_the_last_bit(
+    dataset: CocoDataset,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A real process, killed at a random moment, most likely while it writes a checkpoint."""
     begin = trainer(dataset, replace(FAST, steps=1), tmp_path / "begin")
     begin.run()
@@ -84,33 +90,37 @@ def test_kill_9_and_resume_to_the_last_bit(dataset, files, tmp_path: Path, capsy
 
     assert main(arguments("whole")) == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "sparsedet", *arguments("part", "--checkpoint-minutes", "0")],
+        [sys.executable, "-m", "sparsedet", *arguments("stopped", "--checkpoint-minutes", "0")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     moment, rest = random.randrange(1, 40), random.random() * 0.03
     print(f"to be killed {rest:.4f} s after step {moment}")
     deadline = time.monotonic() + 60
-    while not any(int(p.stem[-7:]) >= moment for p in checkpoints(tmp_path / "part")):
+    while not any(int(p.stem[-7:]) >= moment for p in checkpoints(tmp_path / "stopped")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.002)
     time.sleep(rest)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "part" / "model.safetensors").exists()
-    (tmp_path / "part" / ".checkpoint-0000001.safetensors.left").write_bytes(b"half")
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    (tmp_path / "stopped" / ".checkpoint-0000001.safetensors.left").write_bytes(b"half")
 
-    assert main(arguments("part", "--resume")) == 0
-    assert same(*(newest_checkpoint(tmp_path / name) for name in ("whole", "part")))
-    whole, part = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "part"))
-    assert whole == part
-    assert not list((tmp_path / "part").glob(".*"))  # nothing half-written is left
-    lines = (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()
+    assert main(arguments("stopped", "--resume")) == 0
+    assert same(*(newest_checkpoint(tmp_path / name) for name in ("whole", "stopped")))
+    whole, stopped = (
+        (tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "stopped")
+    )
+    assert whole == stopped
+    assert not list((tmp_path / "stopped").glob(".*"))  # nothing half-written is left
+    lines = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(3, 61, 3))
 
 
-def test_averages_masks_and_scaler_come_back(dataset, tmp_path: Path, capsys) -> None:
+def test_averages_masks_and_scaler_come_back(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trainer(dataset, replace(FULL, steps=20, amp="fp16", prune_end=10), tmp_path / "run")
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 1024.0})
     run.run()
@@ -128,7 +138,12 @@ def test_averages_masks_and_scaler_come_back(dataset, tmp_path: Path, capsys) ->
     assert rest.scaler.get_scale() == 1024.0
 
 
-def test_a_full_disk(dataset, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_full_disk(
+    dataset: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder, recipe = tmp_path / "run", replace(FULL, steps=16, prune_end=12)
     run = trainer(dataset, replace(recipe, checkpoint_minutes=0.0), folder)
     original = os.fsync
@@ -154,7 +169,9 @@ def test_a_full_disk(dataset, tmp_path: Path, monkeypatch, capsys) -> None:
     assert same(newest_checkpoint(folder), newest_checkpoint(tmp_path / "whole"))
 
 
-def test_a_full_disk_before_the_first_checkpoint(dataset, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_before_the_first_checkpoint(
+    dataset: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trainer(dataset, FAST, tmp_path / "run")
 
     def fsync(number: int) -> None:
@@ -167,7 +184,9 @@ def test_a_full_disk_before_the_first_checkpoint(dataset, tmp_path: Path, monkey
         run.run()
 
 
-def test_a_log_that_cannot_be_written(dataset, tmp_path: Path, capsys) -> None:
+def test_a_log_that_cannot_be_written(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trainer(dataset, FAST, tmp_path / "run")
     original = run.train_step
 
@@ -182,7 +201,9 @@ def test_a_log_that_cannot_be_written(dataset, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("where", ["model/res3.0.conv2.weight", "optimizer/", "metadata"])
-def test_flipped_bits_are_noticed(dataset, tmp_path: Path, capsys, where: str) -> None:
+def test_flipped_bits_are_noticed(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
     folder = tmp_path / "run"
     run = trainer(
         dataset, replace(FULL, steps=6, prune_begin=1, prune_end=5, checkpoint_minutes=0.0), folder

@@ -12,10 +12,10 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -92,7 +92,9 @@ def target(count: int, seed: int, height: int = 64, width: int = 96) -> Target:
 
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize(("positive", "negative"), [(0.7, 0.3), (0.5, 0.5)])
-def test_matching_follows_its_definition(positive, negative, low_quality) -> None:
+def test_matching_follows_its_definition(
+    positive: float, negative: float, low_quality: bool
+) -> None:
     from sparsedet.model.boxes import iou
 
     boxes, targets = random_boxes(300, 1), random_boxes(6, 2)
@@ -144,13 +146,15 @@ def test_matching_equals_torchvision() -> None:
         (10, 10, 1, 0.5, (0, 1)),
     ],
 )
-def test_sampling(positives, negatives, count, positive_fraction, expected) -> None:
+def test_sampling(
+    positives: int, negatives: int, count: int, positive_fraction: float, expected: tuple[int, int]
+) -> None:
     labels = torch.cat([torch.ones(positives), torch.zeros(negatives), -torch.ones(50)]).long()
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
     drawn = sample(labels, count, positive_fraction, seed=5)
     assert (len(drawn[0]), len(drawn[1])) == expected
     for indices, label in zip(drawn, (1, 0), strict=True):
-        assert len(indices.unique()) == len(indices)
+        assert len(set(indices.tolist())) == len(indices)
         assert (labels[indices] == label).all()
     again, other = (sample(labels, count, positive_fraction, seed) for seed in (5, 6))
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
@@ -193,7 +197,7 @@ def test_rois_include_the_ground_truth_and_their_deltas_lead_there() -> None:
 
 
 @pytest.mark.parametrize("box_weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
-def test_box_coding_equals_torchvision(box_weights) -> None:
+def test_box_coding_equals_torchvision(box_weights: tuple[float, float, float, float]) -> None:
     coder = tv_utils.BoxCoder(box_weights, bbox_xform_clip=math.log(1000 / 16))
     boxes, aims = random_boxes(50, 1), random_boxes(50, 2)
     ours = encode(boxes, aims, box_weights)
@@ -209,7 +213,7 @@ def torchvision_rpn(per_image: int) -> RegionProposalNetwork:
 
 
 @pytest.mark.parametrize("per_image", [32, 4000])
-def test_rpn_losses_equal_torchvision(per_image) -> None:
+def test_rpn_losses_equal_torchvision(per_image: int) -> None:
     """torchvision divides by the anchors that it drew, Detectron2, TensorPack and we by those
     asked for: the two differ where an image has too few (4000 of 576 here). torchvision's box
     loss is smooth L1 with transition 1/9, our `rpn_beta`.
@@ -255,7 +259,8 @@ def test_anchors_reaching_outside_are_left_out_on_request() -> None:
     recipe = replace(FAST, rpn_anchors_inside=True, rpn_batch=2000)
     logits = torch.zeros(1, len(anchors), requires_grad=True)
     deltas = torch.zeros(1, len(anchors), 4)
-    rpn_losses(model, recipe, logits, deltas, anchors, [aim])[0].backward()
+    objectness, _ = rpn_losses(model, recipe, logits, deltas, anchors, [aim])
+    torch.autograd.backward(objectness)
     assert logits.grad is not None and (logits.grad[0][~inside] == 0).all()
     assert (logits.grad[0][inside] != 0).any()
 
@@ -263,7 +268,9 @@ def test_anchors_reaching_outside_are_left_out_on_request() -> None:
 @pytest.mark.parametrize("background", ["first", "last"])
 @pytest.mark.parametrize("background_deltas", [True, False])
 @pytest.mark.parametrize("beta", [1 / 9, 0.0])
-def test_roi_losses_equal_torchvision(background, background_deltas, beta) -> None:
+def test_roi_losses_equal_torchvision(
+    background: Literal["first", "last"], background_deltas: bool, beta: float
+) -> None:
     """torchvision has background first and deltas for it: columns are moved to compare."""
     config = replace(TINY, background=background, background_deltas=background_deltas)
     model = FasterRCNN(config)
@@ -299,7 +306,7 @@ def test_background_columns_agree_with_detection() -> None:
                 deltas = torch.zeros(1, 3 + background_deltas, 4, requires_grad=True)
                 targets = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
                 both = roi_losses(model, FAST, logits, deltas, [torch.tensor([label])], [targets])
-                sum(both).backward()
+                torch.stack(both).sum().backward()
                 assert logits.grad is not None and deltas.grad is not None
                 box = torch.tensor([[30.0, 20.0, 50.0, 40.0]])
                 detected = model.detect(-20 * logits.grad, -20 * deltas.grad, box, 64, 96)
@@ -405,7 +412,9 @@ def test_a_tiny_model_learns_four_images(dataset: CocoDataset, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("norm", [True, False])
-def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bool) -> None:
+def test_two_sgd_steps_equal_hand_written_ones(
+    dataset: CocoDataset, tmp_path: Path, norm: bool
+) -> None:
     recipe = replace(
         FAST, warmup_steps=0, weight_decay=0.01, momentum=0.9, learning_rate=0.02, backbone_rate=0.5
     )
@@ -422,7 +431,8 @@ def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bo
             for (name, p), gradient in zip(hand.named_parameters(), gradients, strict=True):
                 decay = 0.01 if name.endswith("weight") and ".norm." not in name else 0.0
                 speed[name] = 0.9 * speed[name] + gradient + decay * p
-                p -= (0.01 if name.startswith(("stem", "res")) else 0.02) * speed[name]
+                rate = 0.01 if name.startswith(("stem", "res")) else 0.02
+                p.sub_(rate * speed[name])
     for name, value in hand.state_dict().items():
         assert torch.allclose(run.model.state_dict()[name], value, rtol=0, atol=1e-6), name
 
@@ -467,7 +477,9 @@ PRUNING = replace(FAST, sparsity=0.5, prune_begin=1, prune_end=5, prune_every=2)
     [FAST, PRUNING, replace(PRUNING, optimizer="adamw", learning_rate=1e-3)],
     ids=["sgd", "pruned", "pruned adamw"],
 )
-def test_runs_repeat_and_resume_to_the_last_bit(dataset, tmp_path: Path, recipe, capsys) -> None:
+def test_runs_repeat_and_resume_to_the_last_bit(
+    dataset: CocoDataset, tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = trainer(dataset, recipe, tmp_path / "whole")
     assert whole.run()
     again = trainer(dataset, recipe, tmp_path / "again")
@@ -475,22 +487,26 @@ def test_runs_repeat_and_resume_to_the_last_bit(dataset, tmp_path: Path, recipe,
     assert same(weights(whole), weights(again))
     assert not same(weights(whole), weights(trainer(dataset, recipe, tmp_path / "new")))
 
-    part = trainer(dataset, recipe, tmp_path / "part")
-    stop_after(part, 4, signal.SIGTERM)  # between two updates of the masks
-    assert not part.run() and part.step == 4
-    rest = trainer(dataset, recipe, tmp_path / "part")
-    rest.resume(run_folder.newest_checkpoint(tmp_path / "part"))
-    assert rest.step == 4 and same(weights(rest), weights(part))
-    if rest.pruner and part.pruner:
-        assert same(rest.pruner.keep_masks, part.pruner.keep_masks) and rest.pruner.sparsity() > 0.2
+    stopped = trainer(dataset, recipe, tmp_path / "stopped")
+    stop_after(stopped, 4, signal.SIGTERM)  # between two updates of the masks
+    assert not stopped.run() and stopped.step == 4
+    rest = trainer(dataset, recipe, tmp_path / "stopped")
+    rest.resume(run_folder.newest_checkpoint(tmp_path / "stopped"))
+    assert rest.step == 4 and same(weights(rest), weights(stopped))
+    if rest.pruner and stopped.pruner:
+        assert (
+            same(rest.pruner.keep_masks, stopped.pruner.keep_masks) and rest.pruner.sparsity() > 0.2
+        )
     assert rest.run()
     assert same(weights(whole), weights(rest))
     if rest.pruner and whole.pruner:
         assert same(whole.pruner.keep_masks, rest.pruner.keep_masks)
         assert rest.pruner.sparsity() >= 0.5
-    names = [path.name for path in sorted((tmp_path / "part").glob("checkpoint-*"))]
+    names = [path.name for path in sorted((tmp_path / "stopped").glob("checkpoint-*"))]
     assert names == ["checkpoint-0000004.safetensors", "checkpoint-0000006.safetensors"]
-    lines = [json.loads(x) for x in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(x) for x in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [3, 6]
     assert all(math.isfinite(line["loss"]) for line in lines)
 
@@ -499,16 +515,18 @@ def stop_after(run: training_loop.Trainer, step: int, number: int) -> None:
     """Send this process a signal in the middle of that step."""
     original = run.train_step
 
-    def train_step(*arguments: Any) -> dict[str, float]:
+    def train_step(micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
         if run.step == step - 1:
             os.kill(os.getpid(), number)
-        return original(*arguments)
+        return original(micro_batches)
 
     run.train_step = train_step  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_a_run_with_a_checkpoint(dataset, tmp_path: Path, number, capsys) -> None:
+def test_signals_end_a_run_with_a_checkpoint(
+    dataset: CocoDataset, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     run = trainer(dataset, replace(FAST, steps=1000), tmp_path / "run")
     stop_after(run, 2, number)
@@ -518,7 +536,9 @@ def test_signals_end_a_run_with_a_checkpoint(dataset, tmp_path: Path, number, ca
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
-def test_checkpoints_every_so_often_and_only_two(dataset, tmp_path: Path, capsys) -> None:
+def test_checkpoints_every_so_often_and_only_two(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), tmp_path / "run")
     run.run()
     names = [path.name for path in checkpoints(tmp_path / "run")]
@@ -526,7 +546,9 @@ def test_checkpoints_every_so_often_and_only_two(dataset, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign"])
-def test_a_corrupt_newest_checkpoint(dataset, tmp_path: Path, capsys, damage: str) -> None:
+def test_a_corrupt_newest_checkpoint(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     folder = tmp_path / "run"
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), folder)
     run.run()
@@ -558,7 +580,9 @@ def test_a_corrupt_newest_checkpoint(dataset, tmp_path: Path, capsys, damage: st
         run_folder.newest_checkpoint(folder)
 
 
-def test_a_checkpoint_of_another_model(dataset, tmp_path: Path, capsys) -> None:
+def test_a_checkpoint_of_another_model(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trainer(dataset, replace(FAST, steps=1), tmp_path / "run")
     run.run()
     saved = run_folder.newest_checkpoint(tmp_path / "run")
@@ -566,12 +590,14 @@ def test_a_checkpoint_of_another_model(dataset, tmp_path: Path, capsys) -> None:
         trainer(dataset, FAST, tmp_path / "other", norm=False).resume(saved)
 
 
-def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
+def test_a_loss_that_is_not_finite(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), folder)
     original = run.train_step
 
-    def train_step(micro_batches: list[MicroBatch]) -> dict[str, float]:
+    def train_step(micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
         if run.step == 3:
             micro_batches = [
                 replace(x, network_input=x.network_input * torch.nan) for x in micro_batches
@@ -641,7 +667,12 @@ def command(files: tuple[Path, Path], tmp_path: Path, tiny_preset: None) -> Call
     return call
 
 
-def test_own_data_from_training_to_detection(command, files, tmp_path: Path, capsys) -> None:
+def test_own_data_from_training_to_detection(
+    command: Callable[..., int],
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert command("train", "dense", *SETTINGS, "--sparsity", 0) == 0
     assert command("prune", "sparse", *SETTINGS, "--init", tmp_path / "dense") == 0
     assert f"-> {tmp_path / 'sparse' / 'model.safetensors'}" in capsys.readouterr().out
@@ -658,9 +689,9 @@ def test_own_data_from_training_to_detection(command, files, tmp_path: Path, cap
 
     detector = Detector.load(tmp_path / "sparse" / "model.safetensors", threads=1)
     for path in sorted(files[1].iterdir()):
-        found = detector(read_image(path), 0.0)
-        assert set(found.names) <= set(NAMES)
-        assert {entry["category_id"] for entry in found.to_coco(1)} <= {3, 5, 8}
+        detections = detector(read_image(path), 0.0)
+        assert set(detections.names) <= set(NAMES)
+        assert {entry["category_id"] for entry in detections.to_coco(1)} <= {3, 5, 8}
     assert (
         main(
             [
@@ -691,44 +722,56 @@ def stop_runs_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_loop.Trainer, "run", stopped)
 
 
-def test_a_stopped_command_resumes(command, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_stopped_command_resumes(
+    command: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert command("train", "whole", *SETTINGS) == 0
     stop_runs_after(4, monkeypatch)
     capsys.readouterr()
-    assert command("train", "part", *SETTINGS) == 130
+    assert command("train", "stopped", *SETTINGS) == 130
     assert "stopped after step 4 of 6" in capsys.readouterr().out
-    assert not (tmp_path / "part" / "model.safetensors").exists()  # it is not finished
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()  # it is not finished
     monkeypatch.undo()
     coco = preset("r50half-c4")  # the preset is no longer tiny: the checkpoint says what to build
     assert coco.blocks != TINY.blocks
-    assert command("train", "part", *SETTINGS) == 2
+    assert command("train", "stopped", *SETTINGS) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert command("train", "part", "--resume") == 0  # by the run's own recipe
+    assert command("train", "stopped", "--resume") == 0  # by the run's own recipe
     printed = capsys.readouterr().out
     assert "continuing from" in printed and "changed setting" not in printed
-    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "part"))
+    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "stopped"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_pruning_resumes_by_its_own_recipe(command, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_pruning_resumes_by_its_own_recipe(
+    command: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert command("train", "dense", *SETTINGS) == 0
     assert "the frozen ones" not in capsys.readouterr().err  # nothing is
     prune = ("--init", tmp_path / "dense", *SETTINGS, "--sparsity", 0.5, "--prune-end", 5)
     assert command("prune", "whole", *prune) == 0
     stop_runs_after(3, monkeypatch)
-    assert command("prune", "part", *prune) == 130
+    assert command("prune", "stopped", *prune) == 130
     monkeypatch.undo()
     capsys.readouterr()
-    assert command("prune", "part", "--resume", "--log-every", 1) == 0
+    assert command("prune", "stopped", "--resume", "--log-every", 1) == 0
     assert "changed setting log_every: 20 -> 1" in capsys.readouterr().out
-    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "part"))
+    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "stopped"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    (tmp_path / "part" / "run.json").write_text("[]")
-    assert command("prune", "part", "--resume") == 2
+    (tmp_path / "stopped" / "run.json").write_text("[]")
+    assert command("prune", "stopped", "--resume") == 2
     assert "run.json: holds no recipe of a run" in capsys.readouterr().err
 
 
-def test_a_start_from_nothing_is_warned_of(command, capsys) -> None:
+def test_a_start_from_nothing_is_warned_of(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("train", "run", *SETTINGS, "--freeze-at", 2) == 0
     assert "without --init all weights are initialised randomly" in capsys.readouterr().err
 
@@ -737,7 +780,9 @@ def test_every_setting_is_explained() -> None:
     assert list(HELP) == [field.name for field in dataclasses.fields(Recipe)]
 
 
-def test_other_classes_than_the_initial_models(command, tmp_path: Path, capsys) -> None:
+def test_other_classes_than_the_initial_models(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("train", "first", *SETTINGS) == 0
     other = make_data(tmp_path / "other")
     data = json.loads(other[0].read_text())
@@ -753,7 +798,12 @@ def test_other_classes_than_the_initial_models(command, tmp_path: Path, capsys) 
     assert config.class_names == ("ball", "cube") and config.blocks == TINY.blocks
 
 
-def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
+def test_bad_training_input(
+    command: Callable[..., int],
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def refused(word: str, *arguments: object, **options: Any) -> None:
         capsys.readouterr()
         before = sorted(tmp_path.rglob("*"))
@@ -799,7 +849,7 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
 
 def onnx_backbone(
     config: ModelConfig, input_size: tuple[int, int], folder: Path
-) -> tuple[Path, dict]:
+) -> tuple[Path, dict[str, str]]:
     """A graph of open_nsfw's form for `config`, with random weights.
 
     Each convolution is followed by Add, Sub, Mul, Add (its bias and the batch norm in pieces);
@@ -882,10 +932,11 @@ def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
     network_input = rng.integers(0, 256, (1, 48, 80, 3)).astype(np.float32)
     region = rng.uniform(0, 3, (1, TINY.stage_channels[2], 14, 14)).astype(np.float32)
     graph = ReferenceEvaluator(str(path))
-    features, res5 = graph.run(
+    outputs: Any = graph.run(
         [names["features"], names["res5"]],
         {"input": network_input - np.array(TINY.pixel_mean, np.float32), "region": region},
     )
+    features, res5 = outputs
     model = start.build_model(TINY, load_open_nsfw(path, TINY))
     with torch.no_grad():
         ours = model.features(torch.from_numpy(network_input).permute(0, 3, 1, 2)).numpy()
@@ -893,8 +944,8 @@ def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
         model.run_component("roi", tensors)
     assert ours.shape == features.shape and np.abs(features).max() > 1
     assert np.abs(ours - features).max() <= 1e-5 * np.abs(features).max()
-    found = tensors["res5.0.conv3"].numpy()
-    assert np.abs(found - res5).max() <= 1e-5 * np.abs(res5).max()
+    our_res5 = tensors["res5.0.conv3"].numpy()
+    assert np.abs(our_res5 - res5).max() <= 1e-5 * np.abs(res5).max()
     assert "rpn.conv.weight" not in load_open_nsfw(path, TINY)
 
 

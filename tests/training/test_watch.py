@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cv2
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -61,7 +60,9 @@ def test_the_split_follows_from_the_ids(many: CocoDataset) -> None:
     assert held_out(many, 0.0)[0].images == many.images
 
 
-def test_a_run_folder_explains_itself(many: CocoDataset, tmp_path: Path, capsys) -> None:
+def test_a_run_folder_explains_itself(
+    many: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = replace(
         FAST,
         steps=8,
@@ -100,14 +101,19 @@ def test_a_run_folder_explains_itself(many: CocoDataset, tmp_path: Path, capsys)
     assert {e["id"] for e in held["images"]} == {image.id for image in run.val.images}
     samples = sorted((folder / "samples").iterdir())
     assert len(samples) == 2 * min(2, len(run.val.images))
-    assert cv2.imread(str(samples[0])).shape == (64, 96, 3)
+    assert read_image(samples[0]).shape == (64, 96, 3)
     for name in ("losses.png", "sparsity.png"):
-        assert min(cv2.imread(str(folder / name)).shape[:2]) > 300
+        assert min(read_image(folder / name).shape[:2]) > 300
     assert load_model(path).provenance["step"] in (4, 8)
     assert sparsity_report(TINY, load_model(path).tensors).sparsity >= 0.3
 
 
-def test_the_best_is_kept_and_patience_ends_a_run(many, tmp_path, monkeypatch, capsys) -> None:
+def test_the_best_is_kept_and_patience_ends_a_run(
+    many: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     scripted(monkeypatch, [0.1, 0.3, 0.2, 0.3, 0.9])
     recipe = replace(FAST, steps=100, val_fraction=0.3, val_every=2, patience=2, samples=0)
     run = trainer(many, recipe, tmp_path / "run")
@@ -120,7 +126,12 @@ def test_the_best_is_kept_and_patience_ends_a_run(many, tmp_path, monkeypatch, c
     assert again.finished and (again.best_ap, again.validations_without_gain) == (0.3, 2)
 
 
-def test_no_model_is_best_before_pruning_is_complete(many, tmp_path, monkeypatch, capsys) -> None:
+def test_no_model_is_best_before_pruning_is_complete(
+    many: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     scripted(monkeypatch, [0.9, 0.8, 0.1, 0.2])
     recipe = replace(
         FAST,
@@ -244,7 +255,9 @@ def test_the_linear_rule() -> None:
         ({"learning_rat": 0.1}, "'learning_rat'"),
     ],
 )
-def test_impossible_recipes(settings: dict[str, Any], word: str, capsys, tmp_path: Path) -> None:
+def test_impossible_recipes(
+    settings: dict[str, Any], word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as error:
         Recipe.from_dict(settings)
     assert word in str(error.value)
@@ -275,7 +288,12 @@ def test_the_recipes_of_the_project() -> None:
     assert recipes["dense_3x"].rate(100_000) == 0.02 and recipes["prune_90"].sparsity == 0.9
 
 
-def test_tensorboard_is_written_where_there_is_one(dataset, tmp_path, monkeypatch, capsys) -> None:
+def test_tensorboard_is_written_where_there_is_one(
+    dataset: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     written: list[tuple[str, float, int]] = []
 
     class SummaryWriter:
@@ -311,7 +329,9 @@ def test_tensorboard_is_written_where_there_is_one(dataset, tmp_path, monkeypatc
 # --------------------------------------------------------- a user's own three classes
 
 
-def test_real_photographs_of_three_classes(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_real_photographs_of_three_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Train, prune, detect and evaluate on the example photographs, with hand-drawn boxes."""
     import sparsedet
 
@@ -342,8 +362,8 @@ def test_real_photographs_of_three_classes(tmp_path: Path, monkeypatch, capsys) 
     detector = Detector.load(sparse / "model.safetensors", threads=1)
     names = tuple(entry["name"] for entry in boxes["categories"])
     assert detector.config.class_names == names and detector.sparsity >= 0.6
-    found = detector(read_image(ROOT / "examples" / "beach.jpg"), 0.0)
-    assert set(found.names) <= set(names)
+    detections = detector(read_image(ROOT / "examples" / "beach.jpg"), 0.0)
+    assert set(detections.names) <= set(names)
     capsys.readouterr()
     assert main(["eval", "--model", str(sparse / "model.safetensors"), *common[:4]]) == 0
     assert "2 images" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..engine import Engine, Precision
 from ..engine.autotune import load_tuning
-from ..engine.packed_cache import cache_folder, load_engine
+from ..engine.packed_cache import load_engine, packed_folder
 from ..model.file import ModelFile, load_model
 
 
@@ -52,7 +52,7 @@ def from_file(
         InputError: a file cannot be read, or as `Engine`.
     """
     algorithms = None if tuning is None else load_tuning(tuning)
-    folder = cache_folder(cache) if precision != "int8" else None
+    folder = packed_folder(cache) if precision != "int8" else None
     if folder is not None:
         return load_engine(
             path, folder, threads=threads, isa=isa, precision=precision, algorithms=algorithms
