@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .._native import has_bfloat16
 from ..engine import Precision, check_threads, choose_precision
 from ..errors import InputError
 from ..model.file import ModelFile, load_model
@@ -133,8 +134,8 @@ def choose_backend_precision(name: str, precision: str) -> str:
     """
     check_name(name)
     supported = BACKENDS[name].precisions
-    if precision == "auto" and "bf16" not in supported:
-        return "f32"
+    if precision == "auto" and name != "native":  # a runtime's own rule: bf16 where the CPU has it
+        return "bf16" if "bf16" in supported and has_bfloat16("") else "f32"
     chosen = choose_precision(precision)
     if chosen not in supported:
         able = [other for other, info in BACKENDS.items() if chosen in info.precisions]
