@@ -99,7 +99,7 @@ def test_train_begins_with_a_foreign_detector(
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "states no settings: taken as strides in conv2" in printed
+    assert "states no settings; assumed: strides in conv2" in printed
     assert "knows other classes: the predictors begin at random" in printed
     expected, found = load_foreign(TENSORPACK), load_model(tmp_path / "run" / "model.safetensors")
     assert found.config.blocks == expected.config.blocks
