@@ -147,6 +147,6 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     refused("is not a ResNet of torchvision or timm", tmp_path / "other.pth")
     torch.save({"backbone.fpn.inner_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "fpn.pth")
-    refused("is a detector of torchvision's", tmp_path / "fpn.pth")
+    refused("is a detector of torchvision", tmp_path / "fpn.pth")
     torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "basic.pth")
     refused(r"two-convolution blocks \(18 or 34\)", tmp_path / "basic.pth")
