@@ -35,19 +35,19 @@ import json, pickle, sys
 from sparsedet import Detector, read_image
 options, photos, out = json.loads(sys.argv[1]), sys.argv[2:-1], sys.argv[-1]
 detector = Detector.load(**options)
-found = list(detector.stream(map(read_image, photos)))
+detections = list(detector.stream(map(read_image, photos)))
 engine = detector.engine
 threads = None
 if options["backend"] == "openvino":
     threads = [engine.compiled.get_property(k) for k in ("INFERENCE_NUM_THREADS", "NUM_STREAMS")]
 with open(out, "wb") as file:
-    pickle.dump((found, detector.config, threads), file)
+    pickle.dump((detections, detector.config, threads), file)
 """
 
 
 def elsewhere(tmp_path: Path, photos: tuple[Path, ...], **options: Any) -> Any:
     """Detections, configuration and OpenVINO's threads and streams, in a process of its own."""
-    out = tmp_path / "found.pickle"
+    out = tmp_path / "detections.pickle"
     arguments = [json.dumps(options), *map(str, photos), str(out)]
     subprocess.run([sys.executable, "-c", DETECT, *arguments], check=True)
     return pickle.loads(out.read_bytes())
@@ -124,8 +124,8 @@ def test_threads_and_streams_of_openvino(small_model: Path, photo: Path, tmp_pat
         tmp_path, (photo,) * 3, path=str(small_model), backend="openvino", threads=2, streams=2
     )
     assert threads == [2, 2]
-    for found in got:
-        same(ours, found)
+    for detections in got:
+        same(ours, detections)
 
 
 def test_threads_and_streams_of_onnxruntime(small_model: Path, photo: Path) -> None:
@@ -137,8 +137,8 @@ def test_threads_and_streams_of_onnxruntime(small_model: Path, photo: Path) -> N
         settings = detector.engine.session.get_session_options()  # type: ignore[attr-defined]
         assert settings.intra_op_num_threads == pool
         ours = Detector.load(small_model, threads=1)(read_image(photo))
-        for found in detector.stream([read_image(photo)] * 4):
-            same(ours, found)
+        for detections in detector.stream([read_image(photo)] * 4):
+            same(ours, detections)
 
 
 @pytest.mark.slow
@@ -451,5 +451,5 @@ def test_a_graph_has_no_sparsity(graphs: dict[str, Path]) -> None:
     assert detector.isa == ""
     with pytest.raises(InputError, match="not counted in a graph"):
         assert detector.sparsity
-    found = detector(picture())
-    assert len(found) >= 10
+    detections = detector(picture())
+    assert len(detections) >= 10

@@ -187,13 +187,13 @@ def test_the_interval_is_that_of_theory_where_theory_knows_it() -> None:
     # 1/101), and the spread of a proportion p of n images is sqrt(p (1 - p) / n).
     rng = np.random.default_rng(2)
     n, p = 400, 0.6
-    found = rng.random(n) < p
+    detected = rng.random(n) < p
     matches = one_class(
-        *((1, [(1 - i * 1e-6, True)] if hit else []) for i, hit in enumerate(found))
+        *((1, [(1 - i * 1e-6, True)] if hit else []) for i, hit in enumerate(detected))
     )
     got = intervals(matches, resamples=600)["AP"]
     half = 1.96 * np.sqrt(p * (1 - p) / n)
-    assert got.value == pytest.approx(found.mean(), abs=0.01)
+    assert got.value == pytest.approx(detected.mean(), abs=0.01)
     assert (got.low, got.high) == pytest.approx((got.value - half, got.value + half), abs=0.012)
     narrower = intervals(matches, resamples=600, confidence=0.5)["AP"]
     assert (narrower.high - narrower.low) == pytest.approx(2 * 0.6745 * half / 1.96, abs=0.012)

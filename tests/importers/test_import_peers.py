@@ -1,7 +1,7 @@
-"""Imported models against what Detectron2 and TensorPack themselves compute.
+"""Imported models against the outputs of Detectron2 and TensorPack themselves.
 
-Small networks with random weights ran in their own code; data/parity/README.md says how. The same
-scripts compare networks of full size on photographs, where those projects are at hand.
+Small networks with random weights ran in their own code; data/parity/README.md describes how. The
+same scripts compare networks of full size on photographs, if those projects are installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Golden:
-    """What a peer computed."""
+    """Outputs of a peer."""
 
     imported: Imported
     outputs: dict[str, NDArray[Any]]

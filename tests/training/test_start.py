@@ -99,7 +99,7 @@ def test_train_begins_with_a_foreign_detector(
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "states no settings: taken as strides in conv2" in printed
+    assert "states no settings; assumed: strides in conv2" in printed
     assert "has other classes: the box predictors are initialised randomly" in printed
     expected, saved = load_foreign(TENSORPACK), load_model(tmp_path / "run" / "model.safetensors")
     assert saved.config.blocks == expected.config.blocks

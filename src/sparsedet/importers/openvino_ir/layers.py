@@ -122,7 +122,7 @@ class _NetworkReader(OperationReader):
         raise ir.error(f"has {contents}: expected a Faster R-CNN C4")
 
     def _image(self) -> Node:
-        """The input of the network input; notes its layout and size."""
+        """The image input; sets layout and input size."""
         images = [p for p in self.ir.parameters if len(p.shape) == 4]
         if len(images) != 1:
             raise self.ir.error(f"has {len(images)} inputs of four axes, expected one image")

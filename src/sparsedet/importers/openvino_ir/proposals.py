@@ -138,9 +138,9 @@ class ProposalReader(FieldReader):
         cells = np.asarray(rows, dtype=np.float32)
         self.fields["rpn_inclusive"] = True
         self._anchors(cells, stride)
-        centre = node.number("box_coordinate_scale", 1.0)
-        size = node.number("box_size_scale", 1.0)
-        self.put("rpn_box_weights", (centre, centre, size, size))
+        centre_scale = node.number("box_coordinate_scale", 1.0)
+        size_scale = node.number("box_size_scale", 1.0)
+        self.put("rpn_box_weights", (centre_scale, centre_scale, size_scale, size_scale))
         self.put("rpn_nms_threshold", node.number("nms_thresh"))
         self.fields["rpn_pre_nms"] = int(node.number("pre_nms_topn"))
         self.fields["proposals"] = int(node.number("post_nms_topn"))
