@@ -1,6 +1,6 @@
 """Random models and images for tests and benchmarks: no training, but real work.
 
-The weights have a given share of zeros among all parameters, equally many in each pruned layer, at
+The weights have a given sparsity among all parameters, the same in each pruned layer, zeros at
 random places, from a fixed seed. A calibrated model has its layers rescaled on an image so that it
 detects objects of many classes: a comparison of empty results proves nothing. The images are named
 after what they show; results of tests depend on their exact pixels.

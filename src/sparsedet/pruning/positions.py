@@ -57,7 +57,7 @@ def random_positions(layer: Layer, x: Tensor, count: int, generator: torch.Gener
 
 
 def patches(layer: Layer, x: Tensor, positions: Positions) -> Tensor:
-    """What a layer reads for those output positions.
+    """The inputs that a layer reads for those output positions.
 
     Args:
         x: the layer's input [B, C, H, W].

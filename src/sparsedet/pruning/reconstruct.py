@@ -83,16 +83,16 @@ def reconstruct(
     pruned_blocks = _pruned_blocks_of_chunks(w, rows, upper, zeros, pattern, chunk)
     for index, start in enumerate(range(0, columns, chunk)):
         stop = min(start + chunk, columns)
-        part, u = w[:, start:stop], upper[start:stop, start:stop]
+        w_chunk, u_chunk = w[:, start:stop], upper[start:stop, start:stop]
         if pattern.live:  # chosen block by block below
-            keep_mask = torch.ones_like(part, dtype=torch.bool)
+            keep_mask = torch.ones_like(w_chunk, dtype=torch.bool)
         else:
-            costs = _block_costs(part, u, rows, pattern)
+            costs = _block_costs(w_chunk, u_chunk, rows, pattern)
             keep_blocks = keep_largest(costs, pruned_blocks[index]).flatten()
-            keep_mask = pattern.keep_mask(keep_blocks, part)
+            keep_mask = pattern.keep_mask(keep_blocks, w_chunk)
         # Column by column in numpy, transposed: contiguous, and on one thread. torch would share
         # out these small steps, and wait for its other threads longer than it computes.
-        rest, keep, factor = part.T.numpy().copy(), keep_mask.T.numpy(), u.numpy()
+        rest, keep, factor = w_chunk.T.numpy().copy(), keep_mask.T.numpy(), u_chunk.numpy()
         errors = np.zeros_like(rest)
         for c in range(stop - start):
             if pattern.live and c % pattern.columns == 0:
@@ -102,7 +102,7 @@ def reconstruct(
                 keep[block] = pattern.keep_within(block_costs).T.numpy()
             np.divide(rest[c], factor[c, c], out=errors[c], where=~keep[c])
             rest[c + 1 :] -= factor[c, c + 1 :, None] * errors[c]
-        part.copy_(torch.from_numpy(np.where(keep, rest, 0.0)).T)
+        w_chunk.copy_(torch.from_numpy(np.where(keep, rest, 0.0)).T)
         w[:, stop:].addmm_(torch.from_numpy(errors).T, upper[start:stop, stop:], alpha=-1)
     del upper
     pruned = w.to(weight.dtype)
@@ -159,24 +159,24 @@ def _inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     raise InputError("the Hessian is not positive semidefinite")
 
 
-def _block_costs(part: Tensor, u: Tensor, rows: Tensor, pattern: Pattern) -> Tensor:
+def _block_costs(w: Tensor, u: Tensor, rows: Tensor, pattern: Pattern) -> Tensor:
     """Cost of removing each block alone: [out / pattern.rows, columns / pattern.columns].
 
     For each row of a block B: w_B (H^-1_BB)^-1 w_B^T = |w_B U_B^-1|^2, with U_B the block of U on
     the diagonal; times the row's importance.
 
     Args:
-        part: weights of some columns [out, columns].
+        w: weights of some columns [out, columns].
         u: the same columns of U [columns, columns].
         rows: importance of each row [out, 1].
     """
     if pattern.columns == 1:
-        costs = (part / u.diagonal()).square()
+        costs = (w / u.diagonal()).square()
     else:
         count, length = len(u) // pattern.columns, pattern.columns
         diagonal = u.view(count, length, count, length).diagonal(dim1=0, dim2=2)
         inverse = torch.linalg.inv(diagonal.permute(2, 0, 1))  # [count, length, length]
-        blocks = part.reshape(len(part), count, length)
+        blocks = w.reshape(len(w), count, length)
         costs = torch.einsum("rgi,gij->rgj", blocks, inverse).square().sum(dim=2)
     costs = costs * rows
     if pattern.rows > 1:
