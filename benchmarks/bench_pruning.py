@@ -45,6 +45,7 @@ from sparsedet.sources.folder import find_images
 MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
 LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
 CODE = (
+    "allocation",
     "calibration",
     "sensitivity",
     "one_shot",

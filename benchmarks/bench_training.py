@@ -36,7 +36,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from sparsedet import preset
 from sparsedet.evaluation.coco import CocoDataset, CocoImage
 from sparsedet.model.config import ModelConfig
-from sparsedet.pruning.schedule import Allocation
+from sparsedet.pruning.allocation import Allocation
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.training.data import MicroBatch
 from sparsedet.training.losses import Target

@@ -19,8 +19,8 @@ from .errors import InputError
 from .model.c4 import build_network
 from .model.config import ModelConfig
 from .model.graph import Layer
+from .pruning.allocation import prunable_layers, uniform_zeros
 from .pruning.patterns import PATTERNS, UNSTRUCTURED, Pattern
-from .pruning.schedule import prunable_layers, uniform_zeros
 
 
 def random_tensors(

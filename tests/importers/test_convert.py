@@ -533,7 +533,7 @@ def test_other_models_are_named(
     with zipfile.ZipFile(script, "a") as archive:
         archive.writestr(archive.namelist()[0].split("/")[0] + "/code/__torch__.py", "")
     refused(script, "TorchScript")
-    refused(tmp_path, "has not a checkpoint of a training run")
+    refused(tmp_path, "has no checkpoint of a training run")
     # The wrong form, asked for.
     copy = tmp_path / "copy.npz"
     copy.write_bytes(TENSORPACK.read_bytes())

@@ -254,7 +254,7 @@ def test_convert_runs_both_and_refuses_what_differs(folder: Path, tmp_path: Path
     assert len(done.stderr.splitlines()) == 1 and "detections differ from the source" in done.stderr
     done = in_a_process(*command)
     assert done.returncode == 0, done.stderr
-    assert "beside OpenVINO on one picture: " in done.stdout
+    assert "compared with OpenVINO on one image: " in done.stdout
     assert load_model(target).config == load_model(folder / "half.safetensors").config
 
 

@@ -23,13 +23,9 @@ from torch import Tensor  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
+from sparsedet.pruning.allocation import Allocation, prunable_layers, uniform_zeros  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
-from sparsedet.pruning.schedule import (  # noqa: E402
-    Allocation,
-    CubicSchedule,
-    prunable_layers,
-    uniform_zeros,
-)
+from sparsedet.pruning.schedule import CubicSchedule  # noqa: E402
 from sparsedet.pruning.selection import to_matrix  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 

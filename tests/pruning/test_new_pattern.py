@@ -21,15 +21,12 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.pruning.allocation import pattern_sparsity, prunable_layers  # noqa: E402
 from sparsedet.pruning.calibration import calibration_input  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
 from sparsedet.pruning.one_shot import Method, OneShotConfig, prune_once  # noqa: E402
 from sparsedet.pruning.patterns import PATTERNS, Pattern  # noqa: E402
-from sparsedet.pruning.schedule import (  # noqa: E402
-    CubicSchedule,
-    pattern_sparsity,
-    prunable_layers,
-)
+from sparsedet.pruning.schedule import CubicSchedule  # noqa: E402
 from sparsedet.pruning.selection import to_matrix  # noqa: E402
 from sparsedet.testing import (  # noqa: E402
     calibrated_random_tensors,

@@ -24,6 +24,7 @@ from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.c4 import build_network  # noqa: E402
 from sparsedet.model.file import load_model, save_model  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
+from sparsedet.pruning.allocation import LEAST_DENSITY, Allocation, erk_zeros, prunable_layers  # noqa: E402
 from sparsedet.pruning.calibration import calibration_input  # noqa: E402
 from sparsedet.pruning.one_shot import (  # noqa: E402
     Method,
@@ -32,12 +33,6 @@ from sparsedet.pruning.one_shot import (  # noqa: E402
     prune_once,
 )
 from sparsedet.pruning.positions import patches, random_positions  # noqa: E402
-from sparsedet.pruning.schedule import (  # noqa: E402
-    LEAST_DENSITY,
-    Allocation,
-    erk_zeros,
-    prunable_layers,
-)
 from sparsedet.pruning.selection import to_matrix  # noqa: E402
 from sparsedet.testing import calibrated_random_tensors  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
@@ -294,7 +289,7 @@ def test_the_command_prunes_a_file(
         str(out),
         "--sparsity",
         "0.5",
-        "--calibration-photos",
+        "--calibration-images",
         "8",
     ]
     assert main(command) == 0

@@ -26,16 +26,16 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
-from sparsedet.pruning.masks import FixedMasks, GradualPruner  # noqa: E402
-from sparsedet.pruning.patterns import PATTERNS  # noqa: E402
-from sparsedet.pruning.schedule import (  # noqa: E402
+from sparsedet.pruning.allocation import (  # noqa: E402
     Allocation,
-    CubicSchedule,
     erk_zeros,
     pattern_sparsity,
     prunable_layers,
     uniform_zeros,
 )
+from sparsedet.pruning.masks import FixedMasks, GradualPruner  # noqa: E402
+from sparsedet.pruning.patterns import PATTERNS  # noqa: E402
+from sparsedet.pruning.schedule import CubicSchedule  # noqa: E402
 from sparsedet.pruning.selection import keep_largest, to_matrix  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
@@ -304,7 +304,7 @@ def test_pruned_at_once_then_trained(
                 str(once),
                 "--sparsity",
                 "0.5",
-                "--calibration-photos",
+                "--calibration-images",
                 "4",
             ]
         )

@@ -12,7 +12,8 @@ import pytest
 from sparsedet.model.c4 import build_network
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.presets import PRESETS
-from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros
+from sparsedet.pruning.allocation import prunable_layers, uniform_zeros
+from sparsedet.pruning.schedule import CubicSchedule
 
 
 def zhu_gupta(t: int, s_i: float, s_f: float, t_0: int, n: int, delta_t: int) -> float:

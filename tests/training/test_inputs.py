@@ -227,7 +227,7 @@ def test_one_shot_pruning_refuses_before_it_works(
             files[1],
             "--sparsity",
             0.5,
-            "--calibration-photos",
+            "--calibration-images",
             4,
             "--output",
             tmp_path / "out",
@@ -240,7 +240,7 @@ def test_one_shot_pruning_refuses_before_it_works(
     refused("Not a directory", "--output", tmp_path / "file" / "p")
     refused("--recipe is for --method gradual", "--recipe", tmp_path / "file")
     refused("--resume is for --method gradual", "--resume")
-    refused("--calibration-images is -7", "--calibration-photos", -7)
+    refused("--calibration-images is -7", "--calibration-images", -7)
     refused("needs", "--sparsity", 0.99)
     refused(
         "sparsity is 0.0, expected more",

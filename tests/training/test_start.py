@@ -129,7 +129,7 @@ def test_prune_once_begins_with_a_foreign_detector(
                 str(out),
                 "--sparsity",
                 "0.5",
-                "--calibration-photos",
+                "--calibration-images",
                 "2",
                 "--threads",
                 "1",
@@ -180,7 +180,7 @@ def test_what_is_no_start(
         for flags in (
             ["train"],
             ["prune"],
-            ["prune", "--method", "magnitude", "--sparsity", "0.5", "--calibration-photos", "2"],
+            ["prune", "--method", "magnitude", "--sparsity", "0.5", "--calibration-images", "2"],
         ):
             folder = images if "--method" in flags else files[1]
             given = [

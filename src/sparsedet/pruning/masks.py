@@ -23,16 +23,16 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..torch_model import FasterRCNN
-from .patterns import UNSTRUCTURED, Pattern
-from .schedule import (
+from .allocation import (
     LEAST_DENSITY,
     Allocation,
-    CubicSchedule,
     erk_zeros,
     pattern_sparsity,
     prunable_layers,
     uniform_zeros,
 )
+from .patterns import UNSTRUCTURED, Pattern
+from .schedule import CubicSchedule
 from .selection import from_matrix, keep_largest_of_layers, to_matrix
 
 NEW_GRADIENT_WEIGHT = 0.01

@@ -23,11 +23,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.graph import Network
 from ..torch_model import Conv, FasterRCNN
-from .calibration import LayerInputs, dense_outputs, layer_inputs
-from .patterns import PATTERNS, UNSTRUCTURED
-from .reconstruct import reconstruct
-from .report import LayerPruning, PruningReport
-from .schedule import (
+from .allocation import (
     LEAST_DENSITY,
     Allocation,
     erk_zeros,
@@ -35,6 +31,10 @@ from .schedule import (
     uniform_zeros,
     zeros_needed,
 )
+from .calibration import LayerInputs, dense_outputs, layer_inputs
+from .patterns import PATTERNS, UNSTRUCTURED
+from .reconstruct import reconstruct
+from .report import LayerPruning, PruningReport
 from .selection import from_matrix, keep_by_magnitude, keep_largest_of_layers, to_matrix
 from .sensitivity import output_importance
 

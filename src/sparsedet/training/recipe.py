@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..errors import InputError
 from ..model.config import coerce
+from ..pruning.allocation import Allocation
 from ..pruning.patterns import PATTERNS, UNSTRUCTURED
-from ..pruning.schedule import Allocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..pruning.allocation import pattern_sparsity, prunable_layers
 from ..pruning.masks import FixedMasks, GradualPruner, Masks
 from ..pruning.patterns import PATTERNS
-from ..pruning.schedule import CubicSchedule, pattern_sparsity, prunable_layers
+from ..pruning.schedule import CubicSchedule
 from ..torch_model import FasterRCNN
 from .recipe import Recipe
 

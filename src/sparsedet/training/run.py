@@ -11,7 +11,7 @@ from ..evaluation.coco import load_coco
 from ..files import sha256_of, weights_file
 from ..model.config import COCO_NAMES
 from ..model.presets import preset
-from ..pruning.schedule import prunable_layers
+from ..pruning.allocation import prunable_layers
 from . import distributed
 from .recipe import Recipe
 from .start import build_model, check_folder, load_teacher, open_start, prepare_folder
