@@ -1,20 +1,23 @@
-"""Every layer shape of the network, sparsedet against OpenVINO, from runs of the whole network.
+"""Time of every layer shape: sparsedet against OpenVINO.
 
     python benchmarks/bench_layers.py --json docs/results/bench_layers.json
 
-A layer timed alone finds its input and weights in the cache; in the network it does not. So both
-sides run whole, in turn, and say where their time went: OpenVINO by its profile, ours by the
-engine's timers. Layers of one shape are one row, with the mean of their times; the median over all
-runs counts. Work beside convolutions and products (proposals, RoIAlign, pooling, NMS) is summed up
-in `other`. OpenVINO is held to the CPU's peak as in bench_model.py.
+Prints one table for each sparsity, and writes the JSON file if --json is given.
 
-Glossary: `gflop` is dense work, 2 a multiply-add, which is what OpenVINO does; `work_gflop` what
-our engine does: nonzero weights alone, and res5's hoisted layers once for the map instead of once
-for each region. Neither counts the taps of a window that lie in the padding (18 % of a 3x3 on 7x7).
-The share of the peak is the rate of either by the measured f32 peak. `megabytes` is what our engine
-has to read and write at least, once each: maps or regions in and out, residuals, packed weights.
-Together with the measured bandwidth of the memory it gives the roofline (plots.py); what stays in a
-cache between two layers can lie above it.
+A layer timed alone finds its input and weights in the cache; in the network it does not. So both
+sides run the whole network, in turn, and report the time of each layer: OpenVINO by its profile,
+ours by the engine's timers. Layers of the same shape are one row, with the mean of their times.
+Each time is the median over all runs. `other` has the remaining work: proposals, RoIAlign, pooling,
+NMS. As in bench_model.py, the run is void if OpenVINO does not reach its usual fraction of the
+CPU's peak.
+
+Glossary: `gflop` is the dense work that OpenVINO does, 2 FLOPs for each multiply-add. `work_gflop`
+is the work that our engine does: only nonzero weights, and res5's hoisted layers once for the
+feature map instead of once for each region. Neither counts the taps of a window in the padding (18
+% of a 3x3 on 7x7). `share_of_peak` is FLOPs per second divided by the measured f32 peak.
+`megabytes` is the minimum that our engine reads and writes: feature maps or regions in and out,
+residuals, packed weights. With the measured memory bandwidth this gives the roofline (plots.py); a
+layer that reads its input from a cache can be above that line.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,198 +43,202 @@ from sparsedet.model.graph import Layer, Network
 from sparsedet.model.sparsity import sparsity_report
 
 PACKED_BYTES = 5
-"""Of a packed weight: 4, and its share of a 2-byte index that all rows of a pattern use."""
+"""Bytes of a packed weight: 4, and about 1 of the 2-byte column index that tile rows share."""
 
 Times = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What our engine runs as one: a layer, or several merged ones."""
+    """A layer that our engine runs, or several merged ones."""
 
     name: str
     layers: tuple[Layer, ...]
 
     @property
     def hoisted(self) -> bool:
-        """Run by our engine on the map, before RoIAlign."""
+        """Whether our engine runs it on the feature map, before RoIAlign."""
         return self.layers[0].source == "rois"
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Equal for operations that differ in nothing but their place in the network."""
+        """All that the time depends on; equal for operations of the same shape."""
         return tuple(
             (
-                y.component,
-                y.kind,
-                y.in_channels,
-                y.out_channels,
-                y.kernel,
-                y.stride,
-                y.in_size,
-                y.relu,
-                y.residual is not None,
+                layer.component,
+                layer.kind,
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel,
+                layer.stride,
+                layer.in_size,
+                layer.relu,
+                layer.residual is not None,
                 self.hoisted,
             )
-            for y in self.layers
+            for layer in self.layers
         )
 
-    def runs(self, network: Network, hoisting: bool) -> float:
-        """How often an image multiplies by each weight, on average over the window's taps."""
+    def uses_of_a_weight(self, network: Network, hoisting: bool) -> float:
+        """Multiplications by each weight for one image, on average over the window's taps."""
         first = self.layers[0]
         if hoisting and self.hoisted:
             return network.feature_size[0] * network.feature_size[1]
         rows, columns = (
-            _taps(n_in, n_out, first)
-            for n_in, n_out in zip(first.in_size, first.out_size, strict=True)
+            _taps(size, out_size, first)
+            for size, out_size in zip(first.in_size, first.out_size, strict=True)
         )
         regions = network.config.proposals if first.component == "roi" else 1
         return rows * columns / first.kernel**2 * regions
 
-    def moved(self, network: Network, weights: int) -> int:
-        """Bytes in and out, with so many weights that are not zero."""
+    def moved_bytes(self, network: Network, nonzero: int) -> int:
+        """Minimum of bytes read and written, with that number of nonzero weights."""
         first = self.layers[0]
         sizes = first.in_size, first.out_size
         if self.hoisted:
             sizes = network.feature_size, network.feature_size
-        several = first.component == "roi" and not self.hoisted
-        regions = network.config.proposals if several else 1
+        by_region = first.component == "roi" and not self.hoisted
+        regions = network.config.proposals if by_region else 1
         read, written = (rows * columns * regions for rows, columns in sizes)
         out = sum(layer.out_channels for layer in self.layers)
         floats = read * first.in_channels + written * out * (2 if first.residual else 1)
-        return 4 * floats + PACKED_BYTES * weights
+        return 4 * floats + PACKED_BYTES * nonzero
 
     def describe(self) -> str:
-        """For people: channels, kernel, stride, map."""
-        y = self.layers[0]
+        """A short description: channels, kernel, stride, feature map."""
+        first = self.layers[0]
         out = sum(layer.out_channels for layer in self.layers)
-        if y.kind == "linear":
-            return f"{y.in_channels}->{out} product, regions"
-        where = "regions" if y.component == "roi" else f"{y.out_size[0]}x{y.out_size[1]}"
-        text = f"{y.in_channels}->{out} {y.kernel}x{y.kernel}"
-        text += f"/{y.stride}" if y.stride > 1 else ""
-        text += " + residual" if y.residual else ""
-        return f"{text}, {where}" + (" (hoisted)" if self.hoisted else "")
+        if first.kind == "linear":
+            return f"{first.in_channels}->{out} product, regions"
+        rows, columns = first.out_size
+        domain = "regions" if first.component == "roi" else f"{rows}x{columns}"
+        text = f"{first.in_channels}->{out} {first.kernel}x{first.kernel}"
+        text += f"/{first.stride}" if first.stride > 1 else ""
+        text += " + residual" if first.residual else ""
+        return f"{text}, {domain}" + (" (hoisted)" if self.hoisted else "")
 
 
 def _taps(size: int, out: int, layer: Layer) -> int:
-    """Taps on the map, not in the padding, of all windows along one axis."""
+    """Taps inside the feature map, not in the padding, of all windows along one axis."""
     starts = (i * layer.stride - layer.padding[0] for i in range(out))
     return sum(min(start + layer.kernel, size) - max(start, 0) for start in starts)
 
 
 def operations(network: Network) -> list[Operation]:
-    """All operations with weights, in order."""
-    merged = {name: whole for whole, names in MERGED.items() for name in names}
+    """All operations with weights, in order of execution."""
+    merged = {name: operation for operation, names in MERGED.items() for name in names}
     members: dict[str, list[Layer]] = defaultdict(list)
     for layer in network.weighted:
         members[merged.get(layer.name, layer.name)].append(layer)
     return [Operation(name, tuple(layers)) for name, layers in members.items()]
 
 
-def ours(engine: Engine, network_input: np.ndarray) -> Times:
-    """Seconds by operation of one run."""
+def run_engine(engine: Engine, network_input: np.ndarray) -> Times:
+    """Seconds of each operation in one run of our engine."""
     engine.run(network_input)
-    seconds: Counter[str] = Counter()
-    for name, time in engine.native.timings:  # regions come in several blocks
+    seconds: Times = defaultdict(float)
+    for name, time in engine.native.timings:  # regions run in several batches
         seconds[name] += time
     return dict(seconds)
 
 
-def theirs(profile: Profile, found: list[Operation]) -> Times:
-    """Seconds of one run by our operations; what belongs to none under the type's name."""
-    left = dict(profile.layers)
-    seconds = {op.name: sum(left.pop(y.name, 0.0) for y in op.layers) for op in found}
-    return seconds | left | dict(profile.other)
+def openvino_times(profile: Profile, ops: list[Operation]) -> Times:
+    """Seconds of one run of OpenVINO, by our operations; other work is under its type's name."""
+    rest = dict(profile.layers)
+    seconds = {op.name: sum(rest.pop(layer.name, 0.0) for layer in op.layers) for op in ops}
+    return seconds | rest | dict(profile.other)
 
 
 def medians(runs: list[Times]) -> Times:
+    """Median seconds of each name over the runs."""
     names = {name: None for times in runs for name in times}
     return {name: statistics.median(times.get(name, 0.0) for times in runs) for name in names}
 
 
-def measure(model: ModelFile, photo: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One model: rows by shape and what is beside them."""
+def measure(model: ModelFile, image: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one model: one row for each shape, and the other work."""
     config = model.config
     network = build_network(config)
-    found = operations(network)
+    ops = operations(network)
     network_input, _ = to_network_input(
-        photo, config.input_height, config.input_width, config.resize
+        image, config.input_height, config.input_width, config.resize
     )
     engine = Engine(config, model.tensors, threads=arguments.threads, isa=arguments.isa)
     profiler = Profiler(model, arguments.threads, "f32")
-    ours(engine, network_input), profiler(network_input)
-    peaks, mine, profiles = [], [], []
+    run_engine(engine, network_input)  # the first run of either does not count
+    profiler(network_input)
+    peaks, engine_runs, profiles = [], [], []
     for _ in range(arguments.repeats):
         peaks.append(machine.peak_gflops(arguments.isa, arguments.threads))
-        mine.append(ours(engine, network_input))
+        engine_runs.append(run_engine(engine, network_input))
         profiles.append(profiler(network_input))
     report = sparsity_report(config, model.tensors)
-    peak, our = statistics.median(peaks), medians(mine)
-    their = medians([theirs(profile, found) for profile in profiles])
-    shares = [report.gflops / p.dense / peak for p, peak in zip(profiles, peaks, strict=True)]
-    share = statistics.median(shares)
+    peak, ours = statistics.median(peaks), medians(engine_runs)
+    theirs = medians([openvino_times(profile, ops) for profile in profiles])
+    fraction = statistics.median(
+        report.gflops / profile.dense / peak for profile, peak in zip(profiles, peaks, strict=True)
+    )
     rows: list[dict[str, Any]] = []
-    for shape in dict.fromkeys(op.shape for op in found):
-        group = [op for op in found if op.shape == shape]
-        if all(op.name in our for op in group):
-            rows.append(row(network, group, model, our, their, peak))
-    listed = {op.name for op in found}
+    for shape in dict.fromkeys(op.shape for op in ops):
+        same_shape = [op for op in ops if op.shape == shape]
+        if all(op.name in ours for op in same_shape):
+            rows.append(row(network, same_shape, model, ours, theirs, peak))
+    listed = {op.name for op in ops}
     return {
         "sparsity": report.sparsity,
         "peak_gflops": peak,
         "bandwidth_gb_s": machine.bandwidth(arguments.threads),
-        "openvino_share_of_peak": share,
-        "void": is_void(config, "f32", share),
+        "openvino_share_of_peak": fraction,
+        "void": is_void(config, "f32", fraction),
         "layers": rows,
-        # Done by our engine inside other operations, without a time of their own.
-        "inside_others": [op.name for op in found if op.name not in our],
+        # Our engine runs these inside other operations and does not time them alone.
+        "inside_others": [op.name for op in ops if op.name not in ours],
         "other": {
-            "sparsedet": {name: s for name, s in our.items() if name not in listed},
-            "openvino": {name: s for name, s in their.items() if name not in listed and s > 1e-5},
+            "sparsedet": {name: s for name, s in ours.items() if name not in listed},
+            "openvino": {name: s for name, s in theirs.items() if name not in listed and s > 1e-5},
         },
     }
 
 
 def row(
     network: Network,
-    group: list[Operation],
+    ops: list[Operation],
     model: ModelFile,
-    our: Times,
-    their: Times,
+    ours: Times,
+    theirs: Times,
     peak: float,
 ) -> dict[str, Any]:
-    """One shape: means over its operations."""
-    count = len(group)
-    weights = [model.tensors[f"{y.name}.weight"] for op in group for y in op.layers]
+    """The row of one shape: means over its operations."""
+    count = len(ops)
+    weights = [model.tensors[f"{layer.name}.weight"] for op in ops for layer in op.layers]
     size = sum(w.size for w in weights)
-    kept = sum(int(np.count_nonzero(w)) for w in weights)
-    gflop = 2e-9 * size * group[0].runs(network, False) / count
-    work = 2e-9 * kept * group[0].runs(network, True) / count
-    seconds = sum(our[op.name] for op in group) / count
-    peer = sum(their[op.name] for op in group) / count
+    nonzero = sum(int(np.count_nonzero(w)) for w in weights)
+    gflop = 2e-9 * size * ops[0].uses_of_a_weight(network, False) / count
+    work = 2e-9 * nonzero * ops[0].uses_of_a_weight(network, True) / count
+    seconds = sum(ours[op.name] for op in ops) / count
+    peer = sum(theirs[op.name] for op in ops) / count
     return {
-        "shape": group[0].describe(),
-        "first": group[0].name,
+        "shape": ops[0].describe(),
+        "first": ops[0].name,
         "count": count,
-        "density": kept / size,
+        "density": nonzero / size,
         "gflop": gflop,
         "work_gflop": work,
-        "megabytes": 1e-6 * group[0].moved(network, kept // count),
+        "megabytes": 1e-6 * ops[0].moved_bytes(network, nonzero // count),
         "sparsedet_seconds": seconds,
         "openvino_seconds": peer,
         "ratio": peer / seconds,
         "sparsedet_share_of_peak": work / seconds / peak,
-        # None: less than the profile's microseconds can tell.
+        # None: less than one microsecond, the profile's resolution.
         "openvino_share_of_peak": gflop / peer / peak if peer else None,
     }
 
 
 def show(name: str, result: dict[str, Any]) -> None:
-    """One model's table for the terminal."""
+    """Print the table of one model."""
     print(
         f"\n{name}, {100 * result['sparsity']:.1f} % zeros; measured peak "
-        f"{result['peak_gflops']:.0f} GFLOP/s, OpenVINO's dense work at "
+        f"{result['peak_gflops']:.0f} GFLOP/s, OpenVINO's dense work reaches "
         f"{100 * result['openvino_share_of_peak']:.0f} % of it" + ("  VOID" * 3) * result["void"]
     )
     print(f"{'':42} layers  OpenVINO ms (peak)  sparsedet ms (peak)  ratio")
@@ -243,7 +250,7 @@ def show(name: str, result: dict[str, Any]) -> None:
             f"({100 * r['sparsedet_share_of_peak']:3.0f} %) {r['ratio']:7.2f}"
         )
     if result["inside_others"]:
-        print("  without a time of their own in sparsedet:", *result["inside_others"])
+        print("  not timed alone in sparsedet:", *result["inside_others"])
     for runtime, times in result["other"].items():
         print(f"  other, {runtime}: {1e3 * sum(times.values()):.1f} ms", flush=True)
 
@@ -254,15 +261,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     subjects.add_options(parser)
     arguments = parser.parse_args(argv)
-    photo = sparsedet.read_image(arguments.photo)
-    circumstances = machine.describe(arguments.isa, arguments.threads)
+    image = sparsedet.read_image(arguments.image)
+    conditions = machine.describe(arguments.isa, arguments.threads)
     results: list[dict[str, Any]] = []
-    for model in subjects.models(arguments, photo):
-        results.append(measure(model, photo, arguments))
+    for model in subjects.models(arguments, image):
+        results.append(measure(model, image, arguments))
         show(model.config.name, results[-1])
         if arguments.json:  # after each, because a run takes minutes
             content = {
-                "machine": circumstances,
+                "machine": conditions,
                 "model": model.config.name,
                 "void": any(r["void"] for r in results),
                 "results": results,
@@ -271,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
         del model
         gc.collect()
     ratios = (
-        f"{r['sparsity']:.2f}:{statistics.median(y['ratio'] for y in r['layers']):.2f}"
+        f"{r['sparsity']:.2f}:{statistics.median(row['ratio'] for row in r['layers']):.2f}"
         for r in results
     )
     print("median ratio of the shapes", *ratios)

@@ -1,19 +1,21 @@
-"""How the places of zeros change the speed: a pruned model against itself with them shuffled.
+"""How the positions of zeros change the speed: a pruned model against a shuffled copy of it.
 
     python benchmarks/bench_patterns.py [--model FILE]
 
-Each pruned weight tensor is permuted at random, so that layer by layer the shapes and the number of
-zeros stay; what changes is where they lie. Both are run in turn, in memory. Writes
-docs/results/bench_patterns.json, and the table between the marks of docs/engine.md.
+Writes docs/results/bench_patterns.json, and the table between the marks of docs/engine.md.
 
-Glossary: a group is the G output channels that the kernel holds in registers; a column that any of
-them has a weight in costs a load of activations, one that none has a weight in costs nothing.
+Each pruned weight tensor is permuted at random: every layer keeps its shape and its number of
+zeros, only their positions change. Both models run in turn, in memory.
+
+Glossary: tile rows are the output channels that the kernel holds in registers. A column with a
+weight in any of them costs a load of activations; a column without one costs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,12 @@ from sparsedet.engine import Engine
 from sparsedet.images.letterbox import to_network_input
 
 MARK = "<!-- pattern table: benchmarks/bench_patterns.py -->"
-GROUP = 5
+TILE_ROWS = 5
 TIMED = ("res2", "res3", "res4", "rpn.conv")
 
 
-def shuffled(tensors: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """The same numbers of each convolution at random places."""
+def shuffled(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The same values of each convolution at random positions."""
     rng = np.random.default_rng(0)
     return {
         name: rng.permutation(value.reshape(-1)).reshape(value.shape) if value.ndim == 4 else value
@@ -41,16 +43,16 @@ def shuffled(tensors: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.fl
     }
 
 
-def rows_a_load(tensors: dict[str, NDArray[np.float32]]) -> float:
-    """Weights that a loaded activation is multiplied by, on average over all pruned layers."""
+def rows_a_load(tensors: Mapping[str, NDArray[np.float32]]) -> float:
+    """Weights by which a loaded activation is multiplied, on average over all pruned layers."""
     weights = loads = 0
     for value in tensors.values():
         if value.ndim != 4 or np.count_nonzero(value) > 0.9 * value.size:
             continue
-        kept = value.reshape(len(value), -1) != 0
-        for first in range(0, len(kept), GROUP):
-            loads += int(kept[first : first + GROUP].any(axis=0).sum())
-        weights += int(kept.sum())
+        nonzero = value.reshape(len(value), -1) != 0
+        for first in range(0, len(nonzero), TILE_ROWS):
+            loads += int(nonzero[first : first + TILE_ROWS].any(axis=0).sum())
+        weights += int(nonzero.sum())
     return weights / loads
 
 
@@ -58,24 +60,25 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=embedded_model())
-    parser.add_argument("--photo", type=Path, default=machine.ROOT / "examples" / "beach.jpg")
+    parser.add_argument("--model", type=Path, default=embedded_model(), help="a pruned model")
+    parser.add_argument("--image", type=Path, default=machine.ROOT / "examples" / "beach.jpg")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=40)
     arguments = parser.parse_args(argv)
-    circumstances = machine.describe("", arguments.threads)
+    conditions = machine.describe("", arguments.threads)
     model = sparsedet.load_model(arguments.model)
-    config, photo = model.config, sparsedet.read_image(arguments.photo)
+    config, image = model.config, sparsedet.read_image(arguments.image)
     network_input, _ = to_network_input(
-        photo, config.input_height, config.input_width, config.resize
+        image, config.input_height, config.input_width, config.resize
     )
-    subjects = {"its own zeros": dict(model.tensors), "shuffled zeros": shuffled(model.tensors)}
+    variants = {"its own zeros": dict(model.tensors), "shuffled zeros": shuffled(model.tensors)}
     engines = {
         name: Engine(config, tensors, threads=arguments.threads)
-        for name, tensors in subjects.items()
+        for name, tensors in variants.items()
     }
-    # The backbone and RPN alone: other weights give other proposals, and so another head's work.
-    times: dict[str, list[float]] = {name: [] for name in subjects}
+    # Only backbone and RPN are timed: other weights give other proposals, so other work in the
+    # RoI head.
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(arguments.repeats):
         for name, engine in engines.items():
             engine.run(network_input)
@@ -89,11 +92,11 @@ def main(argv: list[str] | None = None) -> None:
             "milliseconds": 1000 * statistics.median(times[name]),
             "rows_a_load": rows_a_load(tensors),
         }
-        for name, tensors in subjects.items()
+        for name, tensors in variants.items()
     }
     machine.save(
         machine.RESULTS / "bench_patterns.json",
-        {"machine": circumstances, "model": config.name, "rows": rows, "ratio": ratio},
+        {"machine": conditions, "model": config.name, "rows": rows, "ratio": ratio},
     )
     lines = [
         f"| `{config.name}`, the embedded model | Rows a loaded activation feeds | res2 to RPN |",

@@ -1,20 +1,22 @@
-"""Pruning methods compared: AP against sparsity, and each layer's error.
+"""AP against sparsity for each pruning method, and the error of each layer.
 
     python benchmarks/bench_pruning.py --annotations VAL.json --images FOLDER \\
       --calibration FOLDER [--dense FILE] \\
       [--gradual 0.6=RUN 0.8=RUN --tuned 0.6=RUN --dense-continued RUN]
 
-At once, by magnitude and by reconstruction, to each of --sparsities: pruned here, from --dense, on
-photographs of --calibration, which are no photographs of --images. Gradually with fine-tuning, or
-tuned after reconstruction: finished models, files or run folders. Each is scored by the engine, and
-its difference to its own baseline has a paired bootstrap interval over the photographs of --images:
-at once, the dense model that it came from; gradual and tuned, --dense-continued, which was trained
-on for the same steps by the same schedule without pruning.
+Writes docs/results/bench_pruning.json, docs/images/pruning.svg, and the tables between the marks of
+docs/pruning.md.
 
-Pruned models and detections are kept in --work, named after what they come from: a run that was
-stopped continues, and a new dense model, a new photograph's name or changed pruning code starts
-anew. Writes docs/results/bench_pruning.json, docs/images/pruning.svg, and the tables
-between the marks of docs/pruning.md.
+One-shot pruning, by magnitude and by reconstruction, to each of --sparsities, is done here: from
+--dense, with images of --calibration that are not among --images. Gradual pruning with fine-tuning
+(--gradual), and reconstruction followed by fine-tuning (--tuned), are finished models: files or run
+folders. The engine scores every model. The difference to a model's baseline has a paired bootstrap
+interval over --images. The baseline of one-shot pruning is --dense; that of --gradual and --tuned
+is --dense-continued, trained for the same number of steps with the same schedule, but not pruned.
+
+Pruned models and detections are kept in --work under names that depend on their inputs. A run that
+was interrupted continues; another dense model, other names of images or changed pruning code start
+from the beginning.
 """
 
 from __future__ import annotations
@@ -37,24 +39,35 @@ from sparsedet.evaluation.bootstrap import paired_bootstrap
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.files import sha256_of, write_atomic
 from sparsedet.pruning.one_shot import OneShotConfig
-from sparsedet.pruning.run import PHOTOGRAPHS, prune_files
+from sparsedet.pruning.run import prune_files
+from sparsedet.sources.folder import find_images
 
 MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
 LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
-CODE = ("calibration", "sensitivity", "one_shot", "patterns", "reconstruct", "schedule")
-"""Modules that a change of which asks for pruning anew."""
+CODE = (
+    "allocation",
+    "calibration",
+    "sensitivity",
+    "one_shot",
+    "patterns",
+    "positions",
+    "reconstruct",
+    "schedule",
+    "selection",
+)
+"""Modules of `sparsedet.pruning`; a change in one of them makes kept models invalid."""
 TITLES = {
-    "magnitude": "at once, magnitude",
-    "reconstruct": "at once, reconstruction",
-    "tuned": "at once, reconstruction, then fine-tuned",
+    "magnitude": "one-shot, magnitude",
+    "reconstruct": "one-shot, reconstruction",
+    "tuned": "one-shot, reconstruction, then fine-tuned",
     "gradual": "gradual, fine-tuned",
 }
 TRAINED = ("tuned", "gradual")
-"""Methods whose baseline was trained on as long."""
+"""Methods whose baseline was trained for as many steps."""
 
 
 def digest(*parts: str) -> str:
-    """A short name of what it is given."""
+    """A short name that depends on all parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -63,38 +76,45 @@ def model_file(path: Path) -> Path:
     return path / "model.safetensors" if path.is_dir() else path
 
 
-def pruned(
-    dense: Path, method: Any, sparsity: float, images: Path, photographs: int, work: Path
-) -> Path:
-    """The folder of a model that is pruned at once, now or by an earlier run."""
+def pruned(dense: Path, method: Any, sparsity: float, images: Path, count: int, work: Path) -> Path:
+    """Folder of a model with one-shot pruning, done now or by an earlier run.
+
+    Args:
+        dense: the model to prune.
+        method: "magnitude" or "reconstruct".
+        images: folder of calibration images.
+        count: number of calibration images.
+        work: folder of kept results.
+    """
     source = Path(sparsedet.__file__).parent / "pruning"
     code = [sha256_of(source / f"{name}.py") for name in CODE]
-    names = sorted(p.name for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
-    name = digest(sha256_of(dense), method, str(sparsity), str(photographs), *names, *code)
+    names = sorted(path.name for path in find_images(images))
+    name = digest(sha256_of(dense), method, str(sparsity), str(count), *names, *code)
     folder = work / f"{method}-{sparsity:g}-{name}"
-    if not (folder / "report.png").exists():  # the last file that is written
-        for left in folder.glob("*"):
-            left.unlink()
+    if not (folder / "report.png").exists():  # the last file of a run
+        for path in folder.glob("*"):
+            path.unlink()
         print(f"pruning to {sparsity:g} by {method}", flush=True)
         settings = OneShotConfig(method=method, sparsity=sparsity)
-        prune_files(dense, images, folder, settings, photographs=photographs)
+        prune_files(dense, images, folder, settings, calibration_images=count)
     return folder
 
 
 def detections(model: Path, dataset: Any, threads: int, work: Path) -> list[dict[str, Any]]:
-    """What the model finds in all photographs of the data set, now or by an earlier run."""
+    """COCO results of the model on all images of the data set, made now or by an earlier run."""
     isa = sparsedet.Detector.load(model, threads=1).isa
     path = work / f"found-{digest(sha256_of(model), sha256_of(dataset.path), isa)}.json"
     if not path.exists():
         print(f"scoring {model}", flush=True)
-        _, found = evaluate(sparsedet.Detector.load(model, threads=threads), dataset)
-        write_atomic(path, json.dumps(found).encode())
-    results: list[dict[str, Any]] = json.loads(path.read_text())
-    return results
+        _, results = evaluate(sparsedet.Detector.load(model, threads=threads), dataset)
+        write_atomic(path, json.dumps(results).encode())
+        return results
+    kept: list[dict[str, Any]] = json.loads(path.read_text())
+    return kept
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rows, and the layers' errors of each model that was pruned at once."""
+    """One row for each model, and the layer errors of each reconstruction."""
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     models: list[tuple[str, float, Path]] = []
@@ -103,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for method in ("magnitude", "reconstruct"):
         for sparsity in arguments.sparsities:
             folder = pruned(
-                dense, method, sparsity, arguments.calibration, arguments.photographs, work
+                dense, method, sparsity, arguments.calibration, arguments.calibration_images, work
             )
             models.append((method, sparsity, folder / "model.safetensors"))
             if method == "reconstruct":
@@ -118,15 +138,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     names = sparsedet.load_model(dense).config.class_names
     dataset = load_coco(arguments.annotations, arguments.images, names)
 
-    @functools.cache  # baselines are mostly one file
+    @functools.cache  # several methods have the same baseline
     def row(path: Path) -> dict[str, Any]:
-        found = detections(path, dataset, arguments.threads, work)
-        stats = score_results(dataset.path, found, class_names=dataset.class_names).stats
+        results = detections(path, dataset, arguments.threads, work)
+        stats = score_results(dataset.path, results, class_names=dataset.class_names).stats
         detector = sparsedet.Detector.load(path, threads=1)
-        made = detector.model.provenance
+        provenance = detector.model.provenance
         return {
-            "allocation": made.get("recipe", {}).get("allocation", "uniform"),
-            "teacher": "teacher" in made,
+            "allocation": provenance.get("recipe", {}).get("allocation", "uniform"),
+            "teacher": "teacher" in provenance,
             "file": f"{path.parent.name}/{path.name}",
             "sha256": sha256_of(path),
             "sparsity": detector.sparsity,
@@ -137,8 +157,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for method, target, path in models:
         base = baselines[method]
-        found = [detections(p, dataset, arguments.threads, work) for p in (base, path)]
-        differences = paired_bootstrap(dataset, *found, resamples=arguments.resamples)
+        both = [detections(p, dataset, arguments.threads, work) for p in (base, path)]
+        differences = paired_bootstrap(dataset, *both, resamples=arguments.resamples)
         rows.append(
             {
                 "method": method,
@@ -148,16 +168,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             }
         )
     machine = describe("", arguments.threads)
-    chosen = " ".join(f"{s:g}" for s in arguments.sparsities)  # files are where they are
+    sparsities = " ".join(f"{s:g}" for s in arguments.sparsities)  # without local paths
     machine["command"] = (
-        f"python benchmarks/bench_pruning.py --sparsities {chosen} "
-        f"--photographs {arguments.photographs} ..."
+        f"python benchmarks/bench_pruning.py --sparsities {sparsities} "
+        f"--calibration-images {arguments.calibration_images} ..."
     )
     return {
         "machine": machine,
         "images": len(dataset.images),
         "resamples": arguments.resamples,
-        "calibration_photographs": arguments.photographs,
+        "calibration_photographs": arguments.calibration_images,
         "baselines": {method: row(path) for method, path in baselines.items()},
         "rows": rows,
         "layers": layers,
@@ -165,10 +185,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def layer_check(sparsity: float, report: dict[str, Any]) -> dict[str, Any]:
-    """In how many layers reconstruction's error on held-out photographs is below magnitude's.
+    """In how many layers reconstruction has a smaller error on held-out images than magnitude.
 
-    Layers that had as many zeros before do not count, there was nothing to choose; nor do those
-    that no output feels.
+    Left out are layers without new zeros, and layers on which no output depends.
     """
     rows = [r for r in report["layers"] if r["had"] < r["zeros"] and r["magnitude_error"] > 0]
     ratios = {r["name"]: r["error"] / r["magnitude_error"] for r in rows}
@@ -186,9 +205,9 @@ def layer_check(sparsity: float, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A row for each model, its baseline before it, and what the figures are."""
+    """The Markdown table: a row for each model, its baseline before it, and the conditions."""
     lines = [
-        "| Method | Zeros of all parameters | AP | AP50 | Of its baseline | Difference in AP |",
+        "| Method | Zeros of all parameters | AP | AP50 | Of baseline | Difference in AP |",
         "|---|---|---|---|---|---|",
     ]
     seen = set()
@@ -196,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
         base = result["baselines"][row["method"]]
         if base["sha256"] not in seen:
             seen.add(base["sha256"])
-            name = "dense, trained on as long" if row["method"] in TRAINED else "dense"
+            name = "dense, trained further" if row["method"] in TRAINED else "dense"
             lines.append(
                 f"| {name} | {100 * base['sparsity']:.1f} % | {base['ap']:.4f} | "
                 f"{base['ap50']:.4f} |  |  |"
@@ -207,29 +226,29 @@ def table(result: dict[str, Any]) -> str:
             title = title.replace("gradual", f"gradual by {row['allocation']}")
         if row["method"] in TRAINED and row["teacher"]:
             title += ", with a teacher"
-        share = f"{100 * row['ap'] / base['ap']:.1f} %" if base["ap"] > 0 else ""
+        percent = f"{100 * row['ap'] / base['ap']:.1f} %" if base["ap"] > 0 else ""
         lines.append(
             f"| {title} | {100 * row['sparsity']:.1f} % | {row['ap']:.4f} | "
-            f"{row['ap50']:.4f} | {share} | "
+            f"{row['ap50']:.4f} | {percent} | "
             f"{d['difference']:+.4f} ({d['low']:+.4f} .. {d['high']:+.4f}) |"
         )
     machine = result["machine"]
     lines += [
         "",
-        f"{result['images']} photographs that nothing was trained, pruned or chosen by; engine "
-        f"{machine['isa']}, float32. In brackets the 95 % interval of the paired bootstrap over "
-        f"photographs ({result['resamples']} resamples). At once: "
-        f"{result['calibration_photographs']} photographs of the training set without labels, "
-        "no training; magnitude prunes every layer alike, reconstruction by sensitivity.",
+        f"{result['images']} images, not used for training, pruning or any choice; engine "
+        f"{machine['isa']}, float32. In brackets: 95 % interval of the paired bootstrap over "
+        f"images ({result['resamples']} resamples). One-shot: "
+        f"{result['calibration_photographs']} images of the training set without labels, no "
+        "training; magnitude prunes every layer alike, reconstruction allocates by sensitivity.",
     ]
     return "\n".join(lines)
 
 
 def layer_table(result: dict[str, Any]) -> str:
-    """Reconstruction against magnitude, layer by layer."""
+    """The Markdown table of layer errors: reconstruction against magnitude."""
     lines = [
-        "| Zeros of all parameters | Layers where reconstruction's error is lower | Its error over "
-        "magnitude's: median | at most |",
+        "| Zeros of all parameters | Layers where reconstruction has the smaller error | Its error "
+        "divided by magnitude's: median | largest |",
         "|---|---|---|---|",
     ]
     for check in result["layers"]:
@@ -241,14 +260,19 @@ def layer_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(result: dict[str, Any]) -> bytes:
-    """AP against sparsity, a line a method, bars: the paired interval round the baseline's AP."""
-    from plots import BLUE, GREEN, GREY, ORANGE, PINK, plt
+def chart(result: dict[str, Any]) -> bytes:
+    """SVG: AP against sparsity, one line a method; bars are the paired intervals."""
+    from lib.charts import BLUE, GREEN, GREY, ORANGE, PINK, plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2))
     colours = {"magnitude": ORANGE, "reconstruct": BLUE, "tuned": PINK, "gradual": GREEN}
-    shift = {"magnitude": -0.4, "reconstruct": 0.0, "tuned": 0.4, "gradual": 0.8}  # bars apart
-    lines = {"reconstruct": ("dense", "--"), "gradual": ("dense, trained on as long", ":")}
+    shift = {
+        "magnitude": -0.4,
+        "reconstruct": 0.0,
+        "tuned": 0.4,
+        "gradual": 0.8,
+    }  # in percent, so that bars do not overlap
+    lines = {"reconstruct": ("dense", "--"), "gradual": ("dense, trained further", ":")}
     if result["baselines"].get("gradual") == result["baselines"]["reconstruct"]:
         del lines["gradual"]
     for method, title in TITLES.items():
@@ -277,7 +301,7 @@ def picture(result: dict[str, Any]) -> bytes:
         xlabel="zeros among all parameters, %",
         ylabel="AP",
         ylim=(0, None),
-        title=f"{result['images']} photographs; bars: 95 %, paired with the baseline",
+        title=f"{result['images']} images; bars: 95 %, paired with the baseline",
     )
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     drawn = io.BytesIO()
@@ -287,7 +311,7 @@ def picture(result: dict[str, Any]) -> bytes:
 
 
 def pair(text: str) -> tuple[float, Path]:
-    """`0.6=RUN`."""
+    """Parse SPARSITY=MODEL, as 0.6=RUN."""
     sparsity, _, path = text.partition("=")
     if not path:
         raise argparse.ArgumentTypeError(f"{text!r}: expected SPARSITY=MODEL")
@@ -299,8 +323,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
-    parser.add_argument("--images", type=Path, required=True, help="its photographs")
-    parser.add_argument("--calibration", type=Path, required=True, help="other photographs")
+    parser.add_argument("--images", type=Path, required=True, help="folder of its images")
+    parser.add_argument("--calibration", type=Path, required=True, help="folder of other images")
     parser.add_argument(
         "--dense", type=Path, default=ROOT / "recipes" / "embedded" / "dense.safetensors"
     )
@@ -308,19 +332,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tuned", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
     parser.add_argument("--dense-continued", type=Path, metavar="MODEL")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.602, 0.7, 0.8, 0.9])
-    parser.add_argument("--photographs", type=int, default=192)
+    parser.add_argument("--calibration-images", type=int, default=192, help="how many are used")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench_pruning")
     parser.add_argument("--json", type=Path, default=RESULTS / "bench_pruning.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "pruning.md")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "pruning.svg")
+    parser.add_argument("--chart", type=Path, default=ROOT / "docs" / "images" / "pruning.svg")
     arguments = parser.parse_args(argv)
     if (arguments.gradual or arguments.tuned) and not arguments.dense_continued:
         parser.error("--gradual and --tuned need --dense-continued, their baseline")
     result = measure(arguments)
     save(arguments.json, result)
-    write_atomic(arguments.picture, picture(result), overwrite=True)
+    write_atomic(arguments.chart, chart(result), overwrite=True)
     for mark, text in ((MARK, table(result)), (LAYER_MARK, layer_table(result))):
         insert(arguments.document, mark, text)
         print(text)

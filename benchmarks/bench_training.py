@@ -1,13 +1,15 @@
-"""Training steps, sparsedet against torchvision's FasterRCNN, interleaved; and pruning's price.
+"""Time of a training step against torchvision's FasterRCNN, and the cost of pruning in it.
 
     python benchmarks/bench_training.py --json docs/results/bench_training.json
 
-torchvision's detector is given the same backbone and res5 (the same modules with the same weights),
+Prints medians and ratios, and writes the JSON file if --json is given.
+
+torchvision's detector has the same backbone and res5 (the same modules with the same weights),
 anchors, image size, batch, numbers of proposals and sampled regions, smooth L1, SGD and threads.
-Photographs are noise in memory, with a few boxes each; neither side resizes or loads. A step is
-forward, backward and optimizer. Three of ours are timed in turn with theirs: dense, pruned (masks
-that are applied each step) and the step at which masks are recomputed. What pruning adds is less
-than steps differ by themselves; so its two parts are timed alone, too.
+Images are noise in memory, with four boxes each; neither side loads or resizes. A step is forward,
+backward and optimizer. The steps run in turn: theirs and three of ours, namely dense, pruned (masks
+are applied) and pruned with masks recomputed. Pruning adds less time than steps vary by themselves;
+so its two operations are also timed alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from embedded import cpu_name
+from lib.machine import cpu_name
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -34,7 +36,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from sparsedet import preset
 from sparsedet.evaluation.coco import CocoDataset, CocoImage
 from sparsedet.model.config import ModelConfig
-from sparsedet.pruning.schedule import Allocation
+from sparsedet.pruning.allocation import Allocation
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.training.data import MicroBatch
 from sparsedet.training.losses import Target
@@ -42,11 +44,11 @@ from sparsedet.training.recipe import Recipe
 from sparsedet.training.trainer import Trainer
 
 NEVER = 10**8
-"""A step that is not reached: of the next update of the masks."""
+"""A step that is never reached."""
 
 
 class Backbone(nn.Module):
-    """Our stem ... res4 as torchvision wants a backbone; `body` holds the modules."""
+    """Our stem ... res4 as a torchvision backbone; `body` holds the modules."""
 
     def __init__(self, body: FasterRCNN) -> None:
         super().__init__()
@@ -55,16 +57,16 @@ class Backbone(nn.Module):
 
     def forward(self, network_input: Tensor) -> Tensor:
         tensors = {"input": network_input.contiguous(memory_format=torch.channels_last)}
-        self.body.run_part("backbone", tensors)
+        self.body.run_component("backbone", tensors)
         return tensors[self.body.network.features]
 
 
 class Res5(nn.Module):
-    """Our res5 and the mean, as torchvision wants a box head."""
+    """Our res5 and the mean as a torchvision box head."""
 
     def __init__(self, body: FasterRCNN) -> None:
         super().__init__()
-        self.body = [body]  # its parameters are the backbone's already
+        self.body = [body]  # in a list: the backbone registers these parameters already
 
     def forward(self, regions: Tensor) -> Tensor:
         body, tensors = self.body[0], {"rois": regions}
@@ -72,19 +74,19 @@ class Res5(nn.Module):
             if layer.name.startswith("res5"):
                 residual = tensors[layer.residual] if layer.residual else None
                 tensors[layer.name] = body.layers[layer.name](tensors[layer.source], residual)
-        return tensors[layer_name(body.config)].mean(dim=(2, 3))
+        return tensors[last_layer(body.config)].mean(dim=(2, 3))
 
 
-def layer_name(config: ModelConfig) -> str:
-    """The last layer of res5."""
+def last_layer(config: ModelConfig) -> str:
+    """Name of the last layer of res5."""
     return f"res5.{config.blocks[3] - 1}.conv3"
 
 
 def lively_model(config: ModelConfig) -> FasterRCNN:
-    """Random weights under which proposals lie as apart as a trained network's.
+    """A model with random weights whose proposals are as spread out as a trained network's.
 
-    Residual branches that add little keep the features small, and so the boxes near their anchors;
-    the plain random start lets few proposals survive, and too few regions are left to sample.
+    Small residual branches keep the features small, so boxes stay near their anchors. With the
+    usual random start few proposals survive NMS, and too few regions are left to sample.
     """
     model = FasterRCNN(config, norm=True)
     for name, layer in model.layers.items():
@@ -96,19 +98,19 @@ def lively_model(config: ModelConfig) -> FasterRCNN:
 
 
 def count_rows(module: nn.Module) -> list[int]:
-    """Rows that a module gets in each call, from now on."""
+    """A list that gets the number of input rows at each call of the module."""
     rows: list[int] = []
     module.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     return rows
 
 
 def torchvision_peer(config: ModelConfig, recipe: Recipe, height: int, width: int) -> nn.Module:
-    """torchvision's detector around our backbone, with our settings."""
+    """torchvision's detector with our backbone and our settings."""
     body = lively_model(config)
     for name, parameter in body.named_parameters():
         frozen = name.startswith(("stem.", "res2.")) or name.startswith(("rpn.", "box."))
         parameter.requires_grad_(not frozen)
-    detector = TorchvisionFasterRCNN(
+    detector: nn.Module = TorchvisionFasterRCNN(
         Backbone(body),
         min_size=min(height, width),
         max_size=max(height, width),
@@ -124,11 +126,12 @@ def torchvision_peer(config: ModelConfig, recipe: Recipe, height: int, width: in
         box_batch_size_per_image=recipe.roi_batch,
         box_positive_fraction=recipe.roi_positive,
     )
-    return detector.train()
+    detector.train()
+    return detector
 
 
 def batch_of_noise(images: int, height: int, width: int) -> tuple[Tensor, list[Target]]:
-    """A network input uint8 [B, 3, H, W] and four boxes an image."""
+    """Noise: a blob uint8 [B, 3, H, W], and four boxes for each image."""
     rng = np.random.default_rng(0)
     network_input = torch.from_numpy(
         rng.integers(0, 256, (images, 3, height, width), dtype=np.uint8)
@@ -143,40 +146,41 @@ def batch_of_noise(images: int, height: int, width: int) -> tuple[Tensor, list[T
 
 
 def our_step(
-    config: ModelConfig, recipe: Recipe, part: MicroBatch, folder: Path, update: bool = False
+    config: ModelConfig, recipe: Recipe, batch: MicroBatch, folder: Path, update: bool = False
 ) -> tuple[Callable[[], Any], list[int], Trainer]:
-    """A step of the trainer, how many regions the head saw in each, and the trainer.
+    """A training step, the regions that the RoI head saw in each step, and the trainer.
 
-    With `update`, masks are recomputed in each step.
+    Args:
+        update: recompute the masks in each step.
     """
-    nothing = np.zeros((1, 4), np.float32), np.ones(1, np.int64), np.zeros(1, np.bool_)
-    image = CocoImage(1, "none", 32, 32, *nothing)
+    annotation = np.zeros((1, 4), np.float32), np.ones(1, np.int64), np.zeros(1, np.bool_)
+    image = CocoImage(1, "none", 32, 32, *annotation)  # never read
     dataset = CocoDataset(folder, folder, (image,), config.class_names, config.category_ids)
     trainer = Trainer(lively_model(config), dataset, recipe, folder)
-    if trainer.pruner:  # all zeros at once; the schedule is over after this step
+    if trainer.pruner:  # the last step of the schedule: all zeros
         trainer.pruner.update(recipe.prune_end)
 
     def step() -> None:
         trainer.step = recipe.prune_end if update else 1
-        trainer.train_step([part])
+        trainer.train_step([batch])
 
     return step, count_rows(trainer.model.layers["box.logits"]), trainer
 
 
 def peer_step(
-    detector: nn.Module, recipe: Recipe, part: MicroBatch
+    detector: nn.Module, recipe: Recipe, batch: MicroBatch
 ) -> tuple[Callable[[], Any], list[int]]:
-    """A step of torchvision's detector with SGD, and the head's regions in each."""
+    """A step of torchvision's detector with SGD, and the regions of the RoI head in each step."""
     parameters = [p for p in detector.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters, lr=1e-6, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
 
     def step() -> None:
-        images = [image.float() for image in part.network_input]
-        truth = [{"boxes": t.boxes, "labels": t.labels} for t in part.targets]
+        images = [image.float() for image in batch.network_input]
+        targets = [{"boxes": t.boxes, "labels": t.labels} for t in batch.targets]
         optimizer.zero_grad(set_to_none=True)
-        total = sum(detector(images, truth).values())
+        total = sum(detector(images, targets).values())
         total.backward()
         float(total.detach())
         optimizer.step()
@@ -185,7 +189,7 @@ def peer_step(
 
 
 def time_alone(trainer: Trainer) -> dict[str, float]:
-    """Median seconds of noting and masking a step's gradients, and of recomputing masks."""
+    """Median seconds of a step's work on gradients, and of recomputing the masks."""
     pruner = trainer.pruner
     assert pruner is not None
 
@@ -193,28 +197,29 @@ def time_alone(trainer: Trainer) -> dict[str, float]:
         pruner.observe()
         pruner.mask_gradients()
 
-    work = {
-        "gradients": gradients,
-        "masks": lambda: pruner.update(trainer.recipe.prune_end),
-    }
-    found = {}
-    for name, call in work.items():
+    def masks() -> None:
+        pruner.update(trainer.recipe.prune_end)
+
+    seconds = {}
+    for name, call in (("gradients", gradients), ("masks", masks)):
         times = []
         for _ in range(7):
             begin = time.perf_counter()
             call()
             times.append(time.perf_counter() - begin)
-        found[name] = statistics.median(times)
-    return found
+        seconds[name] = statistics.median(times)
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="r50half-c4", help="preset")
+    parser.add_argument("--model", default="r50half-c4", help="a preset")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"))
-    parser.add_argument("--regions", type=int, default=128, help="sampled an image")
-    parser.add_argument("--proposals", type=int, default=1000, help="before sampling, an image")
+    parser.add_argument("--regions", type=int, default=128, help="sampled in each image")
+    parser.add_argument(
+        "--proposals", type=int, default=1000, help="of each image, before sampling"
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--allocation", choices=get_args(Allocation), default="uniform")
     parser.add_argument("--threads", type=int, default=2)
@@ -240,29 +245,29 @@ def main() -> None:
         dense, sparsity=0.6, prune_end=1000, prune_every=1000, allocation=arguments.allocation
     )
     network_input, targets = batch_of_noise(arguments.batch, height, width)
-    part = MicroBatch(network_input, targets, 1.0, [1])
+    batch = MicroBatch(network_input, targets, 1.0, [1])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        *ours, pruner = our_step(config, pruned, part, folder)
-        steps = {
-            "dense": our_step(config, dense, part, folder)[:2],
-            "torchvision": peer_step(torchvision_peer(config, dense, height, width), dense, part),
-            "pruned": tuple(ours),
-            "pruned, masks recomputed": our_step(config, pruned, part, folder, update=True)[:2],
+        pruned_step, pruned_regions, trainer = our_step(config, pruned, batch, folder)
+        steps: dict[str, tuple[Callable[[], Any], list[int]]] = {
+            "dense": our_step(config, dense, batch, folder)[:2],
+            "torchvision": peer_step(torchvision_peer(config, dense, height, width), dense, batch),
+            "pruned": (pruned_step, pruned_regions),
+            "pruned, masks recomputed": our_step(config, pruned, batch, folder, update=True)[:2],
         }
         times: dict[str, list[float]] = {key: [] for key in steps}
-        for number in range(arguments.rounds + 1):  # the first warms up
+        for number in range(arguments.rounds + 1):  # the first round does not count
             for key, (step, regions) in steps.items():
                 begin = time.perf_counter()
                 step()
                 if regions[-1] != arguments.batch * arguments.regions:
-                    raise SystemExit(f"{key}: {regions[-1]} regions, another amount of work")
+                    raise SystemExit(f"{key}: {regions[-1]} regions; the work is not the same")
                 if number:
                     times[key].append(time.perf_counter() - begin)
-        alone = time_alone(pruner)
+        alone = time_alone(trainer)
 
     def ratio(a: str, b: str) -> float:
-        """Median over rounds of neighbours' ratios: the machine's own changes cancel."""
+        """Median ratio within rounds, in which changes of the machine cancel out."""
         return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
     every = 50  # the recipe's default `prune_every`

@@ -1,15 +1,20 @@
-"""An exported model in OpenVINO's Model API, on photographs, against our own detections.
+"""Compare the detections of an exported model in OpenVINO's Model API with our own.
 
     pip install openvino-model-api
     python benchmarks/ecosystem.py examples/*.jpg
 
-The model is exported and loaded by its file alone: what kind of model it is, its labels and how
-photographs are resized is in the file. Asked twice: with photographs that have the network input's size,
-on which nothing is resized and the answers must be equal (Model API rounds corners to whole
-pixels), and with the photographs as they are, which Model API resizes by an operation of the graph
-and not by OpenCV. In float32: left to itself OpenVINO takes bf16 where the CPU has it. Beside them:
-our own answers to the network inputs with noise of one grey level on an eighth of the values, to tell how
-much a model answers to so little.
+Prints pairs, unpaired detections and their differences, with --json as data; writes nothing.
+
+The model is exported, and Model API loads the file alone: it states the kind of model, the labels
+and the resizing. Three comparisons are made, in float32 (by default OpenVINO uses bf16 where the
+CPU has it):
+
+same network input  images that have the size of the network input already. Nothing is resized, so
+                    the detections must be equal, except that Model API rounds corners to pixels.
+own resizing        the images as they are. Model API resizes with an operation of the graph instead
+                    of OpenCV.
+noise               our own detections on network inputs with noise: one grey level on one of eight
+                    values. It shows how much so small a change moves detections of this model.
 """
 
 from __future__ import annotations
@@ -25,100 +30,86 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sparsedet
-from sparsedet.detections import Detections
 from sparsedet.detector import embedded_model
+from sparsedet.evaluation.agreement import distances
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.images.letterbox import to_network_input
 
-Answer = Callable[[NDArray[np.uint8]], tuple[list[str], Any, Any]]
-"""A photograph -> names, scores (N,) and boxes (N, 4) in pixels."""
+DetectFunction = Callable[[NDArray[np.uint8]], tuple[list[str], Any, Any]]
+"""An image -> names, scores (N,) and boxes (N, 4) in pixels."""
 
 
 class ModelApi:
-    """A graph file in Model API; calling it with a photograph gives its detections.
+    """A graph file in Model API; a call detects on an image.
 
     Args:
-        form: what the file does not say of itself, as Model API's configuration.
+        path: the .xml file.
+        threads: CPU threads.
+        min_score: smaller scores are left out.
     """
 
-    def __init__(self, path: Path, threads: int, floor: float, **form: Any) -> None:
-        from model_api.adapters import OpenvinoAdapter, create_core
-        from model_api.models import DetectionModel
+    def __init__(self, path: Path, threads: int, min_score: float) -> None:
+        import model_api.adapters  # type: ignore[import-not-found, unused-ignore]
+        import model_api.models  # type: ignore[import-not-found, unused-ignore]
 
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        adapter = OpenvinoAdapter(create_core(), str(path), device="CPU", plugin_config=settings)
-        self.model = DetectionModel.create_model(
-            adapter, configuration={"confidence_threshold": floor, **form}
+        adapter = model_api.adapters.OpenvinoAdapter(
+            model_api.adapters.create_core(), str(path), device="CPU", plugin_config=settings
+        )
+        self.model = model_api.models.DetectionModel.create_model(
+            adapter, configuration={"confidence_threshold": min_score}
         )
 
-    def __call__(self, photo: NDArray[np.uint8]) -> tuple[list[str], Any, Any]:
-        found = self.model(photo)
-        return list(found.label_names), found.scores, found.bboxes
+    def __call__(self, image: NDArray[np.uint8]) -> tuple[list[str], Any, Any]:
+        result = self.model(image)
+        return list(result.label_names), result.scores, result.bboxes
 
 
-def pairs(
-    ours: Detections, names: list[str], scores: NDArray[Any], boxes: NDArray[Any]
-) -> tuple[list[tuple[float, float]], int]:
-    """Distances of those that both found, and how many only one of them found.
-
-    A pair has the same class (a space is an underscore there) and an IoU of at least 0.5; the best
-    scores choose first.
-
-    Returns:
-        (difference of scores, largest distance of corners in pixels) of each pair; the others.
-    """
-    left = set(range(len(names)))
-    found = []
-    for name, score, box in ours:
-        same = [k for k in left if names[k] == name.replace(" ", "_")]
-        overlap = {k: _iou(box, boxes[k]) for k in same}
-        best = max(overlap, key=overlap.__getitem__, default=None)
-        if best is None or overlap[best] < 0.5:
-            continue
-        left.remove(best)
-        found.append((abs(score - float(scores[best])), float(abs(box - boxes[best]).max())))
-    return found, len(left) + len(ours) - len(found)
-
-
-def _iou(a: NDArray[Any], b: NDArray[Any]) -> float:
-    common = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0).prod()
-    return float(common / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - common + 1e-9))
-
-
-def noisy(detector: sparsedet.Detector, floor: float) -> Answer:
-    """Our own answers to a photograph with noise, see above."""
+def noisy(detector: sparsedet.Detector, min_score: float) -> DetectFunction:
+    """Our own detections on an image with noise, see above."""
     random = np.random.default_rng(0)
 
-    def answer(photo: NDArray[np.uint8]) -> tuple[list[str], Any, Any]:
-        step = random.choice([-1, 1], photo.shape) * (random.random(photo.shape) < 1 / 8)
-        found = detector(np.clip(photo + step, 0, 255).astype(np.uint8), floor)
-        return [name.replace(" ", "_") for name in found.names], found.scores, found.boxes
+    def detect(image: NDArray[np.uint8]) -> tuple[list[str], Any, Any]:
+        noise = random.choice([-1, 1], image.shape) * (random.random(image.shape) < 1 / 8)
+        detections = detector(np.clip(image + noise, 0, 255).astype(np.uint8), min_score)
+        names = [name.replace(" ", "_") for name in detections.names]
+        return names, detections.scores, detections.boxes
 
-    return answer
+    return detect
 
 
 def compare(
-    detector: sparsedet.Detector, other: Answer, photos: Iterable[NDArray[np.uint8]], floor: float
+    detector: sparsedet.Detector,
+    other: DetectFunction,
+    images: Iterable[NDArray[np.uint8]],
+    min_score: float,
 ) -> dict[str, float]:
-    """How far the answers to these photographs are apart.
+    """Differences of two sets of detections.
 
     Args:
-        floor: scores that count.
+        detector: ours.
+        other: detects on the same images.
+        images: (H, W, 3) uint8 BGR.
+        min_score: smaller scores are left out.
+
+    Returns:
+        Numbers of pairs and of unpaired detections (`alone`); median and largest difference of
+        scores, and of corners in pixels.
     """
-    distances: list[tuple[float, float]] = []
+    pairs: list[tuple[float, float]] = []
     alone = 0
-    for photo in photos:
-        ours = detector(photo, floor)
+    for image in images:
+        ours = detector(image, min_score)
         # Model API leaves out boxes of one pixel and less.
         areas = (np.round(ours.boxes[:, 2:]) - np.round(ours.boxes[:, :2])).prod(axis=1)
         if (areas <= 1).any():
-            raise SystemExit("a detection of one pixel: Model API leaves it out")
-        more, single = pairs(ours, *other(photo))
-        distances += more
-        alone += single
-    scores, corners = np.array(distances).T if distances else np.zeros((2, 1))
+            raise SystemExit("a detection has one pixel or less, which Model API leaves out")
+        paired, unpaired = distances(ours, *other(image))
+        pairs += paired
+        alone += unpaired
+    scores, corners = np.array(pairs).T if pairs else np.zeros((2, 1))
     return {
-        "pairs": len(distances),
+        "pairs": len(pairs),
         "alone": alone,
         "score_median": float(np.median(scores)),
         "score_most": float(scores.max()),
@@ -131,27 +122,27 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("photos", nargs="+", type=Path)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--model", type=Path, default=embedded_model(), help="model file")
     parser.add_argument("--layout", choices=("NCHW", "NHWC"), default="NHWC")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--score", type=float, default=0.3, help="scores that count")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--score", type=float, default=0.3, help="smallest score; default: 0.3")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     detector = sparsedet.Detector.load(arguments.model, threads=arguments.threads)
     config = detector.config
-    photos = [sparsedet.read_image(path) for path in arguments.photos]
+    images = [sparsedet.read_image(path) for path in arguments.images]
     size = (config.input_height, config.input_width)
-    network_inputs = [to_network_input(photo, *size, config.resize)[0] for photo in photos]
+    network_inputs = [to_network_input(image, *size, config.resize)[0] for image in images]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         save_openvino(path, config, detector.model.tensors, layout=arguments.layout)
         other = ModelApi(path, arguments.threads, arguments.score)
     result = {
-        name: compare(detector, answer, pictures, arguments.score)
-        for name, answer, pictures in (
+        name: compare(detector, detect, arrays, arguments.score)
+        for name, detect, arrays in (
             ("same network input", other, network_inputs),
-            ("own resizing", other, photos),
+            ("own resizing", other, images),
             ("noise", noisy(detector, arguments.score), network_inputs),
         )
     }
@@ -160,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     for name, r in result.items():
         print(
-            f"{name}: {r['pairs']} detections of both, {r['alone']} of one alone; scores differ by "
+            f"{name}: {r['pairs']} pairs, {r['alone']} unpaired detections; scores differ by "
             f"{r['score_median']:.2g} (median) to {r['score_most']:.2g}, corners by "
             f"{r['pixels_median']:.1f} to {r['pixels_most']:.1f} pixels"
         )

@@ -1,9 +1,9 @@
-"""Score and time the embedded model: the table of the README and of the model card.
+"""AP and time of the embedded model and of its dense origin.
 
     python benchmarks/embedded.py --annotations VAL.json --images FOLDER --dense DENSE.safetensors
 
-The dense model is the one that pruning started from (recipes/embedded/run.sh makes both). Writes
-docs/results/embedded.json, and puts the table between the marks in README.md and docs/embedded.md.
+DENSE is the model from which pruning started (recipes/embedded/run.sh makes both). Writes
+docs/results/embedded.json, and the table between the marks in README.md and docs/embedded.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import sparsedet
 from sparsedet.detector import embedded_model
 from sparsedet.evaluation import evaluate
 from sparsedet.evaluation.coco import load_coco
+from sparsedet.model.config import COCO_NAMES
 
 MARK = "<!-- embedded table: benchmarks/embedded.py -->"
 
 
 def score(detector: sparsedet.Detector, path: Path, dataset: Any) -> dict[str, Any]:
-    """Scores over the whole data set."""
+    """Scores on the whole data set, and figures of the file."""
     scores, _ = evaluate(detector, dataset)
     return {
         "sparsity": detector.sparsity,
@@ -41,20 +42,20 @@ def score(detector: sparsedet.Detector, path: Path, dataset: Any) -> dict[str, A
 
 
 def time_both(detectors: dict[str, sparsedet.Detector], dataset: Any) -> dict[str, float]:
-    """Median milliseconds of one photograph in memory, the models in turn."""
-    photos = [sparsedet.read_image(dataset.image_path(i)) for i in dataset.images[:20]]
+    """Median milliseconds of one image in memory, the models in turn."""
+    images = [sparsedet.read_image(dataset.image_path(i)) for i in dataset.images[:20]]
     times: dict[str, list[float]] = {name: [] for name in detectors}
-    for photo in photos * 3:
+    for image in images * 3:
         for name, detector in detectors.items():
             start = time.perf_counter()
-            detector(photo)
+            detector(image)
             times[name].append(time.perf_counter() - start)
     return {name: 1000 * statistics.median(t) for name, t in times.items()}
 
 
-def whole_process(photo: Path) -> float:
-    """Median seconds of `sparsedet detect PHOTO` from start to exit."""
-    command = [sys.executable, "-m", "sparsedet", "detect", "--no-save", str(photo)]
+def whole_process(image: Path) -> float:
+    """Median seconds of `sparsedet detect IMAGE` from start to exit."""
+    command = [sys.executable, "-m", "sparsedet", "detect", "--no-save", str(image)]
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -64,9 +65,9 @@ def whole_process(photo: Path) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table with its circumstances."""
+    """The Markdown table, and the conditions of the measurement."""
     lines = [
-        "| Model | Zeros of all parameters | AP | AP50 | AP50 of `person` | File | Time a photo |",
+        "| Model | Zeros of all parameters | AP | AP50 | AP50 of `person` | File | One image |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in ("dense", "sparse"):
@@ -77,7 +78,7 @@ def table(result: dict[str, Any]) -> str:
         )
     lines.append("")
     lines.append(
-        f"{result['images']} photographs that were not trained on, each holding a person; "
+        f"{result['images']} images that were not trained on, each with a person; "
         f"{result['threads']} threads of {result['cpu']}, {result['sparse']['isa']}, in memory; "
         f"`sparsedet detect` as a whole process: {result['whole_process_seconds']:.2f} s."
     )
@@ -88,12 +89,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--annotations", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--dense", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
+    parser.add_argument("--images", type=Path, required=True, help="folder of its images")
+    parser.add_argument("--dense", type=Path, required=True, help="model file")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    dataset = load_coco(arguments.annotations, arguments.images, sparsedet.model.config.COCO_NAMES)
+    dataset = load_coco(arguments.annotations, arguments.images, COCO_NAMES)
     paths = {"dense": arguments.dense, "sparse": embedded_model()}
     detectors = {
         name: sparsedet.Detector.load(path, threads=arguments.threads)

@@ -1,13 +1,15 @@
-"""The pictures of docs/images that show speed, from the recorded results.
+"""Draw the charts of speed from the recorded results; nothing is measured.
 
     python benchmarks/plots.py
 
-speed.svg   how many times faster than OpenVINO, against sparsity (bench_model, bench_bf16)
-layers.svg  share of the CPU's arithmetic peak by layer shape (bench_layers.json)
-roofline.svg  GFLOP/s of each layer shape against its operations by byte (bench_layers.json)
-gains.svg   what zeros, and each thing that `bench_model.py --ablate` leaves out, give
+Reads docs/results/*.json and writes to docs/images:
 
-A picture whose results do not exist is left out. Measures nothing.
+speed.svg     how many times faster than OpenVINO, against sparsity (bench_model, bench_bf16)
+layers.svg    fraction of the CPU's arithmetic peak for each layer shape (bench_layers) roofline.svg
+GFLOP/s of each layer shape against its FLOPs per byte (bench_layers) gains.svg     what zeros give,
+and each method that `bench_model.py --ablate` leaves out (bench_model)
+
+A chart without its results is left out.
 """
 
 from __future__ import annotations
@@ -17,37 +19,22 @@ import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from lib.charts import BLUE, GREEN, GREY, ORANGE, PINK, plt
 from lib.machine import RESULTS, ROOT
 from tables import load
 
 from sparsedet.files import write_atomic
 
-matplotlib.use("Agg")
-matplotlib.rcParams.update(
-    {
-        "svg.hashsalt": "sparsedet",  # the same bytes from the same results
-        "font.size": 11,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.constrained_layout.use": True,
-    }
-)
-from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
-
-# Okabe and Ito
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
-
 
 def speed(folder: Path) -> Any:
-    """Ratio to OpenVINO in the same precision, against sparsity, with the range over rounds."""
+    """Ratio to OpenVINO in the same precision against sparsity, with the range over rounds."""
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    lines = (  # the last: where its figures stand, in points from the line
+    lines = (  # the last item: offset of the figures from the line, in points
         ("bench_model", "openvino-f32", BLUE, 8),
         ("bench_bf16", "openvino-bf16", ORANGE, -17),
     )
     limit = None
-    for name, peer, colour, above in lines:
+    for name, peer, colour, offset in lines:
         run = load(folder, name)
         if run is None:
             continue
@@ -70,7 +57,7 @@ def speed(folder: Path) -> Any:
             axes.annotate(
                 f"{r['median']:.2f}",
                 (x, r["median"]),
-                (0, above),
+                (0, offset),
                 textcoords="offset points",
                 ha="center",
                 color=colour,
@@ -94,7 +81,7 @@ def speed(folder: Path) -> Any:
 
 
 def layers(folder: Path) -> Any:
-    """Bars by layer shape, of the recorded sparsity that is nearest to 60 %."""
+    """Bars for each layer shape, at the recorded sparsity nearest to 60 %."""
     run = load(folder, "bench_layers")
     results = [r for r in run["results"] if not r["void"]] if run else []
     if run is None or not results:
@@ -102,23 +89,23 @@ def layers(folder: Path) -> Any:
     result = min(results, key=lambda r: abs(r["sparsity"] - 0.6))
     rows = result["layers"][::-1]
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.6))
-    places = range(len(rows))
+    positions = range(len(rows))
     for shift, key, colour, label in (
         (0.2, "openvino_share_of_peak", GREY, "OpenVINO, dense work"),
         (-0.2, "sparsedet_share_of_peak", BLUE, "sparsedet, work by nonzero weights"),
     ):
         axes.barh(
-            [p + shift for p in places],
+            [y + shift for y in positions],
             [100 * (r[key] or 0) for r in rows],
             0.4,
             color=colour,
             label=label,
         )
-    for place, r in zip(places, rows, strict=True):
-        share = 100 * max(r["sparsedet_share_of_peak"], r["openvino_share_of_peak"] or 0)
+    for y, r in zip(positions, rows, strict=True):
+        percent = 100 * max(r["sparsedet_share_of_peak"], r["openvino_share_of_peak"] or 0)
         axes.annotate(
             f"{r['ratio']:.1f}x",
-            (share, place),
+            (percent, y),
             (5, 0),
             textcoords="offset points",
             va="center",
@@ -126,10 +113,10 @@ def layers(folder: Path) -> Any:
             fontsize=9,
         )
     names = [f"{r['shape']}" + (f"  (x {r['count']})" if r["count"] > 1 else "") for r in rows]
-    axes.set_yticks(places, names, fontsize=9)
+    axes.set_yticks(positions, names, fontsize=9)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set(
-        xlabel="share of the measured f32 peak, %",
+        xlabel="fraction of the measured f32 peak, %",
         title=f"{run['model']}, {100 * result['sparsity']:.0f} % zeros; right: times faster",
     )
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
@@ -137,7 +124,7 @@ def layers(folder: Path) -> Any:
 
 
 def roofline(folder: Path) -> Any:
-    """GFLOP/s against operations by byte, of the recorded sparsity that is nearest to 60 %."""
+    """GFLOP/s against FLOPs per byte, at the recorded sparsity nearest to 60 %."""
     run = load(folder, "bench_layers")
     if run is None:
         return None
@@ -146,14 +133,13 @@ def roofline(folder: Path) -> Any:
     figure, axes = plt.subplots(figsize=(8, 5))
     points: dict[str, list[tuple[float, float]]] = {}
     for r in result["layers"]:
-        where = "regions" if "regions" in r["shape"] else "maps"
+        domain = "regions" if "regions" in r["shape"] else "feature maps"
         kernel = next((k for k in ("3x3", "7x7") if k in r["shape"]), "1x1")
-        kind = f"{kernel}, {where}"
-        intensity = 1000 * r["work_gflop"] / r["megabytes"]
-        points.setdefault(kind, []).append((intensity, r["work_gflop"] / r["sparsedet_seconds"]))
+        point = 1000 * r["work_gflop"] / r["megabytes"], r["work_gflop"] / r["sparsedet_seconds"]
+        points.setdefault(f"{kernel}, {domain}", []).append(point)
     colours = dict(zip(sorted(points), (BLUE, ORANGE, GREEN, PINK, "#56B4E9"), strict=False))
-    for kind, places in sorted(points.items()):
-        axes.plot(*zip(*places, strict=True), "o", color=colours.get(kind, GREY), label=kind)
+    for label, values in sorted(points.items()):
+        axes.plot(*zip(*values, strict=True), "o", color=colours.get(label, GREY), label=label)
     low, high = min(x for p in points.values() for x, _ in p) / 2, 2000.0
     edge = peak / bandwidth
     axes.plot([low, edge, high], [low * bandwidth, peak, peak], color=GREY)
@@ -175,7 +161,7 @@ def roofline(folder: Path) -> Any:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set(
-        xlabel="floating-point operations by nonzero weights, for each byte that has to move",
+        xlabel="FLOPs with nonzero weights for each byte read or written",
         ylabel="GFLOP/s",
         title=f"{run['model']}, {100 * result['sparsity']:.0f} % zeros, every layer shape",
     )
@@ -184,33 +170,34 @@ def roofline(folder: Path) -> Any:
 
 
 def gains(folder: Path) -> Any:
-    """Bars: the factor on the whole detection's time that each thing gives, others in place."""
+    """Bars: how much longer a whole detection takes without each method, the others in use."""
     run = load(folder, "bench_model")
     results = [r for r in run["results"] if not r["void"]] if run else []
     if run is None or not results:
         return None
-    found: dict[str, dict[str, float]] = {}
+    factors: dict[str, dict[str, float]] = {}
     for result in results:
         zeros = f"{100 * result['sparsity']:.0f} % zeros"
         if results[0]["sparsity"] < 0.01 < result["sparsity"]:
-            # Not timed in the same rounds: OpenVINO, for which zeros change nothing, is the clock.
+            # These two are not timed in the same rounds, so both are compared with OpenVINO, whose
+            # time does not depend on zeros.
             ours, base = (r["ratios"]["openvino-f32"] for r in (result, results[0]))
-            found[zeros] = {
+            factors[zeros] = {
                 "median": ours["median"] / base["median"],
                 "least": ours["least"] / base["most"],
                 "most": ours["most"] / base["least"],
             }
         for name, r in result["ratios"].items():
             if name.startswith("without "):
-                found[f"{name.removeprefix('without ')}, at {zeros}"] = r
-    if not found:
+                factors[f"{name.removeprefix('without ')}, at {zeros}"] = r
+    if not factors:
         return None
-    figure, axes = plt.subplots(figsize=(7, 0.6 * len(found) + 1.4))
-    names = list(found)[::-1]
-    medians = [found[n]["median"] for n in names]
+    figure, axes = plt.subplots(figsize=(7, 0.6 * len(factors) + 1.4))
+    names = list(factors)[::-1]
+    medians = [factors[n]["median"] for n in names]
     spread = [
-        [found[n]["median"] - found[n]["least"] for n in names],
-        [found[n]["most"] - found[n]["median"] for n in names],
+        [factors[n]["median"] - factors[n]["least"] for n in names],
+        [factors[n]["most"] - factors[n]["median"] for n in names],
     ]
     axes.barh(
         names,
@@ -222,16 +209,16 @@ def gains(folder: Path) -> Any:
         ecolor=GREY,
         capsize=3,
     )
-    for place, name in enumerate(names):
+    for y, name in enumerate(names):
         axes.annotate(
-            f"{found[name]['median']:.2f}",
-            (found[name]["most"], place),
+            f"{factors[name]['median']:.2f}",
+            (factors[name]["most"], y),
             (6, 0),
             textcoords="offset points",
             va="center",
         )
     axes.axvline(1, color=GREY, linewidth=0.8)
-    axes.set(xlabel="times as long without it", title=f"{run['model']}, {run['precision']}")
+    axes.set(xlabel="time without it / time with it", title=f"{run['model']}, {run['precision']}")
     return figure
 
 
@@ -240,14 +227,14 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the JSON files")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder")
     arguments = parser.parse_args(argv)
     for draw in (speed, layers, roofline, gains):
         if figure := draw(arguments.results):
-            path, drawn = arguments.output / f"{draw.__name__}.svg", io.BytesIO()
-            figure.savefig(drawn, format="svg", metadata={"Date": None})
+            path, svg = arguments.output / f"{draw.__name__}.svg", io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
             plt.close(figure)
-            write_atomic(path, drawn.getvalue(), overwrite=True)
+            write_atomic(path, svg.getvalue(), overwrite=True)
             print(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -48,7 +49,7 @@ def embedded() -> Path:
 
 
 @pytest.fixture
-def one_torch_thread():
+def one_torch_thread() -> Iterator[None]:
     """For tests whose tensors are too small to share out."""
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()

@@ -30,7 +30,9 @@ TORCH = {
     "pruning.masks",
     "pruning.one_shot",
     "pruning.patterns",
+    "pruning.positions",
     "pruning.reconstruct",
+    "pruning.selection",
     "pruning.sensitivity",
 }
 """Packages and modules that import torch; all others must run without it."""
@@ -225,7 +227,8 @@ def test_the_guides_name_files_that_exist() -> None:
         for name in re.findall(
             r"`((?:src|native|tests|benchmarks|docs)/[\w./]+)`", guide.read_text()
         ):
-            assert (ROOT / name).exists(), f"{guide.name}: {name}"
+            if not re.search("[A-Z]{3}", Path(name).stem):  # NAME and FORM are placeholders
+                assert (ROOT / name).exists(), f"{guide.name}: {name}"
 
 
 def test_the_map_is_read_from_the_bottom_of_the_chain() -> None:

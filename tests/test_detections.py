@@ -283,5 +283,7 @@ def test_draw_wants_the_photograph_that_was_detected_on() -> None:
 
 def test_draw_accepts_views() -> None:
     found = detect(make_rows(5))
-    image = cv2.resize(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), (640, 427))
+    image = np.asarray(
+        cv2.resize(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), (640, 427)), np.uint8
+    )
     assert np.array_equal(found.draw(image[:, ::-1]), found.draw(image[:, ::-1].copy()))

@@ -7,12 +7,13 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import pytest
 from helpers.small import SMALL, picture
+from numpy.typing import NDArray
 
 from sparsedet import Detector, InputError, available_isas, read_image
 from sparsedet.detections import from_rows
@@ -49,11 +50,13 @@ def test_a_photograph_gives_detections_on_it(detector: Detector) -> None:
 
 @pytest.mark.parametrize("shape", [(90, 120), (61, 33), (1, 1), (500, 3), (64, 96)])
 @pytest.mark.parametrize("resize", ["letterbox", "stretch"])
-def test_a_call_is_canvas_rows_and_mapping(small_model: Path, shape, resize) -> None:
+def test_a_call_is_canvas_rows_and_mapping(
+    small_model: Path, shape: tuple[int, int], resize: Literal["letterbox", "stretch"]
+) -> None:
     detector = Detector.load(small_model, threads=1, resize=resize)
     image = picture(90, 120)[: shape[0], : shape[1]]
     if image.shape[:2] != shape:
-        image = cv2.resize(image, shape[::-1])
+        image = np.asarray(cv2.resize(image, shape[::-1]), np.uint8)
     network_input, letterbox = to_network_input(image, HEIGHT, WIDTH, resize)
     rows = detector.infer(network_input[None])
     expected = from_rows(rows, letterbox, SMALL.class_names, SMALL.category_ids)
@@ -160,7 +163,9 @@ def test_every_instruction_set_agrees(small_model: Path) -> None:
         assert np.allclose(detector.infer(network_inputs(2)), expected, atol=1e-4)
 
 
-def test_the_environment_chooses_the_instruction_set(small_model: Path, monkeypatch) -> None:
+def test_the_environment_chooses_the_instruction_set(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSEDET_ISA", "scalar")
     assert Detector.load(small_model).isa == "scalar"
     assert Detector.load(small_model, isa=available_isas()[0]).isa == available_isas()[0]
@@ -171,7 +176,7 @@ def test_python_threads_share_a_detector(small_model: Path) -> None:
     # Different sizes, so that the calls would disturb each other's plan.
     blobs = [network_inputs(1), np.ascontiguousarray(network_inputs(2)[1:, :48, :80])]
     expected = [detector.infer(blob) for blob in blobs]
-    assert not np.array_equal(*expected)
+    assert not np.array_equal(expected[0], expected[1])
     wrong: list[int] = []
 
     def work(which: int) -> None:
@@ -256,7 +261,7 @@ def test_the_embedded_model_is_the_default(embedded: Path) -> None:
     ],
     ids=lambda image: f"{getattr(image, 'shape', image)}",
 )
-def test_bad_photographs(detector: Detector, image) -> None:
+def test_bad_photographs(detector: Detector, image: Any) -> None:
     with pytest.raises(InputError, match=r"image .*expected"):
         detector(image)
 
@@ -276,7 +281,7 @@ def test_bad_photographs(detector: Detector, image) -> None:
     ],
     ids=lambda blob: f"{blob.shape} {blob.flat[0] if blob.size else ''}",
 )
-def test_bad_blobs(detector: Detector, blob) -> None:
+def test_bad_blobs(detector: Detector, blob: NDArray[Any]) -> None:
     with pytest.raises(InputError, match=r"blob .*expected"):
         detector.infer(blob)
 
@@ -316,7 +321,7 @@ def test_a_canvas_too_small_for_the_network(small_model: Path, tmp_path: Path) -
         ({"resize": "crop"}, "resize is 'crop'"),
     ],
 )
-def test_bad_arguments(small_model: Path, arguments, message) -> None:
+def test_bad_arguments(small_model: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Detector.load(small_model, **arguments)
 

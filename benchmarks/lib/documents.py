@@ -1,4 +1,4 @@
-"""Generated text in a document, between a mark that names its maker and `<!-- end -->`."""
+"""Generated text in a document, between a mark that names the script and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _END = "<!-- end -->"
 
 
 def insert(path: Path, mark: str, text: str) -> None:
-    """Replace what stands between `mark` and the end mark after it.
+    """Replace the text between `mark` and the next end mark.
 
     Raises:
-        ValueError: the document does not have the mark once.
+        ValueError: the document has the mark not at all, or more than once.
     """
     content = path.read_text()
     if content.count(mark) != 1:

@@ -1,8 +1,8 @@
-"""What a result depends on beside the code: CPU, versions, commit, and the CPU's arithmetic peak.
+"""The conditions of a measurement: CPU, versions, commit, arithmetic peak, memory bandwidth.
 
-Glossary: the peak is the number of f32 (or bf16) FLOPs a second, 2 a multiply-add, that a loop of
-independent multiply-adds in registers reaches on all threads at once: the median of short bursts;
-measured, not looked up.
+Glossary: the peak is the FLOPs per second (f32, bf16 or int8; 2 for each multiply-add) of a loop of
+independent multiply-adds in registers, on all threads at once. It is measured, as the median of
+short bursts, and not taken from a data sheet.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "nncf", "onnxruntime
 
 
 def cpu_name() -> str:
-    """The CPU's name as the system gives it."""
+    """Name of the CPU, from the operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(
@@ -39,7 +39,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The checked-out commit, with a + where sources were changed since; "" outside git."""
+    """The checked-out commit, with a + if sources have changed since; "" outside git."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -56,34 +56,38 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, this package and those that it is compared with, as far as installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python, this package and the packages it is compared with, where installed."""
+    installed = {"python": platform.python_version()}
     for package in ("sparsedet", *_PACKAGES):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe(isa: str, threads: int) -> dict[str, Any]:
-    """The circumstances of a run, for its JSON file; also printed."""
-    found = {
+    """The conditions of a run, for its JSON file; also printed."""
+    installed = versions()
+    conditions: dict[str, Any] = {
         "cpu": cpu_name(),
         "isa": _native.choose_isa(isa),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions(),
+        "versions": installed,
         "commit": commit(),
         "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-    listed = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    print(f"{found['cpu']}, {found['isa']}, {threads} threads; commit {found['commit']}; {listed}")
-    return found
+    listed = ", ".join(f"{name} {version}" for name, version in installed.items())
+    print(
+        f"{conditions['cpu']}, {conditions['isa']}, {threads} threads; "
+        f"commit {conditions['commit']}; {listed}"
+    )
+    return conditions
 
 
 def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float = 0.3) -> float:
-    """The arithmetic peak of `threads` threads at once, now; 0.0 without such a precision."""
+    """The present arithmetic peak in GFLOP/s; 0.0 if the CPU has no such precision."""
     probes = {
         "f32": _native.peak_gflops,
         "bf16": _native.peak_gflops_bf16,
@@ -93,7 +97,7 @@ def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float =
 
 
 def bandwidth(threads: int) -> float:
-    """Bytes a second, read and written, of all threads copying arrays that fit no cache, in 1e9."""
+    """Memory bandwidth in GB/s, read plus written: each thread copies an array beyond any cache."""
     source = np.ones((threads, 1 << 25), np.float32)  # 128 MB each
     target = np.empty_like(source)
     best = 0.0
@@ -106,6 +110,6 @@ def bandwidth(threads: int) -> float:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a result, replacing an older one."""
+    """Write a result as JSON; an older one is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=True)

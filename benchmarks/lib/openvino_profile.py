@@ -1,22 +1,23 @@
-"""Where OpenVINO's time goes, and whether it runs as well as it can.
+"""Where OpenVINO spends its time, and whether it runs as fast as it can.
 
-A profiled request of its own, never one that is timed. The exporter gives the graph's operations
-their layers' names, so the profile can be read against the layer table.
+The profile comes from a request of its own, which is never timed. The exporter names the graph's
+operations after our layers, so the profile can be compared with the layer table.
 
-Health: our sparse engine may only be called faster than a peer that does its dense work about as
-fast as the CPU can. On a two-core Zen 5, OpenVINO reached 93 to 99 % of the measured f32 peak on
-the dense part of r101-c4: everything but pre- and postprocessing, proposals and RoIAlign. A run in
-which it stays more than 5 % under the lower figure is void: a busy machine, a bad build, a graph
-that it cannot optimise. So is one in which it exceeds the peak by more than 5 %: then the peak was
-disturbed. Peak and profile are measured in turn and compared pairwise, because a shared machine's
-clock and load change within a minute; the peak is the median of a third of a second's bursts on
-both cores at once, as the time is one of whole runs (the best burst is some 3 % higher, and the
-figure above is not of it: one core's best was 225 to 240 GFLOP/s where both together made 426).
-Work is counted as in that figure, with the taps in the padding, which OpenVINO may skip: the share
-is nominal (bench_layers.py does without). A comparison is judged by the precision that OpenVINO is
-timed in. The figure is of f32; bf16, where OpenVINO comes as near to its own peak, is held to the
-same, for int8 there is none. The rule is for r101-c4 on its own network input; elsewhere the share is
-recorded and not judged.
+Health: a comparison is only fair if OpenVINO does its dense work about as fast as the CPU can. On a
+two-core Zen 5, OpenVINO reached 93 to 99 % of the measured f32 peak in the dense part of r101-c4:
+all but pre- and postprocessing, proposals and RoIAlign. A run more than 5 % below the lower figure
+is void: a busy machine, a bad build, or a graph that OpenVINO cannot optimise. A run more than 5 %
+above the peak is void too, because then the peak was disturbed.
+
+Peak and profile are measured in turn and compared pairwise: clock and load of a shared machine
+change within a minute. The peak is the median of bursts during a third of a second on all cores,
+because the time is also that of whole runs. (The best burst is some 3 % higher; one core alone made
+225 to 240 GFLOP/s where both together made 426.) The work includes the taps in the padding, which
+OpenVINO may skip, so the fraction is nominal; bench_layers.py leaves them out.
+
+A comparison is judged in the precision in which OpenVINO is timed. The limits were measured in f32;
+bf16, where OpenVINO comes as near to its own peak, has the same limits, and int8 has none. They
+hold for r101-c4 at its own network input; for other models the fraction is recorded and not judged.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from sparsedet.model.file import ModelFile
 from sparsedet.model.presets import preset
 
 FLOOR, CEILING = 0.93 * 0.95, 1.05
-"""Shares of the measured peak in the dense part between which a run counts, see above."""
+"""Accepted fractions of the measured peak in the dense part, see above."""
 
 _DENSE = {"Convolution", "FullyConnected", "MatMul", "MaxPool", "ReduceMean", "Reorder"}
 
@@ -47,10 +48,10 @@ class Profile:
     """Seconds of one run.
 
     Attributes:
-        layers: of the operation that has this layer's name (bias, residual and ReLU are in it).
-        other: of all other operations, by their type.
+        layers: by layer name; bias, residual and ReLU included.
+        other: of all other operations, by type.
         dense: of convolutions, products, pooling and the conversions between their layouts.
-        primitives: seconds by implementation, such as brgconv_avx512_f32.
+        primitives: by implementation, such as brgconv_avx512_f32.
     """
 
     layers: dict[str, float] = field(default_factory=dict)
@@ -58,14 +59,14 @@ class Profile:
     primitives: Counter[str] = field(default_factory=Counter)
     dense: float = 0.0
 
-    def share_of(self, instruction_set: str) -> float:
-        """Share of the time in implementations with that instruction set, 0..1."""
-        named = sum(s for name, s in self.primitives.items() if instruction_set in name)
-        return named / sum(self.primitives.values())
+    def fraction_of_time(self, instruction_set: str) -> float:
+        """Fraction of the time in implementations with that instruction set, 0..1."""
+        seconds = sum(s for name, s in self.primitives.items() if instruction_set in name)
+        return seconds / sum(self.primitives.values())
 
 
 class Profiler:
-    """The exported network in OpenVINO, profiled; calling it with a network input runs it once."""
+    """The exported network in OpenVINO; a call runs it once and returns the profile."""
 
     def __init__(self, model: ModelFile, threads: int, precision: str) -> None:
         self.layers = {layer.name for layer in build_network(model.config).layers}
@@ -80,7 +81,7 @@ class Profiler:
         for entry in self.backend.request.profiling_info:
             if entry.status != entry.Status.EXECUTED:
                 continue
-            # OpenVINO's CPU plugin gives the mean over all runs so far.
+            # OpenVINO's CPU plugin reports the mean over all runs so far.
             total = entry.real_time.total_seconds() * self.runs
             seconds = max(0.0, total - self.before[entry.node_name])
             self.before[entry.node_name] = total
@@ -94,14 +95,14 @@ class Profiler:
         return profile
 
 
-def is_void(config: ModelConfig, precision: str, share: float | None) -> bool:
-    """Whether a run with that share of the peak says nothing; False where no rule applies."""
+def is_void(config: ModelConfig, precision: str, fraction: float | None) -> bool:
+    """Whether a run with this fraction of the peak is void; False where no rule applies."""
     if (
         precision not in ("f32", "bf16")
         or build_network(config).layers != build_network(preset("r101-c4")).layers
     ):
         return False
-    return share is None or not FLOOR <= share <= CEILING
+    return fraction is None or not FLOOR <= fraction <= CEILING
 
 
 def health(
@@ -113,15 +114,16 @@ def health(
     gflops: float,
     runs: int = 3,
 ) -> dict[str, Any]:
-    """OpenVINO's dense part against the CPU's peak in the same minutes.
+    """OpenVINO's dense part compared with the CPU's peak in the same minutes.
 
     Args:
-        isa: instruction set whose peak OpenVINO is held to.
-        gflops: of one picture, dense.
+        isa: instruction set of the peak.
+        gflops: dense work of one image.
+        runs: number of measurements.
 
     Returns:
-        JSON-ready: peaks in GFLOP/s and seconds by run, `share` (median of their ratios; None where
-        the CPU has no peak in this precision) and `void`.
+        JSON-ready: peaks in GFLOP/s and dense seconds of each run, `share_of_peak` (median
+        fraction; None where the CPU has no peak in this precision) and `void`.
     """
     profiler = Profiler(model, threads, precision)
     profiler(network_input)
@@ -131,14 +133,16 @@ def health(
         profiles.append(profiler(network_input))
         peaks.append((before + peak_gflops(isa, threads, precision)) / 2)
     dense = [profile.dense for profile in profiles]
-    shares = [gflops / s / peak if peak else None for s, peak in zip(dense, peaks, strict=True)]
-    share = None if None in shares else statistics.median(shares)
+    fraction = None
+    if all(peaks):
+        ratios = (gflops / s / peak for s, peak in zip(dense, peaks, strict=True))
+        fraction = statistics.median(ratios)
     return {
         "precision": precision,
         "peak_gflops": peaks,
         "dense_seconds": dense,
-        "share_of_peak": share,
-        "void": is_void(model.config, precision, share),
-        "avx512_time_share": profiles[-1].share_of("avx512"),
+        "share_of_peak": fraction,
+        "void": is_void(model.config, precision, fraction),
+        "avx512_time_share": profiles[-1].fraction_of_time("avx512"),
         "seconds_by_primitive": dict(profiles[-1].primitives.most_common(6)),
     }

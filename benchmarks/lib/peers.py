@@ -1,7 +1,7 @@
-"""The other runtimes, each with the whole detector: a network input in, the contract's rows out.
+"""The other runtimes, each as a function from a network input to rows.
 
-They are the package's own backends (`sparsedet.backends`): static shapes, tuned for the latency of
-one picture, on a given number of threads. Nothing is timed here.
+They are the package's own backends (`sparsedet.backends`): static shapes, settings for the latency
+of one image, a given number of threads. Nothing is timed here.
 
 Glossary: a network input is (H, W, 3) uint8 BGR; rows are (N, 7), best first.
 """
@@ -23,24 +23,27 @@ Rows = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def openvino_backend(model: ModelFile, threads: int, precision: str, **settings: Any) -> Any:
-    """The exported network run by OpenVINO; settings of its plugin.
+    """The exported network in OpenVINO.
 
     Args:
-        precision: f32 or bf16, of convolutions and matrix products; int8: quantised by NNCF, the
-            rest bf16, which is OpenVINO's default and faster than f32 here.
+        precision: "f32" or "bf16" of convolutions and matrix products. "int8": quantised by NNCF,
+        the
+            rest in bf16, which is OpenVINO's default and faster than f32 here.
+        settings: of OpenVINO's CPU plugin.
     """
     from sparsedet.backends import openvino
 
     if precision != "int8":
         return openvino.from_model(model, threads, 1, precision, **settings)
     graph = _quantised(model)
-    options = openvino.options(threads, 1, "bf16") | settings
-    return openvino._compiled(graph, openvino._ports(graph), model.config, threads, options)
+    signature = openvino.graph_signature(graph)
+    settings = openvino.plugin_settings(threads, 1, "bf16") | settings
+    return openvino.compile_graph(graph, signature, model.config, threads, settings)
 
 
 @functools.lru_cache(maxsize=1)  # minutes, and 8 GB for r101-c4
 def _quantised(model: ModelFile) -> Any:
-    """The exported network after NNCF's post-training quantisation, by its defaults."""
+    """The exported network after NNCF's post-training quantisation with default options."""
     import nncf
 
     from sparsedet.exporters.openvino import to_openvino
@@ -67,4 +70,4 @@ PEERS: dict[str, Callable[[ModelFile, int], Rows]] = {
     "onnxruntime": _peer("onnxruntime"),
     "torch": _peer("torch"),
 }
-"""Name -> a function of the model and the number of threads that gives one ready to run."""
+"""Name -> a function that takes the model and the number of threads and returns the runtime."""

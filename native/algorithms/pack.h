@@ -1,4 +1,4 @@
-// Sparse weights -> the chosen kernel's layout (drawn in kernels.h).
+// Packs sparse weights into the layout of the chosen kernel (drawn in kernels.h).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -6,72 +6,57 @@
 #include <span>
 #include <vector>
 
-#include "kernels/int8.h"
+#include "kernels/elements.h"
 #include "kernels/kernels.h"
 #include "runtime/memory.h"
 #include "runtime/threads.h"
 
 namespace sparsedet {
 
-// What a word holds (kernels.h). In `pixels`, which the stem reads in bfloat16, it is two
-// neighbouring pixels 2x and 2x + 1 of one channel: three channels would not make pairs.
-enum class Type { float32, bfloat16, pixels, int8 };
-
-// Channels that share a word.
-inline int channels_a_word(Type type) {
-  return type == Type::bfloat16 ? 2 : type == Type::int8 ? 4 : 1;
-}
-
-// Words a pixel (of `pixels`: two of them).
-inline int words_of(Type type, int channels) {
-  const int n = channels_a_word(type);
-  return (channels + n - 1) / n;
-}
-
-// Of the packed bytes and of where they come from: to be raised with any change of them, also of
-// the cost model, so that what an older program packed is not taken for it.
+// Version of the packed bytes. Raise it with any change to them, also of the cost model that
+// decides how a layer is packed: a cache written by an older program is then no longer read.
 constexpr int kPackVersion = 2;
 
-// Where the columns of a block come from: words [channel, channel + count) at one filter tap.
+// Source of the columns of a block: elements [channel, channel + count) at one filter tap.
 struct Segment {
-  int dy, dx;  // tap, padding subtracted; dx in words
+  int dy, dx;  // tap, padding subtracted; dx in elements
   int channel, count;
 };
 
-// The packed weights of one chunk of groups for one block of columns.
+// The packed weights of one chunk of row tiles for one block of columns.
 struct Stream {
   std::span<const uint16_t> index, counts;
   std::span<const float> values;
 };
 
-// A convolution ready to run. Columns are cut into blocks whose panel fits the first-level
-// cache, groups of rows into chunks whose pattern loops fit the branch predictor.
+// A convolution ready to run. Columns are cut into blocks whose panel fits into the first-level
+// cache, row tiles into chunks whose loops over row masks fit the branch predictor.
 struct PackedConv {
   int in_channels, out_channels, kernel, stride;
-  Type in, out;      // sums of words may leave as float32, not the other way round
-  int group;         // G
-  int chunk_groups;  // groups a chunk; the last chunk may have fewer
-  int groups, chunks;
+  ElementType in_type, out_type;  // packed input may give float32, but not the other way round
+  int tile_rows;                  // R
+  int chunk_row_tiles;            // row tiles of a chunk; the last chunk may have fewer
+  int row_tiles, chunks;
   bool relu;
-  std::vector<float> bias;                     // [groups * G], zero for rows that do not exist
-  std::vector<float> scale;                    // int8: the same, see SparseArgs
+  std::vector<float> bias;                     // [row_tiles * R], zero for padding rows
+  std::vector<float> scale;                    // int8: as `bias`, see SparseArgs
   float residual_scale = 0;                    // int8
   std::vector<std::vector<Segment>> segments;  // [block]
   std::vector<std::vector<Stream>> streams;    // [block][chunk], into `packed`
-  // What the streams point into: the counts of all of them, the indices of all, the values of all.
+  // The bytes that the streams point into: all counts, then all indices, then all values.
   std::span<const std::byte> packed;
-  std::shared_ptr<const void> owner;  // of `packed`
+  std::shared_ptr<const void> owner;  // keeps `packed` alive
 
-  // Output channel of a packed row; in bfloat16, even and odd channels alternate by groups.
+  // Output channel of a packed row; in bfloat16, row tiles of even and of odd channels alternate.
   int channel(int row) const {
-    if (out != Type::bfloat16) return row;
-    const int g = row / group;
-    return 2 * (g / 2 * group + row % group) + g % 2;
+    if (out_type != ElementType::bfloat16) return row;
+    const int tile = row / tile_rows;
+    return 2 * (tile / 2 * tile_rows + row % tile_rows) + tile % 2;
   }
-  // First row of `out` that a chunk writes, in words.
+  // First row of the output that a chunk writes, in elements.
   int out_row(int chunk) const {
-    const int row = chunk * chunk_groups * group;
-    return row / channels_a_word(out);
+    const int row = chunk * chunk_row_tiles * tile_rows;
+    return row / channels_per_element(out_type);
   }
   int columns(size_t block) const {
     int n = 0;
@@ -84,43 +69,43 @@ struct PackedConv {
 struct ConvShape {
   int in_channels, out_channels, kernel, stride, padding_before;
   bool relu;
-  Type in = Type::float32, out = Type::float32;
-  // int8: how input, output and residual are to be read; the input has no negative values.
-  Quantised in_q = {}, out_q = {}, residual_q = {};
+  ElementType in_type = ElementType::float32, out_type = ElementType::float32;
+  // int8: quantization of input, output and residual; the input has no negative values.
+  Quantization in_quantization = {}, out_quantization = {}, residual_quantization = {};
 };
 
-// The weights of a convolution, [out][in][k][k], as an array or as the model file stores them
-// (docs/format.md): a bit for each, and the values whose bit is set.
+// The weights of a convolution, [out][in][k][k]: an array, or the form of the model file
+// (docs/format.md), which is one mask bit for each weight and the values whose bit is set.
 struct Weights {
   Weights(const float* dense) : dense(dense) {}
   Weights(std::span<const uint8_t> mask, const void* values, size_t count, bool half)
       : mask(mask), values(values), count(count), half(half) {}
 
-  // Those that are not zero, of `size` in all.
+  // Number of nonzero weights, of `size` weights in all.
   int64_t nonzero(size_t size, Pool& pool) const;
 
   const float* dense = nullptr;
   std::span<const uint8_t> mask;
   const void* values = nullptr;  // float32, or float16 if `half`
-  size_t count = 0;              // of values
+  size_t count = 0;              // number of values
   bool half = false;
 };
 
-// What packing works in, kept from one convolution to the next: giving memory back and taking it
-// again costs more than the packing of a small one.
+// Scratch memory for packing, reused between convolutions: reallocating it would cost more than
+// packing a small convolution.
 class PackScratch {
  public:
   template <class T>
-  static T* get(std::unique_ptr<T[]>& buffer, size_t& size, size_t wanted) {
-    if (wanted > size) {
+  static T* get(std::unique_ptr<T[]>& buffer, size_t& size, size_t count) {
+    if (count > size) {
       buffer.reset();
-      buffer.reset(new T[wanted]);  // not cleared, so that pages that are not used cost nothing
-      size = wanted;
+      buffer.reset(new T[count]);  // not cleared: untouched pages are never committed
+      size = count;
     }
     return buffer.get();
   }
-  uint16_t* index(size_t wanted) { return get(index_, index_size_, wanted); }
-  float* values(size_t wanted) { return get(values_, values_size_, wanted); }
+  uint16_t* index(size_t count) { return get(index_, index_size_, count); }
+  float* values(size_t count) { return get(values_, values_size_, count); }
 
  private:
   std::unique_ptr<uint16_t[]> index_;
@@ -128,7 +113,7 @@ class PackScratch {
   size_t index_size_ = 0, values_size_ = 0;
 };
 
-// Who packs, and where to. Without a pool or memory: the calling thread, and memory of its own.
+// Threads and memory for packing. Defaults: the calling thread, and memory of its own.
 struct Packer {
   Pool* pool = nullptr;
   Memory* memory = nullptr;
@@ -142,41 +127,43 @@ struct Packer {
   }
 };
 
-// bias: [out] or null for none. With `split_taps` no block spans two taps, so that a block's
-// columns are consecutive channels (the head's layout needs no panel). With `dense` zeros are
-// kept: one long pattern of all rows, without a branch to guess. For int8 each output channel's
-// weights are rounded to whole multiples of 1/127 of its largest. The result is the same for any
-// pool. Throws std::invalid_argument if mask, values and shape do not fit each other.
+// bias: [out], or null for none. split_taps: no block spans two taps, so that the columns of a
+// block are consecutive channels (the layout of RoIs then needs no panel). dense: keep the zeros,
+// as one long loop over the full row mask without a branch to predict. int8: the weights of each
+// output channel are rounded to multiples of 1/127 of its largest one. The result is the same for
+// any pool. Throws std::invalid_argument if mask, values and shape do not fit each other.
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
                      const float* bias, bool split_taps, bool dense = false, Packer packer = {});
 
-// The same from the bytes that `packed` had before. They are not trusted: throws
-// std::invalid_argument if a kernel could read anything out of bounds by them. The bytes taken
-// are at the beginning, the rest is left in `packed`.
+// The same convolution from the bytes of an earlier PackedConv::packed. They are not trusted:
+// throws std::invalid_argument if a kernel could read out of bounds. Takes the bytes of this
+// convolution from the beginning of `packed` and leaves the rest there.
 PackedConv unpack_conv(const Kernels& kernels, const ConvShape& shape,
                        std::span<const std::byte>& packed, std::shared_ptr<const void> owner,
                        const float* bias, bool split_taps);
 
-// Weight words of a convolution that are not zero.
-int64_t nonzero_words(const PackedConv& conv);
+// Weight elements of a convolution that are not zero.
+int64_t nonzero_elements(const PackedConv& conv);
 
-// Of bytes, 8-byte aligned; the same for any pool. For damage, not against intent.
+// Checksum of an 8-byte-aligned buffer, independent of the number of threads. Detects corruption;
+// not cryptographic.
 uint64_t checksum(std::span<const std::byte> bytes, Pool& pool);
 
-// Winograd's F(4x4, 3x3): tiles of 4x4 outputs from 6x6 inputs, transformed to 36 points; at each
-// point a dense product over channels, a quarter of the direct multiplications in all. What is
-// zero in the filter is not zero there. Lavin and Gray, arXiv 1509.09308.
+// Winograd's F(4x4, 3x3): a Winograd tile of 4x4 outputs is computed from 6x6 inputs, transformed
+// to 36 points, with a dense product over channels at each point: a quarter of the direct
+// multiplications. Zeros of the filter do not stay zero at the points. Source: Lavin and Gray,
+// arXiv 1509.09308.
 constexpr int kTile = 4, kTileInput = 6, kPoints = 36;
 
 struct Winograd {
-  std::vector<PackedConv> points;  // 1x1 convolutions; empty: not used
+  std::vector<PackedConv> points;  // 1x1 convolutions; empty for the other algorithms
   std::vector<float> bias;         // [out_channels]
   bool relu = false;
   int in_channels() const { return points[0].in_channels; }
   int out_channels() const { return points[0].out_channels; }
 };
 
-// Weights [out][in][3][3]; bias: [out] or null for none; otherwise as above.
+// Weights [out][in][3][3]; otherwise as pack_conv and unpack_conv.
 Winograd pack_winograd(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
                        const float* bias, Packer packer = {});
 Winograd unpack_winograd(const Kernels& kernels, const ConvShape& shape,

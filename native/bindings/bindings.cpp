@@ -1,5 +1,5 @@
-// Python bindings: the only file that includes nanobind. Arrays are copied in and out; the
-// interpreter lock is released while the engine works.
+// Python bindings: the only file that includes nanobind. Arrays are copied in and out. The engine
+// works without Python's global lock.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -48,14 +48,15 @@ std::vector<float> flatten(const std::vector<Box>& boxes) {
   return out;
 }
 
-std::vector<float> to_rows(const std::vector<Detection>& found, float height, float width) {
+std::vector<float> to_rows(const std::vector<Detection>& detections, float height, float width) {
   std::vector<float> rows;
-  for (const Detection& d : found)
+  for (const Detection& d : detections)
     rows.insert(rows.end(), {0.0f, static_cast<float>(d.label), d.score, d.box[0] / width,
                              d.box[1] / height, d.box[2] / width, d.box[3] / height});
   return rows;
 }
 
+// Keys are named as in Python's ModelConfig, and so are the fields.
 EngineParams to_params(nb::dict d) {
   auto number = [&](const char* key) { return nb::cast<float>(d[key]); };
   auto integer = [&](const char* key) { return nb::cast<int>(d[key]); };
@@ -65,67 +66,77 @@ EngineParams to_params(nb::dict d) {
     if (values.size() != count) throw std::invalid_argument(std::string(key) + ": wrong length");
     std::copy(values.begin(), values.end(), to);
   };
+  // Index of the value among `choices`.
+  auto choice = [&](const char* key, std::initializer_list<const char*> choices) {
+    const auto value = nb::cast<std::string>(d[key]);
+    int i = 0;
+    for (const char* name : choices) {
+      if (value == name) return i;
+      i++;
+    }
+    throw std::invalid_argument(std::string(key) + ": unknown value '" + value + "'");
+  };
   EngineParams p{};
   floats("pixel_mean", p.pixel_mean, 3);
   floats("pixel_std", p.pixel_std, 3);
-  p.roi = {number("roi_scale"), integer("roi_size"), integer("roi_sampling_ratio"),
-           integer("roi_step"), flag("roi_corners")};
+  p.roi = {
+      number("roi_scale"), integer("roi_size"), integer("roi_sampling_ratio"), integer("roi_step"),
+      choice("roi_sampling", {"aligned", "corners"}) ? RoiSampling::corners : RoiSampling::aligned};
   for (const auto& box : nb::cast<std::vector<std::vector<float>>>(d["cell_anchors"])) {
-    if (box.size() != 4) throw std::invalid_argument("cell_anchors: boxes have four numbers");
+    if (box.size() != 4) throw std::invalid_argument("cell_anchors: a box has four numbers");
     p.boxes.cell_anchors.push_back({box[0], box[1], box[2], box[3]});
   }
   p.boxes.anchor_stride = integer("anchor_stride");
-  floats("rpn_box_weights", p.boxes.rpn_weights.data(), 4);
+  floats("rpn_box_weights", p.boxes.rpn_box_weights.data(), 4);
   floats("box_weights", p.boxes.box_weights.data(), 4);
   p.boxes.delta_clamp = number("delta_clamp");
-  p.boxes.pre_nms = integer("rpn_pre_nms");
+  p.boxes.rpn_pre_nms = integer("rpn_pre_nms");
   p.boxes.proposals = integer("proposals");
   p.boxes.rpn_nms_threshold = number("rpn_nms_threshold");
-  p.boxes.remove_empty = flag("rpn_remove_empty");
-  p.boxes.inclusive = flag("rpn_inclusive");
+  p.boxes.rpn_remove_empty = flag("rpn_remove_empty");
+  p.boxes.rpn_inclusive = flag("rpn_inclusive");
   p.boxes.num_classes = integer("num_classes");
-  p.boxes.background_first = flag("background_first");
+  p.boxes.background =
+      choice("background", {"first", "last"}) ? Background::last : Background::first;
   p.boxes.background_deltas = flag("background_deltas");
   p.boxes.score_threshold = number("score_threshold");
   p.boxes.nms_threshold = number("nms_threshold");
   p.boxes.max_detections = integer("max_detections");
   p.hoist = flag("hoist");
-  const auto precision = nb::cast<std::string>(d["precision"]);
-  p.precision = precision == "bf16"   ? Type::bfloat16
-                : precision == "int8" ? Type::int8
-                                      : Type::float32;
+  constexpr ElementType types[] = {ElementType::float32, ElementType::bfloat16, ElementType::int8};
+  p.precision = types[choice("precision", {"f32", "bf16", "int8"})];
   return p;
 }
 
-const char* const kMethods[] = {"sparse", "dense", "winograd"};  // in the enum's order
+const char* const kAlgorithms[] = {"sparse", "dense", "winograd"};  // in the order of Algorithm
 
-std::optional<Method> to_method(const std::string& name) {
+std::optional<Algorithm> to_algorithm(const std::string& name) {
   for (int i = 0; i < 3; i++)
-    if (name == kMethods[i]) return static_cast<Method>(i);
+    if (name == kAlgorithms[i]) return static_cast<Algorithm>(i);
   if (name.empty()) return {};
-  throw std::invalid_argument("unknown method '" + name + "'");
+  throw std::invalid_argument("unknown algorithm '" + name + "'");
 }
 
-// The engine with its instruction set chosen; see engine.h.
-class PyEngine {
+// The engine with the kernels of an instruction set; see engine.h.
+class NativeEngine {
   using Bias = Array<float, nb::shape<-1>>;
 
  public:
-  PyEngine(const std::string& isa, int threads, bool pin, nb::dict params)
-      : PyEngine(isa, threads, pin, to_params(params)) {}
+  NativeEngine(const std::string& isa, int threads, bool pin, nb::dict params)
+      : NativeEngine(isa, threads, pin, to_params(params)) {}
 
-  PyEngine(const PyEngine& other, int threads) : engine_(other.engine_, threads) {}
+  NativeEngine(const NativeEngine& other, int threads) : engine_(other.engine_, threads) {}
 
   // weight: an array [out, in, k, k], the pair (mask, values) of the model file, or None.
   void add(const std::string& name, const std::string& source, const std::string& residual,
-           const std::string& part, int in_channels, int out_channels, int kernel, int stride,
+           const std::string& component, int in_channels, int out_channels, int kernel, int stride,
            std::pair<int, int> padding, bool relu, bool output, nb::object weight,
-           std::optional<Bias> bias, const std::string& method, float range) {
-    OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel, stride,
-                          padding, relu, output, weight.is_none());
-    spec.range = range;
+           std::optional<Bias> bias, const std::string& algorithm, float clipping_threshold) {
+    OpSpec spec = to_spec(name, source, residual, component, in_channels, out_channels, kernel,
+                          stride, padding, relu, output, weight.is_none());
+    spec.clipping_threshold = clipping_threshold;
     check_bias(spec, bias);
-    const auto chosen = to_method(method);
+    const auto chosen = to_algorithm(algorithm);
     if (nb::isinstance<nb::tuple>(weight)) {
       const auto [mask, values] =
           nb::cast<std::pair<Array<uint8_t, nb::ndim<1>>,
@@ -152,19 +163,19 @@ class PyEngine {
     engine_.add(spec, dense ? dense->data() : nullptr, bias ? bias->data() : nullptr, chosen);
   }
 
-  // packed: what `packed` gave, in one array; kept, not copied.
+  // packed: the weights from `packed` in one array, which is kept and not copied.
   void add_packed(const std::string& name, const std::string& source, const std::string& residual,
-                  const std::string& part, int in_channels, int out_channels, int kernel,
+                  const std::string& component, int in_channels, int out_channels, int kernel,
                   int stride, std::pair<int, int> padding, bool relu, bool output,
-                  Array<uint8_t, nb::ndim<1>> packed, Bias bias, const std::string& method,
+                  Array<uint8_t, nb::ndim<1>> packed, Bias bias, const std::string& algorithm,
                   int64_t nonzero, uint64_t checksum) {
-    const OpSpec spec = to_spec(name, source, residual, part, in_channels, out_channels, kernel,
-                                stride, padding, relu, output, false);
+    const OpSpec spec = to_spec(name, source, residual, component, in_channels, out_channels,
+                                kernel, stride, padding, relu, output, false);
     check_bias(spec, bias);
-    const auto chosen = to_method(method);
-    if (!chosen) throw std::invalid_argument(name + ": its method is not given");
+    const auto chosen = to_algorithm(algorithm);
+    if (!chosen) throw std::invalid_argument(name + ": packed weights need an algorithm");
     if (reinterpret_cast<uintptr_t>(packed.data()) % 64)
-      throw std::invalid_argument(name + ": its packed weights are not aligned");
+      throw std::invalid_argument(name + ": packed weights are not 64-byte aligned");
     const std::shared_ptr<const void> owner(packed.data(), [packed](const void*) mutable {
       nb::gil_scoped_acquire acquire;
       packed = {};
@@ -176,29 +187,33 @@ class PyEngine {
     engine_.add_packed(spec, op, owner, bias.data());
   }
 
-  // (method, nonzero weights, checksum, packed weights in some arrays that lie one after the other)
+  // (algorithm, number of nonzero weights, checksum, consecutive pieces of the packed weights)
   nb::tuple packed(const std::string& name) {
     const PackedOp op = engine_.packed(name);
-    nb::list parts;
-    for (const auto& part : op.parts)
-      parts.append(nb::bytes(part.data(), part.size()));
-    return nb::make_tuple(kMethods[static_cast<int>(op.method)], op.nonzero, op.checksum, parts);
+    nb::list pieces;
+    for (const auto& span : op.spans)
+      pieces.append(nb::bytes(span.data(), span.size()));
+    return nb::make_tuple(kAlgorithms[static_cast<int>(op.algorithm)], op.nonzero, op.checksum,
+                          pieces);
   }
 
   template <class T>
   nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> network_input) {
-    std::vector<Detection> found;
+    std::vector<Detection> detections;
     {
       nb::gil_scoped_release release;
-      engine_.plan(static_cast<int>(network_input.shape(0)), static_cast<int>(network_input.shape(1)));
-      found = engine_.run(network_input.data());
+      engine_.plan_memory(static_cast<int>(network_input.shape(0)),
+                          static_cast<int>(network_input.shape(1)));
+      detections = engine_.run(network_input.data());
     }
-    return to_numpy(to_rows(found, float(network_input.shape(0)), float(network_input.shape(1))),
-                    {found.size(), 7});
+    return to_numpy(
+        to_rows(detections, float(network_input.shape(0)), float(network_input.shape(1))),
+        {detections.size(), 7});
   }
 
   nb::ndarray<nb::numpy, float> features(Array<float, nb::shape<-1, -1, 3>> network_input) {
-    engine_.plan(static_cast<int>(network_input.shape(0)), static_cast<int>(network_input.shape(1)));
+    engine_.plan_memory(static_cast<int>(network_input.shape(0)),
+                        static_cast<int>(network_input.shape(1)));
     return to_numpy(engine_.features(network_input.data()),
                     {size_t(engine_.feature_channels()), size_t(engine_.feature_height()),
                      size_t(engine_.feature_width())});
@@ -217,41 +232,41 @@ class PyEngine {
     const size_t expected = size_t(engine_.feature_height()) * engine_.feature_width() * anchors;
     if (logits.shape(0) != expected || deltas.shape(0) != expected)
       throw std::invalid_argument("logits and deltas do not fit the planned network input");
-    const auto boxes = find_proposals(
-        engine_.params().boxes, logits.data(), deltas.data(), engine_.feature_height(),
-        engine_.feature_width(), float(engine_.input_height()), float(engine_.input_width()));
+    const auto boxes = find_proposals(engine_.params().boxes, logits.data(), deltas.data(),
+                                      engine_.feature_height(), engine_.feature_width(),
+                                      float(engine_.input_height()), float(engine_.input_width()));
     return to_numpy(flatten(boxes), {boxes.size(), 4});
   }
 
   nb::ndarray<nb::numpy, float> roi_features(Array<float, nb::ndim<3>> features,
-                                             Array<float, nb::shape<-1, 4>> boxes) {
+                                             Array<float, nb::shape<-1, 4>> rois) {
     check(features);
-    const size_t bins = engine_.params().roi.size;
-    return to_numpy(engine_.roi_features(features.data(), to_boxes(boxes)),
-                    {boxes.shape(0), features.shape(0), bins, bins});
+    const size_t bins = engine_.params().roi.roi_size;
+    return to_numpy(engine_.roi_features(features.data(), to_boxes(rois)),
+                    {rois.shape(0), features.shape(0), bins, bins});
   }
 
-  nb::tuple regions(Array<float, nb::ndim<3>> features, Array<float, nb::shape<-1, 4>> boxes) {
+  nb::tuple roi_head(Array<float, nb::ndim<3>> features, Array<float, nb::shape<-1, 4>> rois) {
     check(features);
     const BoxParams& b = engine_.params().boxes;
     std::vector<float> logits, deltas;
-    if (boxes.shape(0)) engine_.regions(features.data(), to_boxes(boxes), logits, deltas);
+    if (rois.shape(0)) engine_.roi_head(features.data(), to_boxes(rois), logits, deltas);
     return nb::make_tuple(
-        to_numpy(logits, {boxes.shape(0), size_t(b.num_classes + 1)}),
-        to_numpy(deltas, {boxes.shape(0), size_t(b.num_classes + b.background_deltas), 4}));
+        to_numpy(logits, {rois.shape(0), size_t(b.num_classes + 1)}),
+        to_numpy(deltas, {rois.shape(0), size_t(b.num_classes + b.background_deltas), 4}));
   }
 
   nb::ndarray<nb::numpy, float> detect(Array<float, nb::ndim<2>> logits,
                                        Array<float, nb::ndim<3>> deltas,
-                                       Array<float, nb::shape<-1, 4>> boxes) {
+                                       Array<float, nb::shape<-1, 4>> rois) {
     const BoxParams& b = engine_.params().boxes;
-    if (logits.shape(0) != boxes.shape(0) || deltas.shape(0) != boxes.shape(0) ||
+    if (logits.shape(0) != rois.shape(0) || deltas.shape(0) != rois.shape(0) ||
         logits.shape(1) != size_t(b.num_classes + 1) ||
         deltas.shape(1) != size_t(b.num_classes + b.background_deltas) || deltas.shape(2) != 4)
-      throw std::invalid_argument("logits, deltas and boxes do not fit the model");
+      throw std::invalid_argument("logits, deltas and RoIs do not fit the model");
     const float h = float(engine_.input_height()), w = float(engine_.input_width());
-    const auto found = find_detections(b, logits.data(), deltas.data(), to_boxes(boxes), h, w);
-    return to_numpy(to_rows(found, h, w), {found.size(), 7});
+    const auto detections = find_detections(b, logits.data(), deltas.data(), to_boxes(rois), h, w);
+    return to_numpy(to_rows(detections, h, w), {detections.size(), 7});
   }
 
   nb::ndarray<nb::numpy, float> run_op(const std::string& name, Array<float, nb::ndim<4>> x,
@@ -268,14 +283,15 @@ class PyEngine {
     return to_numpy(out, {size_t(shape[0]), size_t(shape[1]), size_t(shape[2]), size_t(shape[3])});
   }
 
-  nb::list planned() const {
+  nb::list planned_ops() const {
     nb::list out;
-    for (const auto& p : engine_.planned())
-      out.append(nb::make_tuple(p.name, kMethods[static_cast<int>(p.method)], p.share, p.nonzero,
-                                p.words, p.hoisted, p.can_winograd));
+    for (const auto& p : engine_.planned_ops())
+      out.append(nb::make_tuple(p.name, kAlgorithms[static_cast<int>(p.algorithm)],
+                                p.fraction_of_peak, p.nonzero, p.element_density, p.hoisted,
+                                p.can_winograd));
     return out;
   }
-  void plan(int height, int width) { engine_.plan(height, width); }
+  void plan_memory(int height, int width) { engine_.plan_memory(height, width); }
   size_t arena_bytes() const { return engine_.arena_bytes(); }
   size_t weight_bytes() const { return engine_.weight_bytes(); }
   size_t activation_bytes() const { return engine_.activation_bytes(); }
@@ -286,12 +302,14 @@ class PyEngine {
 
  private:
   static OpSpec to_spec(const std::string& name, const std::string& source,
-                        const std::string& residual, const std::string& part, int in_channels,
+                        const std::string& residual, const std::string& component, int in_channels,
                         int out_channels, int kernel, int stride, std::pair<int, int> padding,
                         bool relu, bool output, bool pool) {
-    const Part p = part == "backbone" ? Part::backbone : part == "rpn" ? Part::rpn : Part::roi;
-    return {name,   source,        residual,       p,    pool,  in_channels, out_channels, kernel,
-            stride, padding.first, padding.second, relu, output};
+    const Component where = component == "backbone" ? Component::backbone
+                            : component == "rpn"    ? Component::rpn
+                                                    : Component::roi;
+    return {name,   source, residual,      where,          pool, in_channels, out_channels,
+            kernel, stride, padding.first, padding.second, relu, output};
   }
 
   static void check_bias(const OpSpec& spec, const std::optional<Bias>& bias) {
@@ -299,12 +317,13 @@ class PyEngine {
       throw std::invalid_argument(spec.name + ": bias has the wrong shape");
   }
 
-  PyEngine(const std::string& isa, int threads, bool pin, const EngineParams& params)
+  NativeEngine(const std::string& isa, int threads, bool pin, const EngineParams& params)
       : engine_(choose(isa, params), threads, pin, params) {}
 
   static const Kernels& choose(const std::string& isa, const EngineParams& params) {
     const Kernels& kernels = choose_kernels(isa);
-    const bool bf16 = params.precision == Type::bfloat16, int8 = params.precision == Type::int8;
+    const bool bf16 = params.precision == ElementType::bfloat16,
+               int8 = params.precision == ElementType::int8;
     if ((bf16 && !has_bfloat16(kernels)) || (int8 && !has_int8(kernels)))
       throw std::invalid_argument(std::string("precision '") + (bf16 ? "bf16" : "int8") +
                                   "' is not available with '" + kernels.isa + "' on this CPU");
@@ -312,7 +331,8 @@ class PyEngine {
   }
 
   void check(const Array<float, nb::ndim<3>>& features) const {
-    if (!engine_.input_height()) throw std::invalid_argument("plan a network input size first");
+    if (!engine_.input_height())
+      throw std::invalid_argument("call plan_memory() with the size of the network input first");
     if (features.shape(0) != size_t(engine_.feature_channels()) ||
         features.shape(1) != size_t(engine_.feature_height()) ||
         features.shape(2) != size_t(engine_.feature_width()))
@@ -326,10 +346,11 @@ class PyEngine {
 }  // namespace sparsedet
 
 NB_MODULE(_native, m) {
-  using sparsedet::PyEngine;
+  using sparsedet::NativeEngine;
   m.doc() = "The sparse engine's core; use sparsedet.engine instead.";
   m.attr("pack_version") = sparsedet::kPackVersion;
   m.def("available_isas", &sparsedet::available_isas);
+  m.def("cpu_vendor", &sparsedet::cpu_vendor);
   m.def(
       "has_bfloat16",
       [](const std::string& isa) {
@@ -353,7 +374,7 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
         if (!sparsedet::has_int8(kernels)) return 0.0;
-        return sparsedet::peak_gflops(kernels.bytes->peak, threads, seconds);
+        return sparsedet::peak_gflops(kernels.int8->peak, threads, seconds);
       },
       "isa"_a, "threads"_a, "seconds"_a);
   m.def(
@@ -362,40 +383,41 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
         if (!sparsedet::has_bfloat16(kernels)) return 0.0;
-        return sparsedet::peak_gflops(kernels.words->peak, threads, seconds);
+        return sparsedet::peak_gflops(kernels.bf16->peak, threads, seconds);
       },
       "isa"_a, "threads"_a, "seconds"_a);
   m.def(
       "choose_isa",
       [](const std::string& isa) { return std::string(sparsedet::choose_kernels(isa).isa); },
       "isa"_a = "");
-  nb::class_<PyEngine>(m, "Engine")
+  nb::class_<NativeEngine>(m, "NativeEngine")
       .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a,
            "params"_a)
-      .def(nb::init<const PyEngine&, int>(), "other"_a, "threads"_a)
-      .def("add", &PyEngine::add, "name"_a, "source"_a, "residual"_a, "part"_a, "in_channels"_a,
-           "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a, "output"_a,
-           "weight"_a.none(), "bias"_a.none(), "method"_a = "", "range"_a = 0.0f)
-      .def("add_packed", &PyEngine::add_packed, "name"_a, "source"_a, "residual"_a, "part"_a,
+      .def(nb::init<const NativeEngine&, int>(), "other"_a, "threads"_a)
+      .def("add", &NativeEngine::add, "name"_a, "source"_a, "residual"_a, "component"_a,
            "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "relu"_a,
-           "output"_a, "packed"_a, "bias"_a, "method"_a, "nonzero"_a, "checksum"_a)
-      .def("packed", &PyEngine::packed, "name"_a)
-      .def("run", &PyEngine::run<uint8_t>, "network_input"_a)
-      .def("run", &PyEngine::run<float>, "network_input"_a)
-      .def("features", &PyEngine::features, "network_input"_a)
-      .def("rpn", &PyEngine::rpn, "features"_a)
-      .def("proposals", &PyEngine::proposals, "logits"_a, "deltas"_a)
-      .def("roi_features", &PyEngine::roi_features, "features"_a, "boxes"_a)
-      .def("regions", &PyEngine::regions, "features"_a, "boxes"_a)
-      .def("detect", &PyEngine::detect, "logits"_a, "deltas"_a, "boxes"_a)
-      .def("run_op", &PyEngine::run_op, "name"_a, "x"_a, "residual"_a.none() = nb::none())
-      .def("plan", &PyEngine::plan, "height"_a, "width"_a)
-      .def_prop_ro("arena_bytes", &PyEngine::arena_bytes)
-      .def_prop_ro("weight_bytes", &PyEngine::weight_bytes)
-      .def_prop_ro("activation_bytes", &PyEngine::activation_bytes)
-      .def_prop_ro("isa", &PyEngine::isa)
-      .def_prop_ro("threads", &PyEngine::threads)
-      .def_prop_ro("nonzero_weights", &PyEngine::nonzero_weights)
-      .def_prop_ro("planned", &PyEngine::planned)
-      .def_prop_ro("timings", &PyEngine::timings);
+           "output"_a, "weight"_a.none(), "bias"_a.none(), "algorithm"_a = "",
+           "clipping_threshold"_a = 0.0f)
+      .def("add_packed", &NativeEngine::add_packed, "name"_a, "source"_a, "residual"_a,
+           "component"_a, "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a,
+           "relu"_a, "output"_a, "packed"_a, "bias"_a, "algorithm"_a, "nonzero"_a, "checksum"_a)
+      .def("packed", &NativeEngine::packed, "name"_a)
+      .def("run", &NativeEngine::run<uint8_t>, "network_input"_a)
+      .def("run", &NativeEngine::run<float>, "network_input"_a)
+      .def("features", &NativeEngine::features, "network_input"_a)
+      .def("rpn", &NativeEngine::rpn, "features"_a)
+      .def("proposals", &NativeEngine::proposals, "logits"_a, "deltas"_a)
+      .def("roi_features", &NativeEngine::roi_features, "features"_a, "rois"_a)
+      .def("roi_head", &NativeEngine::roi_head, "features"_a, "rois"_a)
+      .def("detect", &NativeEngine::detect, "logits"_a, "deltas"_a, "rois"_a)
+      .def("run_op", &NativeEngine::run_op, "name"_a, "x"_a, "residual"_a.none() = nb::none())
+      .def("plan_memory", &NativeEngine::plan_memory, "height"_a, "width"_a)
+      .def_prop_ro("arena_bytes", &NativeEngine::arena_bytes)
+      .def_prop_ro("weight_bytes", &NativeEngine::weight_bytes)
+      .def_prop_ro("activation_bytes", &NativeEngine::activation_bytes)
+      .def_prop_ro("isa", &NativeEngine::isa)
+      .def_prop_ro("threads", &NativeEngine::threads)
+      .def_prop_ro("nonzero_weights", &NativeEngine::nonzero_weights)
+      .def_prop_ro("planned_ops", &NativeEngine::planned_ops)
+      .def_prop_ro("timings", &NativeEngine::timings);
 }

@@ -7,7 +7,7 @@
 #include <map>
 #include <stdexcept>
 
-#include "kernels/bfloat16.h"
+#include "kernels/elements.h"
 
 namespace sparsedet {
 
@@ -18,7 +18,7 @@ int out_length(int length, const OpSpec& s) {
   return room < 0 ? 0 : room / s.stride + 1;
 }
 
-// Rows of zeros that an operation reads above or below its input.
+// Number of zero rows that an operation reads above or below its input.
 int border_needed(int in_height, const OpSpec& s) {
   const int below =
       (out_length(in_height, s) - 1) * s.stride - s.padding_before + s.kernel - in_height;
@@ -48,73 +48,78 @@ class Timer {
   Clock::time_point start_;
 };
 
-// Word c, given a function of its channels.
+// Packs the channels of element c; value(channel) gives one channel.
 template <class Value>
-float join(Type type, Quantised q, int c, const Value& value) {
-  if (type == Type::float32) return value(c);
-  if (type == Type::bfloat16) return join_bfloat16(value(2 * c), value(2 * c + 1));
+float join_element(ElementType type, Quantization quantization, int c, const Value& value) {
+  if (type == ElementType::float32) return value(c);
+  if (type == ElementType::bfloat16) return join_bfloat16(value(2 * c), value(2 * c + 1));
   uint32_t bytes[4];
   for (int i = 0; i < 4; i++)
-    bytes[i] = to_byte(value(4 * c + i) / q.scale + static_cast<float>(q.zero));
+    bytes[i] = to_byte(value(4 * c + i) / quantization.scale +
+                       static_cast<float>(quantization.zero_point));
   return join_bytes(bytes);
 }
 
-// [channels][height][width] <-> map; the lanes beyond the width are zeroed.
-void fill_map(const float* from, int width, const Map& to) {
+// [channels][height][width] <-> feature map; lanes beyond the width become zero.
+void fill_map(const float* from, int width, const FeatureMap& to) {
   auto value = [&](int c, int y, int x) {
     return c < to.channels && x < width ? from[(ptrdiff_t(c) * to.height + y) * width + x] : 0.0f;
   };
   for (int y = 0; y < to.height; y++)
-    for (int c = 0; c < to.words(); c++) {
+    for (int c = 0; c < to.elements(); c++) {
       float* out = to.at(y, c, 0);
       std::memset(out, 0, (to.stride() - to.lanes) * sizeof(float));
       for (int x = 0; x < to.width; x++)
-        out[x] = to.type == Type::pixels
+        out[x] = to.type == ElementType::pixels
                      ? join_bfloat16(value(c, y, 2 * x), value(c, y, 2 * x + 1))
-                     : join(to.type, to.q, c, [&](int channel) { return value(channel, y, x); });
+                     : join_element(to.type, to.quantization, c,
+                                    [&](int channel) { return value(channel, y, x); });
     }
 }
 
-float value_at(Type type, Quantised q, const float* word, int channel) {
-  if (type == Type::float32) return *word;
-  if (type == Type::int8)
-    return static_cast<float>(static_cast<int>(byte_of(*word, channel)) - q.zero) * q.scale;
-  return channel % 2 ? odd_of(*word) : even_of(*word);
+float value_at(ElementType type, Quantization quantization, const float* element, int channel) {
+  if (type == ElementType::float32) return *element;
+  if (type == ElementType::int8)
+    return static_cast<float>(static_cast<int>(byte_of(*element, channel)) -
+                              quantization.zero_point) *
+           quantization.scale;
+  return channel % 2 ? odd_of(*element) : even_of(*element);
 }
 
-std::vector<float> read_map(const Map& from) {
+std::vector<float> read_map(const FeatureMap& from) {
   std::vector<float> out;
   out.reserve(size_t(from.channels) * from.height * from.width);
   for (int c = 0; c < from.channels; c++)
     for (int y = 0; y < from.height; y++)
       for (int x = 0; x < from.width; x++)
-        out.push_back(
-            value_at(from.type, from.q, from.at(y, c / channels_a_word(from.type), x), c));
+        out.push_back(value_at(from.type, from.quantization,
+                               from.at(y, c / channels_per_element(from.type), x), c));
   return out;
 }
 
-// [count][channels][height][width] <-> regions.
-void fill_regions(const float* from, int count, const Regions& to) {
+// [count][channels][height][width] <-> RoIs.
+void fill_rois(const float* from, int count, const Rois& to) {
   auto value = [&](int r, int c, int y, int x) {
     return c < to.channels ? from[((ptrdiff_t(r) * to.channels + c) * to.height + y) * to.width + x]
                            : 0.0f;
   };
   for (int r = 0; r < count; r++)
-    for (int c = 0; c < to.words(); c++)
+    for (int c = 0; c < to.elements(); c++)
       for (int y = 0; y < to.height; y++)
         for (int x = 0; x < to.width; x++)
-          to.at(r / to.lanes, y, x, c)[r % to.lanes] =
-              join(to.type, to.q, c, [&](int channel) { return value(r, channel, y, x); });
+          to.at(r / to.lanes, y, x, c)[r % to.lanes] = join_element(
+              to.type, to.quantization, c, [&](int channel) { return value(r, channel, y, x); });
 }
 
-void read_regions(const Regions& from, int count, float* out) {
+void read_rois(const Rois& from, int count, float* out) {
   for (int r = 0; r < count; r++)
     for (int c = 0; c < from.channels; c++)
       for (int y = 0; y < from.height; y++)
         for (int x = 0; x < from.width; x++)
           *out++ = value_at(
-              from.type, from.q,
-              from.at(r / from.lanes, y, x, c / channels_a_word(from.type)) + r % from.lanes, c);
+              from.type, from.quantization,
+              from.at(r / from.lanes, y, x, c / channels_per_element(from.type)) + r % from.lanes,
+              c);
 }
 
 }  // namespace
@@ -122,7 +127,7 @@ void read_regions(const Regions& from, int count, float* out) {
 void Arena::reserve(size_t floats) {
   if (floats <= floats_) return;
   floats_ = 0;
-  pages_.reset();  // before the new ones are had
+  pages_.reset();  // release the old pages before allocating new ones
   pages_ = allocate_pages(floats * sizeof(float));
   floats_ = (floats * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage / sizeof(float);
 }
@@ -144,58 +149,66 @@ Engine::Engine(const Engine& other, int threads)
       shared_ops_(other.shared_ops_),
       feature_name_(other.feature_name_) {}
 
-Type Engine::type_of(const std::string& name) const {
-  if (name == "pooled") return Type::float32;
-  if (name == "input") return params_.precision == Type::bfloat16 ? Type::pixels : Type::float32;
+ElementType Engine::type_of(const std::string& name) const {
+  if (name == "pooled") return ElementType::float32;
+  if (name == "input")
+    return params_.precision == ElementType::bfloat16 ? ElementType::pixels : ElementType::float32;
   return name == "rois" ? params_.precision : op(name).type;
 }
 
-Quantised Engine::quantised(const std::string& name) const {
+Quantization Engine::quantization(const std::string& name) const {
   if (name == "input" || name == "pooled") return {};
-  return op(name == "rois" ? feature_name_ : name).q;  // RoIAlign stays within its input
+  return op(name == "rois" ? feature_name_ : name)
+      .quantization;  // RoIAlign interpolates: its values stay in the range of its input
 }
 
-bool Engine::can_winograd(const OpSpec& s, Type type) const {
-  return s.part == Part::roi && type == Type::float32 && s.kernel == 3 && s.stride == 1 &&
-         s.padding_before == 1 && s.padding_after == 1 && s.residual.empty() && s.source != "rois";
+bool Engine::can_winograd(const OpSpec& s, ElementType type) const {
+  return s.component == Component::roi && type == ElementType::float32 && s.kernel == 3 &&
+         s.stride == 1 && s.padding_before == 1 && s.padding_after == 1 && s.residual.empty() &&
+         s.source != "rois";
 }
 
-// Share of words that hold a weight: a pair stays if either of its weights is not zero. Int8's is
-// counted, see `add`.
-static double word_density(Type type, double density) {
-  return type != Type::float32 ? 1 - (1 - density) * (1 - density) : density;
+// Fraction of weight elements that are not zero, for weights that are zero independently: a pair is
+// stored if either weight is not zero. For int8 `add` counts the elements instead.
+static double element_density(ElementType type, double density) {
+  return type != ElementType::float32 ? 1 - (1 - density) * (1 - density) : density;
 }
 
-// Measured (docs/engine.md). A zero saves its multiplications, but not the time to look where
-// the others are, and the fewer rows share an activation the more loads there are.
-double Engine::expected_share(Method method, Type type, double words) {
-  if (type == Type::int8) return method == Method::sparse ? 0.55 + 0.30 * words : 0.87;
-  if (method == Method::sparse) return 0.56 + 0.26 * words;
-  return method == Method::dense ? 0.90 : 0.70;
+// Fraction of the peak that an algorithm reaches. Source: measurements (docs/engine.md). Zeros save
+// multiplications, but finding the other weights takes time, and the fewer rows share an
+// activation, the more loads there are.
+double Engine::expected_fraction(Algorithm algorithm, ElementType type, double element_density) {
+  if (type == ElementType::int8)
+    return algorithm == Algorithm::sparse ? 0.55 + 0.30 * element_density : 0.87;
+  if (algorithm == Algorithm::sparse) return 0.56 + 0.26 * element_density;
+  return algorithm == Algorithm::dense ? 0.90 : 0.70;
 }
 
-Method Engine::choose_method(const OpSpec& s, Type type, double words) const {
-  const double sparse = words / expected_share(Method::sparse, type, words);
-  const double dense = 1 / expected_share(Method::dense, type, 1);
+Algorithm Engine::choose_algorithm(const OpSpec& s, ElementType type,
+                                   double element_density) const {
+  const double sparse =
+      element_density / expected_fraction(Algorithm::sparse, type, element_density);
+  const double dense = 1 / expected_fraction(Algorithm::dense, type, 1);
   if (can_winograd(s, type)) {
-    // For out x out outputs of a region. Its weights take four times a dense layer's memory:
-    // a tenth faster is not enough.
-    const int out = (params_.roi.size + 1) / 2, tiles = (out + kTile - 1) / kTile,
+    // For out x out outputs of a RoI. Winograd weights take four times the memory of a dense layer:
+    // ten percent faster is not enough.
+    const int out = (params_.roi.roi_size + 1) / 2, tiles = (out + kTile - 1) / kTile,
               taps = 3 * out - 2;
     const double direct = taps * taps * std::min(sparse, dense);
-    const double winograd = tiles * tiles * kPoints / expected_share(Method::winograd, type, 1);
-    if (winograd * 1.15 < direct) return Method::winograd;
+    const double winograd =
+        tiles * tiles * kPoints / expected_fraction(Algorithm::winograd, type, 1);
+    if (winograd * 1.15 < direct) return Algorithm::winograd;
   }
-  return sparse < dense ? Method::sparse : Method::dense;
+  return sparse < dense ? Algorithm::sparse : Algorithm::dense;
 }
 
-std::vector<Engine::Planned> Engine::planned() const {
-  std::vector<Planned> out;
+std::vector<Engine::PlannedOp> Engine::planned_ops() const {
+  std::vector<PlannedOp> out;
   for (const Op& o : ops_) {
     if (o.spec.is_pool) continue;
-    const Type in = type_of(o.spec.source);
-    out.push_back({o.spec.name, o.method, expected_share(o.method, in, o.words), o.nonzero, o.words,
-                   o.hoisted, can_winograd(o.spec, in)});
+    const ElementType in = type_of(o.spec.source);
+    out.push_back({o.spec.name, o.algorithm, expected_fraction(o.algorithm, in, o.element_density),
+                   o.nonzero, o.element_density, o.hoisted, can_winograd(o.spec, in)});
   }
   return out;
 }
@@ -205,12 +218,14 @@ std::pair<Engine::Op, ConvShape> Engine::begin(const OpSpec& spec, const float* 
   op.spec = spec;
   op.type = params_.precision;
   const bool negative = !spec.relu && !spec.is_pool;
-  op.q = {spec.range > 0 ? spec.range / (negative ? 127 : 255) : 1, negative ? 128 : 0};
+  op.quantization = {
+      spec.clipping_threshold > 0 ? spec.clipping_threshold / (negative ? 127 : 255) : 1,
+      negative ? 128 : 0};
   if (spec.is_pool) return {std::move(op), {}};
-  const Type in = type_of(spec.source);
-  op.type = spec.output || in == Type::float32 ? Type::float32
-            : in == Type::int8                 ? in
-                                               : Type::bfloat16;
+  const ElementType in = type_of(spec.source);
+  op.type = spec.output || in == ElementType::float32 ? ElementType::float32
+            : in == ElementType::int8                 ? in
+                                                      : ElementType::bfloat16;
   ConvShape shape{spec.in_channels,
                   spec.out_channels,
                   spec.kernel,
@@ -219,57 +234,65 @@ std::pair<Engine::Op, ConvShape> Engine::begin(const OpSpec& spec, const float* 
                   spec.relu,
                   in,
                   op.type,
-                  quantised(spec.source),
-                  op.q,
-                  spec.residual.empty() ? Quantised{} : quantised(spec.residual)};
+                  quantization(spec.source),
+                  op.quantization,
+                  spec.residual.empty() ? Quantization{} : quantization(spec.residual)};
   op.hoisted = params_.hoist && spec.source == "rois";
   if (op.hoisted) {
     if (spec.kernel != 1 || spec.padding_before != 0)
-      throw std::invalid_argument(spec.name + ": only a 1x1 convolution without padding hoists");
+      throw std::invalid_argument(spec.name +
+                                  ": only a 1x1 convolution without padding can be hoisted");
     shape.stride = 1;
     shape.relu = false;
-    shape.out = map_type(op);
-    const int words = pitch(words_of(op.type, spec.out_channels), kernels_.lanes);
-    op.roi_bias.assign(channels_a_word(op.type) * words, 0.0f);
+    shape.out_type = map_type(op);
+    const int elements = pitch(element_count(op.type, spec.out_channels), kernels_.lanes);
+    op.roi_bias.assign(channels_per_element(op.type) * elements, 0.0f);
     for (int c = 0; c < spec.out_channels; c++)
-      op.roi_bias[op.type == Type::bfloat16 ? c / 2 + c % 2 * words : c] =
-          op.type == Type::int8 ? bias[c] / op.q.scale + static_cast<float>(op.q.zero) : bias[c];
+      op.roi_bias[op.type == ElementType::bfloat16 ? c / 2 + c % 2 * elements : c] =
+          op.type == ElementType::int8
+              ? bias[c] / op.quantization.scale + static_cast<float>(op.quantization.zero_point)
+              : bias[c];
   }
   return {std::move(op), shape};
 }
 
 void Engine::finish(Op op) {
-  if (op.spec.part == Part::backbone) feature_name_ = op.spec.name;
+  if (op.spec.component == Component::backbone) feature_name_ = op.spec.name;
   ops_.push_back(std::move(op));
   input_height_ = input_width_ = 0;
 }
 
 void Engine::add(const OpSpec& spec, const Weights& weights, const float* bias,
-                 std::optional<Method> method) {
+                 std::optional<Algorithm> algorithm) {
   auto [op, shape] = begin(spec, bias);
   if (!spec.is_pool) {
     const int64_t count = int64_t(spec.out_channels) * spec.in_channels * spec.kernel * spec.kernel;
     op.nonzero = weights.nonzero(count, pool_);
-    op.words = word_density(shape.in, double(op.nonzero) / double(count));
-    const bool int8 = shape.in == Type::int8;
-    op.method = method ? *method : int8 ? Method::sparse : choose_method(spec, shape.in, op.words);
-    if (op.method == Method::winograd && !can_winograd(spec, shape.in))
-      throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
+    op.element_density = element_density(shape.in_type, double(op.nonzero) / double(count));
+    const bool int8 = shape.in_type == ElementType::int8;
+    op.algorithm = algorithm ? *algorithm
+                   : int8    ? Algorithm::sparse
+                             : choose_algorithm(spec, shape.in_type, op.element_density);
+    if (op.algorithm == Algorithm::winograd && !can_winograd(spec, shape.in_type))
+      throw std::invalid_argument(spec.name + ": algorithm 'winograd' cannot run this operation");
     const Packer packer{&pool_, &weights_, &pack_scratch_};
     if (op.hoisted) bias = nullptr;
     const auto pack = [&] {
-      op.conv = pack_conv(kernels_, shape, weights, bias, spec.part == Part::roi && !op.hoisted,
-                          op.method == Method::dense, packer);
+      op.conv =
+          pack_conv(kernels_, shape, weights, bias, spec.component == Component::roi && !op.hoisted,
+                    op.algorithm == Algorithm::dense, packer);
     };
-    if (op.method == Method::winograd)
+    if (op.algorithm == Algorithm::winograd)
       op.winograd = pack_winograd(kernels_, shape, weights, bias, packer);
     else
       pack();
-    if (int8) {  // zeros are in blocks or not: only what is packed tells
-      const double words = double(words_of(shape.in, spec.in_channels)) * spec.kernel * spec.kernel;
-      op.words = double(nonzero_words(op.conv)) / (words * spec.out_channels);
-      if (!method && choose_method(spec, shape.in, op.words) == Method::dense) {
-        op.method = Method::dense;
+    if (int8) {  // whether zeros come in blocks shows only in the packed weights
+      const double elements =
+          double(element_count(shape.in_type, spec.in_channels)) * spec.kernel * spec.kernel;
+      op.element_density = double(nonzero_elements(op.conv)) / (elements * spec.out_channels);
+      if (!algorithm &&
+          choose_algorithm(spec, shape.in_type, op.element_density) == Algorithm::dense) {
+        op.algorithm = Algorithm::dense;
         pack();
       }
     }
@@ -281,38 +304,39 @@ void Engine::add_packed(const OpSpec& spec, const PackedOp& packed,
                         std::shared_ptr<const void> owner, const float* bias) {
   auto [op, shape] = begin(spec, bias);
   op.nonzero = packed.nonzero;
-  op.words = word_density(
-      shape.in, double(op.nonzero) /
-                    (double(spec.out_channels) * spec.in_channels * spec.kernel * spec.kernel));
-  op.method = packed.method;
-  std::span<const std::byte> bytes = packed.parts.at(0);
+  op.element_density = element_density(
+      shape.in_type, double(op.nonzero) / (double(spec.out_channels) * spec.in_channels *
+                                           spec.kernel * spec.kernel));
+  op.algorithm = packed.algorithm;
+  std::span<const std::byte> bytes = packed.spans.at(0);
   if (checksum(bytes, pool_) != packed.checksum)
     throw std::invalid_argument(spec.name + ": its packed weights are damaged");
   if (op.hoisted) bias = nullptr;
-  if (op.method == Method::winograd) {
-    if (!can_winograd(spec, shape.in))
-      throw std::invalid_argument(spec.name + ": cannot be run by Winograd's method");
+  if (op.algorithm == Algorithm::winograd) {
+    if (!can_winograd(spec, shape.in_type))
+      throw std::invalid_argument(spec.name + ": algorithm 'winograd' cannot run this operation");
     op.winograd = unpack_winograd(kernels_, shape, bytes, owner, bias);
   } else {
-    op.conv =
-        unpack_conv(kernels_, shape, bytes, owner, bias, spec.part == Part::roi && !op.hoisted);
+    op.conv = unpack_conv(kernels_, shape, bytes, owner, bias,
+                          spec.component == Component::roi && !op.hoisted);
   }
-  if (!bytes.empty()) throw std::invalid_argument(spec.name + ": more is packed than it has");
+  if (!bytes.empty())
+    throw std::invalid_argument(spec.name + ": has more packed weights than the operation needs");
   finish(std::move(op));
 }
 
 PackedOp Engine::packed(const std::string& name) {
   const Op& o = op(name);
-  PackedOp out{o.method, o.nonzero, 0, {}};
-  if (o.method != Method::winograd) {
-    out.parts = {o.conv.packed};
+  PackedOp out{o.algorithm, o.nonzero, 0, {}};
+  if (o.algorithm != Algorithm::winograd) {
+    out.spans = {o.conv.packed};
     out.checksum = checksum(o.conv.packed, pool_);
     return out;
   }
-  // Points that were packed one after the other mostly lie so, but not past a block's end.
+  // The points are consecutive in memory, except where a memory block ends.
   std::vector<std::byte> all;
   for (const PackedConv& point : o.winograd.points) {
-    out.parts.push_back(point.packed);
+    out.spans.push_back(point.packed);
     all.insert(all.end(), point.packed.begin(), point.packed.end());
   }
   out.checksum = checksum(all, pool_);
@@ -325,7 +349,7 @@ size_t Engine::weight_bytes() const {
     n += c.packed.size() + c.bias.size() * sizeof(float);
   };
   for (const Op& o : ops_) {
-    if (!o.spec.is_pool && o.method != Method::winograd) count(o.conv);
+    if (!o.spec.is_pool && o.algorithm != Algorithm::winograd) count(o.conv);
     for (const PackedConv& point : o.winograd.points)
       count(point);
     n += (o.winograd.bias.size() + o.roi_bias.size()) * sizeof(float);
@@ -339,12 +363,12 @@ const Engine::Op& Engine::op(const std::string& name) const {
   throw std::invalid_argument("no operation '" + name + "'");
 }
 
-const Map& Engine::map(const std::string& name) const {
+const FeatureMap& Engine::map(const std::string& name) const {
   return find(maps_, name);
 }
 
-const Regions& Engine::region_tensor(const std::string& name) const {
-  return find(regions_, name);
+const Rois& Engine::rois(const std::string& name) const {
+  return find(rois_, name);
 }
 
 int64_t Engine::nonzero_weights() const {
@@ -356,8 +380,8 @@ int64_t Engine::nonzero_weights() const {
 
 // ------------------------------------------------------------------------------------ planning
 
-// First fit, largest first: spans whose times overlap must not overlap in memory.
-void Engine::fit_letterbox(std::vector<Span*>& spans, size_t& total) {
+// First fit, largest first: spans that live at the same time must not overlap in memory.
+void Engine::assign_offsets(std::vector<Span*>& spans, size_t& total) {
   std::stable_sort(spans.begin(), spans.end(),
                    [](const Span* a, const Span* b) { return a->floats > b->floats; });
   std::vector<Span*> placed;
@@ -375,33 +399,33 @@ void Engine::fit_letterbox(std::vector<Span*>& spans, size_t& total) {
   }
 }
 
-void Engine::plan(int height, int width) {
+void Engine::plan_memory(int height, int width) {
   if (height == input_height_ && width == input_width_) return;
   input_height_ = input_width_ = 0;
   pack_scratch_ = {};
   maps_.clear();
-  regions_.clear();
+  rois_.clear();
   transposed_.clear();
   clean_.clear();
   const int lanes = kernels_.lanes, count = static_cast<int>(ops_.size());
 
-  // Shapes, and the operation after which each tensor is last read. Time 0 is the network input,
-  // operation i has time i + 1. Hoisted operations write a map, then its transpose.
+  // Shape of each tensor, and the operation that reads it last. Time 0 is the network input,
+  // operation i has time i + 1. Hoisted operations write a feature map, then its transpose.
   struct Tensor {
     std::string name;
     bool is_map;
     int channels, height, width, border;
-    Type type;
-    Quantised q;
+    ElementType type;
+    Quantization quantization;
     Span span;
-    int alias = -1;  // lives in that tensor's span instead
+    int alias = -1;  // index of the tensor whose span it uses; -1: its own
 
-    Map map(float* data, int lanes) const {
-      const int words = type == Type::pixels ? (width + 1) / 2 : width;
-      return {data, channels, height, words, border, lanes, type, q};
+    FeatureMap map(float* data, int lanes) const {
+      const int elements = type == ElementType::pixels ? (width + 1) / 2 : width;
+      return {data, channels, height, elements, border, lanes, type, quantization};
     }
-    Regions regions(float* data, int blocks, int lanes) const {
-      return {data, blocks, channels, height, width, lanes, type, q};
+    Rois rois(float* data, int blocks, int lanes) const {
+      return {data, blocks, channels, height, width, lanes, type, quantization};
     }
   };
   std::vector<Tensor> tensors;
@@ -409,40 +433,41 @@ void Engine::plan(int height, int width) {
   auto add = [&](const std::string& name, bool is_map, int c, int h, int w, int time) {
     index[name] = static_cast<int>(tensors.size());
     tensors.push_back(
-        {name, is_map, c, h, w, 0, type_of(name), quantised(name), {0, 0, time, time}, -1});
+        {name, is_map, c, h, w, 0, type_of(name), quantization(name), {0, 0, time, time}, -1});
   };
-  const int bins = (params_.roi.size + params_.roi.step - 1) / params_.roi.step;
+  const int bins = (params_.roi.roi_size + params_.roi.roi_step - 1) / params_.roi.roi_step;
   int roi_start = count + 1;
   for (int i = count - 1; i >= 0; i--)
-    if (ops_[i].spec.part == Part::roi) roi_start = i + 1;
+    if (ops_[i].spec.component == Component::roi) roi_start = i + 1;
   add("input", true, 3, height, width, 0);
-  std::string last_region;
+  std::string last_roi_op;
   for (int i = 0; i < count; i++) {
     const OpSpec& s = ops_[i].spec;
     const int time = i + 1;
     if (s.source == "rois") {
-      // The regions' input: read through transposed copies while blocks of regions are run.
+      // Input of the RoI head, read from transposed copies while blocks of RoIs run.
       Tensor& features = tensors[index.at(feature_name_)];
       features.span.to = std::max(features.span.to, roi_start);
       if (!params_.hoist && !index.count("rois"))
         add("rois", false, features.channels, bins, bins, roi_start);
     } else if (s.source == "pooled" && !index.count("pooled")) {
-      const Tensor& last = tensors[index.at(last_region)];
+      const Tensor& last = tensors[index.at(last_roi_op)];
       add("pooled", false, last.channels, 1, 1, time);
-      tensors[index.at(last_region)].span.to = time;
+      tensors[index.at(last_roi_op)].span.to = time;
     }
     int h, w;
-    if (s.part == Part::roi && (ops_[i].hoisted || s.source == "rois")) {
-      h = w = (params_.roi.size - s.kernel + s.padding_before + s.padding_after) / s.stride + 1;
+    if (s.component == Component::roi && (ops_[i].hoisted || s.source == "rois")) {
+      h = w = (params_.roi.roi_size - s.kernel + s.padding_before + s.padding_after) / s.stride + 1;
     } else {
       const Tensor& source = tensors[index.at(s.source)];
       h = out_length(source.height, s);
       w = out_length(source.width, s);
     }
     if (h < 1 || w < 1)
-      throw std::invalid_argument("network input " + std::to_string(height) + "x" + std::to_string(width) +
-                                  " is too small: " + s.name + " would be empty");
-    add(s.name, s.part != Part::roi, s.out_channels, h, w, time);
+      throw std::invalid_argument("network input " + std::to_string(height) + "x" +
+                                  std::to_string(width) + " is too small: " + s.name +
+                                  " would be empty");
+    add(s.name, s.component != Component::roi, s.out_channels, h, w, time);
     auto read = [&](const std::string& name) {
       if (!index.count(name)) return;
       Span& span = tensors[index[name]].span;
@@ -450,13 +475,13 @@ void Engine::plan(int height, int width) {
     };
     read(s.source);
     if (!s.residual.empty()) read(s.residual);
-    if (s.part != Part::roi && s.source != "rois") {
+    if (s.component != Component::roi && s.source != "rois") {
       Tensor& source = tensors[index.at(s.source)];
       source.border = std::max(source.border, border_needed(source.height, s));
     }
-    if (s.part == Part::roi) last_region = s.name;
+    if (s.component == Component::roi) last_roi_op = s.name;
   }
-  // A residual that is last read here may be overwritten in place.
+  // A residual that no later operation reads is overwritten in place.
   for (int i = 0; i < count; i++) {
     const OpSpec& s = ops_[i].spec;
     if (s.residual.empty()) continue;
@@ -469,33 +494,33 @@ void Engine::plan(int height, int width) {
     tensors[in].span.to = tensors[out].span.to;
   }
   std::vector<Span*> spans;
-  const int region_lanes = kVectors * lanes;
-  const int most_blocks = (params_.boxes.proposals + region_lanes - 1) / region_lanes;
-  const int blocks = pool_.size() > 4 ? most_blocks : 1;  // regions in flight
+  const int roi_lanes = kVectors * lanes;
+  const int most_blocks = (params_.boxes.proposals + roi_lanes - 1) / roi_lanes;
+  const int blocks = pool_.size() > 4 ? most_blocks : 1;  // blocks of RoIs in flight
   for (Tensor& t : tensors) {
     if (t.alias >= 0) continue;
     t.span.floats =
-        t.is_map ? t.map(nullptr, lanes).size() : t.regions(nullptr, blocks, region_lanes).size();
+        t.is_map ? t.map(nullptr, lanes).size() : t.rois(nullptr, blocks, roi_lanes).size();
     spans.push_back(&t.span);
   }
   auto hoisted_map = [&](float* data, const Op& o) {
     const Tensor& on = tensors[index.at(feature_name_)];
-    return Map{data, o.spec.out_channels, on.height, on.width, 0, lanes, map_type(o)};
+    return FeatureMap{data, o.spec.out_channels, on.height, on.width, 0, lanes, map_type(o)};
   };
-  // Hoisted maps and transposed copies, alive from the start of the region phase to its end.
+  // Hoisted feature maps and transposed copies live from the start of the RoI head to its end.
   const Tensor& features = tensors[index.at(feature_name_)];
   const size_t cells = size_t(features.height) * features.width;
   std::vector<std::pair<std::string, Span>> hoisted, copies;
   hoisted.reserve(count);
   copies.reserve(count + 1);
-  auto copy = [&](const std::string& name, const Map& of) {
+  auto copy = [&](const std::string& name, const FeatureMap& of) {
     const size_t floats = cells * cell_pitch(of, type_of(name));
     copies.emplace_back(name, Span{0, floats, roi_start, count + 1});
     spans.push_back(&copies.back().second);
   };
   for (const Op& o : ops_)
     if (o.hoisted) {
-      const Map m = hoisted_map(nullptr, o);
+      const FeatureMap m = hoisted_map(nullptr, o);
       hoisted.emplace_back(o.spec.name, Span{0, m.size(), roi_start, roi_start});
       spans.push_back(&hoisted.back().second);
       copy(o.spec.name, m);
@@ -503,13 +528,13 @@ void Engine::plan(int height, int width) {
   if (!params_.hoist) copy("rois", features.map(nullptr, lanes));
   Span winograd{0, 0, roi_start, count + 1};
   for (const Op& o : ops_)
-    if (o.method == Method::winograd)
-      winograd.floats = std::max(winograd.floats,
-                                 winograd_floats(o.winograd, tensors[index.at(o.spec.name)].regions(
-                                                                 nullptr, blocks, region_lanes)));
+    if (o.algorithm == Algorithm::winograd)
+      winograd.floats =
+          std::max(winograd.floats, winograd_floats(o.winograd, tensors[index.at(o.spec.name)].rois(
+                                                                    nullptr, blocks, roi_lanes)));
   spans.push_back(&winograd);
   size_t total = 0;
-  fit_letterbox(spans, total);
+  assign_offsets(spans, total);
   arena_.reserve(total);
 
   for (const Tensor& t : tensors) {
@@ -518,7 +543,7 @@ void Engine::plan(int height, int width) {
     if (t.is_map)
       maps_.emplace_back(t.name, t.map(data, lanes));
     else
-      regions_.emplace_back(t.name, t.regions(data, blocks, region_lanes));
+      rois_.emplace_back(t.name, t.rois(data, blocks, roi_lanes));
   }
   for (const auto& [name, span] : hoisted)
     maps_.emplace_back(name, hoisted_map(arena_.data() + span.offset, op(name)));
@@ -531,40 +556,41 @@ void Engine::plan(int height, int width) {
 
 // ------------------------------------------------------------------------------------- running
 
-// Tensors share memory, so a map's border has to be zeroed again unless exactly this map was the
-// last to use these bytes.
-void Engine::prepare_border(const Map& map) {
-  auto end = [](const Map& m) { return m.data + m.size(); };
-  for (const Map& m : clean_)
+// Sets a feature map's border to zero, unless this very map was the last user of its bytes: tensors
+// share memory.
+void Engine::prepare_border(const FeatureMap& map) {
+  auto end = [](const FeatureMap& m) { return m.data + m.size(); };
+  for (const FeatureMap& m : clean_)
     if (m.data == map.data && m.channels == map.channels && m.height == map.height &&
         m.width == map.width && m.border == map.border && m.type == map.type)
       return;
-  std::erase_if(clean_, [&](const Map& m) { return m.data < end(map) && map.data < end(m); });
+  std::erase_if(clean_,
+                [&](const FeatureMap& m) { return m.data < end(map) && map.data < end(m); });
   clear_border(context_, map);
   clean_.push_back(map);
 }
 
-void Engine::run_maps(Part part) {
+void Engine::run_component(Component component) {
   for (const Op& o : ops_) {
-    if (o.spec.part != part) continue;
+    if (o.spec.component != component) continue;
     Timer timer(timings_, o.spec.name);
-    const Map& out = map(o.spec.name);
+    const FeatureMap& out = map(o.spec.name);
     prepare_border(out);
     if (o.spec.is_pool) {
       pool_map(context_, map(o.spec.source), o.spec.padding_before, out);
     } else {
-      const Map* residual = o.spec.residual.empty() ? nullptr : &map(o.spec.residual);
+      const FeatureMap* residual = o.spec.residual.empty() ? nullptr : &map(o.spec.residual);
       conv_map(context_, o.conv, map(o.spec.source), residual, out);
     }
   }
 }
 
-void Engine::find_boxes(std::vector<float>& logits, std::vector<float>& deltas) {
+void Engine::read_rpn_outputs(std::vector<float>& logits, std::vector<float>& deltas) {
   const std::string* name = nullptr;
   for (const Op& o : ops_)
-    if (o.spec.part == Part::rpn) name = &o.spec.name;
+    if (o.spec.component == Component::rpn) name = &o.spec.name;
   if (!name) throw std::logic_error("the network has no RPN");
-  const Map& m = map(*name);
+  const FeatureMap& m = map(*name);
   const int anchors = static_cast<int>(params_.boxes.cell_anchors.size());
   logits.resize(size_t(m.height) * m.width * anchors);
   deltas.resize(logits.size() * 4);
@@ -582,70 +608,68 @@ void Engine::transpose_sources() {
   for (const Op& o : ops_) {
     if (!o.hoisted) continue;
     Timer timer(timings_, o.spec.name);
-    const Map& out = map(o.spec.name);
+    const FeatureMap& out = map(o.spec.name);
     prepare_border(out);
-    conv_map(context_, o.conv, feature_map(), nullptr, out);
+    conv_map(context_, o.conv, backbone_map(), nullptr, out);
     transpose_map(context_, out, o.type, find(transposed_, o.spec.name));
   }
   if (!params_.hoist) {
     Timer timer(timings_, "transpose");
-    transpose_map(context_, feature_map(), params_.precision, find(transposed_, "rois"));
+    transpose_map(context_, backbone_map(), params_.precision, find(transposed_, "rois"));
   }
-  clean_.clear();  // transposed copies and regions overwrite borders from here on
+  clean_.clear();  // transposed copies and RoIs overwrite borders from here on
 }
 
-void Engine::run_regions(const std::vector<Box>& boxes, std::vector<float>& logits,
-                         std::vector<float>& deltas) {
+void Engine::run_rois(const std::vector<Box>& boxes, std::vector<float>& logits,
+                      std::vector<float>& deltas) {
   const BoxParams& b = params_.boxes;
   const int classes = b.num_classes + 1, box_columns = 4 * (b.num_classes + b.background_deltas);
   logits.resize(boxes.size() * classes);
   deltas.resize(boxes.size() * box_columns);
   transpose_sources();
-  const int in_flight = regions_.front().second.blocks * regions_.front().second.lanes;
+  const int in_flight = rois_.front().second.blocks * rois_.front().second.lanes;
   for (size_t start = 0; start < boxes.size(); start += in_flight) {
     const int count = static_cast<int>(std::min<size_t>(in_flight, boxes.size() - start));
-    auto used = [&](Regions r) {
+    auto used = [&](Rois r) {
       r.blocks = (count + r.lanes - 1) / r.lanes;
       return r;
     };
-    auto align = [&](const std::string& name, const Map& from, const float* bias, bool relu,
+    auto align = [&](const std::string& name, const FeatureMap& from, const float* bias, bool relu,
                      int step) {
       Timer timer(timings_, "roialign." + name);
       RoiParams params = params_.roi;
-      params.step = step;
+      params.roi_step = step;
       roi_align(context_, params, from, find(transposed_, name), boxes[start].data(), count, bias,
-                relu, used(region_tensor(name)));
+                relu, used(rois(name)));
     };
-    if (!params_.hoist) align("rois", feature_map(), nullptr, false, params_.roi.step);
+    if (!params_.hoist) align("rois", backbone_map(), nullptr, false, params_.roi.roi_step);
     bool pooled = false;
     const std::string* last = nullptr;
     for (const Op& o : ops_) {
-      if (o.spec.part != Part::roi) continue;
+      if (o.spec.component != Component::roi) continue;
       if (o.hoisted) {
         align(o.spec.name, map(o.spec.name), o.roi_bias.data(), o.spec.relu, o.spec.stride);
       } else {
         if (o.spec.source == "pooled" && !pooled) {
           Timer timer(timings_, "mean");
-          mean_regions(context_, used(region_tensor(*last)), used(region_tensor("pooled")));
+          mean_rois(context_, used(rois(*last)), used(rois("pooled")));
           pooled = true;
         }
         Timer timer(timings_, o.spec.name);
-        // Bins that a stride would skip were never computed.
+        // RoIAlign did not compute the bins that the stride would skip.
         const int stride =
-            o.spec.source == "rois" ? o.spec.stride / params_.roi.step : o.spec.stride;
-        const Regions residual =
-            o.spec.residual.empty() ? Regions{} : used(region_tensor(o.spec.residual));
-        if (o.method == Method::winograd)
-          winograd_regions(context_, o.winograd, used(region_tensor(o.spec.source)),
-                           used(region_tensor(o.spec.name)), count, winograd_memory_);
+            o.spec.source == "rois" ? o.spec.stride / params_.roi.roi_step : o.spec.stride;
+        const Rois residual = o.spec.residual.empty() ? Rois{} : used(rois(o.spec.residual));
+        if (o.algorithm == Algorithm::winograd)
+          winograd_rois(context_, o.winograd, used(rois(o.spec.source)), used(rois(o.spec.name)),
+                        count, winograd_memory_);
         else
-          conv_regions(context_, o.conv, stride, used(region_tensor(o.spec.source)),
-                       o.spec.residual.empty() ? nullptr : &residual,
-                       used(region_tensor(o.spec.name)), count);
+          conv_rois(context_, o.conv, stride, used(rois(o.spec.source)),
+                    o.spec.residual.empty() ? nullptr : &residual, used(rois(o.spec.name)), count);
       }
       last = &o.spec.name;
     }
-    const Regions out = used(region_tensor(*last));
+    const Rois out = used(rois(*last));
     for (int r = 0; r < count; r++) {
       const float* column = out.at(r / out.lanes, 0, 0, 0) + r % out.lanes;
       for (int k = 0; k < classes; k++)
@@ -665,19 +689,19 @@ std::vector<Detection> Engine::run(const T* network_input) {
     normalise(context_, network_input, input_width_, params_.pixel_mean, params_.pixel_std,
               map("input"));
   }
-  run_maps(Part::backbone);
-  run_maps(Part::rpn);
+  run_component(Component::backbone);
+  run_component(Component::rpn);
   std::vector<float> logits, deltas;
   const float h = static_cast<float>(input_height_), w = static_cast<float>(input_width_);
   std::vector<Box> boxes;
   {
     Timer timer(timings_, "proposals");
-    find_boxes(logits, deltas);
+    read_rpn_outputs(logits, deltas);
     boxes = find_proposals(params_.boxes, logits.data(), deltas.data(), feature_height(),
                            feature_width(), h, w);
   }
   if (boxes.empty()) return {};
-  run_regions(boxes, logits, deltas);
+  run_rois(boxes, logits, deltas);
   Timer timer(timings_, "detections");
   return find_detections(params_.boxes, logits.data(), deltas.data(), boxes, h, w);
 }
@@ -690,9 +714,10 @@ template std::vector<Detection> Engine::run(const float*);
 template <class T>
 std::vector<float> Engine::features(const T* network_input) {
   prepare_border(map("input"));
-  normalise(context_, network_input, input_width_, params_.pixel_mean, params_.pixel_std, map("input"));
-  run_maps(Part::backbone);
-  return read_map(feature_map());
+  normalise(context_, network_input, input_width_, params_.pixel_mean, params_.pixel_std,
+            map("input"));
+  run_component(Component::backbone);
+  return read_map(backbone_map());
 }
 
 template std::vector<float> Engine::features(const uint8_t*);
@@ -700,40 +725,40 @@ template std::vector<float> Engine::features(const float*);
 
 void Engine::load_features(const float* features) {
   clean_.clear();
-  prepare_border(feature_map());
-  fill_map(features, feature_width(), feature_map());
+  prepare_border(backbone_map());
+  fill_map(features, feature_width(), backbone_map());
 }
 
 void Engine::rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas) {
   load_features(features);
-  run_maps(Part::rpn);
-  find_boxes(logits, deltas);
+  run_component(Component::rpn);
+  read_rpn_outputs(logits, deltas);
 }
 
-void Engine::regions(const float* features, const std::vector<Box>& boxes,
-                     std::vector<float>& logits, std::vector<float>& deltas) {
+void Engine::roi_head(const float* features, const std::vector<Box>& rois,
+                      std::vector<float>& logits, std::vector<float>& deltas) {
   load_features(features);
-  run_regions(boxes, logits, deltas);
+  run_rois(rois, logits, deltas);
 }
 
-std::vector<float> Engine::roi_features(const float* features, const std::vector<Box>& boxes) {
-  const Map& m = feature_map();
+std::vector<float> Engine::roi_features(const float* features, const std::vector<Box>& rois) {
+  const FeatureMap& m = backbone_map();
   load_features(features);
-  const int bins = params_.roi.size, lanes = kVectors * kernels_.lanes;
-  const int count = static_cast<int>(boxes.size()), blocks = (count + lanes - 1) / lanes;
+  const int bins = params_.roi.roi_size, lanes = kVectors * kernels_.lanes;
+  const int count = static_cast<int>(rois.size()), blocks = (count + lanes - 1) / lanes;
   std::vector<float> copy(size_t(m.height) * m.width * cell_pitch(m, m.type) + 16);
   float* flat =
       reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(copy.data()) + 63) & ~uintptr_t{63});
   transpose_map(context_, m, m.type, flat);
   Arena memory;
-  Regions out{nullptr, blocks, m.channels, bins, bins, lanes, m.type, m.q};
+  Rois out{nullptr, blocks, m.channels, bins, bins, lanes, m.type, m.quantization};
   memory.reserve(out.size());
   out.data = memory.data();
   RoiParams params = params_.roi;
-  params.step = 1;
-  if (count) roi_align(context_, params, m, flat, boxes[0].data(), count, nullptr, false, out);
+  params.roi_step = 1;
+  if (count) roi_align(context_, params, m, flat, rois[0].data(), count, nullptr, false, out);
   std::vector<float> result(size_t(count) * m.channels * bins * bins);
-  read_regions(out, count, result.data());
+  read_rois(out, count, result.data());
   return result;
 }
 
@@ -745,57 +770,58 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
     throw std::invalid_argument(name + " is hoisted: build the engine without hoisting");
   const auto [batch, channels, height, width] = shape;
   const int out_height = out_length(height, s), out_width = out_length(width, s);
-  if (channels != s.in_channels || batch < 1 || (s.part != Part::roi && batch != 1) ||
+  if (channels != s.in_channels || batch < 1 || (s.component != Component::roi && batch != 1) ||
       out_height < 1 || out_width < 1)
     throw std::invalid_argument(name + ": x has the wrong shape");
   shape = {batch, s.out_channels, out_height, out_width};
   if (residual && (s.is_pool || residual_shape != shape))
     throw std::invalid_argument(name + ": the residual has the wrong shape");
   std::vector<float> none;
-  if (!residual && !s.residual.empty() && o.type == Type::int8) {  // its zero is in the bias
+  if (!residual && !s.residual.empty() &&
+      o.type == ElementType::int8) {  // the bias includes its zero point
     none.assign(size_t(batch) * s.out_channels * out_height * out_width, 0.0f);
     residual = none.data();
   }
   Arena memory[3];
-  if (s.part == Part::roi) {
+  if (s.component == Component::roi) {
     const int lanes = kVectors * kernels_.lanes, blocks = (batch + lanes - 1) / lanes;
-    Regions in{nullptr, blocks, s.in_channels,     height,
-               width,   lanes,  type_of(s.source), quantised(s.source)};
-    Regions out{nullptr, blocks, s.out_channels, out_height, out_width, lanes, o.type, o.q};
-    Regions add = out;
-    if (residual) add.q = quantised(s.residual);
-    Regions* const all[] = {&in, &out, &add};
+    Rois in{nullptr, blocks, s.in_channels,     height,
+            width,   lanes,  type_of(s.source), quantization(s.source)};
+    Rois out{nullptr, blocks, s.out_channels, out_height, out_width, lanes, o.type, o.quantization};
+    Rois add = out;
+    if (residual) add.quantization = quantization(s.residual);
+    Rois* const all[] = {&in, &out, &add};
     for (int i = 0; i < 3; i++) {
       memory[i].reserve(all[i]->size());
       all[i]->data = memory[i].data();
     }
-    fill_regions(x, batch, in);
-    if (residual) fill_regions(residual, batch, add);
-    if (o.method == Method::winograd) {
+    fill_rois(x, batch, in);
+    if (residual) fill_rois(residual, batch, add);
+    if (o.algorithm == Algorithm::winograd) {
       Arena points;
       points.reserve(winograd_floats(o.winograd, out));
-      winograd_regions(context_, o.winograd, in, out, batch, points.data());
+      winograd_rois(context_, o.winograd, in, out, batch, points.data());
     } else {
-      conv_regions(context_, o.conv, s.stride, in, residual ? &add : nullptr, out, batch);
+      conv_rois(context_, o.conv, s.stride, in, residual ? &add : nullptr, out, batch);
     }
     std::vector<float> result(size_t(batch) * s.out_channels * out_height * out_width);
-    read_regions(out, batch, result.data());
+    read_rois(out, batch, result.data());
     return result;
   }
   const int lanes = kernels_.lanes;
-  const Type type = type_of(s.source);
-  Map in{nullptr,
-         s.in_channels,
-         height,
-         type == Type::pixels ? (width + 1) / 2 : width,
-         border_needed(height, s),
-         lanes,
-         type,
-         quantised(s.source)};
-  Map out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type, o.q};
-  Map add = out;
-  if (residual) add.q = quantised(s.residual);
-  Map* const all[] = {&in, &out, &add};
+  const ElementType type = type_of(s.source);
+  FeatureMap in{nullptr,
+                s.in_channels,
+                height,
+                type == ElementType::pixels ? (width + 1) / 2 : width,
+                border_needed(height, s),
+                lanes,
+                type,
+                quantization(s.source)};
+  FeatureMap out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type, o.quantization};
+  FeatureMap add = out;
+  if (residual) add.quantization = quantization(s.residual);
+  FeatureMap* const all[] = {&in, &out, &add};
   for (int i = 0; i < 3; i++) {
     memory[i].reserve(all[i]->size());
     all[i]->data = memory[i].data();

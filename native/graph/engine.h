@@ -1,8 +1,8 @@
-// The whole inference path: a network input in, detections out.
+// The whole inference path: from a network input to detections.
 //
-// An engine is given its operations one by one (from Python's layer table, batch norm folded),
-// packs their weights at once, and plans one activation arena for a network input size. One run at a
-// time; the caller guards that.
+// The caller adds the operations one by one, in the order of Python's layer table and with batch
+// norm folded. The engine packs their weights at once and plans one activation arena for each
+// network input size. The caller must not start two runs at the same time.
 #pragma once
 #include <array>
 #include <memory>
@@ -17,35 +17,36 @@
 
 namespace sparsedet {
 
-enum class Part { backbone, rpn, roi };
+enum class Component { backbone, rpn, roi };
 
-// An operation by the names of its tensors; its output bears its own name. "input", "rois" and
-// "pooled" (the mean of the last residual block over the region) are sources without an operation.
+// An operation of the network; its output has its own name. "input", "rois" (the backbone's output
+// after RoIAlign) and "pooled" (the RoI head's last feature map, averaged) are sources that no
+// operation writes.
 struct OpSpec {
   std::string name, source, residual;  // residual: "" for none
-  Part part;
+  Component component;
   bool is_pool;
   int in_channels, out_channels, kernel, stride, padding_before, padding_after;
   bool relu;
-  bool output;      // its values leave the network: always float32
-  float range = 0;  // int8: the largest magnitude of its output that is kept apart
+  bool output;                   // an output of the network, always float32
+  float clipping_threshold = 0;  // int8: of the output; larger magnitudes saturate
 };
 
-// How a convolution is run. Dense keeps its zeros (and is faster where there are few);
-// Winograd is for 3x3 convolutions of stride 1 over regions, in float32.
-enum class Method { sparse, dense, winograd };
+// How a convolution runs. `dense` keeps the zeros, which is faster where there are few of them;
+// `winograd` is for 3x3 convolutions of stride 1 on RoIs, in float32.
+enum class Algorithm { sparse, dense, winograd };
 
 struct EngineParams {
   float pixel_mean[3], pixel_std[3];
   RoiParams roi;
   BoxParams boxes;
-  // Run the linear part of the layers that read "rois" once on the map and RoIAlign their output
-  // instead of their input: the same up to rounding, as both are linear.
+  // Run the linear part of the layers that read "rois" once on the feature map, and RoIAlign its
+  // output instead of its input: the same result up to rounding, because RoIAlign is linear, too.
   bool hoist;
-  // Of activations and weights; the mean over a region and the predictors that read it are
-  // float32 in any case, with int8 the network input and the stem, too. So are all sums but int8's, which
-  // are exact.
-  Type precision;
+  // Of activations and weights. The mean over a RoI and the predictors that read it are always
+  // float32; with int8 so are the network input and the stem. Sums are float32, of int8 exact
+  // int32.
+  ElementType precision;
 };
 
 // Memory for activations.
@@ -60,51 +61,50 @@ class Arena {
   size_t floats_ = 0;
 };
 
-// What was packed for an operation before, in this process or another (Engine::packed).
+// The packed weights of an operation, from Engine::packed of this process or another one.
 struct PackedOp {
-  Method method;
+  Algorithm algorithm;
   int64_t nonzero;
   uint64_t checksum;
-  std::vector<std::span<const std::byte>> parts;  // one after the other, multiples of 64 bytes
+  std::vector<std::span<const std::byte>> spans;  // consecutive; lengths are multiples of 64 bytes
 };
 
 class Engine {
  public:
   Engine(const Kernels& kernels, int threads, bool pin, const EngineParams& params);
-  // Another engine with the packed weights of `other`, which are then not added to any more, and
-  // threads and activations of its own: both may run at the same time.
+  // Shares the packed weights of `other`, but has its own threads and activations: both may run at
+  // the same time. Call no add() on `other` afterwards.
   Engine(const Engine& other, int threads);
 
-  // Weights [out][in][k][k] and bias [out]; null for pooling. In table order. Without a method
-  // a cost model chooses one, from the shape and the zeros alone.
+  // Adds an operation, in the order of the layer table. Weights [out][in][k][k] and bias [out];
+  // null for pooling. Default algorithm: the choice of a cost model, from shape and zeros only.
   void add(const OpSpec& spec, const Weights& weights, const float* bias,
-           std::optional<Method> method = {});
-  // The same from what was packed before (one part), 64-byte aligned and alive as long as `owner`.
-  // Throws std::invalid_argument if it is damaged or does not fit; then nothing is added.
+           std::optional<Algorithm> algorithm = {});
+  // The same with packed weights: one span, 64-byte aligned, alive as long as `owner`.
+  // Throws std::invalid_argument, and adds nothing, if they are damaged or do not fit.
   void add_packed(const OpSpec& spec, const PackedOp& packed, std::shared_ptr<const void> owner,
                   const float* bias);
-  // Of an operation with weights, for add_packed of an engine with the same kernels and parameters.
+  // Packed weights of an operation, for add_packed of an engine with equal kernels and parameters.
   PackedOp packed(const std::string& name);
 
-  // Plan for a network input size; does nothing if it is the planned one already.
-  void plan(int height, int width);
+  // Plans the activations for a network input size; does nothing if it is planned already.
+  void plan_memory(int height, int width);
 
-  // BGR network input [height][width][3] of the planned size, 0..255.
+  // network_input: BGR [height][width][3] of the planned size, 0..255.
   template <class T>
   std::vector<Detection> run(const T* network_input);
 
-  // ---- the stages of `run`, for tests: on plain row-major arrays
+  // ---- the stages of `run`, for tests and calibration: plain row-major arrays
   template <class T>
   std::vector<float> features(const T* network_input);  // [channels][Hf][Wf]
   void rpn(const float* features, std::vector<float>& logits, std::vector<float>& deltas);
-  void regions(const float* features, const std::vector<Box>& boxes, std::vector<float>& logits,
-               std::vector<float>& deltas);
-  // RoIAlign of the features as the regions' layers would read it without hoisting:
-  // [boxes][channels][bins][bins].
-  std::vector<float> roi_features(const float* features, const std::vector<Box>& boxes);
-  // One operation on its own: x and residual [batch][channels][h][w]; batch 1 for map operations.
-  // The shape of x comes in and that of the result goes out. Throws std::invalid_argument for one
-  // that does not fit.
+  void roi_head(const float* features, const std::vector<Box>& rois, std::vector<float>& logits,
+                std::vector<float>& deltas);
+  // RoIAlign of the features, as the RoI head reads it without hoisting:
+  // [rois][channels][bins][bins].
+  std::vector<float> roi_features(const float* features, const std::vector<Box>& rois);
+  // Runs one operation: x and residual [batch][channels][h][w]; batch 1 outside the RoI head.
+  // shape: of x, then of the result. Throws std::invalid_argument if a shape does not fit.
   using Shape = std::array<int, 4>;
   std::vector<float> run_op(const std::string& name, const float* x, Shape& shape,
                             const float* residual, const Shape& residual_shape);
@@ -112,72 +112,74 @@ class Engine {
   const EngineParams& params() const { return params_; }
   const Kernels& kernels() const { return kernels_; }
   int threads() const { return pool_.size(); }
-  int feature_height() const { return feature_map().height; }
-  int feature_width() const { return feature_map().width; }
-  int feature_channels() const { return feature_map().channels; }
+  int feature_height() const { return backbone_map().height; }
+  int feature_width() const { return backbone_map().width; }
+  int feature_channels() const { return backbone_map().channels; }
   int input_height() const { return input_height_; }
   int input_width() const { return input_width_; }
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
-  // What the engine holds: packed weights with what belongs to them, and activations planned and
-  // in work.
+  // Memory in bytes: packed weights with biases; planned activations and scratch memory.
   size_t weight_bytes() const;
   size_t activation_bytes() const { return arena_bytes() + scratch_.bytes(); }
   int64_t nonzero_weights() const;
-  // What the plan says of every convolution, in order.
-  struct Planned {
+  // How each convolution runs, in order.
+  struct PlannedOp {
     std::string name;
-    Method method;
-    double share;  // of the peak that the cost model expects of its multiplications
+    Algorithm algorithm;
+    double fraction_of_peak;  // rate that the cost model expects, 0..1
     int64_t nonzero;
-    double words;  // share of its weight words that hold a weight
+    double element_density;  // fraction of weight elements that are not zero
     bool hoisted, can_winograd;
   };
-  std::vector<Planned> planned() const;
-  // (operation, seconds) of the last run, in order.
+  std::vector<PlannedOp> planned_ops() const;
+  // (operation, seconds) of the last run, in order of execution.
   const std::vector<std::pair<std::string, double>>& timings() const { return timings_; }
 
  private:
   struct Op {
     OpSpec spec;
-    Method method = Method::sparse;
+    Algorithm algorithm = Algorithm::sparse;
     PackedConv conv;
     Winograd winograd;
-    int64_t nonzero = 0;  // weights
-    double words = 0;     // share of words that hold a weight
+    int64_t nonzero = 0;         // weights
+    double element_density = 0;  // fraction of weight elements that are not zero
     bool hoisted = false;
-    std::vector<float> roi_bias;  // of a hoisted operation: added after RoIAlign
-    Type type = Type::float32;    // of its output
-    Quantised q;                  // int8: the same
+    std::vector<float> roi_bias;  // hoisted operations: bias that is added after RoIAlign
+    ElementType type = ElementType::float32;  // of the output
+    Quantization quantization;                // int8: of the output
   };
-  // A span of the arena that one tensor occupies from operation `from` to operation `to`.
+  // The part of the arena that a tensor occupies from operation `from` to operation `to`.
   struct Span {
     size_t offset = 0, floats = 0;
     int from = 0, to = 0;
   };
 
   const Op& op(const std::string& name) const;
-  // An operation without weights, with its bias if that is added after RoIAlign, and its shape.
+  // The operation without its weights (only with a bias that is added after RoIAlign), and its
+  // shape.
   std::pair<Op, ConvShape> begin(const OpSpec& spec, const float* bias) const;
   void finish(Op op);
-  bool can_winograd(const OpSpec& spec, Type type) const;
-  Method choose_method(const OpSpec& spec, Type type, double words) const;
-  static double expected_share(Method method, Type type, double words);
-  const Map& map(const std::string& name) const;
-  const Regions& region_tensor(const std::string& name) const;
-  const Map& feature_map() const { return map(feature_name_); }
-  // Type of a tensor that the operations added so far write.
-  Type type_of(const std::string& name) const;
-  // Of a hoisted operation's map; int8 is what RoIAlign makes of it.
-  static Type map_type(const Op& o) { return o.type == Type::int8 ? Type::float32 : o.type; }
-  Quantised quantised(const std::string& name) const;
-  void prepare_border(const Map& map);
-  void run_maps(Part part);
-  void find_boxes(std::vector<float>& logits, std::vector<float>& deltas);
+  bool can_winograd(const OpSpec& spec, ElementType type) const;
+  Algorithm choose_algorithm(const OpSpec& spec, ElementType type, double element_density) const;
+  static double expected_fraction(Algorithm algorithm, ElementType type, double element_density);
+  const FeatureMap& map(const std::string& name) const;
+  const Rois& rois(const std::string& name) const;
+  const FeatureMap& backbone_map() const { return map(feature_name_); }
+  // Type of a tensor that an added operation writes, or of a source without an operation.
+  ElementType type_of(const std::string& name) const;
+  // Type of a hoisted operation's feature map; RoIAlign makes int8 of it later.
+  static ElementType map_type(const Op& o) {
+    return o.type == ElementType::int8 ? ElementType::float32 : o.type;
+  }
+  Quantization quantization(const std::string& name) const;
+  void prepare_border(const FeatureMap& map);
+  void run_component(Component component);
+  void read_rpn_outputs(std::vector<float>& logits, std::vector<float>& deltas);
   void transpose_sources();
-  void run_regions(const std::vector<Box>& boxes, std::vector<float>& logits,
-                   std::vector<float>& deltas);
+  void run_rois(const std::vector<Box>& boxes, std::vector<float>& logits,
+                std::vector<float>& deltas);
   void load_features(const float* features);
-  static void fit_letterbox(std::vector<Span*>& spans, size_t& total);
+  static void assign_offsets(std::vector<Span*>& spans, size_t& total);
 
   const Kernels& kernels_;
   EngineParams params_;
@@ -186,16 +188,16 @@ class Engine {
   Context context_;
   Arena arena_;
   Memory weights_;
-  PackScratch pack_scratch_;  // until a network input is planned
+  PackScratch pack_scratch_;  // released when a network input is planned
   const std::shared_ptr<std::vector<Op>> shared_ops_;
   std::vector<Op>& ops_ = *shared_ops_;
   std::string feature_name_;
   int input_height_ = 0, input_width_ = 0;
-  std::vector<std::pair<std::string, Map>> maps_;
-  std::vector<std::pair<std::string, Regions>> regions_;
+  std::vector<std::pair<std::string, FeatureMap>> maps_;
+  std::vector<std::pair<std::string, Rois>> rois_;
   std::vector<std::pair<std::string, float*>> transposed_;
   float* winograd_memory_ = nullptr;
-  std::vector<Map> clean_;  // maps whose border is zero now
+  std::vector<FeatureMap> clean_;  // feature maps whose border is zero now
   std::vector<std::pair<std::string, double>> timings_;
 };
 

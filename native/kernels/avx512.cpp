@@ -1,4 +1,4 @@
-// AVX-512: 32 registers of 16 lanes; 5 rows x 4 vectors leave room for weights and one load.
+// AVX-512: 32 registers of 16 lanes; 5 rows x 4 vectors leave room for the weights and one load.
 #define SPARSEDET_LANES 16
 #include "kernels/vector_kernels.h"
 

@@ -1,4 +1,4 @@
-// bfloat16 words with AVX-512's dot product of pairs. Denormal products count as zero there.
+// bfloat16 with AVX-512's dot product of pairs (AVX512_BF16), which flushes denormals to zero.
 #include <immintrin.h>
 #define SPARSEDET_LANES 16
 #include "kernels/sparse_tile.h"
@@ -6,15 +6,15 @@
 namespace sparsedet {
 namespace {
 
-struct Bfloat16 {
-  static constexpr bool words = true;
+struct VectorBfloat16 {
+  static constexpr bool packed = true;
 
   static SPARSEDET_INLINE V weight(const float* p) { return broadcast_from(p); }
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)weight);
   }
-  static SPARSEDET_INLINE V even(V words) { return (V)((I)words << 16); }
-  static SPARSEDET_INLINE V odd(V words) { return (V)((I)words & -65536); }
+  static SPARSEDET_INLINE V even(V elements) { return (V)((I)elements << 16); }
+  static SPARSEDET_INLINE V odd(V elements) { return (V)((I)elements & -65536); }
   // Rounds to nearest even.
   static SPARSEDET_INLINE V join(V low, V high) {
     I order;  // 16-bit halves k and k + 16 side by side
@@ -24,20 +24,20 @@ struct Bfloat16 {
   }
 };
 
-template <int G>
+template <int R>
 void sparse(const SparseArgs& a) {
-  sparse_tiles<Bfloat16, G>(a);
+  sparse_tiles<VectorBfloat16, R>(a);
 }
 
 void pool(const PoolArgs& a) {
   for (int x = 0; x < a.width; x += L) {
-    // Numbers that are not negative order as their bits do.
+    // Nonnegative bfloat16 values have the order of their bits.
     __m512i best = {};
     for (int r = 0; r < 3; r++)
       for (int t = 0; t < 3; t++)
         best = _mm512_max_epu16(best, (__m512i)every_second(a.rows[0][r] + 2 * x + t));
-    const V words = (V)best;
-    store(a.out + x, a.width - x < L ? keep(words, a.width - x) : words);
+    const V elements = (V)best;
+    store(a.out + x, a.width - x < L ? keep(elements, a.width - x) : elements);
   }
 }
 
@@ -52,9 +52,9 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
       const float* cell = a.map + a.cells[i][k] * a.pitch + c;
 #pragma GCC unroll 8
       for (int j = 0; j < B; j++) {
-        const V words = load(cell + j * L);
-        low[j] += weight * Bfloat16::even(words);
-        high[j] += weight * Bfloat16::odd(words);
+        const V elements = load(cell + j * L);
+        low[j] += weight * VectorBfloat16::even(elements);
+        high[j] += weight * VectorBfloat16::odd(elements);
       }
     }
 #pragma GCC unroll 8
@@ -64,10 +64,10 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
         high[j] += load(a.bias + a.pitch + c + j * L);
       }
       if (a.relu) low[j] = relu(low[j]), high[j] = relu(high[j]);
-      t[j][i] = Bfloat16::join(low[j], high[j]);
+      t[j][i] = VectorBfloat16::join(low[j], high[j]);
     }
   }
-  store_regions(a, c, t);
+  store_rois(a, c, t);
 }
 
 void roi(const RoiArgs& a) {
@@ -80,14 +80,14 @@ void roi(const RoiArgs& a) {
 
 void mean(const MeanArgs& a) {
   const V scale = broadcast(1.0f / static_cast<float>(a.cells));
-  for (int l = 0; l < a.lanes; l += kVectors * L) {  // what a cell holds is read together
+  for (int l = 0; l < a.lanes; l += kVectors * L) {  // reads neighbours in memory together
     V low[kVectors] = {}, high[kVectors] = {};
     for (int i = 0; i < a.cells; i++)
 #pragma GCC unroll 8
       for (int p = 0; p < kVectors; p++) {
-        const V words = load(a.source + i * a.cell_stride + l + p * L);
-        low[p] += Bfloat16::even(words);
-        high[p] += Bfloat16::odd(words);
+        const V elements = load(a.source + i * a.cell_stride + l + p * L);
+        low[p] += VectorBfloat16::even(elements);
+        high[p] += VectorBfloat16::odd(elements);
       }
 #pragma GCC unroll 8
     for (int p = 0; p < kVectors; p++) {
@@ -102,8 +102,8 @@ bool supported() {
 }
 
 }  // namespace
-const WordKernels kernels_avx512_bf16 = {
+const LowPrecisionKernels kernels_avx512_bf16 = {
     supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
     pool,      roi,
-    mean,      word_peak<Bfloat16, 4>};
+    mean,      low_precision_peak<VectorBfloat16, 4>};
 }  // namespace sparsedet

@@ -1,4 +1,4 @@
-// Eight-bit words with AVX-512's dot product of fours, which sums exactly (VNNI).
+// int8 with AVX-512's dot product of four bytes (VNNI), whose int32 sums are exact.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own header
 #include <immintrin.h>
 #define SPARSEDET_LANES 16
@@ -7,22 +7,22 @@
 namespace sparsedet {
 namespace {
 
-constexpr int G = 4;  // the channels of a word: nothing waits for another group
+constexpr int R = 4;  // a row tile is one output element, so that none waits for another one
 
-struct Int8 {
+struct VectorInt8 {
   static SPARSEDET_INLINE V weight(const float* p) { return broadcast_from(p); }
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     return (V)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weight);
   }
 };
 
-// Whole numbers, saturated below 256; join() saturates above zero.
+// Rounds to int32 and limits to 255; join() then saturates at zero.
 SPARSEDET_INLINE __m512i whole(V v) {
   return _mm512_cvtps_epi32(_mm512_min_ps(v, broadcast(255.0f)));
 }
 
-SPARSEDET_INLINE V byte_of(V word, int channel) {
-  return _mm512_cvtepi32_ps((__m512i)((I)word >> 8 * channel & 255));
+SPARSEDET_INLINE V byte_of(V element, int channel) {
+  return _mm512_cvtepi32_ps((__m512i)((I)element >> 8 * channel & 255));
 }
 
 SPARSEDET_INLINE V load_bytes(const float* p) {
@@ -30,12 +30,12 @@ SPARSEDET_INLINE V load_bytes(const float* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
 }
 
-// In every 128 bits, four of each of v[0..3], as bytes.
+// Each 128 bits of the result: four values of v[0], of v[1], of v[2] and of v[3], as bytes.
 SPARSEDET_INLINE __m512i bytes(const __m512i (&v)[4]) {
   return _mm512_packus_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
 }
 
-// Four channels of the same pixels to words.
+// Four channels of the same pixels to packed elements.
 SPARSEDET_INLINE V join(const __m512i (&channels)[4]) {
   const __m512i order =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
@@ -43,55 +43,52 @@ SPARSEDET_INLINE V join(const __m512i (&channels)[4]) {
 }
 
 template <int P>
-__attribute__((noinline)) void tile(const SparseArgs& a) {
+__attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
   const uint16_t *index = a.index, *counts = a.counts;
   const float* values = a.values;
   const char* prefetch = a.prefetch;
   V* partial = reinterpret_cast<V*>(a.partial);
-  for (int group = 0; group < a.groups; group++, partial += G * kVectors) {
-    const int row = group * G;
+  for (int tile = 0; tile < a.row_tiles; tile++, partial += R * kVectors) {
+    const int row = tile * R;
     if (prefetch)
       for (int i = 0; i < a.prefetch_rows; i++, prefetch += a.prefetch_stride)
         for (int p = 0; p < P; p++)
           __builtin_prefetch(prefetch + p * L * 4, 0, 2);
-    if (a.last && a.residual)  // that is added next; past the end is harmless
+    if (a.last && a.residual)  // the one that is added next; past the end is harmless
       for (int p = 0; p < P; p++)
-        __builtin_prefetch(a.residual + (group + 1) * a.row_stride + a.offset[p], 1, 3);
-    V sum[G][P];
+        __builtin_prefetch(a.residual + (tile + 1) * a.row_stride + a.offset[p], 1, 3);
+    V sum[R][P];
 #pragma GCC unroll 8
-    for (int g = 0; g < G; g++)
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++)
-        sum[g][p] = a.first ? (V){} : partial[g * kVectors + p];
-    patterns<Int8, G, P, 1>(reinterpret_cast<const char*>(a.panel), index, values, counts, sum);
-    counts += (1 << G) - 1;
+        sum[r][p] = a.first ? (V){} : partial[r * kVectors + p];
+    row_masks<VectorInt8, R, P, 1>(reinterpret_cast<const char*>(a.panel), index, values, counts,
+                                   sum);
+    counts += (1 << R) - 1;
     if (!a.last) {
-#pragma GCC unroll 8
-      for (int g = 0; g < G; g++)
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++)
-          partial[g * kVectors + p] = sum[g][p];
+      store_partial(sum, partial);
       continue;
     }
 #pragma GCC unroll 8
-    for (int g = 0; g < G; g++) {
-      const V scale = broadcast(a.scale[row + g]), bias = broadcast(a.bias[row + g]);
+    for (int r = 0; r < R; r++) {
+      const V scale = broadcast(a.scale[row + r]), bias = broadcast(a.bias[row + r]);
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++)
-        sum[g][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[g][p]), scale, bias);
+        sum[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[r][p]), scale, bias);
     }
-    if (a.words) {
-      if (group >= a.rows) break;
-      const ptrdiff_t at = group * a.row_stride;
+    if (a.packed_output) {
+      if (tile >= a.rows) break;
+      const ptrdiff_t at = tile * a.row_stride;
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
         __m512i channels[4];
         const V residual = a.residual ? load(a.residual + at + a.offset[p]) : (V){};
 #pragma GCC unroll 4
-        for (int g = 0; g < G; g++) {
-          V v = sum[g][p];
-          if (a.residual) v = _mm512_fmadd_ps(byte_of(residual, g), broadcast(a.residual_scale), v);
-          channels[g] = whole(v);
+        for (int r = 0; r < R; r++) {
+          V v = sum[r][p];
+          if (a.residual) v = _mm512_fmadd_ps(byte_of(residual, r), broadcast(a.residual_scale), v);
+          channels[r] = whole(v);
         }
         V v = join(channels);
         if (a.valid[p] < L) v = keep(v, a.valid[p]);
@@ -100,29 +97,20 @@ __attribute__((noinline)) void tile(const SparseArgs& a) {
       continue;
     }
 #pragma GCC unroll 8
-    for (int g = 0; g < G; g++) {
-      if (row + g >= a.rows) break;
+    for (int r = 0; r < R; r++) {
+      if (row + r >= a.rows) break;
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
-        V v = a.relu ? relu(sum[g][p]) : sum[g][p];
+        V v = a.relu ? relu(sum[r][p]) : sum[r][p];
         if (a.valid[p] < L) v = keep(v, a.valid[p]);
-        store(a.out + (row + g) * a.row_stride + a.offset[p], v);
+        store(a.out + (row + r) * a.row_stride + a.offset[p], v);
       }
     }
   }
 }
 
 void sparse(const SparseArgs& a) {
-  switch (a.vectors) {
-    case 1:
-      return tile<1>(a);
-    case 2:
-      return tile<2>(a);
-    case 3:
-      return tile<3>(a);
-    default:
-      return tile<4>(a);
-  }
+  with_vectors(a.vectors, [&]<int P>() { sparse_tile_int8<P>(a); });
 }
 
 void pool(const PoolArgs& a) {
@@ -131,16 +119,16 @@ void pool(const PoolArgs& a) {
     __m512i channels[4];
     for (int c = 0; c < 4; c++)
       channels[c] = whole(largest(a.rows[c], x) * scale);
-    const V words = join(channels);
-    store(a.out + x, a.width - x < L ? keep(words, a.width - x) : words);
+    const V elements = join(channels);
+    store(a.out + x, a.width - x < L ? keep(elements, a.width - x) : elements);
   }
 }
 
-// Sixteen words, 64 channels, of each of L regions.
-template <bool BYTES>
+// 16 elements (64 channels) of each of L RoIs.
+template <bool INT8_MAP>
 SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
   V t[1][L];
-  I order;  // bytes() leaves word 4 j + l as part j of 128 bits l
+  I order;  // bytes() puts element 4 j + l into 32-bit lane j of 128-bit lane l
   for (int w = 0; w < L; w++)
     order[w] = w % 4 * 4 + w / 4;
   const V scale = broadcast(a.scale);
@@ -149,10 +137,10 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
     V sum[4] = {};
     for (int k = 0; k < a.count[i]; k++) {
       const V weight = broadcast(a.weights[i][k]);
-      const float* cell = a.map + a.cells[i][k] * a.pitch + (BYTES ? c : 4 * c);
+      const float* cell = a.map + a.cells[i][k] * a.pitch + (INT8_MAP ? c : 4 * c);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
-        if constexpr (BYTES) {
+        if constexpr (INT8_MAP) {
           sum[j] += weight * load_bytes(cell + j * 4);
         } else {
           sum[j] += weight * load(cell + j * L);
@@ -167,12 +155,12 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
     }
     t[0][i] = (V)_mm512_permutexvar_epi32((__m512i)order, bytes(channels));
   }
-  store_regions(a, c, t);
+  store_rois(a, c, t);
 }
 
 void roi(const RoiArgs& a) {
   for (int c = 0; c < a.channels; c += L) {
-    if (a.bytes)
+    if (a.int8_map)
       roi_block<true>(a, c);
     else
       roi_block<false>(a, c);
@@ -181,15 +169,15 @@ void roi(const RoiArgs& a) {
 
 void mean(const MeanArgs& a) {
   const V scale = broadcast(a.scale * (1.0f / static_cast<float>(a.cells)));
-  for (int l = 0; l < a.lanes; l += kVectors * L) {  // what a cell holds is read together
+  for (int l = 0; l < a.lanes; l += kVectors * L) {  // reads neighbours in memory together
     I sum[4][kVectors] = {};
     for (int i = 0; i < a.cells; i++)
 #pragma GCC unroll 8
       for (int p = 0; p < kVectors; p++) {
-        const I words = (I)load(a.source + i * a.cell_stride + l + p * L);
+        const I elements = (I)load(a.source + i * a.cell_stride + l + p * L);
 #pragma GCC unroll 4
         for (int c = 0; c < 4; c++)
-          sum[c][p] += words >> 8 * c & 255;
+          sum[c][p] += elements >> 8 * c & 255;
       }
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++)
@@ -205,8 +193,8 @@ bool supported() {
 }
 
 }  // namespace
-const WordKernels kernels_avx512_vnni = {
+const LowPrecisionKernels kernels_avx512_vnni = {
     supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr},
     pool,      roi,
-    mean,      word_peak<Int8, 8>};
+    mean,      low_precision_peak<VectorInt8, 8>};
 }  // namespace sparsedet

@@ -1,6 +1,11 @@
 #include "kernels/dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 namespace sparsedet {
@@ -39,12 +44,24 @@ const Kernels& choose_kernels(std::string isa) {
   throw std::invalid_argument("unknown instruction set '" + isa + "'; compiled in: " + known);
 }
 
+std::string cpu_vendor() {
+#if defined(__x86_64__)
+  unsigned leaf, name[3];
+  if (__get_cpuid(0, &leaf, &name[0], &name[2], &name[1])) {
+    char text[sizeof name];  // EBX, EDX, ECX
+    std::memcpy(text, name, sizeof name);
+    return {text, sizeof name};
+  }
+#endif
+  return "";
+}
+
 bool has_bfloat16(const Kernels& kernels) {
-  return kernels.words && kernels.words->supported();
+  return kernels.bf16 && kernels.bf16->supported();
 }
 
 bool has_int8(const Kernels& kernels) {
-  return kernels.bytes && kernels.bytes->supported();
+  return kernels.int8 && kernels.int8->supported();
 }
 
 }  // namespace sparsedet

@@ -1,4 +1,4 @@
-// Which kernels run here.
+// Choice of the kernels.
 #pragma once
 #include <string>
 #include <vector>
@@ -7,17 +7,20 @@
 
 namespace sparsedet {
 
-// Names of the instruction sets that were compiled in and that this CPU has, best first.
+// Names of the compiled instruction sets that this CPU supports, best first.
 std::vector<std::string> available_isas();
 
-// The kernels of that name; "" means SPARSEDET_ISA from the environment, else the best.
-// Throws std::invalid_argument for a name that is unknown or that this CPU lacks.
+// The kernels of an instruction set; "" means SPARSEDET_ISA from the environment, else the best.
+// Throws std::invalid_argument if the name is unknown or the CPU does not support it.
 const Kernels& choose_kernels(std::string isa);
 
-// Whether bfloat16 activations can be had with these kernels on this CPU.
+// The CPU's vendor as CPUID tells it, such as "GenuineIntel" or "AuthenticAMD"; "" on other CPUs.
+std::string cpu_vendor();
+
+// Whether these kernels support bfloat16 on this CPU.
 bool has_bfloat16(const Kernels& kernels);
 
-// The same for int8.
+// Whether these kernels support int8 on this CPU.
 bool has_int8(const Kernels& kernels);
 
 }  // namespace sparsedet

@@ -1,6 +1,5 @@
-// The specification: every kernel in plain loops. Other instruction sets are tested against it.
-#include "kernels/bfloat16.h"
-#include "kernels/int8.h"
+// The specification: every kernel of kernels.h in plain loops.
+#include "kernels/elements.h"
 #include "kernels/kernels.h"
 
 namespace sparsedet {
@@ -8,62 +7,69 @@ namespace {
 
 constexpr int L = 4;
 
-struct Float32 {
+struct ScalarFloat32 {
   static void add_product(float& sum, float weight, float x) { sum += weight * x; }
 };
 
-struct Bfloat16 {
+struct ScalarBfloat16 {
   static void add_product(float& sum, float weight, float x) {
     sum += odd_of(weight) * odd_of(x);
     sum += even_of(weight) * even_of(x);
   }
 };
 
-struct Int8 {
+struct ScalarInt8 {
   static void add_product(int32_t& sum, float weight, float x) {
     for (int c = 0; c < 4; c++)
       sum += static_cast<int8_t>(byte_of(weight, c)) * static_cast<int32_t>(byte_of(x, c));
   }
 };
 
-template <class Type, int G>
+// Adds the products of one row tile, and moves on to the index and values of the next one.
+template <class Product, int R, class Sum>
+void add_products(const SparseArgs& a, const uint16_t*& index, const float*& values,
+                  const uint16_t* counts, Sum (&sum)[R][kVectors][L]) {
+  for (int row_mask = 1; row_mask < 1 << R; row_mask++)
+    for (int n = 0; n < counts[row_mask - 1]; n++) {
+      const float* column = a.panel + *index++ * 2;  // 8 bytes are two elements
+      for (int r = 0; r < R; r++) {
+        if (!(row_mask >> r & 1)) continue;
+        const float weight = *values++;
+        for (int p = 0; p < a.vectors; p++)
+          for (int l = 0; l < L; l++)
+            Product::add_product(sum[r][p][l], weight, column[p * L + l]);
+      }
+    }
+}
+
+template <class Product, int R>
 void sparse(const SparseArgs& a) {
   const uint16_t *index = a.index, *counts = a.counts;
   const float* values = a.values;
-  for (int group = 0; group < a.groups; group++, counts += (1 << G) - 1) {
-    float sum[G][kVectors][L];
+  for (int tile = 0; tile < a.row_tiles; tile++, counts += (1 << R) - 1) {
+    float sum[R][kVectors][L];
     using Sums = float (*)[kVectors][L];
-    Sums partial = reinterpret_cast<Sums>(a.partial + group * G * kVectors * L);
-    for (int g = 0; g < G; g++)
+    Sums partial = reinterpret_cast<Sums>(a.partial + tile * R * kVectors * L);
+    for (int r = 0; r < R; r++)
       for (int p = 0; p < a.vectors; p++)
         for (int l = 0; l < L; l++)
-          sum[g][p][l] = a.first ? a.bias[group * G + g] : partial[g][p][l];
-    for (int pattern = 1; pattern < 1 << G; pattern++)
-      for (int n = 0; n < counts[pattern - 1]; n++) {
-        const float* column = a.panel + *index++ * 2;  // 8 bytes are two words
-        for (int g = 0; g < G; g++) {
-          if (!(pattern >> g & 1)) continue;
-          const float weight = *values++;
-          for (int p = 0; p < a.vectors; p++)
-            for (int l = 0; l < L; l++)
-              Type::add_product(sum[g][p][l], weight, column[p * L + l]);
-        }
-      }
-    const bool odd = group & 1;
-    for (int g = 0; g < G; g++)
+          sum[r][p][l] = a.first ? a.bias[tile * R + r] : partial[r][p][l];
+    add_products<Product>(a, index, values, counts, sum);
+    const bool odd = tile & 1;
+    for (int r = 0; r < R; r++)
       for (int p = 0; p < a.vectors; p++)
         for (int l = 0; l < L; l++) {
-          float v = sum[g][p][l];
-          if (!a.last || (a.words && !odd)) {
-            partial[g][p][l] = v;
+          float v = sum[r][p][l];
+          if (!a.last || (a.packed_output && !odd)) {
+            partial[r][p][l] = v;
             continue;
           }
-          const int row = a.words ? group / 2 * G + g : group * G + g;
+          const int row = a.packed_output ? tile / 2 * R + r : tile * R + r;
           if (row >= a.rows) continue;
           const ptrdiff_t at = row * a.row_stride + a.offset[p] + l;
           const float residual = a.residual ? a.residual[at] : 0;
-          if (a.words) {
-            float low = (partial - G)[g][p][l];
+          if (a.packed_output) {
+            float low = (partial - R)[r][p][l];
             if (a.residual) low += even_of(residual), v += odd_of(residual);
             if (a.relu && !(low > 0)) low = 0;
             if (a.relu && !(v > 0)) v = 0;
@@ -77,49 +83,40 @@ void sparse(const SparseArgs& a) {
   }
 }
 
-// One word's channels a group; sums are whole numbers, so that every kernel has to be equal.
-void sparse_bytes(const SparseArgs& a) {
-  constexpr int G = 4;
+// A row tile holds the channels of one output element. Sums are integers, so that all kernels give
+// equal bits.
+void sparse_int8(const SparseArgs& a) {
+  constexpr int R = 4;
   const uint16_t *index = a.index, *counts = a.counts;
   const float* values = a.values;
-  for (int group = 0; group < a.groups; group++, counts += (1 << G) - 1) {
-    int32_t sum[G][kVectors][L];
-    float* partial = a.partial + group * G * kVectors * L;
-    for (int g = 0; g < G; g++)
+  for (int tile = 0; tile < a.row_tiles; tile++, counts += (1 << R) - 1) {
+    int32_t sum[R][kVectors][L];
+    float* partial = a.partial + tile * R * kVectors * L;
+    for (int r = 0; r < R; r++)
       for (int p = 0; p < a.vectors; p++)
         for (int l = 0; l < L; l++)
-          sum[g][p][l] =
-              a.first ? 0 : __builtin_bit_cast(int32_t, partial[(g * kVectors + p) * L + l]);
-    for (int pattern = 1; pattern < 1 << G; pattern++)
-      for (int n = 0; n < counts[pattern - 1]; n++) {
-        const float* column = a.panel + *index++ * 2;  // 8 bytes are two words
-        for (int g = 0; g < G; g++) {
-          if (!(pattern >> g & 1)) continue;
-          const float weight = *values++;
-          for (int p = 0; p < a.vectors; p++)
-            for (int l = 0; l < L; l++)
-              Int8::add_product(sum[g][p][l], weight, column[p * L + l]);
-        }
-      }
+          sum[r][p][l] =
+              a.first ? 0 : __builtin_bit_cast(int32_t, partial[(r * kVectors + p) * L + l]);
+    add_products<ScalarInt8>(a, index, values, counts, sum);
     for (int p = 0; p < a.vectors; p++)
       for (int l = 0; l < L; l++) {
-        uint32_t channels[G];
-        const ptrdiff_t at = group * a.row_stride + a.offset[p] + l;  // of a word
-        for (int g = 0; g < G; g++) {
-          const int row = group * G + g;
+        uint32_t channels[R];
+        const ptrdiff_t at = tile * a.row_stride + a.offset[p] + l;  // of an element
+        for (int r = 0; r < R; r++) {
+          const int row = tile * R + r;
           if (!a.last) {
-            partial[(g * kVectors + p) * L + l] = __builtin_bit_cast(float, sum[g][p][l]);
+            partial[(r * kVectors + p) * L + l] = __builtin_bit_cast(float, sum[r][p][l]);
             continue;
           }
-          float v = __builtin_fmaf(static_cast<float>(sum[g][p][l]), a.scale[row], a.bias[row]);
-          if (a.words && group < a.rows && a.residual)
-            v = __builtin_fmaf(static_cast<float>(byte_of(a.residual[at], g)), a.residual_scale, v);
-          channels[g] = to_byte(v);
-          if (!a.words && row < a.rows)
+          float v = __builtin_fmaf(static_cast<float>(sum[r][p][l]), a.scale[row], a.bias[row]);
+          if (a.packed_output && tile < a.rows && a.residual)
+            v = __builtin_fmaf(static_cast<float>(byte_of(a.residual[at], r)), a.residual_scale, v);
+          channels[r] = to_byte(v);
+          if (!a.packed_output && row < a.rows)
             a.out[row * a.row_stride + a.offset[p] + l] =
                 l >= a.valid[p] || (a.relu && !(v > 0)) ? 0 : v;
         }
-        if (a.last && a.words && group < a.rows)
+        if (a.last && a.packed_output && tile < a.rows)
           a.out[at] = l < a.valid[p] ? join_bytes(channels) : 0;
       }
   }
@@ -132,7 +129,7 @@ void pack(const PackArgs& a) {
         a.panel[(c * kVectors + p) * L + l] = a.source[p][c * a.channel_stride + l * a.stride];
 }
 
-// read(word): a value of a word.
+// read(element): one value of a packed element.
 template <class Read>
 float largest(const PoolArgs& a, int x, Read read, int channel = 0) {
   const float* const* rows = a.rows[channel];
@@ -148,12 +145,12 @@ void pool(const PoolArgs& a) {
     a.out[x] = x < a.width ? largest(a, x, [](float v) { return v; }) : 0;
 }
 
-void pool_words(const PoolArgs& a) {
+void pool_bf16(const PoolArgs& a) {
   for (int x = 0; x < (a.width + L - 1) / L * L; x++)
     a.out[x] = x < a.width ? join_bfloat16(largest(a, x, even_of), largest(a, x, odd_of)) : 0;
 }
 
-void pool_bytes(const PoolArgs& a) {
+void pool_int8(const PoolArgs& a) {
   for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
     uint32_t channels[4];
     for (int c = 0; c < 4; c++)
@@ -180,14 +177,14 @@ void roi(const RoiArgs& a) {
     }
 }
 
-void roi_words(const RoiArgs& a) {
+void roi_bf16(const RoiArgs& a) {
   for (int c = 0; c < a.channels; c++)
     for (int i = 0; i < L; i++) {
       float low = 0, high = 0;
       for (int k = 0; k < a.count[i]; k++) {
-        const float word = a.map[a.cells[i][k] * a.pitch + c];
-        low += a.weights[i][k] * even_of(word);
-        high += a.weights[i][k] * odd_of(word);
+        const float element = a.map[a.cells[i][k] * a.pitch + c];
+        low += a.weights[i][k] * even_of(element);
+        high += a.weights[i][k] * odd_of(element);
       }
       if (a.bias) low += a.bias[c], high += a.bias[a.pitch + c];
       if (a.relu && !(low > 0)) low = 0;
@@ -196,20 +193,20 @@ void roi_words(const RoiArgs& a) {
     }
 }
 
-void roi_bytes(const RoiArgs& a) {
-  for (int word = 0; word < a.channels; word++)
+void roi_int8(const RoiArgs& a) {
+  for (int element = 0; element < a.channels; element++)
     for (int i = 0; i < L; i++) {
       uint32_t channels[4];
       for (int c = 0; c < 4; c++) {
         float sum = 0;
         for (int k = 0; k < a.count[i]; k++) {
           const float* cell = a.map + a.cells[i][k] * a.pitch;
-          sum += a.weights[i][k] *
-                 (a.bytes ? static_cast<float>(byte_of(cell[word], c)) : cell[word * 4 + c]);
+          sum += a.weights[i][k] * (a.int8_map ? static_cast<float>(byte_of(cell[element], c))
+                                               : cell[element * 4 + c]);
         }
-        channels[c] = to_byte(__builtin_fmaf(sum, a.scale, a.bias ? a.bias[word * 4 + c] : 0));
+        channels[c] = to_byte(__builtin_fmaf(sum, a.scale, a.bias ? a.bias[element * 4 + c] : 0));
       }
-      a.out[word * a.channel_stride + i] = join_bytes(channels);
+      a.out[element * a.channel_stride + i] = join_bytes(channels);
     }
 }
 
@@ -222,7 +219,7 @@ void mean(const MeanArgs& a) {
   }
 }
 
-void mean_words(const MeanArgs& a) {
+void mean_bf16(const MeanArgs& a) {
   for (int l = 0; l < a.lanes; l++) {
     float low = 0, high = 0;
     for (int i = 0; i < a.cells; i++) {
@@ -234,7 +231,7 @@ void mean_words(const MeanArgs& a) {
   }
 }
 
-void mean_bytes(const MeanArgs& a) {
+void mean_int8(const MeanArgs& a) {
   for (int l = 0; l < a.lanes; l++)
     for (int c = 0; c < 4 && a.out[c]; c++) {
       int32_t sum = 0;
@@ -274,12 +271,12 @@ void winograd_output(const WinogradArgs& a) {
   }
 }
 
-template <class Type, class Sum, int FLOPS>
+template <class Product, class Sum, int FLOPS>
 int64_t peak(const PeakArgs& a) {
   Sum sum[8] = {};
   for (int64_t round = 0; round < a.rounds; round++)
     for (Sum& s : sum)
-      Type::add_product(s, *a.sink, 0.5f);
+      Product::add_product(s, *a.sink, 0.5f);
   for (Sum s : sum)
     *a.sink += static_cast<float>(s);
   return a.rounds * 8 * FLOPS;
@@ -289,33 +286,33 @@ bool supported() {
   return true;
 }
 
-const WordKernels words = {
-    supported,
-    {nullptr, nullptr, nullptr, sparse<Bfloat16, 3>, nullptr, sparse<Bfloat16, 5>, nullptr},
-    pool_words,
-    roi_words,
-    mean_words,
-    peak<Bfloat16, float, 4>};
+const LowPrecisionKernels bf16 = {supported,
+                                  {nullptr, nullptr, nullptr, sparse<ScalarBfloat16, 3>, nullptr,
+                                   sparse<ScalarBfloat16, 5>, nullptr},
+                                  pool_bf16,
+                                  roi_bf16,
+                                  mean_bf16,
+                                  peak<ScalarBfloat16, float, 4>};
 
-const WordKernels bytes = {
-    supported,  {nullptr, nullptr, nullptr, nullptr, sparse_bytes, nullptr, nullptr},
-    pool_bytes, roi_bytes,
-    mean_bytes, peak<Int8, int32_t, 8>};
+const LowPrecisionKernels int8 = {
+    supported, {nullptr, nullptr, nullptr, nullptr, sparse_int8, nullptr, nullptr},
+    pool_int8, roi_int8,
+    mean_int8, peak<ScalarInt8, int32_t, 8>};
 
 }  // namespace
-const Kernels kernels_scalar = {
-    "scalar",
-    L,
-    supported,
-    {nullptr, nullptr, nullptr, sparse<Float32, 3>, nullptr, sparse<Float32, 5>, nullptr},
-    pack,
-    pool,
-    transpose,
-    roi,
-    mean,
-    winograd_input,
-    winograd_output,
-    peak<Float32, float, 2>,
-    &words,
-    &bytes};
+const Kernels kernels_scalar = {"scalar",
+                                L,
+                                supported,
+                                {nullptr, nullptr, nullptr, sparse<ScalarFloat32, 3>, nullptr,
+                                 sparse<ScalarFloat32, 5>, nullptr},
+                                pack,
+                                pool,
+                                transpose,
+                                roi,
+                                mean,
+                                winograd_input,
+                                winograd_output,
+                                peak<ScalarFloat32, float, 2>,
+                                &bf16,
+                                &int8};
 }  // namespace sparsedet

@@ -1,95 +1,103 @@
-// The sparse product, for any vector length and both kinds of activations; see kernels.h.
+// The sparse product of float32 and bfloat16, for any vector length; int8 shares its parts. See
+// kernels.h.
 //
-// Type says what a word is: Float32 (kernels_vector.h), bfloat16 pairs or four bytes. It has weight,
-// which reads one into all lanes, and add_product; with `words` also even, odd and join.
+// Product says how one element is multiplied, as VectorFloat32 (vector_kernels.h) does: weight()
+// reads a weight into all lanes, add_product() adds weight times activation. Where `packed` is
+// true, even(), odd() and join() take elements apart and make them.
 #pragma once
 #include "kernels/vector.h"
 
 namespace sparsedet {
 namespace {
 
-// The columns of pattern PATTERN, then those of the next patterns: one loop each, unrolled at
-// compile time over the pattern's rows and the tile's vectors.
-template <class Type, int G, int P, int PATTERN>
-SPARSEDET_INLINE void patterns(const char* panel, const uint16_t*& index, const float*& values,
-                               const uint16_t* counts, V (&sum)[G][P]) {
-  constexpr int n = __builtin_popcount(PATTERN);
+// The columns of row mask MASK, then those of the next masks: one loop for each mask, unrolled at
+// compile time over the rows of the mask and the vectors of the tile.
+template <class Product, int R, int P, int MASK>
+SPARSEDET_INLINE void row_masks(const char* panel, const uint16_t*& index, const float*& values,
+                                const uint16_t* counts, V (&sum)[R][P]) {
+  constexpr int n = __builtin_popcount(MASK);
 #pragma GCC unroll 1
-  for (int left = counts[PATTERN - 1]; left > 0; left--) {
+  for (int left = counts[MASK - 1]; left > 0; left--) {
     const V* x = reinterpret_cast<const V*>(panel + static_cast<size_t>(*index++) * 8);
     V w[n];
 #pragma GCC unroll 8
     for (int j = 0; j < n; j++)
-      w[j] = Type::weight(values + j);
+      w[j] = Product::weight(values + j);
     values += n;
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
       V v = x[p];
-      if constexpr (n > 1) __asm__("" : SPARSEDET_REGISTER(v));  // else it is loaded for each row
+      // Without this the compiler folds the load into the multiply-add of each row.
+      if constexpr (n > 1) __asm__("" : SPARSEDET_REGISTER(v));
       int j = 0;
 #pragma GCC unroll 8
-      for (int g = 0; g < G; g++)
-        if (PATTERN >> g & 1) sum[g][p] = Type::add_product(sum[g][p], w[j++], v);
+      for (int r = 0; r < R; r++)
+        if (MASK >> r & 1) sum[r][p] = Product::add_product(sum[r][p], w[j++], v);
     }
   }
-  if constexpr (PATTERN + 1 < 1 << G)
-    patterns<Type, G, P, PATTERN + 1>(panel, index, values, counts, sum);
+  if constexpr (MASK + 1 < 1 << R)
+    row_masks<Product, R, P, MASK + 1>(panel, index, values, counts, sum);
 }
 
-template <class Type, int G, int P>
+template <int R, int P>
+SPARSEDET_INLINE void store_partial(const V (&sum)[R][P], V* partial) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+      partial[r * kVectors + p] = sum[r][p];
+}
+
+template <class Product, int R, int P>
 __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
   const uint16_t *index = a.index, *counts = a.counts;
   const float* values = a.values;
   const char* prefetch = a.prefetch;
   V* partial = reinterpret_cast<V*>(a.partial);
-  for (int group = 0; group < a.groups; group++, partial += G * kVectors) {
-    const int row = group * G;
+  for (int tile = 0; tile < a.row_tiles; tile++, partial += R * kVectors) {
+    const int row = tile * R;
     if (prefetch)
       for (int i = 0; i < a.prefetch_rows; i++, prefetch += a.prefetch_stride)
         for (int p = 0; p < P; p++)
           __builtin_prefetch(prefetch + p * L * 4, 0, 2);
-    // The residual that is added next; past the end is harmless.
-    const bool pairs = Type::words && a.words, odd = group & 1;
+    // The residual that is added next; prefetching past the end is harmless.
+    const bool pairs = Product::packed && a.packed_output, odd = tile & 1;
     if (a.last && a.residual && !(pairs && odd)) {
-      const int next = pairs ? group / 2 * G : row + G;
-      for (int g = 0; g < G; g++)
+      const int next = pairs ? tile / 2 * R : row + R;
+      for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
-          __builtin_prefetch(a.residual + (next + g) * a.row_stride + a.offset[p], 1, 3);
+          __builtin_prefetch(a.residual + (next + r) * a.row_stride + a.offset[p], 1, 3);
     }
-    V sum[G][P];
+    V sum[R][P];
 #pragma GCC unroll 8
-    for (int g = 0; g < G; g++)
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++)
-        sum[g][p] = a.first ? broadcast(a.bias[row + g]) : partial[g * kVectors + p];
-    patterns<Type, G, P, 1>(reinterpret_cast<const char*>(a.panel), index, values, counts, sum);
-    counts += (1 << G) - 1;
+        sum[r][p] = a.first ? broadcast(a.bias[row + r]) : partial[r * kVectors + p];
+    row_masks<Product, R, P, 1>(reinterpret_cast<const char*>(a.panel), index, values, counts, sum);
+    counts += (1 << R) - 1;
     if (!a.last || (pairs && !odd)) {  // even channels wait for the odd ones
-#pragma GCC unroll 8
-      for (int g = 0; g < G; g++)
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++)
-          partial[g * kVectors + p] = sum[g][p];
+      store_partial(sum, partial);
       continue;
     }
-    if constexpr (Type::words)
-      if (a.words) {
-        const V* even = partial - G * kVectors;
+    if constexpr (Product::packed)
+      if (a.packed_output) {
+        const V* even = partial - R * kVectors;
 #pragma GCC unroll 8
-        for (int g = 0; g < G; g++) {
-          const int at_row = group / 2 * G + g;
-          if (at_row >= a.rows) break;
-          const ptrdiff_t at = at_row * a.row_stride;
+        for (int r = 0; r < R; r++) {
+          const int out_row = tile / 2 * R + r;
+          if (out_row >= a.rows) break;
+          const ptrdiff_t at = out_row * a.row_stride;
 #pragma GCC unroll 8
           for (int p = 0; p < P; p++) {
-            V low = even[g * kVectors + p], high = sum[g][p];
+            V low = even[r * kVectors + p], high = sum[r][p];
             if (a.residual) {
-              const V words = load(a.residual + at + a.offset[p]);
-              low += Type::even(words);
-              high += Type::odd(words);
+              const V elements = load(a.residual + at + a.offset[p]);
+              low += Product::even(elements);
+              high += Product::odd(elements);
             }
             if (a.relu) low = relu(low), high = relu(high);
-            V v = Type::join(low, high);
+            V v = Product::join(low, high);
             if (a.valid[p] < L) v = keep(v, a.valid[p]);
             store(a.out + at + a.offset[p], v);
           }
@@ -97,12 +105,12 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
         continue;
       }
 #pragma GCC unroll 8
-    for (int g = 0; g < G; g++) {
-      if (row + g >= a.rows) break;
-      const ptrdiff_t at = (row + g) * a.row_stride;
+    for (int r = 0; r < R; r++) {
+      if (row + r >= a.rows) break;
+      const ptrdiff_t at = (row + r) * a.row_stride;
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
-        V v = sum[g][p];
+        V v = sum[r][p];
         if (a.residual) v += load(a.residual + at + a.offset[p]);
         if (a.relu) v = relu(v);
         if (a.valid[p] < L) v = keep(v, a.valid[p]);
@@ -112,25 +120,16 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
   }
 }
 
-template <class Type, int G>
+template <class Product, int R>
 SPARSEDET_INLINE void sparse_tiles(const SparseArgs& a) {
-  switch (a.vectors) {
-    case 1:
-      return sparse_tile<Type, G, 1>(a);
-    case 2:
-      return sparse_tile<Type, G, 2>(a);
-    case 3:
-      return sparse_tile<Type, G, 3>(a);
-    default:
-      return sparse_tile<Type, G, 4>(a);
-  }
+  with_vectors(a.vectors, [&]<int P>() { sparse_tile<Product, R, P>(a); });
 }
 
-// The peak of Type's product, which does FLOPS operations a lane; see PeakArgs.
-template <class Type, int FLOPS>
-int64_t word_peak(const PeakArgs& a) {
+// The peak of a product that does FLOPS operations in each lane; see PeakArgs.
+template <class Product, int FLOPS>
+int64_t low_precision_peak(const PeakArgs& a) {
   constexpr int chains = 12;
-  V sum[chains];  // unequal, or the compiler would keep one of them
+  V sum[chains];  // different values, or the compiler would keep one of them
   for (int i = 0; i < chains; i++)
     sum[i] = broadcast(static_cast<float>(i));
   V x = {}, y = {};
@@ -138,7 +137,7 @@ int64_t word_peak(const PeakArgs& a) {
     __asm__ volatile("" : SPARSEDET_REGISTER(x), SPARSEDET_REGISTER(y));
 #pragma GCC unroll 16
     for (int i = 0; i < chains; i++)
-      sum[i] = Type::add_product(sum[i], x, y);
+      sum[i] = Product::add_product(sum[i], x, y);
   }
   for (int i = 0; i < chains; i++)
     for (int k = 0; k < L; k++)

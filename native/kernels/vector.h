@@ -1,7 +1,7 @@
-// Vectors of one instruction set in GCC vector extensions. A kernels' source file defines
-// SPARSEDET_LANES and includes this (or what includes it) once; everything is in an unnamed
-// namespace and uses no library code, so that nothing compiled with that file's flags can be
-// picked by the linker for another file.
+// Vectors of one instruction set, in GCC vector extensions. The source file of an instruction set
+// defines SPARSEDET_LANES and includes this header once, directly or through another header.
+// Everything is in an unnamed namespace and uses no library code: the linker can then never pick
+// code with this file's flags for another file.
 #pragma once
 #include "kernels/kernels.h"
 
@@ -24,8 +24,8 @@ SPARSEDET_INLINE V broadcast(float x) {
   return x - (V){};
 }
 #if defined(__x86_64__)
-// In one load. Beside intrinsics the compiler loads a scalar and broadcasts it by a second
-// instruction, which waits for the units that multiply.
+// Loads and broadcasts in one instruction. Next to intrinsics the compiler would load a scalar and
+// broadcast it by a second instruction, which competes with the multiplications.
 SPARSEDET_INLINE V broadcast_from(const float* p) {
   V v;
   __asm__("vbroadcastss %1, %0" : "=v"(v) : "m"(*p));
@@ -49,7 +49,7 @@ SPARSEDET_INLINE I iota() {
   return i;
 }
 
-// Lanes from `valid` on become zero.
+// Sets the lanes from `valid` on to zero.
 SPARSEDET_INLINE V keep(V v, int valid) {
   const I limit = valid - (I){};
   return iota() < limit ? v : (V){};
@@ -63,7 +63,7 @@ SPARSEDET_INLINE V larger(V a, V b) {
   return a > b ? a : b;
 }
 
-// Transpose an L x L tile held in L vectors: log2(L) rounds of pairwise exchanges.
+// Transposes L vectors as an L x L matrix: log2(L) rounds of pairwise exchanges.
 template <int STEP>
 SPARSEDET_INLINE void exchange(V (&t)[L]) {
   I low, high;
@@ -81,7 +81,22 @@ SPARSEDET_INLINE void exchange(V (&t)[L]) {
   if constexpr (STEP * 2 < L) exchange<STEP * 2>(t);
 }
 
-// The largest of the 3x3 taps of L output pixels from x on; see PoolArgs.
+// Calls body.operator()<P>() with P = vectors, 1..kVectors.
+template <class Body>
+SPARSEDET_INLINE void with_vectors(int vectors, const Body& body) {
+  switch (vectors) {
+    case 1:
+      return body.template operator()<1>();
+    case 2:
+      return body.template operator()<2>();
+    case 3:
+      return body.template operator()<3>();
+    default:
+      return body.template operator()<4>();
+  }
+}
+
+// Maximum of the 3x3 taps of each of L output pixels, from pixel x on; see PoolArgs.
 SPARSEDET_INLINE V largest(const float* const rows[3], int x) {
   V best = every_second(rows[0] + 2 * x);
   for (int r = 0; r < 3; r++)
@@ -90,9 +105,9 @@ SPARSEDET_INLINE V largest(const float* const rows[3], int x) {
   return best;
 }
 
-// B vectors of channels of each of L regions, from channel c on, to regions as lanes.
+// Stores B vectors of channels of each of L RoIs, from channel c on, with RoIs as lanes.
 template <int B>
-SPARSEDET_INLINE void store_regions(const RoiArgs& a, int c, V (&t)[B][L]) {
+SPARSEDET_INLINE void store_rois(const RoiArgs& a, int c, V (&t)[B][L]) {
 #pragma GCC unroll 8
   for (int j = 0; j < B; j++) {
     exchange<1>(t[j]);

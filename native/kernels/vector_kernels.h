@@ -1,19 +1,19 @@
-// The float32 kernels, for any vector length; see vector.h for how a source file uses this.
+// The float32 kernels, for any vector length. vector.h says how a source file includes this.
 #pragma once
 #include "kernels/sparse_tile.h"
 
 namespace sparsedet {
 namespace {
 
-struct Float32 {
-  static constexpr bool words = false;
+struct VectorFloat32 {
+  static constexpr bool packed = false;
   static SPARSEDET_INLINE V weight(const float* p) { return broadcast(*p); }
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) { return sum + weight * x; }
 };
 
-template <int G>
+template <int R>
 void sparse(const SparseArgs& a) {
-  sparse_tiles<Float32, G>(a);
+  sparse_tiles<VectorFloat32, R>(a);
 }
 
 template <int P>
@@ -34,16 +34,7 @@ SPARSEDET_INLINE void pack_vectors(const PackArgs& a) {
 }
 
 void pack(const PackArgs& a) {
-  switch (a.vectors) {
-    case 1:
-      return pack_vectors<1>(a);
-    case 2:
-      return pack_vectors<2>(a);
-    case 3:
-      return pack_vectors<3>(a);
-    default:
-      return pack_vectors<4>(a);
-  }
+  with_vectors(a.vectors, [&]<int P>() { pack_vectors<P>(a); });
 }
 
 void pool(const PoolArgs& a) {
@@ -66,7 +57,7 @@ void transpose(const TransposeArgs& a) {
     }
 }
 
-// B vectors of channels at a time: what a cell holds of them lies together.
+// B vectors of channels at a time: in a cell they are neighbours in memory.
 template <int B>
 SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
   V t[B][L];
@@ -86,7 +77,7 @@ SPARSEDET_INLINE void roi_block(const RoiArgs& a, int c) {
       t[j][i] = a.relu ? relu(sum[j]) : sum[j];
     }
   }
-  store_regions(a, c, t);
+  store_rois(a, c, t);
 }
 
 void roi(const RoiArgs& a) {
@@ -99,7 +90,7 @@ void roi(const RoiArgs& a) {
 
 void mean(const MeanArgs& a) {
   const V scale = broadcast(1.0f / static_cast<float>(a.cells));
-  for (int l = 0; l < a.lanes; l += kVectors * L) {  // what a cell holds is read together
+  for (int l = 0; l < a.lanes; l += kVectors * L) {  // reads neighbours in memory together
     V sum[kVectors] = {};
     for (int i = 0; i < a.cells; i++)
 #pragma GCC unroll 8
@@ -111,7 +102,7 @@ void mean(const MeanArgs& a) {
   }
 }
 
-// One axis of the input transform: six values `step` apart, in place.
+// One axis of the input transform: six values STEP apart, in place.
 template <int STEP>
 SPARSEDET_INLINE void input_axis(V* d) {
   const V a = d[4 * STEP] - 4.0f * d[2 * STEP], b = d[3 * STEP] - 4.0f * d[STEP];
@@ -126,7 +117,7 @@ SPARSEDET_INLINE void input_axis(V* d) {
   d[5 * STEP] = last;
 }
 
-// One axis of the output transform: six values to the first four of them.
+// One axis of the output transform: six values STEP apart become the first four of them.
 template <int STEP>
 SPARSEDET_INLINE void output_axis(V* m) {
   const V a = m[STEP] + m[2 * STEP], b = m[STEP] - m[2 * STEP];
@@ -188,7 +179,7 @@ void winograd_output(const WinogradArgs& a) {
 
 int64_t peak(const PeakArgs& a) {
   constexpr int chains = 12;  // hides the latency of two units
-  V sum[chains];              // unequal, or the compiler would keep one of them
+  V sum[chains];              // different values, or the compiler would keep one
   for (int i = 0; i < chains; i++)
     sum[i] = broadcast(static_cast<float>(i));
   V x = broadcast(0.999f), y = broadcast(1e-3f);

@@ -1,7 +1,7 @@
-// The box side of the network: proposals from RPN outputs, detections from region outputs.
-// Plain scalar code: a few milliseconds a photograph.
+// Boxes of the network: proposals from the RPN's outputs, detections from the RoI head's.
+// Plain scalar code: a few milliseconds an image.
 //
-// Boxes are xyxy network input pixels, deltas (dx, dy, dw, dh).
+// Boxes are xyxy in network input pixels, deltas are (dx, dy, dw, dh).
 #pragma once
 #include <array>
 #include <cstdint>
@@ -11,23 +11,28 @@ namespace sparsedet {
 
 using Box = std::array<float, 4>;
 
+// Position of the background among the class logits.
+enum class Background { first, last };
+
+// Fields are named as in Python's ModelConfig, which describes them.
 struct BoxParams {
-  std::vector<Box> cell_anchors;  // of the cell at the map's origin
+  std::vector<Box> cell_anchors;  // anchors of the cell at the origin
   int anchor_stride;
-  Box rpn_weights, box_weights;  // deltas are divided by these
-  float delta_clamp;             // upper limit of dw and dh
-  int pre_nms, proposals;
+  Box rpn_box_weights, box_weights;  // divisors of the deltas
+  float delta_clamp;                 // largest dw and dh
+  int rpn_pre_nms, proposals;
   float rpn_nms_threshold;
-  bool remove_empty;
-  bool inclusive;  // the last pixel of a proposal belongs to it, in clipping and NMS
+  bool rpn_remove_empty;
+  bool rpn_inclusive;  // clipping and NMS count the last pixel as part of the proposal
   int num_classes;
-  bool background_first, background_deltas;
+  Background background;
+  bool background_deltas;
   float score_threshold, nms_threshold;
   int max_detections;
 };
 
-// One image's proposals, best first.
-// logits: [height * width * anchors], deltas: [... ][4]; anchors are the fastest index.
+// Proposals of one image, best first.
+// logits: [height * width * anchors], deltas: [height * width * anchors][4]; anchors vary fastest.
 std::vector<Box> find_proposals(const BoxParams& params, const float* logits, const float* deltas,
                                 int height, int width, float input_height, float input_width);
 
@@ -37,10 +42,10 @@ struct Detection {
   Box box;
 };
 
-// One image's detections, best first.
-// logits: [regions][num_classes + 1]; deltas: [regions][num_classes (+ 1)][4].
+// Detections of one image, best first.
+// logits: [rois][num_classes + 1]; deltas: [rois][num_classes (+ 1)][4].
 std::vector<Detection> find_detections(const BoxParams& params, const float* logits,
-                                       const float* deltas, const std::vector<Box>& regions,
+                                       const float* deltas, const std::vector<Box>& rois,
                                        float input_height, float input_width);
 
 }  // namespace sparsedet

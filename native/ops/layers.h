@@ -1,14 +1,14 @@
-// Layers over the two activation layouts, spread over a pool of threads.
+// Layers on the two layouts of activations, run by a pool of threads.
 //
-// Map: one image, pixels as lanes. A row of one channel starts with L zeros, so that filter
-// taps to the left read zeros, and so does its right end: the next row's zeros.
+// FeatureMap: one image, pixels as lanes. Each row of a channel starts with L zeros. Filter taps to
+// the left of a row read them, and taps to the right of a row read those of the next row.
 //
 //   y = -border .. height-1+border (border rows are zero)
 //     channel 0: | L zeros | width pixels, rounded up to L (the excess is zero) |
 //     channel 1: | L zeros | ...
 //
-// Regions: blocks of lanes = kVectors * L regions, regions as lanes; every tap is aligned and
-// nothing is ever packed or padded.
+// Rois: feature maps of RoIs, in blocks of lanes = kVectors * L RoIs, RoIs as lanes. Every tap is
+// aligned, so that nothing is packed or padded.
 //
 //   [block][y][x][channel][lanes]
 #pragma once
@@ -21,45 +21,45 @@
 
 namespace sparsedet {
 
-// Both hold words (kernels.h): float32 channels, pairs of bfloat16 or four of int8 ones. A map's
-// width counts words too: half the pixels, rounded up, where a word is two of them.
-struct Map {
+// Both hold packed elements (kernels.h). The width of a feature map counts elements as well: half
+// the pixels, rounded up, for ElementType::pixels.
+struct FeatureMap {
   float* data = nullptr;
   int channels = 0, height = 0, width = 0, border = 0, lanes = 0;
-  Type type = Type::float32;
-  Quantised q = {};  // int8
+  ElementType type = ElementType::float32;
+  Quantization quantization = {};  // int8
 
-  int words() const { return words_of(type, channels); }
+  int elements() const { return element_count(type, channels); }
 
-  // Floats between two words of a row.
+  // Floats between two elements (channels) of one row.
   ptrdiff_t stride() const { return lanes + (width + lanes - 1) / lanes * lanes; }
-  ptrdiff_t row() const { return words() * stride(); }
-  // Floats to allocate; loads may run up to 4 vectors past the last row.
+  ptrdiff_t row() const { return elements() * stride(); }
+  // Floats to allocate; loads may reach 4 vectors past the last row.
   size_t size() const { return (height + 2 * border) * row() + 4 * lanes; }
   float* at(int y, int c, int x) const {
     return data + (y + border) * row() + c * stride() + lanes + x;
   }
 };
 
-struct Regions {
+struct Rois {
   float* data = nullptr;
   int blocks = 0, channels = 0, height = 0, width = 0, lanes = 0;
-  Type type = Type::float32;
-  Quantised q = {};  // int8
+  ElementType type = ElementType::float32;
+  Quantization quantization = {};  // int8
 
-  int words() const { return words_of(type, channels); }
-  size_t size() const { return static_cast<size_t>(blocks) * height * width * words() * lanes; }
+  int elements() const { return element_count(type, channels); }
+  size_t size() const { return static_cast<size_t>(blocks) * height * width * elements() * lanes; }
   float* at(int block, int y, int x, int c) const {
     return data +
-           (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * words() + c) * lanes;
+           (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * elements() + c) * lanes;
   }
 };
 
-// Memory of each worker: a panel and the partial sums of a unit of work.
+// Memory of each worker, for a panel and the partial sums of one unit of work.
 class Scratch {
  public:
   explicit Scratch(int workers) : buffers_(workers) {}
-  // At least `floats` floats for that worker, aligned to 64 bytes; grows, never shrinks.
+  // At least `floats` floats for a worker, aligned to 64 bytes; grows, never shrinks.
   float* get(int worker, size_t floats);
   size_t bytes() const {
     size_t n = 0;
@@ -78,60 +78,66 @@ struct Context {
   Scratch& scratch;
 };
 
-// Zero a map's border: what every layer before has to leave zero.
-void clear_border(Context& context, const Map& map);
+// Sets the border of a feature map to zero; the layers leave it so.
+void clear_border(Context& context, const FeatureMap& map);
 
-// BGR pixels [height][width][3] -> (pixel - mean) / std, float32 or pairs of pixels.
+// (pixel - mean) / std of BGR pixels [height][width][3], as float32 or as pairs of pixels.
 template <class T>
 void normalise(Context& context, const T* pixels, int width, const float mean[3],
-               const float std[3], const Map& out);
+               const float std[3], const FeatureMap& out);
 
-void conv_map(Context& context, const PackedConv& conv, const Map& in, const Map* residual,
-              const Map& out);
+void conv_map(Context& context, const PackedConv& conv, const FeatureMap& in,
+              const FeatureMap* residual, const FeatureMap& out);
 
-// Max pooling 3x3, stride 2, into the same type or from float32 to int8; the input is not negative,
-// so zero padding is as good as none.
-void pool_map(Context& context, const Map& in, int padding_before, const Map& out);
+// 3x3 max pooling of stride 2, within one type or from float32 to int8. The input is not negative,
+// so that zero padding changes nothing.
+void pool_map(Context& context, const FeatureMap& in, int padding_before, const FeatureMap& out);
 
-// stride: overrides the packed one. regions: how many exist, counted over all blocks.
-void conv_regions(Context& context, const PackedConv& conv, int stride, const Regions& in,
-                  const Regions* residual, const Regions& out, int regions);
+// stride: used instead of conv.stride. count: RoIs in all blocks.
+void conv_rois(Context& context, const PackedConv& conv, int stride, const Rois& in,
+               const Rois* residual, const Rois& out, int count);
 
-// A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3), float32. `memory` holds
-// winograd_floats, aligned.
-size_t winograd_floats(const Winograd& conv, const Regions& out);
-void winograd_regions(Context& context, const Winograd& conv, const Regions& in, const Regions& out,
-                      int regions, float* memory);
+// A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3), in float32. memory:
+// winograd_floats() floats, aligned.
+size_t winograd_floats(const Winograd& conv, const Rois& out);
+void winograd_rois(Context& context, const Winograd& conv, const Rois& in, const Rois& out,
+                   int count, float* memory);
 
-// Mean over the map of every region, float32: [block][1][1][channel][lanes].
-void mean_regions(Context& context, const Regions& in, const Regions& out);
+// Mean over the feature map of each RoI, as float32 [block][1][1][channel][lanes].
+void mean_rois(Context& context, const Rois& in, const Rois& out);
 
-// Words rounded up to whole vectors.
-inline int pitch(int words, int lanes) {
-  return (words + lanes - 1) / lanes * lanes;
+// Elements rounded up to whole vectors.
+inline int pitch(int elements, int lanes) {
+  return divide_up(elements, lanes) * lanes;
 }
 
-// Floats a cell of the copy that RoIAlign reads: the map's words, or what int8 is made of.
-inline int cell_pitch(const Map& in, Type regions) {
-  return pitch(in.words(),
-               regions == Type::int8 && in.type == Type::float32 ? 4 * in.lanes : in.lanes);
+// Floats of one cell in the copy that RoIAlign reads: the map's elements, rounded up; or, where
+// RoIAlign makes int8 of a float32 map, the channels of whole output elements.
+inline int cell_pitch(const FeatureMap& in, ElementType roi_type) {
+  return pitch(in.elements(), roi_type == ElementType::int8 && in.type == ElementType::float32
+                                  ? 4 * in.lanes
+                                  : in.lanes);
 }
 
-// [height][width][cell_pitch] copy of a map's words, for regions of that type.
-void transpose_map(Context& context, const Map& in, Type regions, float* out);
+// Copies a feature map to [height][width][cell_pitch], for RoIs of type `roi_type`.
+void transpose_map(Context& context, const FeatureMap& in, ElementType roi_type, float* out);
 
+// Where RoIAlign samples a box, as ModelConfig.roi_sampling: "aligned" with the half-pixel shift,
+// or from corner to corner.
+enum class RoiSampling { aligned, corners };
+
+// Fields are named as in Python's ModelConfig, which describes them.
 struct RoiParams {
-  float scale;         // map cells a network input pixel
-  int size;            // bins an axis
-  int sampling_ratio;  // samples a bin and axis; 0: one a cell, rounded up
-  int step;            // bins 0, step, 2 * step ... are computed
-  bool corners;        // samples lie from corner to corner of a box, see config.py's roi_sampling
+  float roi_scale;         // map cells for each network input pixel
+  int roi_size;            // bins along each axis
+  int roi_sampling_ratio;  // samples of a bin along each axis; 0: one for each cell, rounded up
+  int roi_step;            // computes bins 0, roi_step, 2 * roi_step ...
+  RoiSampling roi_sampling;
 };
 
-// RoIAlign with the half-pixel shift ("aligned") of boxes [count][4] (xyxy, network input pixels), or of
-// the boxes that make it sample from corner to corner.
-// copy: of `map`, by transpose_map. bias: as the kernel takes it.
-void roi_align(Context& context, const RoiParams& params, const Map& map, const float* copy,
-               const float* boxes, int count, const float* bias, bool relu, const Regions& out);
+// RoIAlign of boxes [count][4] (xyxy, network input pixels). copy: the `map`, made by
+// transpose_map. bias: in the form of RoiArgs.
+void roi_align(Context& context, const RoiParams& params, const FeatureMap& map, const float* copy,
+               const float* boxes, int count, const float* bias, bool relu, const Rois& out);
 
 }  // namespace sparsedet

@@ -1,6 +1,6 @@
-// Large memory: whole pages from the system, zero, on huge pages where the system has them.
+// Large blocks of zeroed memory, straight from the system; on huge pages where it has them.
 //
-// The heap would do, but it touches memory to clear it and returns it late: both cost loading time.
+// The heap would touch memory to clear it and return it late: both cost loading time.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
@@ -15,7 +15,7 @@ namespace sparsedet {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-// `bytes` of zeros, aligned to a huge page; throws std::bad_alloc.
+// Returns `bytes` of zeros, aligned to a huge page. Throws std::bad_alloc.
 inline std::shared_ptr<std::byte> allocate_pages(size_t bytes) {
   bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
 #if defined(__linux__)
@@ -34,10 +34,10 @@ inline std::shared_ptr<std::byte> allocate_pages(size_t bytes) {
 #endif
 }
 
-// Hands out pieces of large blocks, one after the other; a block lives as long as its pieces.
+// Hands out consecutive pieces of large blocks. A block lives as long as any of its pieces.
 class Memory {
  public:
-  // Aligned to 64 bytes.
+  // A piece of at least `bytes`, aligned to 64 bytes.
   std::shared_ptr<std::byte> allocate(size_t bytes) {
     bytes = (bytes + 63) / 64 * 64;
     if (bytes > left_) {
@@ -51,7 +51,7 @@ class Memory {
   }
 
  private:
-  static constexpr size_t kBlock = size_t{32} << 20;  // pages that nothing touches cost nothing
+  static constexpr size_t kBlock = size_t{32} << 20;  // untouched pages are never committed
   std::shared_ptr<std::byte> block_;
   std::byte* next_ = nullptr;
   size_t left_ = 0;

@@ -1,4 +1,4 @@
-// The arithmetic that this CPU can do at most, to measure everything else against.
+// The peak arithmetic rate of this CPU: the reference for every measured rate.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -9,16 +9,16 @@
 
 namespace sparsedet {
 
-// The rate, in GFLOP/s, of all threads working at once: the median of short bursts over `seconds`.
-// Not the best of them: what is measured against this runs for longer than the CPU's best moment,
-// and is a median too.
+// Rate of `threads` threads at once, in GFLOP/s: the median of short bursts during `seconds`. Not
+// the best burst, because the measurements that are compared with it run longer than the CPU's best
+// moment, and are medians too.
 inline double peak_gflops(int64_t (*kernel)(const PeakArgs&), int threads, double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto since = [](Clock::time_point t) {
     return std::chrono::duration<double>(Clock::now() - t).count();
   };
   Pool pool(threads, true);
-  std::vector<float> sinks(threads * 16);  // a cache line each
+  std::vector<float> sinks(threads * 16);  // one cache line for each thread
   std::vector<double> rates;
   const auto start = Clock::now();
   do {

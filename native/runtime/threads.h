@@ -1,5 +1,5 @@
-// A small pool of threads. Work is handed out by an atomic counter, so results must not
-// depend on who does what; kernels never see the pool.
+// A small pool of threads. An atomic counter hands out the work items, so results must not depend
+// on which thread takes an item. Kernels never see the pool.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -16,9 +16,9 @@ namespace sparsedet {
 
 class Pool {
  public:
-  // The thread that calls `parallel` is worker 0. With `pin`, worker i stays on the i-th CPU that
-  // the thread that makes the pool may use (Linux); pinned threads keep their caches. The calling
-  // thread is put there for the time of the call, if it may run there, and then let go.
+  // The thread that calls `parallel` is worker 0. pin: worker i stays on the i-th CPU of those that
+  // the creating thread may use (Linux), so that threads keep their caches. The calling thread is
+  // pinned during the call only, and only if it may run on that CPU.
   explicit Pool(int threads, bool pin) : threads_(threads), pin_(pin) {
     if (pin) cpus_ = allowed_cpus();
     for (int worker = 1; worker < threads; worker++)
@@ -54,8 +54,8 @@ class Pool {
     start_.fetch_add(1, std::memory_order_release);
     start_.notify_all();
     work(0);
-    // For the items, not for the workers: one that comes late, because its CPU is busy with
-    // something else, finds nothing to do and keeps nobody waiting.
+    // Wait until all items are done, not until all workers are: a late worker, whose CPU was busy
+    // with something else, finds no item left and delays nobody.
     for (int spins = 0; done_.load(std::memory_order_acquire) < count; spins++)
       if (spins > kSpins)
         std::this_thread::yield();
@@ -64,13 +64,13 @@ class Pool {
   }
 
  private:
-  static constexpr int kSpins = 20000;  // some 50 us: longer than the gap between two layers
+  static constexpr int kSpins = 20000;  // about 50 us: longer than the gap between two layers
 
   void work(int worker) {
     uint64_t left = left_.load(std::memory_order_acquire);
     while (static_cast<uint32_t>(left)) {
       if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acquire)) continue;
-      // Until this item is done, body and count are those of its run.
+      // body_ and count_ belong to this run until this item is done.
       const int count = count_.load(std::memory_order_relaxed);
       (*body_.load(std::memory_order_relaxed))(
           count - static_cast<int>(static_cast<uint32_t>(left)), worker);
@@ -98,7 +98,7 @@ class Pool {
 #endif
   }
 
-  // Of the calling thread; none where that cannot be said.
+  // CPUs that the calling thread may use; empty where the system does not tell.
   static std::vector<int> allowed_cpus() {
     std::vector<int> cpus;
 #if defined(__linux__)
@@ -122,7 +122,7 @@ class Pool {
 #endif
   }
 
-  // Worker 0 on its CPU, for as long as this lives.
+  // Keeps worker 0 on its CPU during the object's life.
   class Pinned {
    public:
     explicit Pinned(const Pool& pool) {
@@ -144,10 +144,10 @@ class Pool {
 
   const int threads_;
   const bool pin_;
-  std::vector<int> cpus_;  // of each worker, if they are pinned
+  std::vector<int> cpus_;  // CPU of each worker, if pinned
   std::vector<std::thread> workers_;
   std::atomic<uint32_t> start_{0};
-  std::atomic<uint64_t> left_{0};  // which run of `parallel`, and how many of its items nobody has
+  std::atomic<uint64_t> left_{0};  // number of the run << 32 | items that nobody has taken
   std::atomic<int> count_{0}, done_{0};
   std::atomic<bool> stop_{false};
   std::atomic<const std::function<void(int, int)>*> body_{nullptr};

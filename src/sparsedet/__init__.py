@@ -1,4 +1,4 @@
-"""A pruned Faster R-CNN whose zeros are time saved on an ordinary CPU.
+"""Pruned object detectors that run faster on a CPU, because the engine skips their zero weights.
 
 >>> import sparsedet
 >>> detector = sparsedet.Detector.load()

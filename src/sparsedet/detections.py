@@ -193,9 +193,7 @@ def from_rows(
     array = np.asarray(rows, dtype=np.float32)
     if array.shape[-1:] != (7,) or array.ndim not in (2, 4) or array.shape[:-2] not in ((), (1, 1)):
         raise InputError(f"rows have shape {list(array.shape)}, expected [N, 7] or [1, 1, N, 7]")
-    array = array.reshape(-1, 7)
-    # A NaN confidence passes this filter; the next test refuses it.
-    array = array[(array[:, 0] != -1) & ~(array[:, 2] <= 0)]
+    array = without_padding(array.reshape(-1, 7))  # keeps NaN, which the next test refuses
     if not np.isfinite(array).all():
         raise InputError("rows hold NaN or infinite values, expected finite numbers")
     if len(images := np.unique(array[:, 0])) > 1:
@@ -215,6 +213,12 @@ def from_rows(
         letterbox,
     )
     return detections if score_threshold is None else detections.above(score_threshold)
+
+
+def without_padding(rows: F32) -> F32:
+    """The rows [N, 7] without padding: image_id -1, or a confidence of 0 or less."""
+    kept: F32 = rows[(rows[:, 0] != -1) & ~(rows[:, 2] <= 0)]  # a NaN confidence stays
+    return kept
 
 
 def pad_rows(rows: F32, count: int) -> F32:

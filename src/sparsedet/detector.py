@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, Name, build_backend, check_name, is_graph, load_graph
+from .backends import Backend, Name, load
 from .detections import Detections, contract_rows, from_rows
-from .engine import Engine, Precision, default_threads
-from .engine.autotune import load_tuning
-from .engine.packed_cache import cache_folder, load_engine
+from .engine import Precision, default_threads
 from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, to_network_input
 from .model.config import ModelConfig
-from .model.file import ModelFile, load_model
+from .model.file import ModelFile
 from .model.sparsity import sparsity_report
 
 if TYPE_CHECKING:
@@ -96,7 +94,7 @@ class Detector:
                 its cost model chooses how each operation runs.
             cache: True or a folder: the native engine keeps its packed weights in a file, so that
                 the next load is faster and processes share memory. True is the folder `packed` of
-                `hub.cache.cache_folder()`. Not for int8.
+                `files.cache_folder()`. Not for int8.
             backend: "native" is the sparse engine. "openvino", "onnxruntime" and "torch" run the
                 model densely, with the same detections (`pip install 'sparsedet[export]'`, for
                 torch `[train]`).
@@ -122,42 +120,16 @@ class Detector:
             threads //= streams
         if resize not in (None, "letterbox", "stretch"):
             raise InputError(f"resize is {resize!r}, expected 'letterbox' or 'stretch'")
-        check_name(backend)
-        if backend != "native" and (isa or tuning is not None or cache):
-            raise InputError(
-                f"isa, tuning and cache are for the backend 'native', not for {backend!r}"
-            )
-        path = embedded_model() if path is None else path
-        algorithms = None if tuning is None else load_tuning(tuning)
-        folder = cache_folder(cache) if precision != "int8" else None
-        if precision == "int8" and backend != "native":
-            raise InputError(f"precision 'int8' is for the backend 'native', not for {backend!r}")
-        engine: Backend
-        if is_graph(path):
-            engine = load_graph(
-                backend, path, threads=threads, streams=streams, precision=precision
-            )
-            model = ModelFile(engine.config, {}, {"graph": str(path)}, "float32")
-        elif backend != "native":
-            model = load_model(path)
-            engine = build_backend(
-                backend, model, threads=threads, streams=streams, precision=precision
-            )
-        elif folder is None:
-            model = load_model(path, check=False)  # the engine asks for every tensor
-            engine = Engine(
-                model.config,
-                model.tensors,
-                threads=threads,
-                isa=isa,
-                precision=precision,
-                algorithms=algorithms,
-                clipping_thresholds=model.clipping_thresholds,
-            )
-        else:
-            model, engine = load_engine(
-                path, folder, threads=threads, isa=isa, precision=precision, algorithms=algorithms
-            )
+        model, engine = load(
+            backend,
+            embedded_model() if path is None else path,
+            threads=threads,
+            streams=streams,
+            precision=precision,
+            isa=isa,
+            tuning=tuning,
+            cache=cache,
+        )
         if resize is not None:
             model = replace(model, config=replace(model.config, resize=resize))
         return cls(model, engine, streams)
@@ -181,7 +153,7 @@ class Detector:
     @property
     def isa(self) -> str:
         """The instruction set of the native engine, "" for another backend."""
-        return self.engine.isa if isinstance(self.engine, Engine) else ""
+        return self.engine.isa
 
     @property
     def runtime(self) -> str:

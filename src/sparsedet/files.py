@@ -161,3 +161,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number too long to hold
         raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def cache_folder() -> Path:
+    """Folder of downloads and packed weights: SPARSEDET_CACHE, else ~/.cache/sparsedet."""
+    chosen = os.environ.get("SPARSEDET_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "sparsedet"

@@ -1,14 +1,16 @@
-"""Random sparse weights for tests and benchmarks: no training, real work.
+"""Random models and images for tests and benchmarks: no training, but real work.
 
-They are what the benchmarks run: a fixed share of all parameters is zero, every pruned
-convolution equally sparse, positions at random, fixed seed. With `lively`, the predictors are
-rescaled on a picture so that detections of many classes appear; an empty result proves nothing.
+The weights have a given sparsity among all parameters, the same in each pruned layer, zeros at
+random places, from a fixed seed. A calibrated model has its layers rescaled on an image so that it
+detects objects of many classes: a comparison of empty results proves nothing. The images are named
+after what they show; results of tests depend on their exact pixels.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,47 +18,57 @@ from .engine import Engine
 from .errors import InputError
 from .model.c4 import build_network
 from .model.config import ModelConfig
-from .pruning.schedule import prunable_layers, uniform_zeros
+from .model.graph import Layer
+from .pruning.allocation import prunable_layers, uniform_zeros
+from .pruning.patterns import PATTERNS, UNSTRUCTURED, Pattern
 
 
 def random_tensors(
-    config: ModelConfig,
-    sparsity: float,
-    seed: int = 0,
-    pattern: Literal["unstructured", "1x4"] = "unstructured",
+    config: ModelConfig, sparsity: float, seed: int = 0, pattern: str = UNSTRUCTURED.name
 ) -> dict[str, NDArray[Any]]:
-    """Folded weights of a whole network.
+    """Folded random weights of a whole network.
 
     Args:
         sparsity: zeros among ALL parameters, 0 <= sparsity < 1.
-        pattern: "1x4" makes four neighbouring input channels at one filter tap zero together, as
-            `pruning.patterns` does.
+        seed: of weights and zeros.
+        pattern: a name of `PATTERNS`, not of one that fixes the sparsity.
 
     Returns:
-        `NAME.weight` and `NAME.bias`, float32. Deviations keep activations of every depth near
-        1; nonzero weights are scaled up for the zeros among them.
+        `NAME.weight` and `NAME.bias`, float32. Their deviations keep activations near 1 at every
+        depth; nonzero weights are scaled up for the zeros among them.
+
+    Raises:
+        InputError: the pattern is unknown, fixes the sparsity, or does not fit a layer.
     """
+    if pattern not in PATTERNS or PATTERNS[pattern].live:
+        free = [name for name, other in PATTERNS.items() if not other.live]
+        raise InputError(f"pattern is {pattern!r}, expected one of {', '.join(free)}")
+    block = PATTERNS[pattern]
     network = build_network(config)
-    prunable = [network.by_name[name] for name in prunable_layers(network)]
-    if pattern == "1x4" and any(layer.in_channels % 4 for layer in prunable):
-        raise InputError("pattern 1x4 needs input channels in fours")
-    zeros = uniform_zeros(network, prunable_layers(network), sparsity) if sparsity else {}
+    names = prunable_layers(network)
+    for name in names:
+        block.check_layer(network.by_name[name])
+    zeros = uniform_zeros(network, names, sparsity) if sparsity else {}
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
     for layer in network.weighted:
         weight = rng.standard_normal(layer.weights, dtype=np.float32)
-        dead = zeros.get(layer.name, 0)
-        # Exactly that many zeros (or whole blocks): the smallest of random keys.
-        if dead and pattern == "1x4":
-            blocks = weight.reshape(layer.out_channels, -1, 4, layer.kernel**2)
-            dead = -(-dead // 4) * 4
-            chosen = np.argpartition(rng.random(weight.size // 4, dtype=np.float32), dead // 4 - 1)
-            alive = np.ones(weight.size // 4, np.float32)
-            alive[chosen[: dead // 4]] = 0
-            blocks *= alive.reshape(layer.out_channels, -1, 1, layer.kernel**2)
-        elif dead:
-            weight[np.argpartition(rng.random(weight.size, dtype=np.float32), dead)[:dead]] = 0
-        fan_in = layer.in_channels * layer.kernel**2 * (1 - dead / weight.size)
+        pruned = -(-zeros.get(layer.name, 0) // block.size)  # blocks
+        if pruned:
+            # Exactly that many: the blocks with the smallest random keys. Keys tie, so which are
+            # chosen depends on the element that `argpartition` is asked for.
+            keys = rng.random(weight.size // block.size, dtype=np.float32)
+            order = np.argpartition(keys, pruned if block.size == 1 else pruned - 1)
+            if block.size == 1:
+                weight[order[:pruned]] = 0
+            else:
+                keep = np.ones(len(keys), np.float32)
+                keep[order[:pruned]] = 0
+                _blocks(weight, layer, block)[...] *= keep.reshape(
+                    layer.out_channels // block.rows, 1, -1, 1, layer.kernel**2
+                )
+        density = 1 - pruned * block.size / weight.size
+        fan_in = layer.in_channels * layer.kernel**2 * density
         gain = 0.3 if layer.residual else 1.4  # a residual branch adds little to its trunk
         weight *= np.float32(gain / np.sqrt(max(fan_in, 1.0)))
         tensors[f"{layer.name}.weight"] = weight.reshape(layer.weight_shape)
@@ -66,39 +78,45 @@ def random_tensors(
     return tensors
 
 
+def _blocks(weight: NDArray[np.float32], layer: Layer, block: Pattern) -> NDArray[np.float32]:
+    """A view of a flat weight: [block rows, rows, block columns, columns, taps]."""
+    rows, columns = layer.out_channels // block.rows, layer.in_channels // block.columns
+    return weight.reshape(rows, block.rows, columns, block.columns, layer.kernel**2)
+
+
 def calibrated_random_tensors(
     config: ModelConfig,
     sparsity: float,
     network_input: NDArray[np.uint8],
     seed: int = 0,
     regions: int = 64,
-    pattern: Literal["unstructured", "1x4"] = "unstructured",
+    pattern: str = UNSTRUCTURED.name,
 ) -> dict[str, NDArray[Any]]:
-    """`random_tensors`, rescaled layer by layer on a picture so that many classes are detected.
+    """`random_tensors`, rescaled layer by layer on an image so that many classes are detected.
 
-    Raw random features hardly differ from place to place. Here every channel's output before
-    residual and ReLU is shifted and scaled to a fixed mean and deviation over the picture, as
-    a batch norm would, so that its differences survive to the predictors.
+    Random features hardly differ between positions. Here every channel's output before residual
+    and ReLU is shifted and scaled to a fixed mean and deviation over the image, as a batch norm
+    would do, so that its differences reach the predictors.
 
     Args:
         network_input: (H, W, 3) uint8 BGR.
-        regions: how many regions res5 and the predictors are scaled on.
-        pattern: as `random_tensors` takes it.
+        regions: RoIs that res5 and the predictors are scaled on.
+        sparsity, seed, pattern: as in `random_tensors`.
     """
     tensors = random_tensors(config, sparsity, seed, pattern)
     network = build_network(config, (network_input.shape[0], network_input.shape[1]))
     # Every layer alone and linear: residual and ReLU are added here.
     linear = Engine(config, tensors, hoist=False, linear=True).native
-    linear.plan(*network_input.shape[:2])
+    linear.plan_memory(*network_input.shape[:2])
     mean = np.asarray(config.pixel_mean, dtype=np.float32)
     std = np.asarray(config.pixel_std, dtype=np.float32)
-    picture = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-    outputs: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(picture)}
+    normalised = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
+    outputs: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(normalised)}
     for layer in network.layers:
         if layer.source == "rois" and "rois" not in outputs:
             features = outputs[network.features][0]
-            raw = linear.proposals(*_rpn_outputs(outputs))[:regions]
-            outputs["rois"] = linear.roi_features(features, raw)
+            proposals = linear.proposals(*_rpn_outputs(outputs))[:regions]
+            outputs["rois"] = linear.roi_features(features, proposals)
         if layer.source == "pooled" and "pooled" not in outputs:
             last = outputs[f"res5.{config.blocks[3] - 1}.conv3"]
             outputs["pooled"] = last.mean(axis=(2, 3), keepdims=True)
@@ -121,6 +139,7 @@ def calibrated_random_tensors(
 
 
 _DEVIATIONS = {"rpn.objectness": 1.0, "rpn.deltas": 0.2, "box.logits": 1.5, "box.deltas": 0.5}
+"""Standard deviations of the predictors' outputs."""
 
 
 def _rpn_outputs(
@@ -130,3 +149,47 @@ def _rpn_outputs(
     logits = outputs["rpn.objectness"][0].transpose(1, 2, 0).reshape(-1)
     deltas = outputs["rpn.deltas"][0].transpose(1, 2, 0).reshape(-1, 4)
     return np.ascontiguousarray(logits), np.ascontiguousarray(deltas)
+
+
+# -------------------------------------------------------------------- images
+
+
+def rectangles_on_noise(height: int = 90, width: int = 120, seed: int = 0) -> NDArray[np.uint8]:
+    """Eight filled coloured rectangles on grey noise, (height, width, 3) uint8 BGR."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
+    for _ in range(8):
+        x0, y0 = rng.integers(0, width // 2), rng.integers(0, height // 2)
+        x1, y1 = x0 + rng.integers(6, width // 2), y0 + rng.integers(6, height // 2)
+        cv2.rectangle(
+            image,
+            (int(x0), int(y0)),
+            (int(x1), int(y1)),
+            [int(c) for c in rng.integers(0, 256, 3)],
+            cv2.FILLED,
+        )
+    return image
+
+
+def colour_gradients(height: int, width: int) -> NDArray[np.uint8]:
+    """Smooth random colours and one green rectangle, (height, width, 3) uint8 BGR."""
+    rng = np.random.default_rng(3)
+    coarse = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3)).astype(np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    image[height // 3 : height // 2, width // 4 : width // 2] = (20, 200, 90)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def outlines_on_blobs(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth noise of three sizes under twenty rectangle outlines, (height, width, 3) uint8 BGR."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width, 3), np.float32)
+    for scale in (3, 9, 27):
+        noise = rng.standard_normal(image.shape).astype(np.float32)
+        noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), scale), dtype=np.float32)
+        image += noise / noise.std()
+    for _ in range(20):
+        first, second = rng.integers(0, (width, height), (2, 2)).tolist()
+        colour, thickness = rng.standard_normal(3).tolist(), int(rng.integers(1, 4))
+        cv2.rectangle(image, first, second, colour, thickness)
+    return np.clip(128 + 50 * image, 0, 255).astype(np.uint8)

@@ -12,17 +12,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from helpers.small import SMALL, picture
-from lib.agreement import exact
 
-from sparsedet import Detector, InputError, read_image
-from sparsedet.backends.signature import Port, Ports, plain_rows
+from sparsedet import Detector, InputError, backends, read_image
+from sparsedet.backends import BACKENDS, GRAPHS, NAMES, PRECISIONS, Name
+from sparsedet.backends.signature import Port, Signature, is_nhwc, plain_rows
 from sparsedet.detections import Detections
+from sparsedet.evaluation.agreement import exact
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
+from sparsedet.model.file import load_model
 from sparsedet.model.presets import preset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -33,29 +35,29 @@ import json, pickle, sys
 from sparsedet import Detector, read_image
 options, photos, out = json.loads(sys.argv[1]), sys.argv[2:-1], sys.argv[-1]
 detector = Detector.load(**options)
-found = list(detector.stream(map(read_image, photos)))
+detections = list(detector.stream(map(read_image, photos)))
 engine = detector.engine
 threads = None
 if options["backend"] == "openvino":
     threads = [engine.compiled.get_property(k) for k in ("INFERENCE_NUM_THREADS", "NUM_STREAMS")]
 with open(out, "wb") as file:
-    pickle.dump((found, detector.config, threads), file)
+    pickle.dump((detections, detector.config, threads), file)
 """
 
 
 def elsewhere(tmp_path: Path, photos: tuple[Path, ...], **options: Any) -> Any:
     """Detections, configuration and OpenVINO's threads and streams, in a process of its own."""
-    out = tmp_path / "found.pickle"
+    out = tmp_path / "detections.pickle"
     arguments = [json.dumps(options), *map(str, photos), str(out)]
     subprocess.run([sys.executable, "-c", DETECT, *arguments], check=True)
     return pickle.loads(out.read_bytes())
 
 
 def same(expected: Detections, got: Detections) -> None:
-    """Equal but for rounding: class, score within 1e-3, corners within 1e-4 of the network input."""
+    """Equal but for rounding: class, scores to 1e-3, corners to 1e-4 of the network input."""
     assert len(expected) >= 10
     agreement = exact(expected, got)
-    assert agreement.share == 1.0, agreement
+    assert agreement.matched_fraction == 1.0, agreement
     assert expected.letterbox == got.letterbox and expected.class_names == got.class_names
 
 
@@ -64,6 +66,33 @@ def expected() -> list[Detections]:
     """The native engine's detections with the embedded model."""
     detector = Detector.load(threads=1)
     return [detector(read_image(photo)) for photo in PHOTOS]
+
+
+# ------------------------------------------------------------------------ the table
+
+
+def test_the_table_has_every_name_and_its_module() -> None:
+    assert get_args(Name) == NAMES
+    for info in BACKENDS.values():
+        assert (Path(backends.__file__).parent / f"{info.module}.py").is_file()
+        assert info.precisions and set(info.precisions) < set(PRECISIONS)
+    assert GRAPHS == {".xml": ("openvino",), ".onnx": ("openvino", "onnxruntime")}
+
+
+def test_load_gives_what_the_detector_runs(small_model: Path, tmp_path: Path) -> None:
+    image = picture(SMALL.input_height, SMALL.input_width)
+    expected = Detector.load(small_model, threads=1).engine.run(image)
+    for options in ({}, {"cache": tmp_path}, {"isa": "scalar"}):
+        model, backend = backends.load("native", small_model, threads=1, **options)
+        assert model.config == SMALL and backend.threads == 1
+        np.testing.assert_allclose(backend.run(image), expected, atol=1e-4)
+    model = load_model(small_model)
+    built = backends.build_backend("native", model, threads=1, precision="auto")
+    assert built.precision in ("f32", "bf16")
+    with pytest.raises(InputError, match=r"isa, tuning and cache are for the backend 'native'"):
+        backends.load("onnxruntime", small_model, threads=1, isa="scalar")
+    with pytest.raises(InputError, match=r"precision 'int8' is for the backend 'native', not"):
+        backends.load("onnxruntime", small_model, threads=1, precision="int8")
 
 
 # ------------------------------------------------------------------------ parity
@@ -95,8 +124,8 @@ def test_threads_and_streams_of_openvino(small_model: Path, photo: Path, tmp_pat
         tmp_path, (photo,) * 3, path=str(small_model), backend="openvino", threads=2, streams=2
     )
     assert threads == [2, 2]
-    for found in got:
-        same(ours, found)
+    for detections in got:
+        same(ours, detections)
 
 
 def test_threads_and_streams_of_onnxruntime(small_model: Path, photo: Path) -> None:
@@ -108,8 +137,8 @@ def test_threads_and_streams_of_onnxruntime(small_model: Path, photo: Path) -> N
         settings = detector.engine.session.get_session_options()  # type: ignore[attr-defined]
         assert settings.intra_op_num_threads == pool
         ours = Detector.load(small_model, threads=1)(read_image(photo))
-        for found in detector.stream([read_image(photo)] * 4):
-            same(ours, found)
+        for detections in detector.stream([read_image(photo)] * 4):
+            same(ours, detections)
 
 
 @pytest.mark.slow
@@ -121,7 +150,7 @@ def test_threads_of_torch(small_model: Path, photo: Path, one_torch_thread: None
     same(Detector.load(small_model)(read_image(photo)), detector(read_image(photo)))
 
 
-def test_bare_canvases(small_model: Path) -> None:
+def test_bare_network_inputs(small_model: Path) -> None:
     pytest.importorskip("onnxruntime")
     ours = Detector.load(small_model)
     theirs = Detector.load(small_model, backend="onnxruntime", threads=1)
@@ -206,7 +235,8 @@ def test_the_command(
             )
             == 0
         )
-        return json.loads(capsys.readouterr().out)["detections"]
+        detections: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["detections"]
+        return detections
 
     ours = rows("--model", str(small_model))
     dense = rows("--model", str(small_model), "--backend", "onnxruntime")
@@ -254,19 +284,24 @@ def test_eval_and_compare(
     assert "onnxruntime, f32, 1 threads" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------ ports
+# ------------------------------------------------------------------------ signatures
 
 
 FLOAT = "float32"
-CANVAS, ROWS = Port("in", (1, 3, 800, 1280)), Port("out", (1, 1, 100, 7))
+IMAGE, ROWS = Port("in", (1, 3, 800, 1280)), Port("out", (1, 1, 100, 7))
 
 
-def test_ports_of_the_published_forms() -> None:
-    seed = Ports.find([Port("input", (1, 3, 800, 1280))], [Port("rows", (300, 7))])
-    assert (seed.nhwc, seed.size, seed.count, seed.info) == (False, (800, 1280), 300, None)
+def test_signatures_of_the_published_forms() -> None:
+    seed = Signature.find([Port("input", (1, 3, 800, 1280))], [Port("rows", (300, 7))])
+    assert (is_nhwc(seed.image), seed.size, seed.count, seed.info) == (
+        False,
+        (800, 1280),
+        300,
+        None,
+    )
     info = Port("image_info", (1, 3))
-    later = Ports.find([info, Port("image", (-1, 800, 1280, 3), "uint8")], [ROWS])
-    assert (later.nhwc, later.size, later.count) == (True, (800, 1280), 100)
+    later = Signature.find([info, Port("image", (-1, 800, 1280, 3), "uint8")], [ROWS])
+    assert (is_nhwc(later.image), later.size, later.count) == (True, (800, 1280), 100)
     network_input = np.random.default_rng(0).integers(0, 256, (800, 1280, 3), dtype=np.uint8)
     fed = later.feed(network_input)
     np.testing.assert_array_equal(fed["image"], network_input[None])
@@ -280,40 +315,40 @@ def test_ports_of_the_published_forms() -> None:
     ("inputs", "outputs", "words"),
     [
         ([Port("a", (1, 80))], [ROWS], "has inputs [1, 80]"),
-        ([CANVAS, CANVAS], [ROWS], "has inputs"),
-        ([CANVAS, Port("b", (1, 3)), Port("c", (1, 3))], [ROWS], "has inputs"),
+        ([IMAGE, IMAGE], [ROWS], "has inputs"),
+        ([IMAGE, Port("b", (1, 3)), Port("c", (1, 3))], [ROWS], "has inputs"),
         ([], [ROWS], "has inputs none"),
         ([Port("a", (1, 3, -1, -1))], [ROWS], "[1, 3, ?, ?], expected a fixed size"),
-        ([Port("a", (8, 3, 32, 32))], [ROWS], "expected a fixed size and one picture"),
-        ([CANVAS], [Port("a", (1, 1000))], "has outputs [1, 1000]"),
-        ([CANVAS], [ROWS, ROWS], "has outputs"),
+        ([Port("a", (8, 3, 32, 32))], [ROWS], "expected a fixed size and a batch of one image"),
+        ([IMAGE], [Port("a", (1, 1000))], "has outputs [1, 1000]"),
+        ([IMAGE], [ROWS, ROWS], "has outputs"),
     ],
 )
-def test_ports_of_other_networks(inputs: list[Port], outputs: list[Port], words: str) -> None:
+def test_signatures_of_other_networks(inputs: list[Port], outputs: list[Port], words: str) -> None:
     with pytest.raises(InputError) as caught:
-        Ports.find(inputs, outputs)
+        Signature.find(inputs, outputs)
     assert words in str(caught.value)
 
 
 def test_what_a_graph_says_of_its_classes() -> None:
-    ports = Ports.find([CANVAS], [ROWS])
-    silent = ports.config("net", {})
+    signature = Signature.find([IMAGE], [ROWS])
+    silent = signature.config("net", {})
     assert silent.class_names == COCO_NAMES and silent.category_ids == COCO_CATEGORY_IDS
     assert (silent.input_height, silent.max_detections, silent.resize) == (800, 100, "letterbox")
     coco = " ".join(name.replace(" ", "_") for name in ("background", *COCO_NAMES))
-    said = ports.config("net", {"labels": coco, "resize_type": "standard"})
+    said = signature.config("net", {"labels": coco, "resize_type": "standard"})
     assert said.class_names == COCO_NAMES and said.category_ids == COCO_CATEGORY_IDS
     assert said.resize == "stretch"
-    own = ports.config("net", {"labels": "__background__ cat traffic_light"})
+    own = signature.config("net", {"labels": "__background__ cat traffic_light"})
     assert own.class_names == ("cat", "traffic_light") and own.category_ids == (1, 2)
     config = replace(preset("r50half-c4"), class_names=("a b",), category_ids=(7,))
-    whole = ports.config("net", {"config": json.dumps(config.to_dict())})
+    whole = signature.config("net", {"config": json.dumps(config.to_dict())})
     assert whole == replace(config, input_height=800, input_width=1280)
     for bad in ("{", "[]", '{"name": 3}', "null", '{"name": "x", "stem_channels": -1}'):
         with pytest.raises(InputError, match="no valid configuration"):
-            ports.config("net", {"config": bad})
+            signature.config("net", {"config": bad})
     with pytest.raises(InputError, match="class_names"):
-        ports.config("net", {"labels": "cat cat"})
+        signature.config("net", {"labels": "cat cat"})
 
 
 def test_rows_of_any_order_and_form() -> None:
@@ -354,13 +389,16 @@ def test_bad_requests(small_model: Path, tmp_path: Path) -> None:
     xml, onnx = tmp_path / "net.xml", tmp_path / "net.onnx"
     xml.write_text("<net/>")
     onnx.write_bytes(b"\x08\x0a")
-    for options, words in (
+    requests: tuple[tuple[dict[str, Any], str], ...] = (
         ({"backend": "tensorrt"}, "'tensorrt', expected one of native, openvino"),
         (
             {"backend": "onnxruntime", "isa": "scalar"},
             "isa, tuning and cache are for the backend 'native'",
         ),
-        ({"backend": "onnxruntime", "precision": "bf16"}, "'f32' alone"),
+        (
+            {"backend": "onnxruntime", "precision": "bf16"},
+            "precision 'bf16' is for the backend 'native' or 'openvino', not for 'onnxruntime'",
+        ),
         ({"backend": "onnxruntime", "precision": "int4"}, "precision is 'int4'"),
         ({"backend": "onnxruntime", "threads": 0}, "threads is 0"),
         ({"path": xml}, "net.xml: is a graph, which the backend 'native' does not run"),
@@ -368,7 +406,8 @@ def test_bad_requests(small_model: Path, tmp_path: Path) -> None:
         ({"path": onnx, "backend": "torch"}, "'openvino' or 'onnxruntime'"),
         ({"path": tmp_path / "no.onnx", "backend": "onnxruntime"}, "no.onnx: No such file"),
         ({"path": onnx, "backend": "onnxruntime"}, "net.onnx: ONNX Runtime cannot read it"),
-    ):
+    )
+    for options, words in requests:
         if options.get("backend") == "onnxruntime":
             pytest.importorskip("onnxruntime")
         with pytest.raises(InputError) as caught:
@@ -412,5 +451,5 @@ def test_a_graph_has_no_sparsity(graphs: dict[str, Path]) -> None:
     assert detector.isa == ""
     with pytest.raises(InputError, match="not counted in a graph"):
         assert detector.sparsity
-    found = detector(picture())
-    assert len(found) >= 10
+    detections = detector(picture())
+    assert len(detections) >= 10

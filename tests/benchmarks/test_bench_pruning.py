@@ -1,4 +1,4 @@
-"""The benchmark of pruning methods on a tiny model: from files to JSON, tables and picture."""
+"""The benchmark of pruning methods on a tiny model: from files to JSON, tables and chart."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from sparsedet.testing import calibrated_random_tensors
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 
-def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_from_files_to_documents(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network_input, _ = to_network_input(picture(), TINY.input_height, TINY.input_width)
     for seed, name in enumerate(("dense", "on", "sparse")):
         tensors = calibrated_random_tensors(TINY, 0.4 * (name == "sparse"), network_input, seed)
         (tmp_path / name).mkdir()
         save_model(tmp_path / name / "model.safetensors", TINY, tensors, {})
-    calibration = tmp_path / "photos"
+    calibration = tmp_path / "calibration"
     calibration.mkdir()
     for seed in range(6):
         cv2.imwrite(str(calibration / f"{seed}.png"), picture(seed=seed))
@@ -49,7 +51,7 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
         tmp_path / "dense",
         "--sparsities",
         0.5,
-        "--photographs",
+        "--calibration-images",
         6,
         "--resamples",
         20,
@@ -65,7 +67,7 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
         tmp_path / "b.json",
         "--document",
         document,
-        "--picture",
+        "--chart",
         tmp_path / "b.svg",
         "--threads",
         1,
@@ -79,7 +81,7 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
         base, difference = result["baselines"][method], row["difference"]["AP"]
         folder = "on" if method in ("tuned", "gradual") else "dense"
         assert base["sha256"] == sha256_of(tmp_path / folder / "model.safetensors")
-        # What the bootstrap counts and what pycocotools counts is one figure.
+        # The bootstrap and pycocotools give the same AP.
         assert difference["a"] == pytest.approx(base["ap"], abs=1e-9)
         assert difference["b"] == pytest.approx(row["ap"], abs=1e-9)
         assert difference["low"] <= difference["high"]
@@ -88,11 +90,11 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
     errors = check["errors"].values()
     assert check["better"] == sum(a < b for a, b in errors) and check["layers"] == len(errors)
     text = document.read_text()
-    assert text.count("at once, ") == 3 and f"{check['better']} of {check['layers']}" in text
-    assert "gradual, fine-tuned" in text and "dense, trained on as long" in text
+    assert text.count("one-shot, ") == 3 and f"{check['better']} of {check['layers']}" in text
+    assert "gradual, fine-tuned" in text and "dense, trained further" in text
     assert (tmp_path / "b.svg").read_text().lstrip().startswith("<?xml")
 
-    # Nothing is done twice; other photographs to prune by are another thing.
+    # Nothing is done twice; other calibration images make other models.
     bench_pruning.main(list(map(str, command)))
     printed = capsys.readouterr().out
     assert "pruning to" not in printed and "scoring" not in printed
@@ -101,7 +103,7 @@ def test_from_files_to_documents(files, tmp_path: Path, capsys, monkeypatch) -> 
     assert "pruning to 0.5 by magnitude" in capsys.readouterr().out
 
 
-def test_gradual_needs_its_baseline(tmp_path: Path, capsys) -> None:
+def test_gradual_needs_its_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench_pruning.main(
             ["--annotations", "a", "--images", "b", "--calibration", "c", "--gradual", "0.6=x"]

@@ -1,7 +1,7 @@
-"""The benchmark scripts on a tiny model: they run, agree, refuse and write what they promise.
+"""The benchmark scripts on a tiny model: they run, compare, refuse and write their files.
 
-Each runs in a process of its own (OpenVINO, see test_export_openvino.py), with a made-up peak of
-the CPU: measuring it takes time, and what is tested must not depend on it.
+Each script runs in its own process (because of OpenVINO, see test_export_openvino.py), with an
+invented peak of the CPU: a measured one takes time and makes results depend on the machine.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lib.agreement import Agreement, exact, loose, refuse_to_time
 from lib.documents import insert
 
 from sparsedet.detections import Detections
+from sparsedet.evaluation.agreement import Agreement, exact, loose, refuse_to_time
 from sparsedet.images.letterbox import fit_letterbox
 from sparsedet.model.presets import preset
 
@@ -33,18 +33,18 @@ importlib.import_module(sys.argv[1]).main(sys.argv[2:])
 
 
 def run(script: str, *arguments: object) -> list[str]:
-    """The lines that a script prints."""
+    """Run a script; the lines that it prints."""
     command = [sys.executable, "-c", RUN, script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_results_become_tables_and_pictures(small_model: Path, photo: Path, tmp_path: Path) -> None:
+def test_results_become_tables_and_charts(small_model: Path, photo: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("matplotlib")
-    common = ["--model", small_model, "--photo", photo, "--threads", 1, "--repeats", 3, "--json"]
+    common = ["--model", small_model, "--image", photo, "--threads", 1, "--repeats", 3, "--json"]
 
     *_, last = run(
         "bench_model",
@@ -65,17 +65,17 @@ def test_results_become_tables_and_pictures(small_model: Path, photo: Path, tmp_
     assert {len(times) for times in result["seconds"].values()} == {3}
     ratio = result["ratios"]["openvino-f32"]
     assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
-    found = result["agreement_with_openvino_f32"]["sparsedet"]
-    assert found["matched"] == found["expected"] > 0
+    agreement = result["agreement_with_openvino_f32"]["sparsedet"]
+    assert agreement["matched"] == agreement["expected"] > 0
 
     *_, last = run("bench_layers", *common, tmp_path / "bench_layers.json")
     assert last.startswith("median ratio of the shapes 0.40:")
     (result,) = json.loads((tmp_path / "bench_layers.json").read_text())["results"]
     rows = result["layers"]
-    # Every weighted layer is in a row, the two pairs of predictors as one each.
+    # Every layer with weights is in a row; each pair of predictors is one operation.
     assert sum(row["count"] for row in rows) == 1 + 4 * 4 + 1 + 2
     assert all(row["sparsedet_seconds"] > 0 for row in rows)
-    # OpenVINO counts whole microseconds: the smallest of these layers may take none.
+    # OpenVINO counts whole microseconds: the smallest of these layers may take less than one.
     assert sum(row["openvino_seconds"] > 0 for row in rows) > len(rows) / 2
     assert all(row["work_gflop"] <= row["gflop"] for row in rows if "hoisted" not in row["shape"])
 
@@ -113,7 +113,7 @@ def test_torch_as_peer(small_model: Path, photo: Path) -> None:
         "torch",
         "--model",
         small_model,
-        "--photo",
+        "--image",
         photo,
         "--threads",
         1,
@@ -123,7 +123,7 @@ def test_torch_as_peer(small_model: Path, photo: Path) -> None:
     assert last.startswith("ratios torch 0.40:")
 
 
-# -------------------------------------------------------------------- rules
+# -------------------------------------------------------------------- agreement and void runs
 
 
 def detections(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
@@ -147,7 +147,7 @@ def test_agreement() -> None:
     other_class = detections(boxes, [0.9, 0.8], [2, 1])
     assert exact(one, other_class).matched == loose(one, other_class).matched == 0
     nothing = detections([], [], [])
-    assert exact(one, nothing).share == exact(nothing, one).share == 0
+    assert exact(one, nothing).matched_fraction == exact(nothing, one).matched_fraction == 0
 
 
 def test_what_may_not_be_timed() -> None:
@@ -160,11 +160,11 @@ def test_what_may_not_be_timed() -> None:
 
     assert verdict(sparsedet=("f32", 98)) == ""
     assert verdict(sparsedet=("f32", 97)).startswith("sparsedet disagrees, nothing is timed")
-    # bf16 is held to what OpenVINO's own bf16 finds.
+    # bf16 is compared with OpenVINO's own bf16,
     assert verdict(sparsedet=("bf16", 60), openvino_bf16=("bf16", 65)) == ""
     assert verdict(sparsedet=("bf16", 50), openvino_bf16=("bf16", 65)).startswith("sparsedet dis")
     assert verdict(openvino_bf16=("bf16", 20)).startswith("openvino-bf16 disagrees")
-    # int8 is held to OpenVINO's int8, not to its bf16.
+    # and int8 with OpenVINO's int8, not with its bf16.
     both = {"openvino_bf16": ("bf16", 90), "openvino_int8": ("int8", 60)}
     assert verdict(sparsedet=("int8", 55), **both) == ""
     assert verdict(sparsedet=("int8", 45), **both).startswith("sparsedet dis")
@@ -177,11 +177,11 @@ def test_void() -> None:
     large = preset("r101-c4")
     assert [is_void(large, "f32", share) for share in (0.85, 0.95, 1.2)] == [True, False, True]
     assert is_void(large, "bf16", 0.85) and not is_void(large, "bf16", 0.95)
-    # No figure to hold these to.
+    # No limits are known for these.
     assert not is_void(large, "int8", 0.5) and not is_void(preset("r50half-c4"), "f32", 0.5)
 
 
-def test_insert_wants_its_mark(tmp_path: Path) -> None:
+def test_insert_needs_its_mark(tmp_path: Path) -> None:
     document = tmp_path / "a.md"
     document.write_text("no mark")
     with pytest.raises(ValueError, match="expected '<!-- x -->' once"):

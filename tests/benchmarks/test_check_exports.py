@@ -1,4 +1,4 @@
-"""The comparison of exports with the engine, on two photographs; in a process of its own."""
+"""The comparison of exports with the engine on two images, in its own process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_exports
 import cv2
 import numpy as np
 import pytest
 
 from sparsedet.detections import Detections, from_rows
+from sparsedet.evaluation.agreement import compare_exports
 from sparsedet.images.letterbox import fit_letterbox
 from sparsedet.images.read import read_image
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
@@ -22,42 +22,42 @@ ROOT = Path(__file__).parents[2]
 
 
 def detections(*rows: tuple[float, ...]) -> Detections:
-    """Rows of label, score and a box in a photograph of 480 x 320."""
-    full = np.array(
+    """Detections from rows of label, score and a box in an image of 480 x 320."""
+    full_rows = np.array(
         [[0, label, score, *np.array(box) / (480, 320, 480, 320)] for label, score, *box in rows],
         dtype=np.float32,
     ).reshape(-1, 7)
-    at = fit_letterbox(320, 480, 320, 480, "letterbox")
-    return from_rows(full, at, COCO_NAMES, COCO_CATEGORY_IDS, 0.0)
+    letterbox = fit_letterbox(320, 480, 320, 480, "letterbox")
+    return from_rows(full_rows, letterbox, COCO_NAMES, COCO_CATEGORY_IDS, 0.0)
 
 
 def test_compare_tells_ties_from_differences() -> None:
     config = preset("r50half-c4")
     a = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50))
-    same = check_exports.compare([a], [a], config)
+    same = compare_exports([a], [a], config)
     assert (same["same"], same["ties"], same["others"]) == (2, 0, 0)
-    # Half of both boxes' union: whether the second is suppressed is decided by rounding.
+    # An IoU of exactly 0.5: rounding decides whether the second box is suppressed.
     tie = detections(
         (1, 0.9, 10, 10, 110, 110), (2, 0.5, 10, 10, 50, 50), (1, 0.4, 10, 10, 60, 110)
     )
-    found = check_exports.compare([a], [tie], config)
+    found = compare_exports([a], [tie], config)
     assert (found["same"], found["ties"], found["others"]) == (2, 1, 0)
     less = detections((1, 0.9, 10, 10, 110, 110))
-    assert check_exports.compare([a], [less], config)["others"] == 1
+    assert compare_exports([a], [less], config)["others"] == 1
     moved = detections((1, 0.9, 10, 10, 110, 110), (2, 0.5, 11, 10, 51, 50))
-    assert check_exports.compare([a], [moved], config)["others"] == 2
+    assert compare_exports([a], [moved], config)["others"] == 2
 
 
 @pytest.mark.slow
-def test_two_photographs(tmp_path: Path) -> None:
+def test_two_images(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("pycocotools")
-    photo = read_image(ROOT / "examples" / "beach.jpg")
-    height, width = photo.shape[:2]
+    image = read_image(ROOT / "examples" / "beach.jpg")
+    height, width = image.shape[:2]
     images = []
-    for number, image in enumerate((photo, photo[:, ::-1]), 1):
-        cv2.imwrite(str(tmp_path / f"{number}.jpg"), image)
+    for number, array in enumerate((image, image[:, ::-1]), 1):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), array)
         images.append(
             {"id": number, "file_name": f"{number}.jpg", "width": width, "height": height}
         )

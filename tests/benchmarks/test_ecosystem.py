@@ -1,8 +1,7 @@
-"""Exported models in OpenVINO's own tools, unchanged: Model API, benchmark_app, and the calls that
-two programs in C++ make.
+"""Exported models in OpenVINO's own tools: Model API, benchmark_app, the calls of two C++ programs.
 
-Each in a process of its own, see test_export_openvino.py. docs/ecosystem.md has what was measured
-with many photographs, and the tools that no package index has.
+Each runs in its own process, see test_export_openvino.py. docs/ecosystem.md has the figures for
+many images, and the tools that are not on a package index.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -22,23 +22,23 @@ from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import load_model
 
 ROOT = Path(__file__).parents[2]
-PHOTOS = [ROOT / "examples" / "beach.jpg", ROOT / "examples" / "frisbee.jpg"]
+IMAGES = [ROOT / "examples" / "beach.jpg", ROOT / "examples" / "frisbee.jpg"]
 
 
-def test_model_api_finds_what_we_find() -> None:
+def test_model_api_gives_our_detections() -> None:
     pytest.importorskip("openvino")
     if importlib.util.find_spec("model_api") is None:
         pytest.skip("openvino-model-api is not installed")
     script = ROOT / "benchmarks" / "ecosystem.py"
-    command = [sys.executable, script, *PHOTOS, "--threads", 1, "--json"]
+    command = [sys.executable, script, *IMAGES, "--threads", 1, "--json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    # On the same network_input all is equal; Model API gives corners in whole pixels.
-    same = result["same network_input"]
+    # On the same network input all is equal; Model API gives corners in whole pixels.
+    same = result["same network input"]
     assert same["pairs"] >= 10 and same["alone"] == 0
     assert same["score_most"] < 1e-3 and same["pixels_most"] <= 0.51
-    # Its own resizing moves pixels by one grey level, and the network_input by up to one pixel.
+    # Its own resizing changes values by one grey level, and positions by up to one pixel.
     own = result["own resizing"]
     assert own["pairs"] >= 4 * own["alone"]
     assert own["score_median"] < 0.05 and own["pixels_median"] < 5
@@ -79,7 +79,7 @@ def test_benchmark_app_runs_it(layout: str, small_model: Path, photo: Path, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     shape = "[1,64,96,3]" if layout == "NHWC" else "[1,3,64,96]"
     assert shape in done.stdout and f"[1,1,{model.config.max_detections},7]" in done.stdout
-    # It takes the input for a picture, fills it with the photograph and not with noise.
+    # It knows that the input is an image: it fills it with the file and not with noise.
     assert "Prepare image" in done.stdout and "Throughput" in done.stdout
 
 
@@ -91,13 +91,14 @@ import openvino as ov
 from openvino import layout_helpers as layouts
 from openvino.preprocess import PrePostProcessor
 
-core, picture = ov.Core(), cv2.imread(sys.argv[1])
+core, image = ov.Core(), cv2.imread(sys.argv[1])
 
 
 def run(model, network_input):
-    given = [network_input if len(p.shape) == 4 else np.array([[64, 96, 1]], np.float32)
-             for p in model.inputs]
-    return np.array(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)[0])
+    arrays = [network_input if len(p.shape) == 4 else np.array([[64, 96, 1]], np.float32)
+              for p in model.inputs]
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    return np.array(core.compile_model(model, "CPU", settings)(arrays)[0])
 
 
 def demo(model):
@@ -117,7 +118,7 @@ def demo(model):
     steps.output().tensor().set_element_type(ov.Type.f32).set_layout(ov.Layout("NCHW"))
     model = steps.build()
     ov.set_batch(model, 1)
-    return run(model, picture[None])
+    return run(model, image[None])
 
 
 def server(model):
@@ -136,7 +137,7 @@ def server(model):
 
 for path in sys.argv[2:]:
     model = core.read_model(path)
-    network_input = picture[None].astype(np.float32)
+    network_input = image[None].astype(np.float32)
     if model.inputs[0].shape[3] != 3:
         network_input = network_input.transpose(0, 3, 1, 2).copy()
     plain = run(model, network_input)
@@ -145,16 +146,18 @@ for path in sys.argv[2:]:
     if len(plain.shape) == 4:
         assert np.array_equal(demo(core.read_model(path)), plain)
 """
-"""What Open Model Zoo's C++ demo (`ModelSSD`) and Model Server do with a model after reading it, by
-the same calls of OpenVINO's core."""
+"""The calls of OpenVINO's core that Open Model Zoo's C++ demo (`ModelSSD`) and Model Server make
+after they have read a model."""
 
 
 def test_calls_of_the_c_plus_plus_readers(small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    model, graphs = load_model(small_model), []
+    model = load_model(small_model)
+    graphs: list[Path] = []
     network_input, _ = to_network_input(picture(), 64, 96)
     cv2.imwrite(str(tmp_path / "network_input.png"), network_input)
-    for form in ({}, {"layout": "NHWC", "image_info": True}, {"rows": "2d"}):
+    forms: tuple[dict[str, Any], ...] = ({}, {"layout": "NHWC", "image_info": True}, {"rows": "2d"})
+    for form in forms:
         graphs.append(tmp_path / f"{len(graphs)}.xml")
         save_openvino(graphs[-1], model.config, model.tensors, **form)
     command = [sys.executable, "-c", READERS, tmp_path / "network_input.png", *graphs]

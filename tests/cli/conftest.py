@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.commands import Outcome
+from helpers.commands import Outcome, Run
 
 from sparsedet.cli import main
 
@@ -27,6 +27,6 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def detect(run, small_model: Path) -> Callable[..., Outcome]:
+def detect(run: Run, small_model: Path) -> Callable[..., Outcome]:
     """`sparsedet detect` with the small model on one CPU thread."""
     return lambda *arguments: run("detect", "--model", small_model, "--threads", 1, *arguments)

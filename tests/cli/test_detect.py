@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from helpers.commands import refused, tree
+from helpers.commands import Run, refused, tree
 from helpers.small import SMALL, encoded, picture
 
 import sparsedet
@@ -23,7 +23,7 @@ from sparsedet.images.read import read_image
 # ---------------------------------------------------------------------------- what it writes
 
 
-def test_one_photograph(detect, photo: Path) -> None:
+def test_one_photograph(detect: Run, photo: Path) -> None:
     before = photo.read_bytes()
     outcome = detect(photo)
     assert outcome.code == 0 and outcome.err == ""
@@ -38,7 +38,7 @@ def test_one_photograph(detect, photo: Path) -> None:
     assert drawn.shape == picture().shape and (drawn != picture()).any()
 
 
-def test_an_earlier_picture_stays(detect, photo: Path) -> None:
+def test_an_earlier_picture_stays(detect: Run, photo: Path) -> None:
     for name in ("street_detected.png", "street_detected-2.png", "street_detected-3.png"):
         assert f"-> {photo.with_name(name)}" in detect(photo).out
     first = photo.with_name("street_detected.png")
@@ -48,7 +48,7 @@ def test_an_earlier_picture_stays(detect, photo: Path) -> None:
     assert read_image(first).shape == picture().shape
 
 
-def test_output_names(detect, photo: Path, tmp_path: Path) -> None:
+def test_output_names(detect: Run, photo: Path, tmp_path: Path) -> None:
     assert detect(photo, "-o", tmp_path / "a.jpg").code == 0
     assert read_image(tmp_path / "a.jpg").shape == picture().shape
     (tmp_path / "folder").mkdir()
@@ -60,7 +60,7 @@ def test_output_names(detect, photo: Path, tmp_path: Path) -> None:
     assert photo.with_name("scan_detected.jpg").exists()
 
 
-def test_many_photographs_into_a_folder(detect, photo: Path, tmp_path: Path) -> None:
+def test_many_photographs_into_a_folder(detect: Run, photo: Path, tmp_path: Path) -> None:
     second = photo.with_name("garden.jpg")
     cv2.imwrite(str(second), picture(40, 50, seed=2))
     outcome = detect(photo, second, "-o", tmp_path / "new" / "folder")
@@ -70,7 +70,7 @@ def test_many_photographs_into_a_folder(detect, photo: Path, tmp_path: Path) -> 
     assert len(list(photo.parent.iterdir())) == 2
 
 
-def test_an_existing_file_is_not_overwritten(detect, photo: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(detect: Run, photo: Path, tmp_path: Path) -> None:
     target = tmp_path / "mine.png"
     target.write_bytes(b"precious")
     before = tree(tmp_path)
@@ -81,7 +81,7 @@ def test_an_existing_file_is_not_overwritten(detect, photo: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_never_over_the_photograph(detect, photo: Path, tmp_path: Path, link: bool) -> None:
+def test_never_over_the_photograph(detect: Run, photo: Path, tmp_path: Path, link: bool) -> None:
     target = photo
     if link:
         target = tmp_path / "link.png"
@@ -92,7 +92,7 @@ def test_never_over_the_photograph(detect, photo: Path, tmp_path: Path, link: bo
     assert tree(tmp_path) == before
 
 
-def test_never_over_another_photograph_or_picture_of_the_run(detect, tmp_path: Path) -> None:
+def test_never_over_another_photograph_or_picture_of_the_run(detect: Run, tmp_path: Path) -> None:
     names = ("a/x.png", "b/x.png", "out/y.png", "a/y.png")
     for seed, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ def test_never_over_another_photograph_or_picture_of_the_run(detect, tmp_path: P
     assert {name: after[name] for name in before} == before
 
 
-def test_nothing_drawn_on_request(detect, photo: Path) -> None:
+def test_nothing_drawn_on_request(detect: Run, photo: Path) -> None:
     outcome = detect(photo, "--no-save")
     assert outcome.code == 0 and "->" not in outcome.out
     assert list(photo.parent.iterdir()) == [photo]
@@ -117,7 +117,7 @@ def test_nothing_drawn_on_request(detect, photo: Path) -> None:
 # ---------------------------------------------------------------------------- what it prints
 
 
-def test_json_and_csv_say_the_same(detect, photo: Path) -> None:
+def test_json_and_csv_say_the_same(detect: Run, photo: Path) -> None:
     second = photo.with_name("näher, am Fluß.png")
     cv2.imwrite(str(second), picture(70, 60, seed=3))
     outcome = detect(photo, second, "--no-save", "--format", "json")
@@ -131,7 +131,7 @@ def test_json_and_csv_say_the_same(detect, photo: Path) -> None:
     assert len(rows) >= 6 and {row["name"] for row in rows} <= set(SMALL.class_names)
 
 
-def test_score_threshold(detect, photo: Path) -> None:
+def test_score_threshold(detect: Run, photo: Path) -> None:
     def scores(*flags: object) -> list[float]:
         out = detect(photo, "--no-save", "--format", "json", *flags).out
         return [d["score"] for d in json.loads(out)["detections"]]
@@ -145,12 +145,14 @@ def test_score_threshold(detect, photo: Path) -> None:
     assert outcome.code == 0 and ": 0 objects" in outcome.out  # finding nothing is no error
 
 
-def test_csv_without_detections_has_its_header(detect, photo: Path) -> None:
+def test_csv_without_detections_has_its_header(detect: Run, photo: Path) -> None:
     outcome = detect(photo, "--no-save", "--format", "csv", "--score-threshold", 1)
     assert outcome.out == "photo,name,label,category_id,score,x0,y0,x1,y1\n"
 
 
-def test_packed_weights_are_kept(detect, photo: Path, tmp_path: Path, monkeypatch) -> None:
+def test_packed_weights_are_kept(
+    detect: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSEDET_CACHE", str(tmp_path / "kept"))
     plain = detect(photo, "--no-save", "--format", "csv").out
     assert not (tmp_path / "kept").exists()
@@ -159,7 +161,7 @@ def test_packed_weights_are_kept(detect, photo: Path, tmp_path: Path, monkeypatc
         assert len(list((tmp_path / "kept" / "packed").iterdir())) == 1
 
 
-def test_resize(detect, photo: Path) -> None:
+def test_resize(detect: Run, photo: Path) -> None:
     tall = photo.with_name("tall.png")
     cv2.imwrite(str(tall), picture(200, 60))
     fit, stretch, default = (
@@ -199,7 +201,7 @@ BAD_PHOTOS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_PHOTOS)
-def test_bad_photograph(detect, tmp_path: Path, case: str) -> None:
+def test_bad_photograph(detect: Run, tmp_path: Path, case: str) -> None:
     make, word = BAD_PHOTOS[case]
     bad = tmp_path / "bad.png"
     bad.write_bytes(make())
@@ -209,7 +211,7 @@ def test_bad_photograph(detect, tmp_path: Path, case: str) -> None:
     assert tree(tmp_path) == before
 
 
-def test_a_photograph_that_is_no_file(detect, tmp_path: Path) -> None:
+def test_a_photograph_that_is_no_file(detect: Run, tmp_path: Path) -> None:
     refused(detect(tmp_path / "none.jpg"), "none.jpg", "No such file")
     refused(detect(tmp_path), str(tmp_path), "not a file")
     refused(detect(tmp_path / ("x" * 300 + ".jpg")), "name too long")
@@ -217,7 +219,7 @@ def test_a_photograph_that_is_no_file(detect, tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-def test_one_bad_file_among_many(detect, photo: Path, tmp_path: Path) -> None:
+def test_one_bad_file_among_many(detect: Run, photo: Path, tmp_path: Path) -> None:
     others = []
     for name, data in (("empty.png", b""), ("good.jpg", encoded(".jpg")), ("text.jpg", b"text")):
         others.append(photo.with_name(name))
@@ -234,7 +236,7 @@ def test_one_bad_file_among_many(detect, photo: Path, tmp_path: Path) -> None:
     assert sorted(tree(tmp_path / "out")) == ["good.jpg", "street.png"]
 
 
-def test_many_bad_files_leave_no_folder(detect, tmp_path: Path) -> None:
+def test_many_bad_files_leave_no_folder(detect: Run, tmp_path: Path) -> None:
     outcome = detect(tmp_path / "a.jpg", tmp_path / "b.jpg", "-o", tmp_path / "out")
     assert outcome.code == 2 and "2 of 2" in outcome.err
     assert tree(tmp_path) == {}
@@ -245,7 +247,7 @@ def test_many_bad_files_leave_no_folder(detect, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------ bad outputs, flags
 
 
-def test_an_output_that_cannot_be_written(detect, photo: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written(detect: Run, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a file")
     second = photo.with_name("second.png")
     second.write_bytes(photo.read_bytes())
@@ -260,7 +262,7 @@ def test_an_output_that_cannot_be_written(detect, photo: Path, tmp_path: Path) -
     assert tree(tmp_path) == before
 
 
-def test_a_read_only_folder(detect, photo: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder(detect: Run, photo: Path, tmp_path: Path) -> None:
     photo.parent.chmod(0o555)
     try:
         if os.access(photo.parent, os.W_OK):
@@ -287,7 +289,7 @@ def bad_models(folder: Path, good: Path) -> Iterator[tuple[Path, str]]:
         yield folder / name, word
 
 
-def test_wrong_model_files(run, photo: Path, small_model: Path, tmp_path: Path) -> None:
+def test_wrong_model_files(run: Run, photo: Path, small_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     for path, word in bad_models(folder, small_model):
@@ -309,13 +311,17 @@ def test_wrong_model_files(run, photo: Path, small_model: Path, tmp_path: Path) 
         (("--score-threshold", "nan"), "--score-threshold is nan"),
     ],
 )
-def test_bad_values(run, small_model: Path, photo: Path, tmp_path: Path, flags, word) -> None:
+def test_bad_values(
+    run: Run, small_model: Path, photo: Path, tmp_path: Path, flags: tuple[str, ...], word: str
+) -> None:
     before = tree(tmp_path)
     refused(run("detect", photo, "--model", small_model, *flags), word)
     assert tree(tmp_path) == before
 
 
-def test_a_bad_environment(run, detect, photo, small_model, monkeypatch) -> None:
+def test_a_bad_environment(
+    run: Run, detect: Run, photo: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSEDET_ISA", "mmx")
     refused(detect(photo), "'mmx'")
     refused(run("info", small_model), "'mmx'")
@@ -335,12 +341,12 @@ def test_a_bad_environment(run, detect, photo, small_model, monkeypatch) -> None
         ("train", "--annotations", "a", "--images", "b", "--output", "c", "--optimizer", "lion"),
     ],
 )
-def test_what_argparse_refuses(run, arguments) -> None:
+def test_what_argparse_refuses(run: Run, arguments: tuple[str, ...]) -> None:
     outcome = run(*arguments)
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err.startswith("usage: sparsedet")
     assert re.match(r"sparsedet.*: error: ", outcome.err.splitlines()[-1])
 
 
-def test_version(run) -> None:
+def test_version(run: Run) -> None:
     assert run("--version").out == f"sparsedet {sparsedet.__version__}\n"

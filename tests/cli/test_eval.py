@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from helpers.coco_files import coco
-from helpers.commands import Outcome, refused, tree
+from helpers.commands import Outcome, Run, refused, tree
 from helpers.small import SMALL
 
 from sparsedet.model.file import load_model, save_model
 
 
 @pytest.fixture
-def evaluate(run, small_model: Path) -> Callable[..., Outcome]:
+def evaluate(run: Run, small_model: Path) -> Callable[..., Outcome]:
     pytest.importorskip("pycocotools")
 
     def call(files: tuple[Path, Path], *flags: object) -> Outcome:
@@ -37,7 +37,7 @@ def evaluate(run, small_model: Path) -> Callable[..., Outcome]:
     return call
 
 
-def test_eval(evaluate, tmp_path: Path) -> None:
+def test_eval(evaluate: Run, tmp_path: Path) -> None:
     files = coco(tmp_path)
     outcome = evaluate(files, "--json", tmp_path / "s.json", "--results", tmp_path / "r.json")
     assert outcome.code == 0 and outcome.err == ""
@@ -50,7 +50,7 @@ def test_eval(evaluate, tmp_path: Path) -> None:
     assert {r["category_id"] for r in results} <= set(SMALL.category_ids)
 
 
-def test_single_bad_annotations_are_counted_warnings(evaluate, tmp_path: Path) -> None:
+def test_single_bad_annotations_are_counted_warnings(evaluate: Run, tmp_path: Path) -> None:
     one = {"id": 1, "image_id": 1, "category_id": 17, "iscrowd": 0, "area": 9}
     bad = [
         {**one, "bbox": [500, 500, 3, 3]},
@@ -85,7 +85,7 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_COCO)
-def test_bad_data_set(evaluate, tmp_path: Path, case: str) -> None:
+def test_bad_data_set(evaluate: Run, tmp_path: Path, case: str) -> None:
     changes, word = BAD_COCO[case]
     files = coco(tmp_path, **changes)
     before = tree(tmp_path)
@@ -93,7 +93,7 @@ def test_bad_data_set(evaluate, tmp_path: Path, case: str) -> None:
     assert tree(tmp_path) == before
 
 
-def test_bad_eval(evaluate, tmp_path: Path) -> None:
+def test_bad_eval(evaluate: Run, tmp_path: Path) -> None:
     path, images = coco(tmp_path)
     (tmp_path / "text.json").write_text("no json")
     (tmp_path / "list.json").write_text("[1]")
@@ -112,7 +112,7 @@ def test_bad_eval(evaluate, tmp_path: Path) -> None:
     assert outcome.code == 0 and outcome.err.count("sparsedet: warning: ") == 1
 
 
-def test_eval_report(evaluate, tmp_path: Path) -> None:
+def test_eval_report(evaluate: Run, tmp_path: Path) -> None:
     files = coco(tmp_path)
     page, figures = tmp_path / "r.html", tmp_path / "s.json"
     outcome = evaluate(files, "--report", page, "--json", figures, "--score-threshold", 0.1)
@@ -138,7 +138,7 @@ def test_eval_report(evaluate, tmp_path: Path) -> None:
     assert evaluate(files, "--report", page, "--overwrite").code == 0
 
 
-def test_compare(run, small_model: Path, tmp_path: Path) -> None:
+def test_compare(run: Run, small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     annotations, images = coco(tmp_path)
     target = tmp_path / "c.json"
@@ -159,7 +159,7 @@ def test_compare(run, small_model: Path, tmp_path: Path) -> None:
 
     outcome = call(small_model, small_model, "--json", target)
     assert outcome.code == 0 and outcome.err == ""
-    assert "2 photographs" in outcome.out and "do not tell them apart" in outcome.out
+    assert "2 images" in outcome.out and "do not tell them apart" in outcome.out
     data = json.loads(target.read_text())
     assert data["a"]["scores"]["stats"] == data["b"]["scores"]["stats"]
     assert data["a"]["size_mb"] == small_model.stat().st_size / 1e6

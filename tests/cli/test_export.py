@@ -16,7 +16,9 @@ from sparsedet.model.file import load_model
 pytest.importorskip("onnx")
 
 
-def test_onnx_is_written(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_onnx_is_written(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import onnx
 
     target = tmp_path / "model.onnx"
@@ -89,7 +91,7 @@ def test_refusals(
     says: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["export", *flags]) == 2
@@ -99,7 +101,7 @@ def test_refusals(
 
 
 def test_int8_needs_nncf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     cv2.imwrite(str(tmp_path / "a.png"), picture())
@@ -108,20 +110,20 @@ def test_int8_needs_nncf(
     assert "sparsedet[quantize]" in capsys.readouterr().err
 
 
-def test_calibration_photographs_are_chosen_by_name(tmp_path: Path) -> None:
+def test_calibration_images_are_chosen_by_name(tmp_path: Path) -> None:
     from sparsedet.errors import InputError
-    from sparsedet.exporters.nncf import blobs, calibration_photographs
+    from sparsedet.exporters.nncf import blobs, calibration_images
 
     for name in ("a.png", "b.png", "c.txt"):
         cv2.imwrite(str(tmp_path / name.replace("txt", "png")), picture())
     (tmp_path / "c.txt").write_text("")
-    chosen = calibration_photographs(tmp_path, 2)
-    assert chosen == calibration_photographs(tmp_path, 2) and len(set(chosen)) == 2
-    assert len(calibration_photographs(tmp_path, None)) == 3
-    with pytest.raises(InputError, match="3 photographs, 4 are asked for"):
-        calibration_photographs(tmp_path, 4)
-    with pytest.raises(InputError, match="no folder"):
-        calibration_photographs(tmp_path / "a.png", 1)
+    chosen = calibration_images(tmp_path, 2)
+    assert chosen == calibration_images(tmp_path, 2) and len(set(chosen)) == 2
+    assert len(calibration_images(tmp_path, None)) == 3
+    with pytest.raises(InputError, match="holds 3 images, but 4 are asked for"):
+        calibration_images(tmp_path, 4)
+    with pytest.raises(InputError, match="not a folder"):
+        calibration_images(tmp_path / "a.png", 1)
     from helpers.small import SMALL
 
     (first,) = blobs(chosen[:1], SMALL, "NCHW")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from helpers.commands import refused
+from helpers.commands import Run, refused
 
 import sparsedet
 from sparsedet.model.file import save_model, tensor_shapes
@@ -15,7 +15,7 @@ from sparsedet.model.presets import preset
 PUBLISHED = ("52,792,416", "847.46", "363.04", "849.91", "364.21")
 
 
-def test_info_of_the_published_preset(run) -> None:
+def test_info_of_the_published_preset(run: Run) -> None:
     outcome = run("info", "--preset", "r101-c4")
     assert outcome.code == 0 and outcome.err == ""
     for figure in PUBLISHED:
@@ -27,7 +27,7 @@ def test_info_of_the_published_preset(run) -> None:
     assert "363.04 GFLOPs by convolutions and fully connected layers with 1 regions" in one
 
 
-def test_info_of_a_file_of_the_published_network(run, tmp_path: Path) -> None:
+def test_info_of_a_file_of_the_published_network(run: Run, tmp_path: Path) -> None:
     config = preset("r101-c4")
     tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
     tensors["rpn.conv.bias"][:] = 1
@@ -46,7 +46,7 @@ def test_info_of_a_file_of_the_published_network(run, tmp_path: Path) -> None:
         assert text in outcome.out
 
 
-def test_info_counts_zeros_a_layer(run, small_model: Path) -> None:
+def test_info_counts_zeros_a_layer(run: Run, small_model: Path) -> None:
     out = run("info", small_model).out
     tensors = sparsedet.load_model(small_model).tensors
     total = sum(t.size for t in tensors.values())
@@ -61,14 +61,14 @@ def test_info_counts_zeros_a_layer(run, small_model: Path) -> None:
     assert any(f"instruction set here: {isa}" in out for isa in sparsedet.available_isas())
 
 
-def test_bad_info(run, small_model: Path) -> None:
+def test_bad_info(run: Run, small_model: Path) -> None:
     refused(run("info", "--preset", "r102"), "'r102'", "r101-c4")
     refused(run("info", small_model, "--rois", 0), "--rois is 0")
     refused(run("info", small_model, "--preset", "r101-c4"), "not both")
     refused(run("info", "--preset", "r101-c4", "--operations"), "a preset has no weights")
 
 
-def test_the_embedded_model(run, photo: Path, embedded: Path) -> None:
+def test_the_embedded_model(run: Run, photo: Path, embedded: Path) -> None:
     out = run("info").out
     found = re.search(r"sparsity (\d+\.\d+) % of all weights and biases", out)
     assert found and float(found[1]) >= 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.commands import python, refused, tree
+from helpers.commands import Run, python, refused, tree
 
 
 @pytest.mark.parametrize("command", ["train", "prune"])
@@ -25,7 +25,9 @@ from helpers.commands import python, refused, tree
         ("{}", ("--sparsity", "0.5", "--prune-end", "2000"), "prune_end is 2000"),
     ],
 )
-def test_bad_recipes(run, tmp_path: Path, command, recipe, flags, word) -> None:
+def test_bad_recipes(
+    run: Run, tmp_path: Path, command: str, recipe: str, flags: tuple[str, ...], word: str
+) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(recipe)
     before = tree(tmp_path)

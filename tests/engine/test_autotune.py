@@ -1,4 +1,4 @@
-"""The plan: what it says of each operation, measuring instead, and its file."""
+"""The algorithms of the operations: their report, the tuning, and the tuning file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsedet.model.file import load_model
 
 def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:
     model = load_model(small_model)
-    every = [name for name, *_ in Engine(SMALL, model.tensors, threads=1).native.planned]
+    every = [name for name, *_ in Engine(SMALL, model.tensors, threads=1).native.planned_ops]
     dense = Engine(
         SMALL, model.tensors, threads=1, hoist=False, algorithms=dict.fromkeys(every, "dense")
     )
@@ -36,7 +36,9 @@ def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:
         assert row.gflop == pytest.approx((1 - row.sparsity) * rows[name].gflop)
 
 
-def test_show_tune_and_use(small_model: Path, tmp_path: Path, capsys) -> None:
+def test_show_tune_and_use(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = tmp_path / "plan.json"
     assert main(["info", str(small_model), "--operations", "--autotune", str(plan)]) == 0
     out = capsys.readouterr().out
@@ -45,7 +47,8 @@ def test_show_tune_and_use(small_model: Path, tmp_path: Path, capsys) -> None:
     photo = picture()
     tuned = Detector.load(small_model, threads=1, tuning=plan)
     usual = Detector.load(small_model, threads=1)
-    used = {name: method for name, method, *_ in tuned.engine.native.planned}
+    assert isinstance(tuned.engine, Engine)
+    used = {name: algorithm for name, algorithm, *_ in tuned.engine.native.planned_ops}
     assert used == load_tuning(plan)
     assert np.allclose(tuned(photo).scores, usual(photo).scores, atol=1e-4)
     assert main(["info", str(small_model), "--autotune", str(plan)]) == 2

@@ -1,26 +1,27 @@
-"""int8: operations to the bit, ranges, the file that holds them, and the command.
+"""int8: operations to the bit, clipping thresholds, their file, and the command.
 
-With scales that are powers of two and whole numbers as weights every step is exact in float64, so
-int8 results are those of torch, rounded once, to the bit.
+With powers of two as scales and integers as weights, every step is exact in float64: int8 results
+equal torch's, rounded once, to the bit.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from helpers.small import SMALL
-from helpers.small import picture as photograph
+from helpers.small import picture as image
 from numpy.typing import NDArray
 
 from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
 from sparsedet.engine import Engine, choose_precision
-from sparsedet.engine.calibrate import _cheapest, calibrate
+from sparsedet.engine.calibrate import _clipping_threshold, calibrate
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input
@@ -35,10 +36,10 @@ needs_int8 = pytest.mark.skipif(len(INT8_ISAS) < 2, reason="this CPU has no VNNI
 
 
 def network_input_of(seed: int = 0) -> NDArray[np.uint8]:
-    return to_network_input(photograph(seed=seed), SMALL.input_height, SMALL.input_width)[0]
+    return to_network_input(image(seed=seed), SMALL.input_height, SMALL.input_width)[0]
 
 
-def calibrated(tensors: dict[str, NDArray[Any]]) -> dict[str, float]:
+def calibrated(tensors: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     return calibrate(SMALL, tensors, [network_input_of(seed) for seed in range(3)], threads=1)
 
 
@@ -58,7 +59,7 @@ def whole_numbers(config: ModelConfig) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-class Steps:
+class QuantizationSteps:
     """What a byte's step is worth for each tensor: powers of two, about as large as whole numbers
     make the outputs."""
 
@@ -93,10 +94,10 @@ class Steps:
         return ((exact / self.steps[name]).round().clamp(low, high) * self.steps[name]).float()
 
 
-def check_exact(config: ModelConfig, isa: str, sizes: Any, truth: Any) -> None:
+def check_exact(config: ModelConfig, isa: str, sizes: Any, reference: Any) -> None:
     import torch
 
-    tensors, steps, rng = whole_numbers(config), Steps(config), np.random.default_rng(1)
+    tensors, steps, rng = whole_numbers(config), QuantizationSteps(config), np.random.default_rng(1)
     engine = Engine(
         config,
         tensors,
@@ -106,46 +107,46 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any, truth: Any) -> None:
         precision="int8",
         clipping_thresholds=steps.clipping_thresholds,
     ).native
-    model = truth(config, tensors).double()
+    model = reference(config, tensors).double()
     for layer, _, _ in lower(config, tensors):
         for batch, height, width in sizes(layer):
             x = steps.values(layer.source, (batch, layer.in_channels, height, width), rng)
             shaped = torch.from_numpy(x).double()
             if not layer.weights:
                 padded = torch.nn.functional.pad(shaped, layer.padding * 2)
-                want = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
+                expected = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
             else:
                 members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
                 shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
-                want = torch.cat([member(shaped) for member in members], dim=1)
-                want = want[..., None, None] if layer.kind == "linear" else want
+                expected = torch.cat([member(shaped) for member in members], dim=1)
+                expected = expected[..., None, None] if layer.kind == "linear" else expected
             got = engine.run_op(layer.name, x)
-            assert np.array_equal(got, steps.rounded(layer.name, want)), (layer.name, x.shape)
+            assert np.array_equal(got, steps.rounded(layer.name, expected)), (layer.name, x.shape)
             assert got.size < 500 or len(np.unique(got)) > 20  # not all zero or cut off
             if layer.residual:
-                y = steps.values(layer.residual, tuple(want.shape), rng)
-                want = steps.rounded(layer.name, members[0](shaped, torch.from_numpy(y).double()))
+                y = steps.values(layer.residual, tuple(expected.shape), rng)
+                expected = steps.rounded(
+                    layer.name, members[0](shaped, torch.from_numpy(y).double())
+                )
                 got = engine.run_op(layer.name, x, y)
-                assert np.array_equal(got, want), (layer.name, "with a residual", x.shape)
+                assert np.array_equal(got, expected), (layer.name, "with a residual", x.shape)
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)
 @pytest.mark.parametrize("family", ["r101-c4", "r101-c4-detectron2", "r50half-c4"])
 @pytest.mark.usefixtures("one_torch_thread")
 def test_operations(family: str, isa: str) -> None:
-    pytest.importorskip("torch")
-    import test_engine
+    from helpers import engine as helper
 
-    check_exact(test_engine.small(family), isa, test_engine.own_size, test_engine.truth)
+    check_exact(helper.small(family), isa, helper.own_size, helper.torch_reference)
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)
 @pytest.mark.usefixtures("one_torch_thread")
 def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
-    pytest.importorskip("torch")
-    import test_engine
+    from helpers import engine as helper
 
-    config = test_engine.small(
+    config = helper.small(
         "r101-c4",
         blocks=(1, 1, 1, 1),
         bottleneck_channels=(150, 20, 20, 150),
@@ -156,14 +157,14 @@ def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
         batch = 3 if layer.component == "roi" else 1
         return [(batch, 1, 1) if layer.kind == "linear" else (batch, 7, 9)]
 
-    check_exact(config, isa, size, test_engine.truth)
+    check_exact(config, isa, size, helper.torch_reference)
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)
 @pytest.mark.parametrize("hoist", [True, False])
 def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> None:
     tensors = load_model(small_model).tensors
-    ranges, network_input = calibrated(tensors), network_input_of().astype(np.float32)
+    thresholds, network_input = calibrated(tensors), network_input_of().astype(np.float32)
     exact = Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist).native
     engine = Engine(
         SMALL,
@@ -172,33 +173,36 @@ def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> No
         isa=isa,
         hoist=hoist,
         precision="int8",
-        clipping_thresholds=ranges,
+        clipping_thresholds=thresholds,
     ).native
     features = exact.features(network_input)
 
-    def near(got: NDArray[Any], want: NDArray[Any], share: float) -> None:
-        assert got.shape == want.shape and np.abs(got - want).max() < share * np.abs(want).max()
+    def near(got: NDArray[Any], expected: NDArray[Any], share: float) -> None:
+        assert (
+            got.shape == expected.shape
+            and np.abs(got - expected).max() < share * np.abs(expected).max()
+        )
 
     near(engine.features(network_input), features, 0.06)
     boxes = np.array([[3, 5, 60, 50], [0, 0, 96, 64], [40, 20, 44, 60]], dtype=np.float32)
-    pairs = zip(engine.regions(features, boxes), exact.regions(features, boxes), strict=True)
-    for got, want in pairs:
-        near(got, want, 0.1)
+    pairs = zip(engine.roi_head(features, boxes), exact.roi_head(features, boxes), strict=True)
+    for got, expected in pairs:
+        near(got, expected, 0.1)
 
 
 @needs_int8
 def test_threads_and_forks_agree_to_the_bit(small_model: Path) -> None:
     tensors = load_model(small_model).tensors
-    ranges, network_input = calibrated(tensors), network_input_of()
+    thresholds, network_input = calibrated(tensors), network_input_of()
     engines = [
-        Engine(SMALL, tensors, threads=n, precision="int8", clipping_thresholds=ranges)
+        Engine(SMALL, tensors, threads=n, precision="int8", clipping_thresholds=thresholds)
         for n in (1, 2, 3)
     ]
     rows = [engine.run(network_input) for engine in (*engines, engines[1].fork())]
     assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
 
 
-# ------------------------------------------------------------------------------------- ranges
+# ---------------------------------------------------------------------- clipping thresholds
 
 
 def squared_error(x: NDArray[np.float64], top: float, steps: int) -> float:
@@ -208,20 +212,20 @@ def squared_error(x: NDArray[np.float64], top: float, steps: int) -> float:
 
 @pytest.mark.parametrize("steps", [127, 255])
 @pytest.mark.parametrize("kind", ["uniform", "normal", "outlier"])
-def test_a_range_costs_the_least(kind: str, steps: int) -> None:
+def test_a_clipping_threshold_costs_the_least(kind: str, steps: int) -> None:
     rng = np.random.default_rng(5)
     x = np.abs(rng.uniform(0, 3, 40000) if kind == "uniform" else rng.normal(0, 1, 40000))
     if kind == "outlier":
         x[0] = 40
     bits = x.astype(np.float32).view(np.int32) >> 18
-    found = _cheapest(np.bincount(bits, minlength=1 << 13), steps)
+    threshold = _clipping_threshold(np.bincount(bits, minlength=1 << 13), steps)
     best = min(squared_error(x, top, steps) for top in np.linspace(0.5, x.max(), 400))
-    assert squared_error(x, found, steps) < 1.1 * best
+    assert squared_error(x, threshold, steps) < 1.1 * best
 
 
-def test_ranges_follow_their_layer(small_model: Path) -> None:
+def test_clipping_thresholds_follow_their_layer(small_model: Path) -> None:
     """Twice a convolution's weights and biases: twice its output and its range, no other one."""
-    tensors = dict(load_model(small_model).tensors)
+    tensors: dict[str, NDArray[Any]] = dict(load_model(small_model).tensors)
     before = calibrated(tensors)
     for name in ("rpn.conv.weight", "rpn.conv.bias"):
         tensors[name] = 2 * tensors[name]
@@ -231,11 +235,11 @@ def test_ranges_follow_their_layer(small_model: Path) -> None:
     assert list(before) == int8_layers(SMALL)
     assert after.pop("rpn.conv") == pytest.approx(2 * before.pop("rpn.conv"))
     assert after == before
-    assert _cheapest(np.bincount([0], minlength=1 << 13), 255) == 0.0
+    assert _clipping_threshold(np.bincount([0], minlength=1 << 13), 255) == 0.0
 
 
-def test_no_photograph(small_model: Path) -> None:
-    with pytest.raises(InputError, match="no photograph"):
+def test_no_image(small_model: Path) -> None:
+    with pytest.raises(InputError, match="no image"):
         calibrate(SMALL, load_model(small_model).tensors, [])
 
 
@@ -273,14 +277,14 @@ def test_the_file_keeps_its_weights(quantized: Path, small_model: Path) -> None:
 @needs_int8
 def test_detect_and_plan(quantized: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exact, fast = Detector.load(quantized), Detector.load(quantized, precision="int8")
-    a, b = exact(photograph()), fast(photograph())
+    a, b = exact(image()), fast(image())
     assert len(a) and len(b) and abs(a.scores[0] - b.scores[0]) < 0.1
     command = ["detect", str(photo), "--no-save", "--model", str(quantized)]
     assert main([*command, "--precision", "int8"]) == 0
     capsys.readouterr()
     assert main(["info", str(quantized), "--operations", "--precision", "int8"]) == 0
     out = capsys.readouterr().out
-    assert " words " in out and ", int8, " in out
+    assert " elements " in out and ", int8, " in out
 
 
 def test_refusals(
@@ -300,13 +304,13 @@ def test_refusals(
     empty.mkdir()
     again = ("quantize", small_model, "--images", folder, "--output")
     assert "exists already" in refused(*again, quantized)
-    assert "no folder" in refused(*again, folder / "none" / "x.safetensors")
+    assert "is not a folder" in refused(*again, folder / "none" / "x.safetensors")
     assert "at least 1" in refused(*again, new, "--calibration-images", 0)
-    assert "no photographs" in refused("quantize", small_model, "--images", empty, "--output", new)
+    assert "holds no images" in refused("quantize", small_model, "--images", empty, "--output", new)
     assert not new.exists()
 
 
-def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
+def test_bad_clipping_thresholds(small_model: Path, tmp_path: Path) -> None:
     model = load_model(small_model)
     good = dict.fromkeys(int8_layers(SMALL), 1.0)
     bad: list[tuple[dict[str, Any], str]] = [
@@ -317,9 +321,9 @@ def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
             for value in (-1.0, float("inf"), 1e39, "1", True, None)
         ),
     ]
-    for ranges, message in bad:
+    for thresholds, message in bad:
         with pytest.raises(InputError, match=message):
-            save_model(tmp_path / "x", SMALL, model.tensors, {}, clipping_thresholds=ranges)
+            save_model(tmp_path / "x", SMALL, model.tensors, {}, clipping_thresholds=thresholds)
     path = tmp_path / "y"
     save_model(path, SMALL, model.tensors, {}, clipping_thresholds=good)
     data, old = path.read_bytes(), b'\\"rpn.conv\\":1.0'
@@ -331,13 +335,13 @@ def test_bad_ranges(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_int8() -> None:
-    tensors, ranges = random_tensors(SMALL, 0.5), dict.fromkeys(int8_layers(SMALL), 1.0)
+    tensors, thresholds = random_tensors(SMALL, 0.5), dict.fromkeys(int8_layers(SMALL), 1.0)
     assert choose_precision("int8") == "int8"
     with pytest.raises(InputError, match="sparsedet quantize"):
         Engine(SMALL, tensors, isa="scalar", precision="int8")
     for isa in sorted(set(_native.available_isas()) - set(INT8_ISAS)):
         with pytest.raises(InputError, match=f"'int8' is not available with '{isa}'"):
-            Engine(SMALL, tensors, isa=isa, precision="int8", clipping_thresholds=ranges)
+            Engine(SMALL, tensors, isa=isa, precision="int8", clipping_thresholds=thresholds)
 
 
 # ---------------------------------------------------------------------------- zeros in blocks
@@ -352,15 +356,17 @@ FOURS = replace(
 
 
 def test_blocks_of_zeros_are_left_out() -> None:
-    ranges = dict.fromkeys(int8_layers(FOURS), 1.0)
+    thresholds = dict.fromkeys(int8_layers(FOURS), 1.0)
     size = sum(t.size for t in random_tensors(FOURS, 0.0).values())
-    for pattern, expected in (("1x4", 0.42), ("unstructured", 1 - 0.58**4)):
+    cases: tuple[tuple[Literal["1x4", "unstructured"], float], ...]
+    cases = (("1x4", 0.42), ("unstructured", 1 - 0.58**4))
+    for pattern, expected in cases:
         tensors = random_tensors(FOURS, 0.55, pattern=pattern)
         assert sum(int((t == 0).sum()) for t in tensors.values()) >= 0.55 * size
         native = Engine(
-            FOURS, tensors, isa="scalar", precision="int8", clipping_thresholds=ranges
+            FOURS, tensors, isa="scalar", precision="int8", clipping_thresholds=thresholds
         ).native
-        words = {name: share for name, _, _, _, share, *_ in native.planned}
-        assert words["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
-    with pytest.raises(InputError, match="in fours"):
+        density = {name: value for name, _, _, _, value, *_ in native.planned_ops}
+        assert density["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
+    with pytest.raises(InputError, match="a multiple of 4 input channels"):
         random_tensors(SMALL, 0.5, pattern="1x4")

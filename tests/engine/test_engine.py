@@ -1,115 +1,56 @@
 """The engine against the torch reference: operations, stages, the end result, and repeatability.
 
-Weights are random and sparse, rescaled so that pictures yield many detections of many classes.
+Weights are random and sparse, rescaled so that images yield many detections of many classes.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sparsedet.detector import embedded_model
-from sparsedet.engine import Engine, available_isas
+from sparsedet.engine import Engine
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
+from sparsedet.evaluation.agreement import pair
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.images.read import read_image
 from sparsedet.model import boxes as np_boxes
 from sparsedet.model.c4 import build_network
-from sparsedet.model.config import COCO_NAMES, ModelConfig
+from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import load_model
 from sparsedet.model.graph import Layer
 from sparsedet.model.presets import preset
 from sparsedet.testing import calibrated_random_tensors, random_tensors
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("torchvision")
+ops = pytest.importorskip("torchvision.ops")
 
-import torchvision.ops as ops  # noqa: E402
+from helpers.engine import (  # noqa: E402
+    ISAS,
+    Tensors,
+    as_batch,
+    check_stages,
+    deviation,
+    families,
+    lively,
+    own_size,
+    small,
+    synthetic_image,
+    torch_reference,
+)
 
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 F32 = NDArray[np.float32]
-ISAS = available_isas()
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-# Odd channel counts everywhere, a network input that 16 does not divide.
-SMALL: dict[str, Any] = dict(
-    input_height=97,
-    input_width=131,
-    blocks=(1, 2, 2, 2),
-    stem_channels=13,
-    bottleneck_channels=(7, 13, 18, 21),
-    stage_channels=(20, 35, 52, 61),
-    rpn_channels=33,
-    class_names=COCO_NAMES[:20],
-    category_ids=tuple(range(1, 21)),
-    anchor_sizes=(16.0, 32.0, 64.0),
-    proposals=80,
-    rpn_pre_nms=400,
-)
-# The two families of weights, and the small default: stride in the first 1x1 or in the 3x3,
-# padding on both sides or mostly before, background first or last, with deltas or without,
-# adaptive RoI sampling or not, empty proposals removed or not.
-FAMILIES = ("r101-c4", "r101-c4-detectron2", "r50half-c4")
-families = pytest.mark.parametrize("family", FAMILIES)
-
-
-def small(family: str, **changes: Any) -> ModelConfig:
-    return replace(preset(family), **{**SMALL, **changes})
-
-
-def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth blobs and sharp edges, BGR."""
-    rng = np.random.default_rng(seed)
-    out = np.zeros((height, width, 3), np.float32)
-    for scale in (3, 9, 27):
-        noise = cv2.GaussianBlur(rng.standard_normal(out.shape).astype(np.float32), (0, 0), scale)
-        out += noise / noise.std()
-    for _ in range(20):
-        corners = rng.integers(0, (width, height), (2, 2)).tolist()
-        cv2.rectangle(out, *corners, rng.standard_normal(3).tolist(), int(rng.integers(1, 4)))
-    return np.clip(128 + 50 * out, 0, 255).astype(np.uint8)
-
-
-Tensors = dict[str, NDArray[Any]]
-
-
-@functools.cache
-def lively(family: str, sparsity: float = 0.5) -> Tensors:
-    config = small(family)
-    return calibrated_random_tensors(
-        config, sparsity, picture(config.input_height, config.input_width)
-    )
-
-
-def truth(config: ModelConfig, tensors: Tensors) -> FasterRCNN:
-    model = FasterRCNN(config)
-    model.load_tensors(tensors)
-    return model.requires_grad_(False)
-
-
-def as_batch(network_input: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(network_input.transpose(2, 0, 1)[None]))
-
-
-def deviation(got: NDArray[Any], want: NDArray[Any] | torch.Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    want = np.asarray(want)
-    assert got.shape == want.shape
-    if not want.size:
-        return 0.0
-    assert np.isfinite(got).all()
-    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +70,7 @@ def check_operations(
 ) -> None:
     """Every operation on random inputs (batch, rows, columns) against the torch layer."""
     engine = Engine(config, tensors, threads=1, isa=isa, hoist=False).native
-    model = truth(config, tensors)
+    model = torch_reference(config, tensors)
     rng = np.random.default_rng(1)
     for layer, _, _ in lower(config, tensors):
         for batch, height, width in sizes(layer):
@@ -137,27 +78,20 @@ def check_operations(
             if not layer.weights:  # pooling reads what left a ReLU
                 x = np.maximum(x, 0)
                 padded = torch.nn.functional.pad(torch.from_numpy(x), layer.padding * 2)
-                want = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
-                assert np.array_equal(engine.run_op(layer.name, x), want), layer.name
+                expected = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
+                assert np.array_equal(engine.run_op(layer.name, x), expected), layer.name
                 continue
             members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
             shaped = torch.from_numpy(x)
             shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
-            want = torch.cat([member(shaped) for member in members], dim=1)
-            want = want[..., None, None] if layer.kind == "linear" else want
-            assert deviation(engine.run_op(layer.name, x), want) < 1e-5, (layer.name, x.shape)
+            expected = torch.cat([member(shaped) for member in members], dim=1)
+            expected = expected[..., None, None] if layer.kind == "linear" else expected
+            assert deviation(engine.run_op(layer.name, x), expected) < 1e-5, (layer.name, x.shape)
             if layer.residual:
-                y = rng.standard_normal(want.shape, dtype=np.float32)
-                want = members[0](shaped, torch.from_numpy(y))
+                y = rng.standard_normal(expected.shape, dtype=np.float32)
+                expected = members[0](shaped, torch.from_numpy(y))
                 got = engine.run_op(layer.name, x, y)
-                assert deviation(got, want) < 1e-5, (layer.name, "with a residual", x.shape)
-
-
-def own_size(layer: Layer) -> list[tuple[int, ...]]:
-    """Maps: the layer's own size and small ones; regions: less and more than a block of lanes."""
-    if layer.component == "roi":
-        return [(batch, *layer.in_size) for batch in (1, 3, 64, 67)]
-    return [(1, *size) for size in (layer.in_size, (2, 2), (5, 16), (16, 5), (9, 33))]
+                assert deviation(got, expected) < 1e-5, (layer.name, "with a residual", x.shape)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -168,7 +102,7 @@ def test_operations(family: str, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
-    """More columns than a panel holds and more rows than a chunk has, in maps and regions."""
+    """More columns than a panel holds and more rows than a chunk has, in feature maps and RoIs."""
     config = small(
         "r101-c4",
         blocks=(1, 1, 1, 1),
@@ -188,48 +122,12 @@ def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) 
 # ------------------------------------------------------------------------------------ stages
 
 
-def check_stages(
-    engine: Engine, model: FasterRCNN, network_input: NDArray[np.uint8], tolerance: float
-) -> None:
-    """Each stage on the torch reference's input of that stage."""
-    native, (height, width) = engine.native, network_input.shape[:2]
-    native.plan(height, width)
-    features = model.features(as_batch(network_input))
-    assert deviation(native.features(network_input), features[0]) < tolerance
-    flat = np.ascontiguousarray(features[0])
-
-    logits, deltas = (t[0] for t in model.rpn_outputs(features))
-    got = native.rpn(flat)
-    assert deviation(got[0], logits) < tolerance and deviation(got[1], deltas) < tolerance
-
-    proposals = model.proposals(logits, deltas, model.anchors(features), height, width)
-    got = native.proposals(logits.numpy(), deltas.numpy())
-    assert got.shape == proposals.shape and len(got) > 0
-    assert np.abs(got - proposals.numpy()).max() < 1e-3
-
-    aligned = model.roi_features(features, [proposals])
-    rois = proposals.numpy()
-    assert deviation(native.roi_features(flat, rois), aligned) < tolerance
-
-    class_logits, box_deltas = model.head(aligned)
-    got = native.regions(flat, rois)
-    assert deviation(got[0], class_logits) < tolerance
-    assert deviation(got[1], box_deltas) < tolerance
-
-    scale = np.array([width, height] * 2, np.float32)
-    found, scores, labels = model.detect(class_logits, box_deltas, proposals, height, width)
-    rows = native.detect(class_logits.numpy(), box_deltas.numpy(), rois)
-    assert np.array_equal(rows[:, 1], labels) and (rows[:, 0] == 0).all()
-    assert np.abs(rows[:, 2] - scores.numpy()).max(initial=0) < 1e-6
-    assert np.abs(rows[:, 3:] * scale - found.numpy()).max(initial=0) < 1e-3
-
-
 # ------------------------------------------------------------------------------- end to end
 
 
 @dataclass
-class Found:
-    """Boxes (N, 4) with scores (N,), best first, and labels (N,), as one side found them."""
+class Boxes:
+    """Boxes (N, 4) with scores (N,), best first, and labels (N,), from one side."""
 
     boxes: F32
     scores: F32
@@ -237,7 +135,7 @@ class Found:
 
 
 def differences(
-    ours: Found, theirs: Found, nms: float, limit: int, low: float = -np.inf, tie: float = 1e-4
+    ours: Boxes, theirs: Boxes, nms: float, limit: int, low: float = -np.inf, tie: float = 1e-4
 ) -> list[str]:
     """A line for each box without a partner of equal label, IoU > 0.99 and score within `tie`.
 
@@ -247,19 +145,19 @@ def differences(
     """
     empty = np_boxes.area(ours.boxes)[:, None] + np_boxes.area(theirs.boxes) == 0
     apart = np.abs(ours.boxes[:, None] - theirs.boxes).max(axis=2, initial=0)
-    partners = (
+    candidates = (
         np.where(empty, apart < 0.01, np_boxes.iou(ours.boxes, theirs.boxes) > 0.99)
         & (ours.labels[:, None] == theirs.labels)
         & (np.abs(ours.scores[:, None] - theirs.scores) < tie)
     )
-    for i in range(len(partners)):  # one partner each
-        for j in np.flatnonzero(partners[i])[:1]:
-            partners[i], partners[:, j], partners[i, j] = False, False, True
-    both = Found(*(np.concatenate([getattr(f, k) for f in (ours, theirs)]) for k in vars(ours)))
-    alone = np.concatenate([~partners.any(axis=1), ~partners.any(axis=0)])
+    partners = pair(candidates)
+    both = Boxes(*(np.concatenate([getattr(f, k) for f in (ours, theirs)]) for k in vars(ours)))
+    alone = np.ones(len(both.boxes), np.bool_)
+    alone[np.flatnonzero(partners >= 0)] = False
+    alone[len(ours.boxes) + partners[partners >= 0]] = False
     ends = [f.scores[-1] for f in (ours, theirs) if len(f.scores) == limit]
     lines = []
-    for i in np.flatnonzero(alone):
+    for i in map(int, np.flatnonzero(alone)):
         is_ours = i < len(ours.boxes)
         rank = i if is_ours else i - len(ours.boxes)
         box, score, label = both.boxes[i], both.scores[i], both.labels[i]
@@ -286,18 +184,19 @@ def test_only_ties_may_differ() -> None:
     scores, labels = np.array([0.9, 0.90005, 0.5, 0.05005], np.float32), np.array([1, 1, 1, 2])
 
     def check(ours: list[int], theirs: list[int], limit: int = 10, score_error: float = 0) -> int:
-        a, b = (Found(boxes[i], scores[i], labels[i]) for i in (ours, theirs))
+        a, b = (Boxes(boxes[i], scores[i], labels[i]) for i in (ours, theirs))
         return len(differences(a, replace(b, scores=b.scores + score_error), 0.5, limit, 0.05))
 
     assert check([0, 2, 3], [0, 2, 3], score_error=5e-5) == 0
     assert check([0, 2, 3], [0, 2]) == 1  # at the threshold
     assert check([0, 2], [1, 2]) == 2  # nearly equal scores, the one suppresses the other
     assert check([0], [1, 2], limit=2) == 3  # and then the next one finds room or not
-    for wrong in (
+    wrong_cases: tuple[Callable[[], int], ...] = (
         lambda: check([0, 2, 3], [0, 3]),
         lambda: check([0, 2, 3], [0, 2, 3], score_error=2e-4),
         lambda: check([0, 1, 2], [0, 2]),
-    ):
+    )
+    for wrong in wrong_cases:
         with pytest.raises(AssertionError, match="no reason"):
             wrong()
 
@@ -326,14 +225,14 @@ def check_end_to_end(
     features = model.features(batch)
     anchors = model.anchors(features)
 
-    def proposed(boxes: F32, logits: F32, deltas: F32) -> Found:
+    def proposed(boxes: F32, logits: F32, deltas: F32) -> Boxes:
         """With the logit of the anchor that each box was decoded from."""
         decoded = np_boxes.decode(
             deltas, anchors.numpy(), config.rpn_box_weights, config.delta_clamp
         )
         decoded = np_boxes.clip(decoded, *size)
         index = [int(np.abs(decoded - box).max(axis=1).argmin()) for box in boxes]
-        return Found(boxes, logits[index], np.zeros(len(boxes)))
+        return Boxes(boxes, logits[index], np.zeros(len(boxes)))
 
     outputs = native.rpn(native.features(network_input))
     our_proposals = native.proposals(*outputs)
@@ -347,10 +246,11 @@ def check_end_to_end(
     )
     if lines:
         same = torch.from_numpy(our_proposals)
-        found, scores, labels = model.detect(*model.regions(features, [same]), same, *size)
-        theirs = np.column_stack([0 * labels, labels, scores, found / scale])
+        boxes, scores, labels = model.detect(*model.regions(features, [same]), same, *size)
+        theirs = np.column_stack([0 * labels, labels, scores, boxes / scale])
     lines += differences(
-        *(Found(rows[:, 3:] * scale, rows[:, 2], rows[:, 1]) for rows in (ours, theirs)),
+        Boxes(ours[:, 3:] * scale, ours[:, 2], ours[:, 1]),
+        Boxes(theirs[:, 3:] * scale, theirs[:, 2], theirs[:, 1]),
         config.nms_threshold,
         config.max_detections,
         config.score_threshold,
@@ -365,8 +265,11 @@ def check_end_to_end(
 @families
 def test_stages_and_the_end_result(family: str, hoist: bool, isa: str) -> None:
     config, tensors = small(family), lively(family)
-    engine, model = Engine(config, tensors, threads=2, isa=isa, hoist=hoist), truth(config, tensors)
-    for network_input in (picture(97, 131), picture(160, 208, seed=1)):
+    engine, model = (
+        Engine(config, tensors, threads=2, isa=isa, hoist=hoist),
+        torch_reference(config, tensors),
+    )
+    for network_input in (synthetic_image(97, 131), synthetic_image(160, 208, seed=1)):
         check_stages(engine, model, network_input, 1e-4)
         check_end_to_end(engine, model, network_input, 50, 10)
 
@@ -383,7 +286,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[str], Tensors]]] = {
     "layers of zeros in the head": ({}, lambda f: with_layer(f, "res5.0.conv1", 0.0)),
     "a dense layer": ({}, lambda f: with_layer(f, "res4.1.conv2", 0.01)),
     "one proposal": ({"proposals": 1}, lively),
-    # No suppression: as many as wanted, in many blocks of regions.
+    # Without suppression: the full number, in many blocks of RoIs.
     "1000 proposals": (
         {"proposals": 1000, "rpn_pre_nms": 6000, "rpn_nms_threshold": 1.0},
         lively,
@@ -398,8 +301,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[str], Tensors]]] = {
 def test_variants(family: str, variant: str, hoist: bool) -> None:
     changes, make = VARIANTS[variant]
     config, tensors = small(family, **changes), make(family)
-    engine, model = Engine(config, tensors, threads=1, hoist=hoist), truth(config, tensors)
-    network_input = picture(160, 208, seed=2)
+    engine, model = (
+        Engine(config, tensors, threads=1, hoist=hoist),
+        torch_reference(config, tensors),
+    )
+    network_input = synthetic_image(160, 208, seed=2)
     check_stages(engine, model, network_input, 1e-4)
     check_end_to_end(engine, model, network_input, 1, 1)
     if variant == "1000 proposals":
@@ -408,21 +314,24 @@ def test_variants(family: str, variant: str, hoist: bool) -> None:
         assert len(engine.native.proposals(logits, deltas)) == 1000
 
 
-CANVASES = [(97, 131), (16, 16), (160, 208), (82, 128), (17, 400), (50, 96), (18, 32), (333, 16)]
+SIZES = [(97, 131), (16, 16), (160, 208), (82, 128), (17, 400), (50, 96), (18, 32), (333, 16)]
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("hoist", [True, False])
 @families
-def test_one_engine_serves_canvases_of_any_size_in_any_order(
+def test_one_engine_serves_inputs_of_any_size_in_any_order(
     family: str, hoist: bool, isa: str
 ) -> None:
-    """Exactly as engines of their own do: nothing is left over from what memory held before."""
+    """As an engine of its own for each size: nothing is left over from earlier memory contents."""
     config, tensors = small(family), lively(family)
-    engine, model = Engine(config, tensors, threads=1, isa=isa, hoist=hoist), truth(config, tensors)
+    engine, model = (
+        Engine(config, tensors, threads=1, isa=isa, hoist=hoist),
+        torch_reference(config, tensors),
+    )
     own = {}
-    for i, size in enumerate(CANVASES + CANVASES[::-1] + CANVASES[::2]):
-        network_input = picture(*size, seed=sum(size))
+    for i, size in enumerate(SIZES + SIZES[::-1] + SIZES[::2]):
+        network_input = synthetic_image(*size, seed=sum(size))
         if size not in own:
             fresh = Engine(config, tensors, threads=1, isa=isa, hoist=hoist)
             own[size] = fresh.native.features(network_input), fresh.run(network_input)
@@ -439,9 +348,9 @@ def test_one_engine_serves_canvases_of_any_size_in_any_order(
 @families
 def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
     config, tensors = small(family, proposals=150), lively(family)
-    network_input = picture(160, 208)
+    network_input = synthetic_image(160, 208)
     hoisted, plain = (Engine(config, tensors, threads=2, hoist=h).native for h in (True, False))
-    hoisted.plan(*network_input.shape[:2])
+    hoisted.plan_memory(*network_input.shape[:2])
     features = plain.features(network_input)
     rois = plain.proposals(*plain.rpn(features))
     # With boxes outside the map and without any area.
@@ -454,7 +363,7 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
         [500, 500, 600, 600],
     ]
     rois = np.vstack([rois, odd]).astype(np.float32)
-    for a, b in zip(hoisted.regions(features, rois), plain.regions(features, rois), strict=True):
+    for a, b in zip(hoisted.roi_head(features, rois), plain.roi_head(features, rois), strict=True):
         assert deviation(a, b) < 1e-5
 
 
@@ -462,28 +371,34 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
 @pytest.mark.parametrize("hoist", [True, False])
 def test_threads_and_runs_change_nothing_at_all(isa: str, hoist: bool) -> None:
     config, tensors = small("r101-c4", proposals=150), lively("r101-c4")
-    network_input = picture(160, 208)
-    want = None
+    network_input = synthetic_image(160, 208)
+    expected = None
     for threads, pin in [(1, False), (2, False), (2, True), (3, False), (7, False), (7, True)]:
         engine = Engine(config, tensors, threads=threads, isa=isa, pin=pin, hoist=hoist)
         assert engine.threads == threads
         for _ in range(2):
             rows = engine.run(network_input)
-            want = rows if want is None else want
-            assert len(rows) == 100 and np.array_equal(rows, want)
+            expected = rows if expected is None else expected
+            assert len(rows) == 100 and np.array_equal(rows, expected)
 
 
 def test_a_run_is_its_stages_one_after_the_other() -> None:
-    engine, network_input = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+    engine, network_input = (
+        Engine(small("r101-c4"), lively("r101-c4"), threads=2),
+        synthetic_image(97, 131),
+    )
     native = engine.native
     rows = engine.run(network_input)
     features = native.features(network_input)
     proposals = native.proposals(*native.rpn(features))
-    assert np.array_equal(native.detect(*native.regions(features, proposals), proposals), rows)
+    assert np.array_equal(native.detect(*native.roi_head(features, proposals), proposals), rows)
 
 
-def test_canvases_as_floats_or_in_another_order_of_memory() -> None:
-    engine, network_input = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+def test_inputs_as_floats_or_in_another_order_of_memory() -> None:
+    engine, network_input = (
+        Engine(small("r101-c4"), lively("r101-c4"), threads=2),
+        synthetic_image(97, 131),
+    )
     rows = engine.run(network_input)
     for same in (
         network_input.astype(np.float32),
@@ -495,13 +410,13 @@ def test_canvases_as_floats_or_in_another_order_of_memory() -> None:
 
 def test_python_threads_take_turns() -> None:
     engine = Engine(small("r101-c4"), lively("r101-c4"), threads=2)
-    pictures = [picture(97, 131), picture(64, 80)]
-    want = [engine.run(p) for p in pictures]
+    images = [synthetic_image(97, 131), synthetic_image(64, 80)]
+    expected = [engine.run(p) for p in images]
     wrong: list[int] = []
 
     def work(i: int) -> None:
         for _ in range(10):
-            if not np.array_equal(engine.run(pictures[i]), want[i]):
+            if not np.array_equal(engine.run(images[i]), expected[i]):
                 wrong.append(i)
 
     workers = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
@@ -521,7 +436,7 @@ def test_absurd_weights_are_no_way_out_of_memory(family: str, name: str, value: 
     bias[::3] = value
     for hoist in (True, False):
         engine = Engine(small(family), lively(family) | {name: bias}, threads=1, hoist=hoist)
-        assert engine.run(picture(97, 131)).shape[1] == 7
+        assert engine.run(synthetic_image(97, 131)).shape[1] == 7
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
@@ -534,7 +449,7 @@ def test_bad_numbers_of_threads(threads: int) -> None:
 
 
 def box_engine(**changes: Any) -> Any:
-    """A core that is only asked about boxes: 48-pixel anchors, one a cell, 160x208 network input."""
+    """A core for boxes only: one 48-pixel anchor a cell, 160x208 network input."""
     config = small(
         "r101-c4",
         cell_anchors=((-24.0, -24.0, 24.0, 24.0),),
@@ -542,21 +457,21 @@ def box_engine(**changes: Any) -> Any:
         **{"max_detections": 10_000, **changes},
     )
     native = Engine(config, random_tensors(config, 0.0), threads=1).native
-    native.plan(160, 208)
+    native.plan_memory(160, 208)
     return config, native
 
 
 def crowd(kind: str, count: int, seed: int = 0) -> F32:
-    """Boxes on a 160x208 network input: of any kind, many equal, many empty, or in steps of a third."""
+    """Boxes on a 160x208 network input: random, many equal, many empty, or in steps of a third."""
     rng = np.random.default_rng(seed)
-    low = rng.uniform(0, (200, 150), (count, 2))
-    boxes = np.concatenate([low, low + rng.uniform(1, 60, (count, 2))], axis=1)
+    low: NDArray[Any] = rng.uniform(0, (200, 150), (count, 2))
+    boxes: NDArray[Any] = np.concatenate([low, low + rng.uniform(1, 60, (count, 2))], axis=1)
     if kind == "equal":
         boxes = boxes[rng.integers(0, count // 5, count)]
     elif kind == "empty":
         boxes[::3, 2:] = boxes[::3, :2]
         boxes[1::9, 2] = boxes[1::9, 0]
-    elif kind == "steps":  # of 48 pixels, moved by 16: many overlaps of exactly a half
+    elif kind == "steps":  # of 48 pixels, moved by 16: many overlap by exactly a half
         low = rng.integers(0, 7, (count, 2)) * 16.0
         boxes = np.concatenate([low, low + 48], axis=1)
     return np_boxes.clip(boxes.astype(np.float32), 160, 208)
@@ -592,11 +507,13 @@ def test_proposals_are_those_of_torchvisions_nms(
     if remove_empty:
         order = order[(decoded[order, 2:] > decoded[order, :2]).all(axis=1)]
     assert (len(order) < 110) == (remove_empty and kind == "empty")
-    covered = decoded + np.float32([0, 0, inclusive, inclusive])
+    covered = decoded + np.array([0, 0, inclusive, inclusive], np.float32)
     kept = ops.nms(*(torch.from_numpy(v[order]) for v in (covered, logits)), threshold)
     got = native.proposals(logits, deltas)
-    want = decoded[order][kept.numpy()[:70]]
-    assert len(want) > 15 and got.shape == want.shape and np.abs(got - want).max() < 1e-3
+    expected = decoded[order][kept.numpy()[:70]]
+    assert (
+        len(expected) > 15 and got.shape == expected.shape and np.abs(got - expected).max() < 1e-3
+    )
 
 
 def test_no_proposals_and_no_detections() -> None:
@@ -604,9 +521,9 @@ def test_no_proposals_and_no_detections() -> None:
         "rpn.deltas.bias": np.full_like(lively("r101-c4-detectron2")["rpn.deltas.bias"], -1e4)
     }
     engine = Engine(small("r101-c4-detectron2"), tensors, threads=2)
-    assert engine.run(picture(97, 131)).shape == (0, 7)  # every box is empty and removed
+    assert engine.run(synthetic_image(97, 131)).shape == (0, 7)  # every box is empty and removed
     engine = Engine(small("r101-c4", score_threshold=1.0), lively("r101-c4"), threads=2)
-    assert engine.run(picture(97, 131)).shape == (0, 7)
+    assert engine.run(synthetic_image(97, 131)).shape == (0, 7)
 
 
 @pytest.mark.parametrize("background", ["first", "last"])
@@ -632,12 +549,12 @@ def test_detections_are_those_of_torchvisions_nms(
             for mine in (torch.nonzero(labels == k)[:, 0] for k in range(classes))
         ]
     )
-    want = np.column_stack([labels[kept] + 1, scores[kept], boxes[kept]])
+    expected = np.column_stack([labels[kept] + 1, scores[kept], boxes[kept]])
     got = np.column_stack([rows[:, 1:3], rows[:, 3:] * (208, 160, 208, 160)])
     assert (np.diff(rows[:, 2]) <= 0).all()
-    assert got.shape == want.shape and len(want) > 10 * classes
-    order = [np.lexsort((*v[:, 2:].round(2).T, v[:, 1].round(5), v[:, 0])) for v in (got, want)]
-    assert np.abs(got[order[0]] - want[order[1]]).max() < 1e-3
+    assert got.shape == expected.shape and len(expected) > 10 * classes
+    order = [np.lexsort((*v[:, 2:].round(2).T, v[:, 1].round(5), v[:, 0])) for v in (got, expected)]
+    assert np.abs(got[order[0]] - expected[order[1]]).max() < 1e-3
 
 
 # ---------------------------------------------------------------------------------- full size
@@ -650,7 +567,7 @@ def test_the_published_network_at_full_size() -> None:
     network_input, _ = to_network_input(photo, config.input_height, config.input_width)
     tensors = calibrated_random_tensors(config, 0.6, network_input)
     assert sum(int((t == 0).sum()) for t in tensors.values()) >= 0.6 * 52_792_416
-    engine, model = Engine(config, tensors), truth(config, tensors)
+    engine, model = Engine(config, tensors), torch_reference(config, tensors)
     check_stages(engine, model, network_input, 1e-4)
     check_end_to_end(engine, model, network_input, 50, 10)
 
@@ -663,6 +580,6 @@ def test_the_embedded_model_on_photographs(name: str) -> None:
     network_input, _ = to_network_input(
         read_image(EXAMPLES / name), config.input_height, config.input_width
     )
-    engine, model = Engine(config, file.tensors), truth(config, file.tensors)
+    engine, model = Engine(config, file.tensors), torch_reference(config, file.tensors)
     check_stages(engine, model, network_input, 1e-4)
     check_end_to_end(engine, model, network_input, 5, 1)

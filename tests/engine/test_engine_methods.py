@@ -1,17 +1,17 @@
-"""Other ways to the same numbers: bfloat16 words, dense and Winograd convolutions, shared weights.
+"""Other ways to the same numbers: bfloat16, dense and Winograd convolutions, shared weights.
 
-With whole numbers as operands every sum is exact in float32, so bfloat16 results are those of
-torch, rounded once, to the bit.
+With integers as operands every sum is exact in float32: bfloat16 results equal torch's, rounded
+once, to the bit.
 """
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from test_engine import (
+from helpers.engine import (
     ISAS,
     as_batch,
     check_stages,
@@ -19,13 +19,14 @@ from test_engine import (
     families,
     lively,
     own_size,
-    picture,
     small,
-    truth,
+    synthetic_image,
+    torch_reference,
 )
+from numpy.typing import NDArray
 
 from sparsedet import _native
-from sparsedet.engine import Engine, choose_precision
+from sparsedet.engine import PRECISIONS, Engine, choose_precision
 from sparsedet.engine.lower import MERGED, OUTPUTS, lower
 from sparsedet.errors import InputError
 from sparsedet.model.config import ModelConfig
@@ -45,7 +46,7 @@ def whole_numbers(config: ModelConfig) -> dict[str, NDArray[Any]]:
     }
 
 
-def rounded(values: torch.Tensor) -> torch.Tensor:
+def rounded(values: Any) -> Any:
     return values.to(torch.bfloat16).float()
 
 
@@ -53,7 +54,7 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any) -> None:
     """Every operation in bfloat16 against torch, to the bit."""
     tensors = whole_numbers(config)
     engine = Engine(config, tensors, threads=1, isa=isa, hoist=False, precision="bf16").native
-    model = truth(config, tensors)
+    model = torch_reference(config, tensors)
     rng = np.random.default_rng(1)
     for layer, _, _ in lower(config, tensors):
         for batch, height, width in sizes(layer):
@@ -63,20 +64,23 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any) -> None:
                 x = np.abs(x) + rng.random(shape, dtype=np.float32)
                 x = rounded(torch.from_numpy(x)).numpy()
                 padded = torch.nn.functional.pad(torch.from_numpy(x), layer.padding * 2)
-                want = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
-                assert np.array_equal(engine.run_op(layer.name, x), want), layer.name
+                expected = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
+                assert np.array_equal(engine.run_op(layer.name, x), expected), layer.name
                 continue
             members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
             shaped = torch.from_numpy(x)
             shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
-            want = torch.cat([member(shaped) for member in members], dim=1)
-            want = want[..., None, None] if layer.kind == "linear" else want
-            want = want if layer.name in OUTPUTS else rounded(want)
-            assert np.array_equal(engine.run_op(layer.name, x), want), (layer.name, shape)
+            expected = torch.cat([member(shaped) for member in members], dim=1)
+            expected = expected[..., None, None] if layer.kind == "linear" else expected
+            expected = expected if layer.name in OUTPUTS else rounded(expected)
+            assert np.array_equal(engine.run_op(layer.name, x), expected), (layer.name, shape)
             if layer.residual:
-                y = rng.integers(-9, 10, want.shape).astype(np.float32)
-                want = rounded(members[0](shaped, torch.from_numpy(y)))
-                assert np.array_equal(engine.run_op(layer.name, x, y), want), (layer.name, shape)
+                y = rng.integers(-9, 10, expected.shape).astype(np.float32)
+                expected = rounded(members[0](shaped, torch.from_numpy(y)))
+                assert np.array_equal(engine.run_op(layer.name, x, y), expected), (
+                    layer.name,
+                    shape,
+                )
 
 
 @pytest.mark.parametrize("isa", BF16_ISAS)
@@ -107,23 +111,23 @@ def test_bfloat16_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) ->
 def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
     """Rounded after each layer, so within some units of 2^-8 of the largest value."""
     config, tensors = small(family), lively(family)
-    network_input = picture(97, 131)
+    network_input = synthetic_image(97, 131)
     engine = Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16").native
-    model = truth(config, tensors)
+    model = torch_reference(config, tensors)
     features = np.asarray(model.features(as_batch(network_input))[0])
     assert deviation(engine.features(network_input.astype(np.float32)), features) < 0.04
     boxes = np.array([[3, 5, 60, 70], [0, 0, 131, 97], [40, 20, 44, 90]], dtype=np.float32)
     exact = Engine(config, tensors, threads=2, isa=isa, hoist=hoist).native
-    exact.plan(97, 131)
-    for got, want in zip(
-        engine.regions(features, boxes), exact.regions(features, boxes), strict=True
+    exact.plan_memory(97, 131)
+    for got, expected in zip(
+        engine.roi_head(features, boxes), exact.roi_head(features, boxes), strict=True
     ):
-        assert deviation(got, want) < 0.06
+        assert deviation(got, expected) < 0.06
 
 
 @pytest.mark.parametrize("isa", BF16_ISAS)
 def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
-    config, tensors, network_input = small("r101-c4"), lively("r101-c4"), picture(160, 208)
+    config, tensors, network_input = small("r101-c4"), lively("r101-c4"), synthetic_image(160, 208)
     rows = [
         Engine(config, tensors, threads=n, isa=isa, precision="bf16").run(network_input)
         for n in (1, 2, 3, 7)
@@ -131,12 +135,32 @@ def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
     assert len(rows[0]) and all(np.array_equal(r, rows[0]) for r in rows)
 
 
-def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "precision"), [("AuthenticAMD", "bf16"), ("GenuineIntel", "f32"), ("", "f32")]
+)
+def test_what_auto_means(monkeypatch: pytest.MonkeyPatch, vendor: str, precision: str) -> None:
     assert choose_precision("f32") == "f32"
-    assert choose_precision("auto", "scalar") == "f32"
+    monkeypatch.setattr("sparsedet.engine.precision.cpu_vendor", lambda: vendor)
+    assert choose_precision("auto", "scalar") == "f32"  # has bfloat16, but only as specification
     best = _native.choose_isa("")
     native = best != "scalar" and _native.has_bfloat16(best)
-    assert choose_precision("auto") == ("bf16" if native else "f32")
+    assert choose_precision("auto") == (precision if native else "f32")
+    for bfloat16 in (True, False):  # on a CPU of either kind
+        monkeypatch.setattr("sparsedet.engine.precision.choose_isa", lambda isa: "avx512")
+        monkeypatch.setattr("sparsedet.engine.precision.has_bfloat16", lambda isa, b=bfloat16: b)
+        assert choose_precision("auto") == (precision if bfloat16 else "f32")
+
+
+def test_precisions_and_the_vendor_of_this_cpu() -> None:
+    for known in PRECISIONS:
+        assert choose_precision(known) in ("f32", "bf16", "int8")
+    with pytest.raises(InputError, match="precision is 'fp16'"):
+        choose_precision("fp16")
+    with pytest.raises(InputError, match="instruction set 'sse9'"):
+        choose_precision("auto", "sse9")
+    vendor = _native.cpu_vendor()
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    assert len(vendor) == 12 and vendor.isprintable() if x86 else vendor == ""
 
 
 @pytest.mark.skipif("avx2" not in ISAS, reason="needs an instruction set without bfloat16")
@@ -145,51 +169,54 @@ def test_bfloat16_where_there_is_none() -> None:
         Engine(small("r101-c4"), lively("r101-c4"), isa="avx2", precision="bf16")
 
 
-# --------------------------------------------------------------------------- the plan's methods
+# --------------------------------------------------------------------------- the algorithms
 
 
-def methods(engine: Engine) -> dict[str, str]:
-    return {name: method for name, method, *_ in engine.native.planned}
+def algorithms(engine: Engine) -> dict[str, str]:
+    return {name: algorithm for name, algorithm, *_ in engine.native.planned_ops}
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("method", ["sparse", "dense", "winograd"])
-def test_methods_agree(isa: str, method: str) -> None:
+@pytest.mark.parametrize("algorithm", ["sparse", "dense", "winograd"])
+def test_algorithms_agree(isa: str, algorithm: str) -> None:
     config, tensors = small("r101-c4"), lively("r101-c4")
     names = [layer.name for layer, weight, _ in lower(config, tensors) if weight is not None]
-    if method == "winograd":
+    if algorithm == "winograd":
         names = [f"res5.{i}.conv2" for i in range(1, config.blocks[3])]
-    engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, method))
-    assert {name for name, used in methods(engine).items() if used == method} >= set(names)
-    check_stages(engine, truth(config, tensors), picture(97, 131), 2e-5)
+    engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, algorithm))
+    assert {name for name, used in algorithms(engine).items() if used == algorithm} >= set(names)
+    check_stages(engine, torch_reference(config, tensors), synthetic_image(97, 131), 2e-5)
 
 
 def test_the_cost_model_looks_at_zeros_alone() -> None:
     config = small("r101-c4")
-    dense = methods(Engine(config, random_tensors(config, 0.0), threads=1))
+    dense = algorithms(Engine(config, random_tensors(config, 0.0), threads=1))
     assert dense["res4.1.conv2"] == "dense" and dense["res5.1.conv2"] == "winograd"
-    sparse = methods(Engine(config, random_tensors(config, 0.6), threads=1))
+    sparse = algorithms(Engine(config, random_tensors(config, 0.6), threads=1))
     assert sparse["res4.1.conv2"] == sparse["res5.1.conv2"] == "sparse"
-    assert sparse == methods(Engine(config, random_tensors(config, 0.6), threads=5))
+    assert sparse == algorithms(Engine(config, random_tensors(config, 0.6), threads=5))
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    ("choice", "message"),
     [
         ({"res9.conv1": "dense"}, "res9.conv1"),
         ({"rpn.conv": "winograd"}, "rpn.conv"),
-        ({"rpn.conv": "fft"}, "unknown method 'fft'"),
+        ({"rpn.conv": "fft"}, "unknown algorithm 'fft'"),
     ],
 )
-def test_impossible_plans(plan: dict[str, str], message: str) -> None:
+def test_impossible_algorithms(choice: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Engine(small("r101-c4"), lively("r101-c4"), algorithms=plan)
+        Engine(small("r101-c4"), lively("r101-c4"), algorithms=choice)
 
 
 def test_a_fork_shares_weights_and_gives_the_same() -> None:
-    engine, network_input = Engine(small("r101-c4"), lively("r101-c4"), threads=2), picture(97, 131)
+    engine, network_input = (
+        Engine(small("r101-c4"), lively("r101-c4"), threads=2),
+        synthetic_image(97, 131),
+    )
     fork = engine.fork()
-    want = engine.run(network_input)
+    expected = engine.run(network_input)
     assert fork.threads == 1 and fork.isa == engine.isa
     del engine
-    assert len(want) and np.array_equal(fork.run(network_input), want)
+    assert len(expected) and np.array_equal(fork.run(network_input), expected)

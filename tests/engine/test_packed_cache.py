@@ -1,4 +1,4 @@
-"""Packing from the stored form, and packed weights in a file: the same bytes, nothing trusted."""
+"""Packing from the stored form, and packed weights in a file: equal bytes, nothing trusted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from helpers.small import SMALL, picture
 from numpy.typing import NDArray
 
 from sparsedet._native import has_bfloat16
+from sparsedet.backends import Backend
 from sparsedet.detector import Detector, embedded_model
-from sparsedet.engine import Engine, PackedWeights, available_isas
+from sparsedet.engine import Engine, Memory, PackedWeights, available_isas
 from sparsedet.engine import packed_cache as packed
 from sparsedet.errors import InputError
+from sparsedet.files import cache_folder
 from sparsedet.model.file import ModelFile, StorageDtype, load_model, save_model
 from sparsedet.model.presets import preset
 from sparsedet.model.sparsity import sparsity_report
@@ -51,12 +53,18 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def streams(engine: Engine) -> dict[str, tuple[str, int, int, bytes]]:
+def streams(engine: Backend) -> dict[str, tuple[str, int, int, bytes]]:
+    assert isinstance(engine, Engine)
     out = {}
-    for name, *_ in engine.native.planned:
-        method, nonzero, checksum, parts = engine.native.packed(name)
-        out[name] = method, nonzero, checksum, b"".join(parts)
+    for name, *_ in engine.native.planned_ops:
+        algorithm, nonzero, checksum, pieces = engine.native.packed(name)
+        out[name] = algorithm, nonzero, checksum, b"".join(pieces)
     return out
+
+
+def memory(detector: Detector) -> Memory:
+    assert isinstance(detector.engine, Engine)
+    return detector.engine.memory
 
 
 def stored_tensors(model: ModelFile) -> LazyTensors:
@@ -67,24 +75,30 @@ def stored_tensors(model: ModelFile) -> LazyTensors:
 # ------------------------------------------------------------------- from the stored form
 
 
-@pytest.mark.parametrize("method", ["", "sparse", "dense", "winograd"])
+@pytest.mark.parametrize("algorithm", ["", "sparse", "dense", "winograd"])
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize("isa", available_isas())
-def test_the_same_streams_as_from_arrays(wide: Path, isa: str, precision: Any, method: str) -> None:
+def test_the_same_streams_as_from_arrays(
+    wide: Path, isa: str, precision: Any, algorithm: str
+) -> None:
     if precision == "bf16" and not has_bfloat16(isa):
         pytest.skip("no bfloat16 here")
     options: dict[str, Any] = {"isa": isa, "precision": precision}
     tensors = dict(load_model(wide).tensors)
-    names = Engine(WIDE, tensors, **options).native.planned
-    if method == "winograd" and precision == "bf16":
-        pytest.skip("Winograd's method is float32's")
-    plan = {name: method for name, *_, can in names if method and (method != "winograd" or can)}
-    want = streams(Engine(WIDE, tensors, threads=1, algorithms=plan, **options))
-    assert {m for m, *_ in want.values()} >= ({method} if method else {"sparse"})
+    names = Engine(WIDE, tensors, **options).native.planned_ops
+    if algorithm == "winograd" and precision == "bf16":
+        pytest.skip("Winograd runs in float32 only")
+    chosen = {
+        name: algorithm for name, *_, can in names if algorithm and (algorithm != "winograd" or can)
+    }
+    expected = streams(Engine(WIDE, tensors, threads=1, algorithms=chosen, **options))
+    assert {a for a, *_ in expected.values()} >= ({algorithm} if algorithm else {"sparse"})
     for threads in (1, 2, 5):
         model = load_model(wide)
-        found = streams(Engine(WIDE, model.tensors, threads=threads, algorithms=plan, **options))
-        assert found == want
+        from_file = streams(
+            Engine(WIDE, model.tensors, threads=threads, algorithms=chosen, **options)
+        )
+        assert from_file == expected
         assert all(stored_tensors(model).is_stored(name) for name in model.tensors)
 
 
@@ -123,9 +137,9 @@ def test_an_array_that_was_changed_is_what_the_engine_takes(small_model: Path) -
 def test_the_file_may_go_but_not_change(small_model: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(small_model, tmp_path / "m"))
     gone, changed = load_model(path), load_model(path)
-    want = dict(load_model(small_model).tensors)
+    expected = dict(load_model(small_model).tensors)
     path.rename(tmp_path / "elsewhere")
-    assert all(np.array_equal(gone.tensors[name], want[name]) for name in want)
+    assert all(np.array_equal(gone.tensors[name], expected[name]) for name in expected)
     with open(tmp_path / "elsewhere", "r+b") as file:
         file.truncate(1000)
     for use in (lambda: changed.tensors["stem.conv.bias"], lambda: Engine(SMALL, changed.tensors)):
@@ -191,30 +205,30 @@ def test_round_trip(
     if precision == "bf16" and not has_bfloat16(isa):
         pytest.skip("no bfloat16 here")
     options: dict[str, Any] = {"isa": isa, "precision": precision}
-    want = Detector.load(small_model, threads=1, **options)
+    expected = Detector.load(small_model, threads=1, **options)
     first = load(small_model, tmp_path / "new" / "folder", **options)
     monkeypatch.setattr(packed, "_save", None)  # the second one needs none
     second = load(small_model, tmp_path / "new" / "folder", **options)
-    for found in (first, second):
-        assert streams(found.engine) == streams(want.engine)
-        assert np.array_equal(rows(found), rows(want))
-        assert found.engine.memory == want.engine.memory
-        assert found.sparsity == want.sparsity
+    for detector in (first, second):
+        assert streams(detector.engine) == streams(expected.engine)
+        assert np.array_equal(rows(detector), rows(expected))
+        assert memory(detector) == memory(expected)
+        assert detector.sparsity == expected.sparsity
     fork = second.engine.fork(1)
     network_input = np.zeros((64, 96, 3), np.uint8)
-    want_rows = want.engine.run(network_input)
-    del second, found
+    want_rows = expected.engine.run(network_input)
+    del second, detector
     assert np.array_equal(fork.run(network_input), want_rows)
 
 
 def test_winograd_and_streams_from_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "m"
     save_model(path, WIDE, random_tensors(WIDE, 0.2), {})
-    want = streams(Engine(WIDE, load_model(path).tensors))
-    assert "winograd" in {method for method, *_ in want.values()}
+    expected = streams(Engine(WIDE, load_model(path).tensors))
+    assert "winograd" in {algorithm for algorithm, *_ in expected.values()}
     for _ in range(2):
         detector = Detector.load(path, threads=2, streams=2, cache=tmp_path / "cache")
-        assert streams(detector.engine) == want
+        assert streams(detector.engine) == expected
 
 
 def test_where_the_cache_lies(
@@ -250,9 +264,9 @@ def test_another_model_of_the_same_name_and_header(small_model: Path, tmp_path: 
     for at in range(start + 3, start + 80, 4):  # the predictors' biases: float32s lie first
         content[at] ^= 0x80  # their signs
     path.write_bytes(content)
-    found = load(path, cache)
-    assert np.array_equal(rows(found), rows(Detector.load(path, threads=1)))
-    assert not np.array_equal(rows(found), before)
+    detector = load(path, cache)
+    assert np.array_equal(rows(detector), rows(Detector.load(path, threads=1)))
+    assert not np.array_equal(rows(detector), before)
     assert only_file(cache)
 
 
@@ -276,7 +290,7 @@ def test_a_bad_value_is_found_before_anything_is_kept(small_model: Path, tmp_pat
 
 
 def test_damage_anywhere_is_noticed_and_mended(small_model: Path, tmp_path: Path) -> None:
-    want = rows(load(small_model, tmp_path))
+    expected = rows(load(small_model, tmp_path))
     file = only_file(tmp_path)
     good = file.read_bytes()
     table = int.from_bytes(good[8:16], "little")
@@ -286,11 +300,11 @@ def test_damage_anywhere_is_noticed_and_mended(small_model: Path, tmp_path: Path
         content[at] ^= 1 << at % 8
         file.write_bytes(content)
         with pytest.warns(RuntimeWarning, match="packed weights are damaged"):
-            found = load(small_model, tmp_path)
-        assert np.array_equal(rows(found), want), at
+            detector = load(small_model, tmp_path)
+        assert np.array_equal(rows(detector), expected), at
         assert file.read_bytes() == good, at
-    for content in (b"", good[:30], good[:64], good[:-1], good + b"\0", good[:table]):
-        file.write_bytes(content)
+    for damaged in (b"", good[:30], good[:64], good[:-1], good + b"\0", good[:table]):
+        file.write_bytes(damaged)
         with pytest.warns(RuntimeWarning, match="packed weights are damaged"):
             load(small_model, tmp_path)
         assert file.read_bytes() == good
@@ -305,11 +319,12 @@ def test_tables_that_lie(small_model: Path, tmp_path: Path) -> None:
     values = json.loads(good[table:])
     name, entry = next(iter(values["operations"].items()))
 
-    def operation(index: int, value: Any) -> dict[str, Any]:
+    def operation(index: int, value: object) -> dict[str, Any]:
         changed = [value if i == index else v for i, v in enumerate(entry)]
         return {**values, "operations": {**values["operations"], name: changed}}
 
     rest = {k: v for k, v in values["operations"].items() if k != name}
+    bad_algorithms: tuple[object, ...] = ("dense", "winograd", "", "x", None, 7, [])
     lies: list[Any] = [
         [],
         {},
@@ -320,7 +335,7 @@ def test_tables_that_lie(small_model: Path, tmp_path: Path) -> None:
         {**values, "operations": {**rest, name: []}},
         {**values, "operations": {**rest, name: 7}},
         *(operation(i, v) for i in (0, 1) for v in (-64, 1, 2**70, 0.5, "0", None, True)),
-        *(operation(2, v) for v in ("dense", "winograd", "", "x", None, 7, [])),
+        *(operation(2, v) for v in bad_algorithms),
         *(operation(3, v) for v in (-1, 2**63, 2**70, 0.5, None)),
         *(operation(4, v) for v in (-1, 0, 2**64, 0.5, None)),
         operation(1, entry[0]),
@@ -364,47 +379,48 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
     tensors = load_model(small_model).tensors
     good = Engine(SMALL, tensors, threads=1, isa=isa)
     everything = streams(good)
-    method, nonzero, known, data = everything["rpn.conv"]
+    algorithm, nonzero, known, data = everything["rpn.conv"]
     assert checksum(data) == known
     network_input = np.zeros((64, 96, 3), np.uint8)
 
-    def operation(data: bytes, checksum: int, method: str, nonzero: int) -> PackedWeights:
+    def operation(data: bytes, checksum: int, algorithm: str, nonzero: int) -> PackedWeights:
         aligned = np.zeros(len(data) + 64, np.uint8)
         # What is empty begins where its array does, whatever the slice says.
         aligned = aligned[-aligned.ctypes.data % 64 :][: len(data)]
         aligned[:] = np.frombuffer(data, np.uint8)
-        return PackedWeights(aligned, method, nonzero, checksum)
+        return PackedWeights(aligned, algorithm, nonzero, checksum)
 
-    others = {n: operation(d, c, m, k) for n, (m, k, c, d) in everything.items()}
+    others = {n: operation(d, c, a, k) for n, (a, k, c, d) in everything.items()}
 
     def build(data: bytes) -> Engine:
-        lie = operation(data, checksum(data), method, nonzero)
+        lie = operation(data, checksum(data), algorithm, nonzero)
         return Engine(SMALL, tensors, threads=1, isa=isa, packed={**others, "rpn.conv": lie})
 
     assert np.array_equal(build(data).run(network_input), good.run(network_input))
-    words = np.frombuffer(data, np.uint16)
-    group = {"avx2": 3}.get(isa, 5)
-    groups, blocks = -(-SMALL.rpn_channels // group), -(-SMALL.stage_channels[2] * 9 // 1000)
-    counts = groups * blocks * (2**group - 1)
-    kept = int(words[:counts].sum())
-    assert 0 < kept < len(words) - counts
+    halves = np.frombuffer(data, np.uint16)
+    tile_rows = {"avx2": 3}.get(isa, 5)
+    row_tiles = -(-SMALL.rpn_channels // tile_rows)
+    blocks = -(-SMALL.stage_channels[2] * 9 // 1000)
+    counts = row_tiles * blocks * (2**tile_rows - 1)
+    kept = int(halves[:counts].sum())
+    assert 0 < kept < len(halves) - counts
     lies = []
     for at in range(counts, counts + kept):  # indices: past the end, not at a column
-        for value in (0xFFFF, words[at] + 1, 0x8000):
+        for value in (0xFFFF, halves[at] + 1, 0x8000):
             lies.append((at, value))
     for at in range(counts):  # counts: more than there are, down to fewer
         lies.append((at, 0xFFFF))
     for at, value in lies[:: max(1, len(lies) // 150)]:
-        changed = words.copy()
+        changed = halves.copy()
         changed[at] = value
         with pytest.raises(InputError, match="do not fit"):
             build(changed.tobytes())
     for cut in (data[:-64], data[: 2 * counts], b"", data + bytes(64)):
-        with pytest.raises(InputError, match=r"do not fit|more is packed|not aligned"):
+        with pytest.raises(InputError, match=r"do not fit|more packed weights|not aligned"):
             build(cut)
     rng = np.random.default_rng(0)
     for _ in range(60):  # whatever gets in can be run
-        changed = words.copy()
+        changed = halves.copy()
         changed[rng.integers(counts + kept)] = rng.integers(0x1000)
         with warnings.catch_warnings():
             try:
@@ -417,8 +433,9 @@ def test_weights_that_lie(small_model: Path, isa: str) -> None:
 @pytest.mark.parametrize("where", ["file/folder", "file"])
 def test_a_folder_that_cannot_be_written(small_model: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("mine")
-    found = load(small_model, tmp_path / where)
-    assert np.array_equal(rows(found), rows(Detector.load(small_model, threads=1)))
+    with pytest.warns(RuntimeWarning, match=r"file.*: packed weights cannot be kept there \(.+\)"):
+        detector = load(small_model, tmp_path / where)
+    assert np.array_equal(rows(detector), rows(Detector.load(small_model, threads=1)))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -429,7 +446,8 @@ def test_nothing_is_left_of_a_full_disk(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    load(small_model, tmp_path)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        load(small_model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -444,6 +462,138 @@ def test_processes_at_once(small_model: Path, tmp_path: Path) -> None:
         assert process.returncode == 0, errors.decode()
     only_file(tmp_path)
     load(small_model, tmp_path)
+
+
+# ------------------------------------------------------------------------ the cache's folder
+
+
+def test_one_folder_for_a_home_folder_in_the_environment(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPARSEDET_CACHE", "~/x")
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Detector.load(small_model, threads=1, cache=True)
+    assert cache_folder() == tmp_path / "home" / "x"
+    assert packed.packed_folder(True) == cache_folder() / "packed"
+    assert only_file(tmp_path / "home" / "x" / "packed").name.startswith("small-")
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]  # and none named "~"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("", packed.DEFAULT_LIMIT),
+        ("0", 0),
+        ("123456", 123456),
+        ("500MB", 500 * 10**6),
+        ("10GB", 10**10),
+        ("1.5 gb", 1500 * 10**6),
+        ("2k", 2000),
+        ("1TB", 10**12),
+    ],
+)
+def test_sizes_of_the_limit(monkeypatch: pytest.MonkeyPatch, text: str, limit: int) -> None:
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", text)
+    assert packed.cache_limit() == limit
+
+
+@pytest.mark.parametrize("text", ["-1", "much", "10 XB", "GB", "1e9", "nan"])
+def test_limits_that_are_no_size(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", text)
+    with pytest.raises(InputError, match=f"SPARSEDET_CACHE_LIMIT is '{text}'"):
+        load(small_model, tmp_path)
+
+
+def copies(model: Path, folder: Path, names: str) -> list[Path]:
+    """A copy of a model file for each letter."""
+    folder.mkdir()
+    return [Path(shutil.copy(model, folder / f"{name}.safetensors")) for name in names]
+
+
+def stems(folder: Path) -> list[str]:
+    """First letters of the packed files, the least recently used one first."""
+    return [entry.path.name[0] for entry in packed.entries(folder)]
+
+
+def age(folder: Path) -> None:
+    """Make every file's last use distinct and past, in the order of the names."""
+    for seconds, path in enumerate(sorted(folder.iterdir())):
+        os.utime(path, (10**9 + seconds, 10**9 + seconds), follow_symlinks=False)
+
+
+def test_the_least_recently_used_files_go(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, d = copies(small_model, tmp_path / "m", "abcd")
+    folder = tmp_path / "c"
+    for path in (a, b, c):
+        load(path, folder)
+    age(folder)
+    load(a, folder)  # a use
+    assert stems(folder) == ["b", "c", "a"]
+    size = packed.entries(folder)[0].bytes
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", str(3 * size + size // 2))
+    load(d, folder)
+    assert stems(folder) == ["c", "a", "d"]
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", "1")
+    load(c, folder)  # nothing is written, so nothing goes
+    assert stems(folder) == ["a", "d", "c"]
+    load(b, folder)  # the file of this very load stays, however small the limit is
+    assert stems(folder) == ["b"]
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", "0")
+    for path in (a, b, c, d):
+        load(path, folder)
+    assert sorted(stems(folder)) == ["a", "b", "c", "d"]
+
+
+def test_files_of_others_stay(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = copies(small_model, tmp_path / "m", "ab")
+    folder = tmp_path / "c"
+    load(a, folder)
+    mine = only_file(folder)
+    content = mine.read_bytes()
+    others = {
+        folder / "notes.txt": b"mine",
+        folder / "model.packed": content,  # another name
+        folder / mine.name.replace("a-", "z-"): b"0" * len(content),  # another magic
+        folder / f"{mine.name}.part": content,
+    }
+    for path, data in others.items():
+        path.write_bytes(data)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(content)
+    link = folder / mine.name.replace("a-", "y-")
+    link.symlink_to(elsewhere)
+    (folder / mine.name.replace("a-", "x-")).mkdir()
+    age(folder)
+    monkeypatch.setenv("SPARSEDET_CACHE_LIMIT", "1")
+    load(b, folder)
+    assert stems(folder) == ["b"]
+    assert not mine.exists() and link.is_symlink() and elsewhere.read_bytes() == content
+    assert all(path.read_bytes() == data for path, data in others.items())
+
+
+def test_entries_and_their_removal(small_model: Path, tmp_path: Path) -> None:
+    assert packed.entries(tmp_path / "none") == []
+    detector = load(small_model, tmp_path / "c")
+    used = load(small_model, tmp_path / "c")
+    (entry,) = packed.entries(tmp_path / "c")
+    file = only_file(tmp_path / "c")
+    assert (entry.path, entry.bytes) == (file, file.stat().st_size)
+    assert entry.last_used == file.stat().st_mtime
+    packed.remove([entry])
+    packed.remove([entry])  # gone already
+    assert packed.entries(tmp_path / "c") == []
+    assert np.array_equal(rows(used), rows(detector))  # still mapped
+    folder = packed.CacheEntry(tmp_path / "c", 0, 0.0)
+    with pytest.raises(InputError, match=r"c: cannot be deleted \("):
+        packed.remove([folder])
 
 
 # --------------------------------------------------------------------------------- memory

@@ -51,7 +51,7 @@ def read(path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("truth", "found"),
+    ("annotations", "detections"),
     [
         ("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json"),
         ("padilla_gts_bbox_area.json", "instances_val2014_fakebbox100_results.json"),
@@ -59,10 +59,12 @@ def read(path: Path) -> Any:
         ("instances_dev_val.json", None),
     ],
 )
-def test_the_sample_itself_scores_as_pycocotools_has_it(truth: str, found: str | None) -> None:
-    results = read(EVAL / found) if found else dev_val()[1]
-    theirs = score_results(EVAL / truth, results)
-    matches = coco_matches(load_coco(EVAL / truth, EVAL), results)
+def test_the_sample_itself_scores_as_pycocotools_has_it(
+    annotations: str, detections: str | None
+) -> None:
+    results = read(EVAL / detections) if detections else dev_val()[1]
+    theirs = score_results(EVAL / annotations, results)
+    matches = coco_matches(load_coco(EVAL / annotations, EVAL), results)
     each = average_precision(matches)  # [1, T, K]
     mean = mean_over_classes(each)[0]
     assert mean.mean() == pytest.approx(theirs.stats["AP"], abs=1e-12)
@@ -75,7 +77,7 @@ def test_the_sample_itself_scores_as_pycocotools_has_it(truth: str, found: str |
         assert entry.objects.sum() == row["boxes"]
 
 
-def test_a_resample_scores_as_the_data_set_with_copies_of_its_photographs(tmp_path: Path) -> None:
+def test_a_resample_scores_as_the_data_set_with_copies_of_its_images(tmp_path: Path) -> None:
     dataset, results, matches = dev_val()
     document = read(DEV_VAL)
     # Equal scores make the order of copies matter, and it has no meaning: make them unequal.
@@ -84,11 +86,11 @@ def test_a_resample_scores_as_the_data_set_with_copies_of_its_photographs(tmp_pa
     matches = coco_matches(dataset, results)
     counts = rng.multinomial(220, np.full(220, 1 / 220))
     assert counts.max() >= 3 and (counts == 0).sum() > 50
-    wanted = [
+    copies = [
         (id_, copy) for id_, n in zip(matches.image_ids, counts, strict=True) for copy in range(n)
     ]
     new_ids: dict[int, list[int]] = {}
-    for number, (id_, _) in enumerate(wanted, start=1):
+    for number, (id_, _) in enumerate(copies, start=1):
         new_ids.setdefault(id_, []).append(number)
 
     def copied(entries: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -110,9 +112,11 @@ def test_a_resample_scores_as_the_data_set_with_copies_of_its_photographs(tmp_pa
 # ------------------------------------------------------------------------ hand-made cases
 
 
-def one_class(*photographs: tuple[int, list[tuple[float, bool]]]) -> Matches:
-    """Matches of a class at all thresholds alike, from (objects, [(score, hit), ...])."""
-    rows = [(score, hit, i) for i, (_, found) in enumerate(photographs) for score, hit in found]
+def one_class(*images: tuple[int, list[tuple[float, bool]]]) -> Matches:
+    """Matches of a class at all thresholds alike, from (objects, [(score, true positive), ...])."""
+    rows = [
+        (score, hit, i) for i, (_, detections) in enumerate(images) for score, hit in detections
+    ]
     rows.sort(key=lambda row: -row[0])
     shape = len(IOU_THRESHOLDS), 1
     entry = ClassMatches(
@@ -122,16 +126,16 @@ def one_class(*photographs: tuple[int, list[tuple[float, bool]]]) -> Matches:
         np.array([score for score, _, _ in rows], dtype=np.float64),
         np.tile(np.array([hit for _, hit, _ in rows], dtype=bool), shape),
         np.zeros((len(IOU_THRESHOLDS), len(rows)), dtype=bool),
-        np.array([n for n, _ in photographs], dtype=np.int64),
+        np.array([n for n, _ in images], dtype=np.int64),
     )
-    return Matches(IOU_THRESHOLDS, tuple(range(len(photographs))), (entry,))
+    return Matches(IOU_THRESHOLDS, tuple(range(len(images))), (entry,))
 
 
 def test_counts_by_hand() -> None:
-    # A hit at .9, a miss at .8 on another photograph, a hit at .7 on the third.
+    # A true positive at .9, a false one at .8 on another image, a true one at .7 on the third.
     matches = one_class((1, [(0.9, True)]), (0, [(0.8, False)]), (1, [(0.7, True)]))
     counts = np.array([[1, 1, 1], [1, 4, 1], [0, 1, 2], [1, 0, 0], [0, 3, 0]])
-    # Recall 1/2 is at 51 of the 101 points; the rest has the precision at the last hit.
+    # Recall 1/2 is at 51 of the 101 points; the rest has the precision at the last true positive.
     expected = [(51 + 50 * 2 / 3) / 101, (51 + 50 * 2 / 6) / 101, 2 / 3, 1.0, np.nan]
     got = average_precision(matches, counts)[:, :, 0]
     np.testing.assert_allclose(got, np.repeat(np.array(expected)[:, None], 10, axis=1))
@@ -154,7 +158,7 @@ def test_equal_detectors_differ_by_nothing() -> None:
     same = paired_bootstrap(dataset, results, list(results), resamples=50)
     stats = score_results(DEV_VAL, results).stats
     for figure in ("AP", "AP50", "AP75"):
-        value = pytest.approx(stats[figure])
+        value: Any = pytest.approx(stats[figure])
         assert same[figure] == Difference(value, value, 0, 0, 0, 0)
         assert not same[figure].clear
 
@@ -179,17 +183,17 @@ def test_a_clearly_worse_detector_is_told_apart_and_a_reshuffled_one_is_not() ->
 
 
 def test_the_interval_is_that_of_theory_where_theory_knows_it() -> None:
-    # One object a photograph, found for certain or not at all: AP is the recall (by steps of
-    # 1/101), and the spread of a proportion p of n photographs is sqrt(p (1 - p) / n).
+    # One object an image, found for certain or not at all: AP is the recall (by steps of
+    # 1/101), and the spread of a proportion p of n images is sqrt(p (1 - p) / n).
     rng = np.random.default_rng(2)
     n, p = 400, 0.6
-    found = rng.random(n) < p
+    detected = rng.random(n) < p
     matches = one_class(
-        *((1, [(1 - i * 1e-6, True)] if hit else []) for i, hit in enumerate(found))
+        *((1, [(1 - i * 1e-6, True)] if hit else []) for i, hit in enumerate(detected))
     )
     got = intervals(matches, resamples=600)["AP"]
     half = 1.96 * np.sqrt(p * (1 - p) / n)
-    assert got.value == pytest.approx(found.mean(), abs=0.01)
+    assert got.value == pytest.approx(detected.mean(), abs=0.01)
     assert (got.low, got.high) == pytest.approx((got.value - half, got.value + half), abs=0.012)
     narrower = intervals(matches, resamples=600, confidence=0.5)["AP"]
     assert (narrower.high - narrower.low) == pytest.approx(2 * 0.6745 * half / 1.96, abs=0.012)
@@ -208,8 +212,8 @@ def test_bad_arguments() -> None:
         ({"confidence": 95}, "confidence is 95, expected between 0 and 1"),
     ):
         with pytest.raises(InputError, match=named):
-            intervals(matches, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="not over the same photographs"):
+            intervals(matches, **wrong)
+    with pytest.raises(InputError, match="not over the same images"):
         compare_matches(matches, one_class((1, [])))
     with pytest.raises(InputError, match="no object to score"):
         intervals(one_class((0, [(0.5, False)])))

@@ -1,4 +1,4 @@
-"""COCO-format ground truth: what is read, what is mended and counted, what is refused."""
+"""COCO-format ground truth: what is read, corrected and counted, or refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVAL = Path(__file__).parents[1] / "data" / "eval"
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """A sound data set: two photographs, two classes in falling id order, three boxes."""
+    """A sound data set: two images, two classes in descending id order, three boxes."""
     return {
         "images": [
             {"id": 7, "file_name": "a.jpg", "width": 100, "height": 50},
@@ -83,7 +83,7 @@ def test_classes_by_name_in_the_order_asked_for(tmp_path: Path) -> None:
         np.testing.assert_array_equal(few.boxes, all_.boxes[all_.labels == 1])
 
 
-def test_photographs_without_objects_stay(tmp_path: Path) -> None:
+def test_images_without_objects_stay(tmp_path: Path) -> None:
     data = load(tmp_path, document(annotations=[]))
     assert [image.boxes.shape for image in data.images] == [(0, 4), (0, 4)]
     assert data.images[0].labels.dtype == np.int64 and data.images[0].crowd.dtype == np.bool_
@@ -203,7 +203,9 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}
         (document(annotations=[None]), "'annotations' has no 'image_id'"),
     ],
 )
-def test_what_is_no_data_set_is_refused_in_one_line(tmp_path: Path, content, named) -> None:
+def test_what_is_not_a_data_set_is_refused_in_one_line(
+    tmp_path: Path, content: Any, named: str
+) -> None:
     with pytest.raises(InputError, match=named) as caught:
         load(tmp_path, content)
     message = str(caught.value)
@@ -228,7 +230,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_json(tmp_path / "latin.json")
 
 
-def test_missing_photographs_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     content = document()
     content["images"].append({**content["images"][0], "id": 8, "file_name": "x" * 5000})
     data = load(tmp_path, content)

@@ -1,4 +1,4 @@
-"""Two detectors side by side: figures as `evaluate` has them, speed interleaved, honest words."""
+"""Two detectors side by side: figures as `evaluate` has them, speed interleaved, caveats."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sparsedet.errors import InputError
 from sparsedet.evaluation import evaluate
 from sparsedet.evaluation.coco import CocoDataset, load_coco
-from sparsedet.evaluation.compare import Comparison, compare
+from sparsedet.evaluation.compare import Comparison, Detect, compare
 
 pytest.importorskip("pycocotools")
 
@@ -23,7 +24,7 @@ BOX = [10, 10, 30, 30]
 
 
 @dataclass
-class Found:
+class CatsOnly:
     names: list[str]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ class Found:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> CocoDataset:
-    """A cat on each of 20 photographs; photograph i is all of brightness i."""
+    """A cat on each of 20 images; image i has brightness i everywhere."""
     document = {
         "images": [
             {"id": i, "file_name": f"{i}.png", "width": 60, "height": 50} for i in range(20)
@@ -51,14 +52,16 @@ def dataset(tmp_path: Path) -> CocoDataset:
     return load_coco(path, tmp_path)
 
 
-def finds(first: int, seconds: float = 0.0, calls: list[str] | None = None, name: str = ""):
-    """A detector that finds the cat on photographs from `first` on, and takes its time."""
+def finds(
+    first: int, seconds: float = 0.0, calls: list[str] | None = None, name: str = ""
+) -> Detect:
+    """A detector that finds the cat from image `first` on and sleeps `seconds`."""
 
-    def detect(image: np.ndarray) -> Found:
+    def detect(image: NDArray[np.uint8]) -> CatsOnly:
         time.sleep(seconds)
         if calls is not None:
             calls.append(name)
-        return Found(["cat"] if image[0, 0, 0] >= first else [])
+        return CatsOnly(["cat"] if image[0, 0, 0] >= first else [])
 
     return detect
 
@@ -83,14 +86,16 @@ def test_a_clear_difference(dataset: CocoDataset) -> None:
     median, low, high = outcome.speed
     assert 1.3 < median < 6 and low <= median <= high
     assert outcome.a.milliseconds > outcome.b.milliseconds > 1
-    assert outcome.classes() == [("cat", pytest.approx(1), pytest.approx(51 / 101), 20)]
+    ((name, ap_a, ap_b, objects),) = outcome.classes()
+    assert (name, objects) == ("cat", 20)
+    assert (ap_a, ap_b) == pytest.approx((1, 51 / 101))
     text = outcome.text()
     for words in (
         "A  good",
         "B  bad",
         "AP (pycocotools)",
         "AP (Open Model Zoo coco_precision)",
-        "20 photographs",
+        "20 images",
         "size, MB",
         "-4.5",
         "+60.0",
@@ -107,11 +112,11 @@ def test_a_clear_difference(dataset: CocoDataset) -> None:
     assert swapped.verdict().endswith("B is better.")
 
 
-def test_what_the_photographs_do_not_settle_is_said(dataset: CocoDataset) -> None:
+def test_what_the_images_do_not_settle_is_said(dataset: CocoDataset) -> None:
     outcome = compare(finds(1), finds(0), dataset)
     assert outcome.differences["AP"].difference > 0
     assert "fewer than 10 objects" not in outcome.text()
-    assert outcome.verdict().endswith("these 20 photographs do not tell them apart.")
+    assert outcome.verdict().endswith("these 20 images do not tell them apart.")
     same = compare(finds(3), finds(3), dataset)
     assert same.differences["AP"].difference == 0 and "do not tell" in same.verdict()
     assert "Largest changes" not in same.text()
@@ -125,7 +130,7 @@ def test_nothing_to_compare(dataset: CocoDataset, tmp_path: Path) -> None:
     assert "nothing to compare" in outcome.text()
 
 
-def test_bad_photographs(dataset: CocoDataset, tmp_path: Path) -> None:
+def test_bad_images(dataset: CocoDataset, tmp_path: Path) -> None:
     (tmp_path / "3.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"3\.png"):
         compare(finds(0), finds(0), dataset)
@@ -136,13 +141,13 @@ def test_bad_photographs(dataset: CocoDataset, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(InputError, match="20 of 20 images are missing"):
         compare(finds(0), finds(0), dataset)
-    with pytest.raises(InputError, match="none of the photographs can be read"):
+    with pytest.raises(InputError, match="none of the images can be read"):
         compare(finds(0), finds(0), dataset, skip_bad=True)
 
 
 def test_a_class_that_only_a_detector_knows_is_warned_of_once(dataset: CocoDataset) -> None:
-    def ghosts(image: np.ndarray) -> Found:
-        return Found(["cat", "ghost"])
+    def ghosts(image: NDArray[np.uint8]) -> CatsOnly:
+        return CatsOnly(["cat", "ghost"])
 
     outcome = compare(ghosts, ghosts, dataset)
     (line,) = outcome.warnings

@@ -38,7 +38,8 @@ def picodet_scores() -> CocoScores:
 
 def picodet() -> list[dict[str, Any]]:
     with gzip.open(EVAL / "picodet_s_416_dev_val.json.gz", "rt", encoding="utf-8") as file:
-        return json.load(file)
+        results: list[dict[str, Any]] = json.load(file)
+    return results
 
 
 def read(path: Path) -> Any:
@@ -114,7 +115,7 @@ def test_faster_coco_evals_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("truth", "results"),
+    ("annotations", "results"),
     [
         (VAL2014, FAKE_BOXES),
         (EVAL / "padilla_gts_bbox_area.json", FAKE_BOXES),
@@ -123,11 +124,11 @@ def test_faster_coco_evals_figures() -> None:
     ],
     ids=["cocoapi", "padilla", "fce", "picodet"],
 )
-def test_a_second_implementation_agrees(truth: Path, results: Path | None) -> None:
+def test_a_second_implementation_agrees(annotations: Path, results: Path | None) -> None:
     peer = pytest.importorskip("faster_coco_eval")
-    scores = score_results(truth, results) if results else picodet_scores()
+    scores = score_results(annotations, results) if results else picodet_scores()
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = peer.COCO(str(truth))
+        theirs = peer.COCO(str(annotations))
         run = peer.COCOeval_faster(
             theirs, theirs.loadRes(read(results) if results else picodet()), "bbox"
         )
@@ -143,7 +144,7 @@ def test_a_second_implementation_agrees(truth: Path, results: Path | None) -> No
 def test_perfect_detections_score_one() -> None:
     document = read(VAL2014)
     scores = score_results(VAL2014, perfect(document))
-    recalls_of_few = {"AR1", "AR10"}  # several objects of a class share a photograph
+    recalls_of_few = {"AR1", "AR10"}  # several objects of a class share an image
     assert all(scores.stats[n] == pytest.approx(1) for n in STAT_NAMES if n not in recalls_of_few)
     assert 0 < scores.stats["AR1"] < scores.stats["AR10"] < 1
     held = {a["category_id"] for a in document["annotations"] if not a["iscrowd"]}
@@ -219,7 +220,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_missing_evaluator_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_evaluator_is_reported_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     message = r"^evaluation needs: pip install sparsedet\[eval\]$"
     with pytest.raises(InputError, match=message):
@@ -327,41 +328,41 @@ def test_ids_may_be_whole_floats(tmp_path: Path) -> None:
     ],
 )
 def test_bad_results_are_refused_by_entry(tmp_path: Path, entry: Any, named: str) -> None:
-    truth = write(tmp_path, document({}))
+    annotations = write(tmp_path, document({}))
     results = [result(), entry]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results), encoding="utf-8")
     for given, where in ((results, "results"), (path, str(path))):
         with pytest.raises(InputError, match=named) as caught:
-            score_results(truth, given)
+            score_results(annotations, given)
         message = str(caught.value)
         assert message.startswith(f"{where}: entry 1: ")
         assert "\n" not in message and len(message) < 400
 
 
 def test_files_that_hold_no_results(tmp_path: Path) -> None:
-    truth = write(tmp_path, document({}))
+    annotations = write(tmp_path, document({}))
     with pytest.raises(InputError, match=r"absent\.json: No such file"):
-        score_results(truth, tmp_path / "absent.json")
+        score_results(annotations, tmp_path / "absent.json")
     with pytest.raises(InputError, match=r"json: no COCO results \(dict, expected a list\)"):
-        score_results(truth, truth)
+        score_results(annotations, annotations)
     with pytest.raises(InputError, match=r"results: no COCO results"):
-        score_results(truth, {"annotations": []})  # type: ignore[arg-type]
+        score_results(annotations, {"annotations": []})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="top level"):
         score_results(FAKE_BOXES, FAKE_BOXES)
 
 
 def test_extreme_but_finite_results_do_no_harm(tmp_path: Path) -> None:
-    truth = write(tmp_path, document({}))
+    annotations = write(tmp_path, document({}))
     odd = [result(bbox=[-1e300, 0, 1e300, 1e300], score=-5), result(bbox=[0, 0, 0, 0], score=0.1)]
-    assert score_results(truth, [result(), *odd]).stats["AP"] == pytest.approx(1)
+    assert score_results(annotations, [result(), *odd]).stats["AP"] == pytest.approx(1)
 
 
-# -------------------------------------------------------------- detectors over photographs
+# -------------------------------------------------------------- detectors over images
 
 
 @dataclass
-class Found:
+class NamedBoxes:
     """Stands for `detections.Detections`, with category ids of its own."""
 
     names: list[str]
@@ -372,7 +373,7 @@ class Found:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> CocoDataset:
+def dataset(tmp_path: Path) -> CocoDataset:
     """A cat and a dog on `five.png`, which is all blue, and a dog on `two.png`."""
     dogs = [
         {"category_id": 4, "bbox": [1, 2, 30, 30]},
@@ -386,17 +387,17 @@ def photographs(tmp_path: Path) -> CocoDataset:
     return load_coco(path, tmp_path)
 
 
-def oracle(image: np.ndarray) -> Found:
+def oracle(image: np.ndarray) -> NamedBoxes:
     assert image.dtype == np.uint8
     if image[0, 0].tolist() == [255, 0, 0]:  # BGR
-        return Found(["cat", "dog", "ghost"], [[10, 10, 20, 20], [1, 2, 30, 30], [0, 0, 9, 9]])
-    return Found(["dog"], [[3, 4, 9, 9]])
+        return NamedBoxes(["cat", "dog", "ghost"], [[10, 10, 20, 20], [1, 2, 30, 30], [0, 0, 9, 9]])
+    return NamedBoxes(["dog"], [[3, 4, 9, 9]])
 
 
-def test_a_detector_over_photographs(photographs: CocoDataset) -> None:
+def test_a_detector_over_images(dataset: CocoDataset) -> None:
     seen = []
     scores, results = evaluate(
-        oracle, photographs, progress=lambda done, total: seen.append((done, total))
+        oracle, dataset, progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(1, 2), (2, 2)]
     assert scores.stats["AP"] == pytest.approx(1)
@@ -406,53 +407,53 @@ def test_a_detector_over_photographs(photographs: CocoDataset) -> None:
     assert scores.warnings == (
         "1 detections of 1 classes that are not scored left out, such as 'ghost'",
     )
-    assert score_results(photographs.path, results).stats == scores.stats
+    assert score_results(dataset.path, results).stats == scores.stats
 
 
-def test_only_the_first_photographs(photographs: CocoDataset) -> None:
-    photographs.image_path(photographs.images[1]).unlink()  # not needed, so not missed
-    scores, results = evaluate(oracle, photographs, limit=1)
+def test_only_the_first_images(dataset: CocoDataset) -> None:
+    dataset.image_path(dataset.images[1]).unlink()  # not needed, so not missed
+    scores, results = evaluate(oracle, dataset, limit=1)
     assert scores.images == 1 and {r["image_id"] for r in results} == {5}
     assert scores.per_class["dog"]["boxes"] == 1
     assert scores.stats["AP"] == pytest.approx(1)
     with pytest.raises(InputError, match="limit is 0"):
-        evaluate(oracle, photographs, limit=0)
+        evaluate(oracle, dataset, limit=0)
 
 
-def test_only_the_classes_of_the_data_set(photographs: CocoDataset) -> None:
-    cats = load_coco(photographs.path, photographs.root, ["unicorn", "cat"])
+def test_only_the_classes_of_the_data_set(dataset: CocoDataset) -> None:
+    cats = load_coco(dataset.path, dataset.root, ["unicorn", "cat"])
     scores, results = evaluate(oracle, cats)
     assert list(scores.per_class) == ["unicorn", "cat"]
     assert [r["category_id"] for r in results] == [1]
     assert scores.stats["AP"] == pytest.approx(1)
 
 
-def test_a_missing_photograph_is_told_before_the_work(photographs: CocoDataset) -> None:
-    photographs.image_path(photographs.images[1]).unlink()
+def test_a_missing_image_is_reported_before_the_work(dataset: CocoDataset) -> None:
+    dataset.image_path(dataset.images[1]).unlink()
     with pytest.raises(InputError, match=r"1 of 2 images are missing, first 'two\.png'"):
-        evaluate(lambda image: pytest.fail("ran the detector"), photographs)
+        evaluate(lambda image: pytest.fail("ran the detector"), dataset)
 
 
 @pytest.mark.parametrize("bad", ["missing", "broken", "size"])
-def test_bad_photographs(photographs: CocoDataset, bad: str) -> None:
-    path = photographs.image_path(photographs.images[1])
+def test_bad_images(dataset: CocoDataset, bad: str) -> None:
+    path = dataset.image_path(dataset.images[1])
     if bad == "missing":
         path.unlink()
     elif bad == "broken":
         path.write_bytes(path.read_bytes()[:40])
-    else:  # as when a photograph was turned, or swapped for another
+    else:  # as when an image was turned or replaced
         assert cv2.imwrite(str(path), np.zeros((32, 40, 3), np.uint8))
     with pytest.raises(InputError, match=r"two\.png") as caught:
-        evaluate(oracle, photographs)
+        evaluate(oracle, dataset)
     if bad == "size":
         assert "40x32 pixels, expected 32x40" in str(caught.value)
-    scores, results = evaluate(oracle, photographs, skip_bad=True)
+    scores, results = evaluate(oracle, dataset, skip_bad=True)
     assert {r["image_id"] for r in results} == {5}
     assert scores.images == 2  # its dog counts as not found
     assert scores.stats["AP50"] < 1 and scores.per_class["dog"]["boxes"] == 2
     assert any("without detections" in line and "two.png" in line for line in scores.warnings)
 
 
-def test_a_detectors_bad_boxes_are_an_error(photographs: CocoDataset) -> None:
+def test_a_detectors_bad_boxes_are_an_error(dataset: CocoDataset) -> None:
     with pytest.raises(InputError, match="detections: entry 0: bbox is"):
-        evaluate(lambda image: Found(["cat"], [[0, 0, float("nan"), 1]]), photographs)
+        evaluate(lambda image: NamedBoxes(["cat"], [[0, 0, float("nan"), 1]]), dataset)

@@ -1,6 +1,6 @@
-"""`coco_precision` against Open Model Zoo's accuracy checker, whose own answers are kept.
+"""`coco_precision` against Open Model Zoo's accuracy checker, whose own figures are kept.
 
-`data/eval/make_omz_goldens.py` made them by running the checker beside; see its first lines.
+`data/eval/make_omz_goldens.py` ran the checker to make them; see its first lines.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def load(truth: str, found: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return read(EVAL / truth), read(EVAL / found)
+def load(annotations: str, detections: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return read(EVAL / annotations), read(EVAL / detections)
 
 
 def drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -91,13 +92,13 @@ def measured(scores: CocoScores) -> dict[str, float]:
     return {name: row["coco_precision"] for name, row in rows if row["coco_precision"] >= 0}
 
 
-@pytest.mark.parametrize(("truth", "found"), FIXTURES)
-def test_the_checkers_figures_on_published_detections(truth: str, found: str) -> None:
-    golden = read(GOLDENS)["fixtures"][found]
-    scores = score_results(EVAL / truth, load(truth, found)[1])
+@pytest.mark.parametrize(("annotations", "detections"), FIXTURES)
+def test_the_checkers_figures_on_published_detections(annotations: str, detections: str) -> None:
+    golden = read(GOLDENS)["fixtures"][detections]
+    scores = score_results(EVAL / annotations, load(annotations, detections)[1])
     assert measured(scores) == pytest.approx(golden, abs=1e-9)
     assert scores.coco_precision == pytest.approx(sum(golden.values()) / len(golden), abs=1e-9)
-    if truth == "instances_dev_val.json":
+    if annotations == "instances_dev_val.json":
         # The two definitions differ where there are crowds and doubled detections.
         assert scores.both() == {
             AP_NAME: pytest.approx(0.32888352, abs=1e-6),
@@ -133,42 +134,42 @@ def one(annotations: list[dict[str, Any]], images: int = 1) -> dict[str, Any]:
     }
 
 
-def found(box: list[float], score: float, image: int = 1) -> dict[str, Any]:
+def result(box: Sequence[float], score: float, image: int = 1) -> dict[str, Any]:
     return {"image_id": image, "category_id": 1, "bbox": box, "score": score}
 
 
-def test_a_small_detection_in_a_crowd_is_a_false_alarm(tmp_path: Path) -> None:
+def test_a_small_detection_in_a_crowd_is_a_false_positive(tmp_path: Path) -> None:
     document = one([{"bbox": [0, 0, 10, 10]}, {"bbox": [20, 20, 60, 60], "iscrowd": 1}])
-    scores = score(tmp_path, document, [found([30, 30, 9, 9], 0.9), found([0, 0, 10, 10], 0.5)])
+    scores = score(tmp_path, document, [result([30, 30, 9, 9], 0.9), result([0, 0, 10, 10], 0.5)])
     assert scores.stats["AP"] == pytest.approx(1)  # pycocotools: inside the crowd, forgiven
     assert scores.coco_precision == pytest.approx(1 / 2)
-    fits = [found([20, 20, 60, 60], 0.9), found([0, 0, 10, 10], 0.5)]
+    fits = [result([20, 20, 60, 60], 0.9), result([0, 0, 10, 10], 0.5)]
     assert score(tmp_path, document, fits).coco_precision == pytest.approx(1)
 
 
 def test_the_best_detections_object_can_be_found_twice(tmp_path: Path) -> None:
     document = one([{"bbox": [0, 0, 10, 10]}, {"bbox": [50, 50, 10, 10]}])
     same, other = [0, 0, 10, 10], [50, 50, 10, 10]
-    twice = [found(same, 0.9), found(same, 0.8), found(other, 0.7)]
+    twice = [result(same, 0.9), result(same, 0.8), result(other, 0.7)]
     scores = score(tmp_path, document, twice)
     assert scores.coco_precision == pytest.approx(1)
     assert scores.stats["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101)
-    thrice = [found(same, 0.9), found(same, 0.8), found(same, 0.75), found(other, 0.7)]
+    thrice = [result(same, 0.9), result(same, 0.8), result(same, 0.75), result(other, 0.7)]
     # Recall reaches 1 with the double already, so what comes later costs nothing.
     assert score(tmp_path, document, thrice).coco_precision == pytest.approx(1)
-    later = [found(other, 0.9), found(same, 0.8), found(same, 0.7)]
+    later = [result(other, 0.9), result(same, 0.8), result(same, 0.7)]
     assert score(tmp_path, document, later).coco_precision == pytest.approx(1)
 
 
-def test_photographs_without_annotations_are_left_out(tmp_path: Path) -> None:
+def test_images_without_annotations_are_left_out(tmp_path: Path) -> None:
     document = one([{"bbox": [0, 0, 10, 10]}], images=2)
-    results = [found([0, 0, 10, 10], 0.5), found([0, 0, 9, 9], 0.9, image=2)]
+    results = [result([0, 0, 10, 10], 0.5), result([0, 0, 9, 9], 0.9, image=2)]
     scores = score(tmp_path, document, results)
     assert scores.coco_precision == pytest.approx(1)
     assert scores.stats["AP"] == pytest.approx(1 / 2)
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:
-    scores = score(tmp_path, one([]), [found([0, 0, 9, 9], 0.9)])
+    scores = score(tmp_path, one([]), [result([0, 0, 9, 9], 0.9)])
     assert scores.coco_precision == -1 and scores.per_class["cat"]["coco_precision"] == -1
     assert score(tmp_path, one([{"bbox": [0, 0, 9, 9]}]), []).coco_precision == 0

@@ -52,8 +52,10 @@ class Page(HTMLParser):
         self.text += data
 
 
-def data_set(folder: Path, first: str = "one", second: str = "two.png", objects: int = 3):
-    """Two photographs, and results that find, miss, mistake and invent."""
+def data_set(
+    folder: Path, first: str = "one", second: str = "two.png", objects: int = 3
+) -> tuple[CocoDataset, list[dict[str, Any]]]:
+    """Two images, and results that find, miss, confuse and invent."""
     annotations = [
         {"image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30], "iscrowd": 0},
         {"image_id": 1, "category_id": 2, "bbox": [60, 10, 30, 30], "iscrowd": 0},
@@ -97,7 +99,7 @@ def test_the_page_is_complete(tmp_path: Path) -> None:
         "AP by IoU",
         "Scores",
         "By score threshold",
-        "Photographs with most mistakes",
+        "Images with most mistakes",
         "two.png",
         "Confusion matrix",
         "Classes",
@@ -109,13 +111,13 @@ def test_the_page_is_complete(tmp_path: Path) -> None:
     assert (
         f"{figures.stats['AP']:.3f}" in page.text and f"{figures.coco_precision:.3f}" in page.text
     )
-    pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 4
-    for picture in pictures:
-        kind, data = picture.split(",")
-        assert kind == "data:image/jpeg;base64"
+    images = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 4
+    for source in images:
+        media_type, data = source.split(",")
+        assert media_type == "data:image/jpeg;base64"
         image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
-        assert image.shape == (90, 120, 3)
+        assert image is not None and image.shape == (90, 120, 3)
         assert image.std() > 3  # boxes are drawn
 
 
@@ -132,15 +134,15 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
     assert policy and "default-src 'none'" in policy
 
 
-def test_names_from_strangers_are_text(tmp_path: Path) -> None:
+def test_untrusted_names_are_text(tmp_path: Path) -> None:
     dataset, results = data_set(tmp_path, first=EVIL, second=EVIL)
     text = render(dataset, results, title=EVIL, facts={EVIL: EVIL})
     assert "<script" not in text
     page = Page(text)  # tags still nest
     assert page.text.count(EVIL) >= 6
     assert all("script" not in tag for tag, _ in page.tags)
-    assert "This photograph cannot be read." in page.text  # no such file
-    # A name of bytes that are no UTF-8 does not keep the page from being written.
+    assert "This image cannot be read." in page.text  # no such file
+    # A name of bytes that are not UTF-8 does not keep the page from being written.
     render(*data_set(tmp_path, first="\udcff"), title="\udc80").encode("utf-8")
 
 
@@ -151,7 +153,7 @@ def test_little_data(tmp_path: Path) -> None:
     dataset, _ = data_set(tmp_path)
     silent = Page(render(dataset, []))
     assert "0 found, 2 missed, 0 false" in silent.text
-    Page(render(dataset, results, photographs=0))
+    Page(render(dataset, results, images=0))
 
 
 def test_charts_hold_what_they_are_given() -> None:
@@ -163,7 +165,7 @@ def test_charts_hold_what_they_are_given() -> None:
     points = re.search(r'points="([^"]*)"', svg)[1].split()  # type: ignore[index]
     first, second = ([float(v) for v in point.split(",")] for point in points[:2])
     assert first == [50, 228] and second[1] == 12
-    bars = log_bars(np.array([[0, 1], [10, 1000]]), ("hits", "false"), x="x", y="y", x_range=(0, 1))
+    bars = log_bars(np.array([[0, 1], [10, 1000]]), ("true", "false"), x="x", y="y", x_range=(0, 1))
     heights = [float(v) for v in re.findall(r'<rect class="f\d".*?height="([\d.]+)"', bars)]
     assert heights[0] == 0 and heights[1] > 10  # one is seen
     assert heights[3] - heights[2] == pytest.approx(2 * (heights[2] - heights[1]), abs=0.2)

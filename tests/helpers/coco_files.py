@@ -12,7 +12,11 @@ from helpers.small import SMALL, picture
 
 
 def coco(folder: Path, **changes: Any) -> tuple[Path, Path]:
-    """A data set of two photographs with ground truth that the small model partly finds."""
+    """Write a data set of two images; the small model finds part of its ground truth.
+
+    Returns:
+        The annotation file and the folder of images.
+    """
     images = folder / "images"
     images.mkdir(exist_ok=True)
     for number in (1, 2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # As on a desktop: in the C locale Python lets any bytes through, and containers often ask for
@@ -23,6 +24,10 @@ class Outcome:
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
+
+
+Run = Callable[..., Outcome]
+"""A command, run in this process."""
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -1,11 +1,14 @@
-"""What the exporters' tests export: a small network's fields and a picture."""
+"""What the exporters' tests share: a small network, an image, and the comparison of rows."""
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
+from typing import Any
 
-SMALL = {
+from numpy.typing import NDArray
+
+from sparsedet.testing import colour_gradients
+
+SMALL: dict[str, Any] = {
     "blocks": (1, 1, 2, 1),
     "stem_channels": 16,
     "bottleneck_channels": (8, 8, 16, 24),
@@ -14,12 +17,15 @@ SMALL = {
     "proposals": 50,
     "anchor_sizes": (16.0, 32.0, 64.0, 96.0, 128.0),
 }
+"""Fields of a small network."""
+
+edges_image = colour_gradients
+"""The image that the exported networks run on."""
 
 
-def picture(height: int, width: int) -> np.ndarray:
-    """Smooth random colours with some edges."""
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3)).astype(np.uint8)
-    out = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    out[height // 3 : height // 2, width // 4 : width // 2] = (20, 200, 90)
-    return out
+def assert_same_rows(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
+    """Equal rows [N, 7] up to 1e-4, where equal scores may come in another order."""
+    assert len(ours) >= 20 and len(ours) == len(theirs)
+    for row in ours:
+        same = theirs[(theirs[:, 1] == row[1]) & (abs(theirs[:, 2] - row[2]) < 1e-4)]
+        assert len(same) and abs(same[:, 3:] - row[3:]).max(axis=1).min() < 1e-4

@@ -1,8 +1,8 @@
-"""IRs for the importer's tests, and what OpenVINO answers on them; not a test.
+"""IRs for the importer's tests, and OpenVINO's rows on them; not a test.
 
 Run as `python -m helpers.ir_forms FOLDER`, in a process of its own (test_export_openvino.py says
 why).
-Writes models, their exports in every form as FOLDER/NAME.xml with the rows on one picture as
+Writes models, their exports in every form as FOLDER/NAME.xml with the rows on one image as
 NAME.npy, and networks of other kinds.
 """
 
@@ -16,10 +16,11 @@ from typing import Any
 import cv2
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset8 as op
 
 from helpers import published_form
-from helpers.exports import SMALL, picture
+from helpers.exports import SMALL, edges_image
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.model.boxes import legacy_cell_anchors
 from sparsedet.model.config import ModelConfig
@@ -64,26 +65,26 @@ PUBLISHED: dict[str, set[str]] = {
 """Variants of `published_form`, of the model "legacy"."""
 
 
-def blob(config: ModelConfig) -> np.ndarray:
-    return picture(config.input_height, config.input_width)[None].astype(np.float32)
+def blob(config: ModelConfig) -> NDArray[np.float32]:
+    return edges_image(config.input_height, config.input_width)[None].astype(np.float32)
 
 
 def run(file: Path, config: ModelConfig) -> None:
-    """Keep the rows of an IR."""
+    """Write the rows of an IR beside it."""
     compiled = ov.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    given = []
+    values = []
     for port in compiled.inputs:
         if len(port.shape) == 4:
             nhwc = blob(config)
-            given.append(nhwc if port.shape[3] == 3 else nhwc.transpose(0, 3, 1, 2).copy())
+            values.append(nhwc if port.shape[3] == 3 else nhwc.transpose(0, 3, 1, 2).copy())
         else:
             size = (config.input_height, config.input_width)
-            given.append(np.array([[*size, 1]], dtype=np.float32))
-    np.save(file.with_suffix(".npy"), compiled(given)[0])
+            values.append(np.array([[*size, 1]], dtype=np.float32))
+    np.save(file.with_suffix(".npy"), compiled(values)[0])
 
 
 def others(folder: Path) -> None:
-    """Networks that are no Faster R-CNN."""
+    """Networks that are not a Faster R-CNN."""
     x = op.parameter([1, 3, 32, 32], np.float32, name="x")
 
     def convolution(out: int) -> Any:
@@ -116,9 +117,9 @@ def others(folder: Path) -> None:
 def main(folder: Path) -> None:
     for name, config in MODELS.items():
         source = folder / f"{name}.safetensors"
-        image = picture(config.input_height, config.input_width)
+        image = edges_image(config.input_height, config.input_width)
         tensors = calibrated_random_tensors(config, 0.4, image)
-        save_model(source, config, tensors, {}, dtype="float16")  # a half-float IR loses nothing
+        save_model(source, config, tensors, {}, dtype="float16")  # exact in a half-float IR
         model = load_model(source)
         cv2.imwrite(str(folder / f"{name}.png"), image)
         for form, options in FORMS.items():

@@ -1,4 +1,4 @@
-"""Weights that Detectron2 and TensorPack wrote."""
+"""Weights written by Detectron2 and TensorPack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An IR of the form that the published network most likely has, built by OpenVINO's own classes.
+"""An IR in the form that the published network most likely has, built with OpenVINO's own classes.
 
 Not a test: run as `python published_form.py MODEL OUT.xml [variant...]`, in a process of its own.
 The published file's converter replaced TensorPack's box arithmetic by the operations Proposal
@@ -20,7 +20,7 @@ from openvino import opset8 as op
 
 from sparsedet.model.c4 import build_network
 from sparsedet.model.file import ModelFile, load_model
-from sparsedet.model.graph import Layer
+from sparsedet.model.graph import Component, Layer
 
 
 def build(model: ModelFile, variants: set[str]) -> ov.Model:
@@ -84,8 +84,9 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
             x = op.add(x, values[layer.residual])
         return op.relu(x) if layer.relu else x
 
-    for part in ("backbone", "rpn"):
-        for layer in network.of_component(part):
+    components: tuple[Component, ...] = ("backbone", "rpn")
+    for component in components:
+        for layer in network.of_component(component):
             values[layer.name] = run(layer)
     if "image_info" in variants:
         info = op.parameter([1, 3], np.float32, name="image_info")

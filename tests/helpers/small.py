@@ -1,4 +1,4 @@
-"""A small model's configuration and a picture in which it finds something."""
+"""A small model's configuration, and an image in which it detects objects."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsedet.model.presets import preset
+from sparsedet.testing import rectangles_on_noise
 
 SMALL = replace(
     preset("r50half-c4"),
@@ -27,24 +27,10 @@ SMALL = replace(
     max_detections=20,
 )
 
-
-def picture(height: int = 90, width: int = 120, seed: int = 0) -> NDArray[np.uint8]:
-    """Coloured rectangles on a noisy ground, (height, width, 3) BGR."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
-    for _ in range(8):
-        x0, y0 = rng.integers(0, width // 2), rng.integers(0, height // 2)
-        x1, y1 = x0 + rng.integers(6, width // 2), y0 + rng.integers(6, height // 2)
-        cv2.rectangle(
-            image,
-            (int(x0), int(y0)),
-            (int(x1), int(y1)),
-            [int(c) for c in rng.integers(0, 256, 3)],
-            cv2.FILLED,
-        )
-    return image
+picture = rectangles_on_noise
+"""An image in which the small model detects all of its classes."""
 
 
 def encoded(suffix: str) -> bytes:
     """`picture()` as an image file."""
-    return cv2.imencode(suffix, picture())[1].tobytes()
+    return np.asarray(cv2.imencode(suffix, picture())[1]).tobytes()

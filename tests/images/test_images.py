@@ -39,7 +39,8 @@ def photograph(height: int = 37, width: int = 53, seed: int = 0) -> NDArray[np.u
     """A smooth coloured picture (BGR) that lossy formats keep recognisable."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     smooth = cv2.GaussianBlur(noise, (0, 0), 4)
-    return np.asarray(cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX), dtype=np.uint8)
+    stretched = cv2.normalize(smooth, np.empty_like(smooth), 0, 255, cv2.NORM_MINMAX)
+    return np.asarray(stretched, dtype=np.uint8)
 
 
 def encode(kind: str, mode: str = "RGB", bgr: NDArray[np.uint8] | None = None, **how: Any) -> bytes:
@@ -265,7 +266,8 @@ def test_opencvs_log_is_silent_while_any_thread_decodes_and_no_longer(
 ) -> None:
     log: Any = getattr(cv2.utils, "logging", cv2)
     before, data, imdecode = log.getLogLevel(), file_of("png"), cv2.imdecode
-    both, one_left, levels = threading.Barrier(2), threading.Event(), []
+    both, one_left = threading.Barrier(2), threading.Event()
+    levels: list[int] = []
 
     def slow(*arguments: Any) -> Any:
         both.wait(10)
@@ -437,7 +439,7 @@ def test_boxes_make_the_round_trip(h: int, w: int, resize: Any, data: st.DataObj
     to_input_scale = [at.resized_width / w / 480, at.resized_height / h / 320] * 2
     got = at.to_image((boxes * to_input_scale).astype(np.float32))
     assert got.shape == boxes.shape and got.dtype == np.float32
-    # Fraction and result are rounded to float32, each by at most 2^-24 of its value; the network input's
+    # Fraction and result are rounded to float32, each by at most 2^-24 of its value; the input's
     # sides are so many photograph pixels:
     sides = np.array([480 * w / at.resized_width, 320 * h / at.resized_height] * 2)
     assert (np.abs(got - boxes) <= 2**-23 * sides).all()
@@ -465,10 +467,11 @@ def bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.fl
 
     def weights(out: int, size: int) -> NDArray[np.float64]:
         at = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0, size - 1)
-        return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
+        return np.asarray(np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size))), np.float64)
 
     rows, columns = weights(height, image.shape[0]), weights(width, image.shape[1])
-    return np.einsum("yi,xj,ijc->yxc", rows, columns, image.astype(np.float64), optimize=True)
+    resized = np.einsum("yi,xj,ijc->yxc", rows, columns, image.astype(np.float64), optimize=True)
+    return np.asarray(resized, dtype=np.float64)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 53), (53, 37), (1, 211), (211, 1), (90, 120)])

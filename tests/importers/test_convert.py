@@ -1,4 +1,4 @@
-"""`sparsedet convert`: what is read, what is counted, and what is refused."""
+"""`sparsedet convert`: files that are read and counted, and files that are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Arrays = dict[str, NDArray[Any]]
 @pytest.fixture(scope="module")
 def state() -> Arrays:
     """The tensors of a small network by Detectron2's names."""
-    return {name: stored.read() for name, stored in open_source(DETECTRON2)[1].left.items()}
+    return {name: tensor.read() for name, tensor in open_source(DETECTRON2)[1].left.items()}
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +107,15 @@ def test_a_pickle_of_any_protocol_gives_the_same_model(
     expected = load_foreign(DETECTRON2)
     path = zoo(tmp_path, state, protocol)
     if protocol < 2:  # without a header, which no such file has
-        return refused(path, "is no pickle")
+        return refused(path, "is not a pickle")
     data = path.read_bytes()
     assert b"numpy._core" in data or b"numpy.core" in data
     for name in (b"numpy._core", b"numpy.core") if protocol == 2 else (b"numpy._core",):
         path.write_bytes(data.replace(b"numpy._core", name))  # numpy 2 and 1
         assert detect_format(path) == "detectron2"
-        found = load_foreign(path)
-        assert found.config == expected.config
-        assert all(np.array_equal(found.tensors[n], v) for n, v in expected.tensors.items())
+        imported = load_foreign(path)
+        assert imported.config == expected.config
+        assert all(np.array_equal(imported.tensors[n], v) for n, v in expected.tensors.items())
     return None
 
 
@@ -125,8 +125,8 @@ def test_layouts_and_types_are_read_as_numpy_reads_them(state: Arrays, tmp_path:
     swapped = {name: value.astype(">f4") for name, value in state.items()}
     double = {name: value.astype(np.float64) for name, value in state.items()}
     for other in (fortran, swapped, double, OrderedDict(state)):
-        found = load_foreign(zoo(tmp_path, other)).tensors
-        assert all(np.array_equal(found[name], value) for name, value in expected.items())
+        tensors = load_foreign(zoo(tmp_path, other)).tensors
+        assert all(np.array_equal(tensors[name], value) for name, value in expected.items())
 
 
 def test_sixty_percent_in_sixty_percent_out(
@@ -148,7 +148,7 @@ def test_sixty_percent_in_sixty_percent_out(
         assert f"{zeros:,} of them zero" in capsys.readouterr().out
 
 
-def test_what_float16_rounds_to_zero_is_said(
+def test_weights_that_float16_rounds_to_zero_are_reported(
     state: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = {
@@ -163,7 +163,7 @@ def test_what_float16_rounds_to_zero_is_said(
     assert "were too small for float16" in capsys.readouterr().out
 
 
-def test_what_is_not_the_networks_is_listed(
+def test_tensors_outside_of_the_network_are_listed(
     state: Arrays, variables: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Mask heads, momenta and counters; a mask model's box part is the same model."""
@@ -183,11 +183,11 @@ def test_what_is_not_the_networks_is_listed(
     }
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps(content))
-    found = load_foreign(path)
+    imported = load_foreign(path)
     # A numpy scalar is a number and no array.
-    assert set(found.ignored) == {n for n in names if not n.endswith("num_batches_tracked")}
+    assert set(imported.ignored) == {n for n in names if not n.endswith("num_batches_tracked")}
     assert np.array_equal(
-        found.tensors["box.logits.bias"], load_foreign(DETECTRON2).tensors["box.logits.bias"]
+        imported.tensors["box.logits.bias"], load_foreign(DETECTRON2).tensors["box.logits.bias"]
     )
     more = {
         "maskrcnn/deconv/W": np.zeros((2, 2, 3, 4), np.float32),
@@ -208,12 +208,12 @@ def test_what_an_older_checkpoint_states_is_used(state: Arrays, tmp_path: Path) 
     usual = cell_anchors(config)
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((1, 2, 3), (4, 5, 6)))
     stated = {**state, "pixel_mean": mean, "pixel_std": std, anchors: usual}
-    found = load_foreign(zoo(tmp_path, stated))
-    assert found.config.pixel_mean == (1, 2, 3) and found.config.pixel_std == (4, 5, 6)
-    assert found.config.cell_anchors is None and found.ignored == ()
-    found = load_foreign(zoo(tmp_path, {**stated, anchors: usual + np.float32(1)}))
-    assert np.array_equal(cell_anchors(found.config), usual + np.float32(1))
-    assert any("anchors" in note for note in found.notes)
+    imported = load_foreign(zoo(tmp_path, stated))
+    assert imported.config.pixel_mean == (1, 2, 3) and imported.config.pixel_std == (4, 5, 6)
+    assert imported.config.cell_anchors is None and imported.ignored == ()
+    imported = load_foreign(zoo(tmp_path, {**stated, anchors: usual + np.float32(1)}))
+    assert np.array_equal(cell_anchors(imported.config), usual + np.float32(1))
+    assert any("anchors" in note for note in imported.notes)
     refused(zoo(tmp_path, {**stated, anchors: usual[:3]}), r"shape \(3, 4\), expected \(15, 4\)")
 
 
@@ -224,43 +224,43 @@ def test_one_set_of_box_deltas_is_repeated(
     four = {f"{deltas}.{leaf}": state[f"{deltas}.{leaf}"][4:8] for leaf in ("weight", "bias")}
     each = {name: np.concatenate([value] * 20) for name, value in four.items()}
     expected, output = load_foreign(zoo(tmp_path, {**state, **each})), tmp_path / "m.safetensors"
-    found = load_foreign(zoo(tmp_path, {**state, **four}))
-    assert found.config == expected.config
+    imported = load_foreign(zoo(tmp_path, {**state, **four}))
+    assert imported.config == expected.config
     for name, value in expected.tensors.items():
-        np.testing.assert_array_equal(found.tensors[name], value)
+        np.testing.assert_array_equal(imported.tensors[name], value)
     # With another preset there is a set for the background, too.
-    found = load_foreign(zoo(tmp_path, {**state, **four}), base=preset("r101-c4"))
-    assert found.tensors["box.deltas.bias"].shape == (84,)
+    imported = load_foreign(zoo(tmp_path, {**state, **four}), base=preset("r101-c4"))
+    assert imported.tensors["box.deltas.bias"].shape == (84,)
     assert main(["convert", str(tmp_path / "model_final.pkl"), "-o", str(output)]) == 0
     assert "one set of box deltas for all classes: repeated" in capsys.readouterr().out
     one = {name: state[name][:2] for name in state if "cls_score" in name}  # one class: both forms
-    found = load_foreign(zoo(tmp_path, {**state, **four, **one}))
-    np.testing.assert_array_equal(found.tensors["box.deltas.bias"], four[f"{deltas}.bias"])
+    imported = load_foreign(zoo(tmp_path, {**state, **four, **one}))
+    np.testing.assert_array_equal(imported.tensors["box.deltas.bias"], four[f"{deltas}.bias"])
 
 
-def test_a_model_of_rgb_pictures(
+def test_a_model_of_rgb_images(
     state: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stem, output = "backbone.stem.conv1.weight", tmp_path / "m.safetensors"
     expected = load_foreign(DETECTRON2).tensors["stem.conv.weight"]
     reversed_ = {**state, stem: state[stem][:, ::-1]}
-    found = load_foreign(zoo(tmp_path, reversed_), rgb=True)
-    np.testing.assert_array_equal(found.tensors["stem.conv.weight"], expected)
+    imported = load_foreign(zoo(tmp_path, reversed_), rgb=True)
+    np.testing.assert_array_equal(imported.tensors["stem.conv.weight"], expected)
     usual = preset("r101-c4")  # Detectron2's recipe for torchvision's weights
-    assert found.config.pixel_mean == usual.pixel_mean
-    assert found.config.pixel_std == usual.pixel_std and found.config.stride_in == "conv2"
+    assert imported.config.pixel_mean == usual.pixel_mean
+    assert imported.config.pixel_std == usual.pixel_std and imported.config.stride_in == "conv2"
     fields = {"stride_in": "conv1", "pixel_std": [1.0, 1.0, 1.0], "pixel_mean": [1.0, 2.0, 3.0]}
-    found = load_foreign(zoo(tmp_path, reversed_), rgb=True, fields=fields)
-    assert found.config.stride_in == "conv1" and found.config.pixel_mean == (1, 2, 3)  # BGR
+    imported = load_foreign(zoo(tmp_path, reversed_), rgb=True, fields=fields)
+    assert imported.config.stride_in == "conv1" and imported.config.pixel_mean == (1, 2, 3)  # BGR
     stated = {"pixel_mean": np.array([9, 8, 7], np.float32).reshape(3, 1, 1)}  # in its own order
     path = zoo(tmp_path, {**reversed_, **stated})
     assert load_foreign(path, rgb=True).config.pixel_mean == (7, 8, 9)
     assert load_foreign(path).config.pixel_mean == (9, 8, 7)
     assert main(["convert", str(path), "-o", str(output), "--rgb"]) == 0
-    assert "RGB pictures of mean (7.0, 8.0, 9.0), std (57.375" in capsys.readouterr().out
+    assert "RGB images of mean (7.0, 8.0, 9.0), std (57.375" in capsys.readouterr().out
     np.testing.assert_array_equal(load_model(output).tensors["stem.conv.weight"], expected)
     assert main(["convert", str(TENSORPACK), "-o", str(tmp_path / "x"), "--rgb"]) == 2
-    assert "only a Detectron2 model can be said to read RGB" in one_line(capsys)
+    assert "--rgb applies to Detectron2 models only" in one_line(capsys)
 
 
 def test_tensors_without_axes(state: Arrays, variables: Arrays, tmp_path: Path) -> None:
@@ -314,7 +314,9 @@ def test_the_published_names_cover_the_reference() -> None:
     ):
         network = build_network(preset(name))
         assert network.parameters == parameters
-        assert len({module._name(layer) for layer in network.weighted}) == len(network.weighted)
+        assert len({module.layer_name(layer) for layer in network.weighted}) == len(
+            network.weighted
+        )
 
 
 # -------------------------------------------------------------------------- hostile files
@@ -389,7 +391,7 @@ def rewritten(path: Path, changes: Mapping[str, bytes | None], **options: Any) -
 
 
 def test_archive_bombs_are_not_unpacked(tmp_path: Path, variables: Arrays) -> None:
-    compress = {"compression": zipfile.ZIP_DEFLATED}
+    compress: dict[str, Any] = {"compression": zipfile.ZIP_DEFLATED}
     nothing = bytes(65 << 20)
     path = rewritten(tmp_path / "a.pth", {"data.pkl": nothing}, **compress)
     assert path.stat().st_size < 1_000_000
@@ -449,7 +451,7 @@ def test_damaged_files(tmp_path: Path, state: Arrays, capsys: pytest.CaptureFixt
             except InputError as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error)
     (tmp_path / "text.pkl").write_text("no weights, but a text of some length\n" * 3)
-    refused(tmp_path / "text.pkl", "is no pickle, PyTorch, .npz, safetensors or .xml file")
+    refused(tmp_path / "text.pkl", "is not a pickle, PyTorch, .npz, safetensors or .xml file")
     refused(tmp_path / "none.pth", "No such file")
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "none.pth"), "-o", str(tmp_path / "x")]) == 2
@@ -465,7 +467,7 @@ def test_missing_doubled_and_bad_tensors(tmp_path: Path, state: Arrays, variable
     refused(zoo(tmp_path, {**state, name: bad}), f"'{name}' holds NaN or infinite")
     refused(zoo(tmp_path, {**state, name: state[name].astype(np.float64) * 1e300}), "infinite")
     refused(zoo(tmp_path, {**state, name: state[name][:1]}), r"has shape \(1, 4, 3, 3\), expected")
-    refused(zoo(tmp_path, {**state, name: state[name].astype(np.int64)}), "holds no floats")
+    refused(zoo(tmp_path, {**state, name: state[name].astype(np.int64)}), "does not hold floats")
     refused(zoo(tmp_path, {**state, "backbone.res3.1.conv9.weight": bad}), "belongs to no layer")
     refused(
         zoo(tmp_path, {**state, "backbone.res2.0.conv1.norm.running_var": -np.ones(2, np.float32)}),
@@ -502,11 +504,11 @@ def test_other_models_are_named(
         ({"transformer.encoder.x": w}, "is a DETR model"),
         ({"bbox_head.fc_cls.weight": w}, "MMDetection"),
         ({"conv1_w": w, "res2_0_branch2a_w": w}, "is a Caffe2 model"),
-        ({"layer1.0.conv1.weight": w, "fc.weight": w}, "ResNet classifier, the start of a"),
+        ({"layer1.0.conv1.weight": w, "fc.weight": w}, "ResNet classifier, not a detector"),
         ({"backbone.res2.0.conv1.weight": w, "backbone.res5.0.conv1.weight": w}, "dilated C5"),
         ({"backbone.res2.0.conv1.weight": w}, "no box head"),
-        ({"a": w}, r"is no model that is known here \(it holds 1 tensors, as a\)"),
-        ({}, "holds no tensors"),
+        ({"a": w}, r"unknown model format \(1 tensors, as a\)"),
+        ({}, r"unknown model format \(no tensors\)"),
         ({**state, "roi_heads.box_predictor.0.cls_score.weight": w}, "is a cascade"),
         (
             {**state, "roi_heads.box_predictor.bbox_pred.weight": w.repeat(2, 0)},
@@ -531,13 +533,13 @@ def test_other_models_are_named(
     with zipfile.ZipFile(script, "a") as archive:
         archive.writestr(archive.namelist()[0].split("/")[0] + "/code/__torch__.py", "")
     refused(script, "TorchScript")
-    refused(tmp_path, "holds no checkpoint of a training run")
+    refused(tmp_path, "has no checkpoint of a training run")
     # The wrong form, asked for.
     copy = tmp_path / "copy.npz"
     copy.write_bytes(TENSORPACK.read_bytes())
     refused(copy, "no box head", "detectron2")
     refused(zoo(tmp_path, state), "no box head", "tensorpack")
-    refused(zoo(tmp_path, state), "no checkpoint of a training run", "checkpoint")
+    refused(zoo(tmp_path, state), "not a checkpoint of a training run", "checkpoint")
     with pytest.raises(SystemExit):
         main(["convert", "x", "-o", "y", "--from", "keras"])
     assert "invalid choice" in capsys.readouterr().err

@@ -37,10 +37,10 @@ def state() -> dict[str, Any]:
 
 
 def test_our_reader_reads_what_torch_reads(state: dict[str, Any], tmp_path: Path) -> None:
-    found = open_source(DETECTRON2)[1]
-    assert set(found.left) == set(state)
+    source = open_source(DETECTRON2)[1]
+    assert set(source.left) == set(state)
     for name, value in state.items():
-        assert np.array_equal(found.left[name].read(), value.numpy())
+        assert np.array_equal(source.left[name].read(), value.numpy())
     tensors = {
         "shared": torch.arange(12.0).view(3, 4),
         "strided": torch.arange(12.0).view(3, 4).T[1:],
@@ -57,11 +57,11 @@ def test_our_reader_reads_what_torch_reads(state: dict[str, Any], tmp_path: Path
     tensors["view"] = tensors["shared"][1]
     for new in (True, False):
         torch.save({"model": tensors}, tmp_path / "t.pth", _use_new_zipfile_serialization=new)
-        found = open_source(tmp_path / "t.pth")[1]
+        source = open_source(tmp_path / "t.pth")[1]
         for name, value in tensors.items():
             expected = value.detach()
             expected = expected.float() if name == "bfloat16" else expected
-            got = found.left[name].read()
+            got = source.left[name].read()
             assert got.shape == expected.shape and np.array_equal(got, expected.numpy()), name
 
 
@@ -81,18 +81,18 @@ def test_a_training_checkpoint_of_detectron2(state: dict[str, Any], tmp_path: Pa
     for new in (True, False):
         path = tmp_path / "model_0269999.pth"
         torch.save(content, path, _use_new_zipfile_serialization=new)
-        found = load_foreign(path)
-        assert all(np.array_equal(found.tensors[n], v) for n, v in expected.items())
-        assert len(found.ignored) == len(state)
-        assert all(name.startswith("optimizer.state.") for name in found.ignored)
+        imported = load_foreign(path)
+        assert all(np.array_equal(imported.tensors[n], v) for n, v in expected.items())
+        assert len(imported.ignored) == len(state)
+        assert all(name.startswith("optimizer.state.") for name in imported.ignored)
         data = path.read_bytes()
         path.write_bytes(data[: len(data) - 1000])
         with pytest.raises(InputError, match=r"truncated|not a zip file"):
             load_foreign(path)
     half = {k: v.half() for k, v in state.items()}
     torch.save(half, tmp_path / "half.pth")
-    found = load_foreign(tmp_path / "half.pth").tensors["box.logits.weight"]
-    assert np.array_equal(found, expected["box.logits.weight"].astype(np.float16))
+    logits = load_foreign(tmp_path / "half.pth").tensors["box.logits.weight"]
+    assert np.array_equal(logits, expected["box.logits.weight"].astype(np.float16))
 
 
 def test_convert_needs_no_torch(tmp_path: Path) -> None:
@@ -123,23 +123,22 @@ def test_a_training_run_becomes_the_model_it_would_save(
     newest = sorted(folder.glob("checkpoint-*.safetensors"))[-1]
     output = tmp_path / "model.safetensors"
     for source in (folder, newest):
-        found = load_foreign(source)
-        assert found.config == TINY
+        imported = load_foreign(source)
+        assert imported.config == TINY
         for name, value in saved.items():  # saved as float16, and folded in float32
-            assert np.allclose(found.tensors[name], value, rtol=2e-3, atol=1e-6), name
-        assert any(name.startswith("optimizer/") for name in found.ignored)
-        assert ("averaged" in found.notes[0]) == (ema > 0)
+            assert np.allclose(imported.tensors[name], value, rtol=2e-3, atol=1e-6), name
+        assert any(name.startswith("optimizer/") for name in imported.ignored)
+        assert ("averaged" in imported.notes[0]) == (ema > 0)
         assert main(["convert", str(source), "-o", str(output), "--overwrite"]) == 0
         assert load_model(output).provenance["step"] == 2
-    # The newest is damaged: the one before is taken, and said so. A damaged file alone is refused.
+    # The newest is damaged: the one before is read, with a note. A damaged file alone is refused.
     (folder / "checkpoint-0000009.safetensors").write_bytes(newest.read_bytes()[:-4])
-    capsys.readouterr()
-    assert load_foreign(folder).provenance["step"] == 2
-    assert "trying the one before" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="trying the one before"):
+        assert load_foreign(folder).provenance["step"] == 2
     data = bytearray(newest.read_bytes())
     data[-5] ^= 64
     newest.write_bytes(data)
-    with pytest.raises(InputError, match="checksum is wrong"):
+    with pytest.raises(InputError, match="wrong checksum"):
         load_foreign(newest)
 
 

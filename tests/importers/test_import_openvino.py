@@ -1,6 +1,6 @@
-"""IR in: our exports come back as they were, foreign forms answer as in OpenVINO, bad ones do not.
+"""Import of IRs: our exports unchanged, other forms give OpenVINO's rows, bad ones are refused.
 
-All IRs are made by `ir_forms.py` in a process of its own; here OpenVINO is never loaded.
+`ir_forms.py` makes all IRs in a process of its own; OpenVINO is never loaded here.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
+from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
 from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.openvino_ir.graph import IR
-from sparsedet.importers.openvino_ir.verify import compare, picture
+from sparsedet.importers.openvino_ir.verify import synthetic_image
 from sparsedet.model.boxes import legacy_cell_anchors
 from sparsedet.model.file import load_model
 from sparsedet.model.sparsity import sparsity_report
@@ -56,9 +58,9 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "model.xml"
 
 
-def rows_of(file: Path) -> np.ndarray:
-    """What OpenVINO gave, without padding."""
-    rows = np.load(file.with_suffix(".npy")).reshape(-1, 7)
+def rows_of(file: Path) -> NDArray[np.float32]:
+    """The rows of OpenVINO, without padding."""
+    rows: NDArray[np.float32] = np.load(file.with_suffix(".npy")).reshape(-1, 7)
     ends = np.flatnonzero(rows[:, 0] < 0)
     return rows[: ends[0]] if len(ends) else rows
 
@@ -82,34 +84,34 @@ def test_an_export_comes_back_as_it_was(folder: Path, name: str, form: str) -> N
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_form_answers_as_the_engine(folder: Path, name: str, form: str) -> None:
+def test_every_form_gives_the_engines_detections(folder: Path, name: str, form: str) -> None:
     model = load_model(folder / f"{name}.safetensors")
     engine = Engine(model.config, model.tensors, threads=1)
     ours = engine.run(read_image(folder / f"{name}.png"))
-    result = compare(rows_of(folder / f"{name}_{form}.xml"), ours, 0.05, 100)
+    result = compare_rows(rows_of(folder / f"{name}_{form}.xml"), ours, 0.05, 100)
     assert result.source >= 20 and result.source == result.ours
     assert result.unmatched == 0 and result.score < 1e-4 and result.corner < 1e-4
 
 
-def test_the_graph_counts_not_what_is_written_beside_it(folder: Path, copy: Path) -> None:
+def test_the_graph_overrides_its_metadata(folder: Path, copy: Path) -> None:
     text = copy.read_text()
-    found = re.sub(r"roi_sampling_ratio&quot;: 2", "roi_sampling_ratio&quot;: 4", text)
-    found = re.sub(r"pixel_mean&quot;: \[103.53", "pixel_mean&quot;: [99.0", found)
-    assert found != text
-    copy.write_text(found)
+    changed = re.sub(r"roi_sampling_ratio&quot;: 2", "roi_sampling_ratio&quot;: 4", text)
+    changed = re.sub(r"pixel_mean&quot;: \[103.53", "pixel_mean&quot;: [99.0", changed)
+    assert changed != text
+    copy.write_text(changed)
     assert load_foreign(copy).config == load_model(folder / "tensorpack.safetensors").config
 
 
-def test_without_our_notes_the_graph_is_enough(folder: Path, copy: Path) -> None:
+def test_the_graph_is_enough_without_our_metadata(folder: Path, copy: Path) -> None:
     text = copy.read_text()
     start, end = text.index("<sparsedet>"), text.index("</sparsedet>") + len("</sparsedet>")
     copy.write_text(text[:start] + text[end:])
     model, back = load_model(folder / "tensorpack.safetensors"), load_foreign(copy)
-    expected, found = model.config.to_dict(), back.config.to_dict()
+    expected, got = model.config.to_dict(), back.config.to_dict()
     # Sizes and ratios are not in the graph, the anchors themselves are.
     for key in ("name", "anchor_sizes", "cell_anchors", "category_ids"):
-        expected.pop(key), found.pop(key)
-    assert found == expected
+        expected.pop(key), got.pop(key)
+    assert got == expected
     assert back.config.name == "r17-c4"
 
 
@@ -123,7 +125,7 @@ def test_the_published_form(folder: Path, name: str) -> None:
     imported = load_foreign(folder / f"form_{name}.xml")
     config = imported.config
     anchors = legacy_cell_anchors(model.config.anchor_sizes)
-    np.testing.assert_allclose(config.cell_anchors, anchors, atol=1e-4)
+    np.testing.assert_allclose(np.array(config.cell_anchors), anchors, atol=1e-4)
     same = (
         "pixel_mean",
         "pixel_std",
@@ -149,20 +151,20 @@ def test_the_published_form(folder: Path, name: str) -> None:
     )
     tolerance = 1e-3 if name == "compressed" else 1e-6
     for field in same:
-        expected, found = getattr(model.config, field), getattr(config, field)
+        expected, got = getattr(model.config, field), getattr(config, field)
         if isinstance(expected, str | bool):
-            assert found == expected, field
+            assert got == expected, field
         else:
-            np.testing.assert_allclose(found, expected, rtol=tolerance, err_msg=field)
+            np.testing.assert_allclose(got, expected, rtol=tolerance, err_msg=field)
     for key, value in model.tensors.items():
-        found = imported.tensors[key]
+        got = imported.tensors[key]
         if key.startswith("box.deltas"):  # weights of deltas may be inside
             weights = np.tile(config.box_weights, len(value) // 4)
-            found = (found.T / weights).T * 1.0
+            got = (got.T / weights).T * 1.0
             value = (value.T / np.tile(model.config.box_weights, len(value) // 4)).T
-        np.testing.assert_allclose(found, value, rtol=tolerance, atol=1e-4 * tolerance + 1e-7)
+        np.testing.assert_allclose(got, value, rtol=tolerance, atol=1e-4 * tolerance + 1e-7)
     ours = Engine(config, imported.tensors, threads=1).run(read_image(folder / "legacy.png"))
-    result = compare(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
+    result = compare_rows(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
     assert result.source == result.ours == 100 and result.unmatched == 0
     assert result.corner < 1e-4 and result.score < 1e-4
 
@@ -171,6 +173,7 @@ TRACE = """
 import sys, warnings
 import numpy as np, openvino as ov, torch
 from torchvision import ops
+from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.model.file import load_model
@@ -201,11 +204,11 @@ def test_torch_graphs_that_openvino_converted(folder: Path, name: str, tmp_path:
     graph, target = tmp_path / "graph.xml", tmp_path / "model.safetensors"
     done = in_a_process("-c", TRACE, source, image, graph)
     assert done.returncode == 0, done.stderr
-    # The trace keeps numbers of its own picture: that one is the probe.
+    # The trace keeps numbers of its own image, so that image is the probe.
     done = in_a_process("-m", "sparsedet", "convert", graph, "-o", target, "--probe", image)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"(\d+) detections of the source, (\d+) ours, 0 without", done.stdout)
-    assert found and found[1] == found[2] and int(found[1]) >= 20
+    counts = re.search(r"(\d+) detections of the source, (\d+) ours, 0 without", done.stdout)
+    assert counts and counts[1] == counts[2] and int(counts[1]) >= 20
     model, back = load_model(source), load_model(target)
     for key, value in model.tensors.items():
         np.testing.assert_allclose(back.tensors[key], value, rtol=1e-6, err_msg=key)
@@ -248,10 +251,10 @@ def test_convert_runs_both_and_refuses_what_differs(folder: Path, tmp_path: Path
     command = ("-m", "sparsedet", "convert", source, "-o", target, "--probe", probe)
     done = in_a_process(*command, "--config", wrong)
     assert done.returncode == 2 and not target.exists()
-    assert len(done.stderr.splitlines()) == 1 and "answers otherwise" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "detections differ from the source" in done.stderr
     done = in_a_process(*command)
     assert done.returncode == 0, done.stderr
-    assert "beside OpenVINO on one picture: " in done.stdout
+    assert "compared with OpenVINO on one image: " in done.stdout
     assert load_model(target).config == load_model(folder / "half.safetensors").config
 
 
@@ -259,40 +262,42 @@ def test_a_probe_is_for_ir_alone(small_model: Path, tmp_path: Path, capsys: obje
     assert main(["convert", str(small_model), "-o", str(tmp_path / "o"), "--force"]) == 2
 
 
-def test_compare_counts_what_has_no_partner() -> None:
+def test_comparison_counts_detections_without_a_partner() -> None:
     a = np.array([[0, 1, 0.9, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
-    same = compare(a, a[::-1], 0.05, 100)
+    same = compare_rows(a, a[::-1], 0.05, 100)
     assert same.agrees and (same.source, same.ours, same.unmatched) == (2, 2, 0)
     moved = a + np.array([0, 0, 0.1, 0.02, 0, 0, 0], np.float32)
-    other = compare(a, moved, 0.05, 100)
+    other = compare_rows(a, moved, 0.05, 100)
     assert not other.agrees
     assert other.score == pytest.approx(0.1) and other.corner == pytest.approx(0.02)
     renamed = a.copy()
     renamed[0, 1] = 3
-    assert compare(a, renamed, 0.05, 100).unmatched == 2
-    assert compare(a, a[:0], 0.05, 100).unmatched == 2
+    assert compare_rows(a, renamed, 0.05, 100).unmatched == 2
+    assert compare_rows(a, a[:0], 0.05, 100).unmatched == 2
     near = a.copy()
     near[1, 2] = 0.051  # a score that rounding may lift over the threshold
-    assert compare(near, near[:1], 0.05, 100).agrees
+    assert compare_rows(near, near[:1], 0.05, 100).agrees
     full = np.array([[0, 1, 0.5, 0.1, 0.1, 0.5, 0.5], [0, 2, 0.5, 0.5, 0.5, 0.9, 0.9]], np.float32)
-    assert compare(full[:1], full[1:], 0.05, 1).unmatched == 0  # one of two equal ones is left out
-    assert picture(64, 96).shape == (64, 96, 3)
+    assert (
+        compare_rows(full[:1], full[1:], 0.05, 1).unmatched == 0
+    )  # one of two equal ones is left out
+    assert synthetic_image(64, 96).shape == (64, 96, 3)
 
 
 # ------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("classifier", "classifier"), ("yolo", "YOLO"), ("ssd", "SSD")]
+    ("name", "message"), [("classifier", "classifier"), ("yolo", "YOLO"), ("ssd", "SSD")]
 )
-def test_other_networks(folder: Path, kind: str, says: str) -> None:
-    with pytest.raises(InputError, match=rf"{kind}\.xml: has .*{says}.*expected a Faster R-CNN"):
-        load_foreign(folder / f"{kind}.xml")
+def test_other_networks(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}\.xml: has .*{message}.*expected a Faster R-CNN"):
+        load_foreign(folder / f"{name}.xml")
 
 
 def test_a_node_that_does_not_fit_is_named(copy: Path) -> None:
     text = copy.read_text()
-    for old, new, says in (
+    for old, new, message in (
         (
             'mode="avg" aligned_mode="half_pixel_for_nn"',
             'mode="max" aligned_mode="half_pixel_for_nn"',
@@ -304,7 +309,7 @@ def test_a_node_that_does_not_fit_is_named(copy: Path) -> None:
     ):
         assert old in text
         copy.write_text(text.replace(old, new))
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             load_foreign(copy)
 
 
@@ -312,14 +317,14 @@ def test_operations_of_other_detectors(folder: Path, copy: Path) -> None:
     text = (folder / "form_later.xml").read_text()
     shutil.copy(folder / "form_later.bin", copy.with_suffix(".bin"))
     copy.write_text(re.sub('framework=""', 'framework="tensorflow"', text))
-    with pytest.raises(InputError, match=r"\(Proposal\): is of TensorFlow's kind"):
+    with pytest.raises(InputError, match=r"\(Proposal\): is TensorFlow's variant"):
         load_foreign(copy)
     copy.write_text(text.replace('"ROIPooling"', '"ExperimentalDetectronROIFeatureExtractor"'))
     with pytest.raises(InputError, match=r"has a feature pyramid .*: expected a Faster R-CNN C4"):
         load_foreign(copy)
 
 
-def test_int8_is_refused_in_words(copy: Path) -> None:
+def test_int8_is_refused_by_name(copy: Path) -> None:
     copy.write_text(copy.read_text().replace('type="ReLU"', 'type="FakeQuantize"', 1))
     with pytest.raises(InputError, match="INT8 model"):
         load_foreign(copy)
@@ -339,15 +344,15 @@ def test_nan_in_weights(copy: Path) -> None:
 def test_damaged_files(folder: Path, copy: Path) -> None:
     text, data = copy.read_bytes(), copy.with_suffix(".bin").read_bytes()
 
-    def refused(says: str, file: Path = copy) -> None:
-        with pytest.raises(InputError, match=says):
+    def refused(message: str, file: Path = copy) -> None:
+        with pytest.raises(InputError, match=message):
             load_foreign(file)
         copy.write_bytes(text)
         copy.with_suffix(".bin").write_bytes(data)
 
     for part in (0.1, 0.5, 0.99):
         copy.write_bytes(text[: int(len(text) * part)])
-        refused("truncated or no XML")
+        refused("truncated or not XML")
     copy.with_suffix(".bin").write_bytes(data[:-100])
     refused(r"model\.bin: has .* bytes, model\.xml needs")
     copy.with_suffix(".bin").write_bytes((folder / "detectron2_plain.bin").read_bytes())
@@ -355,11 +360,11 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
     copy.with_suffix(".bin").write_bytes(data + bytes(100_000))
     refused("another model's")
     copy.with_suffix(".bin").write_bytes(text)
-    refused("were .xml and .bin swapped")
+    refused("are .xml and .bin swapped")
     copy.with_suffix(".bin").unlink()
     refused(r"model\.bin: No such file")
     copy.write_bytes(text.replace(b'version="11"', b'version="7"', 1))
-    refused("IR version '7'")
+    refused("IR version '7', expected 10 or 11")
     copy.write_bytes(text.replace(b"<edges>", b"<sides>").replace(b"</edges>", b"</sides>"))
     refused("no <edges>")
     edge = text.index(b"<edge ")
@@ -371,13 +376,13 @@ def test_damaged_files(folder: Path, copy: Path) -> None:
 def test_swapped_files_are_no_format(copy: Path) -> None:
     swapped = copy.with_name("swapped.xml")
     swapped.write_bytes(copy.with_suffix(".bin").read_bytes())
-    with pytest.raises(InputError, match=r"swapped\.xml: is no XML"):
+    with pytest.raises(InputError, match=r"swapped\.xml: is not XML"):
         load_foreign(swapped, "openvino")
     assert detect_format(copy) == "openvino"
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (
             '<!DOCTYPE n [<!ENTITY a "aaaaaaaaaa">'
@@ -391,14 +396,14 @@ def test_swapped_files_are_no_format(copy: Path) -> None:
         ('<!DOCTYPE n [<!ENTITY a SYSTEM "file:///etc/passwd">]><net>&a;</net>', "document type"),
         ("<net>" + "<a>" * 1000 + "</a>" * 1000 + "</net>", "nested too deeply"),
         ('<net version="11"><layers/></net>', "no <edges>"),
-        ("<html></html>", "no OpenVINO IR"),
+        ("<html></html>", "not an OpenVINO IR"),
         ("<net", "truncated"),
     ],
 )
-def test_hostile_xml(tmp_path: Path, content: str, says: str) -> None:
+def test_hostile_xml(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "bomb.xml"
     file.write_text('<?xml version="1.0"?>' + content)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         load_foreign(file)
 
 

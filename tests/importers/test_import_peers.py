@@ -1,7 +1,7 @@
-"""Imported models against what Detectron2 and TensorPack themselves compute.
+"""Imported models against the outputs of Detectron2 and TensorPack themselves.
 
-Small networks with random weights ran in their own code; data/parity/README.md says how. The same
-scripts compare networks of full size on photographs, where those projects are at hand.
+Small networks with random weights ran in their own code; data/parity/README.md describes how. The
+same scripts compare networks of full size on photographs, if those projects are installed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine, available_isas
+from sparsedet.evaluation.agreement import pair
 from sparsedet.importers import Imported, load_foreign
 from sparsedet.importers.containers import open_source
 from sparsedet.model import boxes as np_boxes
@@ -31,7 +32,7 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Golden:
-    """What a peer computed."""
+    """Outputs of a peer."""
 
     imported: Imported
     outputs: dict[str, NDArray[Any]]
@@ -62,11 +63,8 @@ def same_detections(
     fits = (iou > 0.99) | (near & (np_boxes.area(theirs) < 1))
     fits &= np.abs(scores[:, None] - outputs[f"{key}/scores"]) < 1e-3
     fits &= labels[:, None] == outputs[f"{key}/labels"]
-    free = np.ones(len(boxes), bool)
-    for index in range(len(theirs)):
-        (found,) = np.nonzero(fits[:, index] & free)
-        assert len(found), (key, index, theirs[index])
-        free[found[0]] = False
+    alone = np.flatnonzero(pair(fits.T) < 0)
+    assert not len(alone), (key, alone, theirs[alone])
 
 
 def run(engine: Engine, network_input: NDArray[np.uint8]) -> tuple[F32, F32, NDArray[Any]]:
@@ -77,7 +75,7 @@ def run(engine: Engine, network_input: NDArray[np.uint8]) -> tuple[F32, F32, NDA
 
 
 def rgb_agnostic(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Detectron2's small network as one of RGB pictures with one set of box deltas.
+    """Detectron2's small network as one of RGB images with one set of box deltas.
 
     Its first layer reads pixels that are divided by a standard deviation, too.
     """
@@ -105,7 +103,7 @@ def test_stages(peer: str) -> None:
     one = golden(peer)
     out, network_input = one.outputs, one.network_inputs["c0"]
     native = Engine(one.imported.config, one.imported.tensors).native
-    native.plan(*network_input.shape[:2])
+    native.plan_memory(*network_input.shape[:2])
     assert deviation(native.features(network_input.astype(np.float32)), out["c0/features"]) < 1e-4
     logits, deltas = native.rpn(out["c0/features"])
     assert deviation(logits, out["c0/objectness"]) < 1e-4
@@ -115,7 +113,7 @@ def test_stages(peer: str) -> None:
     rois = native.roi_features(out["c0/features"], out["c0/proposals"])
     bins = rois.shape[-1]  # every second one, where res5 reads no others
     assert deviation(rois[::60, ::4], out["c0/rois"][:, :, :: 14 // bins, :: 14 // bins]) < 1e-4
-    class_logits, box_deltas = native.regions(out["c0/features"], out["c0/proposals"])
+    class_logits, box_deltas = native.roi_head(out["c0/features"], out["c0/proposals"])
     for ours, name in ((class_logits, "class_logits"), (box_deltas, "box_deltas")):
         theirs = out[f"c0/{name}"]
         assert deviation(ours.reshape(len(ours), -1)[::8], theirs) < 1e-4
@@ -152,14 +150,14 @@ def test_tensorpacks_settings_are_fields(setting: str, fields: dict[str, Any]) -
 
 def test_detectron2s_rgb_and_class_agnostic_models(tmp_path: Path) -> None:
     tensors = {
-        n: stored.read() for n, stored in open_source(DATA / FILES["detectron2"])[1].left.items()
+        n: tensor.read() for n, tensor in open_source(DATA / FILES["detectron2"])[1].left.items()
     }
     path = tmp_path / "model_final.pkl"
     path.write_bytes(pickle.dumps({"model": rgb_agnostic(tensors)}))
     outputs = dict(np.load(DATA / "detectron2_rgb_outputs.npz"))
     network_inputs = dict(np.load(DATA / "canvases.npz"))
     imported = load_foreign(path, rgb=True)
-    assert any("RGB pictures" in note for note in imported.notes)
+    assert any("RGB images" in note for note in imported.notes)
     assert any("one set of box deltas for all classes" in note for note in imported.notes)
     engine = Engine(imported.config, imported.tensors)
     other = load_foreign(path)  # BGR

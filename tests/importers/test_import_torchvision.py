@@ -73,18 +73,18 @@ def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) ->
         ours = model.features(photo)
         res5 = resnet.layer4(region)
         tensors = {"rois": region}
-        model.run_part("roi", tensors)
-    for mine, other in ((ours, theirs), (tensors["res5.0.conv3"], res5)):
-        assert mine.shape == other.shape and other.abs().max() > 1
-        assert (mine - other).abs().max() <= 2e-5 * other.abs().max()
+        model.run_component("roi", tensors)
+    for own, other in ((ours, theirs), (tensors["res5.0.conv3"], res5)):
+        assert own.shape == other.shape and other.abs().max() > 1
+        assert (own - other).abs().max() <= 2e-5 * other.abs().max()
     assert not any(name.startswith(("rpn", "box")) for name in start.tensors(SHALLOW))
 
     from safetensors.torch import save_file
 
     save_file(torch.load(path, weights_only=True), tmp_path / "resnet.safetensors")
     again = open_start(tmp_path / "resnet.safetensors")
-    found = again.tensors(SHALLOW)
-    assert all(np.array_equal(found[n], value) for n, value in start.tensors(SHALLOW).items())
+    loaded = again.tensors(SHALLOW)
+    assert all(np.array_equal(loaded[n], value) for n, value in start.tensors(SHALLOW).items())
     assert again.config is None
 
 
@@ -103,13 +103,13 @@ def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> Non
     from sparsedet.importers.torchvision import _names
     from sparsedet.model.c4 import build_network
 
-    wanted = {
+    expected = {
         f"{prefix}.weight"
         for layer in build_network(preset("r101-c4")).weighted
         if layer.norm
         for prefix in _names(layer)
     }
-    assert wanted == {n for n in names if n.endswith(".weight")} - {"fc.weight"}
+    assert expected == {n for n in names if n.endswith(".weight")} - {"fc.weight"}
 
 
 def test_refusals(path: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
     )
     refused(r"timm's 'd' form", changed(path, tmp_path, **{"conv1__0__weight": wide}))
     (tmp_path / "text.pth").write_text("no weights")
-    refused("is no pickle, PyTorch", tmp_path / "text.pth")
+    refused("is not a pickle, PyTorch", tmp_path / "text.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")  # a pickle that would run code
     refused(
         r"refused: this pickle wants torch\.nn\.modules\.linear\.Linear", tmp_path / "module.pth"
@@ -145,8 +145,8 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     refused("holds list", tmp_path / "list.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    refused("is no ResNet of torchvision or timm", tmp_path / "other.pth")
+    refused("is not a ResNet of torchvision or timm", tmp_path / "other.pth")
     torch.save({"backbone.fpn.inner_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "fpn.pth")
-    refused("is a detector of torchvision's", tmp_path / "fpn.pth")
+    refused("is a detector of torchvision", tmp_path / "fpn.pth")
     torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "basic.pth")
     refused(r"two-convolution blocks \(18 or 34\)", tmp_path / "basic.pth")

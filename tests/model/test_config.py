@@ -163,7 +163,7 @@ def test_a_hand_written_configuration_is_checked_too() -> None:
         {"class_names": ("a", "a"), "category_ids": (1, 2)},
     ):
         with pytest.raises(ValueError, match=next(iter(changes))):
-            replace(R101, **changes)  # type: ignore[arg-type]
+            replace(R101, **changes)
 
 
 # ----------------------------------------------------------------- what is accepted

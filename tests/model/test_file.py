@@ -29,7 +29,7 @@ from sparsedet.model.file import (
 )
 from sparsedet.model.presets import PRESETS, preset
 from sparsedet.model.sparsity import sparsity_report
-from sparsedet.pruning.schedule import prunable_layers, uniform_zeros
+from sparsedet.pruning.allocation import prunable_layers, uniform_zeros
 
 ROOT = Path(__file__).parents[2]
 PROVENANCE = {"recipe": "none", "data": ["näher", "\N{SNOWMAN}"], "steps": 3, "ap": 0.125}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 
 from sparsedet.model.c4 import build_network
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
-from sparsedet.model.graph import Network, output_length
+from sparsedet.model.graph import Component, Network, output_length
 from sparsedet.model.presets import PRESETS, preset
 
 R101 = PRESETS["r101-c4"]
@@ -128,15 +129,17 @@ VARIATIONS = [
 ]
 
 
-def dense_macs(counter) -> int:
+def dense_macs(counter: Any) -> int:
     """Half of what torch's counter counted; it knows convolutions and matrix products only."""
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(("changes", "input_size"), VARIATIONS)
-def test_torch_counts_the_same(name, changes, input_size) -> None:
+def test_torch_counts_the_same(
+    name: str, changes: dict[str, Any], input_size: tuple[int, int]
+) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     from torch.utils.flop_counter import FlopCounterMode
@@ -151,12 +154,12 @@ def test_torch_counts_the_same(name, changes, input_size) -> None:
         tensors = {"input": torch.empty(1, 3, *input_size), "rois": regions}
     assert sum(p.numel() for p in model.parameters()) == network.parameters
 
-    for part, times in (("backbone", 1), ("rpn", 1), ("roi", len(regions))):
+    components: dict[Component, int] = {"backbone": 1, "rpn": 1, "roi": len(regions)}
+    for part, times in components.items():
         with FlopCounterMode(display=False) as counter:
-            model.run_part(part, tensors)
-        assert dense_macs(counter) == times * sum(
-            layer.macs for layer in network.of_component(part)
-        )
+            model.run_component(part, tensors)
+        macs = sum(layer.macs for layer in network.of_component(part))
+        assert dense_macs(counter) == times * macs
     for layer in network.layers:
         size = () if layer.kind == "linear" else layer.out_size
         assert tuple(tensors[layer.name].shape[1:]) == (layer.out_channels, *size), layer.name
@@ -171,7 +174,9 @@ def test_torch_counts_the_same(name, changes, input_size) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("input_size", [(800, 1280), (321, 479), (50, 33)])
 @pytest.mark.parametrize(("blocks", "width"), [((3, 4, 23, 3), 64), ((3, 4, 6, 3), 32)])
-def test_torchvisions_resnet_is_the_same_backbone(blocks, width, input_size) -> None:
+def test_torchvisions_resnet_is_the_same_backbone(
+    blocks: tuple[int, int, int, int], width: int, input_size: tuple[int, int]
+) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     from torch.utils.flop_counter import FlopCounterMode

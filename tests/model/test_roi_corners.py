@@ -46,7 +46,8 @@ def expected(config: ModelConfig, features: np.ndarray) -> np.ndarray:
     samples = crop_and_resize(
         features, BOXES, ratio * bins, (config.input_height, config.input_width)
     )
-    return samples.reshape(*samples.shape[:2], bins, ratio, bins, ratio).mean(axis=(3, 5))
+    by_bin = samples.reshape(*samples.shape[:2], bins, ratio, bins, ratio)
+    return np.asarray(by_bin.mean(axis=(3, 5)))
 
 
 def features(config: ModelConfig) -> np.ndarray:
@@ -58,12 +59,12 @@ def features(config: ModelConfig) -> np.ndarray:
 def test_engine_is_crop_and_resize(ratio: int) -> None:
     config = replace(CORNERS, roi_sampling_ratio=ratio)
     engine = Engine(config, random_tensors(config, 0.0), hoist=False, threads=1).native
-    engine.plan(config.input_height, config.input_width)
+    engine.plan_memory(config.input_height, config.input_width)
     x = features(config)
     np.testing.assert_allclose(engine.roi_features(x, BOXES), expected(config, x), atol=2e-5)
     other = replace(config, roi_sampling="aligned")
     aligned = Engine(other, random_tensors(other, 0.0), hoist=False, threads=1).native
-    aligned.plan(config.input_height, config.input_width)
+    aligned.plan_memory(config.input_height, config.input_width)
     assert abs(aligned.roi_features(x, BOXES) - expected(config, x)).max() > 0.1
 
 
@@ -91,4 +92,4 @@ def test_needs_a_number_of_samples() -> None:
     with pytest.raises(InputError, match="roi_sampling_ratio is 0"):
         replace(CORNERS, roi_sampling_ratio=0)
     with pytest.raises(InputError, match="roi_sampling is 'edges'"):
-        replace(CORNERS, roi_sampling="edges")
+        replace(CORNERS, roi_sampling="edges")  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-// The int8 kernels of one instruction set against plain loops written here from the contract in
-// kernels.h. Sums are whole numbers and every later step is rounded once, so all is compared as
-// bits, canaries round each output included.
+// Tests the int8 kernels of one instruction set against plain loops written from the contract in
+// kernels.h. Sums are integers and every later step is rounded once, so results are compared as
+// bits, including canaries around each output.
 #include "test_int8.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/int8.h"
+#include "kernels/elements.h"
 
 namespace {
 
@@ -25,82 +25,81 @@ uint32_t bits(float x) {
 float from_bits(uint32_t x) {
   return __builtin_bit_cast(float, x);
 }
-float word() {
+float random_element() {
   return from_bits(static_cast<uint32_t>(rng()));
 }
 float fraction() {
   return static_cast<float>(rng()) * 0x1p-31f - 1.0f;
 }
-int divide_up(int a, int b) {
-  return (a + b - 1) / b;
-}
 int weight_of(float w, int c) {
   return static_cast<int8_t>(byte_of(w, c));
 }
 
-// The contract's rounding, in other words than int8.h has it.
+// The contract's rounding, written differently than in elements.h.
 uint32_t saturated(float x) {
   return static_cast<uint32_t>(std::nearbyint(std::min(255.0f, std::max(0.0f, x))));
 }
 
 // Aligned floats with a guard on both sides.
-class Buffer {
+class GuardedBuffer {
  public:
-  explicit Buffer(size_t size) : size_(size + 2 * kGuard) {
+  explicit GuardedBuffer(size_t size) : size_(size + 2 * kGuard) {
     data_ = static_cast<float*>(std::aligned_alloc(64, divide_up(size_ * 4, 64) * 64));
     for (size_t i = 0; i < size_; i++)
       data_[i] = from_bits(0x7f812345u + i);  // signalling NaNs
-    want_.assign(reinterpret_cast<uint32_t*>(data_), reinterpret_cast<uint32_t*>(data_) + size_);
+    expected_.assign(reinterpret_cast<uint32_t*>(data_),
+                     reinterpret_cast<uint32_t*>(data_) + size_);
   }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  ~GuardedBuffer() { std::free(data_); }
+  GuardedBuffer(const GuardedBuffer&) = delete;
+  GuardedBuffer& operator=(const GuardedBuffer&) = delete;
   float* data() { return data_ + kGuard; }
   void put(ptrdiff_t at, float value) { data()[at] = value, expect(at, value); }
-  void expect(ptrdiff_t at, float value) { want_[at + kGuard] = bits(value); }
-  bool good() const { return std::memcmp(data_, want_.data(), size_ * 4) == 0; }
+  void expect(ptrdiff_t at, float value) { expected_[at + kGuard] = bits(value); }
+  bool good() const { return std::memcmp(data_, expected_.data(), size_ * 4) == 0; }
 
  private:
   static constexpr size_t kGuard = 64;
   size_t size_;
   float* data_;
-  std::vector<uint32_t> want_;
+  std::vector<uint32_t> expected_;
 };
 
-struct Case {
-  int groups, columns, P, valid;
+struct Int8Case {
+  int row_tiles, columns, P, valid;
   double density;
-  bool first, last, words, relu;
+  bool first, last, packed_output, relu;
   int residual;  // none, separate, in place
 };
 
-bool sparse_case(const Kernels& k, const Case& c) {
-  constexpr int G = 4;
-  const int L = k.lanes, width = kVectors * L, rows = c.groups * G;
-  Buffer panel(static_cast<size_t>(c.columns) * width), partial(static_cast<size_t>(rows) * width);
+bool sparse_case(const Kernels& k, const Int8Case& c) {
+  constexpr int R = 4;
+  const int L = k.lanes, width = kVectors * L, rows = c.row_tiles * R;
+  GuardedBuffer panel(static_cast<size_t>(c.columns) * width),
+      partial(static_cast<size_t>(rows) * width);
   for (int i = 0; i < c.columns; i++)
     for (int j = 0; j < c.P * L; j++)
-      panel.put(i * width + j, word());
+      panel.put(i * width + j, random_element());
   std::vector<float> weight(rows * c.columns), bias(rows), scale(rows), values;
   for (float& w : weight)
-    w = rng() * 0x1p-32 < c.density ? word() : 0;
+    w = rng() * 0x1p-32 < c.density ? random_element() : 0;
   for (float& b : bias)
     b = 200 * fraction();
   for (float& s : scale)
     s = 2e-3f * fraction();
   std::vector<uint16_t> index, counts;
-  for (int group = 0; group < c.groups; group++)
-    for (int pattern = 1; pattern < 1 << G; pattern++) {
+  for (int tile = 0; tile < c.row_tiles; tile++)
+    for (int row_mask = 1; row_mask < 1 << R; row_mask++) {
       counts.push_back(0);
       for (int i = 0; i < c.columns; i++) {
         int mask = 0;
-        for (int g = 0; g < G; g++)
-          mask |= (bits(weight[(group * G + g) * c.columns + i]) != 0) << g;
-        if (mask != pattern) continue;
+        for (int r = 0; r < R; r++)
+          mask |= (bits(weight[(tile * R + r) * c.columns + i]) != 0) << r;
+        if (mask != row_mask) continue;
         counts.back()++;
         index.push_back(static_cast<uint16_t>(i * width / 2));
-        for (int g = 0; g < G; g++)
-          if (mask >> g & 1) values.push_back(weight[(group * G + g) * c.columns + i]);
+        for (int r = 0; r < R; r++)
+          if (mask >> r & 1) values.push_back(weight[(tile * R + r) * c.columns + i]);
       }
     }
   SparseArgs a{};
@@ -110,23 +109,23 @@ bool sparse_case(const Kernels& k, const Case& c) {
     a.valid[p] = p == c.P - 1 ? c.valid : L;
   }
   a.residual_scale = fraction();
-  // One row less than the groups have, if there is room: it must not be stored.
-  a.rows = c.words ? c.groups : std::max(1, rows - 1);
-  Buffer out(a.rows * a.row_stride), residual(a.rows * a.row_stride);
+  // One row less than the row tiles have, if possible: the kernel must not store it.
+  a.rows = c.packed_output ? c.row_tiles : std::max(1, rows - 1);
+  GuardedBuffer out(a.rows * a.row_stride), residual(a.rows * a.row_stride);
   for (int row = 0; row < rows; row++)
     for (int p = 0; p < c.P; p++)
       for (int l = 0; l < L; l++)
         if (!c.first) partial.put(row * width + p * L + l, from_bits(rng() % 40000 - 20000));
-  for (int group = 0; group < c.groups; group++)
+  for (int tile = 0; tile < c.row_tiles; tile++)
     for (int p = 0; p < c.P; p++)
       for (int l = 0; l < L; l++) {
-        uint32_t bytes[G];
-        const ptrdiff_t word_at = group * a.row_stride + a.offset[p] + l;
-        const bool exists = l < a.valid[p], adds = c.last && c.words && c.residual;
-        if (adds) (c.residual == 1 ? residual : out).put(word_at, word());
-        const float added = !adds ? 0 : (c.residual == 1 ? residual : out).data()[word_at];
-        for (int g = 0; g < G; g++) {
-          const int row = group * G + g, at = row * width + p * L + l;
+        uint32_t bytes[R];
+        const ptrdiff_t element_at = tile * a.row_stride + a.offset[p] + l;
+        const bool exists = l < a.valid[p], adds = c.last && c.packed_output && c.residual;
+        if (adds) (c.residual == 1 ? residual : out).put(element_at, random_element());
+        const float added = !adds ? 0 : (c.residual == 1 ? residual : out).data()[element_at];
+        for (int r = 0; r < R; r++) {
+          const int row = tile * R + r, at = row * width + p * L + l;
           int32_t sum = c.first ? 0 : static_cast<int32_t>(bits(partial.data()[at]));
           for (int i = 0; i < c.columns; i++)
             for (int b = 0; b < 4; b++)
@@ -134,34 +133,35 @@ bool sparse_case(const Kernels& k, const Case& c) {
                      static_cast<int>(byte_of(panel.data()[i * width + p * L + l], b));
           if (!c.last) partial.expect(at, from_bits(static_cast<uint32_t>(sum)));
           float v = std::fma(static_cast<float>(sum), scale[row], bias[row]);
-          if (adds) v = std::fma(static_cast<float>(byte_of(added, g)), a.residual_scale, v);
-          bytes[g] = saturated(v);
-          if (c.last && !c.words && row < a.rows)
+          if (adds) v = std::fma(static_cast<float>(byte_of(added, r)), a.residual_scale, v);
+          bytes[r] = saturated(v);
+          if (c.last && !c.packed_output && row < a.rows)
             out.expect(row * a.row_stride + a.offset[p] + l, !exists || (c.relu && v < 0) ? 0 : v);
         }
-        if (c.last && c.words) out.expect(word_at, exists ? join_bytes(bytes) : 0);
+        if (c.last && c.packed_output) out.expect(element_at, exists ? join_bytes(bytes) : 0);
       }
   a.panel = panel.data();
   a.index = index.data();
   a.values = values.data();
   a.counts = counts.data();
-  a.groups = c.groups;
+  a.row_tiles = c.row_tiles;
   a.vectors = c.P;
   a.first = c.first;
   a.last = c.last;
-  a.words = c.words;
+  a.packed_output = c.packed_output;
   a.relu = c.relu;
   a.partial = c.first && c.last ? nullptr : partial.data();
   a.bias = bias.data();
   a.scale = scale.data();
   a.out = out.data();
-  if (c.last && c.words && c.residual) a.residual = (c.residual == 1 ? residual : out).data();
+  if (c.last && c.packed_output && c.residual)
+    a.residual = (c.residual == 1 ? residual : out).data();
   if (c.P % 2) {  // far outside: prefetching is harmless
     a.prefetch = reinterpret_cast<const char*>(panel.data());
     a.prefetch_rows = 2;
     a.prefetch_stride = 1 << 20;
   }
-  k.bytes->sparse[G](a);
+  k.int8->sparse[R](a);
   return out.good() && partial.good() && panel.good() && residual.good();
 }
 
@@ -177,7 +177,7 @@ bool pool_case(const Kernels& k, int width) {
         v = 3 * fraction();
       a.rows[c][r] = rows[c][r].data();
     }
-  Buffer out(whole);
+  GuardedBuffer out(whole);
   for (int x = 0; x < whole; x++) {
     uint32_t bytes[4];
     for (int c = 0; c < 4; c++) {
@@ -190,62 +190,62 @@ bool pool_case(const Kernels& k, int width) {
   }
   a.out = out.data();
   a.width = width;
-  k.bytes->pool(a);
+  k.int8->pool(a);
   return out.good();
 }
 
-// Whole numbers as weights, so that the order of the sum does not matter.
-bool roi_case(const Kernels& k, int words, bool bytes, bool bias) {
-  const int L = k.lanes, cells = 23,
-            pitch = bytes ? divide_up(words, L) * L : divide_up(words, L) * L * 4;
-  Buffer map(static_cast<size_t>(cells) * pitch), offsets(divide_up(words, L) * L * 4);
+// Integers as weights, so that the order of the sum does not matter.
+bool roi_case(const Kernels& k, int elements, bool int8_map, bool bias) {
+  const int L = k.lanes, cells = 23, pitch = divide_up(elements, L) * L * (int8_map ? 1 : 4);
+  GuardedBuffer map(static_cast<size_t>(cells) * pitch), offsets(divide_up(elements, L) * L * 4);
   for (int i = 0; i < cells * pitch; i++)
-    map.put(i, bytes ? word() : static_cast<float>(static_cast<int>(rng() % 199) - 99));
-  for (int c = 0; c < divide_up(words, L) * L * 4; c++)
+    map.put(i,
+            int8_map ? random_element() : static_cast<float>(static_cast<int>(rng() % 199) - 99));
+  for (int c = 0; c < divide_up(elements, L) * L * 4; c++)
     offsets.put(c, 99 * fraction());
   RoiArgs a{};
   a.map = map.data();
-  a.bytes = bytes;
+  a.int8_map = int8_map;
   a.scale = 0.37f;
-  a.channels = words;
+  a.channels = elements;
   a.pitch = pitch;
   a.bias = bias ? offsets.data() : nullptr;
   a.channel_stride = kVectors * L;
-  Buffer out(words * a.channel_stride);
+  GuardedBuffer out(elements * a.channel_stride);
   a.out = out.data();
-  std::vector<int32_t> places[kMaxLanes];
+  std::vector<int32_t> cells_of[kMaxLanes];
   std::vector<float> weights[kMaxLanes];
   for (int l = 0; l < L; l++) {
     for (int n = l * 5 % 7; n > 0; n--) {  // none for lane 0
-      places[l].push_back(static_cast<int32_t>(rng() % cells));
+      cells_of[l].push_back(static_cast<int32_t>(rng() % cells));
       weights[l].push_back(static_cast<float>(rng() % 5));
     }
-    a.cells[l] = places[l].data();
+    a.cells[l] = cells_of[l].data();
     a.weights[l] = weights[l].data();
-    a.count[l] = static_cast<int>(places[l].size());
-    for (int w = 0; w < words; w++) {
+    a.count[l] = static_cast<int>(cells_of[l].size());
+    for (int w = 0; w < elements; w++) {
       uint32_t joined[4];
       for (int c = 0; c < 4; c++) {
         float sum = 0;
         for (int n = 0; n < a.count[l]; n++) {
-          const float* cell = map.data() + places[l][n] * pitch;
-          sum +=
-              weights[l][n] * (bytes ? static_cast<float>(byte_of(cell[w], c)) : cell[4 * w + c]);
+          const float* cell = map.data() + cells_of[l][n] * pitch;
+          sum += weights[l][n] *
+                 (int8_map ? static_cast<float>(byte_of(cell[w], c)) : cell[4 * w + c]);
         }
         joined[c] = saturated(std::fma(sum, a.scale, bias ? offsets.data()[4 * w + c] : 0.0f));
       }
       out.expect(w * a.channel_stride + l, join_bytes(joined));
     }
   }
-  k.bytes->roi(a);
+  k.int8->roi(a);
   return out.good();
 }
 
 bool mean_case(const Kernels& k, int cells, int channels) {
   const int L = k.lanes, lanes = kVectors * L;
-  Buffer source(static_cast<size_t>(cells) * lanes * 2), out(4 * lanes);
+  GuardedBuffer source(static_cast<size_t>(cells) * lanes * 2), out(4 * lanes);
   for (int i = 0; i < cells * lanes * 2; i++)
-    source.put(i, word());
+    source.put(i, random_element());
   MeanArgs a{};
   a.source = source.data() + lanes;
   a.cell_stride = 2 * lanes;
@@ -262,7 +262,7 @@ bool mean_case(const Kernels& k, int cells, int channels) {
                  static_cast<float>(sum) * (a.scale * (1.0f / static_cast<float>(cells))));
     }
   }
-  k.bytes->mean(a);
+  k.int8->mean(a);
   return out.good();
 }
 
@@ -282,7 +282,7 @@ bool test_int8(const Kernels& k) {
     cases = failed = 0;
     return good;
   };
-  for (int groups : {1, 3})
+  for (int row_tiles : {1, 3})
     for (int columns : {1, 37})
       for (double density : {0.0, 0.4, 1.0})
         for (int P = 1; P <= kVectors; P++)
@@ -290,7 +290,7 @@ bool test_int8(const Kernels& k) {
             for (int flags = 0; flags < 16; flags++)
               for (int residual = 0; residual < 3; residual++)
                 check(
-                    sparse_case(k, {groups, columns, P, valid, density, bool(flags & 1),
+                    sparse_case(k, {row_tiles, columns, P, valid, density, bool(flags & 1),
                                     bool(flags & 2), bool(flags & 4), bool(flags & 8), residual}));
   bool good = finish("sparse");
   for (int n : {1, L - 1, L, L + 1, 3 * L + 2}) {

@@ -3,5 +3,5 @@
 
 #include "kernels/kernels.h"
 
-// Checks the int8 kernels of a table that has some; prints a line for each group of cases.
+// Tests the int8 kernels of a table that has them; prints a line for each group of cases.
 bool test_int8(const sparsedet::Kernels& kernels);

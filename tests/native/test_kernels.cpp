@@ -1,10 +1,10 @@
-// Every kernel of every instruction set that this CPU has, and the packing of weights, against
-// plain loops written here from the contract in kernels.h. Operands are whole numbers from -4 to
-// 4, so that results are exact in any order of summation; a second pass with fractions allows
-// the rounding errors that a sum of n products can have. Outputs are filled with a canary and
-// compared as a whole: whatever a kernel must not write is part of the expectation.
+// Tests every kernel of every instruction set that this CPU supports, and the packing of weights,
+// against plain loops written from the contract in kernels.h. Operands are integers from -4 to 4,
+// so that results are exact in any order of summation. A second pass with fractions allows the
+// rounding error of a float32 sum of n products. Outputs are filled with a canary and compared as a
+// whole, so that the expectation includes everything a kernel must not write.
 //
-// Prints a line for each group of cases; exits with 1 if one failed.
+// Prints a line for each group of cases; exits with 1 if a case failed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -56,37 +56,33 @@ bool with_probability(double p) {
   return rng() * 0x1p-32 < p;
 }
 
-int divide_up(int a, int b) {
-  return (a + b - 1) / b;
-}
-
-// A buffer that a kernel writes, with guards on both sides, and what it should hold afterwards.
+// A buffer that a kernel writes, with guards on both sides, and its expected content.
 class Output {
  public:
   explicit Output(size_t size)
       : floats_(size + 2 * kGuard, kCanary),
-        want_(floats_.begin(), floats_.end()),
+        expected_(floats_.begin(), floats_.end()),
         tolerance_(floats_.size(), 0.0) {}
   float* data() { return floats_.data() + kGuard; }
-  // The content before the call.
-  void put(ptrdiff_t at, float value) { want_[at + kGuard] = data()[at] = value; }
+  // Sets the content before the call.
+  void put(ptrdiff_t at, float value) { expected_[at + kGuard] = data()[at] = value; }
   void expect(ptrdiff_t at, double value, double tolerance = 0) {
-    want_[at + kGuard] = value;
+    expected_[at + kGuard] = value;
     tolerance_[at + kGuard] = tolerance;
   }
   bool good() const {
     for (size_t i = 0; i < floats_.size(); i++)
-      if (!(std::abs(floats_[i] - want_[i]) <= tolerance_[i])) return false;
+      if (!(std::abs(floats_[i] - expected_[i]) <= tolerance_[i])) return false;
     return true;
   }
 
  private:
   static constexpr int kGuard = 64;
   Floats floats_;
-  std::vector<double> want_, tolerance_;
+  std::vector<double> expected_, tolerance_;
 };
 
-// A sum of products in double, and how far a float sum in any order may lie from it.
+// A sum of products in double, and the largest error of a float32 sum in any order.
 struct Sum {
   double value = 0, magnitude = 0;
   int terms = 0;
@@ -101,39 +97,39 @@ struct Sum {
 // ------------------------------------------------------------------------------------ the sum
 
 struct SparseCase {
-  int G, P, rows, columns, valid;
+  int R, P, rows, columns, valid;
   double density;
   bool first, last, relu, fraction;
   enum { none, separate, in_place } residual;
 };
 
 bool sparse_case(const Kernels& k, const SparseCase& c) {
-  const int L = k.lanes, groups = divide_up(c.rows, c.G), width = kVectors * L;
+  const int L = k.lanes, row_tiles = divide_up(c.rows, c.R), width = kVectors * L;
   Floats panel(static_cast<size_t>(c.columns) * width, kNaN);  // vectors from P on stay NaN
   for (int i = 0; i < c.columns; i++)
     for (int j = 0; j < c.P * L; j++)
       panel[i * width + j] = draw(c.fraction);
-  // Rows that only fill up the last group have weights too: they must not be stored.
-  std::vector<float> weight(static_cast<size_t>(groups) * c.G * c.columns);
+  // Padding rows of the last row tile have weights, too: the kernel must not store them.
+  std::vector<float> weight(static_cast<size_t>(row_tiles) * c.R * c.columns);
   for (float& w : weight)
     w = with_probability(c.density) ? draw_nonzero(c.fraction) : 0;
   std::vector<uint16_t> index, counts;
   std::vector<float> values;
-  for (int group = 0; group < groups; group++)
-    for (int pattern = 1; pattern < 1 << c.G; pattern++) {
+  for (int tile = 0; tile < row_tiles; tile++)
+    for (int row_mask = 1; row_mask < 1 << c.R; row_mask++) {
       counts.push_back(0);
       for (int i = 0; i < c.columns; i++) {
-        int bits = 0;
-        for (int g = 0; g < c.G; g++)
-          bits |= (weight[(group * c.G + g) * c.columns + i] != 0) << g;
-        if (bits != pattern) continue;
+        int mask = 0;
+        for (int r = 0; r < c.R; r++)
+          mask |= (weight[(tile * c.R + r) * c.columns + i] != 0) << r;
+        if (mask != row_mask) continue;
         counts.back()++;
         index.push_back(static_cast<uint16_t>(i * width * sizeof(float) / 8));
-        for (int g = 0; g < c.G; g++)
-          if (bits >> g & 1) values.push_back(weight[(group * c.G + g) * c.columns + i]);
+        for (int r = 0; r < c.R; r++)
+          if (mask >> r & 1) values.push_back(weight[(tile * c.R + r) * c.columns + i]);
       }
     }
-  std::vector<float> bias(static_cast<size_t>(groups) * c.G);
+  std::vector<float> bias(static_cast<size_t>(row_tiles) * c.R);
   for (float& b : bias)
     b = draw(c.fraction);
 
@@ -144,9 +140,9 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
     a.offset[p] = (c.P - 1 - p) * (L + 1) + 1;
     a.valid[p] = p == c.P - 1 ? c.valid : L;
   }
-  Output out(c.rows * a.row_stride), partial(static_cast<size_t>(groups) * c.G * width);
+  Output out(c.rows * a.row_stride), partial(static_cast<size_t>(row_tiles) * c.R * width);
   std::vector<float> residual((c.rows - 1) * a.row_stride + a.offset[0] + L, kNaN);
-  for (int row = 0; row < groups * c.G; row++)
+  for (int row = 0; row < row_tiles * c.R; row++)
     for (int p = 0; p < c.P; p++)
       for (int l = 0; l < L; l++) {
         Sum sum;
@@ -170,7 +166,7 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
   a.index = index.data();
   a.values = values.data();
   a.counts = counts.data();
-  a.groups = groups;
+  a.row_tiles = row_tiles;
   a.vectors = c.P;
   a.first = c.first;
   a.last = c.last;
@@ -187,7 +183,7 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
     a.prefetch_rows = 2;
     a.prefetch_stride = 1 << 20;
   }
-  k.sparse[c.G](a);
+  k.sparse[c.R](a);
   return out.good() && partial.good();
 }
 
@@ -293,7 +289,7 @@ bool roi_case(const Kernels& k, int channels, bool bias, bool relu, bool fractio
 
 // ------------------------------------------------------------------------------- packed weights
 
-// Unpacks the streams again: every column and every weight is there exactly once.
+// Unpacks the streams again: every column and every weight occurs exactly once.
 bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split_taps) {
   const int taps = s.kernel * s.kernel;
   std::vector<float> weight(static_cast<size_t>(s.out_channels) * s.in_channels * taps);
@@ -306,15 +302,15 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
   const PackedConv conv =
       pack_conv(k, s, weight.data(), no_bias ? nullptr : bias.data(), split_taps);
 
-  const int G = conv.group, column_bytes = kVectors * k.lanes * static_cast<int>(sizeof(float));
-  bool good = k.sparse[G] && conv.segments.size() == conv.streams.size() &&
-              conv.bias.size() == static_cast<size_t>(conv.groups) * G;
+  const int R = conv.tile_rows, column_bytes = kVectors * k.lanes * static_cast<int>(sizeof(float));
+  bool good = k.sparse[R] && conv.segments.size() == conv.streams.size() &&
+              conv.bias.size() == static_cast<size_t>(conv.row_tiles) * R;
   for (size_t row = 0; row < conv.bias.size(); row++)
     good &= conv.bias[row] == (no_bias || row >= bias.size() ? 0 : bias[row]);
   std::vector<int> seen(static_cast<size_t>(s.in_channels) * taps);
   int64_t nonzero = 0;
   for (size_t block = 0; good && block < conv.segments.size(); block++) {
-    std::vector<int> columns;  // places in a row of weights
+    std::vector<int> columns;  // positions in a row of weights
     for (const Segment& g : conv.segments[block]) {
       const int y = g.dy + s.padding_before, x = g.dx + s.padding_before;
       good &= y >= 0 && x >= 0 && y < s.kernel && x < s.kernel && g.count > 0 && g.channel >= 0 &&
@@ -330,19 +326,19 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
     good &= conv.streams[block].size() == static_cast<size_t>(conv.chunks);
     int row = 0;
     for (const Stream& stream : conv.streams[block]) {
-      size_t i = 0, v = 0, groups = stream.counts.size() / ((1 << G) - 1);
-      good &= groups == size_t(std::min(conv.chunk_groups, conv.groups - row / G));
-      for (size_t group = 0; good && group < groups; group++, row += G)
-        for (int pattern = 1; good && pattern < 1 << G; pattern++)
-          for (int n = stream.counts[group * ((1 << G) - 1) + pattern - 1]; good && n > 0; n--) {
+      size_t i = 0, v = 0, row_tiles = stream.counts.size() / ((1 << R) - 1);
+      good &= row_tiles == size_t(std::min(conv.chunk_row_tiles, conv.row_tiles - row / R));
+      for (size_t tile = 0; good && tile < row_tiles; tile++, row += R)
+        for (int row_mask = 1; good && row_mask < 1 << R; row_mask++)
+          for (int n = stream.counts[tile * ((1 << R) - 1) + row_mask - 1]; good && n > 0; n--) {
             good &= i < stream.index.size() && stream.index[i] * 8 % column_bytes == 0;
             const size_t column = good ? size_t(stream.index[i++]) * 8 / column_bytes : 0;
             good &= column < columns.size();
-            for (int g = 0; good && g < G; g++)
-              if (pattern >> g & 1) {
-                good &= row + g < s.out_channels && v < stream.values.size();
+            for (int r = 0; good && r < R; r++)
+              if (row_mask >> r & 1) {
+                good &= row + r < s.out_channels && v < stream.values.size();
                 if (!good) break;
-                float& w = unpacked[size_t(row + g) * s.in_channels * taps + columns[column]];
+                float& w = unpacked[size_t(row + r) * s.in_channels * taps + columns[column]];
                 good &= w == 0 && stream.values[v] != 0;
                 w = stream.values[v++];
                 nonzero++;
@@ -350,7 +346,7 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
           }
       good &= i == stream.index.size() && v == stream.values.size();
     }
-    good &= row == conv.groups * G;
+    good &= row == conv.row_tiles * R;
   }
   for (int n : seen)
     good &= n == 1;
@@ -360,10 +356,10 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
 
 // ------------------------------------------------------------------------------------- the runs
 
-// Counts the cases of a group and reports them.
-class Group {
+// Counts and reports the cases of one group.
+class CaseGroup {
  public:
-  explicit Group(std::string name) : name_(std::move(name)) {}
+  explicit CaseGroup(std::string name) : name_(std::move(name)) {}
   template <class... Args>
   void check(bool good, const char* format, Args... args) {
     cases_++;
@@ -385,14 +381,14 @@ class Group {
   int cases_ = 0, failed_ = 0;
 };
 
-bool test_sparse(const Kernels& k, int G, bool fraction) {
-  Group group(k.isa + (" sparse G=" + std::to_string(G)) + (fraction ? " fractions" : ""));
+bool test_sparse(const Kernels& k, int R, bool fraction) {
+  CaseGroup group(k.isa + (" sparse R=" + std::to_string(R)) + (fraction ? " fractions" : ""));
   const int L = k.lanes;
   SparseCase c{};
-  c.G = G;
+  c.R = R;
   c.fraction = fraction;
-  // One row, one row less than a group, exactly one group, one row more, several groups.
-  for (int rows : {1, G - 1, G, G + 1, 3 * G - 1})
+  // One row, one row less than a row tile, exactly one, one row more, several row tiles.
+  for (int rows : {1, R - 1, R, R + 1, 3 * R - 1})
     for (int columns : {1, 37})
       for (double density : {0.0, 0.4, 1.0})
         for (c.P = 1; c.P <= kVectors; c.P++)
@@ -407,7 +403,7 @@ bool test_sparse(const Kernels& k, int G, bool fraction) {
                 c.last = flags & 2;
                 c.relu = flags & 4;
                 c.residual = static_cast<decltype(c.residual)>(residual);
-                if (!c.last && (c.relu || residual)) continue;  // they do not matter
+                if (!c.last && (c.relu || residual)) continue;  // they have no effect
                 group.check(sparse_case(k, c),
                             "rows %d columns %d density %g P %d valid %d first %d last %d "
                             "relu %d residual %d",
@@ -420,7 +416,8 @@ bool test_others(const Kernels& k) {
   const int L = k.lanes;
   const std::string isa = k.isa;
   const int lengths[] = {1, L - 1, L, L + 1, 3 * L + 2};
-  Group pack(isa + " pack"), pool(isa + " pool"), transpose(isa + " transpose"), roi(isa + " roi");
+  CaseGroup pack(isa + " pack"), pool(isa + " pool"), transpose(isa + " transpose"),
+      roi(isa + " roi");
   for (int vectors = 1; vectors <= kVectors; vectors++)
     for (int stride : {1, 2})
       for (int count : {1, 5})
@@ -434,13 +431,13 @@ bool test_others(const Kernels& k) {
       roi.check(roi_case(k, a, flags & 1, flags & 2, flags & 4), "channels %d flags %d", a, flags);
   }
   bool good = true;
-  for (const Group* g : {&pack, &pool, &transpose, &roi})
+  for (const CaseGroup* g : {&pack, &pool, &transpose, &roi})
     good &= g->report();
   return good;
 }
 
 bool test_pack_conv(const Kernels& k) {
-  Group group(std::string(k.isa) + " pack_conv");
+  CaseGroup group(std::string(k.isa) + " pack_conv");
   const int shapes[][3] = {{1, 1, 1}, {13, 7, 3}, {3, 11, 7}, {129, 85, 3}, {1000, 401, 1}};
   for (const auto& [in, out, kernel] : shapes)
     for (double density : {0.0, 0.4, 1.0})
@@ -456,9 +453,9 @@ int main() {
   bool good = true;
   for (const std::string& isa : available_isas()) {
     const Kernels& k = choose_kernels(isa);
-    for (int G = 1; G <= kMaxGroup; G++)
+    for (int R = 1; R <= kMaxTileRows; R++)
       for (bool fraction : {false, true})
-        if (k.sparse[G]) good &= test_sparse(k, G, fraction);
+        if (k.sparse[R]) good &= test_sparse(k, R, fraction);
     good &= test_others(k);
     good &= test_pack_conv(k);
     if (has_int8(k)) good &= test_int8(k);

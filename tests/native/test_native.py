@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sparsedet import _native
 from sparsedet.engine import Engine, available_isas
@@ -246,11 +247,11 @@ def test_a_cpu_without_a_compiled_instruction_set(tmp_path: Path) -> None:
 
     refused = "refused: instruction set 'avx512' is not available on this CPU"
     assert run(SPARSEDET_ISA="") == f"avx2 scalar [avx2] [scalar] {refused}"
-    # Neither does the environment fall back to what there is.
+    # The environment does not fall back to another instruction set either.
     assert run(SPARSEDET_ISA="avx512") == f"avx2 scalar {refused}[scalar] {refused}"
 
 
-# ------------------------------------------------------------- what the core is asked to do
+# ------------------------------------------------------------------ runs and their arguments
 
 
 def test_a_caller_is_let_go_where_it_was() -> None:
@@ -274,7 +275,10 @@ def test_a_caller_is_let_go_where_it_was() -> None:
 
 def test_shapes_that_do_not_fit_an_operation() -> None:
     engine = Engine(TINY, random_tensors(TINY, 0.1), threads=1, hoist=False).native
-    ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
+
+    def ones(*shape: int) -> NDArray[np.float32]:
+        return np.ones(shape, np.float32)
+
     assert engine.run_op("stem.conv", ones(1, 3, 9, 9)).shape == (1, 3, 5, 5)
     residual = next(layer for layer in build_network(TINY).layers if layer.residual)
     channels, out = residual.in_channels, residual.out_channels
@@ -302,13 +306,13 @@ def test_shapes_that_do_not_fit_an_operation() -> None:
 def test_logits_that_are_no_numbers_come_last() -> None:
     config = replace(TINY, input_height=160, input_width=160, rpn_pre_nms=50, proposals=50)
     engine = Engine(config, random_tensors(config, 0.1), threads=1).native
-    engine.plan(160, 160)
+    engine.plan_memory(160, 160)
     rng = np.random.default_rng(0)
     anchors = 10 * 10 * len(config.anchor_sizes) * len(config.anchor_ratios)
     deltas = rng.standard_normal((anchors, 4)).astype(np.float32)
-    for share in (0.1, 0.5, 0.9, 1.0):
+    for fraction in (0.1, 0.5, 0.9, 1.0):
         logits = rng.integers(-3, 4, anchors).astype(np.float32)  # with equal ones
-        logits[rng.random(anchors) < share] = np.nan
+        logits[rng.random(anchors) < fraction] = np.nan
         lowest = np.where(np.isnan(logits), np.float32(-np.inf), logits)
-        found = engine.proposals(logits, deltas)
-        assert len(found) and np.array_equal(found, engine.proposals(lowest, deltas))
+        proposals = engine.proposals(logits, deltas)
+        assert len(proposals) and np.array_equal(proposals, engine.proposals(lowest, deltas))

@@ -1,11 +1,10 @@
-"""Masks: exactly the scheduled zeros, chosen by folded magnitude, and zeros that stay zero."""
+"""Keep masks: exactly the scheduled zeros, by folded magnitude or sensitivity; zeros stay zero."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,94 +12,58 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from helpers.small import SMALL  # noqa: E402
+from helpers.pruning_models import (  # noqa: E402
+    CONFIG,
+    jitter,
+    model,
+    observe_gradients,
+    zero_weights,
+)
+from torch import Tensor  # noqa: E402
 
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
+from sparsedet.pruning.allocation import Allocation, prunable_layers, uniform_zeros  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
-from sparsedet.pruning.patterns import to_matrix  # noqa: E402
-from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros  # noqa: E402
+from sparsedet.pruning.schedule import CubicSchedule  # noqa: E402
+from sparsedet.pruning.selection import to_matrix  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
-# Large enough that rounding up a layer is far below a thousandth of all parameters.
-CONFIG = replace(
-    SMALL,
-    name="masks",
-    bottleneck_channels=(16, 24, 32, 40),
-    stage_channels=(32, 48, 64, 80),
-    rpn_channels=48,
-)
 SCHEDULE = CubicSchedule(final=0.6, begin=2, end=20, every=5)
 DENSE = {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
 
 
-def model(seed: int = 0) -> FasterRCNN:
-    """In training form, with batch norms whose scales differ by orders of magnitude."""
-    made = FasterRCNN(CONFIG, norm=True)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for conv in made.layers.values():
-            conv.weight.normal_(0, 1, generator=generator)
-            if conv.norm is not None:
-                conv.norm.weight.copy_(
-                    torch.empty(len(conv.weight)).exponential_(generator=generator)
-                )
-                conv.norm.bias.normal_(0, 1, generator=generator)
-                conv.norm.running_mean.normal_(0, 1, generator=generator)
-                conv.norm.running_var.uniform_(0.01, 4, generator=generator)
-    return made
-
-
-def jitter(made: FasterRCNN, seed: int) -> None:
-    """Change all live weights, as training would: their order changes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for conv in made.layers.values():
-            noise = torch.empty_like(conv.weight).normal_(0, 0.5, generator=generator)
-            conv.weight.add_(noise * (conv.weight != 0))
-
-
-def feel(made: FasterRCNN, pruner: GradualPruner, seed: int) -> None:
-    """Show the pruner gradients whose sizes differ between layers, rows and columns."""
-    generator = torch.Generator().manual_seed(seed)
-    for conv in made.layers.values():
-        shape = conv.weight.shape
-        sizes = [torch.rand(size, generator=generator) for size in (1, *shape[:2])]
-        gradient = torch.empty(shape).normal_(0, 1, generator=generator)
-        scale = sizes[0] * sizes[1][:, None] * sizes[2]
-        conv.weight.grad = gradient * scale.view(*scale.shape, *[1] * (len(shape) - 2))
-    pruner.observe()
-
-
-def zero_weights(made: FasterRCNN) -> dict[str, int]:
-    return {name: int((conv.weight == 0).sum()) for name, conv in made.layers.items()}
+def gradient(made: FasterRCNN, name: str) -> Tensor:
+    value = made.layers[name].weight.grad
+    assert value is not None
+    return value
 
 
 # ------------------------------------------------------------------------ how many
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
-def test_every_update_reaches_exactly_the_scheduled_zeros(allocation) -> None:
+def test_every_update_reaches_exactly_the_scheduled_zeros(allocation: Allocation) -> None:
     made = model()
     pruner = GradualPruner(made, SCHEDULE, allocation)
     layers = prunable_layers(made.network)
     updates, seen = [], []
     for step in range(25):
         jitter(made, step)
-        feel(made, pruner, step)
+        observe_gradients(made, pruner, step)
         if pruner.update(step):
             updates.append(step)
             planned = uniform_zeros(made.network, layers, SCHEDULE.sparsity(step))
-            found = zero_weights(made)
-            assert sum(found.values()) == sum(planned.values())
+            zeros = zero_weights(made)
+            assert sum(zeros.values()) == sum(planned.values())
             if allocation == "uniform":
-                assert {name: found[name] for name in layers} == planned
-            # Over ALL parameters, at most one weight a layer more than asked for.
-            excess = sum(found.values()) - SCHEDULE.sparsity(step) * made.network.parameters
+                assert {name: zeros[name] for name in layers} == planned
+            # Over ALL parameters, at most one weight for each layer more than asked for.
+            excess = sum(zeros.values()) - SCHEDULE.sparsity(step) * made.network.parameters
             assert 0 <= excess + 1e-6 < len(layers) + 1
-            assert pruner.sparsity() == sum(found.values()) / made.network.parameters
+            assert pruner.sparsity() == sum(zeros.values()) / made.network.parameters
         seen.append(sum(zero_weights(made).values()))
     assert updates == [2, 7, 12, 17, 20]
     assert seen == sorted(seen) and seen[1] == 0 and len(set(seen)) == 5  # the first asks for none
@@ -108,32 +71,33 @@ def test_every_update_reaches_exactly_the_scheduled_zeros(allocation) -> None:
 
 
 def test_allocations_differ_as_they_say() -> None:
-    shares = {}
+    sparsities = {}
     for allocation in ("uniform", "global"):
         made = model()
         with torch.no_grad():
             made.layers["rpn.conv"].weight.mul_(0.01)
         GradualPruner(made, CubicSchedule(final=0.5, end=1), allocation).update(1)
-        found = zero_weights(made)
-        shares[allocation] = {n: found[n] / made.layers[n].weight.numel() for n in found}
-        assert {name for name, share in shares[allocation].items() if share == 0} == DENSE
-    uniform = {share for name, share in shares["uniform"].items() if name not in DENSE}
+        zeros = zero_weights(made)
+        of_layers = {n: zeros[n] / made.layers[n].weight.numel() for n in zeros}
+        assert {name for name, sparsity in of_layers.items() if sparsity == 0} == DENSE
+        sparsities[allocation] = of_layers
+    uniform = {sparsity for name, sparsity in sparsities["uniform"].items() if name not in DENSE}
     assert max(uniform) - min(uniform) < 0.01
-    assert shares["global"]["rpn.conv"] > 0.9 > shares["global"]["res5.0.conv2"]
+    assert sparsities["global"]["rpn.conv"] > 0.9 > sparsities["global"]["res5.0.conv2"]
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
-def test_masks_only_grow(allocation) -> None:
+def test_masks_only_grow(allocation: Allocation) -> None:
     made = model()
     pruner = GradualPruner(made, SCHEDULE, allocation)
     history = []
     for step in range(21):
         jitter(made, step)
-        feel(made, pruner, step)
+        observe_gradients(made, pruner, step)
         if pruner.update(step):
-            history.append({name: mask.clone() for name, mask in pruner.masks.items()})
+            history.append({name: mask.clone() for name, mask in pruner.keep_masks.items()})
             with torch.no_grad():  # even if something gave them the largest magnitude
-                for name, mask in pruner.masks.items():
+                for name, mask in pruner.keep_masks.items():
                     made.layers[name].weight.add_(1000.0 * ~mask)
     for before, after in pairwise(history):
         assert all((after[name] <= before[name]).all() for name in after)
@@ -162,87 +126,87 @@ def test_impossible_pruning_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_folded_magnitudes_are_ranked(allocation) -> None:
+def test_folded_magnitudes_are_ranked(allocation: Allocation) -> None:
     made = model()
     folded = made.folded_tensors()
     pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), allocation)
     pruner.update(1)
-    live = {n: np.abs(folded[f"{n}.weight"])[m.numpy()] for n, m in pruner.masks.items()}
-    dead = {n: np.abs(folded[f"{n}.weight"])[~m.numpy()] for n, m in pruner.masks.items()}
+    live = {n: np.abs(folded[f"{n}.weight"])[m.numpy()] for n, m in pruner.keep_masks.items()}
+    dead = {n: np.abs(folded[f"{n}.weight"])[~m.numpy()] for n, m in pruner.keep_masks.items()}
     if allocation == "global":
-        live, dead = ({"all": np.concatenate(list(part.values()))} for part in (live, dead))
+        live, dead = ({"all": np.concatenate(list(x.values()))} for x in (live, dead))
     for name in live:
         assert dead[name].max() <= live[name].min()
     # Raw magnitudes would have chosen others: the test can tell them apart.
-    conv, mask = made.layers["res4.0.conv2"], pruner.masks["res4.0.conv2"]
+    conv, mask = made.layers["res4.0.conv2"], pruner.keep_masks["res4.0.conv2"]
     raw = model().layers["res4.0.conv2"].weight.abs()
     assert raw[~mask].max() > raw[mask].min()
     assert (conv.weight[mask] == model().layers["res4.0.conv2"].weight[mask]).all()
 
 
-def test_what_the_loss_feels_is_ranked() -> None:
+def test_sensitivity_of_the_loss_is_ranked() -> None:
     made = model()
     frozen = ("res2.0.conv1", "res2.0.conv2")
     for name in frozen:
         made.layers[name].weight.requires_grad_(False)
     pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
     layers = prunable_layers(made.network)
-    felt = [name for name in layers if name not in frozen]
-    means: dict[str, Any] = {name: 0.0 for name in felt}
+    trained = [name for name in layers if name not in frozen]
+    means: dict[str, Any] = {name: 0.0 for name in trained}
     for seed in range(3):
-        feel(made, pruner, seed)
-        squares = {n: to_matrix(made.layers[n].weight.grad).double().square() for n in felt}
+        observe_gradients(made, pruner, seed)
+        squares = {n: to_matrix(gradient(made, n)).double().square() for n in trained}
         total = sum(square.sum() for square in squares.values())
-        means = {n: 0.99 * means[n] + 0.01 * squares[n] / total for n in felt}
+        means = {n: 0.99 * means[n] + 0.01 * squares[n] / total for n in trained}
     costs = {}
-    for name in felt:
+    for name in trained:
         rows, columns = means[name].sum(dim=1), means[name].sum(dim=0)
         factored = torch.outer(rows, columns) / rows.sum()
         costs[name] = to_matrix(made.layers[name].weight.detach()).double().square() * factored
     pruner.update(1)
     planned = uniform_zeros(made.network, layers, 0.5)
-    found = zero_weights(made)
-    assert {name: found[name] for name in frozen} == {name: planned[name] for name in frozen}
-    assert sum(found[name] for name in felt) == sum(planned[name] for name in felt)
-    live = torch.cat([costs[n][to_matrix(pruner.masks[n])] for n in felt])
-    dead = {n: costs[n][~to_matrix(pruner.masks[n])] for n in felt}
+    zeros = zero_weights(made)
+    assert {name: zeros[name] for name in frozen} == {name: planned[name] for name in frozen}
+    assert sum(zeros[name] for name in trained) == sum(planned[name] for name in trained)
+    live = torch.cat([costs[n][to_matrix(pruner.keep_masks[n])] for n in trained])
+    dead = {n: costs[n][~to_matrix(pruner.keep_masks[n])] for n in trained}
     # A layer that would lose more than three quarters of the mean density keeps its best.
-    kept = sum(made.layers[n].weight.numel() - found[n] for n in felt)
-    density = kept / sum(made.layers[n].weight.numel() for n in felt)
-    shares = {n: 1 - found[n] / made.layers[n].weight.numel() for n in felt}
-    assert min(shares.values()) >= 0.25 * density
-    free = [n for n in felt if shares[n] > 0.26 * density]
-    assert len(free) > len(felt) / 2 and max(shares.values()) > 1.2 * density
+    kept = sum(made.layers[n].weight.numel() - zeros[n] for n in trained)
+    density = kept / sum(made.layers[n].weight.numel() for n in trained)
+    densities = {n: 1 - zeros[n] / made.layers[n].weight.numel() for n in trained}
+    assert min(densities.values()) >= 0.25 * density
+    free = [n for n in trained if densities[n] > 0.26 * density]
+    assert len(free) > len(trained) / 2 and max(densities.values()) > 1.2 * density
     limit = max(float(dead[n].max()) for n in free)
     assert float((live < limit * (1 - 1e-5)).float().mean()) < 0.02  # those that had to stay
-    for name in felt:
-        mask = to_matrix(pruner.masks[name])
+    for name in trained:
+        mask = to_matrix(pruner.keep_masks[name])
         assert costs[name][~mask].max() <= costs[name][mask].min() * (1 + 1e-5)
 
 
-def test_gradients_that_overflow_are_not_noted_and_steps_count_alike() -> None:
+def test_gradients_that_overflow_are_not_recorded_and_steps_count_alike() -> None:
     made = model()
     pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
-    feel(made, pruner, 0)
-    before = {name: value.clone() for name, value in pruner.statistics.items()}
+    observe_gradients(made, pruner, 0)
+    before = {name: value.clone() for name, value in pruner.sensitivity.items()}
     for wrong in (torch.inf, torch.nan, 1e30):  # the square of the last is infinite
-        made.layers["rpn.conv"].weight.grad.fill_(wrong)
+        gradient(made, "rpn.conv").fill_(wrong)
         pruner.observe()
-    for conv in made.layers.values():
-        conv.weight.grad.zero_()
+    for name in made.layers:
+        gradient(made, name).zero_()
     pruner.observe()
-    assert before.keys() == pruner.statistics.keys()
-    assert all(torch.equal(pruner.statistics[name], value) for name, value in before.items())
+    assert before.keys() == pruner.sensitivity.keys()
+    assert all(torch.equal(pruner.sensitivity[name], value) for name, value in before.items())
     other = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
-    feel(made, other, 0)
-    for conv in made.layers.values():
-        conv.weight.grad.mul_(64)
+    observe_gradients(made, other, 0)
+    for name in made.layers:
+        gradient(made, name).mul_(64)
     other.observe()
     again = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
     for _ in range(2):
-        feel(made, again, 0)
-    for name, value in other.statistics.items():
-        assert torch.allclose(value, again.statistics[name], rtol=1e-5, atol=0)
+        observe_gradients(made, again, 0)
+    for name, value in other.sensitivity.items():
+        assert torch.allclose(value, again.sensitivity[name], rtol=1e-5, atol=0)
 
 
 # ------------------------------------------------------------------------ zeros stay zeros
@@ -277,7 +241,7 @@ def test_zeros_stay_zero_through_100_steps(name: str) -> None:
     assert pruner.update(1)
     pruner.apply(optimizer)
     zeros, before = zero_weights(made), made.layers["rpn.conv"].weight.detach().clone()
-    masks = {layer: mask.clone() for layer, mask in pruner.masks.items()}
+    masks = {layer: mask.clone() for layer, mask in pruner.keep_masks.items()}
     for _ in range(100):
         step()
         for layer, mask in masks.items():
@@ -293,7 +257,9 @@ def test_zeros_stay_zero_through_100_steps(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
-def test_the_saved_file_counts_at_least_the_target(tmp_path: Path, allocation, dtype) -> None:
+def test_the_saved_file_counts_at_least_the_target(
+    tmp_path: Path, allocation: Allocation, dtype: Literal["float16", "float32"]
+) -> None:
     made = model()
     pruner = GradualPruner(made, CubicSchedule(final=0.6, end=1), allocation)
     pruner.update(1)

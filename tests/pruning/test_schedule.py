@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from sparsedet.model.c4 import build_network
+from sparsedet.model.config import ModelConfig
 from sparsedet.model.presets import PRESETS
-from sparsedet.pruning.schedule import CubicSchedule, prunable_layers, uniform_zeros
+from sparsedet.pruning.allocation import prunable_layers, uniform_zeros
+from sparsedet.pruning.schedule import CubicSchedule
 
 
 def zhu_gupta(t: int, s_i: float, s_f: float, t_0: int, n: int, delta_t: int) -> float:
@@ -22,7 +25,9 @@ def zhu_gupta(t: int, s_i: float, s_f: float, t_0: int, n: int, delta_t: int) ->
     ("s_i", "s_f", "t_0", "n", "delta_t"),
     [(0.0, 0.6, 0, 100, 1), (0.0, 0.875, 200, 10, 100), (0.25, 0.6, 7, 3, 11), (0.5, 0.5, 1, 2, 3)],
 )
-def test_every_point_of_the_papers_schedule(s_i, s_f, t_0, n, delta_t) -> None:
+def test_every_point_of_the_papers_schedule(
+    s_i: float, s_f: float, t_0: int, n: int, delta_t: int
+) -> None:
     schedule = CubicSchedule(
         initial=s_i, final=s_f, begin=t_0, end=t_0 + n * delta_t, every=delta_t
     )
@@ -65,7 +70,7 @@ def test_the_end_is_an_update_even_off_the_grid() -> None:
         ({"final": 0.5, "end": 10, "every": 0}, "every"),
     ],
 )
-def test_bad_schedules(arguments, named) -> None:
+def test_bad_schedules(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         CubicSchedule(**arguments)
 
@@ -87,7 +92,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_zeros_reach_the_target_of_all_parameters(config) -> None:
+def test_zeros_reach_the_target_of_all_parameters(config: ModelConfig) -> None:
     network = build_network(config)
     layers = prunable_layers(network)
     most = sum(network.by_name[name].weights for name in layers) / network.parameters
@@ -95,12 +100,13 @@ def test_zeros_reach_the_target_of_all_parameters(config) -> None:
         zeros = uniform_zeros(network, layers, sparsity)
         assert tuple(zeros) == layers
         needed = sparsity * network.parameters
-        # At least the target, and less than one weight a layer too many.
+        # At least the target, and less than one weight for each layer too many.
         assert needed <= sum(zeros.values()) + 1e-6 < needed + len(layers) + 1
-        share = needed / (most * network.parameters)
+        layer_sparsity = needed / (most * network.parameters)
         for name, count in zeros.items():
             weights = network.by_name[name].weights
-            assert share * weights - 1e-6 <= count <= min(weights, share * weights + 2)
+            exact = layer_sparsity * weights
+            assert exact - 1e-6 <= count <= min(weights, exact + 2)
 
 
 def test_the_published_target() -> None:
@@ -119,7 +125,7 @@ def test_stem_predictors_and_exclusions_stay_dense() -> None:
     assert dense == {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
     fewer = prunable_layers(network, exclude=["res2.0.conv1", "rpn.conv"])
     assert set(prunable_layers(network)) - set(fewer) == {"res2.0.conv1", "rpn.conv"}
-    # With fewer layers to prune, those that are left carry more.
+    # With fewer layers to prune, the others have more zeros.
     usual = uniform_zeros(network, prunable_layers(network), 0.5)
     raised = uniform_zeros(network, fewer, 0.5)
     assert all(count > usual[name] for name, count in raised.items())

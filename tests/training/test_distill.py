@@ -1,4 +1,4 @@
-"""Learning from a teacher: exact zeros where it says the same, formulas, resuming, refusals."""
+"""Distillation: exact zeros where teacher and student agree, formulas, resuming, refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
-from sparsedet.training.data import load_batch  # noqa: E402
+from sparsedet.training.data import load_micro_batch  # noqa: E402
 from sparsedet.training.distill import (  # noqa: E402
     LOSSES,
     Teacher,
@@ -55,18 +55,20 @@ def trainer(dataset: CocoDataset, recipe: Any, folder: Path, by: Teacher | None)
 
 
 @pytest.mark.parametrize("norm", [True, False])
-def test_a_teacher_that_is_the_student_adds_exactly_nothing(dataset, norm: bool) -> None:
+def test_a_teacher_that_is_the_student_adds_exactly_nothing(
+    dataset: CocoDataset, norm: bool
+) -> None:
     model = FasterRCNN(TINY, norm=norm)
     same = Teacher(copy.deepcopy(model), "itself", "")
-    network_input, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
+    network_input, targets = load_micro_batch(dataset, [0, 1], TINY, FAST, 0)
     alone = losses(model, FAST, network_input, targets)
-    found = losses(model, FAST, network_input, targets, same)
-    assert set(found) - set(alone) == set(LOSSES)
-    assert all(found[name].item() == 0.0 for name in LOSSES)
-    assert all(torch.equal(found[name], value) for name, value in alone.items())
+    both = losses(model, FAST, network_input, targets, same)
+    assert set(both) - set(alone) == set(LOSSES)
+    assert all(both[name].item() == 0.0 for name in LOSSES)
+    assert all(torch.equal(both[name], value) for name, value in alone.items())
     other = losses(model, FAST, network_input, targets, teacher())
     assert all(other[name].item() > 0 for name in LOSSES)
-    sum(other.values()).backward()
+    torch.stack(list(other.values())).sum().backward()
     assert all(p.grad is None for p in same.model.parameters())
 
 
@@ -74,31 +76,33 @@ def test_the_losses_are_their_formulas() -> None:
     generator = torch.Generator().manual_seed(0)
     mine, theirs = (torch.randn(5, 4, generator=generator) for _ in range(2))
     kl = torch.nn.functional.kl_div
-    parts = [
+    of_images = [
         kl((mine[r] / 3).log_softmax(1), (theirs[r] / 3).softmax(1), reduction="batchmean")
         for r in (slice(0, 2), slice(2, 5))
     ]
-    found = class_loss(mine, theirs, [2, 3], 3.0)
-    assert float(found) == pytest.approx(9 * float(sum(parts)) / 2, rel=1e-5)
+    loss = class_loss(mine, theirs, [2, 3], 3.0)
+    assert float(loss) == pytest.approx(9 * float(sum(of_images)) / 2, rel=1e-5)
     # The teacher's two best of four anchors; the divergence is cross-entropy less entropy.
     mine, theirs = torch.tensor([[0.5, -1, 9, 2]]), torch.tensor([[3.0, -4, -5, 1]])
     entropy = torch.nn.functional.binary_cross_entropy_with_logits
     chosen = [0, 3]
     score = theirs[0, chosen].sigmoid()
-    wanted = entropy(mine[0, chosen], score) - entropy(theirs[0, chosen], score)
-    assert float(objectness_loss(mine, theirs, 2)) == pytest.approx(float(wanted), rel=1e-5)
-    # What lies beside the photograph does not count, nor does the scale.
+    expected = entropy(mine[0, chosen], score) - entropy(theirs[0, chosen], score)
+    assert float(objectness_loss(mine, theirs, 2)) == pytest.approx(float(expected), rel=1e-5)
+    # Cells beside the image do not count, nor does the scale.
     mine, theirs = torch.rand(1, 3, 4, 5), torch.rand(1, 3, 4, 5)
     a, b = mine[:, :, :2, :3], theirs[:, :, :2, :3]
-    wanted = (a - b).square().sum() / b.square().sum()
+    expected = (a - b).square().sum() / b.square().sum()
     for factor in (1.0, 100.0):
-        found = feature_loss(factor * mine, factor * theirs, [(2, 3)])
-        assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+        loss = feature_loss(factor * mine, factor * theirs, [(2, 3)])
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_student_comes_nearer_to_its_teacher(dataset, tmp_path: Path, capsys) -> None:
+def test_a_student_comes_nearer_to_its_teacher(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = replace(FAST, steps=20, optimizer="adamw", learning_rate=3e-3, clip_gradient=1.0)
-    network_input, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
+    network_input, targets = load_micro_batch(dataset, [0, 1], TINY, FAST, 0)
     by = teacher()
     left = {}
     for name, shown in (("with", by), ("without", None)):
@@ -111,39 +115,43 @@ def test_a_student_comes_nearer_to_its_teacher(dataset, tmp_path: Path, capsys) 
     assert set(LOSSES) <= set(json.loads(text)) and (tmp_path / "with" / "losses.png").exists()
 
 
-def test_weights_and_what_is_left_out(dataset) -> None:
-    network_input, targets = load_batch(dataset, [0, 1], TINY, FAST, 0)
+def test_weights_of_the_losses(dataset: CocoDataset) -> None:
+    network_input, targets = load_micro_batch(dataset, [0, 1], TINY, FAST, 0)
     model, by = student(), teacher()
     once = losses(model, FAST, network_input, targets, by)
     recipe = replace(FAST, distill_class=0.0, distill_rpn=2.0, distill_features=0.5)
-    found = losses(model, recipe, network_input, targets, by)
-    assert "distill_class" not in found
-    assert found["distill_rpn"].item() == pytest.approx(2 * once["distill_rpn"].item())
-    assert found["distill_features"].item() == pytest.approx(0.5 * once["distill_features"].item())
+    weighted = losses(model, recipe, network_input, targets, by)
+    assert "distill_class" not in weighted
+    assert weighted["distill_rpn"].item() == pytest.approx(2 * once["distill_rpn"].item())
+    assert weighted["distill_features"].item() == pytest.approx(
+        0.5 * once["distill_features"].item()
+    )
 
 
 # ------------------------------------------------------------------------ runs
 
 
-def test_resuming_is_exact_and_needs_the_same_teacher(dataset, tmp_path: Path, capsys) -> None:
+def test_resuming_is_exact_and_needs_the_same_teacher(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = replace(FAST, sparsity=0.5, prune_begin=1, prune_end=5, prune_every=2, ema=0.9)
     whole = trainer(dataset, recipe, tmp_path / "whole", teacher())
     whole.run()
-    part = trainer(dataset, recipe, tmp_path / "part", teacher())
-    step = part.train_step
+    stopped = trainer(dataset, recipe, tmp_path / "stopped", teacher())
+    step = stopped.train_step
 
-    def stopping(parts: Any) -> Any:
-        if part.step == 3:
+    def stopping(micro_batches: Any) -> Any:
+        if stopped.step == 3:
             signal.raise_signal(signal.SIGTERM)
-        return step(parts)
+        return step(micro_batches)
 
-    part.train_step = stopping  # type: ignore[method-assign]
-    assert not part.run()
-    saved = newest_checkpoint(tmp_path / "part")
+    stopped.train_step = stopping  # type: ignore[method-assign]
+    assert not stopped.run()
+    saved = newest_checkpoint(tmp_path / "stopped")
     for by, word in ((None, "give it again"), (teacher(2), "another teacher")):
         with pytest.raises(InputError, match=word):
-            trainer(dataset, recipe, tmp_path / "part", by).resume(saved)
-    rest = trainer(dataset, recipe, tmp_path / "part", teacher())
+            trainer(dataset, recipe, tmp_path / "stopped", by).resume(saved)
+    rest = trainer(dataset, recipe, tmp_path / "stopped", teacher())
     rest.resume(saved)
     assert rest.run()
     a, b = whole.model.state_dict(), rest.model.state_dict()
@@ -156,7 +164,7 @@ def test_resuming_is_exact_and_needs_the_same_teacher(dataset, tmp_path: Path, c
         )
 
 
-def test_teachers_that_do_not_fit(dataset, tmp_path: Path) -> None:
+def test_teachers_that_do_not_fit(dataset: CocoDataset, tmp_path: Path) -> None:
     for changes, word in (
         ({"class_names": ("a", "b", "c")}, "teacher.safetensors: class_names"),
         ({"anchor_sizes": (16.0, 32.0, 128.0)}, "anchor_sizes"),
@@ -175,7 +183,12 @@ def test_teachers_that_do_not_fit(dataset, tmp_path: Path) -> None:
         trainer(dataset, replace(FAST, distill_rpn=2.0), tmp_path, None)
 
 
-def test_from_the_command_line(files, dataset, tmp_path: Path, capsys) -> None:
+def test_from_the_command_line(
+    files: tuple[Path, Path],
+    dataset: CocoDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = tmp_path / "dense"
     run = trainer(dataset, replace(FAST, steps=2), folder, None)
     run.run()

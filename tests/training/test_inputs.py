@@ -1,4 +1,4 @@
-"""Data and commands as users have them: other ids, turned photographs, signals to a whole group."""
+"""Data and commands as users have them: other ids, rotated images, signals to a whole group."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ pytest.importorskip("pycocotools")
 from helpers.tiny_training import FAST, TINY, make_data, trainer  # noqa: E402
 from torchvision import ops  # noqa: E402
 
-from sparsedet import InputError, load_model, preset, save_model  # noqa: E402
+from sparsedet import InputError, load_model, preset, read_image, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
+from sparsedet.model.checkpoint import checkpoints  # noqa: E402
 from sparsedet.model.config import COCO_NAMES  # noqa: E402
 from sparsedet.pruning import run as pruning_run  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 from sparsedet.training.data import epoch_batches, load_sample  # noqa: E402
 from sparsedet.training.run import train  # noqa: E402
-from sparsedet.training.run_folder import checkpoints, newest_checkpoint  # noqa: E402
+from sparsedet.training.run_folder import newest_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -56,13 +57,15 @@ def as_coco(files: Files, first: int) -> Files:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_coco_classes_under_other_ids(files: Files, tmp_path: Path, first: int, capsys) -> None:
+def test_coco_classes_under_other_ids(
+    files: Files, tmp_path: Path, first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_model(tmp_path / "three", TINY, FasterRCNN(TINY).folded_tensors(), {})
     # From a model of three classes: the predictors have to follow the data, too.
     assert train(
         replace(FAST, steps=2), *as_coco(files, first), tmp_path / "run", init=tmp_path / "three"
     )
-    assert "other classes: the predictors begin at random" in capsys.readouterr().out
+    assert "other classes: the box predictors are initialised randomly" in capsys.readouterr().out
     config = load_model(tmp_path / "run" / "model.safetensors").config
     assert config.class_names == COCO_NAMES
     assert config.category_ids == tuple(range(first, first + 80))
@@ -97,36 +100,38 @@ def test_the_rarer_orientation_is_trained_on(files: Files) -> None:
         assert batches == epoch_batches(mixed, recipe, epoch)
         seen |= {index for batch in batches for index in batch}
         alike += len({images[i].width for i in batches[0]}) == 1
-    assert seen == set(range(8)) and alike == 10  # only what is left is mixed
+    assert seen == set(range(8)) and alike == 10  # only the rest is mixed
 
 
-def turned(dataset: CocoDataset) -> Path:
-    """Write the first photograph anew, turned by 90 degrees."""
+def rotate_first_image(dataset: CocoDataset) -> Path:
+    """Rotate the first image file by 90 degrees."""
     path = dataset.image_path(dataset.images[0])
-    cv2.imwrite(str(path), np.rot90(cv2.imread(str(path))))
+    cv2.imwrite(str(path), np.rot90(read_image(path)))
     return path
 
 
-def test_a_photograph_of_another_shape_than_annotated(files: Files, tmp_path: Path) -> None:
+def test_an_image_of_another_shape_than_annotated(files: Files, tmp_path: Path) -> None:
     dataset = load_coco(*files)
     image = dataset.images[0]
     path = dataset.image_path(image)
-    half = cv2.resize(cv2.imread(str(path)), (49, 32))  # the same shape, to rounding
+    half = cv2.resize(read_image(path), (49, 32))  # the same shape, to rounding
     cv2.imwrite(str(path), half)
     load_sample(dataset, image, TINY, FAST, 0)
     cv2.imwrite(str(path), cv2.resize(half, (96, 64)))
-    turned(dataset)
+    rotate_first_image(dataset)
     message = r"1\.png: is 64x96, but annotated as 96x64"
     with pytest.raises(InputError, match=message):
         load_sample(dataset, image, TINY, FAST, 0)
     run = trainer(dataset, replace(FAST, steps=40, samples=0), tmp_path / "run")
     with pytest.raises(InputError, match=message):
         run.run()
-    assert newest_checkpoint(tmp_path / "run").stem[-7:] == f"{run.step:07d}"  # nothing is lost
+    assert (
+        newest_checkpoint(tmp_path / "run").path.stem[-7:] == f"{run.step:07d}"
+    )  # nothing is lost
 
 
 def command(files: Files, folder: Path, recipe: Any) -> list[str]:
-    """A training in a process of its own, from a start in `folder` to its `run`."""
+    """The command of a training run from a start in `folder` to the folder `run` in it."""
     save_model(folder / "start", TINY, FasterRCNN(TINY).folded_tensors(), {})
     (folder / "recipe.json").write_text(json.dumps(recipe.to_dict()))
     flags = {
@@ -142,7 +147,7 @@ def command(files: Files, folder: Path, recipe: Any) -> list[str]:
 
 
 def test_a_workers_error_is_one_line_and_ends_the_run(files: Files, tmp_path: Path) -> None:
-    path = turned(load_coco(*files))
+    path = rotate_first_image(load_coco(*files))
     recipe = replace(FAST, steps=40, workers=2, samples=0)
     done = subprocess.run(
         command(files, tmp_path, recipe), capture_output=True, text=True, timeout=90
@@ -173,15 +178,15 @@ def test_a_signal_to_the_whole_group(files: Files, tmp_path: Path, number: int) 
     assert len(checkpoints(tmp_path / "run")) == 1
 
 
-def test_regions_keep_their_places_in_mixed_precision() -> None:
+def test_rois_keep_their_positions_in_mixed_precision() -> None:
     model = FasterRCNN(TINY)
     features = torch.randn(1, 4, 50, 84, generator=torch.Generator().manual_seed(0)).bfloat16()
     rois = torch.tensor([[1003.0, 603.0, 1101.0, 717.0], [517.0, 261.0, 581.0, 325.0]])
     ratio = TINY.roi_sampling_ratio
     exact = ops.roi_align(features.float(), [rois], TINY.roi_size, 1 / 16, ratio, True)
-    found = model.roi_features(features, [rois])
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, exact.bfloat16())
+    pooled = model.roi_features(features, [rois])
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled, exact.bfloat16())
 
 
 def test_what_a_changed_recipe_means_for_a_resumed_run(files: Files, tmp_path: Path) -> None:
@@ -190,19 +195,22 @@ def test_what_a_changed_recipe_means_for_a_resumed_run(files: Files, tmp_path: P
     run = trainer(dataset, recipe, tmp_path / "run")
     run.run()
     assert run.best_step >= 0
-    path = newest_checkpoint(tmp_path / "run")
+    saved = newest_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="its optimizer is sgd, not adamw"):
-        trainer(dataset, replace(recipe, optimizer="adamw"), tmp_path / "run").resume(path)
+        trainer(dataset, replace(recipe, optimizer="adamw"), tmp_path / "run").resume(saved)
     same = trainer(dataset, replace(recipe, steps=8), tmp_path / "run")
-    same.resume(path)
+    same.resume(saved)
     assert same.best_step == run.best_step
     whole = trainer(dataset, replace(recipe, steps=8, val_fraction=0.0), tmp_path / "run")
-    whole.resume(path)
+    whole.resume(saved)
     assert whole.best_step < 0 and whole.step == 4  # the old best is of another split
 
 
-def test_pruning_at_once_refuses_before_it_works(
-    files: Files, tmp_path, monkeypatch, capsys
+def test_one_shot_pruning_refuses_before_it_works(
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = tmp_path / "dense"
     save_model(model, TINY, FasterRCNN(TINY).folded_tensors(), {})
@@ -219,7 +227,7 @@ def test_pruning_at_once_refuses_before_it_works(
             files[1],
             "--sparsity",
             0.5,
-            "--calibration-photos",
+            "--calibration-images",
             4,
             "--output",
             tmp_path / "out",
@@ -232,7 +240,7 @@ def test_pruning_at_once_refuses_before_it_works(
     refused("Not a directory", "--output", tmp_path / "file" / "p")
     refused("--recipe is for --method gradual", "--recipe", tmp_path / "file")
     refused("--resume is for --method gradual", "--resume")
-    refused("--calibration-photos is -7", "--calibration-photos", -7)
+    refused("--calibration-images is -7", "--calibration-images", -7)
     refused("needs", "--sparsity", 0.99)
     refused(
         "sparsity is 0.0, expected more",
@@ -244,7 +252,9 @@ def test_pruning_at_once_refuses_before_it_works(
     )
 
 
-def test_gradual_pruning_says_what_happens_to_zeros(files: Files, tmp_path: Path, capsys) -> None:
+def test_gradual_pruning_says_what_happens_to_zeros(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tensors = FasterRCNN(TINY).folded_tensors()
     for name in tensors:
         if name.startswith("res") and name.endswith("weight"):
@@ -253,4 +263,4 @@ def test_gradual_pruning_says_what_happens_to_zeros(files: Files, tmp_path: Path
     train(
         replace(FAST, sparsity=0.6, prune_end=4), *files, tmp_path / "run", init=tmp_path / "sparse"
     )
-    assert "they may fill up until the schedule comes to them" in capsys.readouterr().out
+    assert "may become nonzero until the schedule prunes them" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What `train --init`, `prune --init` and `--teacher` begin with: detectors of other projects."""
+"""The starts of `train --init`, `prune --init` and `--teacher`: detectors of other projects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ir(small_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "calibration"
     folder.mkdir()
     for seed in range(2):
@@ -99,22 +99,22 @@ def test_train_begins_with_a_foreign_detector(
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "states no settings: taken as strides in conv2" in printed
-    assert "knows other classes: the predictors begin at random" in printed
-    expected, found = load_foreign(TENSORPACK), load_model(tmp_path / "run" / "model.safetensors")
-    assert found.config.blocks == expected.config.blocks
+    assert "states no settings; assumed: strides in conv2" in printed
+    assert "has other classes: the box predictors are initialised randomly" in printed
+    expected, saved = load_foreign(TENSORPACK), load_model(tmp_path / "run" / "model.safetensors")
+    assert saved.config.blocks == expected.config.blocks
     for name, value in expected.tensors.items():
-        if not name.startswith("box."):  # saved as float16 after a step of nothing
-            np.testing.assert_allclose(found.tensors[name], value, rtol=1e-3, atol=1e-6)
+        if not name.startswith("box."):  # saved as float16 after a step with a rate of almost 0
+            np.testing.assert_allclose(saved.tensors[name], value, rtol=1e-3, atol=1e-6)
     noted = json.loads((tmp_path / "run" / "run.json").read_text())
     assert noted["init"] == {"name": TENSORPACK.name, "sha256": sha256(TENSORPACK)}
 
 
-@pytest.mark.parametrize("kind", ["detectron2", "openvino"])
+@pytest.mark.parametrize("form", ["detectron2", "openvino"])
 def test_prune_once_begins_with_a_foreign_detector(
-    kind: str, ir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    form: str, ir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, out = {"detectron2": DETECTRON2, "openvino": ir}[kind], tmp_path / "out"
+    source, out = {"detectron2": DETECTRON2, "openvino": ir}[form], tmp_path / "out"
     assert (
         main(
             [
@@ -124,12 +124,12 @@ def test_prune_once_begins_with_a_foreign_detector(
                 "--init",
                 str(source),
                 "--images",
-                str(photos),
+                str(images),
                 "--output",
                 str(out),
                 "--sparsity",
                 "0.5",
-                "--calibration-photos",
+                "--calibration-images",
                 "2",
                 "--threads",
                 "1",
@@ -137,24 +137,24 @@ def test_prune_once_begins_with_a_foreign_detector(
         )
         == 0
     )
-    assert ("itself resizes to short side" in capsys.readouterr().out) == (kind == "detectron2")
-    found = load_model(out / "model.safetensors")
-    assert sparsity_report(found.config, found.tensors).sparsity >= 0.5
-    assert found.config == load_foreign(source).config
-    weights = source if kind == "detectron2" else source.with_suffix(".bin")
-    assert found.provenance["source"]["name"] == weights.name
-    assert found.provenance["source"]["sha256"] == sha256(weights)
-    assert source.name in found.provenance["source"]["source"]
+    assert ("itself resizes to short side" in capsys.readouterr().out) == (form == "detectron2")
+    saved = load_model(out / "model.safetensors")
+    assert sparsity_report(saved.config, saved.tensors).sparsity >= 0.5
+    assert saved.config == load_foreign(source).config
+    weights = source if form == "detectron2" else source.with_suffix(".bin")
+    assert saved.provenance["source"]["name"] == weights.name
+    assert saved.provenance["source"]["sha256"] == sha256(weights)
+    assert source.name in saved.provenance["source"]["source"]
 
 
 def test_what_is_no_start(
     files: tuple[Path, Path],
     ir: Path,
-    photos: Path,
+    images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    state = {name: stored.read() for name, stored in open_source(DETECTRON2)[1].left.items()}
+    state = {name: tensor.read() for name, tensor in open_source(DETECTRON2)[1].left.items()}
     w = np.zeros((2, 2), np.float32)
     del state["proposal_generator.rpn_head.conv.bias"]
     cases: list[tuple[str, Any, str]] = [
@@ -170,7 +170,7 @@ def test_what_is_no_start(
     ir.with_suffix(".bin").write_bytes(ir.with_suffix(".bin").read_bytes()[:-5000])
     made += [
         (ir, "it is truncated"),
-        (files[0], "is no pickle, PyTorch, .npz, safetensors"),
+        (files[0], "is not a pickle, PyTorch, .npz, safetensors"),
         (tmp_path / "none.npz", "No such file"),
     ]
     before = sorted(tmp_path.rglob("*"))
@@ -180,15 +180,15 @@ def test_what_is_no_start(
         for flags in (
             ["train"],
             ["prune"],
-            ["prune", "--method", "magnitude", "--sparsity", "0.5", "--calibration-photos", "2"],
+            ["prune", "--method", "magnitude", "--sparsity", "0.5", "--calibration-images", "2"],
         ):
-            images = photos if "--method" in flags else files[1]
+            folder = images if "--method" in flags else files[1]
             given = [
                 *flags,
                 "--annotations",
                 str(files[0]),
                 "--images",
-                str(images),
+                str(folder),
                 "--threads",
                 "1",
                 "--init",

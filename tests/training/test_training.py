@@ -12,10 +12,10 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -35,13 +35,19 @@ from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.importers.open_nsfw import load_open_nsfw  # noqa: E402
 from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.model.checkpoint import checkpoints  # noqa: E402
 from sparsedet.model.config import ModelConfig  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN, decode, encode  # noqa: E402
-from sparsedet.training import run_folder as checkpoint  # noqa: E402
-from sparsedet.training import start  # noqa: E402
-from sparsedet.training import trainer as loop  # noqa: E402
-from sparsedet.training.data import Batches, MicroBatch, epoch_batches, load_batch, load_sample  # noqa: E402
+from sparsedet.training import run_folder, start  # noqa: E402
+from sparsedet.training import trainer as training_loop  # noqa: E402
+from sparsedet.training.data import (  # noqa: E402
+    MicroBatch,
+    MicroBatches,
+    epoch_batches,
+    load_micro_batch,
+    load_sample,
+)
 from sparsedet.training.losses import (  # noqa: E402
     Target,
     losses,
@@ -49,7 +55,7 @@ from sparsedet.training.losses import (  # noqa: E402
     roi_losses,
     rpn_losses,
     sample,
-    sample_regions,
+    sample_rois,
 )
 from sparsedet.training.recipe import HELP, Recipe  # noqa: E402
 
@@ -57,11 +63,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 
 def whole(network_input: Any, targets: list[Target]) -> list[MicroBatch]:
-    """A step's batch in one part."""
+    """A step's batch in one micro-batch."""
     return [MicroBatch(network_input, targets, 1.0, [])]
 
 
-def weights(run: loop.Trainer) -> dict[str, Any]:
+def weights(run: training_loop.Trainer) -> dict[str, Any]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
 
@@ -86,13 +92,15 @@ def target(count: int, seed: int, height: int = 64, width: int = 96) -> Target:
 
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize(("positive", "negative"), [(0.7, 0.3), (0.5, 0.5)])
-def test_matching_follows_its_definition(positive, negative, low_quality) -> None:
+def test_matching_follows_its_definition(
+    positive: float, negative: float, low_quality: bool
+) -> None:
     from sparsedet.model.boxes import iou
 
-    boxes, truth = random_boxes(300, 1), random_boxes(6, 2)
-    boxes[:3] = truth[:3]
-    index, code = match(boxes, truth, positive, negative, low_quality)
-    overlap = iou(boxes.numpy(), truth.numpy())  # [N, G]
+    boxes, targets = random_boxes(300, 1), random_boxes(6, 2)
+    boxes[:3] = targets[:3]
+    index, matched_label = match(boxes, targets, positive, negative, low_quality)
+    overlap = iou(boxes.numpy(), targets.numpy())  # [N, G]
     best_box = overlap.max(axis=0)
     for n in range(len(boxes)):
         best = overlap[n].max()
@@ -101,34 +109,34 @@ def test_matching_follows_its_definition(positive, negative, low_quality) -> Non
         if min(abs(best - positive), abs(best - negative)) < 1e-5:
             continue
         expected = 1 if best >= positive or rescued else 0 if best < negative else -1
-        assert code[n] == expected
-    assert (code[:3] == 1).all()
-    if low_quality:  # every truth that touches a box has a positive one
-        for g in range(len(truth)):
-            assert code[int(overlap[:, g].argmax())] == 1
+        assert matched_label[n] == expected
+    assert (matched_label[:3] == 1).all()
+    if low_quality:  # every target that overlaps a box has a positive one
+        for g in range(len(targets)):
+            assert matched_label[int(overlap[:, g].argmax())] == 1
 
 
-def test_ties_are_all_positive_and_a_truth_apart_makes_none() -> None:
+def test_ties_are_all_positive_and_a_target_without_overlap_makes_none() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [50, 50, 60, 60]])
-    truth = torch.tensor([[5.0, 0, 15, 10], [500, 500, 510, 510]])
-    _, code = match(boxes, truth, 0.7, 0.3, low_quality=True)
-    assert code.tolist() == [1, 1, 0]
-    index, code = match(boxes, truth[:0], 0.7, 0.3, low_quality=True)
-    assert code.tolist() == [0, 0, 0] and index.tolist() == [0, 0, 0]
+    targets = torch.tensor([[5.0, 0, 15, 10], [500, 500, 510, 510]])
+    _, matched_label = match(boxes, targets, 0.7, 0.3, low_quality=True)
+    assert matched_label.tolist() == [1, 1, 0]
+    index, matched_label = match(boxes, targets[:0], 0.7, 0.3, low_quality=True)
+    assert matched_label.tolist() == [0, 0, 0] and index.tolist() == [0, 0, 0]
 
 
 def test_matching_equals_torchvision() -> None:
     for seed in range(5):
-        boxes, truth = random_boxes(400, seed), random_boxes(5, 50 + seed)
-        theirs = tv_utils.Matcher(0.7, 0.3, allow_low_quality_matches=True)
-        found = theirs(box_iou(truth, boxes))
-        index, code = match(boxes, truth, 0.7, 0.3, low_quality=True)
-        assert torch.equal(code, torch.where(found >= 0, 1, torch.where(found == -1, 0, -1)))
-        assert torch.equal(index[code == 1], found[found >= 0])
+        boxes, targets = random_boxes(400, seed), random_boxes(5, 50 + seed)
+        matcher = tv_utils.Matcher(0.7, 0.3, allow_low_quality_matches=True)
+        theirs = matcher(box_iou(targets, boxes))
+        index, label = match(boxes, targets, 0.7, 0.3, low_quality=True)
+        assert torch.equal(label, torch.where(theirs >= 0, 1, torch.where(theirs == -1, 0, -1)))
+        assert torch.equal(index[label == 1], theirs[theirs >= 0])
 
 
 @pytest.mark.parametrize(
-    ("positives", "negatives", "count", "share", "expected"),
+    ("positives", "negatives", "count", "positive_fraction", "expected"),
     [
         (100, 1000, 64, 0.5, (32, 32)),
         (3, 1000, 64, 0.5, (3, 61)),
@@ -138,48 +146,50 @@ def test_matching_equals_torchvision() -> None:
         (10, 10, 1, 0.5, (0, 1)),
     ],
 )
-def test_sampling(positives, negatives, count, share, expected) -> None:
-    code = torch.cat([torch.ones(positives), torch.zeros(negatives), -torch.ones(50)]).long()
-    code = code[torch.randperm(len(code), generator=torch.Generator().manual_seed(1))]
-    drawn = sample(code, count, share, seed=5)
+def test_sampling(
+    positives: int, negatives: int, count: int, positive_fraction: float, expected: tuple[int, int]
+) -> None:
+    labels = torch.cat([torch.ones(positives), torch.zeros(negatives), -torch.ones(50)]).long()
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    drawn = sample(labels, count, positive_fraction, seed=5)
     assert (len(drawn[0]), len(drawn[1])) == expected
-    for indices, kind in zip(drawn, (1, 0), strict=True):
-        assert len(indices.unique()) == len(indices)
-        assert (code[indices] == kind).all()
-    again, other = sample(code, count, share, seed=5), sample(code, count, share, seed=6)
+    for indices, label in zip(drawn, (1, 0), strict=True):
+        assert len(set(indices.tolist())) == len(indices)
+        assert (labels[indices] == label).all()
+    again, other = (sample(labels, count, positive_fraction, seed) for seed in (5, 6))
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
     if negatives == 1000:
         assert not torch.equal(drawn[1], other[1])
 
 
 def test_sampling_is_fair() -> None:
-    code = torch.cat([torch.ones(8), torch.zeros(40)]).long()
+    labels = torch.cat([torch.ones(8), torch.zeros(40)]).long()
     counts = torch.zeros(48)
     for seed in range(600):
-        for indices in sample(code, 8, 0.5, seed):
+        for indices in sample(labels, 8, 0.5, seed):
             counts[indices] += 1
     assert (counts[:8] / 600 - 0.5).abs().max() < 0.1  # 4 of 8
     assert (counts[8:] / 600 - 0.1).abs().max() < 0.06  # 4 of 40
 
 
-def test_regions_hold_ground_truth_and_their_deltas_lead_there() -> None:
+def test_rois_include_the_ground_truth_and_their_deltas_lead_there() -> None:
     aim = target(4, 3)
     recipe = replace(FAST, roi_batch=64)
     proposals = torch.cat([random_boxes(200, 8), torch.tensor([[9.0, 9, 9, 30], [5, 5, 2, 2]])])
-    boxes, labels, wanted = sample_regions(recipe, proposals, aim, TINY.box_weights)
+    boxes, labels, deltas = sample_rois(recipe, proposals, aim, TINY.box_weights)
     positive = int((labels > 0).sum())
-    assert len(boxes) == len(labels) == 64 and 4 <= positive == len(wanted) <= 16
+    assert len(boxes) == len(labels) == 64 and 4 <= positive == len(deltas) <= 16
     assert (labels[:positive] > 0).all() and (labels[positive:] == 0).all()
     assert ((boxes[:, 2:] - boxes[:, :2]) > 0).all()  # the empty proposals are gone
-    reached = decode(wanted, boxes[:positive], TINY.box_weights, 10.0)
+    reached = decode(deltas, boxes[:positive], TINY.box_weights, 10.0)
     overlap = box_iou(boxes, aim.boxes)
     for n in range(positive):
         g = int(overlap[n].argmax())
         assert overlap[n, g] >= 0.5 and labels[n] == aim.labels[g]
         assert torch.allclose(reached[n], aim.boxes[g], atol=1e-3)
     assert (overlap[positive:] < 0.5).all()
-    # Without any proposal the truth itself is what the head learns from.
-    boxes, labels, _ = sample_regions(recipe, proposals[:0], aim, TINY.box_weights)
+    # Without any proposal the head learns from the ground truth alone.
+    boxes, labels, _ = sample_rois(recipe, proposals[:0], aim, TINY.box_weights)
     assert len(boxes) == 4 and sorted(labels.tolist()) == sorted(aim.labels.tolist())
 
 
@@ -187,14 +197,14 @@ def test_regions_hold_ground_truth_and_their_deltas_lead_there() -> None:
 
 
 @pytest.mark.parametrize("box_weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
-def test_box_coding_equals_torchvision(box_weights) -> None:
+def test_box_coding_equals_torchvision(box_weights: tuple[float, float, float, float]) -> None:
     coder = tv_utils.BoxCoder(box_weights, bbox_xform_clip=math.log(1000 / 16))
     boxes, aims = random_boxes(50, 1), random_boxes(50, 2)
     ours = encode(boxes, aims, box_weights)
     assert torch.allclose(ours, coder.encode_single(aims, boxes), atol=1e-5)
     deltas = ours + 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
-    found = decode(deltas, boxes, box_weights, math.log(1000 / 16))
-    assert torch.allclose(found, coder.decode_single(deltas, boxes), atol=1e-2)
+    decoded = decode(deltas, boxes, box_weights, math.log(1000 / 16))
+    assert torch.allclose(decoded, coder.decode_single(deltas, boxes), atol=1e-2)
 
 
 def torchvision_rpn(per_image: int) -> RegionProposalNetwork:
@@ -203,7 +213,7 @@ def torchvision_rpn(per_image: int) -> RegionProposalNetwork:
 
 
 @pytest.mark.parametrize("per_image", [32, 4000])
-def test_rpn_losses_equal_torchvision(per_image) -> None:
+def test_rpn_losses_equal_torchvision(per_image: int) -> None:
     """torchvision divides by the anchors that it drew, Detectron2, TensorPack and we by those
     asked for: the two differ where an image has too few (4000 of 576 here). torchvision's box
     loss is smooth L1 with transition 1/9, our `rpn_beta`.
@@ -218,16 +228,16 @@ def test_rpn_losses_equal_torchvision(per_image) -> None:
     ours = rpn_losses(model, recipe, logits, deltas, anchors, targets)
 
     rpn = torchvision_rpn(per_image)
-    truth = [{"boxes": aim.boxes} for aim in targets]
-    labels, matched = rpn.assign_targets_to_anchors([anchors] * 2, truth)
+    theirs = [{"boxes": aim.boxes} for aim in targets]
+    labels, matched = rpn.assign_targets_to_anchors([anchors] * 2, theirs)
     regression = list(rpn.box_coder.encode(matched, [anchors] * 2))
 
     def same_draw(labels: list[Any]) -> tuple[list[Any], list[Any]]:
         masks: tuple[list[Any], list[Any]] = ([], [])
         for label, aim in zip(labels, targets, strict=True):
             drawn = sample(label.long(), per_image, 0.5, aim.seed)
-            for kind, indices in zip(masks, drawn, strict=True):
-                kind.append(torch.zeros(len(label), dtype=torch.bool).index_fill_(0, indices, True))
+            for mask, indices in zip(masks, drawn, strict=True):
+                mask.append(torch.zeros(len(label), dtype=torch.bool).index_fill_(0, indices, True))
         return masks
 
     rpn.fg_bg_sampler = same_draw
@@ -249,7 +259,8 @@ def test_anchors_reaching_outside_are_left_out_on_request() -> None:
     recipe = replace(FAST, rpn_anchors_inside=True, rpn_batch=2000)
     logits = torch.zeros(1, len(anchors), requires_grad=True)
     deltas = torch.zeros(1, len(anchors), 4)
-    rpn_losses(model, recipe, logits, deltas, anchors, [aim])[0].backward()
+    objectness, _ = rpn_losses(model, recipe, logits, deltas, anchors, [aim])
+    torch.autograd.backward(objectness)
     assert logits.grad is not None and (logits.grad[0][~inside] == 0).all()
     assert (logits.grad[0][inside] != 0).any()
 
@@ -257,23 +268,25 @@ def test_anchors_reaching_outside_are_left_out_on_request() -> None:
 @pytest.mark.parametrize("background", ["first", "last"])
 @pytest.mark.parametrize("background_deltas", [True, False])
 @pytest.mark.parametrize("beta", [1 / 9, 0.0])
-def test_roi_losses_equal_torchvision(background, background_deltas, beta) -> None:
+def test_roi_losses_equal_torchvision(
+    background: Literal["first", "last"], background_deltas: bool, beta: float
+) -> None:
     """torchvision has background first and deltas for it: columns are moved to compare."""
     config = replace(TINY, background=background, background_deltas=background_deltas)
     model = FasterRCNN(config)
     generator = torch.Generator().manual_seed(5)
     labels = [torch.tensor([2, 1, 3, 0]), torch.tensor([3, 0, 0, 0])]
-    wanted = [torch.randn(3, 4, generator=generator), torch.randn(1, 4, generator=generator)]
+    targets = [torch.randn(3, 4, generator=generator), torch.randn(1, 4, generator=generator)]
     logits = torch.randn(8, 4, generator=generator)
     deltas = torch.randn(8, 4, 4, generator=generator)  # torchvision's columns: 0 is background
     rows = torch.zeros(8, 4)
-    rows[torch.cat(labels) > 0] = torch.cat(wanted)
+    rows[torch.cat(labels) > 0] = torch.cat(targets)
     theirs = fastrcnn_loss(logits, deltas.flatten(1), [torch.cat(labels)], [rows])
 
     order = [0, 1, 2, 3] if background == "first" else [1, 2, 3, 0]
     own_deltas = deltas[:, order if background_deltas else [1, 2, 3]]
     recipe = replace(FAST, roi_beta=beta)
-    ours = roi_losses(model, recipe, logits[:, order], own_deltas, labels, wanted)
+    ours = roi_losses(model, recipe, logits[:, order], own_deltas, labels, targets)
     assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-6)
     if beta:
         assert float(ours[1]) == pytest.approx(float(theirs[1]), rel=1e-6)
@@ -291,21 +304,21 @@ def test_background_columns_agree_with_detection() -> None:
             for label in (1, 2, 3):
                 logits = torch.zeros(1, 4, requires_grad=True)
                 deltas = torch.zeros(1, 3 + background_deltas, 4, requires_grad=True)
-                wanted = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-                parts = roi_losses(model, FAST, logits, deltas, [torch.tensor([label])], [wanted])
-                sum(parts).backward()
+                targets = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+                both = roi_losses(model, FAST, logits, deltas, [torch.tensor([label])], [targets])
+                torch.stack(both).sum().backward()
                 assert logits.grad is not None and deltas.grad is not None
                 box = torch.tensor([[30.0, 20.0, 50.0, 40.0]])
-                found = model.detect(-20 * logits.grad, -20 * deltas.grad, box, 64, 96)
-                assert found[2].tolist() == [label]
+                detected = model.detect(-20 * logits.grad, -20 * deltas.grad, box, 64, 96)
+                assert detected[2].tolist() == [label]
                 # dx of 20 at box weight 10 moves the box by two of its widths.
-                assert found[0][0, 0] == pytest.approx(70.0)
+                assert detected[0][0, 0] == pytest.approx(70.0)
 
 
 # ------------------------------------------------------------------------ data
 
 
-def test_epochs_visit_every_photograph_once(dataset: CocoDataset) -> None:
+def test_epochs_visit_every_image_once(dataset: CocoDataset) -> None:
     for epoch in range(3):
         batches = epoch_batches(dataset, FAST, epoch)
         assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3]
@@ -314,7 +327,7 @@ def test_epochs_visit_every_photograph_once(dataset: CocoDataset) -> None:
     orders = {str(epoch_batches(dataset, FAST, epoch)) for epoch in range(20)}
     assert len(orders) > 5
     assert orders != {str(epoch_batches(dataset, replace(FAST, seed=1), e)) for e in range(20)}
-    large = epoch_batches(dataset, replace(FAST, batch=100), 0)  # no full batch: what there is
+    large = epoch_batches(dataset, replace(FAST, batch=100), 0)  # no full batch: all that there are
     assert [sorted(batch) for batch in large] == [[0, 1, 2, 3]]
 
 
@@ -323,16 +336,16 @@ def test_a_sample_is_flipped_and_scaled_with_its_boxes(dataset: CocoDataset) -> 
     colours = {1: (30, 30, 230), 2: (30, 230, 30), 3: (230, 30, 30)}
     sizes, corners = set(), set()
     for epoch in range(12):
-        photo, aim = load_sample(dataset, image, TINY, FAST, epoch)
-        assert photo.shape == (aim.height, aim.width, 3) and photo.dtype == np.uint8
+        pixels, aim = load_sample(dataset, image, TINY, FAST, epoch)
+        assert pixels.shape == (aim.height, aim.width, 3) and pixels.dtype == np.uint8
         assert 0.8 * 96 - 1 <= aim.width <= 96
         sizes.add(aim.width)
         corners.add(float(aim.boxes[0, 0] / aim.width))
         for box, label in zip(aim.boxes.tolist(), aim.labels.tolist(), strict=True):
             x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-            assert np.abs(photo[int(y), int(x)].astype(int) - colours[label]).max() <= 2
+            assert np.abs(pixels[int(y), int(x)].astype(int) - colours[label]).max() <= 2
             if box[0] > 2:  # just outside on the left there is ground
-                ground = photo[int(y), int(box[0] - 2)].astype(int)
+                ground = pixels[int(y), int(box[0] - 2)].astype(int)
                 assert np.abs(ground - colours[label]).max() > 20
     assert len(sizes) > 3 and max(corners) - min(corners) > 0.1
     a, b = (load_sample(dataset, image, TINY, FAST, 4) for _ in range(2))
@@ -341,7 +354,7 @@ def test_a_sample_is_flipped_and_scaled_with_its_boxes(dataset: CocoDataset) -> 
 
 
 def test_a_batch_has_raw_zeros_around(dataset: CocoDataset) -> None:
-    network_input, aims = load_batch(dataset, [0, 1], TINY, FAST, 0)
+    network_input, aims = load_micro_batch(dataset, [0, 1], TINY, FAST, 0)
     assert network_input.dtype == torch.uint8 and network_input.shape[:2] == (2, 3)
     assert all(length % 16 == 0 for length in network_input.shape[2:])
     for image, aim in zip(network_input, aims, strict=True):
@@ -351,7 +364,7 @@ def test_a_batch_has_raw_zeros_around(dataset: CocoDataset) -> None:
 
 def test_batches_start_anywhere(dataset: CocoDataset) -> None:
     def first(start: int, count: int) -> list[Any]:
-        stream = iter(Batches(dataset, TINY, FAST, start))
+        stream = iter(MicroBatches(dataset, TINY, FAST, start))
         return [next(stream) for _ in range(count)]
 
     for late, early in zip(first(3, 3), first(0, 6)[3:], strict=True):
@@ -364,7 +377,7 @@ def test_batches_start_anywhere(dataset: CocoDataset) -> None:
 # ------------------------------------------------------------------------ steps
 
 
-def test_a_tiny_model_learns_four_pictures(dataset: CocoDataset, tmp_path: Path) -> None:
+def test_a_tiny_model_learns_four_images(dataset: CocoDataset, tmp_path: Path) -> None:
     recipe = replace(
         FAST,
         steps=100,
@@ -377,28 +390,31 @@ def test_a_tiny_model_learns_four_pictures(dataset: CocoDataset, tmp_path: Path)
         decay="cosine",
     )
     run = trainer(dataset, recipe, tmp_path / "run")
-    network_input, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
+    network_input, aims = load_micro_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
     history = [run.train_step(whole(network_input, aims)) for _ in range(recipe.steps)]
     sums = [sum(values.values()) for values in history]
     assert np.mean(sums[28:33]) < 0.6 * np.mean(sums[:5])
     assert np.mean(sums[-5:]) < 0.2 * np.mean(sums[:5])
     for name in ("rpn_objectness", "rpn_box", "roi_class"):
         assert history[-1][name] < 0.3 * history[0][name], name
-    # The regions' box loss grows at first: better proposals make more positives.
+    # The RoIs' box loss grows at first: better proposals make more positives.
     assert history[-1]["roi_box"] < 0.4 * max(values["roi_box"] for values in history)
-    # And it finds them: every box, with its class.
+    # And it detects them: every box, with its class.
     rows = run.model(network_input)
-    found = 0
-    for mine, aim in zip(rows, aims, strict=True):
-        boxes = mine[:, 3:] * torch.tensor([96.0, 64, 96, 64])
+    true_positives = 0
+    for of_image, aim in zip(rows, aims, strict=True):
+        boxes = of_image[:, 3:] * torch.tensor([96.0, 64, 96, 64])
         overlap = box_iou(aim.boxes, boxes)
-        right = (mine[:, 1] == aim.labels[:, None]) & (mine[:, 2] > 0.5) & (overlap > 0.5)
-        found += int(right.any(dim=1).sum())
-    assert found >= sum(len(aim.boxes) for aim in aims) - 1
+        same_class = of_image[:, 1] == aim.labels[:, None]
+        matched = same_class & (of_image[:, 2] > 0.5) & (overlap > 0.5)
+        true_positives += int(matched.any(dim=1).sum())
+    assert true_positives >= sum(len(aim.boxes) for aim in aims) - 1
 
 
 @pytest.mark.parametrize("norm", [True, False])
-def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bool) -> None:
+def test_two_sgd_steps_equal_hand_written_ones(
+    dataset: CocoDataset, tmp_path: Path, norm: bool
+) -> None:
     recipe = replace(
         FAST, warmup_steps=0, weight_decay=0.01, momentum=0.9, learning_rate=0.02, backbone_rate=0.5
     )
@@ -406,16 +422,17 @@ def test_two_sgd_steps_equal_hand_written_ones(dataset, tmp_path: Path, norm: bo
     hand = copy.deepcopy(run.model)
     speed = {name: torch.zeros_like(p) for name, p in hand.named_parameters()}
     for step in range(2):
-        network_input, aims = load_batch(dataset, [0, 1], TINY, recipe, step)
+        network_input, aims = load_micro_batch(dataset, [0, 1], TINY, recipe, step)
         values = run.train_step(whole(network_input, aims))
-        parts = losses(hand, recipe, network_input, aims)
-        assert values == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-5)
-        gradients = torch.autograd.grad(sum(parts.values()), list(hand.parameters()))
+        by_hand = losses(hand, recipe, network_input, aims)
+        assert values == pytest.approx({k: v.item() for k, v in by_hand.items()}, rel=1e-5)
+        gradients = torch.autograd.grad(sum(by_hand.values()), list(hand.parameters()))
         with torch.no_grad():
             for (name, p), gradient in zip(hand.named_parameters(), gradients, strict=True):
                 decay = 0.01 if name.endswith("weight") and ".norm." not in name else 0.0
                 speed[name] = 0.9 * speed[name] + gradient + decay * p
-                p -= (0.01 if name.startswith(("stem", "res")) else 0.02) * speed[name]
+                rate = 0.01 if name.startswith(("stem", "res")) else 0.02
+                p.sub_(rate * speed[name])
     for name, value in hand.state_dict().items():
         assert torch.allclose(run.model.state_dict()[name], value, rtol=0, atol=1e-6), name
 
@@ -429,7 +446,7 @@ def test_frozen_stages_stay(dataset: CocoDataset, tmp_path: Path) -> None:
     ):
         run = trainer(dataset, replace(FAST, freeze_at=freeze_at), tmp_path / str(freeze_at))
         before = weights(run)
-        run.train_step(whole(*load_batch(dataset, [0, 1], TINY, FAST, 0)))
+        run.train_step(whole(*load_micro_batch(dataset, [0, 1], TINY, FAST, 0)))
         for name, value in weights(run).items():
             moved = not torch.equal(value, before[name])
             statistic = ".running_" in name
@@ -460,7 +477,9 @@ PRUNING = replace(FAST, sparsity=0.5, prune_begin=1, prune_end=5, prune_every=2)
     [FAST, PRUNING, replace(PRUNING, optimizer="adamw", learning_rate=1e-3)],
     ids=["sgd", "pruned", "pruned adamw"],
 )
-def test_runs_repeat_and_resume_to_the_last_bit(dataset, tmp_path: Path, recipe, capsys) -> None:
+def test_runs_repeat_and_resume_to_the_last_bit(
+    dataset: CocoDataset, tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = trainer(dataset, recipe, tmp_path / "whole")
     assert whole.run()
     again = trainer(dataset, recipe, tmp_path / "again")
@@ -468,40 +487,46 @@ def test_runs_repeat_and_resume_to_the_last_bit(dataset, tmp_path: Path, recipe,
     assert same(weights(whole), weights(again))
     assert not same(weights(whole), weights(trainer(dataset, recipe, tmp_path / "new")))
 
-    part = trainer(dataset, recipe, tmp_path / "part")
-    stop_after(part, 4, signal.SIGTERM)  # between two updates of the masks
-    assert not part.run() and part.step == 4
-    rest = trainer(dataset, recipe, tmp_path / "part")
-    rest.resume(checkpoint.newest_checkpoint(tmp_path / "part"))
-    assert rest.step == 4 and same(weights(rest), weights(part))
-    if rest.pruner and part.pruner:
-        assert same(rest.pruner.masks, part.pruner.masks) and rest.pruner.sparsity() > 0.2
+    stopped = trainer(dataset, recipe, tmp_path / "stopped")
+    stop_after(stopped, 4, signal.SIGTERM)  # between two updates of the masks
+    assert not stopped.run() and stopped.step == 4
+    rest = trainer(dataset, recipe, tmp_path / "stopped")
+    rest.resume(run_folder.newest_checkpoint(tmp_path / "stopped"))
+    assert rest.step == 4 and same(weights(rest), weights(stopped))
+    if rest.pruner and stopped.pruner:
+        assert (
+            same(rest.pruner.keep_masks, stopped.pruner.keep_masks) and rest.pruner.sparsity() > 0.2
+        )
     assert rest.run()
     assert same(weights(whole), weights(rest))
     if rest.pruner and whole.pruner:
-        assert same(whole.pruner.masks, rest.pruner.masks)
+        assert same(whole.pruner.keep_masks, rest.pruner.keep_masks)
         assert rest.pruner.sparsity() >= 0.5
-    names = [path.name for path in sorted((tmp_path / "part").glob("checkpoint-*"))]
+    names = [path.name for path in sorted((tmp_path / "stopped").glob("checkpoint-*"))]
     assert names == ["checkpoint-0000004.safetensors", "checkpoint-0000006.safetensors"]
-    lines = [json.loads(x) for x in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(x) for x in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [3, 6]
     assert all(math.isfinite(line["loss"]) for line in lines)
 
 
-def stop_after(run: loop.Trainer, step: int, number: int) -> None:
+def stop_after(run: training_loop.Trainer, step: int, number: int) -> None:
     """Send this process a signal in the middle of that step."""
     original = run.train_step
 
-    def train_step(*arguments: Any) -> dict[str, float]:
+    def train_step(micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
         if run.step == step - 1:
             os.kill(os.getpid(), number)
-        return original(*arguments)
+        return original(micro_batches)
 
     run.train_step = train_step  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_a_run_with_a_checkpoint(dataset, tmp_path: Path, number, capsys) -> None:
+def test_signals_end_a_run_with_a_checkpoint(
+    dataset: CocoDataset, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     run = trainer(dataset, replace(FAST, steps=1000), tmp_path / "run")
     stop_after(run, 2, number)
@@ -511,15 +536,19 @@ def test_signals_end_a_run_with_a_checkpoint(dataset, tmp_path: Path, number, ca
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
-def test_checkpoints_every_so_often_and_only_two(dataset, tmp_path: Path, capsys) -> None:
+def test_checkpoints_every_so_often_and_only_two(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), tmp_path / "run")
     run.run()
-    names = [path.name for path in checkpoint.checkpoints(tmp_path / "run")]
+    names = [path.name for path in checkpoints(tmp_path / "run")]
     assert names == ["checkpoint-0000005.safetensors", "checkpoint-0000006.safetensors"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign"])
-def test_a_corrupt_newest_checkpoint(dataset, tmp_path: Path, capsys, damage: str) -> None:
+def test_a_corrupt_newest_checkpoint(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     folder = tmp_path / "run"
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), folder)
     run.run()
@@ -533,39 +562,47 @@ def test_a_corrupt_newest_checkpoint(dataset, tmp_path: Path, capsys, damage: st
             "foreign": b"\x02\0\0\0\0\0\0\0{}",
         }[damage]
     )
-    capsys.readouterr()
-    assert checkpoint.newest_checkpoint(folder) == older
-    said = capsys.readouterr().err
-    assert str(newest) in said and "cannot be read" in said and "the one before" in said
+    with pytest.warns(UserWarning, match=r"cannot be read .*the one before") as warned:
+        assert run_folder.newest_checkpoint(folder).path == older
+    assert str(newest) in str(warned[0].message)
     rest = trainer(dataset, FAST, folder)
-    rest.resume(older)
+    rest.resume(run_folder.read_checkpoint(older))
     assert rest.step == 5
     rest.run()
     assert same(weights(rest), weights(run))
     older.write_bytes(b"")
     for path in folder.glob("checkpoint-*"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="no readable checkpoint"):
-        checkpoint.newest_checkpoint(folder)
+    with (
+        pytest.warns(UserWarning, match="the one before"),
+        pytest.raises(InputError, match="no readable checkpoint"),
+    ):
+        run_folder.newest_checkpoint(folder)
 
 
-def test_a_checkpoint_of_another_model(dataset, tmp_path: Path, capsys) -> None:
+def test_a_checkpoint_of_another_model(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trainer(dataset, replace(FAST, steps=1), tmp_path / "run")
     run.run()
-    path = checkpoint.newest_checkpoint(tmp_path / "run")
+    saved = run_folder.newest_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="another model or recipe"):
-        trainer(dataset, FAST, tmp_path / "other", norm=False).resume(path)
+        trainer(dataset, FAST, tmp_path / "other", norm=False).resume(saved)
 
 
-def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
+def test_a_loss_that_is_not_finite(
+    dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     run = trainer(dataset, replace(FAST, checkpoint_minutes=0.0), folder)
     original = run.train_step
 
-    def train_step(parts: list[MicroBatch]) -> dict[str, float]:
+    def train_step(micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
         if run.step == 3:
-            parts = [replace(part, network_input=part.network_input * torch.nan) for part in parts]
-        return original(parts)
+            micro_batches = [
+                replace(x, network_input=x.network_input * torch.nan) for x in micro_batches
+            ]
+        return original(micro_batches)
 
     run.train_step = train_step  # type: ignore[method-assign]
     with pytest.raises(InputError, match=r"not finite at step 3.*nan_batch\.json"):
@@ -573,7 +610,7 @@ def test_a_loss_that_is_not_finite(dataset, tmp_path: Path, capsys) -> None:
     expected = epoch_batches(dataset, FAST, 1)[1]  # two batches an epoch
     noted = json.loads((folder / "nan_batch.json").read_text())
     assert noted == {"step": 3, "image_ids": [dataset.images[i].id for i in expected]}
-    assert checkpoint.newest_checkpoint(folder).name == "checkpoint-0000003.safetensors"
+    assert run_folder.newest_checkpoint(folder).path.name == "checkpoint-0000003.safetensors"
     saved = start.open_start(folder).tensors(TINY)
     assert all(np.isfinite(value).all() for value in saved.values())
     # The weights were not touched by it either.
@@ -630,7 +667,12 @@ def command(files: tuple[Path, Path], tmp_path: Path, tiny_preset: None) -> Call
     return call
 
 
-def test_own_data_from_training_to_detection(command, files, tmp_path: Path, capsys) -> None:
+def test_own_data_from_training_to_detection(
+    command: Callable[..., int],
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert command("train", "dense", *SETTINGS, "--sparsity", 0) == 0
     assert command("prune", "sparse", *SETTINGS, "--init", tmp_path / "dense") == 0
     assert f"-> {tmp_path / 'sparse' / 'model.safetensors'}" in capsys.readouterr().out
@@ -647,9 +689,9 @@ def test_own_data_from_training_to_detection(command, files, tmp_path: Path, cap
 
     detector = Detector.load(tmp_path / "sparse" / "model.safetensors", threads=1)
     for path in sorted(files[1].iterdir()):
-        found = detector(read_image(path), 0.0)
-        assert set(found.names) <= set(NAMES)
-        assert {entry["category_id"] for entry in found.to_coco(1)} <= {3, 5, 8}
+        detections = detector(read_image(path), 0.0)
+        assert set(detections.names) <= set(NAMES)
+        assert {entry["category_id"] for entry in detections.to_coco(1)} <= {3, 5, 8}
     assert (
         main(
             [
@@ -671,62 +713,76 @@ def test_own_data_from_training_to_detection(command, files, tmp_path: Path, cap
 
 def stop_runs_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every run end by SIGTERM in the middle of that step, until `monkeypatch` is undone."""
-    original = loop.Trainer.run
+    original = training_loop.Trainer.run
 
-    def stopped(self: loop.Trainer) -> bool:
+    def stopped(self: training_loop.Trainer) -> bool:
         stop_after(self, step, signal.SIGTERM)
         return original(self)
 
-    monkeypatch.setattr(loop.Trainer, "run", stopped)
+    monkeypatch.setattr(training_loop.Trainer, "run", stopped)
 
 
-def test_a_stopped_command_resumes(command, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_stopped_command_resumes(
+    command: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert command("train", "whole", *SETTINGS) == 0
     stop_runs_after(4, monkeypatch)
     capsys.readouterr()
-    assert command("train", "part", *SETTINGS) == 130
+    assert command("train", "stopped", *SETTINGS) == 130
     assert "stopped after step 4 of 6" in capsys.readouterr().out
-    assert not (tmp_path / "part" / "model.safetensors").exists()  # it is not finished
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()  # it is not finished
     monkeypatch.undo()
     coco = preset("r50half-c4")  # the preset is no longer tiny: the checkpoint says what to build
     assert coco.blocks != TINY.blocks
-    assert command("train", "part", *SETTINGS) == 2
+    assert command("train", "stopped", *SETTINGS) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert command("train", "part", "--resume") == 0  # by the run's own recipe
+    assert command("train", "stopped", "--resume") == 0  # by the run's own recipe
     printed = capsys.readouterr().out
     assert "continuing from" in printed and "changed setting" not in printed
-    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "part"))
+    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "stopped"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_pruning_resumes_by_its_own_recipe(command, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_pruning_resumes_by_its_own_recipe(
+    command: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert command("train", "dense", *SETTINGS) == 0
     assert "the frozen ones" not in capsys.readouterr().err  # nothing is
     prune = ("--init", tmp_path / "dense", *SETTINGS, "--sparsity", 0.5, "--prune-end", 5)
     assert command("prune", "whole", *prune) == 0
     stop_runs_after(3, monkeypatch)
-    assert command("prune", "part", *prune) == 130
+    assert command("prune", "stopped", *prune) == 130
     monkeypatch.undo()
     capsys.readouterr()
-    assert command("prune", "part", "--resume", "--log-every", 1) == 0
+    assert command("prune", "stopped", "--resume", "--log-every", 1) == 0
     assert "changed setting log_every: 20 -> 1" in capsys.readouterr().out
-    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "part"))
+    a, b = (load_model(tmp_path / n / "model.safetensors").tensors for n in ("whole", "stopped"))
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    (tmp_path / "part" / "run.json").write_text("[]")
-    assert command("prune", "part", "--resume") == 2
+    (tmp_path / "stopped" / "run.json").write_text("[]")
+    assert command("prune", "stopped", "--resume") == 2
     assert "run.json: holds no recipe of a run" in capsys.readouterr().err
 
 
-def test_a_start_from_nothing_is_warned_of(command, capsys) -> None:
+def test_a_start_from_nothing_is_warned_of(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("train", "run", *SETTINGS, "--freeze-at", 2) == 0
-    assert "without --init all weights begin at random" in capsys.readouterr().err
+    assert "without --init all weights are initialised randomly" in capsys.readouterr().err
 
 
 def test_every_setting_is_explained() -> None:
     assert list(HELP) == [field.name for field in dataclasses.fields(Recipe)]
 
 
-def test_other_classes_than_the_initial_models(command, tmp_path: Path, capsys) -> None:
+def test_other_classes_than_the_initial_models(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("train", "first", *SETTINGS) == 0
     other = make_data(tmp_path / "other")
     data = json.loads(other[0].read_text())
@@ -736,13 +792,18 @@ def test_other_classes_than_the_initial_models(command, tmp_path: Path, capsys) 
     capsys.readouterr()
     assert command("train", "second", *SETTINGS, "--init", init, data=other) == 0
     printed = capsys.readouterr()
-    assert "other classes: the predictors begin at random" in printed.out
+    assert "other classes: the box predictors are initialised randomly" in printed.out
     assert "unknown category" in printed.err
     config = load_model(tmp_path / "second" / "model.safetensors").config
     assert config.class_names == ("ball", "cube") and config.blocks == TINY.blocks
 
 
-def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
+def test_bad_training_input(
+    command: Callable[..., int],
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def refused(word: str, *arguments: object, **options: Any) -> None:
         capsys.readouterr()
         before = sorted(tmp_path.rglob("*"))
@@ -756,8 +817,8 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
     refused("No such file", "train", "run", data=(tmp_path / "none.json", images))
     refused("4 of 4 images are missing", "train", "run", data=(annotations, tmp_path))
     refused("file", "train", "file/run", *SETTINGS)
-    refused("is no pickle, PyTorch", "prune", "run", *SETTINGS, "--init", annotations)
-    refused("is no pickle, PyTorch", "train", "run", "--init", annotations)
+    refused("is not a pickle, PyTorch", "prune", "run", *SETTINGS, "--init", annotations)
+    refused("is not a pickle, PyTorch", "train", "run", "--init", annotations)
     refused("no readable checkpoint", "train", "run", "--init", tmp_path)
     refused("run: No such file", "train", "run", "--resume")
     refused("threads is 0", "train", "run", "--threads", 0)
@@ -780,7 +841,7 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
     data = json.loads(annotations.read_text())
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps({**data, "annotations": []}))
-    refused("no photograph has a box", "train", "run", *SETTINGS, data=(bare, images))
+    refused("no image has a box", "train", "run", *SETTINGS, data=(bare, images))
 
 
 # ------------------------------------------------------------------------ open_nsfw's weights
@@ -788,7 +849,7 @@ def test_bad_training_input(command, files, tmp_path: Path, capsys) -> None:
 
 def onnx_backbone(
     config: ModelConfig, input_size: tuple[int, int], folder: Path
-) -> tuple[Path, dict]:
+) -> tuple[Path, dict[str, str]]:
     """A graph of open_nsfw's form for `config`, with random weights.
 
     Each convolution is followed by Add, Sub, Mul, Add (its bias and the batch norm in pieces);
@@ -871,19 +932,20 @@ def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
     network_input = rng.integers(0, 256, (1, 48, 80, 3)).astype(np.float32)
     region = rng.uniform(0, 3, (1, TINY.stage_channels[2], 14, 14)).astype(np.float32)
     graph = ReferenceEvaluator(str(path))
-    features, res5 = graph.run(
+    outputs: Any = graph.run(
         [names["features"], names["res5"]],
         {"input": network_input - np.array(TINY.pixel_mean, np.float32), "region": region},
     )
+    features, res5 = outputs
     model = start.build_model(TINY, load_open_nsfw(path, TINY))
     with torch.no_grad():
         ours = model.features(torch.from_numpy(network_input).permute(0, 3, 1, 2)).numpy()
         tensors = {"rois": torch.from_numpy(region)}
-        model.run_part("roi", tensors)
+        model.run_component("roi", tensors)
     assert ours.shape == features.shape and np.abs(features).max() > 1
     assert np.abs(ours - features).max() <= 1e-5 * np.abs(features).max()
-    found = tensors["res5.0.conv3"].numpy()
-    assert np.abs(found - res5).max() <= 1e-5 * np.abs(res5).max()
+    our_res5 = tensors["res5.0.conv3"].numpy()
+    assert np.abs(our_res5 - res5).max() <= 1e-5 * np.abs(res5).max()
     assert "rpn.conv.weight" not in load_open_nsfw(path, TINY)
 
 

@@ -1,5 +1,5 @@
-"""What a user sees of a run: validation, best model, samples, plots, TensorBoard; and a small real
-data set of three classes, from training to detection.
+"""The outputs of a run: validation, best model, samples, plots, TensorBoard; and a small real data
+set of three classes, from training to detection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cv2
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -26,11 +25,12 @@ from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
-from sparsedet.training import trainer as loop  # noqa: E402
-from sparsedet.training.data import held_out, load_batch, load_sample  # noqa: E402
+from sparsedet.training import trainer as training_loop  # noqa: E402
+from sparsedet.training.data import MicroBatch, held_out, load_micro_batch, load_sample  # noqa: E402
 from sparsedet.training.ema import WeightAverage  # noqa: E402
 from sparsedet.training.losses import losses  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
+from sparsedet.training.run_folder import read_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -39,14 +39,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
-    """Twelve photographs: ids alone say which are held out."""
+    """Twelve images; their ids alone decide which are held out."""
     return load_coco(*make_data(tmp_path_factory.mktemp("many"), 12))
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, aps: list[float]) -> None:
-    """Validations that find these APs, one after the other."""
+    """Replace the validations: they return these APs, one after the other."""
     left = iter(aps)
-    monkeypatch.setattr(loop, "validate", lambda *_: {"AP": next(left), "AP50": 0.5})
+    monkeypatch.setattr(training_loop, "validate", lambda *_: {"AP": next(left), "AP50": 0.5})
 
 
 def test_the_split_follows_from_the_ids(many: CocoDataset) -> None:
@@ -54,13 +54,15 @@ def test_the_split_follows_from_the_ids(many: CocoDataset) -> None:
     ids = {image.id for image in val.images}
     assert 0 < len(ids) < 12 and len(train.images) + len(val.images) == 12
     assert ids.isdisjoint(image.id for image in train.images)
-    fewer = replace(many, images=many.images[3:])  # the rest stays where it was
+    fewer = replace(many, images=many.images[3:])  # the other images stay where they were
     assert {i.id for i in held_out(fewer, 0.3)[1].images} == ids & {i.id for i in fewer.images}
     assert ids <= {image.id for image in held_out(many, 0.6)[1].images}
     assert held_out(many, 0.0)[0].images == many.images
 
 
-def test_a_run_folder_explains_itself(many: CocoDataset, tmp_path: Path, capsys) -> None:
+def test_a_run_folder_explains_itself(
+    many: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = replace(
         FAST,
         steps=8,
@@ -99,14 +101,19 @@ def test_a_run_folder_explains_itself(many: CocoDataset, tmp_path: Path, capsys)
     assert {e["id"] for e in held["images"]} == {image.id for image in run.val.images}
     samples = sorted((folder / "samples").iterdir())
     assert len(samples) == 2 * min(2, len(run.val.images))
-    assert cv2.imread(str(samples[0])).shape == (64, 96, 3)
+    assert read_image(samples[0]).shape == (64, 96, 3)
     for name in ("losses.png", "sparsity.png"):
-        assert min(cv2.imread(str(folder / name)).shape[:2]) > 300
+        assert min(read_image(folder / name).shape[:2]) > 300
     assert load_model(path).provenance["step"] in (4, 8)
     assert sparsity_report(TINY, load_model(path).tensors).sparsity >= 0.3
 
 
-def test_the_best_is_kept_and_patience_ends_a_run(many, tmp_path, monkeypatch, capsys) -> None:
+def test_the_best_is_kept_and_patience_ends_a_run(
+    many: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     scripted(monkeypatch, [0.1, 0.3, 0.2, 0.3, 0.9])
     recipe = replace(FAST, steps=100, val_fraction=0.3, val_every=2, patience=2, samples=0)
     run = trainer(many, recipe, tmp_path / "run")
@@ -115,11 +122,16 @@ def test_the_best_is_kept_and_patience_ends_a_run(many, tmp_path, monkeypatch, c
     best = load_model(run.save_model({}))
     assert best.provenance["step"] == 4 and best.provenance["held_out_ap"] == 0.3
     again = trainer(many, recipe, tmp_path / "run")  # finished stays finished
-    again.resume(tmp_path / "run" / "checkpoint-0000008.safetensors")
-    assert again.finished and (again.best_ap, again.stale) == (0.3, 2)
+    again.resume(read_checkpoint(tmp_path / "run" / "checkpoint-0000008.safetensors"))
+    assert again.finished and (again.best_ap, again.validations_without_gain) == (0.3, 2)
 
 
-def test_no_model_is_best_before_pruning_is_complete(many, tmp_path, monkeypatch, capsys) -> None:
+def test_no_model_is_best_before_pruning_is_complete(
+    many: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     scripted(monkeypatch, [0.9, 0.8, 0.1, 0.2])
     recipe = replace(
         FAST,
@@ -137,16 +149,19 @@ def test_no_model_is_best_before_pruning_is_complete(many, tmp_path, monkeypatch
 
 
 def test_averaged_weights(dataset: CocoDataset, tmp_path: Path) -> None:
-    """The mean as its definition has it, masked, put into the model only for a while."""
+    """The moving average by its definition, masked, and in the model only within `in_place`."""
     recipe = replace(FAST, ema=0.8, sparsity=0.4, prune_end=3, prune_every=1)
     run = trainer(dataset, recipe, tmp_path / "run")
     name = "res4.0.conv2.weight"
     expected = dict(run.model.named_parameters())[name].detach().clone()
+    assert run.pruner is not None
     for step in range(4):
-        run.train_step([loop.MicroBatch(*load_batch(dataset, [0, 1], TINY, recipe, step), 1.0, [])])
+        run.train_step(
+            [MicroBatch(*load_micro_batch(dataset, [0, 1], TINY, recipe, step), 1.0, [])]
+        )
         weight = dict(run.model.named_parameters())[name].detach().clone()
         decay = min(0.8, (1 + step) / (10 + step))
-        expected = (decay * expected + (1 - decay) * weight) * run.masks["res4.0.conv2"]
+        expected = (decay * expected + (1 - decay) * weight) * run.pruner.keep_masks["res4.0.conv2"]
     assert run.average is not None
     assert torch.allclose(run.average.tensors[name], expected, atol=1e-7)
     assert (expected == 0).float().mean() > 0.3 and not torch.equal(expected, weight)
@@ -171,10 +186,10 @@ def test_mixed_precision_learns_alike(dataset: CocoDataset, tmp_path: Path, amp:
         run.scaler.state_dict() | ({"scale": 256.0} if amp == "fp16" else {})
     )
     plain = trainer(dataset, replace(recipe, amp="off"), tmp_path / "plain")
-    network_input, aims = load_batch(dataset, [0, 1], TINY, recipe, 0)
+    network_input, aims = load_micro_batch(dataset, [0, 1], TINY, recipe, 0)
     before = run.model.get_parameter("rpn.conv.weight").detach().clone()
     for model in (run, plain):
-        model.train_step([loop.MicroBatch(network_input, aims, 1.0, [])])
+        model.train_step([MicroBatch(network_input, aims, 1.0, [])])
     moved, expected = (
         model.model.get_parameter("rpn.conv.weight").detach() - before for model in (run, plain)
     )
@@ -183,15 +198,17 @@ def test_mixed_precision_learns_alike(dataset: CocoDataset, tmp_path: Path, amp:
     assert moved.dtype == torch.float32
 
 
-def test_parts_add_up_to_the_batch(dataset: CocoDataset, tmp_path: Path) -> None:
+def test_micro_batches_add_up_to_the_batch(dataset: CocoDataset, tmp_path: Path) -> None:
     """Accumulated gradients are those of the uncut batch."""
     recipe = replace(FAST, scale_low=1.0)
-    network_input, aims = load_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
+    network_input, aims = load_micro_batch(dataset, [0, 1, 2, 3], TINY, recipe, 0)
     whole = trainer(dataset, recipe, tmp_path / "whole")
     cut = trainer(dataset, recipe, tmp_path / "cut")
-    one = whole.train_step([loop.MicroBatch(network_input, aims, 1.0, [])])
-    parts = [loop.MicroBatch(network_input[i : i + 1], aims[i : i + 1], 0.25, []) for i in range(4)]
-    assert cut.train_step(parts) == pytest.approx(one, rel=1e-5)
+    one = whole.train_step([MicroBatch(network_input, aims, 1.0, [])])
+    micro_batches = [
+        MicroBatch(network_input[i : i + 1], aims[i : i + 1], 0.25, []) for i in range(4)
+    ]
+    assert cut.train_step(micro_batches) == pytest.approx(one, rel=1e-5)
     for name, value in whole.model.named_parameters():
         assert torch.allclose(cut.model.get_parameter(name), value, rtol=0, atol=1e-6), name
     assert one == pytest.approx(
@@ -208,8 +225,8 @@ def test_short_sides(dataset: CocoDataset) -> None:
     recipe = replace(FAST, scale_low=1.0, short_sides=(32, 48, 128), long_side=150)
     sizes = set()
     for epoch in range(20):
-        photo, aim = load_sample(dataset, dataset.images[0], TINY, recipe, epoch)
-        assert photo.shape[:2] == (aim.height, aim.width)
+        pixels, aim = load_sample(dataset, dataset.images[0], TINY, recipe, epoch)
+        assert pixels.shape[:2] == (aim.height, aim.width)
         assert (aim.boxes[:, 2] <= aim.width + 1e-3).all()
         sizes.add((aim.height, aim.width))
     assert sizes == {(32, 48), (48, 72), (100, 150)}
@@ -238,7 +255,9 @@ def test_the_linear_rule() -> None:
         ({"learning_rat": 0.1}, "'learning_rat'"),
     ],
 )
-def test_impossible_recipes(settings: dict[str, Any], word: str, capsys, tmp_path: Path) -> None:
+def test_impossible_recipes(
+    settings: dict[str, Any], word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as error:
         Recipe.from_dict(settings)
     assert word in str(error.value)
@@ -262,14 +281,19 @@ def test_impossible_recipes(settings: dict[str, Any], word: str, capsys, tmp_pat
     assert word in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_the_recipes_that_come_along() -> None:
+def test_the_recipes_of_the_project() -> None:
     files = sorted((ROOT / "recipes").glob("*/*.json"))
     recipes = {path.stem: Recipe.from_dict(json.loads(path.read_text())) for path in files}
     assert {"dense_1x", "dense_3x", "prune_60", "prune_70", "prune_80", "prune_90"} <= set(recipes)
     assert recipes["dense_3x"].rate(100_000) == 0.02 and recipes["prune_90"].sparsity == 0.9
 
 
-def test_tensorboard_is_written_where_there_is_one(dataset, tmp_path, monkeypatch, capsys) -> None:
+def test_tensorboard_is_written_where_there_is_one(
+    dataset: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     written: list[tuple[str, float, int]] = []
 
     class SummaryWriter:
@@ -305,8 +329,10 @@ def test_tensorboard_is_written_where_there_is_one(dataset, tmp_path, monkeypatc
 # --------------------------------------------------------- a user's own three classes
 
 
-def test_real_photographs_of_three_classes(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Train, prune, export and detect on the example photographs, with hand-drawn boxes."""
+def test_real_photographs_of_three_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train, prune, detect and evaluate on the example photographs, with hand-drawn boxes."""
     import sparsedet
 
     boxes = json.loads((ROOT / "tests" / "data" / "three_classes.json").read_text())
@@ -336,8 +362,8 @@ def test_real_photographs_of_three_classes(tmp_path: Path, monkeypatch, capsys) 
     detector = Detector.load(sparse / "model.safetensors", threads=1)
     names = tuple(entry["name"] for entry in boxes["categories"])
     assert detector.config.class_names == names and detector.sparsity >= 0.6
-    found = detector(read_image(ROOT / "examples" / "beach.jpg"), 0.0)
-    assert set(found.names) <= set(names)
+    detections = detector(read_image(ROOT / "examples" / "beach.jpg"), 0.0)
+    assert set(detections.names) <= set(names)
     capsys.readouterr()
     assert main(["eval", "--model", str(sparse / "model.safetensors"), *common[:4]]) == 0
     assert "2 images" in capsys.readouterr().out

@@ -1,9 +1,9 @@
-"""Runtimes behind one interface: a network input in, the contract's rows out.
+"""Runtimes behind one interface: a network input goes in, detections come out as rows.
 
-`native` is our engine; `openvino`, `onnxruntime` and `torch` run the same network densely, by the
-graph that our exporters write (torch: the reference model), so that a user can compare. The first
-two also run a graph file as it is, ours or the published one. Each needs its package, which is
-imported when it is asked for.
+`native` is the sparse engine. `openvino`, `onnxruntime` and `torch` run the same network densely,
+to compare with: the first two run the graph that `exporters` writes, torch runs `torch_model`.
+openvino and onnxruntime also run a graph file as it is, an exported or the published one. `base`
+has the table of backends; the package of a backend is imported when the backend is asked for.
 
 Glossary: a network input is (H, W, 3) BGR, 0..255; rows are (N, 7), best first, without padding.
 """
@@ -11,69 +11,80 @@ Glossary: a network input is (H, W, 3) BGR, 0..255; rows are (N, 7), best first,
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..engine import check_threads, choose_precision
+from .._native import has_bfloat16
+from ..engine import Precision, check_threads, choose_precision
 from ..errors import InputError
-from ..model.config import ModelConfig
-from ..model.file import ModelFile
+from ..model.file import ModelFile, load_model
+from . import native
+from .base import BACKENDS, NAMES, PRECISIONS, Backend, BackendInfo, Name
 
-Name = Literal["native", "openvino", "onnxruntime", "torch"]
-NAMES: tuple[str, ...] = get_args(Name)
-GRAPHS = {".xml": ("openvino",), ".onnx": ("openvino", "onnxruntime")}
-"""Suffix of a graph file -> the backends that run it."""
+GRAPHS = {
+    suffix: tuple(name for name, info in BACKENDS.items() if suffix in info.graph_suffixes)
+    for info in BACKENDS.values()
+    for suffix in info.graph_suffixes
+}
+"""Suffix of a graph file -> names of the backends that run it."""
 
-_EXTRAS = {"openvino": "export", "onnxruntime": "export", "torch": "train"}
 
+def load(
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    threads: int,
+    streams: int = 1,
+    precision: Precision = "f32",
+    isa: str = "",
+    tuning: str | os.PathLike[str] | None = None,
+    cache: bool | str | os.PathLike[str] = False,
+) -> tuple[ModelFile, Backend]:
+    """Load a model file or a graph file into a backend.
 
-class Backend(Protocol):
-    """A network ready to run. `engine.Engine` is one."""
+    Args:
+        name: one of `NAMES`.
+        path: model file, or graph file for openvino and onnxruntime.
+        threads: CPU threads of each stream.
+        streams: images that run at once, by `Backend.fork`.
+        precision: one of `PRECISIONS`; "auto": bf16 where backend and CPU have it, else f32.
+        isa, tuning, cache: options of the backend native, see `native.from_file`.
 
-    config: ModelConfig
-    """What it does. Of a graph file: its network input, classes and number of rows; the fields that only
-    say how the network is built are then no more than those of the published one."""
+    Returns:
+        The model and the backend. The model of a graph file has a configuration and no tensors.
 
-    @property
-    def precision(self) -> str:
-        """ "f32" or "bf16"."""
-        ...
-
-    @property
-    def threads(self) -> int:
-        """Of one photograph."""
-        ...
-
-    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
-        """Rows of one network input; one call at a time."""
-        ...
-
-    def fork(self, threads: int) -> Backend:
-        """Another one with the same weights, to run beside this one, on as many threads."""
-        ...
+    Raises:
+        InputError: a file cannot be read, a package is not installed, or an argument is unknown
+            or not supported by this backend.
+    """
+    check_name(name)
+    if name != "native" and (isa or tuning is not None or cache):
+        raise InputError(f"isa, tuning and cache are for the backend 'native', not for {name!r}")
+    if is_graph(path):
+        backend = load_graph(name, path, threads=threads, streams=streams, precision=precision)
+        return ModelFile(backend.config, {}, {"graph": str(path)}, "float32"), backend
+    if name == "native":
+        return native.from_file(
+            path, threads=threads, precision=precision, isa=isa, tuning=tuning, cache=cache
+        )
+    choose_backend_precision(name, precision)  # before the file is read
+    model = load_model(path)
+    return model, build_backend(name, model, threads=threads, streams=streams, precision=precision)
 
 
 def build_backend(
     name: str, model: ModelFile, *, threads: int, streams: int = 1, precision: str = "f32"
 ) -> Backend:
-    """A model's network in another runtime.
-
-    Args:
-        name: one of `NAMES` but native.
-        threads: of each of the streams.
-        streams: photographs at once, by `fork`.
-        precision: "f32" or "auto"; openvino also "bf16", which auto is where the CPU has it.
+    """A model in memory, ready to run; arguments as for `load`.
 
     Raises:
-        InputError: an unknown name, a package that is not there, a precision that it has not.
+        InputError: unknown name, package not installed, or precision not supported.
     """
     check_threads(threads)
-    precision = _precision(name, precision)
-    module = _module(name)
-    return module.from_model(model, threads, streams, precision)  # type: ignore[no-any-return]
+    precision = choose_backend_precision(name, precision)
+    backend: Backend = _module(name).from_model(model, threads, streams, precision)
+    return backend
 
 
 def load_graph(
@@ -84,24 +95,24 @@ def load_graph(
     streams: int = 1,
     precision: str = "f32",
 ) -> Backend:
-    """A graph file (`is_graph`) as it is; arguments as for `build_backend`.
+    """A graph file (`is_graph`) as it is, ready to run; arguments as for `load`.
 
     Raises:
-        InputError: as `build_backend`; or a file that this backend does not run, that cannot be
-            read, or whose inputs and outputs are not those of a detector.
+        InputError: as `build_backend`; or the backend does not run such a file, the file cannot
+            be read, or its inputs and outputs are not those of a detector.
     """
     able = GRAPHS[Path(path).suffix.lower()]
     if name not in able:
         raise InputError(
             f"{path}: is a graph, which the backend {name!r} does not run; run it with the backend "
-            f"{' or '.join(map(repr, able))}, or convert it to a model file (sparsedet convert)"
+            f"{_either(able)}, or convert it to a model file (sparsedet convert)"
         )
     if not Path(path).is_file():
         raise InputError(f"{path}: No such file")
     check_threads(threads)
-    precision = _precision(name, precision)
-    module = _module(name)
-    return module.from_graph(path, threads, streams, precision)  # type: ignore[no-any-return]
+    precision = choose_backend_precision(name, precision)
+    backend: Backend = _module(name).from_graph(path, threads, streams, precision)
+    return backend
 
 
 def is_graph(path: str | os.PathLike[str]) -> bool:
@@ -110,32 +121,61 @@ def is_graph(path: str | os.PathLike[str]) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Raises InputError unless there is a backend of that name."""
+    """Raise InputError unless there is a backend of this name."""
     if name not in NAMES:
         raise InputError(f"backend is {name!r}, expected one of {', '.join(NAMES)}")
 
 
-def _module(name: str) -> Any:
+def choose_backend_precision(name: str, precision: str) -> str:
+    """The precision that a backend runs in: "auto" becomes "f32" or "bf16".
+
+    Raises:
+        InputError: unknown backend or precision, or the backend does not support it.
+    """
     check_name(name)
-    module: Any
+    supported = BACKENDS[name].precisions
+    if precision == "auto" and name != "native":  # a runtime's own rule: bf16 where the CPU has it
+        return "bf16" if "bf16" in supported and has_bfloat16("") else "f32"
+    chosen = choose_precision(precision)
+    if chosen not in supported:
+        able = [other for other, info in BACKENDS.items() if chosen in info.precisions]
+        raise InputError(
+            f"precision {chosen!r} is for the backend {_either(able)}, not for {name!r}"
+        )
+    return chosen
+
+
+def _module(name: str) -> Any:
+    """A backend's module.
+
+    Raises:
+        InputError: unknown name, or its package is not installed.
+    """
+    check_name(name)
+    info = BACKENDS[name]
     try:
-        if name == "openvino":
-            from . import openvino as module
-        elif name == "onnxruntime":
-            from . import onnxruntime as module
-        else:
-            from . import torch as module
+        return import_module(f"{__name__}.{info.module}")
     except ImportError as error:
         raise InputError(
-            f"the backend {name!r} needs: pip install 'sparsedet[{_EXTRAS[name]}]' ({error})"
+            f"the backend {name!r} needs: pip install 'sparsedet[{info.extra}]' ({error})"
         ) from None
-    return module
 
 
-def _precision(name: str, precision: str) -> str:
-    if precision == "auto" and name != "openvino":
-        return "f32"
-    precision = choose_precision(precision)
-    if precision == "bf16" and name != "openvino":
-        raise InputError(f"the backend {name!r} runs in precision 'f32' alone, not in 'bf16'")
-    return precision
+def _either(names: tuple[str, ...] | list[str]) -> str:
+    return " or ".join(map(repr, names))
+
+
+__all__ = [
+    "BACKENDS",
+    "GRAPHS",
+    "NAMES",
+    "PRECISIONS",
+    "Backend",
+    "BackendInfo",
+    "Name",
+    "build_backend",
+    "check_name",
+    "is_graph",
+    "load",
+    "load_graph",
+]

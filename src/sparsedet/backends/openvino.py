@@ -1,4 +1,4 @@
-"""OpenVINO, on the CPU."""
+"""OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from ..errors import InputError
 from ..exporters.openvino import to_openvino
 from ..model.config import ModelConfig
 from ..model.file import ModelFile
-from .signature import Port, Ports, plain_rows
+from .signature import Port, Signature, plain_rows
 
 
-def options(threads: int, streams: int, precision: str) -> dict[str, Any]:
-    """The plugin's settings for that many threads in all of the streams.
+def plugin_settings(threads: int, streams: int, precision: str) -> dict[str, Any]:
+    """Settings of the CPU plugin.
 
-    Without a precision of its own it takes bf16 where the CPU has it, with other scores.
+    Args:
+        threads: CPU threads of each stream.
+        streams: images that run at once.
+        precision: "f32" or "bf16". Without it OpenVINO takes bf16 where the CPU has it, which
+            changes the scores.
     """
     return {
         "INFERENCE_NUM_THREADS": threads * streams,
@@ -31,95 +35,129 @@ def options(threads: int, streams: int, precision: str) -> dict[str, Any]:
 
 
 class OpenvinoBackend:
-    """A compiled graph; forks are further requests of it."""
+    """A compiled graph; a fork is another inference request of the same graph."""
 
-    name = "openvino"
+    name, isa = "openvino", ""
 
     def __init__(
-        self, compiled: Any, ports: Ports, config: ModelConfig, threads: int, precision: str
+        self,
+        compiled: Any,
+        signature: Signature,
+        config: ModelConfig,
+        threads: int,
+        precision: str,
     ) -> None:
-        self.compiled, self.ports, self.config = compiled, ports, config
+        self.compiled, self.signature, self.config = compiled, signature, config
         self.threads, self.precision = threads, precision
         self.request = compiled.create_infer_request()
 
     def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
-        return plain_rows(self.request.infer(self.ports.feed(network_input))[self.ports.rows])
+        outputs = self.request.infer(self.signature.feed(network_input))
+        return plain_rows(outputs[self.signature.rows])
 
     def fork(self, threads: int) -> OpenvinoBackend:
-        return OpenvinoBackend(self.compiled, self.ports, self.config, threads, self.precision)
+        return OpenvinoBackend(self.compiled, self.signature, self.config, threads, self.precision)
 
 
 def from_model(
     model: ModelFile, threads: int, streams: int, precision: str, **settings: Any
 ) -> OpenvinoBackend:
-    """See `backends.build_backend`; `settings` of the plugin beside `options`."""
+    """See `backends.build_backend`; `settings` override those of `plugin_settings`."""
     graph = to_openvino(model.config, model.tensors, layout="NHWC")
-    settings = options(threads, streams, precision) | settings
-    return _compiled(graph, _ports(graph), model.config, threads, settings)
+    settings = plugin_settings(threads, streams, precision) | settings
+    return compile_graph(graph, graph_signature(graph), model.config, threads, settings)
 
 
 def from_graph(
     path: str | os.PathLike[str], threads: int, streams: int, precision: str
 ) -> OpenvinoBackend:
     """See `backends.load_graph`."""
-    # The reader by the suffix: `Core.read_model` lets each of its readers try, and some complain on
-    # stderr.
+    graph = read_graph(path)
+    try:
+        signature = graph_signature(graph)
+        metadata = _metadata(graph)
+        for node in graph.get_ops():
+            classes = node.get_attributes().get("num_classes", 81)
+            if (
+                node.get_type_name() == "DetectionOutput"
+                and classes != 81
+                and "labels" not in metadata
+            ):
+                raise InputError(f"has {classes - 1} classes and names none of them")
+        config = signature.config(graph.get_friendly_name(), metadata)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    settings = plugin_settings(threads, streams, precision)
+    return compile_graph(graph, signature, config, threads, settings)
+
+
+def read_graph(path: str | os.PathLike[str]) -> Any:
+    """The `openvino.Model` of a graph file, .xml or .onnx.
+
+    Raises:
+        InputError: OpenVINO cannot read it.
+    """
+    # The suffix chooses the reader: `Core.read_model` tries each of its readers, and some complain
+    # on stderr.
     framework = "ir" if os.fspath(path).lower().endswith(".xml") else "onnx"
     reader = FrontEndManager().load_by_framework(framework)
     try:
-        graph = reader.convert(reader.load(os.fspath(path)))
-    except RuntimeError as error:  # some lines, of which the last one says what
-        raise InputError(f"{path}: OpenVINO cannot read it: {_reason(error)}") from None
-    try:
-        ports = _ports(graph)
-        said = _said(graph)
-        for node in graph.get_ops():
-            classes = node.get_attributes().get("num_classes", 81)
-            if node.get_type_name() == "DetectionOutput" and classes != 81 and "labels" not in said:
-                raise InputError(f"has {classes - 1} classes and names none of them")
-        config = ports.config(graph.get_friendly_name(), said)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return _compiled(graph, ports, config, threads, options(threads, streams, precision))
+        return reader.convert(reader.load(os.fspath(path)))
+    except RuntimeError as error:
+        raise InputError(f"{path}: OpenVINO cannot read it: {reason_of(error)}") from None
 
 
-def _compiled(
-    graph: Any, ports: Ports, config: ModelConfig, threads: int, settings: dict[str, Any]
+def graph_ports(nodes: Any) -> list[Port]:
+    """The inputs, or outputs, of a graph; a port's key is its position."""
+    return [
+        Port(
+            key,
+            tuple(-1 if n.is_dynamic else n.get_length() for n in node.get_partial_shape()),
+            node.get_element_type().to_dtype().name,
+        )
+        for key, node in enumerate(nodes)
+    ]
+
+
+def graph_signature(graph: Any) -> Signature:
+    """Inputs and outputs of a detector's `openvino.Model`.
+
+    Raises:
+        InputError: the graph is not a detector's.
+    """
+    return Signature.find(graph_ports(graph.inputs), graph_ports(graph.outputs))
+
+
+def compile_graph(
+    graph: Any, signature: Signature, config: ModelConfig, threads: int, settings: dict[str, Any]
 ) -> OpenvinoBackend:
+    """A detector's `openvino.Model`, ready to run.
+
+    Args:
+        settings: of the CPU plugin, see `plugin_settings`.
+    """
     compiled = ov.Core().compile_model(graph, "CPU", settings)
-    return OpenvinoBackend(compiled, ports, config, threads, settings["INFERENCE_PRECISION_HINT"])
+    precision = settings["INFERENCE_PRECISION_HINT"]
+    return OpenvinoBackend(compiled, signature, config, threads, precision)
 
 
-def _ports(graph: Any) -> Ports:
-    def ports(nodes: Any) -> list[Port]:
-        return [
-            Port(
-                key,
-                tuple(-1 if n.is_dynamic else n.get_length() for n in node.get_partial_shape()),
-                node.get_element_type().to_dtype().name,
-            )
-            for key, node in enumerate(nodes)
-        ]
-
-    return Ports.find(ports(graph.inputs), ports(graph.outputs))
-
-
-def _said(graph: Any) -> dict[str, str]:
-    """For `Ports.config`."""
-    places = {
+def _metadata(graph: Any) -> dict[str, str]:
+    """Metadata for `Signature.config`."""
+    paths = {
         "config": ["sparsedet", "config"],
         "labels": ["model_info", "labels"],
         "resize_type": ["model_info", "resize_type"],
     }
-    found = {}
-    for key, place in places.items():
-        # Of an ONNX graph all metadata lies below `framework`, by the flat names that it has there.
-        for path in (place, ["framework", " ".join(place)]):
-            if graph.has_rt_info(path):
-                found[key] = str(graph.get_rt_info(path).astype(str))
-    return found
+    metadata = {}
+    for key, path in paths.items():
+        # OpenVINO keeps an ONNX graph's metadata below `framework`, under its flat names.
+        for candidate in (path, ["framework", " ".join(path)]):
+            if graph.has_rt_info(candidate):
+                metadata[key] = str(graph.get_rt_info(candidate).astype(str))
+    return metadata
 
 
-def _reason(error: RuntimeError) -> str:
+def reason_of(error: RuntimeError) -> str:
+    """The last line of an OpenVINO error: earlier lines name its source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

@@ -1,21 +1,22 @@
-"""What a detector's graph takes and gives, read from the graph itself.
+"""Inputs and outputs of a detector's graph, read from the graph itself.
 
-Names, layout, element type and the number of rows differ between the published network's forms and
-ours; the graph says which one it is. No runtime is imported here.
+Names, layout, element type and number of rows differ between the published network's forms and
+ours. No runtime is imported here.
 
-Glossary: a port is an input or output of a graph; D rows at most, of 7 numbers each.
+Glossary: a port is an input or output of a graph; D is the largest number of rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..detections import without_padding
 from ..errors import InputError
 from ..model.config import COCO_NAMES, ModelConfig
 from ..model.presets import preset
@@ -26,9 +27,9 @@ class Port:
     """An input or output.
 
     Attributes:
-        key: by which the runtime knows it, a name or a position.
-        shape: -1 where the graph leaves it open.
-        dtype: as numpy names it.
+        key: name or position, whichever the runtime uses.
+        shape: -1 for a length that the graph leaves open.
+        dtype: numpy's name of the element type.
     """
 
     key: Any
@@ -37,29 +38,27 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
-    """A detector's.
+class Signature:
+    """The inputs and outputs of a detector.
 
     Attributes:
-        image: the network input's input.
-        nhwc: its layout is [1, H, W, 3], else [1, 3, H, W].
-        info: the extra input `image_info` [1, 3] or [1, 6] of (height, width, 1), if there is one.
+        image: input of the network input, [1, 3, H, W] or [1, H, W, 3].
+        info: optional input `image_info`, [1, 3] or [1, 6].
         rows: position of the output [D, 7] or [1, 1, D, 7].
         count: D, -1 where the graph leaves it open.
     """
 
     image: Port
-    nhwc: bool
     info: Port | None
     rows: int
     count: int
 
     @classmethod
-    def find(cls, inputs: Sequence[Port], outputs: Sequence[Port]) -> Ports:
-        """Which is which, by shape.
+    def find(cls, inputs: Sequence[Port], outputs: Sequence[Port]) -> Signature:
+        """Recognise the ports of a graph by their shapes.
 
         Raises:
-            InputError: these are not a detector's.
+            InputError: the graph is not a detector's.
         """
         images = [p for p in inputs if len(p.shape) == 4 and 3 in (p.shape[1], p.shape[3])]
         infos = [p for p in inputs if len(p.shape) == 2]
@@ -74,41 +73,38 @@ class Ports:
                 f"has outputs {_shapes(outputs)}, expected one of rows of seven, [D, 7] or "
                 "[1, 1, D, 7]"
             )
-        found = cls(
-            images[0],
-            images[0].shape[1] != 3,
-            infos[0] if infos else None,
-            rows[0],
-            outputs[rows[0]].shape[-2],
-        )
-        if min(found.size) < 1 or images[0].shape[0] not in (1, -1):
-            raise InputError(f"has input {_shapes(images)}, expected a fixed size and one picture")
-        return found
+        signature = cls(images[0], infos[0] if infos else None, rows[0], outputs[rows[0]].shape[-2])
+        if min(signature.size) < 1 or images[0].shape[0] not in (1, -1):
+            raise InputError(
+                f"has input {_shapes(images)}, expected a fixed size and a batch of one image"
+            )
+        return signature
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network input."""
         shape = self.image.shape
-        return (shape[1], shape[2]) if self.nhwc else (shape[2], shape[3])
+        return (shape[1], shape[2]) if is_nhwc(self.image) else (shape[2], shape[3])
 
     def feed(self, network_input: NDArray[Any]) -> dict[Any, NDArray[Any]]:
-        """Values of the inputs for a network input (H, W, 3)."""
-        check_size(network_input, self.size)
-        blob = network_input[None] if self.nhwc else network_input.transpose(2, 0, 1)[None]
-        values = {self.image.key: np.ascontiguousarray(blob, dtype=self.image.dtype)}
-        if self.info is not None:
-            info = np.ones((1, self.info.shape[1]), dtype=self.info.dtype)
-            info[0, :2] = self.size
-            values[self.info.key] = info
-        return values
-
-    def config(self, name: str, said: Mapping[str, str]) -> ModelConfig:
-        """What the graph does, as far as a photograph's way in and the rows' way out need it.
+        """Values of the inputs, by their keys.
 
         Args:
-            name: of the network.
-            said: what the graph's metadata says: `config`, all of a model's configuration as JSON
-                (our own graphs); `labels` and `resize_type` as OpenVINO's Model API spells them.
+            network_input: (H, W, 3) of the signature's size.
+
+        Raises:
+            InputError: the network input has another size.
+        """
+        check_size(network_input, self.size)
+        return feed((self.image, *([self.info] if self.info else [])), network_input)
+
+    def config(self, name: str, metadata: Mapping[str, str]) -> ModelConfig:
+        """The model's configuration, as far as input and output need it.
+
+        Args:
+            name: name of the network.
+            metadata: of the graph: `config`, a whole configuration as JSON (our exports);
+                `labels` and `resize_type` as OpenVINO's Model API writes them.
 
         Raises:
             InputError: the metadata cannot be read.
@@ -117,15 +113,16 @@ class Ports:
         form = {"input_height": height, "input_width": width}
         if self.count > 0:
             form["max_detections"] = self.count
-        if "config" in said:
+        if "config" in metadata:
             try:
-                return replace(ModelConfig.from_dict(json.loads(said["config"])), **form)  # type: ignore[arg-type]
+                config = ModelConfig.from_dict(json.loads(metadata["config"]))
+                return replace(config, **form)  # type: ignore[arg-type]
             except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"its metadata holds no valid configuration: {error}") from None
         base = replace(preset("r101-c4"), name=name or "graph", **form)  # type: ignore[arg-type]
-        if said.get("resize_type") == "standard":
+        if metadata.get("resize_type") == "standard":
             base = replace(base, resize="stretch")
-        labels = said.get("labels", "").split()
+        labels = metadata.get("labels", "").split()
         if labels and labels[0].strip("_").lower() == "background":
             del labels[0]
         if labels and labels != [label.replace(" ", "_") for label in COCO_NAMES]:
@@ -135,19 +132,55 @@ class Ports:
         return base
 
 
+def is_nhwc(image: Port) -> bool:
+    """Whether an image input is [1, H, W, 3], not [1, 3, H, W]."""
+    return image.shape[1] != 3
+
+
+def feed(inputs: Iterable[Port], network_input: NDArray[Any]) -> dict[Any, NDArray[Any]]:
+    """Values for the inputs of any graph of this family, chosen by their shapes.
+
+    Args:
+        inputs: four axes: an image; others: image_info [1, n], filled with height, width and ones.
+        network_input: (H, W, 3) BGR, 0..255.
+
+    Returns:
+        Key of each input -> its value, contiguous and of its element type.
+    """
+    values = {}
+    for port in inputs:
+        if len(port.shape) == 4:
+            blob = network_input[None]
+            value = blob if is_nhwc(port) else blob.transpose(0, 3, 1, 2)
+            values[port.key] = np.ascontiguousarray(value, dtype=port.dtype)
+        else:
+            length = port.shape[-1] if port.shape[-1] > 0 else 3
+            info = np.ones((1, length), dtype=port.dtype)
+            info[0, :2] = network_input.shape[:2]
+            values[port.key] = info
+    return values
+
+
 def check_size(network_input: NDArray[Any], size: tuple[int, int]) -> None:
-    """Raises InputError unless a network input is of that height and width."""
+    """Raise InputError unless a network input has this height and width."""
     if network_input.shape[:2] != size:
+        height, width = network_input.shape[:2]
         raise InputError(
-            f"the network input has {network_input.shape[1]}x{network_input.shape[0]} pixels, this backend takes "
+            f"the network input has {width}x{height} pixels, this backend takes "
             f"{size[1]}x{size[0]} alone"
         )
 
 
 def plain_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """A graph's rows, [D, 7] or [1, 1, D, 7], in our form: (N, 7), best first, no padding."""
-    rows = np.asarray(rows, dtype=np.float32).reshape(-1, 7)
-    rows = rows[(rows[:, 0] != -1) & ~(rows[:, 2] <= 0)]
+    """A graph's rows in our form.
+
+    Args:
+        rows: [D, 7] or [1, 1, D, 7], in any order, with padding.
+
+    Returns:
+        (N, 7) float32, best first, without padding.
+    """
+    rows = without_padding(np.asarray(rows, dtype=np.float32).reshape(-1, 7))
     return rows[np.argsort(-rows[:, 2], kind="stable")]
 
 

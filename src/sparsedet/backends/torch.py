@@ -1,4 +1,4 @@
-"""The reference model in torch: slow, and the truth in parity tests."""
+"""The torch model: slow, and the reference of the parity tests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .signature import check_size, plain_rows
 
 
 class TorchBackend:
-    """The number of threads is the whole process's: torch has one for all."""
+    """The torch model. torch has one number of threads for the whole process."""
 
-    name, precision = "torch", "f32"
+    name, precision, isa = "torch", "f32", ""
 
     def __init__(self, network: FasterRCNN, config: ModelConfig, threads: int) -> None:
         self.network, self.config, self.threads = network, config, threads

@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..backends.base import BACKENDS, PRECISIONS
 from ..errors import InputError
 from .evaluate import add_dataset
 from .options import (
-    BACKENDS,
-    PRECISIONS,
     RUNNING,
     Command,
     Progress,

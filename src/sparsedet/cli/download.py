@@ -40,7 +40,8 @@ def register(command: Command) -> None:
 
 
 def run_download(arguments: argparse.Namespace) -> int:
-    from ..hub.catalogue import describe_check, get, published
+    from ..hub.cache import download_model
+    from ..hub.catalogue import describe_check, entry
     from .convert import convert_file
 
     if arguments.list:
@@ -48,7 +49,7 @@ def run_download(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name is None:
         raise InputError("which model? Give a NAME, or --list to see the names")
-    model = published(arguments.name)
+    model = entry(arguments.name)
     convert = model.detector and not arguments.no_convert
     if arguments.output and not convert:
         raise InputError("--output is for the converted model, and nothing is converted here")
@@ -57,10 +58,10 @@ def run_download(arguments: argparse.Namespace) -> int:
         check_outputs(arguments.overwrite, output)  # before the work, not after
     bar = Progress(unit="MB")
     try:
-        paths = get(
+        paths = download_model(
             arguments.name,
             mirror=arguments.mirror,
-            no_network=arguments.offline,
+            offline=arguments.offline,
             progress=lambda name, done, total: bar(done, total, name),
             note=bar.note,
         )
@@ -77,13 +78,15 @@ def run_download(arguments: argparse.Namespace) -> int:
 
 
 def _table() -> str:
-    from ..hub.catalogue import PUBLISHED, cache_folder, cached
+    from ..files import cache_folder
+    from ..hub.cache import is_cached
+    from ..hub.catalogue import CATALOGUE
 
-    width = max(map(len, PUBLISHED))
+    width = max(map(len, CATALOGUE))
     lines = [f"{'NAME':<{width}}  {'MB':>6}  cached  what"]
-    for name, model in PUBLISHED.items():
+    for name, model in CATALOGUE.items():
         sizes = [file.size for file in model.files]
         total = "?" if None in sizes else f"{sum(size or 0 for size in sizes) / 1e6:.0f}"
-        here = "yes" if cached(name) else "no"
+        here = "yes" if is_cached(name) else "no"
         lines.append(f"{name:<{width}}  {total:>6}  {here:<6}  {model.title}; {model.licence}")
     return "\n".join([*lines, f"cache: {cache_folder()}"])

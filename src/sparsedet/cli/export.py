@@ -124,14 +124,15 @@ def _check_flags(arguments: argparse.Namespace, form: str) -> None:
 def _export_openvino(
     arguments: argparse.Namespace, model: ModelFile, settings: dict[str, Any]
 ) -> None:
-    from ..exporters.openvino import check_ir_path, to_openvino, write_ir
+    from ..exporters.form import output_path
+    from ..exporters.openvino import to_openvino, write_ir
 
-    target = check_ir_path(arguments.output, arguments.overwrite)
+    target = output_path(arguments.output, ".xml", arguments.overwrite)
     if arguments.int8:
-        from ..exporters.nncf import calibration_photographs, quantize, require_nncf
+        from ..exporters.nncf import calibration_images, quantize, require_nncf
 
         require_nncf()
-        paths = calibration_photographs(arguments.images, arguments.calibration_images)
+        paths = calibration_images(arguments.images, arguments.calibration_images)
     graph = to_openvino(model.config, model.tensors, **settings)
     if arguments.int8:
         graph = quantize(graph, paths, model.config, arguments.layout)
@@ -140,7 +141,7 @@ def _export_openvino(
 
 def _describe(arguments: argparse.Namespace, model: ModelFile, settings: dict[str, Any]) -> None:
     """What was written, for the terminal."""
-    from ..exporters.builder import Form
+    from ..exporters.form import Form
     from ..model.sparsity import sparsity_report
 
     shape = Form(**settings)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..backends.base import BACKENDS, PRECISIONS
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[..., argparse.ArgumentParser]
 """command(name, run, summary, usage=, examples=, details=) adds a command, returns its parser."""
-
-BACKENDS = ("native", "openvino", "onnxruntime", "torch")
-"""As `backends.NAMES`, which would import numpy and the engine."""
-
-PRECISIONS = ("f32", "bf16", "int8", "auto")
 
 INPUT, OUTPUT, RUNNING, MODEL = "input", "output", "running", "model"
 """Titles of the groups in a command's help."""

@@ -102,7 +102,7 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         arguments.images,
         arguments.output,
         settings,
-        photographs=arguments.calibration_images,
+        calibration_images=arguments.calibration_images,
         progress=lambda done, steps, what: bar(done + 1, steps),
         load=load,
     )

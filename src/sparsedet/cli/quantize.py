@@ -39,7 +39,7 @@ def run_quantize(arguments: argparse.Namespace) -> int:
         arguments.file or embedded_model(),
         arguments.images,
         arguments.output,
-        photographs=arguments.calibration_images,
+        calibration_images=arguments.calibration_images,
         threads=arguments.threads,
         progress=Progress("calibrate"),
     )

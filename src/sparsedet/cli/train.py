@@ -78,7 +78,8 @@ def _add_recipe(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> No
         elif get_args(hint) and get_args(hint)[-1] is Ellipsis:
             settings.add_argument(flag, type=get_args(hint)[0], nargs="*", metavar="X", **common)
         else:
-            settings.add_argument(flag, choices=get_args(hint), **common)
+            choices = field.metadata.get("choices", get_args(hint))
+            settings.add_argument(flag, choices=choices, **common)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -93,6 +94,7 @@ def _recipe(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> Recip
         fine_tuning: the command's defaults in words; empty for `train`.
     """
     from ..files import read_json
+    from ..pruning.patterns import PATTERNS
     from ..training.recipe import Recipe
 
     values: dict[str, Any] = {}
@@ -116,7 +118,8 @@ def _recipe(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> Recip
     steps = values.get("steps", Recipe().steps)
     if fine_tuning and isinstance(steps, int):
         # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
-        fixed = {"sparsity": 0.0} if values.get("pattern") == "2:4" else {}
+        pattern = PATTERNS.get(str(values.get("pattern")))
+        fixed = {"sparsity": 0.0} if pattern and pattern.fixed_sparsity is not None else {}
         values = {
             **fine_tuning,
             "prune_end": max(1, steps * 2 // 3),

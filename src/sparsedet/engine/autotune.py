@@ -1,8 +1,8 @@
-"""How each operation is run here: the engine's algorithms, shown, measured, and kept in a file.
+"""Algorithms of the operations: show, measure and choose them, and keep the choice in a file.
 
-The engine's cost model plans by shapes and zeros alone, so that results are the same to the bit on
-every machine with the same instruction set. `autotune` measures instead; what it finds holds for
-one model on one machine, and is kept in a JSON file.
+The engine's cost model chooses by shapes and zeros only, so that results are bit-identical on every
+machine with the same instruction set. `autotune` measures instead; its choice holds for one model
+on one machine and is kept in a tuning file (JSON).
 """
 
 from __future__ import annotations
@@ -27,38 +27,44 @@ from . import Engine, Precision
 from .lower import MERGED
 
 RUNS = 3
-"""Runs of which the fastest counts."""
+"""Number of runs; the fastest counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedOp:
-    """One operation.
+    """How one operation runs.
 
     Attributes:
-        sparsity: zeros among its weights, 0..1.
-        words: share of its weight words (one weight, or two of bf16, or four of int8) that hold a
-            weight; what is not zero as a whole is multiplied as a whole.
-        gflop: 10^9 floating-point operations that are done for an image, zeros left out where the
-            method leaves them out.
-        expected: GFLOP/s that the cost model expects, from the CPU's measured peak.
-        seconds: measured, the fastest of some runs; RoIAlign of hoisted operations not included.
+        name: of the operation.
+        algorithm: "sparse", "dense" or "winograd".
+        sparsity: fraction of zeros among its weights, 0..1.
+        element_density: fraction of its weight elements (1 weight, 2 of bf16 or 4 of int8) that are
+            not zero, 0..1; the kernels skip only elements that are zero as a whole.
+        gflop: 10^9 floating-point operations for one image, without the zeros that the algorithm
+            skips.
+        expected: rate that the cost model expects, in GFLOP/s, from the CPU's measured peak.
+        seconds: measured time of the fastest run, without RoIAlign of hoisted operations.
     """
 
     name: str
-    method: str
+    algorithm: str
     sparsity: float
-    words: float
+    element_density: float
     gflop: float
     expected: float
     seconds: float
 
 
 def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[PlannedOp]:
-    """Run the engine a few times and set what it did against what was expected.
+    """Run the engine a few times and compare measured with expected rates.
 
     Args:
-        network_input: (H, W, 3); default: noise of the model's network input size, on which random proposals
-            come out, as many as there are at most.
+        engine: the engine to measure.
+        network_input: (H, W, 3) BGR; default: noise of the model's network input size, on which the
+            RPN gives the full number of random proposals.
+
+    Returns:
+        One entry for each operation with weights, in order of execution.
     """
     config = engine.config
     network_input = _noise(config) if network_input is None else network_input
@@ -71,24 +77,24 @@ def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[P
         merged = next((m for m, names in MERGED.items() if layer.name in names), layer.name)
         by_name.setdefault(merged, []).append(layer)
     rows = []
-    for name, method, share, nonzero, words, hoisted, _ in engine.native.planned:
+    for name, algorithm, fraction, nonzero, density, hoisted, _ in engine.native.planned_ops:
         layers = by_name[name]
         layer, weights = layers[0], sum(layer.weights for layer in layers)
-        cells = layer.out_size[0] * layer.out_size[1] * _inside(layer)
+        cells = layer.out_size[0] * layer.out_size[1] * _inside_fraction(layer)
         if hoisted:
             cells = network.feature_size[0] * network.feature_size[1]
         elif layer.component == "roi":
             cells *= config.proposals
-        held = words * weights if engine.precision == "int8" else nonzero
-        kept = {"sparse": held, "dense": weights, "winograd": weights / 4}[method]
+        stored = density * weights if engine.precision == "int8" else nonzero
+        multiplied = {"sparse": stored, "dense": weights, "winograd": weights / 4}[algorithm]
         rows.append(
             PlannedOp(
                 name,
-                method,
+                algorithm,
                 1 - nonzero / weights,
-                words,
-                2e-9 * kept * cells,
-                share * peak,
+                density,
+                2e-9 * multiplied * cells,
+                fraction * peak,
                 best.get(name, 0.0),
             )
         )
@@ -100,20 +106,20 @@ def _noise(config: ModelConfig) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _inside(layer: Layer) -> float:
-    """Share of a layer's taps that lie inside its input, where regions leave out the others."""
+def _inside_fraction(layer: Layer) -> float:
+    """Fraction of a layer's filter taps inside its input; RoIs skip the taps in the padding."""
     if layer.component != "roi" or layer.kernel == 1:
         return 1.0
-    share = 1.0
+    fraction = 1.0
     for size, out in zip(layer.in_size, layer.out_size, strict=True):
         first = [i * layer.stride - layer.padding[0] for i in range(out)]
         taps = sum(0 <= start + k < size for start in first for k in range(layer.kernel))
-        share *= taps / (out * layer.kernel)
-    return share
+        fraction *= taps / (out * layer.kernel)
+    return fraction
 
 
 def _fastest(engine: Engine, network_input: NDArray[Any]) -> dict[str, float]:
-    """Seconds of each operation."""
+    """Seconds of each operation in its fastest run."""
     best: dict[str, float] = {}
     for _ in range(RUNS):
         engine.run(network_input)
@@ -125,15 +131,15 @@ def _fastest(engine: Engine, network_input: NDArray[Any]) -> dict[str, float]:
 
 
 def table(rows: list[PlannedOp]) -> str:
-    """As text, one line an operation."""
+    """Text table, one line for each operation."""
     lines = [
-        f"{'operation':20} {'method':8} {'zeros':>6} {'words':>6} {'GFLOP':>8} {'expected':>9} "
-        f"{'measured':>9} GFLOP/s {'ms':>8}"
+        f"{'operation':20} {'algorithm':9} {'zeros':>6} {'elements':>8} {'GFLOP':>8} "
+        f"{'expected':>9} {'measured':>9} GFLOP/s {'ms':>8}"
     ]
     for r in rows:
         rate = f"{r.gflop / r.seconds:9.0f}" if r.seconds else f"{'-':>9}"
         lines.append(
-            f"{r.name:20} {r.method:8} {100 * r.sparsity:5.1f}% {100 * r.words:5.1f}% "
+            f"{r.name:20} {r.algorithm:9} {100 * r.sparsity:5.1f}% {100 * r.element_density:7.1f}% "
             f"{r.gflop:8.3f} {r.expected:9.0f} "
             f"{rate} {'':7} {1000 * r.seconds:8.2f}"
         )
@@ -149,11 +155,15 @@ def autotune(
     precision: Precision = "f32",
     clipping_thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
-    """The fastest method of each operation, measured here on noise.
+    """Measure the fastest algorithm of each operation, on noise.
 
     Args:
-        config, tensors: the model, folded.
-        threads, isa, precision, clipping_thresholds: as `Engine` takes them.
+        config: configuration of the model.
+        tensors: folded weights and biases by name.
+        threads, isa, precision, clipping_thresholds: as for `Engine`.
+
+    Returns:
+        "sparse", "dense" or "winograd" by operation.
     """
     network_input = _noise(config)
     algorithms: dict[str, str] = {}
@@ -170,41 +180,45 @@ def autotune(
             clipping_thresholds=clipping_thresholds,
         )
 
-    planned = build(None).native.planned
-    for method in ("sparse", "dense", "winograd"):
-        wanted = {
-            name: method
+    planned = build(None).native.planned_ops
+    for algorithm in ("sparse", "dense", "winograd"):
+        candidates = {
+            name: algorithm
             for name, *_, can_winograd in planned
-            if method != "winograd" or can_winograd
+            if algorithm != "winograd" or can_winograd
         }
-        for name, seconds in _fastest(build(wanted), network_input).items():
-            if name in wanted and seconds < fastest.get(name, np.inf):
-                algorithms[name], fastest[name] = method, seconds
+        for name, seconds in _fastest(build(candidates), network_input).items():
+            if name in candidates and seconds < fastest.get(name, np.inf):
+                algorithms[name], fastest[name] = algorithm, seconds
     return algorithms
 
 
 def save_tuning(path: str | os.PathLike[str], algorithms: Mapping[str, str]) -> None:
-    """Write a algorithms.
+    """Write a tuning file.
+
+    Args:
+        path: the file; must not exist.
+        algorithms: "sparse", "dense" or "winograd" by operation.
 
     Raises:
-        InputError: the file exists.
+        InputError: the file exists already or cannot be written.
     """
-    if Path(path).exists():
-        raise InputError(f"{os.fspath(path)}: exists already and is not overwritten")
     write_atomic(Path(path), (json.dumps({"plan": dict(algorithms)}, indent=1) + "\n").encode())
 
 
 def load_tuning(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read a algorithms.
+    """Read a tuning file: algorithms by operation.
 
     Raises:
-        InputError: it cannot be read or is no algorithms.
+        InputError: the file cannot be read, or is not a tuning file.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{os.fspath(path)}: cannot be read as a algorithms ({error})") from None
+        raise InputError(f"{os.fspath(path)}: cannot be read as a tuning file ({error})") from None
     algorithms = content.get("plan") if isinstance(content, dict) else None
     if not isinstance(algorithms, dict) or not all(isinstance(v, str) for v in algorithms.values()):
-        raise InputError(f"{os.fspath(path)}: is no algorithms file")
+        raise InputError(
+            f"{os.fspath(path)}: not a tuning file; make one with 'sparsedet info --autotune FILE'"
+        )
     return algorithms

@@ -1,18 +1,16 @@
-"""Ranges of activations for int8: what each layer gives on photographs, and where to cut it off.
+"""Calibration for int8: the clipping threshold of each layer's output, from calibration images.
 
-In int8 an activation is a byte; what one step is worth is fixed for each tensor beforehand. The
-layer table is walked in float32 on every photograph, layer by layer, and a histogram kept of the
-magnitudes of each tensor. The range is the one that costs the least squared error: a larger one
-rounds all values more coarsely, a smaller one cuts off the largest. Weights need no photographs,
-the engine rounds them when it packs them.
+An int8 activation is a byte; the step between two bytes is fixed for each tensor beforehand. The
+layer table runs in float32 on each calibration image, layer by layer, with a histogram of the
+magnitudes of each tensor. The clipping threshold is the value with the least squared error: a
+larger one rounds all values more coarsely, a smaller one clips the largest values. Weights need no
+images: the engine rounds them when it packs them.
 
-Glossary: a range is the largest magnitude that is kept apart; a tensor of range r is rounded to
-multiples of r / 255 if it left a ReLU, else of r / 127.
+A tensor with clipping threshold t is rounded to multiples of t / 255 after a ReLU, else of t / 127.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,22 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import check_output
 from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.c4 import build_network
 from ..model.config import ModelConfig
 from ..model.file import int8_layers, load_model, save_model
+from ..sources.folder import sample_images
 from . import Engine
 
-REGIONS = 64
-"""Of each photograph's proposals, evenly spread from the best to the last."""
-
-PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}
+ROIS = 64
+"""RoIs of each image, evenly spread from its best proposal to its last."""
 
 _SHIFT = 18
-"""Of a float32's bits: 5 of the mantissa are left, 32 bins an octave."""
+"""Bits of a float32 that a histogram drops: 5 bits of the mantissa stay, 32 bins an octave."""
 _BINS = 1 << (31 - _SHIFT)
-_OCTAVES = 6  # below the largest value: no range is sought further down
+_OCTAVES = 6  # below the largest value; the threshold is searched in this range
 
 
 def quantize_file(
@@ -44,35 +42,31 @@ def quantize_file(
     images: Path,
     output: Path,
     *,
-    photographs: int = 16,
+    calibration_images: int = 16,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write a model file with ranges for int8; its weights stay as they are.
+    """Write a copy of a model file with clipping thresholds for int8; its weights do not change.
 
     Args:
-        images: folder of the calibration photographs, JPEG or PNG, at any depth.
-        photographs: how many are taken at most, at random, the same each time.
-        progress: called with the number of photographs done and of all.
+        model: the model file.
+        images: folder of images, JPEG or PNG, searched with its subfolders.
+        output: the file to write; must not exist.
+        calibration_images: number of images to draw at random, at least 1; the same draw each
+            time, and all images if there are fewer.
+        threads: CPU threads; default: the CPUs that this process may use.
+        progress: called after each image with the number of images done and in all.
 
     Returns:
-        How many photographs were taken.
+        Number of images used.
 
     Raises:
-        InputError: the model or a photograph cannot be used, there is none, or the output exists
-            or cannot be written.
+        InputError: the model or an image cannot be used, the folder holds no image, or the output
+            exists or cannot be written.
     """
-    if output.exists():
-        raise InputError(f"{output}: exists already and is not overwritten")
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: cannot be written ({output.parent} is no folder)")
-    if photographs < 1:
-        raise InputError(f"{photographs} photographs asked for, expected at least 1")
+    check_output(output, flag="")
     file = load_model(model)
-    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
-    if not found:
-        raise InputError(f"{images}: holds no photographs (JPEG or PNG)")
-    paths = random.Random(0).sample(found, min(photographs, len(found)))
+    paths = sample_images(images, calibration_images, exact=False)
     config = file.config
     network_inputs = (
         to_network_input(read_image(p), config.input_height, config.input_width, config.resize)[0]
@@ -105,15 +99,17 @@ def calibrate(
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """The range of every layer that gives bytes in int8, in the layer table's order.
+    """Measure the clipping threshold of each layer with int8 output, in the layer table's order.
 
     Args:
-        tensors: folded weights by name.
-        network inputs: photographs on network inputs, (H, W, 3) BGR; at least one.
-        progress: called with the number of photographs done, after each.
+        config: configuration of the model.
+        tensors: folded weights and biases by name.
+        network_inputs: calibration images as network inputs, (H, W, 3) BGR; at least one.
+        threads: CPU threads; default: the CPUs that this process may use.
+        progress: called after each image with the number of images done.
 
     Raises:
-        InputError: there is no photograph, or the RPN proposes nothing on any of them.
+        InputError: there is no image, or the RPN proposes nothing on any of them.
     """
     engine = Engine(config, tensors, threads=threads, hoist=False)
     histograms = {name: np.zeros(_BINS, np.int64) for name in int8_layers(config)}
@@ -124,35 +120,37 @@ def calibrate(
         if progress:
             progress(done)
     if not done:
-        raise InputError("there is no photograph to calibrate by")
+        raise InputError("there is no image to calibrate on")
     if not all(histogram.any() for histogram in histograms.values()):
-        raise InputError("the RPN proposes nothing on the calibration photographs")
+        raise InputError("the RPN proposes nothing on the calibration images")
     relu = {layer.name: layer.relu or not layer.weights for layer in build_network(config).layers}
-    return {name: _cheapest(h, 255 if relu[name] else 127) for name, h in histograms.items()}
+    return {
+        name: _clipping_threshold(h, 255 if relu[name] else 127) for name, h in histograms.items()
+    }
 
 
 def _observe(
     engine: Engine, network_input: NDArray[np.uint8], histograms: dict[str, NDArray[np.int64]]
 ) -> None:
-    """Walk the layer table on one photograph and count."""
+    """Run the layer table on one image and add its magnitudes to the histograms."""
     config, native = engine.config, engine.native
     network = build_network(config, (network_input.shape[0], network_input.shape[1]))
-    native.plan(*network_input.shape[:2])
+    native.plan_memory(*network_input.shape[:2])
     mean = np.asarray(config.pixel_mean, dtype=np.float32)
     std = np.asarray(config.pixel_std, dtype=np.float32)
-    picture = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-    live: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(picture)}
+    image = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
+    live: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(image)}
     table = [
         layer for layer in network.layers if layer.source == "input" or layer.name in histograms
     ]
     for index, layer in enumerate(table):
         if layer.source == "rois" and "rois" not in live:
             features = live[network.features][0]
-            boxes = native.proposals(*native.rpn(features))
-            if not len(boxes):
+            proposals = native.proposals(*native.rpn(features))
+            if not len(proposals):
                 return
-            spread = np.linspace(0, len(boxes) - 1, min(REGIONS, len(boxes))).astype(int)
-            live["rois"] = native.roi_features(features, np.ascontiguousarray(boxes[spread]))
+            spread = np.linspace(0, len(proposals) - 1, min(ROIS, len(proposals))).astype(int)
+            live["rois"] = native.roi_features(features, np.ascontiguousarray(proposals[spread]))
         residual = live[layer.residual] if layer.residual else None
         y = live[layer.name] = native.run_op(layer.name, live[layer.source], residual)
         if layer.name in histograms:
@@ -164,22 +162,22 @@ def _observe(
             del live[name]
 
 
-def _cheapest(histogram: NDArray[np.int64], steps: int) -> float:
-    """The range of least squared error, to one bin; 0 if all values are 0.
+def _clipping_threshold(histogram: NDArray[np.int64], steps: int) -> float:
+    """The clipping threshold with the least squared error, to one bin; 0 if all values are 0.
 
     Args:
-        histogram: of magnitudes, by the upper bits of a float32.
-        steps: how many steps a range is cut into.
+        histogram: number of values by the upper bits of their magnitude as a float32, (_BINS,).
+        steps: number of steps between 0 and the threshold.
     """
     filled = np.flatnonzero(histogram)
-    if not filled.any():  # bin 0: zeros alone, but for numbers too small to matter
+    if not filled.any():  # bin 0 holds zeros, and values too small to matter
         return 0.0
     edges = (np.arange(filled[-1] + 2) << _SHIFT).astype(np.int32).view(np.float32)
     edges = edges.astype(np.float64)
     middle, count = (edges[filled] + edges[filled + 1]) / 2, histogram[filled]
-    tops, errors = edges[-_OCTAVES * 32 :], []
-    for top in tops:
+    thresholds, errors = edges[-_OCTAVES * 32 :], []
+    for top in thresholds:
         step = top / steps
         rounded = np.where(middle < step / 2, middle**2, step**2 / 12)
         errors.append(float(np.sum(count * np.where(middle < top, rounded, (middle - top) ** 2))))
-    return float(f"{tops[int(np.argmin(errors))]:.6g}")
+    return float(f"{thresholds[int(np.argmin(errors))]:.6g}")

@@ -1,4 +1,4 @@
-"""The layer table -> the operations of the native engine."""
+"""Lowering: the layer table becomes the operations of the native engine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ MERGED = {
     "rpn.predictors": ("rpn.objectness", "rpn.deltas"),
     "box.predictors": ("box.logits", "box.deltas"),
 }
-"""Operations of the engine that run several layers of the table as one."""
-
+"""Operations that run several layers of the table as one, by name."""
 
 OUTPUTS = frozenset(MERGED) | {name for names in MERGED.values() for name in names}
-"""Operations whose values leave the network: float32 in any precision."""
+"""Outputs of the network: float32 in every precision."""
 
 
 def lower(
@@ -33,17 +32,18 @@ def lower(
     merge: bool = True,
     weights: bool = True,
 ) -> Iterator[tuple[Layer, F32 | StoredTensor | None, F32 | None]]:
-    """The engine's operations: the layer table with the predictors merged.
+    """Yield the engine's operations: the layer table with merged predictors.
 
     Args:
-        tensors: folded weights, `NAME.weight` and `NAME.bias` of every layer.
-        merge: without it, the layer table as it is.
-        weights: without them, None comes in their place.
+        config: configuration of the model.
+        tensors: folded weights and biases, `NAME.weight` and `NAME.bias` of each layer.
+        merge: whether to merge the layers of `MERGED`.
+        weights: whether to yield weights; False: None instead of each weight.
 
     Yields:
-        layer, weight [out, in, k, k] and bias [out] (None for pooling). A sparse weight of a
-        model file comes as it is stored, [out, in, k, k] or [out, in], unless it is merged, and
-        holds until the next one comes.
+        Layer, weight float32 [out, in, k, k], bias float32 [out]; weight and bias are None for
+        pooling. A sparse weight of a model file that is not merged is yielded in its stored form,
+        [out, in, k, k] or [out, in], and is valid until the next operation.
     """
     size = tensors.largest if isinstance(tensors, LazyTensors) and weights else 0
     buffer = np.empty(size, np.uint8)
@@ -52,9 +52,9 @@ def lower(
         return tensors.stored(name, into) if isinstance(tensors, LazyTensors) else None
 
     def array(name: str) -> F32:
-        """Not kept by `tensors`."""
-        found = stored(name)
-        return np.asarray(tensors[name], dtype=np.float32) if found is None else found.dense()
+        """As float32; `tensors` does not keep the array."""
+        sparse = stored(name)
+        return np.asarray(tensors[name], dtype=np.float32) if sparse is None else sparse.dense()
 
     members = {name: merged for merged, names in MERGED.items() for name in names if merge}
     pending: list[Layer] = []
@@ -68,10 +68,10 @@ def lower(
             continue
         bias = np.concatenate([array(f"{p.name}.bias") for p in pending])
         single = weights and len(pending) == 1
-        found = stored(f"{layer.name}.weight", buffer) if single else None
-        weight: F32 | StoredTensor | None = found
-        if weights and (found is None or found.mask is None):
-            shapes = [(*p.weight_shape, 1, 1)[:4] for p in pending]  # fully connected: a 1x1 kernel
+        sparse = stored(f"{layer.name}.weight", buffer) if single else None
+        weight: F32 | StoredTensor | None = sparse
+        if weights and (sparse is None or sparse.mask is None):
+            shapes = [(*p.weight_shape, 1, 1)[:4] for p in pending]  # fully connected is 1x1
             weight = np.concatenate(
                 [
                     array(f"{p.name}.weight").reshape(shape)

@@ -1,13 +1,17 @@
-"""Packed weights in a file of their own, so that the next start needs no packing.
+"""Cache of packed weights: one file for each model and way of packing, so that loading is faster.
 
 A file holds what the native core packed from one model file for one instruction set, precision and
-algorithms. It is mapped, not read: processes share its pages. Nothing in it is trusted: the table by its
-SHA-256, the weights by checksums and, in the core, by the bounds of everything that a kernel reads.
-A file that does not fit, is damaged or cannot be written costs time, never a result. (One that is
-changed in place while it is mapped is not guarded against; this module only ever replaces files.)
+choice of algorithms. It is mapped, not read, so that processes share its pages. Nothing in it is
+trusted: SHA-256 protects its table and checksums its weights, and the core checks the bounds of
+everything that a kernel reads. A file that is damaged, does not fit or cannot be written costs
+time, but never changes a result. (The exception is a file that another program changes in place
+while it is mapped; this module only replaces files.)
 
-Layout: 64 bytes (magic, then offset and length of the table as u64, and its SHA-256), the packed
-weights of each operation, each at a multiple of 64 bytes, and the table, JSON.
+The folder is kept below `cache_limit()`: after writing a file, the least recently used ones are
+deleted. Using a file sets its modification time.
+
+Layout: 64 bytes (magic, offset and length of the table as u64, SHA-256 of the table), the packed
+weights of each operation, each at a multiple of 64 bytes, and the table as JSON.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ import hashlib
 import json
 import mmap
 import os
+import re
+import stat
 import struct
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +36,104 @@ from numpy.typing import NDArray
 
 from .._native import pack_version
 from ..errors import InputError
+from ..files import cache_folder
 from ..model.file import ModelFile, load_model
 from ..model.tensors import LazyTensors
 from ..version import VERSION
-from . import Engine, PackedWeights, choose_isa, choose_precision
+from . import Engine, PackedWeights, choose_isa
+from .precision import choose_precision
+
+DEFAULT_LIMIT = 10 * 10**9
+"""Limit of the cache in bytes, unless SPARSEDET_CACHE_LIMIT says otherwise. Source: choice; about a
+hundred models of the size of r101-c4."""
 
 _MAGIC = b"SDPACKED"
 _START = struct.Struct("<8sQQ32s8x")
+_NAME = re.compile(r".+-[a-z0-9]+-(f32|bf16|int8)-[0-9a-f]{16}\.packed", re.DOTALL)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def cache_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
-    """Where packed weights are kept.
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A file of packed weights.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        last_used: time of the last use, in seconds since 1970.
+    """
+
+    path: Path
+    bytes: int
+    last_used: float
+
+
+def packed_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
+    """The folder of packed weights.
 
     Args:
-        cache: a folder; True: `packed` in the folder that the environment's SPARSEDET_CACHE names,
-            default ~/.cache/sparsedet; False: nowhere.
+        cache: a folder; True: `packed` in `files.cache_folder()`; False: no cache.
     """
     if cache is False:
         return None
-    if cache is True:
-        root = os.environ.get("SPARSEDET_CACHE") or Path.home() / ".cache" / "sparsedet"
-        return Path(root) / "packed"
-    return Path(cache)
+    return cache_folder() / "packed" if cache is True else Path(cache)
+
+
+def cache_limit() -> int:
+    """Limit of the cache in bytes, from SPARSEDET_CACHE_LIMIT or `DEFAULT_LIMIT`; 0: no limit.
+
+    Raises:
+        InputError: the variable is not a size.
+    """
+    text = os.environ.get("SPARSEDET_CACHE_LIMIT", "").strip()
+    if not text:
+        return DEFAULT_LIMIT
+    size = _SIZE.fullmatch(text)
+    if size is None:
+        raise InputError(
+            f"SPARSEDET_CACHE_LIMIT is {text!r}, expected a size in bytes, as 500MB or 10GB; "
+            "0 means no limit"
+        )
+    return int(float(size[1]) * _UNITS[size[2].upper()])
+
+
+def entries(folder: Path) -> list[CacheEntry]:
+    """Files of packed weights in a folder, the least recently used one first.
+
+    Other files are not listed: a file of packed weights is recognised by its name and its first
+    bytes. A folder that does not exist or cannot be read has no entries.
+    """
+    listed = []
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _NAME.fullmatch(path.name) and (entry := _entry(path)):
+                listed.append(entry)
+    return sorted(listed, key=lambda entry: (entry.last_used, entry.path))
+
+
+def _entry(path: Path) -> CacheEntry | None:
+    with contextlib.suppress(OSError):  # it may be gone, or belong to another user
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        with open(path, "rb") as file:
+            if file.read(len(_MAGIC)) == _MAGIC:
+                return CacheEntry(path, status.st_size, status.st_mtime)
+    return None
+
+
+def remove(entries: Iterable[CacheEntry]) -> None:
+    """Delete files of packed weights; a process that has one mapped can still use it.
+
+    Raises:
+        InputError: a file cannot be deleted; one that is gone already is no error.
+    """
+    for entry in entries:
+        try:
+            entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"{entry.path}: cannot be deleted ({error.strerror})") from None
 
 
 def load_engine(
@@ -62,16 +145,18 @@ def load_engine(
     algorithms: Mapping[str, str] | None,
     threads: int,
 ) -> tuple[ModelFile, Engine]:
-    """A model file and its engine, from packed weights in `folder` if they are there.
+    """Load a model file and its engine, with packed weights from `folder`.
 
-    Else they are put there; if that cannot be done, nothing is said.
+    Packed weights that are not in the folder are packed and written there. If that fails, a
+    warning says so.
 
     Args:
         path: the model file.
-        isa, precision, algorithms, threads: as `Engine` takes them.
+        folder: the cache; created if necessary.
+        isa, precision, algorithms, threads: as for `Engine`.
 
     Raises:
-        InputError: as `load_model` and `Engine`.
+        InputError: as `load_model`, `Engine` and `cache_limit`.
     """
     precision = choose_precision(precision, isa)
     try:
@@ -84,6 +169,7 @@ def load_engine(
         "algorithms": algorithms,
         "threads": threads,
     }
+    limit = cache_limit()
     model = load_model(path, check=False)
     assert isinstance(model.tensors, LazyTensors)
     key = _key(model.tensors, isa, precision, algorithms)
@@ -91,32 +177,59 @@ def load_engine(
     try:
         operations = _open(file, key, model.tensors)
         if operations is not None:
-            return model, Engine(model.config, model.tensors, packed=operations, **options)
-    except ValueError as error:  # among them the core's, an InputError
+            engine = Engine(model.config, model.tensors, packed=operations, **options)
+            with contextlib.suppress(OSError):  # the file of another user
+                os.utime(file)
+            return model, engine
+    except ValueError as error:  # also an InputError of the core
         warnings.warn(
             f"{file}: packed weights are damaged ({error}); they are packed and written again",
             RuntimeWarning,
             stacklevel=3,
         )
     engine = Engine(model.config, model.tensors, **options)
-    with contextlib.suppress(OSError):  # a read-only folder, a full disk
+    try:
         _save(file, key, model.tensors, engine)
+    except OSError as error:  # a read-only folder, a full disk
+        warnings.warn(
+            f"{folder}: packed weights cannot be kept there ({error.strerror or error}); each load "
+            "packs them again",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    else:
+        _trim(folder, limit, file)
     return model, engine
+
+
+def _trim(folder: Path, limit: int, keep: Path) -> None:
+    """Delete the least recently used files until the rest is within `limit`, but never `keep`."""
+    if not limit:
+        return
+    listed = entries(folder)
+    total = sum(entry.bytes for entry in listed)
+    for entry in listed:
+        if total <= limit:
+            return
+        if entry.path != keep:
+            with contextlib.suppress(InputError):  # the file of another user
+                remove([entry])
+                total -= entry.bytes
 
 
 def _key(
     tensors: LazyTensors, isa: str, precision: str, algorithms: Mapping[str, str] | None
 ) -> str:
-    """What packed weights depend on, but for the values of the weights."""
-    parts = [VERSION, pack_version, isa, precision, sorted((algorithms or {}).items())]
-    return hashlib.sha256(json.dumps(parts).encode() + tensors.header()).hexdigest()
+    """Digest of everything that packed weights depend on, except the values of the weights."""
+    inputs = [VERSION, pack_version, isa, precision, sorted((algorithms or {}).items())]
+    return hashlib.sha256(json.dumps(inputs).encode() + tensors.header()).hexdigest()
 
 
 def _open(file: Path, key: str, tensors: LazyTensors) -> dict[str, PackedWeights] | None:
-    """The operations in a file; None if there is no such file or it is of another model.
+    """Packed weights by operation; None if the file does not exist or is of another model.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     try:
         with open(file, "rb") as stream:
@@ -128,10 +241,10 @@ def _open(file: Path, key: str, tensors: LazyTensors) -> dict[str, PackedWeights
         return None
     magic, offset, length, digest = _START.unpack_from(content)
     if magic != _MAGIC or offset + length != size:
-        raise ValueError("truncated or no such file")
+        raise ValueError("truncated, or not a file of packed weights")
     table = content[offset : offset + length]
     if hashlib.sha256(table).digest() != digest:
-        raise ValueError("its table is damaged")
+        raise ValueError("the table is damaged")
     try:
         values = json.loads(table)
         if values["key"] != key:
@@ -141,29 +254,34 @@ def _open(file: Path, key: str, tensors: LazyTensors) -> dict[str, PackedWeights
         array: NDArray[np.uint8] = np.frombuffer(content, np.uint8)
         operations = {}
         for name, numbers in values["operations"].items():
-            begin, end, method, nonzero, checksum = numbers
+            begin, end, algorithm, nonzero, checksum = numbers
             if any(type(n) is not int for n in (begin, end, nonzero, checksum)):
                 raise ValueError
             if not 0 <= begin <= end <= offset or not 0 <= nonzero < 1 << 63 or checksum >> 64:
                 raise ValueError
-            operations[name] = PackedWeights(array[begin:end], str(method), nonzero, checksum)
+            operations[name] = PackedWeights(array[begin:end], str(algorithm), nonzero, checksum)
         return operations
     except (LookupError, RecursionError, TypeError, AttributeError, ValueError):
-        raise ValueError("its table is damaged") from None
+        raise ValueError("the table is damaged") from None
 
 
 def _save(file: Path, key: str, tensors: LazyTensors, engine: Engine) -> None:
+    """Write the packed weights of an engine.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(bytes(_START.size))
             operations = {}
-            for name, *_ in engine.native.planned:
-                method, nonzero, checksum, parts = engine.native.packed(name)
+            for name, *_ in engine.native.planned_ops:
+                algorithm, nonzero, checksum, pieces = engine.native.packed(name)
                 begin = stream.tell()
-                stream.writelines(parts)
-                operations[name] = (begin, stream.tell(), method, nonzero, checksum)
+                stream.writelines(pieces)
+                operations[name] = (begin, stream.tell(), algorithm, nonzero, checksum)
             table = json.dumps(
                 {
                     "key": key,

@@ -1,14 +1,14 @@
-"""COCO detection scores: any callable image -> Detections against COCO ground truth.
+"""COCO detection scores of any callable image -> Detections.
 
-The figures are pycocotools' own (the reference implementation: IoU with crowd regions as COCO
-defines it, `area` as the file says, at most 100 detections an image and class). This module
-runs the detector and gives the figures names; beside them stands AP as Open Model Zoo counts it.
-`scored` checks what goes in, `analysis` draws curves.
+The figures are those of pycocotools, the reference implementation: IoU with crowd regions as COCO
+defines it, `area` from the file, at most 100 detections for each image and class. This module runs
+the detector and names the figures; beside them is AP as Open Model Zoo counts it. `results`
+validates the input, `analysis` computes curves and confusions.
 
 Glossary: AP is the mean over classes and IoU thresholds 0.50, 0.55, ... 0.95; s, m, l are
 ground-truth areas below 32^2, up to 96^2 and above; ARn allows n detections an image and class.
-A *result* is one detection as COCO writes it: image_id, category_id, bbox (x, y, width,
-height in photograph pixels), score. -1 stands for a figure that nothing was there to measure.
+A *result* is one detection as COCO writes it: image_id, category_id, bbox (x, y, width, height in
+image pixels), score. A figure is -1 where there was nothing to measure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..images.read import read_image
 from .average_precision import Matches, average_precision, class_matches
 from .coco import CocoDataset, load_coco
 from .omz_metric import omz_matches
-from .results import Scored, check
+from .results import ValidatedResults, validate_results
 
 STAT_NAMES = (
     "AP",
@@ -54,7 +54,7 @@ OMZ_NAME = "AP (Open Model Zoo coco_precision)"
 
 
 class DetectionsLike(Protocol):
-    """What `evaluate` needs of a detector's answer, as `detections.Detections` has it."""
+    """What `evaluate` reads of detections; `detections.Detections` is such."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -64,16 +64,16 @@ class DetectionsLike(Protocol):
 
 @dataclass(frozen=True)
 class CocoScores:
-    """The outcome of one evaluation.
+    """The scores of one evaluation.
 
     Attributes:
         stats: the figures of `STAT_NAMES`, 0..1 or -1.
-        coco_precision: AP as Open Model Zoo's accuracy checker counts it, see `omz_precision`.
-        per_class: class name -> {"AP", "AP50", "coco_precision", "images", "boxes"}: its own
-            figures, the photographs that hold it and its boxes, crowd regions not counted.
-        images: photographs scored.
-        detections: results scored.
-        warnings: what was left out, one line each.
+        coco_precision: AP as Open Model Zoo's accuracy checker counts it, see `omz_metric`.
+        per_class: class name -> {"AP", "AP50", "coco_precision", "images", "boxes"}: the class's
+            own figures, its images and its boxes, without crowd regions.
+        images: number of images.
+        detections: number of results that count.
+        warnings: input that was left out, one line each.
     """
 
     stats: dict[str, float]
@@ -88,7 +88,7 @@ class CocoScores:
         return {AP_NAME: self.stats["AP"], OMZ_NAME: self.coco_precision}
 
     def table(self) -> str:
-        """The figures as text, classes without ground truth left out."""
+        """The figures as text, without the classes that have no ground truth."""
         lines = [f"{self.images} images, {self.detections} detections", ""]
         lines += [f"{label:<37}{_figure(value)}" for label, value in self.both().items()]
         lines += ["", *(f"{name:<6}{_figure(value)}" for name, value in self.stats.items())]
@@ -103,7 +103,7 @@ class CocoScores:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON-ready values, one for each attribute."""
+        """JSON-ready values, one for each attribute."""
         return {**asdict(self), "warnings": list(self.warnings)}
 
 
@@ -113,19 +113,20 @@ def score_results(
     *,
     class_names: Sequence[str] | None = None,
 ) -> CocoScores:
-    """Score finished results over every photograph of a COCO file.
+    """Score finished results over every image of a COCO file.
+
+    Results of categories that are not scored are left out and counted in `warnings`.
 
     Args:
-        ground_truth: the annotation JSON; no photographs are needed.
-        results: COCO results or the JSON file that holds them. Order matters only between
-            equal scores of one photograph and class, as in pycocotools.
+        ground_truth: the annotation JSON; the images themselves are not needed.
+        results: COCO results, or their JSON file. Order matters only between equal scores of
+            one image and class, as in pycocotools.
         class_names: the classes that count; default: all of the file.
 
     Raises:
-        InputError: pycocotools is missing, a file cannot be read or is no COCO data, or a
-            result lacks a key, names an unknown photograph or holds anything but finite
-            numbers; the message names the entry. Results of categories that are not scored
-            are left out and counted in `warnings`.
+        InputError: pycocotools is missing; a file cannot be read or is not COCO data; or a result
+            lacks a key, names an unknown image or has other values than finite numbers (the
+            message names the entry).
     """
     _pycocotools()
     dataset = load_coco(ground_truth, Path(ground_truth).parent, class_names)
@@ -143,34 +144,34 @@ def evaluate(
     skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CocoScores, list[dict[str, Any]]]:
-    """Run a detector over a data set's photographs and score it.
+    """Run a detector over a data set's images and score it.
 
     Args:
-        detect: (H, W, 3) uint8 BGR photograph -> detections in photograph pixels. They are
-            matched to the data set's classes by name: its category ids may be others.
-        dataset: the photographs, their ground truth (read again from `dataset.path`, for the
-            exact boxes and areas) and the classes that count.
-        limit: only the first so many photographs.
-        skip_bad: a photograph that is missing, unreadable or of another size than the
-            annotations say counts as one without detections, with a warning, not as an error.
-        progress: called with (done, total) after each photograph.
+        detect: (H, W, 3) uint8 BGR image -> detections in image pixels. Classes are matched by
+            name; the detector's category ids may differ from the data set's.
+        dataset: the images, their ground truth (read again from `dataset.path`, for the exact
+            boxes and areas) and the classes that count.
+        limit: number of images, from the first on; default: all.
+        skip_bad: count an image as one without detections, with a warning, where it is missing,
+            unreadable or not of the size in the annotations; default: an error.
+        progress: called with (done, total) after each image.
 
     Returns:
-        The scores, and the results as `score_results` accepts them: those of the classes that
-        count, with the data set's category ids.
+        The scores, and the results as `score_results` accepts them: only classes that count, with
+        the data set's category ids.
 
     Raises:
-        InputError: as `score_results`; or, without `skip_bad`, a photograph is bad.
+        InputError: as `score_results`; or, without `skip_bad`, an image is bad.
     """
     _pycocotools()
     dataset = dataset.first(limit)
     collected = Results(dataset)
     warnings = []
-    for done, (image_id, pixels, problem) in enumerate(photographs(dataset, skip_bad), start=1):
-        if pixels is None:
+    for done, (image_id, image, problem) in enumerate(read_images(dataset, skip_bad), start=1):
+        if image is None:
             warnings.append(problem)
         else:
-            collected.add(image_id, detect(pixels))
+            collected.add(image_id, detect(image))
         if progress is not None:
             progress(done, len(dataset.images))
     scores = score(dataset, collected.entries, "detections")
@@ -178,42 +179,45 @@ def evaluate(
     return replace(scores, warnings=tuple(warnings)), collected.entries
 
 
-def photographs(
+def read_images(
     dataset: CocoDataset, skip_bad: bool = False
 ) -> Iterator[tuple[int, NDArray[np.uint8] | None, str]]:
-    """(image id, (H, W, 3) BGR pixels, "") of each photograph in turn.
+    """Read the images of a data set one after the other.
 
     Args:
-        skip_bad: a photograph that is missing, unreadable or of another size than the
-            annotations say comes as (image id, None, warning) and is no error.
+        skip_bad: yield a bad image (see `evaluate`) as (image id, None, warning).
+
+    Yields:
+        (image id, (H, W, 3) uint8 BGR, "").
 
     Raises:
-        InputError: without `skip_bad`, a photograph is bad; missing ones are told at once.
+        InputError: without `skip_bad`, an image cannot be read (missing files are reported before
+            the first image), or has not the size in the annotations.
     """
     if not skip_bad:
         dataset.require_images()
-    for image in dataset.images:
-        path = dataset.image_path(image)
+    for entry in dataset.images:
+        path = dataset.image_path(entry)
         try:
-            pixels = read_image(path)
-            if pixels.shape[:2] != (image.height, image.width):
+            image = read_image(path)
+            if image.shape[:2] != (entry.height, entry.width):
                 raise InputError(
-                    f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, "
-                    f"expected {image.width}x{image.height} as in {dataset.path}"
+                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, "
+                    f"expected {entry.width}x{entry.height} as in {dataset.path}"
                 )
         except InputError as error:
             if not skip_bad:
                 raise
-            yield image.id, None, f"counted as without detections: {error}"
+            yield entry.id, None, f"counted as without detections: {error}"
         else:
-            yield image.id, pixels, ""
+            yield entry.id, image, ""
 
 
 class Results:
-    """COCO results of a data set's classes, gathered photograph by photograph.
+    """Collects COCO results of a data set's classes, image by image.
 
     Attributes:
-        entries: as `score_results` accepts them, with the data set's category ids.
+        entries: results as `score_results` accepts them, with the data set's category ids.
     """
 
     def __init__(self, dataset: CocoDataset) -> None:
@@ -221,9 +225,9 @@ class Results:
         self._ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
         self._left_out: Counter[str] = Counter()
 
-    def add(self, image_id: int, found: DetectionsLike) -> None:
-        """Classes are matched by name; those that the data set lacks are left out and counted."""
-        for name, entry in zip(found.names, found.to_coco(image_id), strict=True):
+    def add(self, image_id: int, detections: DetectionsLike) -> None:
+        """Add an image's detections; classes that the data set lacks are only counted."""
+        for name, entry in zip(detections.names, detections.to_coco(image_id), strict=True):
             if self._ids.get(name, -1) == -1:
                 self._left_out[name] += 1
             else:
@@ -239,7 +243,11 @@ class Results:
 
 
 def _pycocotools() -> tuple[Any, Any]:
-    """Its COCO and COCOeval classes; asked for first, not after hours of inference."""
+    """Its classes COCO and COCOeval; called before inference, which may take hours.
+
+    Raises:
+        InputError: pycocotools is not installed.
+    """
     try:
         from pycocotools.coco import COCO  # type: ignore[import-untyped,unused-ignore]
         from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped,unused-ignore]
@@ -249,25 +257,25 @@ def _pycocotools() -> tuple[Any, Any]:
 
 
 def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches:
-    """What pycocotools matches, before it counts: for curves and resampling.
+    """The matches of pycocotools, before it counts them: for curves and resampling.
 
     Args:
-        dataset: ground truth, photographs and classes, as for `evaluate`.
+        dataset: ground truth, images and classes, as for `evaluate`.
         results: COCO results, as `evaluate` returns them.
 
     Raises:
         InputError: as `score_results`.
     """
-    scored = check(dataset, results)
-    run = _match(scored, ("all",))
-    images = len(scored.image_ids)
+    validated = validate_results(dataset, results)
+    run = _match(validated, ("all",))
+    images = len(validated.image_ids)
     classes = []
     for k, category in enumerate(run.params.catIds):
-        # One entry a photograph, or None where there is neither object nor detection.
+        # One entry an image, None where there is neither object nor detection.
         cells = run.evalImgs[k * images : (k + 1) * images]
         classes.append(
             class_matches(
-                scored.names[category],
+                validated.names[category],
                 int(category),
                 images,
                 {
@@ -277,27 +285,29 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
                 },
             )
         )
-    return Matches(run.params.iouThrs, scored.image_ids, tuple(classes))
+    return Matches(run.params.iouThrs, validated.image_ids, tuple(classes))
 
 
-def _match(scored: Scored, areas: tuple[str, ...] = ("all", "small", "medium", "large")) -> Any:
-    """pycocotools' run with its matches done."""
+def _match(
+    validated: ValidatedResults, areas: tuple[str, ...] = ("all", "small", "medium", "large")
+) -> Any:
+    """A COCOeval of pycocotools after its matching."""
     coco, evaluator = _pycocotools()
-    images = [{"id": id_} for id_ in scored.image_ids]
-    sides = []
+    images = [{"id": id_} for id_ in validated.image_ids]
+    both = []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on stdout
-        for boxes in (scored.truth, scored.results):
-            side = coco()
-            # Ids from 1: pycocotools takes a match with annotation 0 for no match, and of
-            # annotations that share an id it keeps the last.
-            side.dataset = {
+        for boxes in (validated.ground_truth, validated.results):
+            entries = coco()
+            # Ids from 1: pycocotools takes a match with annotation 0 for no match, and keeps only
+            # the last of annotations that share an id.
+            entries.dataset = {
                 "images": images,
-                "categories": [{"id": id_} for id_ in scored.names],
+                "categories": [{"id": id_} for id_ in validated.names],
                 "annotations": [{**box, "id": i} for i, box in enumerate(boxes, start=1)],
             }
-            side.createIndex()
-            sides.append(side)
-        run = evaluator(*sides, "bbox")
+            entries.createIndex()
+            both.append(entries)
+        run = evaluator(*both, "bbox")
         run.params.areaRng = run.params.areaRng[: len(areas)]  # "all" comes first
         run.params.areaRngLbl = list(areas)
         run.evaluate()
@@ -305,22 +315,22 @@ def _match(scored: Scored, areas: tuple[str, ...] = ("all", "small", "medium", "
 
 
 def score(dataset: CocoDataset, results: Any, where: str = "results") -> CocoScores:
-    """`score_results` over the photographs and classes of a data set that is read already.
+    """`score_results` over the images and classes of a data set that is read already.
 
     Args:
-        where: what to call the results in messages.
+        where: name of the results in messages.
     """
-    scored = check(dataset, results, where)
-    run = _match(scored)
+    validated = validate_results(dataset, results, where)
+    run = _match(validated)
     with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
         run.summarize()
-    omz = average_precision(omz_matches(scored))[0].mean(axis=0)  # [K]
+    omz = average_precision(omz_matches(validated))[0].mean(axis=0)  # [K]
 
     # precision: [10 IoU thresholds, 101 recalls, classes, all/s/m/l, 1/10/100 detections]
     precision = run.eval["precision"][:, :, :, 0, 2]
     column = {id_: k for k, id_ in enumerate(run.params.catIds)}
-    plain = [box for box in scored.truth if not box["iscrowd"]]
+    plain = [box for box in validated.ground_truth if not box["iscrowd"]]
     boxes_of = Counter(box["category_id"] for box in plain)
     images_of = Counter(id_ for _, id_ in {(box["image_id"], box["category_id"]) for box in plain})
     per_class = {
@@ -339,9 +349,9 @@ def score(dataset: CocoDataset, results: Any, where: str = "results") -> CocoSco
         stats,
         float(measured.mean()) if measured.size else -1.0,
         per_class,
-        len(scored.image_ids),
-        len(scored.results),
-        scored.warnings,
+        len(validated.image_ids),
+        len(validated.results),
+        validated.warnings,
     )
 
 

@@ -1,10 +1,10 @@
-"""COCO-format ground truth: read, checked and handed out by image.
+"""COCO-format ground truth: reads the JSON file, checks it and lists it image by image.
 
-Needs the JSON alone; images are found beside it by `file_name`. Single bad annotations are
-skipped or mended and counted, a file that is no COCO data set is an error. No torch here.
+Reads only the JSON; an image's `file_name` is relative to the folder of images. Single bad
+annotations are skipped or corrected, and counted; a file that is not a COCO data set is an error.
 
 Glossary: labels are contiguous 1..K in the order of `categories`; `category_id` is the
-file's own. Boxes are xyxy float pixels of the photograph.
+file's own. Boxes are xyxy float pixels of the image.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..files import read_json
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """One photograph with its ground truth.
+    """One image with its ground truth.
 
     Attributes:
         id, file_name, width, height: as in the file, pixels.
-        boxes: (N, 4) float32 xyxy, inside the photograph, of positive area.
+        boxes: (N, 4) float32 xyxy, inside the image, of positive area.
         labels: (N,) int64, 1..K.
         crowd: (N,) bool.
     """
@@ -50,10 +50,10 @@ class CocoDataset:
 
     Attributes:
         path: the JSON file.
-        root: folder of the photographs.
+        root: folder of the images.
         images: in the file's order.
-        class_names, category_ids: of label 1, 2, ... K.
-        problems: what was skipped or mended -> how often.
+        class_names, category_ids: of label 1, 2, ... K; -1 for a class that the file lacks.
+        problems: kind of annotations skipped or corrected -> count.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class CocoDataset:
         return self.root / image.file_name
 
     def first(self, limit: int | None) -> CocoDataset:
-        """The data set of the first `limit` photographs; None: all.
+        """The data set of the first `limit` images; None: all.
 
         Raises:
             InputError: limit is below 1.
@@ -80,13 +80,15 @@ class CocoDataset:
 
     def warnings(self) -> list[str]:
         """One line for each kind of problem."""
-        return [f"{self.path}: {count} {what}" for what, count in sorted(self.problems.items())]
+        return [
+            f"{self.path}: {count} {problem}" for problem, count in sorted(self.problems.items())
+        ]
 
     def require_images(self) -> None:
-        """Check that every photograph exists.
+        """Check that every image exists.
 
         Raises:
-            InputError: says how many are missing and names the first.
+            InputError: images are missing; the message counts them and names the first.
         """
         # os.path.isfile also answers for names that the file system refuses; Path.is_file raises.
         missing = [i.file_name for i in self.images if not os.path.isfile(self.image_path(i))]
@@ -106,18 +108,18 @@ def load_coco(
 
     Args:
         annotations: the JSON file with `images`, `annotations` and `categories`.
-        images: folder of the photographs.
+        images: folder of the images.
         class_names: the classes that count, in label order, matched by name; annotations of
             other categories are skipped and counted. Default: all, ordered by category id.
 
     Raises:
-        InputError: unreadable, no COCO data set, keys missing, no images, an id or class name
-            that appears twice, or no usable class.
+        InputError: the file cannot be read or is not a COCO data set, keys or images are missing,
+            an id or class name appears twice, or there is no usable class.
     """
     path = Path(annotations)
     data = read_json(path)
     if not isinstance(data, dict):
-        raise InputError(f"{path}: not a COCO data set (the top level is no object)")
+        raise InputError(f"{path}: not a COCO data set (the top level is not an object)")
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             raise InputError(f"{path}: not a COCO data set (no list {key!r})")
@@ -165,8 +167,8 @@ def load_coco(
             problems["annotations of an unknown image skipped"] += 1
             continue
         if category not in label_of:
-            kind = "a class not asked for" if category in known else "an unknown category"
-            problems[f"annotations of {kind} skipped"] += 1
+            reason = "a class not asked for" if category in known else "an unknown category"
+            problems[f"annotations of {reason} skipped"] += 1
             continue
         numbers = finite_numbers(box, 4)
         if numbers is None:
@@ -190,22 +192,22 @@ def load_coco(
         rows[image_id].append(([x0, y0, x1, y1], label_of[category], bool(entry.get("iscrowd"))))
 
     result = []
-    for entry, (image_id, mine) in zip(data["images"], rows.items(), strict=True):
+    for entry, (image_id, image_rows) in zip(data["images"], rows.items(), strict=True):
         result.append(
             CocoImage(
                 image_id,
                 _get(path, "images", entry, "file_name", str),
                 *sizes[image_id],
-                np.array([b for b, _, _ in mine], dtype=np.float32).reshape(-1, 4),
-                np.array([label for _, label, _ in mine], dtype=np.int64),
-                np.array([c for _, _, c in mine], dtype=np.bool_),
+                np.array([b for b, _, _ in image_rows], dtype=np.float32).reshape(-1, 4),
+                np.array([label for _, label, _ in image_rows], dtype=np.int64),
+                np.array([c for _, _, c in image_rows], dtype=np.bool_),
             )
         )
     return CocoDataset(path, Path(images), tuple(result), names, ids, problems)
 
 
 def finite_numbers(value: Any, count: int) -> list[float] | None:
-    """A JSON list of exactly `count` finite numbers as floats, or None for anything else."""
+    """A JSON list of exactly `count` finite numbers as floats, else None."""
     if not isinstance(value, list | tuple) or len(value) != count:
         return None
     if not all(isinstance(v, Real) and not isinstance(v, bool) for v in value):
@@ -217,13 +219,13 @@ def finite_numbers(value: Any, count: int) -> list[float] | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
-def _get(path: Path, what: str, entry: Any, key: str, kind: type) -> Any:
-    """`entry[key]`, of the right type; integral floats pass as integers."""
+def _get(path: Path, section: str, entry: Any, key: str, expected: type) -> Any:
+    """`entry[key]` of the expected type; whole floats pass as integers."""
     if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"{path}: an entry of {what!r} has no {key!r}")
+        raise InputError(f"{path}: an entry of {section!r} has no {key!r}")
     value = entry[key]
-    if kind is int and isinstance(value, float) and value.is_integer():
+    if expected is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{path}: {what}.{key} is {value!r}, expected {kind.__name__}")
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise InputError(f"{path}: {section}.{key} is {value!r}, expected {expected.__name__}")
     return value

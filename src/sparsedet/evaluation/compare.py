@@ -1,7 +1,7 @@
-"""Two detectors side by side over the same photographs: accuracy, speed, size, sparsity.
+"""Two detectors side by side over the same images: accuracy, speed, size, sparsity.
 
-Runs them interleaved, so that what disturbs the machine disturbs both, and judges the difference
-in AP by a paired bootstrap. It draws no pictures.
+Runs them interleaved, so that a disturbance of the machine affects both, and judges the difference
+in AP by a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import (
     DetectionsLike,
     Results,
     coco_matches,
-    photographs,
+    read_images,
     score,
 )
 from .analysis import FEW
@@ -34,20 +34,20 @@ _RESAMPLES = 1000
 
 
 class Detect(Protocol):
-    """(H, W, 3) uint8 BGR photograph -> detections in photograph pixels."""
+    """(H, W, 3) uint8 BGR image -> detections in image pixels."""
 
     def __call__(self, image: NDArray[np.uint8], /) -> DetectionsLike: ...
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two detectors.
 
     Attributes:
-        name: what to call it.
+        name: its name in text.
         scores: its figures.
-        milliseconds: median of a photograph in memory, from pixels to detections.
-        facts: "size_mb", "sparsity" and whatever else is known of the model.
+        milliseconds: median time of one image, from pixels in memory to detections.
+        facts: further values for JSON; "size_mb" and "zeros_percent" are in the text, too.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome.
+    """Two detectors compared.
 
     Attributes:
-        a, b: the two.
-        differences: "AP", "AP50", "AP75" -> B minus A with 95 % interval; empty where the ground
-            truth has no object.
-        speed: A's time over B's, photograph by photograph: median, lower and upper quartile.
+        a, b: the detectors.
+        differences: "AP", "AP50", "AP75" -> B minus A with 95 % interval; empty without an object
+            in the ground truth.
+        speed: A's time over B's, image by image: median, lower and upper quartile.
         warnings: one line each.
     """
 
@@ -75,8 +75,7 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def classes(self) -> list[tuple[str, float, float, int]]:
-        """(name, AP of A, AP of B, objects) of the classes that have objects, B's largest loss
-        first."""
+        """(name, AP of A, AP of B, objects) of classes with objects, B's largest loss first."""
         other = self.b.scores.per_class
         rows = [
             (name, row["AP"], other[name]["AP"], int(row["boxes"]))
@@ -86,7 +85,7 @@ class Comparison:
         return sorted(rows, key=lambda row: (row[2] - row[1], row[0]))
 
     def verdict(self) -> str:
-        """One sentence about AP."""
+        """One sentence on the difference in AP."""
         if not self.differences:
             return "No object in the ground truth: nothing to compare."
         change = self.differences["AP"]
@@ -95,13 +94,13 @@ class Comparison:
             f"{change.high:+.3f}"
         )
         if not change.clear:
-            return f"{interval}: these {self.a.scores.images} photographs do not tell them apart."
+            return f"{interval}: these {self.a.scores.images} images do not tell them apart."
         return f"{interval}: B is {'better' if change.difference > 0 else 'worse'}."
 
     def text(self) -> str:
         """A table for a terminal."""
         a, b = self.a, self.b
-        lines = [f"A  {a.name}", f"B  {b.name}", f"{a.scores.images} photographs", ""]
+        lines = [f"A  {a.name}", f"B  {b.name}", f"{a.scores.images} images", ""]
         lines.append(f"{'':<37}{'A':>9}{'B':>9}{'B - A':>9}   95 % interval")
         rows = [
             (AP_NAME, a.scores.stats["AP"], b.scores.stats["AP"], "AP"),
@@ -127,8 +126,9 @@ class Comparison:
                 lines.append(f"{label:<37}{first:>9.1f}{second:>9.1f}{second - first:>+9.1f}")
         median, low, high = self.speed
         lines.append(
-            f"{'a photograph, ms (median)':<37}{a.milliseconds:>9.1f}{b.milliseconds:>9.1f}"
-            f"{median:>8.2f}x   as fast; middle half of the photographs {low:.2f} to {high:.2f}"
+            f"{'an image, ms (median)':<37}{a.milliseconds:>9.1f}{b.milliseconds:>9.1f}"
+            f"{median:>8.2f}x   as fast (median; interquartile range over images "
+            f"{low:.2f}-{high:.2f})"
         )
         classes = [row for row in self.classes() if row[3] >= FEW]
         changed = [row for row in classes if row[1] != row[2]]
@@ -153,7 +153,7 @@ class Comparison:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
+        """JSON-ready values."""
         return {
             **{
                 key: {
@@ -184,46 +184,46 @@ def compare(
     skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Run both over every photograph, in turn, and compare.
+    """Run both detectors over every image and compare.
 
     Args:
-        detect_a, detect_b: as for `evaluate`. Each runs once before it is timed, and they change
-            places from photograph to photograph.
+        detect_a, detect_b: as for `evaluate`. Each runs once before it is timed; the order of the
+            two alternates from image to image.
         dataset, skip_bad, progress: as for `evaluate`.
         names, facts: see `Side`.
 
     Raises:
-        InputError: as `evaluate`; or no photograph can be read.
+        InputError: as `evaluate`; or no image can be read.
     """
     both = detect_a, detect_b
     collected = Results(dataset), Results(dataset)
     seconds: tuple[list[float], list[float]] = ([], [])
     warnings = []
-    for done, (image_id, pixels, problem) in enumerate(photographs(dataset, skip_bad), start=1):
-        if pixels is None:
+    for done, (image_id, image, problem) in enumerate(read_images(dataset, skip_bad), start=1):
+        if image is None:
             warnings.append(problem)
         else:
             if not seconds[0]:
                 for detect in both:
-                    detect(pixels)
+                    detect(image)
             for which in (0, 1) if done % 2 else (1, 0):
                 start = time.perf_counter()
-                found = both[which](pixels)
+                detections = both[which](image)
                 seconds[which].append(time.perf_counter() - start)
-                collected[which].add(image_id, found)
+                collected[which].add(image_id, detections)
         if progress is not None:
             progress(done, len(dataset.images))
     if not seconds[0]:
-        raise InputError(f"{dataset.root}: none of the photographs can be read")
+        raise InputError(f"{dataset.root}: none of the images can be read")
     scores = [score(dataset, side.entries) for side in collected]
     matches = [coco_matches(dataset, side.entries) for side in collected]
     measurable = any(entry.objects.any() for entry in matches[0].classes)
     ratio = np.array(seconds[0]) / np.array(seconds[1])
     a, b = (
-        Side(name, figures, float(np.median(times)) * 1000, known)
-        for name, figures, times, known in zip(names, scores, seconds, facts, strict=True)
+        Side(name, side_scores, float(np.median(times)) * 1000, side_facts)
+        for name, side_scores, times, side_facts in zip(names, scores, seconds, facts, strict=True)
     )
-    # What both say of the ground truth is said once.
+    # Both repeat the warnings on the ground truth.
     for lines in (*(side.warnings() for side in collected), *(s.warnings for s in scores)):
         warnings += [line for line in lines if line not in warnings]
     low, median, high = map(float, np.quantile(ratio, [0.25, 0.5, 0.75]))

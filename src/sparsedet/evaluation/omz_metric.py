@@ -2,23 +2,23 @@
 
 The published 38.74 % of `faster-rcnn-resnet101-coco-sparse-60-0001` is this figure, which is not
 pycocotools' AP. Both interpolate at 101 recalls, average over ten IoU thresholds and then over
-the classes that have objects, and take the 100 best detections of a class in a photograph.
-They differ in who matches whom:
+the classes that have objects, and take the 100 best detections of a class in an image.
+They differ in what they match:
 
 1. Crowd regions are compared by plain IoU. pycocotools divides by the detection's area alone,
-   so that a small detection inside a large crowd region is forgiven; here it is a false alarm.
-2. An object that was matched by the best detection of its class in the photograph can be matched
-   once more. (The checker stores the matching detection's index and takes 0 for "not matched".)
-   Some doubles are therefore hits instead of false alarms, and recall can pass 1.
+   which forgives a small detection inside a large crowd region; here it is a false positive.
+2. An object matched by the best detection of its class in the image can be matched once more.
+   (The checker stores the matching detection's index and takes 0 for "not matched".) Some
+   doubled detections are therefore true positives, and recall can exceed 1.
 3. Overlaps are rounded to float32 before they are compared.
-4. Photographs without any annotation are left out, and the false alarms on them with them.
+4. Images without any annotation are left out, together with their false positives.
 
-The first lowers the figure, the second and fourth raise it. Areas play no part.
+The first lowers the figure, the second and fourth raise it. Object areas are not used.
 
 Source: read and run from Open Model Zoo, tools/accuracy_checker 0.10.6 (metrics/coco_metrics.py,
-annotation_converters/ms_coco.py), with the model's own settings (`max_detections: 100`, all else
-by default); its matching is unchanged since 2019. Not covered, for results do not hold it: the
-checker's boxes are float32 and not clipped to the photograph.
+annotation_converters/ms_coco.py), with the model's own settings (`max_detections: 100`, defaults
+else); its matching is unchanged since 2019. Not covered, because results lack it: the checker's
+boxes are float32 and not clipped to the image.
 """
 
 from __future__ import annotations
@@ -30,47 +30,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .average_precision import IOU_THRESHOLDS, Matches, class_matches
-from .results import Scored, overlaps
+from .results import ValidatedResults, overlaps
 
 MAX_DETECTIONS = 100
-"""Of a class in a photograph, as the model's accuracy-check.yml says."""
+"""Largest number for a class and image, from the model's accuracy-check.yml."""
 
 
-def omz_matches(scored: Scored) -> Matches:
-    """Match ground truth and results the accuracy checker's way; `average_precision` counts."""
-    truth, results = (_by_class_and_image(entries) for entries in (scored.truth, scored.results))
+def omz_matches(validated: ValidatedResults) -> Matches:
+    """Match as the accuracy checker does; `average_precision` counts."""
+    ground_truth = _by_class_and_image(validated.ground_truth)
+    results = _by_class_and_image(validated.results)
     classes = []
-    for category, name in scored.names.items():
+    for category, name in validated.names.items():
         cells = {}
-        for index, image in enumerate(scored.image_ids):
-            objects, found = truth[category].get(image, []), results[category].get(image, [])
-            if image in scored.annotated and (objects or found):
-                cells[index] = _match_image(objects, found)
-        classes.append(class_matches(name, category, len(scored.image_ids), cells))
-    return Matches(IOU_THRESHOLDS, scored.image_ids, tuple(classes))
+        for index, image in enumerate(validated.image_ids):
+            objects = ground_truth[category].get(image, [])
+            detections = results[category].get(image, [])
+            if image in validated.annotated and (objects or detections):
+                cells[index] = _match_class(objects, detections)
+        classes.append(class_matches(name, category, len(validated.image_ids), cells))
+    return Matches(IOU_THRESHOLDS, validated.image_ids, tuple(classes))
 
 
 def _by_class_and_image(
     entries: list[dict[str, Any]],
 ) -> dict[int, dict[int, list[dict[str, Any]]]]:
-    groups: dict[int, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    """category_id -> image_id -> entries."""
+    result: dict[int, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
-        groups[entry["category_id"]][entry["image_id"]].append(entry)
-    return groups
+        result[entry["category_id"]][entry["image_id"]].append(entry)
+    return result
 
 
-def _match_image(
-    objects: list[dict[str, Any]], found: list[dict[str, Any]]
+def _match_class(
+    objects: list[dict[str, Any]], detections: list[dict[str, Any]]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """One class in one photograph: scores (d,), hits, ignored (T, d), crowd flags (g,)."""
-    found = sorted(found, key=lambda entry: -entry["score"])[:MAX_DETECTIONS]  # stable
+    """One class in one image: scores (d,), true positives and ignored (T, d), crowd flags (g,)."""
+    detections = sorted(detections, key=lambda entry: -entry["score"])[:MAX_DETECTIONS]  # stable
     objects = sorted(objects, key=lambda entry: entry["iscrowd"])  # crowd regions last
-    scores = np.array([entry["score"] for entry in found], dtype=np.float64)
+    scores = np.array([entry["score"] for entry in detections], dtype=np.float64)
     crowd = np.array([entry["iscrowd"] for entry in objects], dtype=bool)
-    hit, ignored = (np.zeros((len(IOU_THRESHOLDS), len(found)), dtype=bool) for _ in range(2))
-    if not objects or not found:
-        return scores, hit, ignored, crowd
-    overlap = overlaps(found, objects)[0].astype(np.float32)  # [d, g]
+    true_positive, ignored = (
+        np.zeros((len(IOU_THRESHOLDS), len(detections)), dtype=bool) for _ in range(2)
+    )
+    if not objects or not detections:
+        return scores, true_positive, ignored, crowd
+    overlap = overlaps(detections, objects)[0].astype(np.float32)  # [d, g]
     plain = int(np.count_nonzero(~crowd))
     taken = np.zeros((len(IOU_THRESHOLDS), len(objects)), dtype=bool)
     rows = np.arange(len(IOU_THRESHOLDS))
@@ -78,16 +83,16 @@ def _match_image(
         free = (row >= IOU_THRESHOLDS[:, None]) & (~taken | crowd)  # [T, g]
         if not free.any():
             continue
-        # The best object, of equal ones the last; a crowd region only where no object is left.
+        # The best object, the last of equal ones; a crowd region only where no object is left.
         for columns, is_crowd in ((slice(0, plain), False), (slice(plain, None), True)):
             values = np.where(free, row, -1.0)[:, columns]
             if not values.shape[1]:
                 continue
             best = values.shape[1] - 1 - np.argmax(values[:, ::-1], axis=1)  # [T]
-            matched = (values[rows, best] >= 0) & ~hit[:, d]
-            hit[:, d] |= matched
+            matched = (values[rows, best] >= 0) & ~true_positive[:, d]
+            true_positive[:, d] |= matched
             if is_crowd:
                 ignored[:, d] = matched
-            elif d:  # what the best detection matched stays free: point 2 above
+            elif d:  # the object of the best detection stays free: point 2 above
                 taken[rows[matched], best[matched]] = True
-    return scores, hit, ignored, crowd
+    return scores, true_positive, ignored, crowd

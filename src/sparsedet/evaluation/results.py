@@ -1,9 +1,9 @@
-"""What is scored: ground truth and results, checked, so that bad input never gives a wrong score.
+"""Validates ground truth and results, so that bad input never gives a wrong score.
 
 Reads the annotation file and takes COCO results; matches and counts nothing.
 
 Glossary: a *result* is one detection as COCO writes it: image_id, category_id, bbox (x, y,
-width, height in photograph pixels), score. *Truth* is annotations in the same form, crowd
+width, height in image pixels), score. *Ground truth* is annotations in the same form, crowd
 regions (`iscrowd` 1) among them.
 """
 
@@ -18,90 +18,106 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import read_json
+from ..model.boxes import iou
 from .coco import CocoDataset, finite_numbers
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Ground truth and results over the same photographs and classes.
+class ValidatedResults:
+    """Ground truth and results over the same images and classes.
 
     Attributes:
         image_ids: ascending.
-        names: category id -> class name, of the classes that the data set has, ids ascending.
-        truth, results: entries with image_id, category_id, bbox, area and iscrowd; results have
-            a score too. In the order of the files.
-        annotated: the photographs for which the file has annotations, of whatever class.
-        warnings: what was left out, one line each.
+        names: category id -> class name of the classes in the data set, ids ascending.
+        ground_truth, results: entries with image_id, category_id, bbox, area and iscrowd; results
+            also have a score. In the order of the files.
+        annotated: images with annotations of any class.
+        warnings: entries that were left out, one line each.
     """
 
     image_ids: tuple[int, ...]
     names: dict[int, str]
-    truth: list[dict[str, Any]]
+    ground_truth: list[dict[str, Any]]
     results: list[dict[str, Any]]
     annotated: frozenset[int]
     warnings: tuple[str, ...]
 
 
-def check(dataset: CocoDataset, results: Any, where: str = "results") -> Scored:
-    """Check results against a data set's photographs and classes.
+def validate_results(
+    dataset: CocoDataset, results: Any, where: str = "results"
+) -> ValidatedResults:
+    """Check results against a data set's images and classes.
 
     Args:
-        dataset: the photographs and classes that count; boxes are read again from its file, for
-            they are exact there and not clipped.
-        results: COCO results. Those of classes that do not count are left out, with a warning.
-        where: what to call them in messages.
+        dataset: the images and classes that count; boxes are read again from its file, where they
+            are exact and not clipped.
+        results: COCO results. Results of other classes are left out, with a warning.
+        where: name of the results in messages.
 
     Raises:
-        InputError: a result lacks a key, names an unknown photograph or holds anything but
-            finite numbers; the message names the entry.
+        InputError: a result lacks a key, names an unknown image or has other values than finite
+            numbers; the message names the entry.
     """
     image_ids = {image.id for image in dataset.images}
     pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
     names = dict(sorted((id_, name) for id_, name in pairs if id_ != -1))
-    truth, annotated, warnings = _ground_truth(dataset, image_ids, set(names))
+    ground_truth, annotated, warnings = _ground_truth(dataset, image_ids, set(names))
     if not isinstance(results, list):
         raise InputError(f"{where}: no COCO results ({type(results).__name__}, expected a list)")
     checked = [_result(where, index, entry, image_ids) for index, entry in enumerate(results)]
-    scored = [result for result in checked if result["category_id"] in names]
-    if left_out := len(checked) - len(scored):
+    kept = [result for result in checked if result["category_id"] in names]
+    if left_out := len(checked) - len(kept):
         warnings.append(f"{where}: {left_out} of categories that are not scored left out")
-    return Scored(tuple(sorted(image_ids)), names, truth, scored, annotated, tuple(warnings))
+    return ValidatedResults(
+        tuple(sorted(image_ids)), names, ground_truth, kept, annotated, tuple(warnings)
+    )
 
 
 def overlaps(
-    found: list[dict[str, Any]], objects: list[dict[str, Any]]
+    detections: list[dict[str, Any]], objects: list[dict[str, Any]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How far detections (d) and objects (g) overlap.
+    """Overlaps of detections (d) and objects (g), given as COCO entries.
 
     Returns:
-        (d, g) intersection over union, and (d, g) intersection over the detection's own area,
-        which is how COCO compares with crowd regions; both 0 where boxes are empty.
+        (d, g) intersection over union, and (d, g) `intersection_over_detection`.
     """
-    a, b = (
-        np.array([entry["bbox"] for entry in side], dtype=np.float64).reshape(-1, 4)
-        for side in (found, objects)
-    )
-    a, b = (np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]) for xywh in (a, b))
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    boxes: list[Any] = []  # xyxy, in float64 as pycocotools computes
+    for entries in (detections, objects):
+        xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
+        boxes.append(np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]))
     with np.errstate(over="ignore", invalid="ignore"):  # an area past float64 overlaps nothing
-        common = np.prod(np.maximum(low, high) - low, axis=2)
-        area_a, area_b = (np.prod(box[:, 2:] - box[:, :2], axis=1) for box in (a, b))
-        own = np.broadcast_to(area_a[:, None], common.shape)
-        iou, inside = (
-            np.divide(common, whole, out=np.zeros_like(common), where=whole != 0)
-            for whole in (own + area_b[None] - common, own)
-        )
-    return iou, inside
+        union = np.asarray(iou(*boxes), dtype=np.float64)
+        return union, intersection_over_detection(*boxes)
+
+
+def intersection_over_detection(
+    detections: NDArray[np.float64], objects: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Pairwise intersection over the detection's own area (d, g); 0 for empty detections.
+
+    Args:
+        detections, objects: (d, 4) and (g, 4) xyxy.
+
+    Source: COCO compares detections with crowd regions so (`iscrowd` of pycocotools' mask.iou).
+    """
+    low = np.maximum(detections[:, None, :2], objects[None, :, :2])
+    high = np.minimum(detections[:, None, 2:], objects[None, :, 2:])
+    intersection = np.maximum(high - low, 0).prod(axis=2)
+    area = np.prod(detections[:, 2:] - detections[:, :2], axis=1)
+    own = np.broadcast_to(area[:, None], intersection.shape)
+    fraction: NDArray[np.float64] = np.divide(
+        intersection, own, out=np.zeros_like(intersection), where=own != 0
+    )
+    return fraction
 
 
 def _ground_truth(
     dataset: CocoDataset, image_ids: set[int], categories: set[int]
 ) -> tuple[list[dict[str, Any]], frozenset[int], list[str]]:
-    """The annotations of these photographs and classes, the photographs with any, warnings.
+    """Annotations of these images and classes, the images with any annotation, and warnings.
 
-    From the file and not from `dataset.images`, whose boxes are clipped and float32 and have
-    no `area`. `load_coco` has checked the file: keys exist and ids are whole numbers.
+    Read from the file, because the boxes of `dataset.images` are clipped, float32 and without
+    `area`. `load_coco` has checked the file: keys exist and ids are whole numbers.
     """
     boxes, bad = [], 0
     entries = read_json(dataset.path)["annotations"]
@@ -122,16 +138,16 @@ def _ground_truth(
                 "iscrowd": int(bool(entry.get("iscrowd"))),
             }
         )
-    what = "annotations whose bbox is not four numbers left out"
+    problem = "annotations whose bbox is not four numbers left out"
     annotated = image_ids.intersection(entry["image_id"] for entry in entries)
-    return boxes, frozenset(annotated), [f"{dataset.path}: {bad} {what}"] if bad else []
+    return boxes, frozenset(annotated), [f"{dataset.path}: {bad} {problem}"] if bad else []
 
 
 def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str, Any]:
     """One checked result, with the `area` and `iscrowd` that pycocotools reads."""
 
-    def refuse(what: str) -> InputError:
-        return InputError(f"{where}: entry {index}: {what}")
+    def refuse(problem: str) -> InputError:
+        return InputError(f"{where}: entry {index}: {problem}")
 
     if not isinstance(entry, dict):
         raise refuse(f"{type(entry).__name__}, expected an object")

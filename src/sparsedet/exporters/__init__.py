@@ -1,1 +1,1 @@
-"""Our models -> other runtimes' forms, one file for each."""
+"""Exporters of models to files of other runtimes, one file for each format."""

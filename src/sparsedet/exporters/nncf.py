@@ -1,14 +1,13 @@
-"""An OpenVINO graph -> the same with INT8 convolutions, by NNCF's post-training quantisation.
+"""An OpenVINO graph with INT8 convolutions, by NNCF's post-training quantisation.
 
 Weights and activations of convolutions and fully connected layers become 8-bit; pixel and box
 arithmetic stays float32, because a box coordinate needs more than 256 steps. Needs the `nncf`
-package (`pip install 'sparsedet[quantize]'`). Trains nothing.
+package (`pip install 'sparsedet[quantize]'`).
 """
 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from ..errors import InputError
 from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.config import ModelConfig
+from ..sources.folder import sample_images
 
-PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}
+DEFAULT_IMAGES = 128
 PREDICTORS = ("rpn.objectness", "rpn.deltas", "box.logits", "box.deltas")
 
 
 def require_nncf() -> Any:
-    """The package.
+    """The nncf package.
 
     Raises:
         InputError: it is not installed.
@@ -39,27 +39,23 @@ def require_nncf() -> Any:
     return nncf
 
 
-def calibration_photographs(folder: Path, count: int | None, seed: int = 0) -> list[Path]:
-    """`count` photographs, JPEG or PNG, of a folder at any depth; which follows from the names.
+def calibration_images(folder: Path, count: int | None) -> list[Path]:
+    """A fixed sample of a folder's images.
 
     Args:
-        count: default: 128, or all if there are fewer.
+        folder: searched with its subfolders.
+        count: number of images; default: 128, or all if there are fewer.
 
     Raises:
-        InputError: no folder, or fewer photographs.
+        InputError: as `sample_images`.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder of photographs")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
     if count is None:
-        count = max(1, min(128, len(found)))
-    if not 1 <= count <= len(found):
-        raise InputError(f"{folder}: {len(found)} photographs, {count} are asked for")
-    return random.Random(seed).sample(found, count)
+        return sample_images(folder, DEFAULT_IMAGES, exact=False)
+    return sample_images(folder, count)
 
 
 def blobs(paths: Iterable[Path], config: ModelConfig, layout: str) -> Iterable[NDArray[np.float32]]:
-    """Photographs as the exported graph takes them."""
+    """Network inputs of images as the exported graph reads them: [1, 3, H, W] or [1, H, W, 3]."""
     for path in paths:
         network_input, _ = to_network_input(
             read_image(path), config.input_height, config.input_width, config.resize
@@ -69,15 +65,19 @@ def blobs(paths: Iterable[Path], config: ModelConfig, layout: str) -> Iterable[N
 
 
 def quantize(model: Any, paths: Sequence[Path], config: ModelConfig, layout: str) -> Any:
-    """The quantised `openvino.Model`.
+    """Quantise a graph.
 
     Args:
-        model: of `to_openvino`, without `image_info`.
-        paths: calibration photographs.
-        layout: the model's.
+        model: result of `to_openvino`, without `image_info`.
+        paths: calibration images.
+        config: the model's configuration.
+        layout: the graph's layout, "NCHW" or "NHWC".
+
+    Returns:
+        The quantised `openvino.Model`.
 
     Raises:
-        InputError: NNCF is not installed, or a photograph cannot be read.
+        InputError: NNCF is not installed, or an image cannot be read.
     """
     nncf = require_nncf()
     read_image(paths[0])  # a clear error before the long work
@@ -87,14 +87,14 @@ def quantize(model: Any, paths: Sequence[Path], config: ModelConfig, layout: str
         subset_size=len(paths),
         ignored_scope=nncf.IgnoredScope(names=_arithmetic(model), validate=False),
     )
-    for key in ("model_info", "sparsedet"):  # NNCF keeps rt_info today; it promises nothing
+    for key in ("model_info", "sparsedet"):  # today NNCF keeps rt_info, undocumented
         if key in model.rt_info and key not in result.rt_info:
             result.set_rt_info(model.rt_info[key].value, [key])
     return result
 
 
 def _arithmetic(model: Any) -> list[str]:
-    """Names of the operations on pixels and boxes: before the stem, and after the predictors."""
+    """Names of the operations on pixels (before the stem) and boxes (after the predictors)."""
     names: list[str] = []
     by_name = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     pending = [by_name[name] for name in PREDICTORS]

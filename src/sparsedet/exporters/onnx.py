@@ -1,8 +1,7 @@
-"""A model as an ONNX graph: a network input in, the contract's rows out, all inside.
+"""A model as an ONNX graph: one network input -> rows, the whole network inside.
 
-`graph` describes it; here is how each operation is written with ONNX's standard operations. Needs
-the `onnx` package (`pip install 'sparsedet[export]'`); nothing is run here. A value of the graph
-is known by its name.
+Writes each operation of `builder` with ONNX's standard operations; a value is the name of an
+output. Needs the `onnx` package (`pip install 'sparsedet[export]'`); nothing is run here.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
 from ..files import write_atomic
 from ..model.config import ModelConfig
-from .builder import Array, Form, Graph, model_info
+from .builder import Array, GraphBuilder
+from .form import Form, model_info, output_path, require_package
 
 OPSET, IR_VERSION = 21, 10
-"""What onnx 1.16 and ONNX Runtime 1.18 know, the oldest versions that the package asks for."""
+"""Supported by onnx 1.16 and ONNX Runtime 1.18, the oldest versions that the package accepts."""
 
 
 def to_onnx(
@@ -32,9 +30,9 @@ def to_onnx(
     Args:
         config: the model.
         tensors: folded weights by name.
-        dynamic_batch: leave the input's first axis open, for programs that ask for it; a run still
-            takes one picture, and more are refused by the graph.
-        form: see `Form`.
+        dynamic_batch: leave the input's first axis open, for programs that need this; a run still
+            takes one image, and the graph refuses more.
+        form: fields of `Form`.
 
     Returns:
         `onnx.ModelProto` with one output `detections`; its metadata holds `model_info ...` for
@@ -43,12 +41,8 @@ def to_onnx(
     Raises:
         InputError: the onnx package is not installed, or an option is unknown.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise InputError("export needs: pip install 'sparsedet[export]'") from None
-    shape = Form(**form)
-    return _OnnxGraph(config, tensors, shape, onnx).build(dynamic_batch)
+    onnx = require_package("onnx")
+    return OnnxBuilder(config, tensors, Form(**form), onnx).build(dynamic_batch)
 
 
 def save_onnx(
@@ -59,22 +53,18 @@ def save_onnx(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """Write `path` (.onnx), weights inside; options as for `to_onnx`.
+    """Write `path` (.onnx), weights inside; `options` as for `to_onnx`.
 
     Raises:
         InputError: the name does not end in .onnx, or the file exists or cannot be written.
     """
-    target = Path(path)
-    if target.suffix != ".onnx":
-        raise InputError(f"{target}: an ONNX model's name ends in .onnx")
-    if target.exists() and not overwrite:  # before the work, not after
-        raise InputError(f"{target}: exists already and is not overwritten")
+    target = output_path(path, ".onnx", overwrite)
     model = to_onnx(config, tensors, **options)
     write_atomic(target, model.SerializeToString(), overwrite=overwrite)
 
 
-class _OnnxGraph(Graph):
-    """Nodes and constants so far."""
+class OnnxBuilder(GraphBuilder):
+    """Collects nodes and constants."""
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Array], form: Form, onnx: Any
@@ -108,18 +98,18 @@ class _OnnxGraph(Graph):
             opset_imports=[helper.make_opsetid("", OPSET)],
         )
         # Model API's spelling of a path in ONNX's flat metadata.
-        said = {f"model_info {key}": value for key, value in model_info(config).items()}
-        said["sparsedet config"] = json.dumps(config.to_stored())
-        helper.set_model_props(model, said)
+        metadata = {f"model_info {key}": value for key, value in model_info(config).items()}
+        metadata["sparsedet config"] = json.dumps(config.to_stored())
+        helper.set_model_props(model, metadata)
         return model
 
     def add(
-        self, kind: str, *inputs: str, name: str = "", outputs: int = 1, **settings: Any
+        self, operation: str, *inputs: str, name: str = "", outputs: int = 1, **settings: Any
     ) -> str:
         """Append an operation; returns the name of its first output."""
-        name = name or f"{kind}_{len(self.nodes)}"
+        name = name or f"{operation}_{len(self.nodes)}"
         names = [name, *(f"{name}.{i}" for i in range(1, outputs))]
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, name, **settings))
+        self.nodes.append(self.onnx.helper.make_node(operation, inputs, names, name, **settings))
         return name
 
     def ints(self, *values: int) -> str:
@@ -131,14 +121,14 @@ class _OnnxGraph(Graph):
         self.constants[name] = self.onnx.numpy_helper.from_array(value, name)
         return name
 
-    def widened(self, value: str) -> str:
+    def to_float32(self, value: str) -> str:
         return self.add("Cast", value, to=self.onnx.TensorProto.FLOAT)
 
-    def unary(self, kind: str, x: str) -> str:
-        return self.add(kind, x)
+    def unary(self, operation: str, x: str) -> str:
+        return self.add(operation, x)
 
-    def binary(self, kind: str, a: str, b: str) -> str:
-        return self.add(kind, a, b)
+    def binary(self, operation: str, a: str, b: str) -> str:
+        return self.add(operation, a, b)
 
     def transpose(self, x: str, *order: int) -> str:
         return self.add("Transpose", x, perm=order)
@@ -146,15 +136,15 @@ class _OnnxGraph(Graph):
     def reshape(self, x: str, *shape: int, name: str = "") -> str:
         return self.add("Reshape", x, self.ints(*shape), name=name)
 
-    def cut(self, x: str, start: int, stop: int, axis: int) -> str:
+    def slice(self, x: str, start: int, stop: int, axis: int) -> str:
         return self.add("Slice", x, *(self.ints(n) for n in (start, stop, axis)))
 
-    def corner(self, x: str, rows: int, columns: int, step: int = 1) -> str:
+    def crop(self, x: str, rows: int, columns: int, step: int = 1) -> str:
         limits = ((0, 0), (rows, columns), (2, 3), (step, step))
         return self.add("Slice", x, *(self.ints(*pair) for pair in limits))
 
-    def concat(self, *parts: str, axis: int) -> str:
-        return self.add("Concat", *parts, axis=axis)
+    def concat(self, *values: str, axis: int) -> str:
+        return self.add("Concat", *values, axis=axis)
 
     def gather(self, x: str, index: str) -> str:
         return self.add("Gather", x, index)
@@ -168,7 +158,7 @@ class _OnnxGraph(Graph):
     def softmax(self, x: str) -> str:
         return self.add("Softmax", x, axis=1)
 
-    def top(self, x: str, count: int, ordered: bool) -> tuple[str, str]:
+    def top_k(self, x: str, count: int, ordered: bool) -> tuple[str, str]:
         scores = self.add("TopK", x, self.ints(count), outputs=2, axis=0)
         return scores, f"{scores}.1"
 
@@ -178,8 +168,8 @@ class _OnnxGraph(Graph):
             boxes,
             scores,
             self.ints(count),
-            self.number(iou),
-            self.number(score),
+            self.scalar(iou),
+            self.scalar(score),
         )
 
     def roi_align(self, x: str, boxes: str) -> str:
@@ -212,8 +202,8 @@ class _OnnxGraph(Graph):
         return self.add("Conv", *inputs, name=name, strides=[stride] * 2, pads=_pads(padding))
 
     def linear(self, x: str, weight: str, bias: Array, name: str) -> str:
-        given = self.constant(bias, f"{name}.bias")
-        return self.add("Gemm", x, weight, given, name=name, transB=1)
+        constant = self.constant(bias, f"{name}.bias")
+        return self.add("Gemm", x, weight, constant, name=name, transB=1)
 
     def max_pool(
         self, x: str, kernel: int, stride: int, padding: tuple[int, int], name: str

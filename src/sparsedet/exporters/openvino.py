@@ -1,8 +1,8 @@
-"""A model as an OpenVINO graph: a network input in, the contract's rows out, all inside.
+"""A model as an OpenVINO graph: one network input -> rows, the whole network inside.
 
-`graph` describes it; here is how each operation is written with OpenVINO's own operations.
-Operations with weights carry their layers' names, so that a profile can be read against the table.
-Needs the `openvino` package (`pip install 'sparsedet[export]'`).
+Writes each operation of `builder` with OpenVINO's own operations. Operations with weights have
+their layers' names, so that a profile can be compared with the layer table. Needs the `openvino`
+package (`pip install 'sparsedet[export]'`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
 from ..files import write_atomic
 from ..model.config import ModelConfig
-from .builder import Array, Form, Graph, model_info
+from .builder import Array, GraphBuilder
+from .form import Form, model_info, output_path, require_package
 
 
 def to_openvino(config: ModelConfig, tensors: Mapping[str, Array], **form: Any) -> Any:
@@ -28,7 +28,7 @@ def to_openvino(config: ModelConfig, tensors: Mapping[str, Array], **form: Any) 
     Args:
         config: the model.
         tensors: folded weights by name.
-        form: see `Form`.
+        form: fields of `Form`.
 
     Returns:
         `openvino.Model` with one output `detections`; its rt_info holds `model_info` for Model API
@@ -37,12 +37,8 @@ def to_openvino(config: ModelConfig, tensors: Mapping[str, Array], **form: Any) 
     Raises:
         InputError: OpenVINO is not installed, or an option is unknown.
     """
-    try:
-        import openvino as ov
-        from openvino import opset13 as op
-    except ImportError:
-        raise InputError("export needs: pip install 'sparsedet[export]'") from None
-    return _OpenvinoGraph(config, tensors, Form(**form), op).build(ov)
+    ov, op = require_package("openvino"), require_package("openvino.opset13")
+    return OpenvinoBuilder(config, tensors, Form(**form), op).build(ov)
 
 
 def save_openvino(
@@ -53,28 +49,17 @@ def save_openvino(
     overwrite: bool = False,
     **form: Any,
 ) -> None:
-    """Write `path` (.xml) and its .bin; options as for `to_openvino`.
+    """Write `path` (.xml) and its .bin; `form` as for `to_openvino`.
 
     Raises:
         InputError: the name does not end in .xml, or a file exists or cannot be written.
     """
-    target = check_ir_path(path, overwrite)
+    target = output_path(path, ".xml", overwrite)
     write_ir(to_openvino(config, tensors, **form), target, overwrite)
 
 
-def check_ir_path(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """`path`, if an IR can be written there; before the work, not after."""
-    target = Path(path)
-    if target.suffix != ".xml":
-        raise InputError(f"{target}: an OpenVINO model's name ends in .xml")
-    for file in (target, target.with_suffix(".bin")):
-        if file.exists() and not overwrite:
-            raise InputError(f"{file}: exists already and is not overwritten")
-    return target
-
-
 def write_ir(model: Any, target: Path, overwrite: bool) -> None:
-    """Both files of an `openvino.Model`, each complete or not at all; the .xml comes last."""
+    """Write both files of an `openvino.Model`, each atomically and the .xml last."""
     import openvino as ov
 
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +70,7 @@ def write_ir(model: Any, target: Path, overwrite: bool) -> None:
             write_atomic(target.with_suffix(suffix), data, overwrite=overwrite)
 
 
-class _OpenvinoGraph(Graph):
+class OpenvinoBuilder(GraphBuilder):
     """Values are nodes or their outputs."""
 
     def __init__(
@@ -126,14 +111,14 @@ class _OpenvinoGraph(Graph):
     def constant(self, value: Array, name: str = "") -> Any:
         return self.op.constant(value, name=name)
 
-    def widened(self, value: Any) -> Any:
+    def to_float32(self, value: Any) -> Any:
         return self.op.convert(value, "f32")
 
-    def unary(self, kind: str, x: Any) -> Any:
-        return self.op.exp(x) if kind == "Exp" else self.op.relu(x)
+    def unary(self, operation: str, x: Any) -> Any:
+        return self.op.exp(x) if operation == "Exp" else self.op.relu(x)
 
-    def binary(self, kind: str, a: Any, b: Any) -> Any:
-        return self.binaries[kind](a, b)
+    def binary(self, operation: str, a: Any, b: Any) -> Any:
+        return self.binaries[operation](a, b)
 
     def transpose(self, x: Any, *order: int) -> Any:
         return self.op.transpose(x, self.ints(*order))
@@ -141,18 +126,18 @@ class _OpenvinoGraph(Graph):
     def reshape(self, x: Any, *shape: int, name: str = "") -> Any:
         return self.op.reshape(x, self.ints(*shape), False, name=name)
 
-    def cut(self, x: Any, start: int, stop: int, axis: int) -> Any:
+    def slice(self, x: Any, start: int, stop: int, axis: int) -> Any:
         return self.op.slice(x, *(self.ints(n) for n in (start, stop, 1, axis)))
 
-    def corner(self, x: Any, rows: int, columns: int, step: int = 1) -> Any:
+    def crop(self, x: Any, rows: int, columns: int, step: int = 1) -> Any:
         limits = ((0, 0), (rows, columns), (step, step), (2, 3))
         return self.op.slice(x, *(self.ints(*pair) for pair in limits))
 
-    def concat(self, *parts: Any, axis: int) -> Any:
-        return self.op.concat(list(parts), axis)
+    def concat(self, *values: Any, axis: int) -> Any:
+        return self.op.concat(list(values), axis)
 
     def gather(self, x: Any, index: Any) -> Any:
-        return self.op.gather(x, index, self.whole(0))
+        return self.op.gather(x, index, self.integer(0))
 
     def select(self, condition: Any, a: Any, b: Any) -> Any:
         return self.op.select(condition, a, b)
@@ -163,11 +148,11 @@ class _OpenvinoGraph(Graph):
     def softmax(self, x: Any) -> Any:
         return self.op.softmax(x, 1)
 
-    def top(self, x: Any, count: int, ordered: bool) -> tuple[Any, Any]:
-        # A stable sort of all anchors by value takes OpenVINO 1.5 s; by place it does not.
+    def top_k(self, x: Any, count: int, ordered: bool) -> tuple[Any, Any]:
+        # OpenVINO takes 1.5 s for a stable sort of all anchors by value; by index it is fast.
         top = self.op.topk(
             x,
-            self.whole(count),
+            self.integer(count),
             0,
             "max",
             "value" if ordered else "index",
@@ -180,9 +165,9 @@ class _OpenvinoGraph(Graph):
         return self.op.non_max_suppression(
             boxes,
             scores,
-            self.whole(count),
-            self.number(iou),
-            self.number(score),
+            self.integer(count),
+            self.scalar(iou),
+            self.scalar(score),
             box_encoding="corner",
             sort_result_descending=False,
             output_type="i64",
@@ -202,7 +187,7 @@ class _OpenvinoGraph(Graph):
             aligned_mode="half_pixel_for_nn",  # "half_pixel" samples elsewhere; this is RoIAlign's
         )
 
-    # OpenVINO's profile calls a fused group by its convolution, or by the bias of a product.
+    # OpenVINO's profile names fused operations after the convolution, or after a product's bias.
 
     def convolution(
         self,

@@ -1,1 +1,1 @@
-"""Published models: their catalogue, downloads, and the cache folder."""
+"""Published models: catalogue, downloads, cache."""

@@ -1,21 +1,19 @@
-"""Models that others publish: where they are, what is known of their files, and the cache.
+"""The catalogue of published models: addresses, sizes, digests, licences.
 
-Sizes and digests are the publishers' own; where only the first digits of a digest are published,
-these are checked, and `describe_check` says so. How a file is fetched is in `download`; how it
-becomes a model is the importers' matter.
+Sizes and digests are the publishers' own. Where a publisher gives only the first digits of a
+digest, these are checked, and `describe_check` says so. `fetch` downloads a file, `cache` a model,
+and the importers convert it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import InputError
-from .fetch import Note, Patience, RemoteFile, fetch
 
 _OMZ = (
     "https://storage.openvinotoolkit.org/repositories/open_model_zoo/2023.0/models_bin/1/"
@@ -23,17 +21,46 @@ _OMZ = (
 )
 _NAME = "faster-rcnn-resnet101-coco-sparse-60-0001"
 _MB = 1_000_000
+CHUNK = 1 << 18
+"""Bytes of one read from a file or a connection."""
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """A model as somebody publishes it.
+class RemoteFile:
+    """A published file.
 
     Attributes:
-        title: what it is, one line.
+        url: http or https address.
+        digest: "ALGORITHM:HEX" with hashlib's name; the whole digest or its first digits.
+        size: bytes; None where the publisher states no size.
+        max_size: upper limit of bytes where no size is published.
+    """
+
+    url: str
+    digest: str
+    size: int | None = None
+    max_size: int = 1 << 30
+
+    @property
+    def name(self) -> str:
+        """File name: the last component of the address."""
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
+
+    @property
+    def host(self) -> str:
+        """Host, with the port where the address names one."""
+        return urlsplit(self.url).netloc
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A published model.
+
+    Attributes:
+        title: description, one line.
         licence: as its publisher states it.
-        files: the first one is what is converted; the others lie beside it.
-        detector: whether it is a whole model; else a start for training.
+        files: the first one is converted; the others belong beside it.
+        detector: a whole detector; False: weights to start training from.
     """
 
     title: str
@@ -42,10 +69,10 @@ class Published:
     detector: bool = True
 
 
-PUBLISHED: Mapping[str, Published] = {
+CATALOGUE: Mapping[str, CatalogueEntry] = {
     # Source of sizes and digests: Open Model Zoo,
     # models/intel/faster-rcnn-resnet101-coco-sparse-60-0001/model.yml.
-    _NAME: Published(
+    _NAME: CatalogueEntry(
         "Open Model Zoo's sparse detector, 60 % zeros, FP32, 38.74 AP",
         "Apache-2.0",
         (
@@ -63,7 +90,7 @@ PUBLISHED: Mapping[str, Published] = {
             ),
         ),
     ),
-    f"{_NAME}-fp16": Published(
+    f"{_NAME}-fp16": CatalogueEntry(
         "the same, weights in half precision",
         "Apache-2.0",
         (
@@ -81,8 +108,9 @@ PUBLISHED: Mapping[str, Published] = {
             ),
         ),
     ),
-    # Detectron2, MODEL_ZOO.md: "any model on this page contains its md5 prefix in its file name".
-    "faster_rcnn_R_101_C4_3x": Published(
+    # Source: Detectron2, MODEL_ZOO.md: "any model on this page contains its md5 prefix in its file
+    # name".
+    "faster_rcnn_R_101_C4_3x": CatalogueEntry(
         "Detectron2's dense R101-C4, 41.1 box AP",
         "CC BY-SA 3.0",
         (
@@ -90,126 +118,77 @@ PUBLISHED: Mapping[str, Published] = {
                 "https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/"
                 "faster_rcnn_R_101_C4_3x/138204752/model_final_298dad.pkl",
                 "md5:298dad",
-                limit=450 * _MB,
+                max_size=450 * _MB,
             ),
         ),
     ),
-    # torchvision, models/resnet.py; torch.hub: the name ends in the first digits of the SHA-256.
-    "resnet101-v1": Published(
+    # Source: torchvision, models/resnet.py; torch.hub: the name ends with the first digits of the
+    # SHA-256.
+    "resnet101-v1": CatalogueEntry(
         "torchvision's ResNet-101 classifier, IMAGENET1K_V1, 77.4 % top-1",
         "see torchvision (BSD-3-Clause; trained on ImageNet)",
         (
             RemoteFile(
                 "https://download.pytorch.org/models/resnet101-63fe2227.pth",
                 "sha256:63fe2227",
-                limit=200 * _MB,
+                max_size=200 * _MB,
             ),
         ),
         detector=False,
     ),
-    "resnet101-v2": Published(
+    "resnet101-v2": CatalogueEntry(
         "torchvision's ResNet-101 classifier, IMAGENET1K_V2, 81.9 % top-1",
         "see torchvision (BSD-3-Clause; trained on ImageNet)",
         (
             RemoteFile(
                 "https://download.pytorch.org/models/resnet101-cd907fc2.pth",
                 "sha256:cd907fc2",
-                limit=200 * _MB,
+                max_size=200 * _MB,
             ),
         ),
         detector=False,
     ),
 }
-"""Name -> model. The names are their publishers' own, as far as those have one."""
+"""Name -> entry. The names are their publishers' own, where those have one."""
 
 
-Progress = Callable[[str, int, "int | None"], None]
-"""Called with a file's name, the bytes that are there and those in all (None: unknown)."""
-
-
-def cache_folder() -> Path:
-    """SPARSEDET_CACHE, else ~/.cache/sparsedet."""
-    chosen = os.environ.get("SPARSEDET_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "sparsedet"
-
-
-def offline() -> bool:
-    """Whether SPARSEDET_OFFLINE forbids connections: set, and not to 0."""
-    return os.environ.get("SPARSEDET_OFFLINE", "0") not in ("", "0")
-
-
-def published(name: str) -> Published:
-    """The model of that name.
+def entry(name: str) -> CatalogueEntry:
+    """The entry of a name.
 
     Raises:
-        InputError: there is none; the message lists the names.
+        InputError: unknown name; the message lists the known ones.
     """
-    if name not in PUBLISHED:
-        raise InputError(f"unknown name {name!r}; there are: {', '.join(PUBLISHED)}")
-    return PUBLISHED[name]
+    if name not in CATALOGUE:
+        raise InputError(f"unknown name {name!r}, expected one of: {', '.join(CATALOGUE)}")
+    return CATALOGUE[name]
 
 
-def cached(name: str, folder: Path | None = None) -> bool:
-    """Whether all files of a model are in the cache; their digests are not looked at."""
-    folder = (folder or cache_folder()) / name
-    return all((folder / file.name).is_file() for file in published(name).files)
-
-
-def get(
-    name: str,
-    *,
-    folder: Path | None = None,
-    mirror: str | None = None,
-    no_network: bool = False,
-    patience: Patience | None = None,
-    progress: Progress | None = None,
-    note: Note | None = None,
-) -> list[Path]:
-    """Have a published model's files in the cache, whole and checked.
-
-    Args:
-        name: a key of `PUBLISHED`.
-        folder: of the cache; default: `cache_folder()`.
-        mirror: http or https address that stands for the publisher's host: what is asked for there
-            is the path of the publisher's address.
-        no_network: take what is in the cache or fail; also where `offline()`.
-        patience, note: as for `download.fetch`.
-
-    Returns:
-        The files in the order of `Published.files`.
+def mismatch(remote: RemoteFile, path: Path) -> str:
+    """How a file differs from the published one, as a predicate; "": size and digest are right.
 
     Raises:
-        InputError: an unknown name, a bad mirror, or a file that cannot be had.
+        OSError: the file cannot be read.
     """
-    paths = []
-    for remote in published(name).files:
-        target = (folder or cache_folder()) / name / remote.name
-        source = remote if mirror is None else replace(remote, url=_mirrored(remote.url, mirror))
-        fetch(
-            source,
-            target,
-            offline=no_network or offline(),
-            patience=patience,
-            note=note,
-            progress=None if progress is None else partial(progress, remote.name),
-        )
-        paths.append(target)
-    return paths
-
-
-def _mirrored(url: str, mirror: str) -> str:
-    parts = urlsplit(mirror)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(
-            f"mirror is {mirror!r}, expected an address as https://HOST or http://HOST"
-        )
-    return mirror.rstrip("/") + urlsplit(url).path
+    size = path.stat().st_size
+    if remote.size is not None and size != remote.size:
+        return f"has {size:,} bytes, expected {remote.size:,}"
+    algorithm, _, expected = remote.digest.partition(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while data := file.read(CHUNK):
+            digest.update(data)
+    actual = digest.hexdigest()[: len(expected)]
+    if actual == expected:
+        return ""
+    whole = len(expected) == 2 * digest.digest_size
+    name = algorithm.upper() + ("" if whole else " prefix")
+    return f"has {name} {actual[:16]}, expected {expected[:16]}"
 
 
 def describe_check(remote: RemoteFile) -> str:
-    """What was checked of a file, in words."""
+    """What a verified file was checked for, in words."""
     algorithm, _, digits = remote.digest.partition(":")
     name = {"sha384": "SHA-384", "sha256": "SHA-256", "md5": "MD5"}[algorithm]
     if algorithm == "sha384":
         return f"size and {name} as published"
-    return f"its {name} begins {digits} as its name says (no more of it is published)"
+    return f"{name} begins with {digits}, as its name says; the publisher gives no more digits"

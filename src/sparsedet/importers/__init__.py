@@ -1,8 +1,8 @@
-"""Weights of other projects -> our models, one file for each foreign form.
+"""Importers of weights of other projects, one file for each format.
 
-`load_foreign` finds out what a file is and gives it to its importer, which returns an
-`Imported`: a complete configuration and folded tensors, or raises an InputError. Each importer
-verifies itself (see `source`). Nothing here runs code that a file holds.
+`load_foreign` recognises a file's format and calls its importer, which returns an `Imported` (a
+complete configuration and folded tensors) or raises an InputError. Each importer verifies that
+it read every tensor (see `tensor_source`). No code inside a file is ever run.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ FORMATS: dict[str, str] = {
     "checkpoint": "a training run's folder or checkpoint of this project",
     "torchvision": "a ResNet classifier of torchvision or timm (.pth, .safetensors)",
 }
-"""The forms that are read, by the name that `--from` takes."""
+"""Name of a format, as `--from` takes it -> description."""
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:
-    """The key of `FORMATS` by a file's first bytes and the names inside it, not by its suffix.
+    """Recognise a format by a file's first bytes and tensor names, not by its suffix.
 
-    A model file of this project is "model".
+    Returns:
+        A key of `FORMATS`; "model" for a model file of this project.
 
     Raises:
-        InputError: it cannot be read, or is of none of the forms; says what it seems to be.
+        InputError: the file cannot be read, or has another format; the message says which it
+            seems to have.
     """
     from .containers import sniff
 
@@ -48,25 +50,26 @@ def load_foreign(
     fields: Mapping[str, Any] | None = None,
     rgb: bool = False,
 ) -> Imported:
-    """Read a model of another project, or a training run of our own.
+    """Read a model of another project, or a training run of this one.
 
     Args:
-        path: the file, for a run also its folder.
-        format: a key of `FORMATS`; default: found by content.
-        base: conventions that the source does not state; default: those that its project uses.
-        fields: single values of the configuration that override all else.
-        rgb: a Detectron2 model reads RGB, which its file does not say.
+        path: the file; for a run also its folder.
+        format: a key of `FORMATS`; default: recognised by content.
+        base: configuration of all that the source does not state; default: the conventions of
+            its project.
+        fields: single values of the configuration, which override all others.
+        rgb: True for a Detectron2 model that reads RGB; its file does not state this.
 
     Raises:
-        InputError: it cannot be read or is no model that this project runs.
+        InputError: the file cannot be read, or is not a model that this project runs.
     """
     path, fields = Path(path), fields or {}
     if format not in (None, "model", *FORMATS):
         raise InputError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
-    kind = format or detect_format(path)
-    if rgb and kind != "detectron2":
-        raise InputError(f"{path}: only a Detectron2 model can be said to read RGB")
-    match kind:
+    format = format or detect_format(path)
+    if rgb and format != "detectron2":
+        raise InputError(f"{path}: --rgb applies to Detectron2 models only")
+    match format:
         case "model":
             raise InputError(f"{path}: is a sparsedet model file already")
         case "detectron2":
@@ -83,8 +86,8 @@ def load_foreign(
             return load_checkpoint(path, fields)
         case "torchvision":
             raise InputError(
-                f"{path}: is a ResNet classifier, the start of a detector's training and no "
-                f"detector: use it as `sparsedet train --init {path}`"
+                f"{path}: is a ResNet classifier, not a detector: start a detector's training "
+                f"from it with `sparsedet train --init {path}`"
             )
         case _:
             from .openvino_ir import load_openvino
@@ -95,22 +98,24 @@ def load_foreign(
 def load_any(
     path: str | os.PathLike[str], format: str | None = None
 ) -> tuple[ModelFile, tuple[str, ...]]:
-    """A detector in any form: a model file, or what `load_foreign` reads with its conventions.
+    """Read a detector of any format: a model file, or one that `load_foreign` reads.
 
     Args:
-        format: as `detect_format` gives it, where the caller has asked; default: found by content.
+        path: the file; for a run also its folder.
+        format: result of `detect_format`, if it is known; default: recognised by content.
 
     Returns:
-        The model, and lines for the user: what a foreign form did not state.
+        The model, and notes for the user: conventions that a foreign file did not state.
 
     Raises:
-        InputError: it cannot be read or is no detector that this project runs.
+        InputError: the file cannot be read, or is not a detector that this project runs.
     """
-    kind = format or detect_format(path)
-    if kind == "model":
+    format = format or detect_format(path)
+    if format == "model":
         return load_model(path), ()
-    found = load_foreign(path, kind)
-    return ModelFile(found.config, found.tensors, found.provenance, "float32"), found.notes
+    imported = load_foreign(path, format)
+    model = ModelFile(imported.config, imported.tensors, imported.provenance, "float32")
+    return model, imported.notes
 
 
 __all__ = ["FORMATS", "Imported", "detect_format", "load_any", "load_foreign"]

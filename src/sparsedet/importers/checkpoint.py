@@ -1,24 +1,22 @@
-"""A training run of this project (its folder, or one checkpoint) -> the model that it would save.
+"""A training run of this project (its folder, or one checkpoint) -> the model it would save.
 
-Reads the safetensors files themselves, so that torch is not needed; `training.checkpoint` writes
-them and says what is in them. Averaged weights are taken where the run averages.
+Reads the safetensors files itself, so that torch is not needed; `training.run_folder` writes them
+and lists their tensors. Averaged weights are taken where the run averages.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.c4 import build_network
+from ..model.checkpoint import digest, read_newest
 from ..model.config import ModelConfig, current_names
 from .containers import open_source
 from .tensor_source import Imported
@@ -29,37 +27,33 @@ _LEAVES = ("weight", "bias", "norm.weight", "norm.bias", "norm.running_mean", "n
 def load_checkpoint(
     path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
 ) -> Imported:
-    """Read a checkpoint; of a folder the newest that is whole (says which are not).
+    """Read a checkpoint; of a run folder the newest undamaged one, with a warning for each other.
 
     Args:
-        fields: of the configuration, over what the run says.
+        path: a checkpoint or a run folder.
+        fields: fields of the configuration that replace those of the run.
 
     Raises:
-        InputError: there is none, it is damaged or no checkpoint, or `fields` do not fit it.
+        InputError: there is no checkpoint, it is damaged, or `fields` do not fit it.
     """
     path = Path(path)
     if not path.is_dir():
         return _load(path, fields or {})
-    found = sorted(path.glob("checkpoint-*.safetensors"), reverse=True)
-    for index, file in enumerate(found):
-        try:
-            return _load(file, fields or {})
-        except InputError as error:
-            if index + 1 == len(found):
-                raise
-            print(f"{error}, trying the one before", file=sys.stderr)
+    newest = read_newest(path, lambda file: _load(file, fields or {}))
+    if newest is not None:
+        return newest
     if (path / "model.safetensors").exists():
         raise InputError(
-            f"{path}: holds no checkpoint of a training run; its model.safetensors is "
+            f"{path}: has no checkpoint of a training run; its model.safetensors is "
             "a model file already"
         )
-    raise InputError(f"{path}: holds no checkpoint of a training run")
+    raise InputError(f"{path}: has no checkpoint of a training run")
 
 
 def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     metadata, source = open_source(path)
     if "recipe" not in metadata:
-        raise source.error("is no checkpoint of a training run (its metadata has no recipe)")
+        raise source.error("is not a checkpoint of a training run (its metadata has no recipe)")
     try:
         own = ModelConfig.from_dict(json.loads(metadata["config"]))
         config = ModelConfig.from_dict({**own.to_dict(), **current_names(fields)})
@@ -68,9 +62,9 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     except (KeyError, ValueError, RecursionError) as error:
         raise source.error(f"its metadata cannot be used: {error}") from None
     if "sha256" in metadata:  # older checkpoints have none
-        values = {name: stored.read() for name, stored in source.left.items()}
+        values = {name: tensor.read() for name, tensor in source.left.items()}
         if digest(values, metadata) != metadata["sha256"]:
-            raise source.error("its checksum is wrong: damaged on disk")
+            raise source.error("wrong checksum: the file is damaged")
     tensors: dict[str, NDArray[Any]] = {}
     averaged = 0
     for layer in layers:
@@ -88,15 +82,3 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     provenance = {"source": f"checkpoint {path.name} of a training run", "step": step}
     notes = (f"step {step} of a training run" + (", averaged weights" if averaged else ""),)
     return Imported(config, source.fold(tensors, config), provenance, ignored, notes)
-
-
-def digest(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of a checkpoint's names, types, shapes, values and metadata."""
-    sha = hashlib.sha256()
-    for key in sorted(set(metadata) - {"sha256"}):
-        sha.update(f"{key}={metadata[key]}\n".encode())
-    for name in sorted(tensors):
-        values = tensors[name]
-        sha.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        sha.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()

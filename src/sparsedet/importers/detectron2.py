@@ -1,17 +1,17 @@
 """Detectron2's trained C4 models (.pkl of its model zoo, .pth of its checkpointer).
 
-Its conventions, all in the preset `r101-c4-detectron2`: MSRA's bottlenecks stride in the first
-1x1, pixels are BGR less a mean, background is the last class and has no box deltas, RoIAlign
-samples adaptively. Depth, widths, classes, pixel statistics and anchors are read from the file
-where it has them. The box part of a Mask R-CNN is used, its mask part ignored. One set of box
-deltas for all classes (CLS_AGNOSTIC_BBOX_REG) is repeated for each of them, which is the same.
+Conventions, all in the preset `r101-c4-detectron2`: MSRA's bottlenecks have their stride in the
+first 1x1, pixels are BGR minus a mean, background is the last class and has no box deltas, RoIAlign
+samples adaptively. Depth, widths, classes, pixel statistics and anchors are read from the file if
+it has them. Of a Mask R-CNN the box head is read and the mask head ignored. One set of box deltas
+for all classes (CLS_AGNOSTIC_BBOX_REG) is repeated for each class: the results are equal.
 
-A file does not say whether its model reads BGR or RGB (INPUT.FORMAT). Detectron2's recipe for RGB,
-torchvision's backbones (tools/convert-torchvision-to-d2.py), changes three things: the order of
-the channels, the pixel statistics, and the stride, which is in the 3x3 then.
+A file does not state whether its model reads BGR or RGB (INPUT.FORMAT). Detectron2's recipe for
+RGB, with torchvision's backbones (tools/convert-torchvision-to-d2.py), changes three things: the
+channel order, the pixel statistics, and the stride, which is then in the 3x3.
 
-Detectron2 resizes photographs to a short side of 800 and at most 1333 by PIL's filter; our models
-have a network input of one size. Given the same network input, the detections are the same.
+Detectron2 resizes images to a short side of 800 and at most 1333 by PIL's filter; our models have
+a network input of one size. For the same network input, the detections are the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..model.config import ModelConfig
 from ..model.graph import Layer
 from ..model.presets import preset
 from .containers import open_source
-from .tensor_source import Imported, Source, count_blocks, settle
+from .tensor_source import Imported, Source, count_blocks, resolve_config
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _STAGES = (
@@ -58,25 +58,31 @@ def load_detectron2(
     """Read a checkpoint.
 
     Args:
-        base: default: the preset `r101-c4-detectron2`, with `rgb` changed as the recipe says.
-        fields: of the configuration (BGR), over all else.
-        rgb: the model reads RGB: its first layer and stated pixel statistics are reversed.
+        path: the checkpoint.
+        base: configuration of all that the file does not state; default: the preset
+            `r101-c4-detectron2`, with `rgb` changed as in the recipe above.
+        fields: fields of the configuration (BGR), which override all others.
+        rgb: True if the model reads RGB: its first layer and stated pixel statistics are reversed.
 
     Raises:
-        InputError: unreadable, hostile, no Faster R-CNN C4, or its tensors do not fit together.
+        InputError: the file is unreadable, hostile or not a Faster R-CNN C4, or its tensors do not
+            fit together.
     """
     _, source = open_source(Path(path))
-    _refuse_other_models(source)
+    _check_model(source)
     if base is None:
-        usual, base = preset("r101-c4"), preset("r101-c4-detectron2")
+        torchvision, base = preset("r101-c4"), preset("r101-c4-detectron2")
         if rgb:
             base = replace(
-                base, stride_in="conv2", pixel_mean=usual.pixel_mean, pixel_std=usual.pixel_std
+                base,
+                stride_in="conv2",
+                pixel_mean=torchvision.pixel_mean,
+                pixel_std=torchvision.pixel_std,
             )
     config, notes = _config(source, base, fields or {}, rgb)
     tensors: dict[str, Any] = {}
     for layer in build_network(config).weighted:
-        name = _name(layer)
+        name = layer_name(layer)
         if layer.name == "box.deltas" and _agnostic(source):
             classes = layer.out_channels // 4
             for leaf, shape in (("weight", (4, layer.in_channels)), ("bias", (4,))):
@@ -107,7 +113,7 @@ def load_detectron2(
     return Imported(config, source.fold(tensors, config), provenance, ignored, tuple(notes))
 
 
-def _name(layer: Layer) -> str:
+def layer_name(layer: Layer) -> str:
     """Detectron2's name of a layer."""
     if layer.name == "stem.conv":
         return "backbone.stem.conv1"
@@ -117,12 +123,12 @@ def _name(layer: Layer) -> str:
 
 
 def _agnostic(source: Source) -> bool:
-    """Whether there is one set of box deltas for all classes."""
+    """Whether all classes share one set of box deltas."""
     return source.length(f"{_NAMES['box.deltas']}.weight", 0) == 4
 
 
-def _refuse_other_models(source: Source) -> None:
-    """Say what a model of Detectron2 is that is no C4 detector."""
+def _check_model(source: Source) -> None:
+    """Raise InputError, naming the kind of model, unless it is a C4 detector."""
     if any(name.startswith("backbone.bottom_up.") for name in source.left):
         raise source.error("is a model with a feature pyramid, expected Faster R-CNN C4")
     if any(name.startswith("backbone.res5.") for name in source.left):
@@ -136,7 +142,7 @@ def _refuse_other_models(source: Source) -> None:
 def _config(
     source: Source, base: ModelConfig, fields: Mapping[str, Any], rgb: bool
 ) -> tuple[ModelConfig, list[str]]:
-    """The configuration by what the tensors say, and what there is to tell."""
+    """The configuration that follows from the tensors, and notes for the user."""
     notes: list[str] = []
     blocks = count_blocks(source.left, _STAGES)
     stages = [f"backbone.res{n}" for n in (2, 3, 4)] + ["roi_heads.res5"]
@@ -156,19 +162,19 @@ def _config(
         notes.append("has one set of box deltas for all classes: repeated for each of them")
     anchors = source.length(f"{_NAMES['rpn.objectness']}.weight", 0)
     if _ANCHORS in source:  # a buffer of older checkpoints
-        value, usual = source.take(_ANCHORS, (anchors, 4)), boxes.cell_anchors(base)
-        if value.shape != usual.shape or not np.allclose(value, usual, atol=1e-3):
+        value, expected = source.take(_ANCHORS, (anchors, 4)), boxes.cell_anchors(base)
+        if value.shape != expected.shape or not np.allclose(value, expected, atol=1e-3):
             read["cell_anchors"] = value.tolist()
-            notes.append("its anchors are not those of its published models: taken as they are")
-    config = settle(source, base, read, classes, fields)
+            notes.append("its anchors differ from those of the published models; they are kept")
+    config = resolve_config(source, base, read, classes, fields)
     if config.anchors_per_cell != anchors:
         raise source.error(
             f"has {anchors} anchors a cell, {base.name} {config.anchors_per_cell}: state "
             "anchor_sizes and anchor_ratios in the configuration"
         )
     notes.append(
-        f"taken as trained on {'RGB' if rgb else 'BGR'} pictures of mean {config.pixel_mean}, std "
-        f"{config.pixel_std} (here in BGR order), strides in {config.stride_in}"
+        f"assumed: trained on {'RGB' if rgb else 'BGR'} images of mean {config.pixel_mean}, std "
+        f"{config.pixel_std} (in BGR order), strides in {config.stride_in}"
     )
     notes.append(
         f"network input {config.input_width}x{config.input_height} ({config.resize}, bilinear); "

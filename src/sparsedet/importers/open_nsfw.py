@@ -1,8 +1,8 @@
 """Yahoo's open_nsfw classifier (ONNX) -> initial weights of the `r50half-c4` backbone.
 
-The graph is a ResNet-50 of half bottleneck width; each convolution is followed by an Add (its
-bias), Sub (mean), Mul (scale) and Add (offset): the batch norm in pieces. The classifier at
-the end is not used. Needs the `onnx` package.
+The graph is a ResNet-50 of half bottleneck width. Each convolution is followed by an Add (its
+bias), Sub (mean), Mul (scale) and Add (offset), a batch norm in parts. The classifier at the end
+is not used. Needs the `onnx` package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..model.config import ModelConfig
 def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, np.ndarray]:
     """Backbone and res5 tensors in training form.
 
-    The running variance is written as 1 - eps so that the norm's weight is the graph's scale.
+    The running variance becomes 1 - eps, so that the norm's weight is the graph's scale.
 
     Args:
         path: the .onnx file.
@@ -29,7 +29,7 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
         `NAME.weight` and `NAME.norm.*` for stem, res2 ... res5.
 
     Raises:
-        InputError: not an ONNX file, or its convolutions do not fit `config`.
+        InputError: the file is not ONNX, or its convolutions do not fit `config`.
     """
     try:
         import onnx
@@ -42,7 +42,7 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
     except Exception as error:
         raise InputError(f"{path}: not a readable ONNX file ({type(error).__name__})") from None
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    renamed: dict[str, str] = {}  # outputs of operations that only pass a value on
+    renamed: dict[str, str] = {}  # outputs of operations that only forward a value
     consumers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         if node.op_type == "Identity" and node.input[0] in constants:
@@ -55,7 +55,7 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
                 consumers.setdefault(renamed.get(name, name), []).append(node)
 
     def follow(node: onnx.NodeProto, op_type: str) -> tuple[onnx.NodeProto, np.ndarray]:
-        """The one consumer of `node` and its constant operand, per channel."""
+        """The only consumer of `node`, and its constant operand with one value a channel."""
         after = consumers.get(node.output[0], [])
         if len(after) != 1 or after[0].op_type != op_type:
             raise InputError(f"{path}: after {node.name!r} expected one {op_type}")
@@ -64,13 +64,15 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
                 return after[0], constants[name].reshape(-1)
         raise InputError(f"{path}: {after[0].name!r} has no constant for {layer.name}'s channels")
 
-    wanted = [layer for layer in build_network(config).weighted if layer.norm]
+    layers = [layer for layer in build_network(config).weighted if layer.norm]
     # Within a block the graph runs conv1, conv2, shortcut, conv3: the table's own order.
-    found = [node for node in graph.node if node.op_type == "Conv"]
-    if len(found) != len(wanted):
-        raise InputError(f"{path}: has {len(found)} convolutions, {config.name} has {len(wanted)}")
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    if len(convolutions) != len(layers):
+        raise InputError(
+            f"{path}: has {len(convolutions)} convolutions, {config.name} has {len(layers)}"
+        )
     tensors: dict[str, np.ndarray] = {}
-    for layer, conv in zip(wanted, found, strict=True):
+    for layer, conv in zip(layers, convolutions, strict=True):
         weight = constants.get(conv.input[1], np.empty(0))
         if weight.shape != layer.weight_shape:
             raise InputError(

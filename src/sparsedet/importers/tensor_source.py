@@ -1,9 +1,9 @@
-"""Tensors of a foreign file, and the bookkeeping by which an importer verifies itself.
+"""Tensors of a foreign file, and the bookkeeping that verifies an importer.
 
-A `Source` hands out each tensor once, checked: there, of the expected shape (before its values
-are read, so that a file cannot claim more memory than the network needs), floats, finite. What
-is left at the end must have been named as ignorable; anything else means that the file is of
-another network than the importer took it for.
+A `Source` hands out each tensor once and checks it: it exists, has the expected shape (before its
+values are read, so that a file cannot claim more memory than the network needs), holds floats and
+is finite. At the end every tensor must have been taken or ignored by name; a tensor that is left
+means that the file belongs to another network.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig, current_n
 from ..model.file import Tensors
 
 MAX_PARAMETERS = 500_000_000
-"""Of a model to import; ten times r101-c4. A hostile file may declare any widths."""
+"""Largest model to import, ten times r101-c4: a hostile file may declare any width."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Imported:
-    """A foreign model in our form.
+    """An imported model.
 
     Attributes:
-        config: the model, with the source's conventions.
+        config: configuration, with the source's conventions.
         tensors: `NAME.weight` and `NAME.bias` of every layer of `config`, batch norm folded,
-            float32: what `weights.check_tensors` accepts.
-        provenance: JSON-ready, goes into the model file: where the weights come from.
+            float32, as `model.file.check_tensors` accepts them.
+        provenance: origin of the weights, JSON-ready, for the model file.
         ignored: names of the source's tensors that the network does not use.
-        notes: lines for the user: conventions that the source did not state, and what differs.
+        notes: lines for the user: assumed conventions and known differences.
     """
 
     config: ModelConfig
@@ -48,24 +48,24 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stored:
+class SourceTensor:
     """A tensor in a file, not read yet.
 
     Attributes:
-        shape: as declared.
-        kind: "f" for floats, as numpy's `dtype.kind`.
-        read: gives the values, floats as float16, float32 or float64.
+        shape: declared shape.
+        dtype_kind: numpy's `dtype.kind`, "f" for floats.
+        read: reads the values; floats are float16, float32 or float64.
     """
 
     shape: tuple[int, ...]
-    kind: str
+    dtype_kind: str
     read: Callable[[], NDArray[Any]]
 
 
 class Source:
     """The tensors of one file by name; each is taken once or ignored by name."""
 
-    def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, Stored]) -> None:
+    def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, SourceTensor]) -> None:
         self.path = path
         self.left = dict(tensors)
         self.ignored: list[str] = []
@@ -80,17 +80,17 @@ class Source:
         """The declared shape.
 
         Raises:
-            InputError: there is no such tensor.
+            InputError: the tensor is missing.
         """
         if name not in self.left:
             raise self.error(f"tensor {name!r} is missing")
         return self.left[name].shape
 
     def length(self, name: str, axis: int) -> int:
-        """One length of the declared shape.
+        """Length of one axis of the declared shape.
 
         Raises:
-            InputError: there is no such tensor, or it is a single number.
+            InputError: the tensor is missing, or has no axes.
         """
         shape = self.shape(name)
         if not shape:
@@ -98,42 +98,46 @@ class Source:
         return shape[axis]
 
     def take(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The values as float32, once.
+        """The values as float32; the tensor cannot be taken again.
 
         Raises:
-            InputError: missing, of another shape or no floats, unreadable, NaN or infinite.
+            InputError: the tensor is missing, unreadable, of another shape, not of floats, or has
+                NaN or infinite values.
         """
         if self.shape(name) != shape:
             raise self.error(f"tensor {name!r} has shape {self.shape(name)}, expected {shape}")
-        stored = self.left.pop(name)
-        if stored.kind != "f":
-            raise self.error(f"tensor {name!r} holds no floats")
+        tensor = self.left.pop(name)
+        if tensor.dtype_kind != "f":
+            raise self.error(f"tensor {name!r} does not hold floats")
         with np.errstate(over="ignore"):  # float64 beyond float32: reported below
-            value = stored.read().astype(np.float32)
+            value = tensor.read().astype(np.float32)
         if not np.isfinite(value).all():
             raise self.error(f"tensor {name!r} holds NaN or infinite values")
         return value
 
     def ignore(self, *patterns: str) -> list[str]:
-        """Set the tensors aside whose whole name one of the regular expressions matches."""
-        found = [n for n in self.left if any(re.fullmatch(p, n) for p in patterns)]
-        for name in found:
+        """Ignore the tensors whose whole name matches one of the regular expressions."""
+        names = [n for n in self.left if any(re.fullmatch(p, n) for p in patterns)]
+        for name in names:
             del self.left[name]
-        self.ignored += found
-        return found
+        self.ignored += names
+        return names
 
     def fold(self, tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> Tensors:
-        """`weights.fold_batch_norm`, its errors with the file's name."""
+        """`fold_batch_norm`; its errors name the file."""
         try:
             return fold_batch_norm(tensors, config)
         except InputError as error:
             raise self.error(str(error)) from None
 
     def finish(self, name: str) -> tuple[str, ...]:
-        """Names of what was ignored, once all is taken for the network `name`.
+        """Check that nothing is left of the file, and list the ignored tensors.
+
+        Args:
+            name: the network's name, for the message.
 
         Raises:
-            InputError: tensors are left that are neither.
+            InputError: a tensor is neither taken nor ignored.
         """
         if self.left:
             more = f" (and {len(self.left) - 1} more)" if len(self.left) > 1 else ""
@@ -142,44 +146,47 @@ class Source:
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: names in a file may be any characters."""
+    """`text` for a terminal: names in a file may have any characters."""
     return text if text.isprintable() else ascii(text)
 
 
 def count_blocks(names: Iterable[str], patterns: Iterable[str]) -> tuple[int, int, int, int]:
-    """Blocks of res2 ... res5, counted by the names.
+    """Count the blocks of res2 ... res5 by tensor names.
 
     Args:
-        patterns: one regular expression a stage with the block's number as its group.
+        names: names of the file's tensors.
+        patterns: one regular expression for each stage, with the block's number as its group.
 
     Returns:
-        How many different numbers each of the four finds.
+        Different block numbers of each stage.
     """
     names = list(names)
     counts = []
     for pattern in patterns:
-        found = (re.match(pattern, name) for name in names)
-        counts.append(len({match.group(1) for match in found if match}))
+        matches = (re.match(pattern, name) for name in names)
+        counts.append(len({match.group(1) for match in matches if match}))
     one, two, three, four = counts
     return one, two, three, four
 
 
-def settle(
+def resolve_config(
     source: Source,
     base: ModelConfig,
     read: Mapping[str, Any],
     classes: int,
     fields: Mapping[str, Any],
 ) -> ModelConfig:
-    """The configuration: `base`, over it what the source says, over that what the user says.
+    """Merge the configuration: `fields` override `read`, which overrides `base`.
 
     Args:
-        read: values of fields.
-        classes: how many the source has; without names from the user or `base` they are numbered.
-        fields: the user's.
+        source: the file, for messages.
+        base: configuration of all that the source does not state.
+        read: fields that the source states.
+        classes: number of classes of the source; without names they are numbered.
+        fields: fields from the user.
 
     Raises:
-        InputError: it is no possible model, or too large a one.
+        InputError: the fields are not a valid model, or the model is too large.
     """
     names: tuple[str, ...] = tuple(f"class {n}" for n in range(1, classes + 1))
     ids = tuple(range(1, classes + 1))
@@ -187,16 +194,16 @@ def settle(
         names, ids = base.class_names, base.category_ids
     elif classes == len(COCO_NAMES):
         names, ids = COCO_NAMES, COCO_CATEGORY_IDS
-    if "class_names" in fields:  # another set: COCO's ids do not fit it
+    if "class_names" in fields:  # other classes: COCO's ids do not fit
         ids = tuple(range(1, classes + 1))
     values = {**base.to_dict(), **read, "class_names": names, "category_ids": ids}
     values |= current_names(fields)
-    given = values["class_names"]
-    if isinstance(given, list | tuple) and len(given) != classes:
-        raise source.error(f"has {classes} classes, class_names gives {len(given)}")
+    given_names = values["class_names"]
+    if isinstance(given_names, list | tuple) and len(given_names) != classes:
+        raise source.error(f"has {classes} classes, class_names gives {len(given_names)}")
     try:
         config = ModelConfig.from_dict(values)
-        if sum(config.blocks) > 1000:  # each is a few rows of the table
+        if sum(config.blocks) > 1000:  # each block is a few rows of the layer table
             raise InputError(f"blocks is {config.blocks}, expected at most 1000 together")
         parameters = build_network(config).parameters
     except ValueError as error:

@@ -1,12 +1,12 @@
-"""TensorPack's trained C4 models (.npz): the lineage of the published network.
+"""TensorPack's trained C4 models (.npz); the published network descends from them.
 
-Its conventions, all in the preset `r101-c4`: strides in the 3x3 convolution, windows padded
-before rather than after, the strided shortcut drops the last row and column, background is the
-first class and has box deltas. Kernels lie as (height, width, in, out), fully connected weights as
-(in, out). The box part of a mask model is used, its mask part ignored.
+Conventions, all in the preset `r101-c4`: strides in the 3x3 convolution, strided windows padded
+more before than after, the strided shortcut drops the last row and column, background is the first
+class and has box deltas. Kernels are stored as (height, width, in, out), fully connected weights as
+(in, out). Of a mask model the box head is read and the mask head ignored.
 
 A file states none of the settings of its training: `TF_PAD_MODE`, `STRIDE_1X1`, anchors from
-before 2019-05-21 and box weights from before 2019-05-17 must be said by the configuration
+before 2019-05-21 and box weights from before 2019-05-17 must be given as configuration
 (docs/weights.md).
 """
 
@@ -25,7 +25,7 @@ from ..model.config import ModelConfig
 from ..model.graph import Layer
 from ..model.presets import preset
 from .containers import open_source
-from .tensor_source import Imported, Source, count_blocks, settle
+from .tensor_source import Imported, Source, count_blocks, resolve_config
 
 _NORM = {
     "weight": "gamma",
@@ -52,19 +52,22 @@ def load_tensorpack(
     """Read a model.
 
     Args:
-        base: default: `r101-c4` with the 1000 proposals that TensorPack itself keeps at test.
-        fields: of the configuration, over all else.
+        path: the file.
+        base: configuration of all that the file does not state; default: `r101-c4` with the 1000
+            proposals that TensorPack itself keeps at test.
+        fields: fields of the configuration, which override all others.
 
     Raises:
-        InputError: unreadable, no Faster R-CNN C4, or its tensors do not fit together.
+        InputError: the file is unreadable or not a Faster R-CNN C4, or its tensors do not fit
+            together.
     """
     _, source = open_source(Path(path))
-    _refuse_other_models(source)
+    _check_model(source)
     config = _config(source, base or replace(preset("r101-c4"), proposals=1000), fields or {})
     tensors: dict[str, Any] = {}
     for layer in build_network(config).weighted:
-        name, out = _name(layer), (layer.out_channels,)
-        shape = layer.weight_shape  # (out, in, ...), theirs (..., in, out)
+        name, out = layer_name(layer), (layer.out_channels,)
+        shape = layer.weight_shape  # (out, in, ...); TensorPack's (..., in, out)
         weight = source.take(f"{name}/W", (*shape[2:], shape[1], shape[0]))
         axes = (3, 2, 0, 1) if len(shape) == 4 else (1, 0)
         tensors[f"{layer.name}.weight"] = np.ascontiguousarray(weight.transpose(axes))
@@ -82,7 +85,7 @@ def load_tensorpack(
     )
     ignored = source.finish(config.name)
     notes = (
-        f"its file states no settings: taken as strides in {config.stride_in}, stem padded by "
+        f"the file states no settings; assumed: strides in {config.stride_in}, stem padded by "
         f"{config.stem_padding}, box weights {config.box_weights}, {config.proposals} proposals",
         f"network input {config.input_width}x{config.input_height} ({config.resize}); TensorPack "
         "itself resizes to short side 800, at most 1333",
@@ -91,7 +94,7 @@ def load_tensorpack(
     return Imported(config, source.fold(tensors, config), provenance, ignored, notes)
 
 
-def _name(layer: Layer) -> str:
+def layer_name(layer: Layer) -> str:
     """TensorPack's name of a layer."""
     if layer.name in _NAMES:
         return _NAMES[layer.name]
@@ -100,8 +103,8 @@ def _name(layer: Layer) -> str:
     return f"group{int(stage.removeprefix('res')) - 2}/block{block}/{leaf}"
 
 
-def _refuse_other_models(source: Source) -> None:
-    """Say what a model of TensorPack is that is no C4 detector."""
+def _check_model(source: Source) -> None:
+    """Raise InputError, naming the kind of model, unless it is a C4 detector."""
     if any(name.startswith("fpn/") for name in source.left):
         raise source.error("is a model with a feature pyramid, expected Faster R-CNN C4")
     if any("/gn/" in name for name in source.left):
@@ -111,7 +114,7 @@ def _refuse_other_models(source: Source) -> None:
 
 
 def _config(source: Source, base: ModelConfig, fields: Mapping[str, Any]) -> ModelConfig:
-    """The configuration by what the tensors say."""
+    """The configuration that follows from the tensors."""
     blocks = count_blocks(source.left, _STAGES)
     stages = [f"group{n}/block0" for n in range(4)]
     read: dict[str, Any] = {
@@ -123,7 +126,7 @@ def _config(source: Source, base: ModelConfig, fields: Mapping[str, Any]) -> Mod
         "name": f"r{3 * sum(blocks) + 2}-c4",
     }
     classes, anchors = source.length("fastrcnn/class/W", -1) - 1, source.length("rpn/class/W", -1)
-    config = settle(source, base, read, classes, fields)
+    config = resolve_config(source, base, read, classes, fields)
     if config.anchors_per_cell != anchors:
         raise source.error(
             f"has {anchors} anchors a cell, {base.name} {config.anchors_per_cell}: state "

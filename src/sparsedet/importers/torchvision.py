@@ -1,13 +1,13 @@
 """ResNet classifiers of torchvision and timm -> initial weights of the backbone.
 
-The file is a state_dict (`.pth`, read without torch and without running any code in it) or the
-same tensors as safetensors; timm's plain ResNets have torchvision's names. The classifier at its
-end is not used.
+The file is a state_dict (`.pth`, read without torch and without running its code) or the same
+tensors as safetensors; timm's plain ResNets have torchvision's names. The classifier at the end is
+not used.
 
-Their convention, met by the presets `r101-c4` and `r50-c4`: strides in the 3x3 convolution, and
-pixels RGB, divided by 255, less (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225). Our
-pixels are BGR of 0..255: the statistics are the same times 255 in the other order, and so are the
-first convolution's input channels.
+Convention, as in the presets `r101-c4` and `r50-c4`: strides in the 3x3 convolution; pixels are
+RGB, divided by 255, minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225). Our pixels are
+BGR, 0..255: the statistics are multiplied by 255 and reversed, and the first convolution's input
+channels are reversed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -
     """Backbone and res5 tensors in training form.
 
     Args:
-        path: a state_dict as .pth or .pt, or as safetensors.
-        config: a model of that depth and width, with torchvision's strides and pixel statistics.
+        path: state_dict as .pth or .pt, or as safetensors.
+        config: model of the same depth and width, with torchvision's strides and pixel statistics.
 
     Returns:
         `NAME.weight` and `NAME.norm.*` for stem, res2 ... res5, float32.
 
     Raises:
-        InputError: unreadable, no state_dict, of another kind, depth or width than `config`, or
-            with values that are not finite; or `config` has other conventions.
+        InputError: the file is unreadable, not a state_dict, of another kind, depth or width than
+            `config`, or has values that are not finite; or `config` has other conventions.
     """
     _check_conventions(path, config)
     _, source = open_source(Path(path))
@@ -70,7 +70,7 @@ def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -
 
 
 def fitting_preset(path: str | os.PathLike[str]) -> str | None:
-    """Name of the preset with as many blocks as a classifier has; None if there is none."""
+    """Name of the preset with the blocks of a classifier; None if there is none."""
     _, source = open_source(Path(path))
     blocks = count_blocks(source.left, _STAGES)
     return next((n for n in ("r50-c4", "r101-c4") if preset(n).blocks == blocks), None)
@@ -94,16 +94,16 @@ def _check_conventions(path: str | os.PathLike[str], config: ModelConfig) -> Non
 
 
 def _check_kind(source: Source, config: ModelConfig) -> None:
-    """Refuse what is no classifier of `config`'s depth, saying what it is."""
+    """Raise InputError, naming the kind of model, unless it is a classifier of this depth."""
     names = source.left
     if any(name.startswith(("proposal_generator.", "backbone.res")) for name in names):
-        raise source.error("is a detector of Detectron2's, expected a ResNet classifier")
+        raise source.error("is a detector of Detectron2, expected a ResNet classifier")
     if any(name.startswith(("backbone.", "fpn.", "rpn.", "roi_heads.")) for name in names):
-        raise source.error("is a detector of torchvision's, expected a ResNet classifier")
+        raise source.error("is a detector of torchvision, expected a ResNet classifier")
     if "conv1.0.weight" in source:
         raise source.error("is a ResNet with a stem of three convolutions (timm's 'd' form)")
     if "layer1.0.conv1.weight" not in source:
-        raise source.error("is no ResNet of torchvision or timm (no 'layer1.0.conv1.weight')")
+        raise source.error("is not a ResNet of torchvision or timm (no 'layer1.0.conv1.weight')")
     if "layer1.0.conv3.weight" not in source:
         raise source.error("is a ResNet of two-convolution blocks (18 or 34), expected 50+")
     blocks = count_blocks(names, _STAGES)

@@ -1,20 +1,19 @@
-"""What each layer reads on calibration photographs, when its predecessors are pruned already.
+"""Inputs of each layer on calibration images, measured while its predecessors are already pruned.
 
-The network's table is walked twice: once before anything is pruned, to note what each layer gives
-at some places, and once while its layers are pruned. Every photograph's live activations are kept
-(float16: for 128 photographs on r101-c4's network input 4 GB at the widest place, and 2 GB of notes): a
-layer's inputs are sampled and handed out, the caller prunes the layer, then it runs on all
-photographs and its output feeds the next.
+The layer table is walked twice: once before anything is pruned, to record the outputs of each layer
+at some positions, and once while its layers are pruned. The live activations of every image are
+kept (float16: for 128 images at r101-c4's network input up to 4 GB, and 2 GB of recorded outputs).
+A layer's inputs are sampled and yielded, the caller prunes the layer, then the layer runs on all
+images and its output feeds the next layer.
 
-Glossary: columns as in `patterns`; a sample is what one output position reads, [columns]. Some
-photographs are held out: nothing is fitted to their samples.
+Columns are those of `patterns`. A sample is what one output position reads: [columns]. Some images
+are held out: nothing is fitted to their samples.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,77 +22,81 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import InputError
 from ..images.letterbox import to_network_input
 from ..model.graph import Layer
 from ..torch_model import FasterRCNN
-from .patterns import to_matrix
+from .positions import Positions, patches, positions_of_images, sample_counts
+from .selection import to_matrix
 
-SAMPLES_A_COLUMN = 4
-LEAST_SAMPLES = 16384
-HELD_OUT_SAMPLES = 2048
 REGIONS = 16
-"""Of each photograph's proposals, evenly spread from the best to the last."""
+"""Proposals of each image that the RoI head runs on, evenly spaced from the best to the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """What one layer reads.
+    """Samples of one layer's inputs.
 
-    What is *missing* is the output of the unpruned network, less what this layer gives on its
-    present inputs with its own weights: before ReLU, residual added.
+    The *gap* is the output of the unpruned network minus the output that this layer gives on its
+    present inputs with its own weights; before ReLU, residual added.
 
     Attributes:
         name: the layer.
-        mean: [columns], over the samples of photographs that are not held out.
-        missing: [out], the mean of what is missing.
+        mean: [columns], over the samples of images that are not held out.
+        gap: [out], its mean over the same samples.
         hessian: [columns, columns], the samples' covariance times their number; None if not asked
-            for. Without the mean, because the bias takes care of it.
-        pull: [columns, out], covariance of samples and what is missing, times their number.
-        held_out: [<= HELD_OUT_SAMPLES, columns], of held-out photographs.
-        held_out_missing: [<= HELD_OUT_SAMPLES, out].
-        held_out_size: norm of what the unpruned layer gives there, its mean removed, without the
-            residual.
+            for. The mean is removed because the bias corrects it.
+        cross_covariance: [columns, out], covariance of samples and gap, times their number.
+        held_out: [held-out samples, columns], samples of held-out images.
+        held_out_gap: [held-out samples, out], of the same samples.
+        held_out_norm: norm of the unpruned layer's outputs there, without their mean and without
+            the residual.
     """
 
     name: str
     mean: Tensor
-    missing: Tensor
+    gap: Tensor
     hessian: Tensor | None
-    pull: Tensor | None
+    cross_covariance: Tensor | None
     held_out: Tensor
-    held_out_missing: Tensor
-    held_out_size: float
+    held_out_gap: Tensor
+    held_out_norm: float
 
 
 @dataclass(frozen=True, slots=True)
 class DenseOutputs:
-    """What the unpruned network gives.
+    """Outputs of the unpruned network.
 
     Attributes:
-        outputs: of each layer, taken out as it is used: for each photograph what it gives at the
-            sampled places, before ReLU, residual added, float16 [samples, out].
-        sizes: as `LayerInputs.held_out_size`.
-        variances: of each layer's columns [columns], over the photographs that are not held out.
-        regions: of each photograph, the boxes that both walks look at.
+        outputs: by layer, removed as they are used: for each image the outputs at the sampled
+            positions, before ReLU, residual added, float16 [samples, out].
+        norms: by layer, as `LayerInputs.held_out_norm`.
+        variances: by layer, of its columns [columns], over the images that are not held out.
+        regions: for each image the RoIs [<= REGIONS, 4] that both walks use.
     """
 
     outputs: dict[str, list[Tensor]]
-    sizes: dict[str, float]
+    norms: dict[str, float]
     variances: dict[str, Tensor]
     regions: list[Tensor]
 
 
-def calibration_input(photo: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
-    """A photograph as the network sees it, uint8 [1, 3, h, w], without the empty rest."""
+def calibration_input(image: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
+    """The network input of an image, without the empty margin of the letterbox.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+
+    Returns:
+        uint8 [1, 3, h, w], h and w multiples of 16.
+    """
     config = model.config
-    network_input, at = to_network_input(
-        photo, config.input_height, config.input_width, config.resize
+    network_input, letterbox = to_network_input(
+        image, config.input_height, config.input_width, config.resize
     )
-    height = min(math.ceil(at.resized_height / 16) * 16, config.input_height)
-    width = min(math.ceil(at.resized_width / 16) * 16, config.input_width)
+    height = min(math.ceil(letterbox.resized_height / 16) * 16, config.input_height)
+    width = min(math.ceil(letterbox.resized_width / 16) * 16, config.input_width)
     return torch.from_numpy(network_input[:height, :width].copy()).permute(2, 0, 1)[None]
 
 
@@ -107,47 +110,48 @@ def dense_outputs(
     seed: int = 0,
     note: Callable[[str], None] | None = None,
 ) -> DenseOutputs:
-    """The first walk; arguments as `layer_inputs` takes them, and:
+    """The first walk: outputs of the unpruned network; arguments as in `layer_inputs`.
 
     Args:
-        note: told which layer is looked at.
+        note: called with a description of each step.
 
     Raises:
-        InputError: activations leave float16's range, or the RPN proposes nothing.
+        InputError: activations exceed float16's range, or the RPN proposes nothing.
     """
-    found = DenseOutputs({}, {}, {}, [])
-    # One block of memory: many small ones, each between activations that come and go, would keep
-    # the allocator from using or returning what is free there.
+    dense = DenseOutputs({}, {}, {}, [])
+    # One block of memory: many small ones, allocated between activations that come and go, would
+    # keep the allocator from reusing or returning the memory around them.
     sizes = [
-        sum(_counts(model.network.by_name[name], len(network_inputs), held_out))
+        sum(sample_counts(model.network.by_name[name], len(network_inputs), held_out))
         * model.network.by_name[name].out_channels
         for name in layers
     ]
-    notes, used = torch.empty(sum(sizes), dtype=torch.float16), 0
-    for layer, states in _walk(model, network_inputs, layers, found.regions):
+    memory, used = torch.empty(sum(sizes), dtype=torch.float16), 0
+    for layer, activations in _walk(model, network_inputs, layers, dense.regions):
         if note is not None:
-            note(f"looking at {layer.name}")
+            note(f"measuring {layer.name}")
         matrix = to_matrix(model.layers[layer.name].weight)
-        own, whole = [], []
+        without_residual, outputs = [], []
         count, sums = 0, torch.zeros(2, matrix.shape[1], dtype=torch.float64)
-        all_places = _places(layer, states, held_out, seed)
-        for number, (place, state) in enumerate(zip(all_places, states, strict=True)):
-            samples = patches(layer, state[layer.source], place)
-            own.append(samples @ matrix.T)
-            if number < len(states) - held_out:
+        sampled = positions_of_images(layer, activations, held_out, seed)
+        for number, (positions, image) in enumerate(zip(sampled, activations, strict=True)):
+            samples = patches(layer, image[layer.source], positions)
+            without_residual.append(samples @ matrix.T)
+            if number < len(activations) - held_out:
                 count += len(samples)
                 sums[0] += samples.sum(dim=0, dtype=torch.float64)
                 sums[1] += samples.square_().sum(dim=0, dtype=torch.float64)
-            rest = _residual(layer, state, place)
-            value = _store(layer.name, own[-1] if rest is None else own[-1] + rest)
-            whole.append(notes[used : used + value.numel()].view(value.shape).copy_(value))
+            output, residual = without_residual[-1], _residual(layer, image, positions)
+            value = _to_half(layer.name, output if residual is None else output + residual)
+            outputs.append(memory[used : used + value.numel()].view(value.shape).copy_(value))
             used += value.numel()
-        unseen = torch.cat(own[len(own) - held_out :])
-        found.outputs[layer.name] = whole
+        held_out_outputs = torch.cat(without_residual[len(without_residual) - held_out :])
+        dense.outputs[layer.name] = outputs
         mean, square = sums / count
-        found.variances[layer.name] = (square - mean.square()).clamp(min=0).float()
-        found.sizes[layer.name] = float((unseen - unseen.mean(dim=0)).norm())
-    return found
+        dense.variances[layer.name] = (square - mean.square()).clamp(min=0).float()
+        centred = held_out_outputs - held_out_outputs.mean(dim=0)
+        dense.norms[layer.name] = float(centred.norm())
+    return dense
 
 
 @torch.no_grad()
@@ -161,27 +165,30 @@ def layer_inputs(
     hessians: bool = True,
     seed: int = 0,
 ) -> Iterator[LayerInputs]:
-    """Inputs of each layer of `layers`, in the order of the network.
+    """The second walk: inputs of each layer of `layers`, in the order of the network.
 
     Args:
-        model: without separate batch norms. A layer's weights may be changed while its inputs
-            are in hand; what follows sees the change.
-        network inputs: one for each photograph, as `calibration_input` makes them.
-        dense: of the same model, network inputs, layers, held-out photographs and seed.
-        held_out: how many of them, the last ones, are held out; at least 1, and 1 is left.
-        hessians: gather them and the pull, too.
+        model: without separate batch norms. The caller may change a layer's weights before it
+            asks for the next layer; later layers see the change.
+        network_inputs: one for each calibration image, from `calibration_input`.
+        layers: names.
+        dense: outputs of the unpruned model; for the same network inputs, layers, held-out images
+            and seed.
+        held_out: number of held-out images, the last ones; at least 1, and fewer than all.
+        hessians: compute Hessians and cross covariances, too.
+        seed: of the sampled positions.
 
     Raises:
-        InputError: activations leave float16's range.
+        InputError: activations exceed float16's range.
     """
-    for layer, states in _walk(model, network_inputs, layers, dense.regions):
+    for layer, activations in _walk(model, network_inputs, layers, dense.regions):
         conv = model.layers[layer.name]
         yield _gather(
             layer,
             to_matrix(conv.weight),
-            states,
+            activations,
             dense.outputs.pop(layer.name),
-            dense.sizes[layer.name],
+            dense.norms[layer.name],
             held_out,
             hessians,
             seed,
@@ -194,194 +201,151 @@ def _walk(
     layers: Sequence[str],
     regions: list[Tensor],
 ) -> Iterator[tuple[Layer, list[dict[str, Tensor]]]]:
-    """Each layer of `layers` with all photographs' live activations, before it runs on them.
+    """Each layer of `layers` with every image's live activations, before the layer runs on them.
 
     Args:
-        regions: boxes of each photograph; filled if it is empty.
+        regions: RoIs of each image; filled if the list is empty.
     """
     table = model.network.layers
     last = max(i for i, layer in enumerate(table) if layer.name in layers)
     needs_regions = any(layer.component == "roi" for layer in table[: last + 1])
-    states = [
-        {"input": _store("input", model.normalise(network_input))}
+    activations = [
+        {"input": _to_half("input", model.normalise(network_input))}
         for network_input in network_inputs
     ]
     for index, layer in enumerate(table[: last + 1]):
-        if layer.source == "rois" and "rois" not in states[0]:
+        if layer.source == "rois" and "rois" not in activations[0]:
             if not regions:
                 regions += [
-                    _regions(model, state, network_input)
-                    for state, network_input in zip(states, network_inputs, strict=True)
+                    _regions(model, image, network_input)
+                    for image, network_input in zip(activations, network_inputs, strict=True)
                 ]
-            for state, boxes in zip(states, regions, strict=True):
-                features = state[model.network.features].float()
-                state["rois"] = _store("rois", model.roi_features(features, [boxes]))
+            for image, rois in zip(activations, regions, strict=True):
+                features = image[model.network.features].float()
+                image["rois"] = _to_half("rois", model.roi_features(features, [rois]))
         if layer.name in layers:
-            yield layer, states
+            yield layer, activations
         later = table[index + 1 :] if index < last else ()
         live = {name for after in later for name in (after.source, after.residual)}
         if needs_regions and layer.component != "roi":
             live |= {model.network.features, "rpn.objectness", "rpn.deltas"}
         if index == last:
             return
-        for state in states:
+        for image in activations:
             names = [n for n in (layer.source, layer.residual) if n]
-            read = {name: state[name].float() for name in names}
-            state[layer.name] = _store(layer.name, model.run_layer(layer, read))
-            for name in set(state) - live:
-                del state[name]
-        _give_back()
+            inputs = {name: image[name].float() for name in names}
+            image[layer.name] = _to_half(layer.name, model.run_layer(layer, inputs))
+            for name in set(image) - live:
+                del image[name]
+        _return_freed_memory()
 
 
-def _give_back() -> None:
-    """Have glibc return freed memory, which it keeps wherever something above it is in use: of
-    r101-c4's 13 GB a third."""
+def _return_freed_memory() -> None:
+    """Have glibc return freed memory to the system, also below memory that is in use: a third of
+    r101-c4's 13 GB."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
 
-def _store(name: str, value: Tensor) -> Tensor:
+def _to_half(name: str, value: Tensor) -> Tensor:
+    """Activations in float16, feature maps channels last."""
     form = torch.channels_last if value.dim() == 4 else torch.contiguous_format
     half = value.to(torch.float16, memory_format=form)
     if not torch.isfinite(half).all():
         raise InputError(
-            f"activations of {name} leave float16's range: this model cannot be calibrated"
+            f"activations of {name} exceed float16's range: this model cannot be calibrated"
         )
     return half
 
 
-def _regions(model: FasterRCNN, state: dict[str, Tensor], network_input: Tensor) -> Tensor:
-    """One photograph's spread proposals, [<= REGIONS, 4]."""
-    features = state[model.network.features].float()
-    logits = state["rpn.objectness"].float().permute(0, 2, 3, 1).reshape(-1)
-    deltas = state["rpn.deltas"].float().permute(0, 2, 3, 1).reshape(-1, 4)
+def _regions(model: FasterRCNN, activations: dict[str, Tensor], network_input: Tensor) -> Tensor:
+    """Evenly spaced proposals of one image, [<= REGIONS, 4]."""
+    features = activations[model.network.features].float()
+    logits = activations["rpn.objectness"].float().permute(0, 2, 3, 1).reshape(-1)
+    deltas = activations["rpn.deltas"].float().permute(0, 2, 3, 1).reshape(-1, 4)
     height, width = network_input.shape[2:]
     proposals = model.proposals(logits, deltas, model.anchors(features), height, width)
     if not len(proposals):
-        raise InputError("the RPN proposes nothing on a calibration photograph")
-    chosen = torch.linspace(0, len(proposals) - 1, min(REGIONS, len(proposals))).long()
-    return proposals[chosen]
+        raise InputError("the RPN proposes nothing on a calibration image")
+    return evenly_spaced(proposals, REGIONS)
+
+
+def evenly_spaced(proposals: Tensor, count: int) -> Tensor:
+    """At most `count` of the proposals [N, 4], from the first to the last."""
+    last = len(proposals) - 1
+    return proposals[torch.linspace(0, last, min(count, len(proposals))).long()]
 
 
 def _gather(
     layer: Layer,
     matrix: Tensor,
-    states: list[dict[str, Tensor]],
-    dense: list[Tensor],
-    size: float,
+    activations: list[dict[str, Tensor]],
+    dense_outputs_of_images: list[Tensor],
+    held_out_norm: float,
     held_out: int,
     hessian: bool,
     seed: int,
 ) -> LayerInputs:
-    """Sample a layer's inputs on all photographs, and what is missing in its outputs.
+    """Sample a layer's inputs on all images, and the gap of its outputs.
 
     Args:
-        matrix: the layer's weight as `patterns.to_matrix` has it.
+        matrix: the layer's weight, from `to_matrix`.
     """
     out, columns = matrix.shape
-    places = _places(layer, states, held_out, seed)
-    fitted = len(states) - held_out
-    # Sums are taken round the first photograph's mean: float32 would lose a small covariance
-    # beside a large mean.
+    sampled = positions_of_images(layer, activations, held_out, seed)
+    fitted = len(activations) - held_out
+    # Sums are taken around the first image's mean: float32 would lose a small covariance beside
+    # a large mean.
     centre: Tensor | None = None
     count, sums, moments = 0, torch.zeros(columns), torch.zeros(0, 0)
-    lacks, pull = torch.zeros(out), torch.zeros(0, 0)
-    unseen, unseen_lack = [], []
-    for number, (state, place, wanted) in enumerate(zip(states, places, dense, strict=True)):
-        samples = patches(layer, state[layer.source], place)
-        lack = wanted.float() - samples @ matrix.T
-        rest = _residual(layer, state, place)
-        if rest is not None:
-            lack -= rest
+    gap_sums, cross_moments = torch.zeros(out), torch.zeros(0, 0)
+    held_out_samples, held_out_gaps = [], []
+    for number, (image, positions, dense) in enumerate(
+        zip(activations, sampled, dense_outputs_of_images, strict=True)
+    ):
+        samples = patches(layer, image[layer.source], positions)
+        gap = dense.float() - samples @ matrix.T
+        residual = _residual(layer, image, positions)
+        if residual is not None:
+            gap -= residual
         if number >= fitted:
-            unseen.append(samples)
-            unseen_lack.append(lack)
+            held_out_samples.append(samples)
+            held_out_gaps.append(gap)
             continue
         if centre is None:
             centre = samples.mean(dim=0)
             if hessian:
-                moments, pull = torch.zeros(columns, columns), torch.zeros(columns, out)
+                moments = torch.zeros(columns, columns)
+                cross_moments = torch.zeros(columns, out)
         samples -= centre
         count += len(samples)
         sums += samples.sum(dim=0)
-        lacks += lack.sum(dim=0)
+        gap_sums += gap.sum(dim=0)
         if hessian:
             moments.addmm_(samples.T, samples)
-            pull.addmm_(samples.T, lack)
+            cross_moments.addmm_(samples.T, gap)
     assert centre is not None
-    shift, missing = sums / count, lacks / count
+    shift, mean_gap = sums / count, gap_sums / count
     if hessian:
         moments.addr_(sums, shift, alpha=-1)
-        pull.addr_(sums, missing, alpha=-1)
+        cross_moments.addr_(sums, mean_gap, alpha=-1)
     return LayerInputs(
         layer.name,
         centre + shift,
-        missing,
+        mean_gap,
         moments if hessian else None,
-        pull if hessian else None,
-        torch.cat(unseen),
-        torch.cat(unseen_lack),
-        size,
+        cross_moments if hessian else None,
+        torch.cat(held_out_samples),
+        torch.cat(held_out_gaps),
+        held_out_norm,
     )
 
 
-Place = tuple[Tensor, Tensor, Tensor]
-"""Output positions: image, row, column."""
-
-
-def _places(
-    layer: Layer, states: list[dict[str, Tensor]], held_out: int, seed: int
-) -> Iterator[Place]:
-    """Random output positions of a layer on each photograph, the same in both walks."""
-    counts = _counts(layer, len(states), held_out)
-    for number, (count, state) in enumerate(zip(counts, states, strict=True)):
-        generator = torch.Generator().manual_seed(
-            random.Random(f"{seed}/{layer.name}/{number}").getrandbits(48)
-        )
-        yield places(layer, state[layer.source], count, generator)
-
-
-def _counts(layer: Layer, photographs: int, held_out: int) -> list[int]:
-    """How many positions are sampled on each photograph, if it has so many."""
-    columns = layer.weights // layer.out_channels
-    total, fitted = max(LEAST_SAMPLES, SAMPLES_A_COLUMN * columns), photographs - held_out
-    return fitted * [-(-total // fitted)] + held_out * [-(-HELD_OUT_SAMPLES // held_out)]
-
-
-def places(layer: Layer, x: Tensor, count: int, generator: torch.Generator) -> Place:
-    """`count` random output positions of a layer (all, if it has fewer) on input [B, C, H, W]."""
-    rows, columns = (
-        (n + sum(layer.padding) - layer.kernel) // layer.stride + 1 for n in x.shape[2:]
-    )
-    chosen = torch.randperm(len(x) * rows * columns, generator=generator)[:count]
-    image, place = chosen // (rows * columns), chosen % (rows * columns)
-    return image, place // columns, place % columns
-
-
-def patches(layer: Layer, x: Tensor, place: Place) -> Tensor:
-    """What a layer reads for those output positions.
-
-    Args:
-        x: the layer's input [B, C, H, W].
-
-    Returns:
-        float32 [count, columns].
-    """
-    before, after = layer.padding
-    x = F.pad(x, (before, after, before, after))
-    image, row, column = place
-    top, left = row * layer.stride, column * layer.stride
-    nhwc = x.permute(0, 2, 3, 1)
-    size = layer.kernel
-    taps = [nhwc[image, top + i, left + j] for i in range(size) for j in range(size)]
-    return torch.stack(taps, dim=1).flatten(1).float()
-
-
-def _residual(layer: Layer, state: dict[str, Tensor], place: Place) -> Tensor | None:
-    """What is added to the layer's output at those positions, float32 [count, out]."""
+def _residual(layer: Layer, activations: dict[str, Tensor], positions: Positions) -> Tensor | None:
+    """The residual that is added to the layer's output there, float32 [count, out]."""
     if layer.residual is None:
         return None
-    image, row, column = place
-    return state[layer.residual].permute(0, 2, 3, 1)[image, row, column].float()
+    image, row, column = positions
+    return activations[layer.residual].permute(0, 2, 3, 1)[image, row, column].float()

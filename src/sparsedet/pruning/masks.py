@@ -1,17 +1,14 @@
-"""Zeros that stay zero while the torch model is trained, on the model's device.
+"""Keep masks that hold zeros at zero while the torch model is trained, on the model's device.
 
-A pruned weight is exactly zero, and stays so through momentum and weight decay, because the mask
-is applied to weights, gradients and the optimizer's state. `FixedMasks` keeps those that the model
-comes with, `GradualPruner` lets them grow. Magnitudes are taken after folding batch norm: the
-size that a weight has in the network that runs.
+A pruned weight is exactly zero. It stays zero through momentum and weight decay because its mask is
+applied to weights, gradients and the optimizer's state. `FixedMasks` keeps the zeros that the model
+has at the start; `GradualPruner` adds zeros along a schedule. Magnitudes are those of the folded
+weights, which are the weights of the network that runs.
 
-What the loss feels when weight w becomes zero is about w^2 times the mean of its squared gradient.
-The means are kept as one figure for each row and each column of a layer's matrix, whose products
-they are taken for: a weight alone sees too few gradients for a mean.
-
-Glossary: a *unit* is what a pattern makes zero at once: a weight ("unstructured"), a group of
-four ("1x4"), or the two smaller of each half of a group ("2:4"); groups, rows and columns as in
-`patterns`.
+Removing weight w changes the loss by about w^2 times the mean of its squared gradient (optimal
+brain damage, with the Fisher information as the curvature): its sensitivity. The means are kept as
+one value for each row and each column of a layer's weight and multiplied to estimate the mean of a
+single weight, because one weight has too few gradients for a mean of its own.
 
 Source: LeCun, Denker & Solla, "Optimal brain damage", NeurIPS 1989; squared gradients by rows and
 columns: Shazeer & Stern, Adafactor, arXiv 1804.04235.
@@ -26,105 +23,105 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..torch_model import FasterRCNN
-from .patterns import (
-    GROUP,
-    ZEROS_A_UNIT,
-    cheapest,
-    check_pattern,
-    from_matrix,
-    spread,
-    to_matrix,
-    two_of_four,
-)
-from .schedule import (
+from .allocation import (
     LEAST_DENSITY,
     Allocation,
-    CubicSchedule,
-    Pattern,
     erk_zeros,
-    half_of,
+    pattern_sparsity,
     prunable_layers,
     uniform_zeros,
 )
+from .patterns import UNSTRUCTURED, Pattern
+from .schedule import CubicSchedule
+from .selection import from_matrix, keep_largest_of_layers, to_matrix
 
-FORGET = 0.01
+NEW_GRADIENT_WEIGHT = 0.01
 """Weight of a step's squared gradients in their running means."""
 
 
 class Masks:
-    """The masks of a model's prunable layers: True where a weight may be other than zero.
+    """The keep masks of a model's prunable layers.
 
     Args:
         model: masked in place.
         exclude: layers left dense beside stem and predictors.
 
+    Attributes:
+        keep_masks: bool, in the shape of each layer's weight, by the layer's name.
+        factors: the same as 0 and 1 in the weights' own type, in which a product takes a sixth of
+            the time.
+        sensitivity: running means that the choice of later zeros depends on, by name; empty if
+            it depends on weights and masks alone.
+
     Raises:
-        InputError: a name in `exclude` is no layer.
+        InputError: a name in `exclude` is not a layer.
     """
 
     def __init__(self, model: FasterRCNN, exclude: Sequence[str] = ()) -> None:
         self.model = model
         self.layers = prunable_layers(model.network, exclude)
-        self.masks: dict[str, Tensor] = {
+        self.keep_masks: dict[str, Tensor] = {
             name: torch.ones_like(model.layers[name].weight, dtype=torch.bool)
             for name in self.layers
         }
-        # The same in the weights' own type: multiplying by them takes a sixth of the time.
         self.factors: dict[str, Tensor] = {
             name: torch.ones_like(model.layers[name].weight) for name in self.layers
         }
-        # What the choice of later zeros follows from, beside weights and masks.
-        self.statistics: dict[str, Tensor] = {}
+        self.sensitivity: dict[str, Tensor] = {}
 
     def observe(self) -> None:
-        """Take note of a step's gradients, before they are masked."""
+        """Record a step's gradients, before they are masked."""
 
     def update(self, step: int) -> bool:
-        """Recompute the masks if it is time; returns whether it was."""
+        """Recompute the masks if the schedule says so.
+
+        Returns:
+            whether they were recomputed.
+        """
         return False
 
-    def restore(self, masks: Mapping[str, Tensor]) -> None:
-        """Take over saved masks.
+    def restore(self, keep_masks: Mapping[str, Tensor]) -> None:
+        """Take over saved keep masks.
 
         Raises:
-            KeyError: one is of a layer that has no mask.
+            KeyError: a layer in `keep_masks` has no mask here.
         """
-        for name, mask in masks.items():
-            self.masks[name].copy_(mask)
-            self.factors[name].copy_(mask)
+        for name, keep_mask in keep_masks.items():
+            self.keep_masks[name].copy_(keep_mask)
+            self.factors[name].copy_(keep_mask)
 
     @torch.no_grad()
     def apply(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Zero the masked weights, their gradients and their optimizer state."""
-        for name, mask in self.factors.items():
+        """Zero the pruned weights, their gradients and their optimizer state."""
+        for name, factor in self.factors.items():
             weight = self.model.layers[name].weight
-            weight.mul_(mask)
+            weight.mul_(factor)
             if weight.grad is not None:
-                weight.grad.mul_(mask)
+                weight.grad.mul_(factor)
             if optimizer is not None:
                 for value in optimizer.state.get(weight, {}).values():
                     if isinstance(value, Tensor) and value.shape == weight.shape:
-                        value.mul_(mask)
+                        value.mul_(factor)
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of masked weights: zero weights without momentum stay zero."""
-        for name, mask in self.factors.items():
+        """Zero the gradients of pruned weights: zero weights without momentum stay zero."""
+        for name, factor in self.factors.items():
             gradient = self.model.layers[name].weight.grad
             if gradient is not None:
-                gradient.mul_(mask)
+                gradient.mul_(factor)
 
     def sparsity(self) -> float:
-        """Zeros among all folded parameters of the network."""
-        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
+        """Zeros among ALL folded parameters of the network, 0..1."""
+        zeros = sum(int((~keep_mask).sum()) for keep_mask in self.keep_masks.values())
         return zeros / self.model.network.parameters
 
 
 class FixedMasks(Masks):
-    """The zeros that the model's prunable layers have now, for good.
+    """Masks of the zeros that the model's prunable layers have now; they never change.
 
     Raises:
-        InputError: as `Masks`, or there is no zero.
+        InputError: as `Masks`, or the model has no zero.
     """
 
     def __init__(self, model: FasterRCNN, exclude: Sequence[str] = ()) -> None:
@@ -139,18 +136,18 @@ class GradualPruner(Masks):
 
     Args:
         model: pruned in place.
-        schedule: sparsity of ALL parameters, folded, against steps.
-        allocation: "uniform" gives each pruned layer the same sparsity, "global" ranks all
-            units together, "erk" leaves small layers denser; all three by magnitude.
-            "sensitivity" ranks the units of all trained layers together by what the loss feels,
-            frozen ones as "uniform" does.
+        schedule: sparsity of ALL parameters, folded, over the training steps.
+        allocation: "uniform" gives each pruned layer the same sparsity, "global" ranks the blocks
+            of all layers together, "erk" leaves small layers denser; all three by magnitude.
+            "sensitivity" ranks the blocks of all trained layers together by the change of the
+            loss, and treats frozen layers as "uniform" does.
         exclude: layers left dense beside stem and predictors.
-        pattern: of the zeros. "2:4" ends where every group has two; before, the share of groups
-            that have any grows.
+        pattern: of the zeros. One with a fixed sparsity ends with all blocks pruned; until then
+            the number of pruned blocks grows.
 
     Raises:
-        InputError: a name in `exclude` is no layer, a layer does not fit the pattern, or too
-            few weights are left for the target.
+        InputError: a name in `exclude` is not a layer, a layer does not fit the pattern, or the
+            layers have too few weights for the target.
     """
 
     def __init__(
@@ -159,32 +156,32 @@ class GradualPruner(Masks):
         schedule: CubicSchedule,
         allocation: Allocation = "uniform",
         exclude: Sequence[str] = (),
-        pattern: Pattern = "unstructured",
+        pattern: Pattern = UNSTRUCTURED,
     ) -> None:
         super().__init__(model, exclude)
         self.schedule, self.allocation, self.pattern = schedule, allocation, pattern
         for name in self.layers:
-            check_pattern(model.network.by_name[name], pattern)
+            pattern.check_layer(model.network.by_name[name])
         uniform_zeros(model.network, self.layers, schedule.final)  # refuses the impossible now
-        most = half_of(model.network, self.layers)
-        if pattern == "2:4" and schedule.final > most:
+        most = pattern_sparsity(model.network, self.layers, pattern)
+        if pattern.fixed_sparsity is not None and schedule.final > most:
             raise InputError(
-                f"sparsity is {schedule.final:.3f}, but pattern 2:4 in all pruned "
+                f"sparsity is {schedule.final:.3f}, but pattern {pattern.name} in all pruned "
                 f"layers makes {most:.3f}"
             )
-        self.felt: tuple[str, ...] = ()  # ranked by what the loss feels
+        self.by_sensitivity: tuple[str, ...] = ()
         if allocation == "sensitivity":
             weights = {name: model.layers[name].weight for name in self.layers}
-            self.felt = tuple(name for name in self.layers if weights[name].requires_grad)
-            for name in self.felt:
+            self.by_sensitivity = tuple(n for n in self.layers if weights[n].requires_grad)
+            for name in self.by_sensitivity:
                 weight = weights[name].detach()
-                self.statistics[f"rows/{name}"] = weight.new_zeros(len(weight))
-                self.statistics[f"columns/{name}"] = torch.zeros_like(weight[0])
+                self.sensitivity[f"rows/{name}"] = weight.new_zeros(len(weight))
+                self.sensitivity[f"columns/{name}"] = torch.zeros_like(weight[0])
 
     @torch.no_grad()
     def observe(self) -> None:
         sums = {}
-        for name in self.felt:
+        for name in self.by_sensitivity:
             gradient = self.model.layers[name].weight.grad
             if gradient is not None:
                 flat = gradient.flatten(1)
@@ -197,59 +194,60 @@ class GradualPruner(Masks):
         # Every step counts alike, however large its gradients (or fp16's scale) are.
         total = torch.stack([rows.sum() for rows, _ in sums.values()]).sum()
         usable = torch.isfinite(total) & (total > 0)
-        for name, both in sums.items():
-            for side, found in zip(("rows", "columns"), both, strict=True):
-                mean = self.statistics[f"{side}/{name}"]
-                mean.copy_(torch.where(usable, mean.lerp(found / total, FORGET), mean))
+        for name, row_and_column_sums in sums.items():
+            for side, squares in zip(("rows", "columns"), row_and_column_sums, strict=True):
+                mean = self.sensitivity[f"{side}/{name}"]
+                updated = mean.lerp(squares / total, NEW_GRADIENT_WEIGHT)
+                mean.copy_(torch.where(usable, updated, mean))
 
     @torch.no_grad()
     def update(self, step: int) -> bool:
-        """Recompute the masks if the schedule says so; returns whether it did."""
         if not self.schedule.updates_at(step):
             return False
         allocate = erk_zeros if self.allocation == "erk" else uniform_zeros
         zeros = allocate(self.model.network, self.layers, self.schedule.sparsity(step))
-        unit = ZEROS_A_UNIT[self.pattern]
-        ranked = self.layers if self.allocation == "global" else self.felt
+        ranked = self.layers if self.allocation == "global" else self.by_sensitivity
         alone = [(name,) for name in self.layers if name not in ranked]
         for names in [ranked, *alone] if ranked else alone:
-            sizes = [self._unit_costs(name) for name in names]
-            # Rounded up to whole units, of which a layer may have too few by one.
-            wanted = min(-(-sum(zeros[name] for name in names) // unit), sum(map(len, sizes)))
-            parts = cheapest(sizes, wanted, LEAST_DENSITY if names is self.felt else 0.0)
-            self.restore({n: ~self._zeros(n, part) for n, part in zip(names, parts, strict=True)})
+            costs = [self._matrix(self._costs(name)) for name in names]
+            block_costs = [self.pattern.block_costs(matrix) for matrix in costs]
+            # Rounded up to whole blocks; the layers may have one block too few for that.
+            pruned = -(-sum(zeros[name] for name in names) // self.pattern.zeros)
+            keep_blocks = keep_largest_of_layers(
+                block_costs,
+                min(pruned, sum(map(len, block_costs))),
+                LEAST_DENSITY if names is self.by_sensitivity else 0.0,
+            )
+            self.restore(
+                {
+                    name: self._keep_mask(name, blocks, matrix)
+                    for name, blocks, matrix in zip(names, keep_blocks, costs, strict=True)
+                }
+            )
         self.apply()
         return True
 
     def _costs(self, name: str) -> Tensor:
-        """What each weight of a layer costs when it becomes zero. A masked one ranks below every
-        live one, so that masks only grow."""
+        """Cost of pruning each weight of a layer, in the shape of the weight.
+
+        A pruned weight costs less than every live one, so that it stays pruned.
+        """
         conv = self.model.layers[name]
-        if name in self.felt:
-            # Rows of gradients are of the unfolded weight: batch norm's scale cancels.
-            rows, columns = (self.statistics[f"{side}/{name}"] for side in ("rows", "columns"))
+        if name in self.by_sensitivity:
+            # The row means are of unfolded weights' gradients: batch norm's scale cancels.
+            rows, columns = (self.sensitivity[f"{side}/{name}"] for side in ("rows", "columns"))
             columns = columns / rows.sum().clamp(min=1e-30)
             costs = conv.weight.square() * rows.view(-1, *[1] * columns.dim()) * columns
         else:
             costs = conv.folded()[0].square()
-        return torch.where(self.masks[name], costs, -1.0)
+        return torch.where(self.keep_masks[name], costs, -1.0)
 
-    def _unit_costs(self, name: str) -> Tensor:
-        """What each unit of a layer costs when it becomes zero, [units]."""
-        costs = self._costs(name)
-        if self.pattern == "unstructured":
-            return costs.flatten()
-        groups = to_matrix(costs).reshape(-1, GROUP)
-        if self.pattern == "2:4":
-            groups = groups.topk(GROUP // 2, dim=1, largest=False).values
-        return groups.sum(dim=1)
+    def _matrix(self, costs: Tensor) -> Tensor:
+        # Single weights need no neighbours and stay in the weight's own order, which decides
+        # between equal costs.
+        return costs.flatten(1) if self.pattern.size == 1 else to_matrix(costs)
 
-    def _zeros(self, name: str, units: Tensor) -> Tensor:
-        """True at the weights that those units [units] of a layer make zero."""
-        mask = self.masks[name]
-        if self.pattern == "unstructured":
-            return units.view_as(mask)
-        zeros = spread(units.view(len(mask), -1))
-        if self.pattern == "2:4":
-            zeros &= two_of_four(to_matrix(self._costs(name)))
-        return from_matrix(zeros, mask.shape)
+    def _keep_mask(self, name: str, keep_blocks: Tensor, costs: Tensor) -> Tensor:
+        shape = self.keep_masks[name].shape
+        matrix = self.pattern.keep_mask(keep_blocks, costs)
+        return matrix.view(shape) if self.pattern.size == 1 else from_matrix(matrix, shape)

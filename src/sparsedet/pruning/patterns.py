@@ -1,114 +1,154 @@
-"""Which weights of one layer become zero, given how much each one matters.
+"""Pruning patterns: which weights of a layer are pruned together.
 
-A layer's weight is seen as a matrix [out, columns] whose columns run over kernel rows, kernel
-columns and, fastest, input channels: four neighbouring columns that start at a multiple of four
-are four neighbouring input channels at one kernel position, a *group*.
+A layer's weight is seen as a matrix [out_channels, columns]. A column is one input channel at one
+tap of the filter; input channels run fastest, so neighbouring columns are neighbouring input
+channels at one tap. A pattern cuts that matrix into blocks. `docs/contributing/pattern.md` tells
+how to add one.
 
-Patterns: "unstructured" chooses weight by weight, "1x4" whole groups, "2:4" two of each group.
+torch is imported for types alone: the command line reads the names here without torch. The methods
+call methods of the tensors that they are given.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..model.graph import Layer
-from .schedule import Pattern
 
-GROUP = 4
-"""Columns of a group."""
-ZEROS_A_UNIT: dict[Pattern, int] = {"unstructured": 1, "1x4": GROUP, "2:4": GROUP // 2}
-"""Zeros of what a pattern chooses at once: a weight, or in a group."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def to_matrix(weight: Tensor) -> Tensor:
-    """[out, in, k, k] or [out, in] -> [out, k * k * in]."""
-    if weight.dim() == 2:
-        return weight
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """Which weights are pruned together.
 
-
-def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `to_matrix` for a weight of that shape."""
-    if len(shape) == 2:
-        return matrix
-    out, channels, height, width = shape
-    return matrix.view(out, height, width, channels).permute(0, 3, 1, 2)
-
-
-def check_pattern(layer: Layer, pattern: Pattern) -> None:
-    """Refuse a layer whose input channels do not divide into groups.
-
-    Raises:
-        InputError: names the layer.
+    Attributes:
+        name: as in recipes, model files and `--pattern`.
+        help: what becomes zero, for the command line's help.
+        rows: neighbouring output channels of a block; must divide a layer's output channels.
+        columns: neighbouring input channels of a block, at one filter tap; must divide a layer's
+            input channels.
+        live: weights of a pruned block that stay, 0..rows * columns - 1. If it is not 0, every
+            block is pruned in the end (N:M sparsity), so the pattern fixes the sparsity.
     """
-    if pattern != "unstructured" and layer.in_channels % GROUP:
-        raise InputError(
-            f"pattern {pattern} needs input channels in fours, but {layer.name} has "
-            f"{layer.in_channels}: exclude it"
-        )
+
+    name: str
+    help: str
+    rows: int = 1
+    columns: int = 1
+    live: int = 0
+
+    @property
+    def size(self) -> int:
+        """Weights of a block."""
+        return self.rows * self.columns
+
+    @property
+    def zeros(self) -> int:
+        """Zeros of a pruned block."""
+        return self.size - self.live
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """Sparsity of every pruned layer, 0..1; None: it is free."""
+        return self.zeros / self.size if self.live else None
+
+    def most_zeros(self, weights: int) -> int:
+        """Zeros of a layer with `weights` weights when all of its blocks are pruned."""
+        return weights // self.size * self.zeros
+
+    def check_layer(self, layer: Layer) -> None:
+        """Refuse a layer that cannot be cut into blocks.
+
+        Raises:
+            InputError: names the layer.
+        """
+        for side, channels, length in (
+            ("input", layer.in_channels, self.columns),
+            ("output", layer.out_channels, self.rows),
+        ):
+            if channels % length:
+                raise InputError(
+                    f"pattern {self.name} needs a multiple of {length} {side} channels, but "
+                    f"{layer.name} has {channels}: exclude it"
+                )
+
+    def blocks(self, matrix: Tensor) -> Tensor:
+        """[out, columns] -> [blocks, size]; blocks run along a row first."""
+        if self.rows == 1:
+            return matrix.reshape(-1, self.columns)
+        out, columns = matrix.shape
+        tiles = matrix.reshape(out // self.rows, self.rows, columns // self.columns, self.columns)
+        return tiles.transpose(1, 2).reshape(-1, self.size)
+
+    def matrix(self, blocks: Tensor, rows: int) -> Tensor:
+        """The inverse of `blocks`, for a matrix of `rows` rows."""
+        if self.rows == 1:
+            return blocks.reshape(rows, -1)
+        tiles = blocks.reshape(rows // self.rows, -1, self.rows, self.columns)
+        return tiles.transpose(1, 2).reshape(rows, -1)
+
+    def block_costs(self, costs: Tensor) -> Tensor:
+        """Cost of pruning each block: the sum over the weights that become zero.
+
+        Args:
+            costs: of each weight alone [out, columns].
+
+        Returns:
+            [blocks].
+        """
+        if self.size == 1:
+            return costs.flatten()
+        blocks = self.blocks(costs)
+        if self.live:
+            blocks = blocks.topk(self.zeros, dim=1, largest=False).values
+        return blocks.sum(dim=1)
+
+    def keep_mask(self, keep_blocks: Tensor, costs: Tensor) -> Tensor:
+        """The keep mask of a matrix, given which of its blocks stay whole.
+
+        Args:
+            keep_blocks: bool [blocks]; False: the block is pruned.
+            costs: of each weight [out, columns]; decides which weights of a pruned block stay.
+
+        Returns:
+            bool [out, columns].
+        """
+        rows = len(costs)
+        keep = keep_blocks.view(rows // self.rows, -1)
+        if self.columns > 1:
+            keep = keep.repeat_interleave(self.columns, dim=1)
+        if self.rows > 1:
+            keep = keep.repeat_interleave(self.rows, dim=0)
+        return keep | self.keep_within(costs) if self.live else keep
+
+    def keep_within(self, costs: Tensor) -> Tensor:
+        """The keep mask of a matrix [out, columns] when all of its blocks are pruned.
+
+        Of equal costs in a block, the first weights are pruned.
+        """
+        order = self.blocks(costs).argsort(dim=1, stable=True)
+        keep = order.new_ones(order.shape).bool()
+        return self.matrix(keep.scatter_(1, order[:, : self.zeros], False), len(costs))
+
+    def fits(self, keep_mask: Tensor) -> bool:
+        """Whether each block of a keep mask [out, columns] is whole or pruned as the pattern
+        says."""
+        zeros = (~self.blocks(keep_mask)).sum(dim=1)
+        return bool(((zeros == 0) | (zeros == self.zeros)).all())
 
 
-def smallest(scores: Tensor, count: int) -> Tensor:
-    """True at exactly `count` places with the smallest scores; of equals the first ones."""
-    flat = scores.flatten()
-    if not 0 < count < len(flat):
-        return torch.full_like(scores, count > 0, dtype=torch.bool)
-    # Selection, not sorting: a tenth of the time for millions of weights.
-    limit = flat.kthvalue(count).values
-    chosen = flat < limit
-    equal = (flat == limit).nonzero().flatten()
-    chosen[equal[: count - int(chosen.sum())]] = True
-    return chosen.view(scores.shape)
+UNSTRUCTURED = Pattern(name="unstructured", help="any weight")
 
-
-def cheapest(parts: Sequence[Tensor], count: int, least: float = 0.0) -> tuple[Tensor, ...]:
-    """A choice of `count` of several layers' units together, by their costs.
-
-    Args:
-        parts: costs of each layer's units [units].
-        least: density that each layer keeps, as a fraction of what all keep on average.
-
-    Returns:
-        for each layer, True at the chosen units.
-    """
-    lengths = [len(part) for part in parts]
-    costs = torch.cat(list(parts))
-    if least:
-        density = least * (1 - count / len(costs))
-        for part in torch.split(costs, lengths):
-            part[part.topk(math.ceil(density * len(part))).indices] = torch.inf
-    return torch.split(smallest(costs, count), lengths)
-
-
-def two_of_four(scores: Tensor) -> Tensor:
-    """True at the two smallest scores of each group of [rows, columns]."""
-    groups = scores.reshape(len(scores), -1, GROUP)
-    order = groups.argsort(dim=2, stable=True)
-    chosen = torch.zeros_like(groups, dtype=torch.bool)
-    return chosen.scatter_(2, order[:, :, : GROUP // 2], True).view(scores.shape)
-
-
-def spread(groups: Tensor) -> Tensor:
-    """A choice of groups [rows, columns / 4] -> the same choice of weights [rows, columns]."""
-    return groups.repeat_interleave(GROUP, dim=1)
-
-
-def pruned_by_size(matrix: Tensor, zeros: int, pattern: Pattern) -> Tensor:
-    """True at the weights that matter least by their squares.
-
-    Args:
-        matrix: [out, columns].
-        zeros: how many; a multiple of 4 for "1x4", half of all for "2:4".
-    """
-    squares = matrix.square()
-    if pattern == "2:4":
-        return two_of_four(squares)
-    if pattern == "1x4":
-        groups = squares.view(len(matrix), -1, GROUP).sum(dim=2)
-        return spread(smallest(groups, zeros // GROUP))
-    return smallest(squares, zeros)
+PATTERNS: dict[str, Pattern] = {
+    pattern.name: pattern
+    for pattern in (
+        UNSTRUCTURED,
+        Pattern(name="1x4", help="four neighbouring input channels at once", columns=4),
+        Pattern(name="2:4", help="two of four neighbouring input channels", columns=4, live=2),
+    )
+}
+"""All patterns by name: the only list of them."""

@@ -1,4 +1,4 @@
-"""What pruning did to each layer: as text, JSON and a plot. No torch."""
+"""The report of one-shot pruning, layer by layer: as text, JSON and a plot. No torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class LayerPruning:
     """One pruned layer.
 
     Attributes:
-        weights, zeros: of the weight alone.
-        had: zeros before; where they are enough, there was nothing to prune, and both errors are
-            those of the arithmetic.
-        error: by how much the layer's output (residual added, before ReLU) differs from the
-            unpruned network's on held-out photographs, all layers before being pruned: norm of
-            the difference over the norm of what the unpruned layer adds, its mean over positions
-            removed.
-        magnitude_error: the same for as many zeros of this layer by magnitude, with a corrected
+        weights, zeros: of the weight; biases are not counted.
+        had: zeros before pruning. If they are enough, nothing is pruned, and both errors are
+            rounding errors.
+        error: relative difference of the layer's output (residual added, before ReLU) from the
+            unpruned network's on held-out images, all layers before it pruned: norm of the
+            difference over the norm of the unpruned layer's own contribution, its mean over
+            positions removed.
+        magnitude_error: the same with as many zeros of this layer by magnitude and a corrected
             bias.
     """
 
@@ -34,6 +34,7 @@ class LayerPruning:
 
     @property
     def sparsity(self) -> float:
+        """Zeros among the layer's weights, 0..1."""
         return self.zeros / self.weights
 
 
@@ -53,10 +54,11 @@ class PruningReport:
 
     @property
     def sparsity(self) -> float:
-        """Zeros among ALL parameters."""
+        """Zeros among ALL parameters, 0..1."""
         return self.zeros / self.parameters
 
     def table(self) -> str:
+        """A line for each layer and one for the whole network."""
         lines = [f"{'layer':<18}{'weights':>12}{'sparsity':>10}{'error':>8}{'magnitude':>11}"]
         lines += [
             f"{row.name:<18}{row.weights:>12,}{100 * row.sparsity:>8.1f} %{row.error:>8.3f}"
@@ -70,12 +72,12 @@ class PruningReport:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
+        """The report in types that JSON has."""
         rows = [{**asdict(row), "sparsity": row.sparsity} for row in self.layers]
         return {**asdict(self), "sparsity": self.sparsity, "layers": rows}
 
     def plot(self) -> bytes:
-        """A PNG: sparsity and error of each layer.
+        """A PNG with the sparsity and the error of each layer.
 
         Raises:
             InputError: matplotlib is missing.
@@ -105,7 +107,11 @@ class PruningReport:
 
 
 def require_matplotlib() -> None:
-    """Raises InputError where plots cannot be drawn."""
+    """Check that plots can be drawn.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

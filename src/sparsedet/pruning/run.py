@@ -1,31 +1,30 @@
-"""One-shot pruning from files to a run folder: what `sparsedet prune --method` does.
+"""One-shot pruning from files to a run folder: the work of `sparsedet prune --method`.
 
-Reads a trained model and a few photographs without labels; writes `model.safetensors`,
-`report.json` and `report.png`.
+Reads a trained model and a few images without labels; writes `model.safetensors`, `report.json`
+and `report.png`.
 """
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import make_folder, sha256_of, weights_file, write_atomic
+from ..files import check_output, make_folder, sha256_of, weights_file, write_atomic
 from ..images.read import read_image
 from ..model.batch_norm import fold_batch_norm
 from ..model.file import ModelFile, load_model, save_model
+from ..sources.folder import sample_images
 from ..torch_model import FasterRCNN
 from .calibration import calibration_input
 from .one_shot import OneShotConfig, prune_once, pruned_layers
 from .report import PruningReport, require_matplotlib
 
 OUTPUTS = ("model.safetensors", "report.json", "report.png")
-PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}
-_MAKING = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap")
-"""What a model's provenance says of how it was made: of the source, not of what comes out."""
+_HISTORY = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap")
+"""Provenance keys that tell how a model was made; they move to the new file's `source`."""
 
 
 def prune_files(
@@ -34,38 +33,37 @@ def prune_files(
     output: Path,
     settings: OneShotConfig,
     *,
-    photographs: int = 128,
+    calibration_images: int = 128,
     progress: Callable[[int, int, str], None] | None = None,
     load: Callable[[Path], ModelFile] = load_model,
 ) -> PruningReport:
-    """Prune a model file and write what came of it.
+    """Prune a model file and write the result.
 
     Args:
-        images: folder of the calibration photographs, JPEG or PNG, at any depth; which of them
-            are taken follows from the settings' seed and their names.
-        output: folder, created; must not hold results yet.
-        photographs: how many are taken, at least 2; an eighth of them only measures the error.
-        progress: as `prune_once` takes it.
+        model: file to prune.
+        images: folder of images, JPEG or PNG, searched with its subfolders.
+        output: folder to create; must not hold results yet.
+        calibration_images: number of images that are used, at least 2; chosen by the settings'
+            seed and the file names. An eighth of them only measures the error.
+        progress: as in `prune_once`.
         load: reads `model`, for files of other forms.
 
     Raises:
-        InputError: the model, a photograph or the folder cannot be used, or the target cannot be
+        InputError: the model, an image or a folder cannot be used, or the target cannot be
             reached.
     """
     require_matplotlib()
-    if photographs < 2:
-        raise InputError(f"--calibration-photos is {photographs}, expected at least 2")
-    for name in OUTPUTS:
-        if (output / name).exists():
-            raise InputError(f"{output / name}: exists already and is not overwritten")
-    if not images.is_dir():
-        raise InputError(f"{images}: is no folder of photographs")
-    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in PHOTOGRAPHS)
-    if len(found) < photographs:
+    if calibration_images < 2:
+        raise InputError(f"--calibration-images is {calibration_images}, expected at least 2")
+    if output.is_dir():
+        for name in OUTPUTS:
+            check_output(output / name, flag="")
+    paths = sample_images(images, calibration_images, seed=settings.seed, exact=False)
+    if len(paths) < calibration_images:
         raise InputError(
-            f"{images}: {len(found)} photographs, {photographs} are needed (--calibration-photos)"
+            f"{images}: holds {len(paths)} images, but --calibration-images is "
+            f"{calibration_images}; give fewer"
         )
-    paths = random.Random(settings.seed).sample(found, photographs)
     file = load(model)
     network = FasterRCNN(file.config)
     pruned_layers(network.network, settings)  # refuses the impossible now
@@ -76,12 +74,12 @@ def prune_files(
     report = prune_once(
         network, network_inputs, settings, held_out=max(1, len(paths) // 8), progress=progress
     )
-    origin = weights_file(model)
-    earlier = {key: value for key, value in file.provenance.items() if key in _MAKING}
+    weights = weights_file(model)
+    history = {key: value for key, value in file.provenance.items() if key in _HISTORY}
     provenance = {
-        **{key: value for key, value in file.provenance.items() if key not in _MAKING},
+        **{key: value for key, value in file.provenance.items() if key not in _HISTORY},
         "pruned": {**asdict(settings), "photographs": len(paths)},
-        "source": {"name": origin.name, "sha256": sha256_of(origin), **earlier},
+        "source": {"name": weights.name, "sha256": sha256_of(weights), **history},
     }
     save_model(output / OUTPUTS[0], file.config, network.folded_tensors(), provenance)
     write_atomic(output / OUTPUTS[1], (json.dumps(report.to_json(), indent=1) + "\n").encode())

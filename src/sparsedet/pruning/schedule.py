@@ -1,29 +1,13 @@
-"""When and where zeros appear: the cubic schedule, patterns, the allocation to layers. No torch.
+"""When zeros appear while training: the cubic schedule. No torch.
 
-Source: Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1; Evci et al.,
-"Rigging the lottery", arXiv 1911.11134, section 3 (ERK).
+Source: Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878, equation 1.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from ..errors import InputError
-from ..model.graph import Network
-
-Allocation = Literal["uniform", "global", "erk", "sensitivity"]
-"""How zeros are shared out: equal sparsity, all weights ranked together, Erdos-Renyi-kernel, by
-what the detector's outputs (at once) or its loss (gradually) feel."""
-LEAST_DENSITY = 0.25
-"""Of what all layers keep on average: by sensitivity no layer keeps less, so that none is cut
-through."""
-
-Pattern = Literal["unstructured", "1x4", "2:4"]
-"""Which weights may be zero: any, four neighbouring input channels at once, two of such four."""
-PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +18,9 @@ class CubicSchedule:
     Masks are recomputed at begin, begin + every, ... and at end.
 
     Attributes:
-        initial, final: fraction of zeros, 0..1.
-        begin, end: steps.
-        every: steps between two updates of the masks.
+        initial, final: sparsity before `begin` and from `end` on, 0 <= initial <= final < 1.
+        begin, end: steps, 0 <= begin < end.
+        every: steps between two updates of the masks, at least 1.
     """
 
     initial: float = 0.0
@@ -56,7 +40,7 @@ class CubicSchedule:
             raise InputError(f"every is {self.every}, expected at least 1")
 
     def sparsity(self, step: int) -> float:
-        """The target at `step`; initial before `begin`, final from `end` on."""
+        """The scheduled sparsity at `step`, 0..1."""
         if step <= self.begin:
             return self.initial
         if step >= self.end:
@@ -65,86 +49,7 @@ class CubicSchedule:
         return self.final + (self.initial - self.final) * (1.0 - progress) ** 3
 
     def updates_at(self, step: int) -> bool:
-        """Are masks recomputed at `step`?"""
+        """Whether masks are recomputed at `step`."""
         if not self.begin <= step <= self.end:
             return False
         return step == self.end or (step - self.begin) % self.every == 0
-
-
-def prunable_layers(network: Network, exclude: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the layers that may carry zeros: all but stem, predictors and `exclude`.
-
-    Raises:
-        InputError: a name in `exclude` is no layer, or nothing is left.
-    """
-    names = {layer.name for layer in network.weighted}
-    if unknown := sorted(set(exclude) - names):
-        raise InputError(f"cannot exclude {unknown[0]!r}: no such layer")
-    kept = tuple(n.name for n in network.weighted if n.prunable and n.name not in exclude)
-    if not kept:
-        raise InputError("every prunable layer is excluded")
-    return kept
-
-
-def half_of(network: Network, layers: Sequence[str]) -> float:
-    """Zeros among ALL parameters where half of the weights of `layers` is zero, as 2:4 has it."""
-    return sum(network.by_name[name].weights // 2 for name in layers) / network.parameters
-
-
-def zeros_needed(network: Network, layers: Sequence[str], sparsity: float) -> int:
-    """Zeros that make `sparsity` of ALL parameters of the network.
-
-    Raises:
-        InputError: the layers hold too few weights for the target.
-    """
-    total = network.parameters
-    available = sum(network.by_name[name].weights for name in layers)
-    needed = math.ceil(sparsity * total)
-    if needed > available:
-        raise InputError(
-            f"sparsity {sparsity:.3f} of all {total} parameters needs {needed} zeros, "
-            f"but the pruned layers have {available} weights"
-        )
-    return needed
-
-
-def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
-    """Zeros a layer so that `sparsity` of ALL parameters of the network are zero.
-
-    Every layer of `layers` gets the same sparsity, rounded up.
-
-    Raises:
-        InputError: the layers hold too few weights for the target.
-    """
-    weights = {name: network.by_name[name].weights for name in layers}
-    share = zeros_needed(network, layers, sparsity) / sum(weights.values())
-    return {name: min(count, math.ceil(share * count)) for name, count in weights.items()}
-
-
-def erk_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
-    """As `uniform_zeros`, but small layers stay denser (Erdos-Renyi-kernel).
-
-    A layer's density is proportional to (in + out + k + k) / (in * out * k * k); layers that
-    would pass 1 are dense, and the others make up for them.
-
-    Raises:
-        InputError: the layers hold too few weights for the target.
-    """
-    shapes = {name: network.by_name[name] for name in layers}
-    weights = {name: layer.weights for name, layer in shapes.items()}
-    # Density times weights: what a layer keeps, up to a common factor.
-    raw = {n: s.in_channels + s.out_channels + 2 * s.kernel for n, s in shapes.items()}
-    kept = sum(weights.values()) - zeros_needed(network, layers, sparsity)
-    dense: set[str] = set()
-    factor = 0.0
-    while len(dense) < len(raw):
-        rest = kept - sum(weights[name] for name in dense)
-        factor = rest / sum(raw[name] for name in raw if name not in dense)
-        full = {n for n in raw if n not in dense and factor * raw[n] > weights[n]}
-        if not full:
-            break
-        dense |= full
-    return {
-        name: 0 if name in dense else min(count, math.ceil(count - factor * raw[name]))
-        for name, count in weights.items()
-    }

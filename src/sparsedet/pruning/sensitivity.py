@@ -1,15 +1,13 @@
-"""How much the detector's outputs feel a change of each layer's: without labels.
+"""Sensitivity of the detector's outputs to a change of each layer's outputs, without labels.
 
-Photographs run through the network; of each anchor and region an answer is drawn from what the
-network itself predicts there, and the gradients of its log-likelihood tell how far the
-predictions move (Fisher information). Anchors and regions count alike in the mean over their own
-kind, as in training; a box is predicted with deviation 1 in units of its deltas, where there is
-an object. Nothing is trained, and which weights go is the caller's business.
-
-Glossary: anchors, regions, deltas as in `reference`.
+Images run through the network. For each anchor and RoI an outcome is drawn from the network's own
+prediction, and the gradients of its log-likelihood tell how far the predictions move (Fisher
+information). The mean is taken over anchors and over RoIs, as in training. A box is predicted with
+standard deviation 1 in units of its deltas, where there is an object. Nothing is trained; the
+caller chooses the weights to prune.
 
 Source: Kunstner, Balles & Hennig, "Limitations of the empirical Fisher approximation",
-arXiv 1905.12558 (answers must be drawn, not taken from labels).
+arXiv 1905.12558 (outcomes must be drawn, not taken from labels).
 """
 
 from __future__ import annotations
@@ -22,10 +20,12 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..torch_model import FasterRCNN
+from .calibration import evenly_spaced
 
 ANCHORS = 256
-"""Best ones of a photograph, as many as a training samples."""
+"""Best anchors of an image that are used, as many as training samples."""
 REGIONS = 32
+"""Proposals of an image that are used."""
 
 
 def output_importance(
@@ -39,80 +39,84 @@ def output_importance(
 
     Args:
         model: without separate batch norms.
-        network inputs: photographs as `calibration.calibration_input` makes them.
-        note: told which photograph is looked at.
+        network_inputs: one for each image, from `calibration.calibration_input`.
+        seed: of the drawn outcomes.
+        note: called with a description of each step.
 
     Returns:
-        For each weighted layer [out]: the mean over photographs of the sum over positions of
-        squared gradients, before ReLU, residual added. Times the mean squared change of that
-        output, it is twice the divergence.
+        for each weighted layer [out]: the mean over images of the sum over positions of squared
+        gradients, before ReLU, residual added. Times the mean squared change of that output it is
+        twice the divergence.
 
     Raises:
         InputError: the RPN proposes nothing.
     """
-    found: dict[str, Tensor] = {}
+    importance: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     trained = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     with torch.enable_grad():
         for number, network_input in enumerate(network_inputs):
             if note is not None:
-                note(f"gradients of photograph {number + 1}")
-            for name, value in _squared_gradients(model, network_input, generator).items():
-                found[name] = found.get(name, 0.0) + value / len(network_inputs)
+                note(f"gradients of image {number + 1}")
+            squares = _squared_gradients(model, network_input, generator)
+            for name, value in squares.items():
+                importance[name] = importance.get(name, 0.0) + value / len(network_inputs)
     for parameter, flag in zip(model.parameters(), trained, strict=True):
         parameter.requires_grad_(flag)
-    return found
+    return importance
 
 
 def _squared_gradients(
     model: FasterRCNN, network_input: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
+    """By layer [out]: squared gradients of one image, summed over positions."""
     tensors = {
         "input": model.normalise(network_input).contiguous(memory_format=torch.channels_last)
     }
     tensors["input"].requires_grad_()
-    model.run_part("backbone", tensors)
+    model.run_component("backbone", tensors)
     features = tensors[model.network.features]
-    model.run_part("rpn", tensors)
+    model.run_component("rpn", tensors)
     logits = tensors["rpn.objectness"].permute(0, 2, 3, 1).reshape(-1)
     deltas = tensors["rpn.deltas"].permute(0, 2, 3, 1).reshape(-1, 4)
     height, width = network_input.shape[2:]
-    boxes = model.proposals(
+    proposals = model.proposals(
         logits.detach(), deltas.detach(), model.anchors(features), height, width
     )
-    if not len(boxes):
-        raise InputError("the RPN proposes nothing on a calibration photograph")
-    chosen = torch.linspace(0, len(boxes) - 1, min(REGIONS, len(boxes))).long()
-    regions = dict(rois=model.roi_features(features, [boxes[chosen]]))
-    model.run_part("roi", regions)
-    tensors |= regions
+    if not len(proposals):
+        raise InputError("the RPN proposes nothing on a calibration image")
+    rois = evenly_spaced(proposals, REGIONS)
+    roi_tensors = {"rois": model.roi_features(features, [rois])}
+    model.run_component("roi", roi_tensors)
+    tensors |= roi_tensors
 
     best = logits.detach().topk(min(ANCHORS, len(logits))).indices
-    likely = logits[best].detach().sigmoid()
-    drawn = torch.bernoulli(likely, generator=generator)
+    probability = logits[best].detach().sigmoid()
+    drawn = torch.bernoulli(probability, generator=generator)
     loss = F.binary_cross_entropy_with_logits(logits[best], drawn, reduction="sum")
     noise = torch.randn(len(best), 4, generator=generator) * drawn[:, None]
     loss = (loss + (deltas[best] * noise).sum()) / len(best) ** 0.5
 
-    scores, offsets = tensors["box.logits"], tensors["box.deltas"]
-    label = torch.multinomial(scores.detach().softmax(dim=1), 1, generator=generator)[:, 0]
+    class_logits, class_deltas = tensors["box.logits"], tensors["box.deltas"]
+    probabilities = class_logits.detach().softmax(dim=1)
+    column = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     config = model.config
     first = 1 if config.background == "first" else 0
-    is_object = (label >= first) & (label < first + config.num_classes)
-    place = label if config.background_deltas else label - first
-    own = offsets.view(len(offsets), -1, 4)
-    own = own[torch.arange(len(own)), place.clamp(0, own.shape[1] - 1)]
+    is_object = (column >= first) & (column < first + config.num_classes)
+    delta_column = column if config.background_deltas else column - first
+    own = class_deltas.view(len(class_deltas), -1, 4)
+    own = own[torch.arange(len(own)), delta_column.clamp(0, own.shape[1] - 1)]
     noise = torch.randn(own.shape, generator=generator) * is_object[:, None]
-    part = F.cross_entropy(scores, label, reduction="sum") + (own * noise).sum()
-    loss = loss + part / len(chosen) ** 0.5
+    roi_loss = F.cross_entropy(class_logits, column, reduction="sum") + (own * noise).sum()
+    loss = loss + roi_loss / len(rois) ** 0.5
 
     names = [name for name in model.layers if name in tensors]
     gradients = torch.autograd.grad(loss, [tensors[name] for name in names])
-    out = {}
+    squares = {}
     for name, gradient in zip(names, gradients, strict=True):
         if model.layers[name].layer.relu:
             gradient = gradient * (tensors[name] > 0)
         dims = [d for d in range(gradient.dim()) if d != 1]
-        out[name] = gradient.detach().square().sum(dim=dims)
-    return out
+        squares[name] = gradient.detach().square().sum(dim=dims)
+    return squares

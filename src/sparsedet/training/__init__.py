@@ -1,1 +1,1 @@
-"""Training: losses, data and the loop, which need torch (`pip install sparsedet[train]`)."""
+"""Training: data, losses and the loop. Needs torch (`pip install sparsedet[train]`)."""

@@ -1,8 +1,9 @@
-"""Photographs and ground truth -> batches, repeatable from (seed, epoch, image).
+"""Images and ground truth -> micro-batches, repeatable from (seed, epoch, image).
 
-Each photograph is resized, flipped at random, and placed top left on raw zeros, as at inference.
-The batch of a step is cut into parts, each on a network input of its own; the parts are dealt out to the
-processes. A part is the same on whichever process, so that the layout changes nothing.
+Each image is resized, mirrored at random, and placed in the upper left corner on raw zeros, as in
+inference. The batch of a step is cut into micro-batches, each with a network input of its own, and
+the processes share them. A micro-batch does not depend on the process that computes it, so the
+number of processes changes nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
@@ -21,138 +23,167 @@ from ..evaluation.coco import CocoDataset, CocoImage
 from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.config import ModelConfig
+from .distributed import Ranks
 from .losses import Target
 from .recipe import Recipe
+from .signals import leave_group
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Some images of a step's batch.
+    """Some images of a step's batch, run through the network together.
 
     Attributes:
         network_input: uint8 [B, 3, H, W], H and W multiples of 16.
-        targets: of each image.
-        share: B / images of the whole batch.
+        targets: one for each image.
+        loss_weight: B / images of the whole batch.
         image_ids: of the whole batch.
     """
 
     network_input: Tensor
     targets: list[Target]
-    share: float
+    loss_weight: float
     image_ids: list[int]
 
     def pin_memory(self) -> MicroBatch:
-        """The same with pixels that are copied to a GPU while it computes; a DataLoader asks."""
+        """The same in memory that a GPU copies from while it computes; called by DataLoader."""
         return replace(self, network_input=self.network_input.pin_memory())
 
 
 def held_out(dataset: CocoDataset, fraction: float) -> tuple[CocoDataset, CocoDataset]:
-    """The photographs to train on, and about `fraction` of all to validate on.
+    """The images to train on, and about `fraction` of all images to validate on.
 
-    A photograph's id alone decides, so that every run over the same data keeps the same ones
-    apart: a model that another starts from has not seen them either.
+    An image's id alone decides, so that every run over the same data holds out the same images:
+    a model that another run starts from has not seen them either.
     """
-    apart = {i.id for i in dataset.images if random.Random(f"val/{i.id}").random() < fraction}
+    ids = {i.id for i in dataset.images if random.Random(f"val/{i.id}").random() < fraction}
     train, val = (
-        replace(dataset, images=tuple(i for i in dataset.images if (i.id in apart) == side))
-        for side in (False, True)
+        replace(dataset, images=tuple(i for i in dataset.images if (i.id in ids) == validated))
+        for validated in (False, True)
     )
     return train, val
 
 
-def epoch_batches(dataset: CocoDataset, recipe: Recipe, epoch: int) -> list[list[int]]:
-    """Indices of each batch of an epoch: shuffled, landscape and portrait apart.
+def check_images(dataset: CocoDataset, recipe: Recipe, processes: int) -> None:
+    """Check that the images fill the micro-batches, and the micro-batches the processes.
 
-    Photographs without boxes are left out, as in TensorPack and Detectron2. What is left of both
-    at the end of the epoch is mixed; what does not fill a batch then is dropped, unless there is
-    no full batch at all.
+    Raises:
+        InputError: too few images have a box, or `accumulate` does not fit the processes.
+    """
+    usable = sum(not image.crowd.all() for image in dataset.images)
+    if not usable:
+        raise InputError(f"{dataset.path}: no image has a box to train on")
+    if usable < recipe.accumulate:
+        raise InputError(
+            f"accumulate is {recipe.accumulate}, but only {usable} images have a box to train on"
+        )
+    if recipe.accumulate % processes:
+        raise InputError(
+            f"accumulate is {recipe.accumulate}, expected a multiple of the {processes} processes"
+        )
+
+
+def epoch_batches(dataset: CocoDataset, recipe: Recipe, epoch: int) -> list[list[int]]:
+    """Indices of each batch of an epoch: shuffled, landscape and portrait images apart.
+
+    Images without boxes are left out, as in TensorPack and Detectron2. The rest of both
+    orientations at the end of the epoch is mixed; images that then do not fill a batch are dropped,
+    unless the epoch has no full batch.
     """
     rng = random.Random(f"{recipe.seed}/{epoch}")
     order = [i for i, image in enumerate(dataset.images) if (~image.crowd).any()]
     rng.shuffle(order)
-    groups: dict[bool, list[int]] = {True: [], False: []}
+    landscape: list[int] = []
+    portrait: list[int] = []
     batches = []
     for index in order:
         image = dataset.images[index]
-        group = groups[image.width >= image.height]
-        group.append(index)
-        if len(group) == recipe.batch:
-            batches.append(list(group))
-            group.clear()
-    rest = groups[True] + groups[False]
+        waiting = landscape if image.width >= image.height else portrait
+        waiting.append(index)
+        if len(waiting) == recipe.batch:
+            batches.append(list(waiting))
+            waiting.clear()
+    rest = landscape + portrait
     rng.shuffle(rest)
     if len(rest) >= recipe.batch or not batches:
         batches.append(rest[: recipe.batch])
     return batches
 
 
-def read_photograph(dataset: CocoDataset, image: CocoImage) -> np.ndarray:
-    """A photograph of the data set (H, W, 3) uint8 BGR, of any size with the annotated aspect.
+def read_annotated_image(dataset: CocoDataset, annotated: CocoImage) -> NDArray[np.uint8]:
+    """An image of the data set (H, W, 3) uint8 BGR; its size may differ from the annotated one.
 
     Raises:
-        InputError: it cannot be read, or its aspect is not the one that its boxes are for.
+        InputError: it cannot be read, or its aspect ratio differs from the annotated one.
     """
-    path = dataset.image_path(image)
-    photo = read_image(path)
-    height, width = photo.shape[:2]
-    if abs(width * image.height - height * image.width) > max(image.width, image.height):
+    path = dataset.image_path(annotated)
+    image = read_image(path)
+    height, width = image.shape[:2]
+    difference = abs(width * annotated.height - height * annotated.width)
+    if difference > max(annotated.width, annotated.height):
         raise InputError(
-            f"{path}: is {width}x{height}, but annotated as {image.width}x{image.height}"
+            f"{path}: is {width}x{height}, but annotated as {annotated.width}x{annotated.height}"
         )
-    return photo
+    return image
 
 
 def load_sample(
-    dataset: CocoDataset, image: CocoImage, config: ModelConfig, recipe: Recipe, epoch: int
-) -> tuple[np.ndarray, Target]:
-    """One augmented photograph (H, W, 3) uint8 BGR with its target."""
-    rng = random.Random(f"{recipe.seed}/{epoch}/{image.id}")
-    photo = read_photograph(dataset, image)
+    dataset: CocoDataset, annotated: CocoImage, config: ModelConfig, recipe: Recipe, epoch: int
+) -> tuple[NDArray[np.uint8], Target]:
+    """One augmented image (H, W, 3) uint8 BGR and its target."""
+    rng = random.Random(f"{recipe.seed}/{epoch}/{annotated.id}")
+    image = read_annotated_image(dataset, annotated)
     if recipe.short_sides:
-        short, long = sorted((image.height, image.width))
+        short, long = sorted((annotated.height, annotated.width))
         scale = min(rng.choice(recipe.short_sides) / short, recipe.long_side / long)
-        window = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
+        window = (
+            max(1, round(annotated.height * scale)),
+            max(1, round(annotated.width * scale)),
+        )
     else:
         scale = rng.uniform(recipe.scale_low, recipe.scale_high)
         window = (round(config.input_height * scale), round(config.input_width * scale))
-    resized, at = to_network_input(photo, *window)
-    resized = resized[: at.resized_height, : at.resized_width]
-    real = ~image.crowd
-    factor = np.array([at.resized_width / image.width, at.resized_height / image.height] * 2)
-    boxes = (image.boxes[real] * factor).astype(np.float32)
+    resized, letterbox = to_network_input(image, *window)
+    height, width = letterbox.resized_height, letterbox.resized_width
+    resized = resized[:height, :width]
+    single = ~annotated.crowd
+    factor = np.array([width / annotated.width, height / annotated.height] * 2)
+    boxes = (annotated.boxes[single] * factor).astype(np.float32)
     if rng.random() < recipe.flip:
         resized = resized[:, ::-1]
-        boxes[:, [0, 2]] = at.resized_width - boxes[:, [2, 0]]
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
     target = Target(
         torch.from_numpy(boxes),
-        torch.from_numpy(image.labels[real]),
-        at.resized_height,
-        at.resized_width,
+        torch.from_numpy(annotated.labels[single]),
+        height,
+        width,
         rng.getrandbits(48),
     )
     return resized, target
 
 
-def load_batch(
+def load_micro_batch(
     dataset: CocoDataset, indices: list[int], config: ModelConfig, recipe: Recipe, epoch: int
 ) -> tuple[Tensor, list[Target]]:
-    """A network input uint8 [B, 3, H, W] just large enough, a multiple of 16, and its targets."""
+    """A network input uint8 [B, 3, H, W], the smallest with multiples of 16 that holds the images,
+    and their targets."""
     samples = [load_sample(dataset, dataset.images[i], config, recipe, epoch) for i in indices]
     height = math.ceil(max(t.height for _, t in samples) / 16) * 16
     width = math.ceil(max(t.width for _, t in samples) / 16) * 16
     network_input = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
-    for i, (photo, target) in enumerate(samples):
+    for i, (image, target) in enumerate(samples):
         network_input[i, : target.height, : target.width] = torch.from_numpy(
-            np.ascontiguousarray(photo)
+            np.ascontiguousarray(image)
         )
     return network_input.permute(0, 3, 1, 2), [t for _, t in samples]
 
 
-class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    """The parts that one process computes, from a given step on, for a DataLoader.
+class MicroBatches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """The micro-batches of one process from a given step on, without end, for a DataLoader.
 
-    A step has `recipe.accumulate` parts; process `rank` of `world` gets each world-th of them.
-    The DataLoader's workers load parts in turn, which is the order that it hands them out in.
+    A step has `recipe.accumulate` micro-batches; process `rank` of `world` gets every world-th of
+    them. The DataLoader's workers load micro-batches in turn, which is the order that it returns
+    them in.
     """
 
     def __init__(
@@ -170,22 +201,35 @@ class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number, (epoch, batch, indices) in enumerate(self._mine()):
+        for number, (epoch, batch, indices) in enumerate(self._indices()):
             if number % stride == first:
-                network_input, targets = load_batch(
+                network_input, targets = load_micro_batch(
                     self.dataset, indices, self.config, self.recipe, epoch
                 )
                 ids = [self.dataset.images[i].id for i in batch]
                 yield MicroBatch(network_input, targets, len(indices) / len(batch), ids)
 
-    def _mine(self) -> Iterator[tuple[int, list[int], list[int]]]:
-        """Epoch, the step's whole batch and this process's part of it, without end."""
-        step, epoch, parts = 0, 0, self.recipe.accumulate
+    def _indices(self) -> Iterator[tuple[int, list[int], list[int]]]:
+        """The epoch, the whole batch and this process's micro-batch of it."""
+        step, epoch, count = 0, 0, self.recipe.accumulate
         while True:
             for batch in epoch_batches(self.dataset, self.recipe, epoch):
                 if step >= self.start:
-                    for part in range(self.rank, parts, self.world):
-                        low, high = (len(batch) * p // parts for p in (part, part + 1))
+                    for number in range(self.rank, count, self.world):
+                        low, high = (len(batch) * n // count for n in (number, number + 1))
                         yield epoch, batch, batch[low:high]
                 step += 1
             epoch += 1
+
+
+def micro_batch_loader(
+    dataset: CocoDataset, config: ModelConfig, recipe: Recipe, start: int, ranks: Ranks
+) -> torch.utils.data.DataLoader[MicroBatch]:
+    """This process's micro-batches from step `start` on, loaded by the recipe's workers."""
+    return torch.utils.data.DataLoader(
+        MicroBatches(dataset, config, recipe, start, ranks.rank, ranks.world),
+        batch_size=None,
+        num_workers=recipe.workers,
+        pin_memory=ranks.device.type == "cuda",
+        worker_init_fn=leave_group,
+    )

@@ -1,9 +1,9 @@
-"""Several processes train one model: who this process is, and what all have to agree on.
+"""Several processes that train one model: their numbers, and values that they exchange.
 
-`torchrun` starts the processes and sets the environment that `session` reads; without it there is
-one process. Gradients are averaged by torch's DistributedDataParallel; here is the rest.
+`torchrun` starts the processes and sets the environment variables that `session` reads; without
+them there is one process. torch's DistributedDataParallel averages the gradients.
 
-Glossary: `rank` is this process's number, `world` how many there are. Rank 0 alone writes.
+`rank` is this process's number, `world` the number of processes. Rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among all; the default is one process on the CPU."""
+    """This process among all; default: one process on the CPU."""
 
     rank: int = 0
     world: int = 1
@@ -35,7 +35,7 @@ class Ranks:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes."""
+        """The mean of `values` over all processes."""
         if self.world == 1:
             return values
         total = values.detach().clone()
@@ -43,11 +43,11 @@ class Ranks:
         return total / self.world
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on any process."""
+        """Whether `flag` is True on any process."""
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def gather(self, value: list[Any]) -> list[Any]:
-        """The lists of all processes, one after the other."""
+        """The lists of all processes, joined in the order of their ranks."""
         if self.world == 1:
             return value
         lists: list[Any] = [None] * self.world
@@ -64,7 +64,11 @@ class Ranks:
 
 @contextmanager
 def session() -> Iterator[Ranks]:
-    """Join the other processes, if torchrun started any; take a GPU where there are some."""
+    """Join the other processes, if torchrun started any, each on its GPU if there is one.
+
+    Raises:
+        InputError: the machine has fewer GPUs than processes.
+    """
     world, rank = (
         int(os.environ.get(key, default)) for key, default in (("WORLD_SIZE", 1), ("RANK", 0))
     )
@@ -74,7 +78,7 @@ def session() -> Iterator[Ranks]:
         if local >= torch.cuda.device_count():
             raise InputError(
                 f"process {local + 1} of this machine has no GPU: there are "
-                f"{torch.cuda.device_count()}, start as many processes"
+                f"{torch.cuda.device_count()}; start as many processes"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)

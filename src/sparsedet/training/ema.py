@@ -1,7 +1,7 @@
-"""The exponential moving average of the weights (EMA), which often detects better than they do.
+"""The exponential moving average (EMA) of the weights; it often detects better than the weights.
 
-Source: Polyak averaging as TensorFlow's ExponentialMovingAverage does it: while there are few
-updates the decay is min(decay, (1 + updates) / (10 + updates)), so that the random start fades.
+Source: TensorFlow's ExponentialMovingAverage. After few updates the decay is
+(1 + updates) / (10 + updates), so that the random start fades quickly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Averages of a model's trained parameters, by name."""
+    """Averages of a model's trained parameters.
+
+    Args:
+        decay: 0..1; see the module for the first updates.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -22,22 +26,23 @@ class WeightAverage:
         self.tensors = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Take in the weights after optimizer step 0, 1, ...; masked weights stay zero.
+    def update(self, step: int, factors: Mapping[str, Tensor]) -> None:
+        """Average in the present weights; pruned weights stay zero.
 
         Args:
-            masks: of pruned layers, by the layer's name; the weights' type is fastest.
+            step: optimizer steps before this one.
+            factors: keep masks of pruned layers as 0 and 1, by the layer's name.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, average in self.tensors.items():
             average.lerp_(self.parameters[name], 1.0 - decay)
-            mask = masks.get(name.removesuffix(".weight"))
-            if mask is not None:
-                average.mul_(mask)
+            factor = factors.get(name.removesuffix(".weight"))
+            if factor is not None:
+                average.mul_(factor)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the model holds the averages; the weights come back after."""
+        """Within, the model holds the averages; afterwards its weights again."""
         self._swap()
         try:
             yield

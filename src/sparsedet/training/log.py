@@ -1,8 +1,9 @@
-"""What a run says of itself: files in its folder, a progress bar, TensorBoard.
+"""The log of a run: files in its folder, a progress bar, TensorBoard.
 
-`metrics.jsonl` has a line every few steps (means since the last line), `validation.jsonl` one a
-validation, `log.txt` what was said; `tensorboard/` holds the same figures where the `tensorboard`
-package is installed. A resumed run takes back the lines after the step that it resumes from.
+`metrics.jsonl` has a line every few steps (means since the last line), `validation.jsonl` one for
+each validation, `log.txt` the printed messages; `tensorboard/` has the same figures if the
+`tensorboard` package is installed. A resumed run deletes the lines after the step that it resumes
+from.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ class Log:
     Args:
         folder: the run folder.
         recipe: its settings.
-        first: the step that the run begins or resumes at.
+        first: step at which the run begins or resumes.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, first: int) -> None:
         self.folder, self.recipe, self.first = folder, recipe, first
         self.began = time.monotonic()
         for name in (METRICS, VALIDATION):
-            _take_back(folder / name, first)
+            _drop_lines_after(folder / name, first)
         self.pending: list[dict[str, float]] = []
         self.bar = Progress(
             TextColumn("step"),
@@ -76,11 +77,18 @@ class Log:
         _append(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def due(self, step: int) -> bool:
-        """Whether a line is written after this step."""
+        """Whether a line of metrics is written after this step."""
         return step % self.recipe.log_every == 0 or step == self.recipe.steps
 
     def add(self, step: int, values: dict[str, float], rate: float, sparsity: float) -> None:
-        """After a step: its losses, learning rate, and zeros of all parameters."""
+        """Log a step.
+
+        Args:
+            step: optimizer steps done.
+            values: losses by name.
+            rate: learning rate.
+            sparsity: zeros among all parameters, 0..1.
+        """
         self.pending.append(values)
         self.bar.update(self.task, completed=step)
         if not self.due(step):
@@ -101,16 +109,16 @@ class Log:
         text = f"loss {line['loss']:.3f}  sparsity {sparsity:.3f}  {seconds:.2f} s/step"
         self.bar.update(self.task, description=text)
         if self.bar.disable:
-            parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
             minutes = seconds * (self.recipe.steps - step) / 60
             print(
-                f"step {step}/{self.recipe.steps}  {text}  {parts}  rate {rate:.2e}  "
+                f"step {step}/{self.recipe.steps}  {text}  {losses}  rate {rate:.2e}  "
                 f"{minutes:.0f} min left",
                 flush=True,
             )
 
     def add_validation(self, step: int, stats: dict[str, float]) -> None:
-        """After a validation: the COCO figures."""
+        """Log the COCO figures of a validation."""
         line = {"step": step, **stats}
         _append(self.folder / VALIDATION, json.dumps(line))
         self._scalars(step, line)
@@ -122,24 +130,25 @@ class Log:
                 self.board.add_scalar(name, line[name], step)
 
     def close(self) -> None:
+        """End the progress bar and TensorBoard's file."""
         self.bar.stop()
         if self.board is not None:
             self.board.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file; none if there is no file."""
+    """The lines of a .jsonl file, without a broken last one; [] if there is no file."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(text))
-        except ValueError:  # the process was killed while it wrote
+        except ValueError:  # the process was killed while it wrote the line
             continue
     return lines
 
 
-def _take_back(path: Path, first: int) -> None:
-    """Drop the lines after step `first`, which the run will write again."""
+def _drop_lines_after(path: Path, first: int) -> None:
+    """Delete the lines after step `first`, which the run will write again."""
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= first]
         write_atomic(path, "".join(kept).encode(), overwrite=True)

@@ -1,13 +1,14 @@
-"""The four losses of Faster R-CNN and the sampling of anchors and regions behind them.
+"""The four losses of Faster R-CNN, and the matching and sampling of anchors and RoIs for them.
 
-With a teacher, the losses of `distill` come on top.
+With a teacher, the losses of `distill` are added.
 
-Box arithmetic is float32 throughout, also under autocast. Sampling draws from a generator
-that the caller seeds for each image, so that a step is repeatable wherever it runs.
+Box arithmetic is float32 throughout, also under autocast. Sampling draws from a generator with a
+seed for each image, so that a step is repeatable on every machine.
 
-Glossary: A all anchors of one image, G its ground-truth boxes, R sampled regions, K classes.
-Matching codes: 1 positive, 0 negative, -1 ignored.
-Source: Faster R-CNN (arXiv 1506.01497) with the settings tabled in docs/model.md.
+Shapes: B images, A anchors of one image, G boxes of its ground truth, R sampled RoIs, K classes.
+Matched labels: 1 positive, 0 negative, -1 ignored.
+
+Source: Faster R-CNN (arXiv 1506.01497), with the settings listed in docs/model.md.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from .recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Ground truth of one image of a batch.
+    """The target of one image: its ground truth on the network input.
 
     Attributes:
-        boxes: [G, 4] xyxy network input pixels; labels: [G], 1..K.
-        height, width: the photograph's extent on the network input, pixels.
-        seed: of this image's sampling.
+        boxes: [G, 4] xyxy pixels of the network input.
+        labels: [G], 1..K.
+        height, width: size of the resized image on the network input, pixels.
+        seed: for this image's sampling.
     """
 
     boxes: Tensor
@@ -46,37 +48,44 @@ class Target:
 
 
 def match(
-    boxes: Tensor, truth: Tensor, positive: float, negative: float, low_quality: bool
+    boxes: Tensor, targets: Tensor, positive: float, negative: float, low_quality: bool
 ) -> tuple[Tensor, Tensor]:
-    """Assign each of N boxes to the ground truth it overlaps most.
+    """Match each of N boxes with the target that it overlaps most.
 
     Args:
-        boxes, truth: [N, 4] and [G, 4].
-        positive, negative: IoU of at least / below which a box is positive / negative.
-        low_quality: also make positive every box that is some truth's best (ties included).
+        boxes: anchors or proposals [N, 4].
+        targets: boxes of the ground truth [G, 4].
+        positive: a box is positive from this IoU on.
+        negative: a box is negative below this IoU.
+        low_quality: the boxes that overlap a target most are positive at any IoU, ties included.
 
     Returns:
-        index of the matched truth [N] (0 where there is none) and the code [N].
+        index of the matched target [N], 0 where there is none, and matched label [N].
     """
-    if not len(truth):
+    if not len(targets):
         zeros = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
         return zeros, zeros.clone()
-    overlap = ops.box_iou(truth, boxes)  # [G, N]
-    best, index = overlap.max(dim=0)
-    code = torch.full_like(index, -1)
-    code[best < negative] = 0
-    code[best >= positive] = 1
+    iou = ops.box_iou(targets, boxes)  # [G, N]
+    best, index = iou.max(dim=0)
+    matched_label = torch.full_like(index, -1)
+    matched_label[best < negative] = 0
+    matched_label[best >= positive] = 1
     if low_quality:
-        best_of_truth = overlap.max(dim=1, keepdim=True).values
-        code[((overlap == best_of_truth) & (best_of_truth > 0)).any(dim=0)] = 1
-    return index, code
+        best_of_target = iou.max(dim=1, keepdim=True).values
+        matched_label[((iou == best_of_target) & (best_of_target > 0)).any(dim=0)] = 1
+    return index, matched_label
 
 
-def sample(code: Tensor, count: int, positive_share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw at most `count` boxes, at most `positive_share` of them positive.
+def sample(
+    matched_label: Tensor, count: int, positive_fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draw at most `count` boxes, of which at most `positive_fraction` are positive.
+
+    Args:
+        matched_label: from `match` [N].
 
     Returns:
-        indices of the drawn positives and negatives.
+        indices of the drawn positive and of the drawn negative boxes.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -84,20 +93,24 @@ def sample(code: Tensor, count: int, positive_share: float, seed: int) -> tuple[
         order = torch.randperm(len(candidates), generator=generator)[:limit]
         return candidates[order.to(candidates.device)]
 
-    positives = draw((code == 1).nonzero().flatten(), int(count * positive_share))
-    negatives = draw((code == 0).nonzero().flatten(), count - len(positives))
+    positives = draw((matched_label == 1).nonzero().flatten(), int(count * positive_fraction))
+    negatives = draw((matched_label == 0).nonzero().flatten(), count - len(positives))
     return positives, negatives
 
 
-def box_loss(found: Tensor, wanted: Tensor, beta: float, weight: Tensor | float = 1.0) -> Tensor:
-    """Sum of smooth L1 with transition `beta` (0: plain L1).
+def box_loss(
+    predictions: Tensor, targets: Tensor, beta: float, weight: Tensor | float = 1.0
+) -> Tensor:
+    """Sum of smooth L1.
 
     Args:
-        found, wanted: [N, 4]; weight: of all, or of each [N, 1].
+        predictions, targets: deltas [N, 4].
+        beta: where the square becomes linear; 0: plain L1.
+        weight: of all boxes, or of each [N, 1].
     """
     if beta == 0.0:
-        return (weight * F.l1_loss(found, wanted, reduction="none")).sum()
-    return (weight * F.smooth_l1_loss(found, wanted, beta=beta, reduction="none")).sum()
+        return (weight * F.l1_loss(predictions, targets, reduction="none")).sum()
+    return (weight * F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none")).sum()
 
 
 def rpn_losses(
@@ -108,50 +121,60 @@ def rpn_losses(
     anchors: Tensor,
     targets: list[Target],
 ) -> tuple[Tensor, Tensor]:
-    """Objectness and box loss of the proposal network, mean over images.
+    """Objectness and box loss of the RPN, mean over images.
 
     Args:
-        logits, deltas: [B, A] and [B, A, 4]; anchors: [A, 4].
+        logits: [B, A].
+        deltas: [B, A, 4].
+        anchors: [A, 4].
     """
     objectness = logits.new_zeros(())
     regression = logits.new_zeros(())
     for logit, delta, target in zip(logits, deltas, targets, strict=True):
-        index, code = match(anchors, target.boxes, 0.7, 0.3, low_quality=True)
+        index, matched_label = match(anchors, target.boxes, 0.7, 0.3, low_quality=True)
         if recipe.rpn_anchors_inside:
             limit = anchors.new_tensor([target.width, target.height])
             inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] <= limit).all(1)
-            code = torch.where(inside, code, -1)
-        positives, negatives = sample(code, recipe.rpn_batch, 0.5, target.seed)
+            matched_label = torch.where(inside, matched_label, -1)
+        positives, negatives = sample(matched_label, recipe.rpn_batch, 0.5, target.seed)
         drawn = torch.cat([positives, negatives])
         objectness = objectness + F.binary_cross_entropy_with_logits(
-            logit[drawn], (code[drawn] == 1).float(), reduction="sum"
+            logit[drawn], (matched_label[drawn] == 1).float(), reduction="sum"
         )
         # Also without a positive: several processes need a gradient for every parameter.
-        truth = target.boxes[index[positives]] if len(positives) else anchors[:0]
-        wanted = encode(anchors[positives], truth, model.config.rpn_box_weights)
-        regression = regression + box_loss(delta[positives], wanted, recipe.rpn_beta)
+        boxes = target.boxes[index[positives]] if len(positives) else anchors[:0]
+        target_deltas = encode(anchors[positives], boxes, model.config.rpn_box_weights)
+        regression = regression + box_loss(delta[positives], target_deltas, recipe.rpn_beta)
     scale = 1.0 / (recipe.rpn_batch * len(targets))
     return objectness * scale, regression * scale
 
 
 @torch.no_grad()
-def sample_regions(
-    recipe: Recipe, proposals: Tensor, target: Target, box_weights: tuple[float, ...]
+def sample_rois(
+    recipe: Recipe,
+    proposals: Tensor,
+    target: Target,
+    box_weights: tuple[float, float, float, float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Regions to train the head on, ground truth among the candidates.
+    """RoIs to train the RoI head on; the ground truth is among the candidates.
+
+    Args:
+        proposals: of one image [N, 4].
 
     Returns:
-        boxes [R, 4], labels [R] (0 background, positives first) and deltas [positives, 4].
+        boxes [R, 4], labels [R] (0 is background; positives first), target deltas [positives, 4].
     """
     boxes = torch.cat([proposals, target.boxes])
     boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)]
-    index, code = match(boxes, target.boxes, 0.5, 0.5, low_quality=False)
-    positives, negatives = sample(code, recipe.roi_batch, recipe.roi_positive, target.seed + 1)
+    index, matched_label = match(boxes, target.boxes, 0.5, 0.5, low_quality=False)
+    positives, negatives = sample(
+        matched_label, recipe.roi_batch, recipe.roi_positive, target.seed + 1
+    )
     labels = torch.zeros(len(positives) + len(negatives), dtype=torch.long, device=boxes.device)
     labels[: len(positives)] = target.labels[index[positives]] if len(positives) else 0
-    truth = target.boxes[index[positives]] if len(positives) else boxes[:0]
-    wanted = encode(boxes[positives], truth, box_weights)  # type: ignore[arg-type]
-    return boxes[torch.cat([positives, negatives])], labels, wanted
+    matched = target.boxes[index[positives]] if len(positives) else boxes[:0]
+    target_deltas = encode(boxes[positives], matched, box_weights)
+    return boxes[torch.cat([positives, negatives])], labels, target_deltas
 
 
 def roi_losses(
@@ -160,17 +183,17 @@ def roi_losses(
     logits: Tensor,
     deltas: Tensor,
     labels: list[Tensor],
-    wanted: list[Tensor],
+    target_deltas: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Classification and box loss of the head: mean over an image's regions, then over images.
+    """Classification and box loss of the RoI head: mean over an image's RoIs, then over images.
 
-    Every image counts alike, as with Detectron2's one image a process, so that a batch gives
-    the same however it is cut into parts. Where all images have the same number of regions, it
-    is the mean over all regions.
+    Every image counts alike, as in Detectron2 with one image for each process, so that the result
+    does not depend on how a batch is cut into micro-batches. If all images have the same number of
+    RoIs, it is the mean over all RoIs.
 
     Args:
         logits, deltas: [R, K + 1] and [R, K (+ 1), 4] over the images in order.
-        labels, wanted: of each image, as `sample_regions` returns them.
+        labels, target_deltas: of each image, from `sample_rois`.
     """
     config = model.config
     label = torch.cat(labels)
@@ -182,8 +205,10 @@ def roi_losses(
     classification = (weight * F.cross_entropy(logits, column, reduction="none")).sum()
     positive = label > 0
     offset = 0 if config.background == "first" and config.background_deltas else 1
-    chosen = deltas[positive, label[positive] - offset]
-    regression = box_loss(chosen, torch.cat(wanted), recipe.roi_beta, weight[positive, None])
+    predictions = deltas[positive, label[positive] - offset]
+    regression = box_loss(
+        predictions, torch.cat(target_deltas), recipe.roi_beta, weight[positive, None]
+    )
     return classification, regression
 
 
@@ -194,20 +219,22 @@ def losses(
     targets: list[Target],
     teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
-    """All losses of a batch.
+    """All losses of a micro-batch.
 
     Args:
-        network_input: uint8 or float BGR [B, 3, H, W], raw zeros where no photograph is.
+        network_input: uint8 or float BGR [B, 3, H, W], raw zeros beside the images.
+        targets: one for each image.
+        teacher: adds the losses of `distill`.
 
     Returns:
-        `rpn_objectness`, `rpn_box`, `roi_class`, `roi_box`, and those of a teacher: scalars to
-        be added up.
+        `rpn_objectness`, `rpn_box`, `roi_class`, `roi_box`, and those of the teacher: scalars; the
+        loss is their sum.
     """
     features = model.features(network_input)
     logits, deltas = model.rpn_outputs(features)
     anchors = model.anchors(features)
     rpn_objectness, rpn_box = rpn_losses(model, recipe, logits, deltas, anchors, targets)
-    rois, labels, wanted = [], [], []
+    rois, labels, target_deltas = [], [], []
     for i, target in enumerate(targets):
         proposals = model.proposals(
             logits[i].detach(),
@@ -218,13 +245,15 @@ def losses(
             recipe.rpn_pre_nms,
             recipe.rpn_post_nms,
         )
-        boxes, label, delta = sample_regions(recipe, proposals, target, model.config.box_weights)
+        boxes, label, delta = sample_rois(recipe, proposals, target, model.config.box_weights)
         rois.append(boxes)
         labels.append(label)
-        wanted.append(delta)
+        target_deltas.append(delta)
     class_logits, class_deltas = model.regions(features, rois)
-    roi_class, roi_box = roi_losses(model, recipe, class_logits, class_deltas, labels, wanted)
-    found = {
+    roi_class, roi_box = roi_losses(
+        model, recipe, class_logits, class_deltas, labels, target_deltas
+    )
+    values = {
         "rpn_objectness": rpn_objectness,
         "rpn_box": rpn_box,
         "roi_class": roi_class,
@@ -232,17 +261,17 @@ def losses(
     }
     if teacher is not None:
         extents = [(target.height, target.width) for target in targets]
-        found |= distillation(
+        values |= distillation(
             teacher, recipe, network_input, extents, features, logits, rois, class_logits
         )
-    return found
+    return values
 
 
 class LossModule(nn.Module):
-    """`losses` as a module, which is what DistributedDataParallel wraps.
+    """`losses` as a module, for DistributedDataParallel to wrap.
 
     Attributes:
-        names: of the losses, in the order in which `forward` returns them.
+        names: of the losses, in the order of `forward`'s result.
     """
 
     def __init__(self, model: FasterRCNN, recipe: Recipe, teacher: Teacher | None = None) -> None:
@@ -254,5 +283,5 @@ class LossModule(nn.Module):
 
     def forward(self, network_input: Tensor, targets: list[Target]) -> Tensor:
         """The losses, [len(names)]."""
-        found = losses(self.model, self.recipe, network_input, targets, self.teacher)
-        return torch.stack([found[name] for name in self.names])
+        values = losses(self.model, self.recipe, network_input, targets, self.teacher)
+        return torch.stack([values[name] for name in self.names])

@@ -1,4 +1,4 @@
-"""A finished run's curves as pictures: `losses.png` and `sparsity.png` in its folder."""
+"""Plots of a finished run: `losses.png` and `sparsity.png` in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plot_run(folder: Path) -> str | None:
     """Draw the curves from the run's own log.
 
     Returns:
-        None, or why there are no pictures: matplotlib is not installed.
+        None, or a note that matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
-"""How a model is trained: one frozen dataclass, written into every run folder.
+"""The settings of a training run: one frozen dataclass, written into every run folder.
 
-No torch here, so that the command line can generate its flags without importing it.
+The module does not import torch, so that the command line generates its flags without it.
 """
 
 from __future__ import annotations
@@ -8,25 +8,29 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from ..errors import InputError
 from ..model.config import coerce
-from ..pruning.schedule import PATTERNS, Allocation, Pattern
+from ..pruning.allocation import Allocation
+from ..pruning.patterns import PATTERNS, UNSTRUCTURED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Settings of a training run. Steps are optimizer steps; a batch is the images of one step.
 
-    The defaults of the losses and of SGD are Detectron2's and TensorPack's common ones for one
-    image; `recipes/embedded` holds those of the embedded model, `recipes/coco` the reference's.
+    The defaults of losses and SGD are those that Detectron2 and TensorPack share, for one image.
+    `recipes/embedded` holds the settings of the embedded model, `recipes/coco` the reference's.
 
-    A batch is cut into `accumulate` parts. One process computes them one after the other, several
-    side by side; what is learnt is the same.
+    A batch is cut into `accumulate` micro-batches. One process computes them one after the other,
+    several processes at once; the result is the same.
 
-    Attributes: explained in `HELP`.
+    `HELP` describes each attribute.
+
+    Raises:
+        InputError: a setting is out of range, or contradicts another one.
     """
 
     # --- length and optimizer
@@ -66,15 +70,15 @@ class Recipe:
     roi_positive: float = 0.25
     roi_beta: float = 0.0
 
-    # --- towards a teacher
+    # --- teacher
     distill_class: float = 1.0
     distill_rpn: float = 1.0
     distill_features: float = 1.0
     distill_temperature: float = 2.0
 
-    # --- gradual pruning, or zeros that are there already
+    # --- gradual pruning, or zeros of the initial weights
     sparsity: float = 0.0
-    pattern: Pattern = "unstructured"
+    pattern: str = field(default=UNSTRUCTURED.name, metadata={"choices": PATTERNS})
     allocation: Allocation = "uniform"
     prune_begin: int = 0
     prune_end: int = 0
@@ -88,19 +92,19 @@ class Recipe:
     patience: int = 0
     samples: int = 4
 
-    # --- keeping work
+    # --- checkpoints and log
     checkpoint_minutes: float = 5.0
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        def require(ok: bool, field: str, expected: str) -> None:
+        def require(ok: bool, name: str, expected: str) -> None:
             if not ok:
-                raise InputError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
-        for field, (low, high) in _RANGES.items():
-            value = getattr(self, field)
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
-            require(all(low <= n <= high for n in numbers), field, f"{low:g}..{high:g}")
+            require(all(low <= n <= high for n in numbers), name, f"{low:g}..{high:g}")
         require(self.learning_rate > 0, "learning_rate", "more than 0")
         require(self.momentum < 1, "momentum", "less than 1")
         require(self.sparsity < 1, "sparsity", "less than 1")
@@ -137,27 +141,21 @@ class Recipe:
         )
         require(self.val_fraction < 1, "val_fraction", "less than 1")
         require(not self.patience or self.val_fraction > 0, "patience", "0 without val_fraction")
-        require(self.pattern in PATTERNS, "pattern", "'unstructured', '1x4' or '2:4'")
-        if self.pattern == "2:4":
-            require(
-                self.sparsity == 0,
-                "sparsity",
-                "0 with pattern 2:4, which makes half of each layer zero",
-            )
-            require(
-                self.allocation == "uniform",
-                "allocation",
-                "'uniform' with pattern 2:4, which makes half of each layer zero",
-            )
-        elif self.pattern != "unstructured":
-            require(self.sparsity > 0, "pattern", "'unstructured' where sparsity is 0")
+        require(self.pattern in PATTERNS, "pattern", f"one of {', '.join(PATTERNS)}")
+        fixed = PATTERNS[self.pattern].fixed_sparsity
+        if fixed is not None:
+            reason = f"with pattern {self.pattern}, which makes {fixed:g} of each layer zero"
+            require(self.sparsity == 0, "sparsity", f"0 {reason}")
+            require(self.allocation == "uniform", "allocation", f"'uniform' {reason}")
+        elif self.pattern != UNSTRUCTURED.name:
+            require(self.sparsity > 0, "pattern", f"{UNSTRUCTURED.name!r} where sparsity is 0")
         require(
             not (self.keep_zeros and self.prunes),
             "keep_zeros",
-            "False where zeros are made, by sparsity or pattern",
+            "False where sparsity or pattern make zeros",
         )
         if self.prunes:
-            # The last zeros appear before step `prune_end`, counted from 0: it has to exist.
+            # The last zeros appear before step `prune_end`, counted from 0: it must exist.
             require(
                 self.prune_begin < self.prune_end < self.steps,
                 "prune_end",
@@ -166,11 +164,11 @@ class Recipe:
 
     @property
     def prunes(self) -> bool:
-        """Whether zeros are made while training."""
-        return self.sparsity > 0 or self.pattern == "2:4"
+        """Whether the run prunes gradually."""
+        return self.sparsity > 0 or PATTERNS[self.pattern].fixed_sparsity is not None
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ... steps - 1: linear warm-up, then the decay."""
+        """Learning rate of a step, 0..steps - 1: linear warm-up, then the decay."""
         factor = self.batch / (self.reference_batch or self.batch)
         if self.decay == "cosine":
             factor *= 0.5 * (1.0 + math.cos(math.pi * min(step / self.steps, 1.0)))
@@ -181,11 +179,16 @@ class Recipe:
         return self.learning_rate * factor
 
     def to_dict(self) -> dict[str, Any]:
+        """All settings by name, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Rebuild from JSON; unknown keys and values of another type are refused by name."""
+        """The inverse of `to_dict`; settings that are not given have their defaults.
+
+        Raises:
+            InputError: a key is unknown or a value has the wrong type; names it.
+        """
         hints = get_type_hints(cls)
         for key in values:
             if key not in hints:
@@ -196,59 +199,62 @@ class Recipe:
 HELP = {
     "steps": "optimizer steps",
     "batch": "images of a step, over all processes",
-    "accumulate": "parts that a batch is cut into; a multiple of the number of processes",
+    "accumulate": "micro-batches that a batch is cut into; a multiple of the number of processes",
     "optimizer": "sgd with momentum, or adamw",
-    "learning_rate": "peak rate; a recipe for SGD and one for AdamW differ by orders of magnitude",
-    "reference_batch": "batch that the rate is meant for: another batch scales it in proportion "
-    "(Goyal et al., arXiv 1706.02677); 0: it is meant for this one",
+    "learning_rate": "peak rate; rates for SGD and for AdamW differ by orders of magnitude",
+    "reference_batch": "batch that learning_rate is for; another batch scales the rate in "
+    "proportion (Goyal et al., arXiv 1706.02677); 0: the rate is for this batch",
     "momentum": "of SGD",
-    "weight_decay": "of weights, not of biases and batch norms",
+    "weight_decay": "of weights; biases and batch norms have none",
     "warmup_steps": "steps in which the rate rises linearly",
     "decay": "of the rate: to zero along a cosine, by 10 at each milestone, or none",
-    "milestones": "steps at which decay step divides the rate by 10",
+    "milestones": "steps at which decay 'step' divides the rate by 10",
     "clip_gradient": "largest norm of all gradients together; 0: no limit",
     "backbone_rate": "factor of the rate for stem and res2 to res5",
-    "freeze_at": "keep the stem (1), res2 (2), ... up to this as they are; 0: train all",
-    "amp": "type of the convolutions' arithmetic, automatic mixed precision",
-    "ema": "decay of the running mean of the weights, which is then validated and saved; 0: none",
+    "freeze_at": "freeze the stem (1), res2 (2), ... up to this stage; 0: train all",
+    "amp": "type of the convolutions' arithmetic in automatic mixed precision",
+    "ema": "decay of the moving average of the weights, which is validated and saved; 0: none",
     "seed": "of data order, augmentation and sampling",
-    "flip": "share of images mirrored left to right",
+    "flip": "fraction of images mirrored left to right",
     "scale_low": "smallest size of an image, times the network input",
     "scale_high": "largest size of an image, times the network input",
-    "short_sides": "the shorter side is drawn from these pixels, as in Detectron2, instead of "
-    "fitting the network input times scale_low..scale_high",
+    "short_sides": "lengths of the shorter side, pixels, one drawn for each image as in "
+    "Detectron2; instead of scale_low..scale_high",
     "long_side": "limit of the longer side, with short_sides",
     "workers": "processes that load images, for each process that trains",
-    "rpn_batch": "anchors sampled of an image",
-    "rpn_beta": "smooth L1's beta of anchors; 0: L1",
+    "rpn_batch": "anchors sampled from each image",
+    "rpn_beta": "beta of the anchors' smooth L1; 0: L1",
     "rpn_anchors_inside": "leave out anchors that reach outside the image",
-    "rpn_pre_nms": "proposals of an image before suppression, in training",
-    "rpn_post_nms": "proposals of an image after suppression, in training",
-    "roi_batch": "regions sampled of an image",
-    "roi_positive": "share of them with an object, at most",
-    "roi_beta": "smooth L1's beta of regions; 0: L1",
+    "rpn_pre_nms": "proposals of an image before NMS, in training",
+    "rpn_post_nms": "proposals of an image after NMS, in training",
+    "roi_batch": "RoIs sampled from each image",
+    "roi_positive": "largest fraction of them with an object",
+    "roi_beta": "beta of the RoIs' smooth L1; 0: L1",
     "distill_class": "with a teacher, weight of the loss of class scores",
     "distill_rpn": "with a teacher, weight of the loss of objectness",
-    "distill_features": "with a teacher, weight of the loss of the stride-16 map",
-    "distill_temperature": "of the class scores that are compared",
-    "sparsity": "share of ALL parameters that become zero; 0 with pattern 2:4",
-    "pattern": "of the zeros: any weight, four input channels at once, two of such four",
-    "allocation": "how zeros are shared out: to all layers alike, to the smallest weights, fewer "
-    "in small layers, by what the loss feels; --method reconstruct: sensitivity",
-    "prune_begin": "step before which there are no new zeros",
-    "prune_end": "step at which the zeros are complete",
+    "distill_features": "with a teacher, weight of the loss of the stride-16 feature map",
+    "distill_temperature": "temperature of the class scores that are compared",
+    "sparsity": "fraction of ALL parameters that becomes zero; 0 with a pattern that fixes it: "
+    + ", ".join(p.name for p in PATTERNS.values() if p.fixed_sparsity is not None),
+    "pattern": "weights that become zero together; "
+    + ", ".join(f"{p.name}: {p.help}" for p in PATTERNS.values()),
+    "allocation": "distribution of the zeros over the layers; uniform: the same sparsity in each, "
+    "global: the smallest weights of all layers, erk: fewer in small layers, sensitivity: the "
+    "weights that change the loss least, default of --method reconstruct",
+    "prune_begin": "step of the first zeros",
+    "prune_end": "step of the last zeros",
     "prune_every": "steps between two choices of zeros",
-    "exclude": "layers left dense, beside stem and predictors",
-    "keep_zeros": "the initial weights' zeros stay, and no others are made",
-    "val_fraction": "share of the images, chosen by their ids alone, that is kept out of training "
-    "and validated on",
+    "exclude": "layers left dense beside stem and predictors",
+    "keep_zeros": "keep the initial weights' zeros and make no others",
+    "val_fraction": "fraction of the images that is held out for validation, chosen by their ids "
+    "alone",
     "val_every": "steps between two validations, or samples",
-    "patience": "stop after so many validations without a better AP; 0: never",
-    "samples": "images with detections drawn every val_every steps",
+    "patience": "validations without a better AP after which training stops; 0: never",
+    "samples": "images whose detections are drawn every val_every steps",
     "checkpoint_minutes": "minutes between two checkpoints",
     "log_every": "steps between two lines of the log",
 }
-"""What each setting is; the command line's help."""
+"""Description of each setting, for the command line's help."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 9e6),
@@ -293,4 +299,4 @@ _RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_minutes": (0, 1e6),
     "log_every": (1, 1e9),
 }
-"""What every number lies in."""
+"""Range of each number, both ends included."""

@@ -1,4 +1,4 @@
-"""One run from files to files: data, initial weights, training, the model file."""
+"""A training run from files to files: data, initial weights, training, the model file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..evaluation.coco import load_coco
 from ..files import sha256_of, weights_file
 from ..model.config import COCO_NAMES
 from ..model.presets import preset
-from ..pruning.schedule import prunable_layers
+from ..pruning.allocation import prunable_layers
 from . import distributed
 from .recipe import Recipe
 from .start import build_model, check_folder, load_teacher, open_start, prepare_folder
@@ -30,25 +30,25 @@ def train(
     resume: bool = False,
     command: Sequence[str] = (),
 ) -> bool:
-    """Train, or prune, a model; started by torchrun, together with the other processes.
+    """Train a model, or prune it gradually; under torchrun together with the other processes.
 
     Args:
         recipe: all settings.
-        annotations, images: COCO-format JSON and the folder of its photographs. Its classes
-            become the model's.
+        annotations: COCO-format JSON; its classes become the model's.
+        images: folder of its images.
         output: the run folder.
-        init: what to start from: a run folder, or anything that `open_start` reads.
-        model: a preset's name; default: the configuration of `init`, of a classifier the preset
+        init: initial weights: a run folder, or a file that `open_start` reads.
+        model: name of a preset; default: the configuration of `init`, for a classifier the preset
             that it fits, else `r50half-c4`.
-        teacher: a run folder or detector to learn from beside the ground truth (`distill`).
+        teacher: a run folder or detector whose outputs are further targets (`distill`).
         resume: continue the run in `output`; `init` is not read.
-        command: noted in the run folder.
+        command: command line, recorded in the run folder.
 
     Returns:
-        whether it finished; if not, it was stopped and can be resumed.
+        whether the run finished; if not, it was stopped and can be resumed.
 
     Raises:
-        InputError: an input cannot be used, or training cannot go on; a message says why.
+        InputError: an input cannot be used, or training cannot go on.
     """
     with distributed.session() as ranks:
         begin = output if resume else init
@@ -71,17 +71,16 @@ def train(
             for line in start.notes if start else ():
                 print(f"{init}: {line}")
             if not start and recipe.freeze_at:
-                frozen = f"frozen ones stay so (freeze_at {recipe.freeze_at})"
                 print(
-                    "sparsedet: warning: without --init all weights begin at random, and the "
-                    + frozen,
+                    "sparsedet: warning: without --init all weights are initialised randomly, and "
+                    f"the layers frozen by freeze_at={recipe.freeze_at} stay random",
                     file=sys.stderr,
                 )
         dataset.require_images()
         initial = start.tensors(config) if start else {}
         if source and source.class_names != config.class_names and not resume:
             if ranks.writes:
-                print(f"{init} knows other classes: the predictors begin at random")
+                print(f"{init} has other classes: the box predictors are initialised randomly")
             initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
         origin = {}
         if init and not resume:
@@ -91,27 +90,27 @@ def train(
                 "name": f"{init.name}/{file.name}" if init.is_dir() else file.name,
                 "sha256": sha256_of(file),
             }
-        taught_by = load_teacher(teacher) if teacher else None
-        if taught_by:
-            origin["teacher"] = {"name": Path(taught_by.name).name, "sha256": taught_by.sha256}
-        trainer = Trainer(
-            build_model(config, initial), dataset, recipe, output, ranks, taught_by, origin
-        )
+        loaded = load_teacher(teacher) if teacher else None
+        if loaded:
+            origin["teacher"] = {"name": Path(loaded.name).name, "sha256": loaded.sha256}
+        student = build_model(config, initial)
+        trainer = Trainer(student, dataset, recipe, output, ranks, loaded, origin)
         if recipe.prunes and not resume and ranks.writes:
             layers = prunable_layers(trainer.model.network, recipe.exclude)
             zeros = sum(int((trainer.model.layers[n].weight == 0).sum()) for n in layers)
             if zeros > 0.1 * trainer.model.network.parameters:
                 print(
-                    f"{init}: {zeros:,} weights are zero; they may fill up until the schedule "
-                    "comes to them"
+                    f"{init}: {zeros:,} weights are zero and may become nonzero until the schedule "
+                    "prunes them"
                 )
         check_folder(output, resume)  # on every process, before one of them writes
         if ranks.writes:
             prepare_folder(output, resume)
-        if resume and start:
-            trainer.resume(start.path)
+        if resume and start and start.checkpoint:
+            trainer.resume(start.checkpoint)
             if ranks.writes:
                 print(f"continuing from {start.path}")
+        del start, initial  # a checkpoint takes several times the model's memory
         trainer.describe(command)
         finished = trainer.run()
         if not ranks.writes:

@@ -1,4 +1,4 @@
-"""Signals that stop a run: the trainer finishes its step, and its workers are left alone."""
+"""Signals that stop a run: the trainer finishes its step, its workers ignore them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from contextlib import contextmanager
 
 
 def leave_group(_: int) -> None:
-    """In a worker: torchrun and a terminal send signals to the whole process group, and the trainer
-    needs its workers for the step that it finishes."""
+    """Move a worker out of the process group.
+
+    torchrun and a terminal send signals to the whole group, but the trainer still needs its workers
+    for the step that it finishes.
+    """
     os.setpgid(0, 0)
 
 
 @contextmanager
 def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT end the loop after the current step instead of losing work."""
-
+    """Within, SIGTERM and SIGINT call `stop` instead of ending the process."""
     before = {s: signal.signal(s, lambda *_: stop()) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

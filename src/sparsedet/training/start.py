@@ -1,7 +1,8 @@
-"""What a run starts from: a folder, a configuration, weights.
+"""The start of a run: its folder, the model's configuration and its initial weights.
 
-Weights come from a detector in any form that `importers` reads, or a classifier: torchvision's
-ResNet (.pth, .safetensors) or open_nsfw (.onnx). Where they end, the model's random start remains.
+Weights come from a detector in any form that `importers` reads, or from a classifier: torchvision's
+ResNet (.pth, .safetensors) or open_nsfw (.onnx). Parameters that the file lacks keep their random
+initialisation.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from ..files import make_folder, sha256_of, weights_file
 from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
 from ..importers.torchvision import fitting_preset, load_torchvision_resnet
+from ..model.checkpoint import checkpoints
 from ..model.config import ModelConfig
 from ..torch_model import FasterRCNN
 from .distill import Teacher
-from .run_folder import checkpoints, newest_checkpoint, read_checkpoint, remove_leftovers
+from .run_folder import Checkpoint, newest_checkpoint, read_checkpoint, remove_leftovers
 
 
 def set_threads(count: int) -> None:
-    """Let torch use that many CPU threads."""
+    """Set the number of torch's CPU threads, 1..1024.
+
+    Raises:
+        InputError: `count` is out of range.
+    """
     if not 1 <= count <= 1024:
         raise InputError(f"threads is {count}, expected 1..1024")
     torch.set_num_threads(count)
@@ -37,17 +43,17 @@ def check_folder(folder: Path, resume: bool) -> None:
     """Refuse a folder that holds another run.
 
     Raises:
-        InputError: it does, and `resume` is not asked for.
+        InputError: it holds one, and `resume` is False.
     """
     if not resume and checkpoints(folder):
         raise InputError(f"{folder}: holds a run already; resume it or choose another folder")
 
 
 def prepare_folder(folder: Path, resume: bool) -> None:
-    """Create the run folder, or clear away what a killed run left half-written in it.
+    """Create the run folder, or delete the unfinished files of a killed run in it.
 
     Raises:
-        InputError: it cannot be written, or holds another run and `resume` is not asked for.
+        InputError: it cannot be written, or holds another run and `resume` is False.
     """
     check_folder(folder, resume)
     make_folder(folder)
@@ -56,16 +62,17 @@ def prepare_folder(folder: Path, resume: bool) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """What a run begins with.
+    """The initial weights of a run.
 
     Attributes:
         path: the file; of a run folder its newest checkpoint.
-        config: of the detector in it; None for a classifier, which fits several.
-        tensors: gives them for a configuration. Checkpoints have the training form (batch norms
-            separate where the run had them so) and averaged weights where the run averages; other
-            detectors are folded. Raises InputError if a classifier does not fit.
-        notes: lines for the user: what a foreign form did not state.
+        config: the detector's configuration; None for a classifier, which fits several.
+        tensors: returns the tensors for a configuration. A checkpoint's have the run's form (batch
+            norms separate or folded) and are averaged where the run averages; other detectors' are
+            folded. Raises InputError if a classifier does not fit.
+        notes: lines for the user about settings that a foreign form does not state.
         preset: name of the configuration that a classifier fits, if there is one.
+        checkpoint: the checkpoint that was read, for a run to resume from.
     """
 
     path: Path
@@ -73,53 +80,67 @@ class Start:
     tensors: Callable[[ModelConfig], Mapping[str, np.ndarray]]
     notes: tuple[str, ...] = ()
     preset: str | None = None
+    checkpoint: Checkpoint | None = None
 
 
 def open_start(path: Path) -> Start:
-    """Read what `--init` and `--teacher` name.
+    """Read the start that `--init` or `--teacher` names.
+
+    Args:
+        path: a file, or a run folder: its newest checkpoint, of one-shot pruning its model.
 
     Raises:
-        InputError: the file is of no known kind, or damaged.
+        InputError: the file has no known form, or is damaged.
     """
     if path.is_dir():
-        pruned_at_once = path / "model.safetensors"
-        finished = pruned_at_once.exists() and not checkpoints(path)
-        path = pruned_at_once if finished else newest_checkpoint(path)
+        one_shot_result = path / "model.safetensors"
+        if checkpoints(path) or not one_shot_result.exists():
+            return _start_of_checkpoint(newest_checkpoint(path))
+        path = one_shot_result
     if path.suffix == ".onnx":
         return Start(path, None, partial(load_open_nsfw, path), preset="r50half-c4")
-    kind = detect_format(path)
-    if kind == "torchvision":
-        fitting = partial(load_torchvision_resnet, path)
-        return Start(path, None, fitting, preset=fitting_preset(path))
-    if kind == "checkpoint":
-        read = read_checkpoint(path)
-        try:
-            config = ModelConfig.from_dict(json.loads(read.metadata["config"]))
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: its metadata cannot be used: {error}") from None
-        weights = {name: value.numpy() for name, value in read.weights.items()}
-        return Start(path, config, lambda _: weights)
-    model, notes = load_any(path, kind)
+    form = detect_format(path)
+    if form == "torchvision":
+        tensors = partial(load_torchvision_resnet, path)
+        return Start(path, None, tensors, preset=fitting_preset(path))
+    if form == "checkpoint":
+        return _start_of_checkpoint(read_checkpoint(path))
+    model, notes = load_any(path, form)
     return Start(path, model.config, lambda _: model.tensors, notes)
 
 
+def _start_of_checkpoint(checkpoint: Checkpoint) -> Start:
+    try:
+        config = ModelConfig.from_dict(json.loads(checkpoint.metadata["config"]))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{checkpoint.path}: its metadata cannot be used: {error}") from None
+    weights = {name: value.numpy() for name, value in checkpoint.weights.items()}
+    return Start(checkpoint.path, config, lambda _: weights, checkpoint=checkpoint)
+
+
 def model_of_run(path: Path) -> Path:
-    """What a run folder came to: its `model.safetensors`, else its newest checkpoint. A file is
-    itself."""
+    """The result of a run folder: its `model.safetensors`, else its newest whole checkpoint.
+
+    Args:
+        path: a run folder, or a file, which is returned as it is.
+
+    Raises:
+        InputError: the folder holds neither.
+    """
     if not path.is_dir():
         return path
     finished = path / "model.safetensors"
-    return finished if finished.exists() else newest_checkpoint(path)
+    return finished if finished.exists() else newest_checkpoint(path).path
 
 
 def build_model(config: ModelConfig, initial: Mapping[str, np.ndarray]) -> FasterRCNN:
-    """A model to train, batch norms separate where `initial` has them.
+    """A model to train, with separate batch norms if `initial` has them or is empty.
 
     Args:
-        initial: tensors by name; layers that it does not name keep their random start.
+        initial: tensors by name; other parameters keep their random initialisation.
 
     Raises:
-        InputError: a tensor has no place in the model or the wrong shape.
+        InputError: a tensor is not one of the model's or has the wrong shape.
     """
     norm = not initial or any(".norm." in name for name in initial)
     model = FasterRCNN(config, norm=norm)
@@ -136,7 +157,8 @@ def load_teacher(path: Path) -> Teacher:
     """A model to learn from.
 
     Args:
-        path: a run folder, or a detector in any form that `open_start` reads.
+        path: a run folder, whose finished model is preferred to its checkpoints, or a detector in
+            any form that `open_start` reads.
 
     Raises:
         InputError: it cannot be read or is a classifier.

@@ -1,7 +1,7 @@
-"""AP on held-out photographs while training, and pictures of what the model finds.
+"""AP on held-out images while training, and images with the model's detections drawn.
 
-The torch model itself is scored, photograph by photograph, on the model's own network input, as the
-engine would run it. The photographs are dealt out to the processes; rank 0 scores.
+The torch model itself is evaluated, image by image, on the model's own network input, as the engine
+would run it. The processes share the images; rank 0 computes the AP.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from ..evaluation.coco import CocoDataset, CocoImage
 from ..files import read_json, write_atomic
 from ..images.letterbox import to_network_input
 from ..torch_model import FasterRCNN
-from .data import read_photograph
+from .data import read_annotated_image
 from .distributed import Ranks
 
 GROUND_TRUTH = "val.json"
-SHOWN = 0.3
-"""Sample pictures show scores of at least this: young models are not sure of much."""
+LEAST_DRAWN_SCORE = 0.3
+"""Least score of a drawn detection: a model early in its training has no high scores."""
 
 
 def detect(model: FasterRCNN, image: Any, device: torch.device) -> Detections:
-    """What the torch model finds in a photograph (H, W, 3) uint8 BGR."""
+    """The torch model's detections in an image (H, W, 3) uint8 BGR."""
     config = model.config
-    network_input, at = to_network_input(
+    network_input, letterbox = to_network_input(
         image, config.input_height, config.input_width, config.resize
     )
     rows = model(torch.from_numpy(network_input).permute(2, 0, 1)[None].to(device))[0]
-    return from_rows(rows.cpu().numpy(), at, config.class_names, config.category_ids)
+    return from_rows(rows.cpu().numpy(), letterbox, config.class_names, config.category_ids)
 
 
 def check_validation(dataset: CocoDataset) -> None:
-    """Refuse at the start what would fail at the first validation.
+    """Check at the start that validation will work.
 
     Raises:
-        InputError: no photograph of `dataset` has a box, or pycocotools is missing.
+        InputError: no image of `dataset` has a box, or pycocotools is missing.
     """
     if all(image.crowd.all() for image in dataset.images):
         raise InputError(
-            f"val_fraction holds out {len(dataset.images)} photographs, none of them with a box"
+            f"val_fraction holds out {len(dataset.images)} images, none of them with a box"
         )
     if find_spec("pycocotools") is None:
         raise InputError("val_fraction needs pycocotools: pip install 'sparsedet[train]'")
 
 
 def write_ground_truth(dataset: CocoDataset, path: Path) -> None:
-    """The part of the annotation file that belongs to `dataset.images`."""
+    """Write the part of the annotation file that belongs to `dataset.images`."""
     content = read_json(dataset.path)
     ids = {image.id for image in dataset.images}
     content["images"] = [entry for entry in content["images"] if entry["id"] in ids]
@@ -68,16 +68,16 @@ def validate(
     """The 12 COCO figures over `dataset`, on every process.
 
     Args:
-        ground_truth: what `write_ground_truth` wrote.
+        ground_truth: file from `write_ground_truth`.
     """
     results: list[dict[str, Any]] = []
     for image in dataset.images[ranks.rank :: ranks.world]:
-        photo = read_photograph(dataset, image)
-        results += detect(model, photo, ranks.device).to_coco(image.id)
+        pixels = read_annotated_image(dataset, image)
+        results += detect(model, pixels, ranks.device).to_coco(image.id)
     results = ranks.gather(results)
     stats: dict[str, float] | None = None
     if ranks.writes:
-        # Order decides between equal scores: the same for every number of processes.
+        # Order decides between equal scores; it must not depend on the number of processes.
         results.sort(key=lambda result: result["image_id"])
         scores = score_results(ground_truth, results, class_names=dataset.class_names)
         stats = scores.stats
@@ -92,11 +92,11 @@ def draw_samples(
     step: int,
     device: torch.device,
 ) -> None:
-    """Write `step-NNNNNNN-ID.jpg` of each image, its detections drawn."""
+    """Write `step-NNNNNNN-ID.jpg` for each image, with its detections drawn."""
     folder.mkdir(exist_ok=True)
     for image in images:
-        photo = read_photograph(dataset, image)
-        picture = detect(model, photo, device).above(SHOWN).draw(photo)
-        _, data = cv2.imencode(".jpg", picture)
+        pixels = read_annotated_image(dataset, image)
+        drawn = detect(model, pixels, device).above(LEAST_DRAWN_SCORE).draw(pixels)
+        _, data = cv2.imencode(".jpg", drawn)
         path = folder / f"step-{step:07d}-{image.id}.jpg"
         write_atomic(path, data.tobytes(), overwrite=True)

@@ -1,6 +1,6 @@
-"""Write `omz_coco_precision.json`: what Open Model Zoo's accuracy checker says of the fixtures.
+"""Write `omz_coco_precision.json`: figures of Open Model Zoo's accuracy checker for the fixtures.
 
-    PYTHONPATH=src:tests:tests/evaluation python tests/data/eval/make_omz_goldens.py \\
+    PYTHONPATH=src:tests python tests/data/eval/make_omz_goldens.py \\
         ZOO/tools/accuracy_checker
 
 Runs the checker's own annotation converter and metric, with the settings of the model's
@@ -23,10 +23,16 @@ HERE = Path(__file__).parent
 
 
 def coco_precision(document: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """The checker's figure of each class that it measures."""
-    from accuracy_checker.annotation_converters.ms_coco import MSCocoDetectionConverter
-    from accuracy_checker.metrics.coco_metrics import MSCOCOAveragePrecision
-    from accuracy_checker.representation import DetectionPrediction
+    """Class name -> the checker's figure, of the classes that it measures."""
+    from accuracy_checker.annotation_converters.ms_coco import (  # type: ignore[import-not-found]
+        MSCocoDetectionConverter,
+    )
+    from accuracy_checker.metrics.coco_metrics import (  # type: ignore[import-not-found]
+        MSCOCOAveragePrecision,
+    )
+    from accuracy_checker.representation import (  # type: ignore[import-not-found]
+        DetectionPrediction,
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "annotations.json"
@@ -45,10 +51,10 @@ def coco_precision(document: dict[str, Any], results: list[dict[str, Any]]) -> d
     label = {entry["id"]: i for i, entry in enumerate(document["categories"], start=1)}
     file_name = {entry["id"]: entry["file_name"] for entry in document["images"]}
     for annotation in converted.annotations:
-        mine = [r for r in results if file_name[r["image_id"]] == annotation.identifier]
-        x, y, w, h = np.array([r["bbox"] for r in mine], dtype=float).reshape(-1, 4).T
-        labels = [label[r["category_id"]] for r in mine]
-        scores = [r["score"] for r in mine]
+        own = [r for r in results if file_name[r["image_id"]] == annotation.identifier]
+        x, y, w, h = np.array([r["bbox"] for r in own], dtype=float).reshape(-1, 4).T
+        labels = [label[r["category_id"]] for r in own]
+        scores = [r["score"] for r in own]
         metric.submit(
             annotation,
             DetectionPrediction(annotation.identifier, labels, scores, x, y, x + w, y + h),
@@ -59,12 +65,15 @@ def coco_precision(document: dict[str, Any], results: list[dict[str, Any]]) -> d
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
-    from accuracy_checker import __version__
-    from test_omz_metric import DRAWN, FIXTURES, drawn, load
+    from accuracy_checker import __version__  # type: ignore[import-not-found]
+    from evaluation.test_omz_metric import DRAWN, FIXTURES, drawn, load
 
     goldens = {
         "how": f"make_omz_goldens.py with accuracy_checker {__version__} of Open Model Zoo",
-        "fixtures": {found: coco_precision(*load(truth, found)) for truth, found in FIXTURES},
+        "fixtures": {
+            detections: coco_precision(*load(annotations, detections))
+            for annotations, detections in FIXTURES
+        },
         "drawn": [coco_precision(*drawn(seed)) for seed in range(DRAWN)],
     }
     (HERE / "omz_coco_precision.json").write_text(json.dumps(goldens, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Runs Detectron2's own code on random weights, and the model imported from them beside it.
+"""Runs Detectron2's own code on random weights, and the imported model beside it.
 
     python with_detectron2.py CHECKOUT golden [OUT]         the small network of this folder
     python with_detectron2.py CHECKOUT rgb [OUT]            the same, made of it in another form
@@ -23,20 +23,29 @@ import torch
 
 HERE = Path(__file__).parent
 CHECKOUT = Path(sys.argv[1])
-sys.path[:0] = [str(CHECKOUT), str(HERE.parents[1]), str(HERE.parents[1] / "importers")]
+sys.path[:0] = [str(CHECKOUT), str(HERE.parents[1])]
 sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")  # gone from setuptools
 sys.modules["pkg_resources"].resource_filename = lambda *_: ""  # type: ignore[attr-defined]
 
-from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
-from detectron2.config import get_cfg  # noqa: E402
-from detectron2.data import transforms as T  # noqa: E402
-from detectron2.data.detection_utils import read_image  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
-from test_import_peers import deviation, rgb_agnostic, run, same_detections  # noqa: E402
+from detectron2.checkpoint import (  # type: ignore[import-not-found]  # noqa: E402
+    DetectionCheckpointer,
+)
+from detectron2.config import get_cfg  # type: ignore[import-not-found]  # noqa: E402
+from detectron2.data import transforms as T  # type: ignore[import-not-found]  # noqa: E402
+from detectron2.data.detection_utils import (  # type: ignore[import-not-found]  # noqa: E402
+    read_image,
+)
+from detectron2.modeling import build_model  # type: ignore[import-not-found]  # noqa: E402
+from importers.test_import_peers import (  # noqa: E402
+    deviation,
+    rgb_agnostic,
+    run,
+    same_detections,
+)
 
 from sparsedet.engine import Engine  # noqa: E402
 from sparsedet.importers import load_foreign  # noqa: E402
-from sparsedet.importers.detectron2 import _name  # noqa: E402
+from sparsedet.importers.detectron2 import layer_name  # noqa: E402
 from sparsedet.model.c4 import build_network  # noqa: E402
 from sparsedet.model.presets import preset  # noqa: E402
 from sparsedet.testing import calibrated_random_tensors  # noqa: E402
@@ -51,11 +60,12 @@ def settings(depth: int) -> Any:
 
 
 def state_of(config: Any, folded: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Its tensors: a random batch norm for each convolution, which folds to `folded`."""
-    rng, state = np.random.default_rng(0), {}
+    """Detectron2's tensors: random batch norms that fold to the tensors `folded`."""
+    rng = np.random.default_rng(0)
+    state: dict[str, Any] = {}
     for layer in build_network(config).weighted:
         weight, bias = folded[f"{layer.name}.weight"], folded[f"{layer.name}.bias"]
-        name, n = _name(layer), layer.out_channels
+        name, n = layer_name(layer), layer.out_channels
         if layer.norm:
             var, mean = rng.uniform(0.25, 4, n), rng.normal(size=n)
             gamma = rng.uniform(0.5, 2, n) * rng.choice([-1, 1], n)
@@ -184,9 +194,9 @@ def photos(paths: list[Path]) -> None:
         boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in theirs.items()}, "x")
         native = engine.native
-        native.plan(*network_input.shape[:2])
+        native.plan_memory(*network_input.shape[:2])
         logits, deltas = native.rpn(theirs["features"])
-        class_logits, box_deltas = native.regions(theirs["features"], theirs["proposals"])
+        class_logits, box_deltas = native.roi_head(theirs["features"], theirs["proposals"])
         rois = native.roi_features(theirs["features"], theirs["proposals"])
         step = 14 // rois.shape[-1]
         ours = {

@@ -1,4 +1,4 @@
-"""Runs TensorPack's own graph on random weights, and what was imported from them beside it.
+"""Runs TensorPack's own graph on random weights, and the imported model beside it.
 
     python with_tensorpack.py weights SIZE FOLDER [PHOTO...]   writes weights and network inputs
     python with_tensorpack.py run SIZE FOLDER CHECKOUT         in an environment with TensorFlow
@@ -49,6 +49,7 @@ def weights(size: str, folder: Path, photos: list[str]) -> None:
         network_inputs = {}
         for path in photos:
             image = cv2.imread(path)
+            assert image is not None, path
             short, long = sorted(image.shape[:2])
             scale = min(800 / short, 1333 / long)
             height, width = (int(n * scale + 0.5) for n in image.shape[:2])
@@ -81,13 +82,14 @@ def config_of(size: str) -> Any:
 
 def variables_of(config: Any, folded: dict[str, Any], half: bool) -> dict[str, Any]:
     """Its variables: a random batch norm for each convolution, which folds to `folded`."""
-    from sparsedet.importers.tensorpack import _name
+    from sparsedet.importers.tensorpack import layer_name
     from sparsedet.model.c4 import build_network
 
-    rng, out = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    out: dict[str, Any] = {}
     for layer in build_network(config).weighted:
         weight, bias = folded[f"{layer.name}.weight"], folded[f"{layer.name}.bias"]
-        name, n = _name(layer), layer.out_channels
+        name, n = layer_name(layer), layer.out_channels
         if layer.norm:
             var, mean = rng.uniform(0.25, 4, n), rng.normal(size=n)
             gamma = rng.uniform(0.5, 2, n) * rng.choice([-1, 1], n)
@@ -119,7 +121,7 @@ def run_theirs(size: str, folder: Path, checkout: Path) -> None:
 def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.path[:0] = [str(checkout), str(checkout / "examples" / "FasterRCNN")]
-    from config import config as cfg
+    from config import config as cfg  # type: ignore[import-not-found]
 
     cfg.freeze(False)
     cfg.MODE_FPN = cfg.MODE_MASK = False
@@ -130,12 +132,15 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
     cfg.DATA.NUM_CATEGORY = CLASSES[size]
     cfg.RPN.HEAD_DIM = 24 if size == "small" else 1024
     cfg.freeze()
-    from modeling import backbone
-    from modeling.generalized_rcnn import ResNetC4Model
-    from tensorpack.predict import OfflinePredictor, PredictConfig
-    from tensorpack.tfutils import SmartInit
+    from modeling import backbone  # type: ignore[import-not-found]
+    from modeling.generalized_rcnn import ResNetC4Model  # type: ignore[import-not-found]
+    from tensorpack.predict import (  # type: ignore[import-not-found]
+        OfflinePredictor,
+        PredictConfig,
+    )
+    from tensorpack.tfutils import SmartInit  # type: ignore[import-not-found]
 
-    if size == "small":  # its functions, asked for a sixteenth of the channels
+    if size == "small":  # its functions, with a sixteenth of the channels
         group, conv = backbone.resnet_group, backbone.Conv2D
         backbone.resnet_group = lambda name, x, block, features, *rest: group(
             name, x, block, features // 16, *rest
@@ -155,7 +160,7 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
             output_names=names,
         )
     )
-    out = {}
+    out: dict[str, Any] = {}
     for key, network_input in np.load(folder / "canvases.npz").items():
         values = dict(zip(OUTPUTS, predict(network_input.astype(np.float32)), strict=True))
         values["features"] = values["features"][0]
@@ -168,8 +173,8 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
 
 
 def compare(size: str, folder: Path) -> None:
-    sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "importers")]
-    from test_import_peers import deviation, run, same_detections
+    sys.path.insert(0, str(HERE.parents[1]))
+    from importers.test_import_peers import deviation, run, same_detections
 
     from sparsedet.engine import Engine
     from sparsedet.importers import load_foreign
@@ -185,9 +190,9 @@ def compare(size: str, folder: Path) -> None:
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in out.items()}, "x")
         assert size == "small" or len(set(out["labels"].tolist())) >= 10
         native = engine.native
-        native.plan(*network_input.shape[:2])
+        native.plan_memory(*network_input.shape[:2])
         logits, deltas = native.rpn(out["features"])
-        class_logits, box_deltas = native.regions(out["features"], out["proposals"])
+        class_logits, box_deltas = native.roi_head(out["features"], out["proposals"])
         ours = {
             "features": native.features(network_input.astype(np.float32)),
             "objectness": logits,
@@ -201,8 +206,8 @@ def compare(size: str, folder: Path) -> None:
         assert max(errors.values()) < 1e-4, errors
         difference = np.abs(np.sort(scores) - np.sort(out["scores"])).max()
         print(
-            f"{key} {network_input.shape[:2]}: {len(boxes)} detections of {len(set(labels.tolist()))} "
-            f"classes, all the same, scores to {difference:.1e};",
+            f"{key} {network_input.shape[:2]}: {len(boxes)} detections of "
+            f"{len(set(labels.tolist()))} classes, all the same, scores to {difference:.1e};",
             ", ".join(f"{name} {error:.1e}" for name, error in errors.items()),
         )
 

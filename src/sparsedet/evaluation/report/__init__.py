@@ -1,7 +1,7 @@
-"""An evaluation as one HTML file: everything inside, nothing loaded from anywhere.
+"""An evaluation as one self-contained HTML file, which loads nothing and runs no script.
 
-Assembles what `evaluate` and `analysis` computed, with charts as inline SVG and photographs as
-JPEG data. Names of files and classes come from strangers and are escaped. Computes no figure.
+Shows what `evaluate` and `analyse` computed, with charts as inline SVG and images as JPEG data.
+Names of files and classes are untrusted and are escaped. Computes no figure.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...images.read import read_image
 from .. import AP_NAME, OMZ_NAME, CocoScores
-from ..analysis import FEW, Analysis, Photograph
+from ..analysis import FEW, Analysis
 from ..coco import CocoDataset
+from ..confusion import ImageOutcome
 from .charts import line_chart, log_bars, matrix_chart, spark
 
-PHOTOGRAPHS = 12
-"""How many are shown, those with most mistakes."""
+IMAGES = 12
+"""Images shown, those with most mistakes."""
 
-_PANEL = 460  # longest side of a picture, pixels
-_QUALITY = 78  # of JPEG
+_PANEL = 460  # longest side of an image on the page, pixels
+_QUALITY = 78  # JPEG quality
 # Okabe and Ito's colours (BGR), as the legend names them.
 _FOUND, _MISSED, _FALSE, _CROWD = (115, 158, 0), (0, 94, 213), (167, 121, 204), (150, 150, 150)
 _RECALLS = np.linspace(0, 1, 101)
@@ -38,7 +39,7 @@ _MEANING = {
     "APs": "objects below 32² pixels",
     "APm": "32² to 96²",
     "APl": "above 96²",
-    "AR1": "recall, 1 detection a photograph and class",
+    "AR1": "recall, 1 detection an image and class",
     "AR10": "10 detections",
     "AR100": "100 detections",
     "ARs": "objects below 32² pixels",
@@ -54,23 +55,22 @@ def render_report(
     *,
     title: str,
     facts: Mapping[str, str] | None = None,
-    photographs: int = PHOTOGRAPHS,
+    images: int = IMAGES,
 ) -> str:
     """The page.
 
     Args:
-        scores, analysis: of the same results over `dataset`.
-        dataset: its photographs are read again for the pictures; one that cannot be read is
-            named without a picture.
-        title: of the page, such as the model's name.
+        scores, analysis: computed from the same results over `dataset`.
+        dataset: its images are read again; one that cannot be read is only named.
+        title: title of the page, such as the model's name.
         facts: lines under the title, name -> value.
-        photographs: how many to show.
+        images: number of images to show.
     """
     style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     sections = [
         _figures(scores, analysis),
         _charts(analysis),
-        _photographs(analysis, dataset, photographs),
+        _images(analysis, dataset, images),
         _confusion(analysis),
         _classes(scores, analysis),
         _notes(scores, analysis),
@@ -82,14 +82,14 @@ def render_report(
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Were a name to slip through all the same, it could still load and run nothing.
+        # If a name were not escaped after all, it could still load and run nothing.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'\">"
         f"<title>{escape(title)} - evaluation</title><style>{style}</style></head><body>"
         f"<header><h1>{escape(title)}</h1><dl>{lines}</dl></header>"
         f"<main>{''.join(sections)}</main></body></html>\n"
     )
-    # A file name may hold bytes that are no UTF-8; they must not keep the page from being written.
+    # A file name may have bytes that are not UTF-8; the page must be written all the same.
     return page.encode("utf-8", "replace").decode()
 
 
@@ -104,13 +104,15 @@ def _figures(scores: CocoScores, analysis: Analysis) -> str:
         entry = analysis.intervals.get(name)
         return f"95 % interval {entry.low:.3f} to {entry.high:.3f}" if entry else "not measured"
 
-    best_note, f1 = "nothing was found", -1.0
+    best_note, f1 = "no object was found", -1.0
     if best := analysis.best_score():
         best_note = f"scores from {best[0]:.2f}: precision {best[1]:.2f}, recall {best[2]:.2f}"
         f1 = best[3]
     tiles = [
         tile(AP_NAME, scores.stats["AP"], interval("AP")),
-        tile(OMZ_NAME, scores.coco_precision, "as published Open Model Zoo figures are counted"),
+        tile(
+            OMZ_NAME, scores.coco_precision, "counted as the published Open Model Zoo figures are"
+        ),
         tile("AP50", scores.stats["AP50"], interval("AP50")),
         tile("Best F1", f1, best_note),
     ]
@@ -118,12 +120,13 @@ def _figures(scores: CocoScores, analysis: Analysis) -> str:
         f"<tr><th>{name}</th><td>{_figure(value)}</td><td>{_MEANING[name]}</td></tr>"
         for name, value in scores.stats.items()
     )
-    found, missed, false = analysis.counts()
+    true_positives, false_negatives, false_positives = analysis.counts()
     return (
         f'<section><div class="tiles">{"".join(tiles)}</div>'
-        f"<p>{found + missed:,} objects on {scores.images:,} photographs. At IoU {analysis.iou:g} "
-        f"and scores from {analysis.score:g}: <b>{found:,}</b> found, <b>{missed:,}</b> missed, "
-        f"<b>{false:,}</b> false detections.</p>"
+        f"<p>{true_positives + false_negatives:,} objects on {scores.images:,} images. "
+        f"At IoU {analysis.iou:g} and scores from {analysis.score:g}: <b>{true_positives:,}</b> "
+        f"found, <b>{false_negatives:,}</b> missed, <b>{false_positives:,}</b> false "
+        "detections.</p>"
         f'<details><summary>All twelve COCO figures</summary><table class="coco">{rows}</table>'
         "</details></section>"
     )
@@ -135,7 +138,7 @@ def _charts(analysis: Analysis) -> str:
     by_score = analysis.by_score
     names = ("precision", "recall", "F1")
     best = analysis.best_score()
-    start = f" F1 is best at {best[0]:.2f}, a threshold to start from." if best else ""
+    advice = f" F1 is best at {best[0]:.2f}, a threshold to start from." if best else ""
     figures = [
         _chart(
             "Precision and recall",
@@ -155,7 +158,7 @@ def _charts(analysis: Analysis) -> str:
                 x="score threshold",
                 y="all classes together",
             ),
-            f"At IoU {analysis.iou:g}.{start}",
+            f"At IoU {analysis.iou:g}.{advice}",
         ),
         _chart(
             "AP by IoU",
@@ -168,16 +171,20 @@ def _charts(analysis: Analysis) -> str:
                 dots=True,
                 y_top=next(t for t in (0.1, 0.2, 0.5, 1.0) if analysis.ap_by_iou.max() <= t + 1e-9),
             ),
-            "How AP falls as boxes must fit better; AP is the mean of the ten.",
+            "AP falls as boxes must fit better; AP is the mean of the ten values.",
         ),
         _chart(
             "Scores",
-            ("hits", "false"),
+            ("true positives", "false positives"),
             log_bars(
-                analysis.histogram, ("hits", "false"), x="score", y="detections", x_range=(0, 1)
+                analysis.histogram,
+                ("true positives", "false positives"),
+                x="score",
+                y="detections",
+                x_range=(0, 1),
             ),
-            f"All detections in steps of 0.05, hits at IoU {analysis.iou:g}; the scale is "
-            "logarithmic. The better the detector, the more blue to the right of the orange.",
+            f"All detections in steps of 0.05, at IoU {analysis.iou:g}; the scale is logarithmic. "
+            "With a better detector there is more blue to the right of the orange.",
         ),
     ]
     return f'<section><h2>Curves</h2><div class="charts">{"".join(figures)}</div></section>'
@@ -191,26 +198,27 @@ def _chart(title: str, legend: tuple[str, ...], svg: str, caption: str) -> str:
     )
 
 
-def _photographs(analysis: Analysis, dataset: CocoDataset, count: int) -> str:
-    shown = [p for p in analysis.photographs[:count] if p.mistakes]
+def _images(analysis: Analysis, dataset: CocoDataset, count: int) -> str:
+    shown = [outcome for outcome in analysis.images[:count] if outcome.mistakes]
     if not shown:
         return ""
     paths = {image.id: dataset.image_path(image) for image in dataset.images}
     figures = []
-    for photograph in shown:
+    for outcome in shown:
         try:
-            truth, found = _panels(read_image(paths[photograph.image_id]), photograph, analysis)
+            image = read_image(paths[outcome.image_id])
         except InputError:
-            pictures = "<p>This photograph cannot be read.</p>"
+            panels = "<p>This image cannot be read.</p>"
         else:
-            pictures = (
-                f'<div class="pair"><img src="{_jpeg(truth)}" alt="ground truth">'
-                f'<img src="{_jpeg(found)}" alt="detections"></div>'
+            ground_truth, detections = _panels(image, outcome, analysis)
+            panels = (
+                f'<div class="pair"><img src="{_jpeg(ground_truth)}" alt="ground truth">'
+                f'<img src="{_jpeg(detections)}" alt="detections"></div>'
             )
         figures.append(
-            f"<figure>{pictures}<figcaption><b>{escape(photograph.file_name)}</b> "
-            f"{len(photograph.found)} found, {len(photograph.missed)} missed, "
-            f"{len(photograph.false)} false</figcaption></figure>"
+            f"<figure>{panels}<figcaption><b>{escape(outcome.file_name)}</b> "
+            f"{len(outcome.found)} found, {len(outcome.false_negatives)} missed, "
+            f"{len(outcome.false_positives)} false</figcaption></figure>"
         )
     keys = (
         ("found", _FOUND),
@@ -223,31 +231,31 @@ def _photographs(analysis: Analysis, dataset: CocoDataset, count: int) -> str:
         for name, (b, g, r) in keys
     )
     return (
-        f'<section><h2>Photographs with most mistakes</h2><div class="legend">{legend}</div>'
-        f"<p>Left the ground truth, right what was detected at scores from {analysis.score:g}.</p>"
+        f'<section><h2>Images with most mistakes</h2><div class="legend">{legend}</div>'
+        f"<p>Left the ground truth, right the detections with scores from {analysis.score:g}.</p>"
         f'<div class="photos">{"".join(figures)}</div></section>'
     )
 
 
 def _panels(
-    image: NDArray[np.uint8], photograph: Photograph, analysis: Analysis
+    image: NDArray[np.uint8], outcome: ImageOutcome, analysis: Analysis
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The photograph twice, made small: with its objects, and with the detections."""
+    """Two small copies of the image: with its objects, and with the detections."""
     scale = min(1.0, _PANEL / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    truth, found = small.copy(), small.copy()
-    for i, entry in enumerate(photograph.objects):
-        missed = i in photograph.missed
+    ground_truth, detected = small.copy(), small.copy()
+    for i, entry in enumerate(outcome.objects):
+        missed = i in outcome.false_negatives
         colour = _CROWD if entry["iscrowd"] else _MISSED if missed else _FOUND
         label = analysis.names[entry["category_id"]] if missed else ""
-        _box(truth, entry["bbox"], scale, colour, label)
-    for i, entry in reversed(list(enumerate(photograph.detections))):  # the best on top
-        false = i in photograph.false
-        colour = _CROWD if i in photograph.ignored else _FALSE if false else _FOUND
+        _box(ground_truth, entry["bbox"], scale, colour, label)
+    for i, entry in reversed(list(enumerate(outcome.detections))):  # the best on top
+        false = i in outcome.false_positives
+        colour = _CROWD if i in outcome.ignored else _FALSE if false else _FOUND
         name = f"{analysis.names[entry['category_id']]} {entry['score']:.2f}"
-        _box(found, entry["bbox"], scale, colour, name if false else "")
-    return truth, found
+        _box(detected, entry["bbox"], scale, colour, name if false else "")
+    return ground_truth, detected
 
 
 def _box(
@@ -257,13 +265,14 @@ def _box(
     colour: tuple[int, int, int],
     label: str,
 ) -> None:
+    """Draw a box (x, y, width, height) of the full-size image into its small copy."""
     limit = 2.0 * max(image.shape)  # a box far outside would overflow OpenCV's integers
     x, y, w, h = (float(np.clip(v * scale, -limit, limit)) for v in xywh)
     corners = (round(x), round(y)), (round(x + w), round(y + h))
     cv2.rectangle(image, *corners, (0, 0, 0), 3, cv2.LINE_AA)
     cv2.rectangle(image, *corners, colour, 2, cv2.LINE_AA)
     if label and w > 24:
-        text = label.encode("ascii", "replace").decode()  # what OpenCV's fonts can write
+        text = label.encode("ascii", "replace").decode()  # OpenCV's fonts are ASCII
         at = (max(2, round(x) + 3), max(11, round(y) + 12))
         for ink, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
             cv2.putText(
@@ -284,8 +293,8 @@ def _confusion(analysis: Analysis) -> str:
     names = [confusion.names[i] for i in used]
     svg = matrix_chart(confusion.matrix[np.ix_(used, used)], names, rows="detected", columns="true")
     rows = "".join(
-        f"<tr><td>{escape(true)}</td><td>{escape(taken)}</td><td>{times}</td></tr>"
-        for true, taken, times in confusion.mistaken()[:15]
+        f"<tr><td>{escape(true)}</td><td>{escape(detected)}</td><td>{times}</td></tr>"
+        for true, detected, times in confusion.mistaken()[:15]
     )
     table = (
         "<table><thead><tr><th>true</th><th>detected as</th><th>times</th></tr></thead>"
@@ -296,9 +305,9 @@ def _confusion(analysis: Analysis) -> str:
     return (
         "<section><h2>Confusion matrix</h2>"
         f"<p>IoU from {analysis.iou:g}, scores from {analysis.score:g}. Columns are the objects, "
-        "rows what was detected there; colour is the share of the column. The last row is objects "
-        "that were missed, the last column false detections where no object is. A class counts as "
-        f"mistaken only where no detection of the right class was left.{absent}</p>"
+        "rows the classes detected there; colour is the fraction of the column. The last row "
+        "counts missed objects, the last column false detections where no object is. A class "
+        f"counts as mistaken only where no detection of the right class was left.{absent}</p>"
         f'<div class="confusion"><div class="scroll">{svg}</div>{table if rows else ""}</div>'
         "</section>"
     )
@@ -324,7 +333,7 @@ def _classes(scores: CocoScores, analysis: Analysis) -> str:
         f"<p>Best first. Classes in grey have fewer than {FEW} objects.</p>"
         '<div class="scroll"><table class="classes"><thead><tr><th>class</th>'
         "<th>precision over recall</th><th>AP</th><th>AP50</th><th>AP (Open Model Zoo)</th>"
-        f"<th>objects</th><th>photos</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<th>objects</th><th>images</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         "</section>"
     )
 
@@ -332,15 +341,14 @@ def _classes(scores: CocoScores, analysis: Analysis) -> str:
 def _notes(scores: CocoScores, analysis: Analysis) -> str:
     lines = [
         f"<b>{AP_NAME}</b> is COCO's own figure.",
-        f"<b>{OMZ_NAME}</b> is what Open Model Zoo's accuracy checker reports, and what the "
-        "figures published there are. It compares crowd regions by plain IoU, leaves out "
-        "photographs without annotations, and lets an object that was found by a class's best "
-        "detection in its photograph be found once more. One kind is not to be compared with the "
-        "other.",
-        "The intervals are by resampling the photographs 1,000 times (bootstrap), 1.96 standard "
-        "deviations to either side: how far a figure would move with other photographs of the same "
+        f"<b>{OMZ_NAME}</b> is the figure that Open Model Zoo's accuracy checker reports and that "
+        "is published there. It compares crowd regions by plain IoU, leaves out images without "
+        "annotations, and lets an object be found twice if the best detection of its class in the "
+        "image found it. Do not compare figures of the two kinds.",
+        "The intervals come from resampling the images 1,000 times (bootstrap), 1.96 standard "
+        "deviations to either side: how far a figure would move with other images of the same "
         "kind. They do not cover training again.",
-        *(escape(line) for line in (*analysis.honest(), *scores.warnings)),
+        *(escape(line) for line in (*analysis.caveats(), *scores.warnings)),
     ]
     items = "".join(f"<li>{line}</li>" for line in lines)
     return f"<section><h2>How to read this</h2><ul>{items}</ul></section>"

@@ -1,7 +1,7 @@
-"""Small charts as inline SVG, coloured by the page's own style: light, dark and print alike.
+"""Small charts as inline SVG; the page's style sheet sets colours for light, dark and print.
 
-Draws what it is given and computes nothing. Text is escaped here, and nowhere else is SVG made.
-Colours are the CSS variables --c1, --c2, --c3 of the page, text has its class "t".
+Draws only, computes nothing. All SVG of the report is made here, with its text escaped. Colours are
+the CSS variables --c1, --c2, --c3 of the page; text has the class "t".
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ def line_chart(
     y_top: float = 1.0,
     dots: bool = False,
 ) -> str:
-    """Lines over a common x; up to three. NaN points are left out.
+    """Up to three lines over a common x. NaN points are left out.
 
     Args:
         series: name -> (x, y).
-        x, y: what the axes show.
-        y_top: the highest value shown; y starts at 0.
+        x, y: names of the axes.
+        x_range: ends of the x axis.
+        y_top: upper end of the y axis, which starts at 0.
         dots: mark the points.
     """
     ticks = {value / y_top: f"{value:g}" for value in _steps(0, y_top)}
@@ -59,18 +60,20 @@ def line_chart(
 def log_bars(
     values: NDArray[np.int64], names: Sequence[str], *, x: str, y: str, x_range: tuple[float, float]
 ) -> str:
-    """Counts over `x_range`, side by side in each bin, on a logarithmic scale.
+    """Counts over `x_range` as bars, side by side in each bin, on a logarithmic scale.
 
-    False detections of low scores outnumber all else by far; a plain scale shows nothing else.
+    False positives of low scores outnumber all others by far and would hide them on a linear scale.
 
     Args:
         values: (bins, series) counts.
-        names: of the series.
+        names: names of the series.
+        x, y: names of the axes.
+        x_range: ends of the x axis.
     """
     bins, number = values.shape
     top = max(1, int(np.ceil(np.log10(max(int(values.max(initial=0)), 2)))))
     height = _H - _TOP - _BOTTOM
-    # One stands a little above the axis, and nothing on it.
+    # A count of 1 is a little above the axis, 0 is on it.
     level = {0: 0.0} | {int(v): (np.log10(v) + 0.25) / (top + 0.25) for v in np.unique(values) if v}
     ticks = {0.0: "0"} | {(i + 0.25) / (top + 0.25): f"{10**i:,}" for i in range(top + 1)}
     parts = [_axes(x, y, _steps(*x_range), ticks)]
@@ -91,7 +94,7 @@ def log_bars(
 
 
 def spark(curves: Sequence[NDArray[np.float64]], text: str) -> str:
-    """A thumbnail of curves over 0..1, both axes from 0 to 1 and unlabelled."""
+    """A thumbnail of curves, both axes from 0 to 1 and without labels; `text` describes it."""
     w, h = 100, 64
     parts = [f'<rect class="frame" x=".5" y=".5" width="{w - 1}" height="{h - 1}"/>']
     for number, curve in enumerate(curves, start=1):
@@ -106,12 +109,12 @@ def spark(curves: Sequence[NDArray[np.float64]], text: str) -> str:
 def matrix_chart(
     matrix: NDArray[np.int64], names: Sequence[str], *, rows: str, columns: str
 ) -> str:
-    """A confusion matrix as a grid: colour is the share of its column, numbers where they fit.
+    """A confusion matrix as a grid: colour is the fraction of the column, counts where they fit.
 
     Args:
         matrix: (n, n) counts.
-        names: of rows and columns alike.
-        rows, columns: what they show.
+        names: names of the n rows and of the n columns.
+        rows, columns: titles of the axes.
     """
     n = len(names)
     cell = max(11, min(44, 640 // n))
@@ -133,13 +136,13 @@ def matrix_chart(
     totals = np.maximum(matrix.sum(axis=0), 1)
     for row, column in np.argwhere(matrix).tolist():
         count = int(matrix[row, column])
-        share = count / int(totals[column])
+        fraction = count / int(totals[column])
         x, y = margin + column * cell, margin + row * cell
         tip = escape(
             f"{columns} {names[column]}, {rows} {names[row]}: {count} "
-            f"({100 * share:.0f} % of the column)"
+            f"({100 * fraction:.0f} % of the column)"
         )
-        kind = "good" if row == column else "bad"
+        style = "good" if row == column else "bad"
         text = ""
         if cell >= 22:
             text = (
@@ -147,8 +150,8 @@ def matrix_chart(
                 f'font-size="{min(11, cell // 3)}">{count}</text>'
             )
         parts.append(
-            f'<g><title>{tip}</title><rect class="{kind}" x="{x}" y="{y}" width="{cell}" '
-            f'height="{cell}" fill-opacity="{0.12 + 0.88 * share:.2f}"/>{text}</g>'
+            f'<g><title>{tip}</title><rect class="{style}" x="{x}" y="{y}" width="{cell}" '
+            f'height="{cell}" fill-opacity="{0.12 + 0.88 * fraction:.2f}"/>{text}</g>'
         )
     middle = margin + side / 2
     parts.append(
@@ -160,7 +163,7 @@ def matrix_chart(
 
 
 def _axes(x: str, y: str, x_ticks: list[float], y_ticks: dict[float, str]) -> str:
-    """Both axes; `y_ticks` are heights as a fraction of the plotting area, with their text."""
+    """Both axes; `y_ticks`: height as a fraction of the plotting area -> text."""
     parts = []
     for height, text in y_ticks.items():
         at = _H - _BOTTOM - height * (_H - _TOP - _BOTTOM)
@@ -182,7 +185,7 @@ def _axes(x: str, y: str, x_ticks: list[float], y_ticks: dict[float, str]) -> st
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """Round positions, about five apart, from `low` to `high` or just above it."""
+    """About five round numbers from `low` to `high` or just above it."""
     rough = (high - low) / 5
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)

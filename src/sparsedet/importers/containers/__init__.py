@@ -1,8 +1,8 @@
-"""Opens the containers that weights come in: PyTorch's files, plain pickles, .npz, safetensors.
+"""Opens containers of weights: PyTorch's files, plain pickles, .npz, safetensors.
 
-Gives a `Source` of tensors that are not read yet: only names, shapes and sizes are looked at, and
-sizes are checked against the bytes that an entry claims before any are unpacked. Knows no model;
-`sniff` looks at names to tell the forms apart.
+Returns a `Source` of tensors that are not read yet: only names, shapes and sizes are read, and an
+entry's size is checked before it is unpacked. Knows no models, except that `sniff` recognises
+their formats by tensor names.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...model.safetensors import read_header
-from ..tensor_source import Source, Stored, printable
+from ..tensor_source import Source, SourceTensor, printable
 from .pickle import STORAGES, NotPlain, Storage, StorageType, flatten, read_pickle, widen
 
 MAX_PICKLE = 64 << 20
-"""Bytes of a PyTorch file's own pickle, which holds names and shapes alone (r101-c4: 0.1 MB)."""
+"""Largest pickle inside a PyTorch file, bytes; it has only names and shapes (r101-c4: 0.1 MB)."""
 MAX_FILE = 8 << 30
+"""Largest file, bytes."""
 
-# A PyTorch file from before version 1.6 begins with a pickle of this number.
+# PyTorch files from before version 1.6 begin with a pickle of this number.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _WRAPPERS = ("model", "state_dict", "model_state")
 
@@ -47,30 +48,28 @@ def sniff(path: Path) -> str:
     if metadata.get("format") == "sparsedet":
         return "model"
     names = list(source.left)
-    kind = _foreign(names)
-    if kind is not None:
-        raise InputError(f"{path}: is {kind}; {_EXPECTED}")
+    other = _other_model(names)
+    if other is not None:
+        raise InputError(f"{path}: is {other}; {_EXPECTED}")
     if "conv0/W" in source:
         return "tensorpack"
     if any(n.startswith(("backbone.res", "proposal_generator.", "roi_heads.")) for n in names):
         return "detectron2"
     if any(n.startswith("layer1.0.") for n in names):
         return "torchvision"
-    raise InputError(
-        f"{path}: is no model that is known here (it holds {_some(names)}); {_EXPECTED}"
-    )
+    raise InputError(f"{path}: unknown model format ({_examples(names)}); {_EXPECTED}")
 
 
 _EXPECTED = "expected a Faster R-CNN C4 of Detectron2, TensorPack or OpenVINO"
 
 
-def _foreign(names: Iterable[str]) -> str | None:
-    """What a file of another kind is, told by its tensors' names."""
+def _other_model(names: Iterable[str]) -> str | None:
+    """Name of an unsupported kind of model, recognised by tensor names; None for all others."""
     for name in map(printable, names):
         if ".fpn_" in name or name.startswith(("fpn/", "backbone.fpn.", "neck.fpn")):
             return f"a detector with a feature pyramid ({name})"
         if name.startswith(("backbone.body.", "rpn.head.")):
-            return f"a detector of torchvision's ({name})"
+            return f"a detector of torchvision ({name})"
         if name.startswith(("model.0.conv.", "model.0.cv", "model.model.0.", "module_list.0.")):
             return f"a YOLO model ({name})"
         if name.startswith(("backbone.0.body.", "transformer.")):
@@ -82,17 +81,21 @@ def _foreign(names: Iterable[str]) -> str | None:
     return None
 
 
-def _some(names: list[str]) -> str:
+def _examples(names: list[str]) -> str:
+    """Number of tensors and the first names."""
     if not names:
         return "no tensors"
     return f"{len(names)} tensors, as {', '.join(map(printable, sorted(names)[:3]))}"
 
 
 def open_source(path: Path) -> tuple[dict[str, str], Source]:
-    """Metadata (of safetensors; else empty) and the tensors of a file, whatever its container.
+    """Open any of the containers.
+
+    Returns:
+        Metadata (of safetensors, else empty) and the tensors.
 
     Raises:
-        InputError: unreadable, damaged, hostile, or none of the containers.
+        InputError: the file is unreadable, damaged, hostile or of another container.
     """
     start = _read_start(path)
     try:
@@ -116,7 +119,7 @@ def open_source(path: Path) -> tuple[dict[str, str], Source]:
     ) as error:
         what = str(error) or type(error).__name__
         raise InputError(f"{path}: {printable(what[:300])}") from None
-    raise InputError(f"{path}: is no pickle, PyTorch, .npz, safetensors or .xml file")
+    raise InputError(f"{path}: is not a pickle, PyTorch, .npz, safetensors or .xml file")
 
 
 def _read_start(path: Path) -> bytes:
@@ -136,13 +139,13 @@ def _read_start(path: Path) -> bytes:
 # ------------------------------------------------------------------------- archives
 
 
-def _open_zip(path: Path) -> dict[str, Stored]:
+def _open_zip(path: Path) -> dict[str, SourceTensor]:
     """PyTorch's or numpy's archive."""
     archive = zipfile.ZipFile(path)
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         if info.filename in entries:
-            raise ValueError(f"entry {info.filename!r} comes twice")
+            raise ValueError(f"entry {info.filename!r} occurs twice")
         entries[info.filename] = info
     if pickles := [name for name in entries if name.endswith("data.pkl")]:
         return _open_torch(path, archive, entries, pickles[0].removesuffix("data.pkl"))
@@ -152,7 +155,7 @@ def _open_zip(path: Path) -> dict[str, Stored]:
 
 
 def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """The unpacked bytes of an entry whose size was checked."""
+    """The unpacked bytes of an entry; its size is checked before."""
     try:
         with archive.open(info) as file:
             data = file.read(info.file_size)
@@ -164,8 +167,8 @@ def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes
     return data
 
 
-def _open_npy(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
-    """numpy's .npy: its header now, the values later. Never a pickle."""
+def _open_npy(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> SourceTensor:
+    """numpy's .npy: reads the header now, the values later. Never a pickle."""
     try:
         with archive.open(info) as file:
             version = np.lib.format.read_magic(file)
@@ -190,18 +193,18 @@ def _open_npy(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> St
         data = np.frombuffer(_entry(path, archive, info), dtype, offset=begin)
         return data.reshape(shape, order="F" if fortran else "C")
 
-    return Stored(shape, dtype.kind, read)
+    return SourceTensor(shape, dtype.kind, read)
 
 
 def _open_torch(
     path: Path, archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], prefix: str
-) -> dict[str, Stored]:
-    """What `torch.save` writes: a pickle, and a file for each storage."""
+) -> dict[str, SourceTensor]:
+    """A file of `torch.save`: a pickle, and an entry for each storage."""
     if any(name.startswith(f"{prefix}code/") for name in entries):
         raise ValueError("a TorchScript program, expected a checkpoint")
     order = entries.get(f"{prefix}byteorder")
     if order is not None and (order.file_size > 16 or _entry(path, archive, order) != b"little"):
-        raise ValueError("written on a big-endian machine, which is not read")
+        raise ValueError("written on a big-endian machine, which is not supported")
     main = entries[f"{prefix}data.pkl"]
     if main.file_size > MAX_PICKLE:
         raise ValueError(
@@ -225,18 +228,18 @@ def _open_torch(
 # -------------------------------------------------------------------------- pickles
 
 
-def _open_pickle(path: Path) -> dict[str, Stored]:
-    """A plain pickle, or PyTorch's form before 1.6, which begins with three small ones."""
+def _open_pickle(path: Path) -> dict[str, SourceTensor]:
+    """A plain pickle, or PyTorch's format before 1.6, which begins with three small pickles."""
     data = io.BytesIO(path.read_bytes())
     storages: dict[str, tuple[StorageType, int]] = {}
-    places: dict[str, int] = {}  # known once all pickles are read
+    offsets: dict[str, int] = {}  # filled after all pickles are read
 
     def storage(kind: StorageType, key: str, numel: int) -> Storage:
         if storages.setdefault(key, (kind, numel)) != (kind, numel):
             raise NotPlain(f"storage {key!r} comes with two types or sizes")
 
         def read() -> bytes:
-            data.seek(places[key])
+            data.seek(offsets[key])
             return data.read(numel * kind.dtype.itemsize)
 
         return Storage(kind, numel, read)
@@ -247,7 +250,7 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
     read_pickle(data, path)  # version
     system = read_pickle(data, path)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError("written on a big-endian machine, which is not read")
+        raise ValueError("written on a big-endian machine, which is not supported")
     content = read_pickle(data, path, _persistent(storage))
     for key in read_pickle(data, path):
         if key not in storages:
@@ -256,11 +259,11 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
         if len(count := data.read(8)) < 8:
             raise ValueError(f"truncated: storage {key!r} is missing")
         if int.from_bytes(count, "little") != numel:
-            raise ValueError(f"storage {key!r} is not of the size its tensors say")
-        places[key] = data.tell()
+            raise ValueError(f"storage {key!r} has another size than its tensors state")
+        offsets[key] = data.tell()
         data.seek(numel * kind.dtype.itemsize, io.SEEK_CUR)
-    if set(places) != set(storages) or data.tell() > len(data.getbuffer()):
-        raise ValueError("truncated: not all of its storages are there")
+    if set(offsets) != set(storages) or data.tell() > len(data.getbuffer()):
+        raise ValueError("truncated: storages are missing")
     return _arrays(content)
 
 
@@ -272,13 +275,13 @@ def _persistent(storage: Callable[[StorageType, str, int], Storage]) -> Callable
             kind, key, numel = pid[1], pid[2], pid[4]
             if kind in STORAGES.values() and type(key) is str and type(numel) is int:
                 return storage(kind, key, numel)
-        raise NotPlain("refused: this pickle refers to something that is no storage of torch's")
+        raise NotPlain("refused: this pickle refers to something that is not a torch storage")
 
     return load
 
 
-def _arrays(content: Any) -> dict[str, Stored]:
-    """The arrays of a checkpoint: those of the model by name, others named by their place."""
+def _arrays(content: Any) -> dict[str, SourceTensor]:
+    """The arrays of a checkpoint: the model's by name, others by their keys joined with dots."""
     if not isinstance(content, dict):
         raise ValueError(f"holds {type(content).__name__}, expected a dict of tensors")
     for wrapper in _WRAPPERS:
@@ -286,13 +289,13 @@ def _arrays(content: Any) -> dict[str, Stored]:
             rest = {key: value for key, value in content.items() if key != wrapper}
             inner, outer = flatten(content[wrapper]), flatten(rest)
             if twice := sorted(set(inner) & set(outer)):
-                raise ValueError(f"tensor {twice[0]!r} comes twice")
+                raise ValueError(f"tensor {twice[0]!r} occurs twice")
             return outer | _bare(inner)
     return _bare(flatten(content))
 
 
-def _bare(tensors: dict[str, Stored]) -> dict[str, Stored]:
-    """Without the "module." that DistributedDataParallel puts before every name."""
+def _bare(tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Names without the prefix "module." of DistributedDataParallel."""
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
@@ -320,7 +323,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Source]:
     tensors = {}
     for name, entry in entries.items():
         if entry.dtype not in dtypes:
-            raise ValueError(f"tensor {name!r} is {entry.dtype!r}, which is not read")
+            raise ValueError(f"tensor {name!r} has type {entry.dtype!r}, which is not supported")
         dtype, shape, half = (
             np.dtype(dtypes[entry.dtype]),
             tuple(entry.shape),
@@ -331,7 +334,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Source]:
                 f"tensor {name!r} has {entry.end - entry.begin} bytes, which does not fit its shape"
             )
         read = functools.partial(_read_range, path, start + entry.begin, dtype, shape, half)
-        tensors[name] = Stored(shape, "f" if half else dtype.kind, read)
+        tensors[name] = SourceTensor(shape, "f" if half else dtype.kind, read)
     return metadata, Source(path, tensors)
 
 

@@ -1,11 +1,11 @@
-"""Reads pickles that hold arrays and plain containers; refuses all others and runs nothing.
+"""Reads pickles of arrays and plain containers; refuses all others and runs no code of theirs.
 
-A pickle is a program: it names functions and calls them. Here only the names below can be named,
-and what stands behind them are small functions of this module that note a shape and some bytes.
-Neither numpy's nor torch's own code is called, and arrays are read when they are asked for.
+A pickle is a program: it names functions and calls them. Here it can name only those of `_allowed`,
+and these are small functions of this module that record a shape and some bytes. Code of numpy and
+torch is not called, and the values of an array are read only on request.
 
-Python's unpickler in Python is used, not the one in C, which makes room for as many memo entries
-as an index in the file says, be it 2^31.
+Uses Python's unpickler written in Python: the one in C allocates as many memo entries as an index
+in the file states, up to 2^31.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..tensor_source import Stored, printable
+from ..tensor_source import SourceTensor, printable
 
 
 class NotPlain(pickle.UnpicklingError):
-    """The pickle names something that no array or plain container needs."""
+    """The pickle names something that arrays and plain containers do not need."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """A storage class of torch: the type of its elements; bfloat16 as the bits, in uint16."""
+    """A storage class of torch: type of its elements; bfloat16 is read as uint16 bits."""
 
     dtype: np.dtype[Any]
     bfloat16: bool = False
@@ -40,11 +40,12 @@ class StorageType:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage of torch, by its key in the file.
+    """A storage of torch.
 
     Attributes:
-        numel: elements it is said to have.
-        read: all its bytes.
+        type: type of the elements.
+        numel: declared number of elements.
+        read: reads all bytes.
     """
 
     type: StorageType
@@ -69,14 +70,15 @@ STORAGES: dict[str, StorageType] = {
 def read_pickle(
     data: io.BytesIO, path: object, persistent: Callable[[Any], Any] | None = None
 ) -> Any:
-    """One pickle, from where `data` stands: containers, strings, numbers and `Stored` arrays.
+    """Read one pickle: containers, strings, numbers and `SourceTensor` arrays.
 
     Args:
-        path: for messages.
-        persistent: gives what a persistent id stands for; without it there may be none.
+        data: read from its current position on.
+        path: file name for messages.
+        persistent: resolves persistent ids; default: they are refused.
 
     Raises:
-        InputError: it is damaged, or names anything else; the message says what.
+        InputError: the pickle is damaged, or names anything else; the message says what.
     """
     try:
         return _Unpickler(data, persistent).load()
@@ -85,22 +87,22 @@ def read_pickle(
     except MemoryError:
         raise InputError(f"{path}: a damaged pickle (asks for too much memory)") from None
     except Exception as error:  # a damaged pickle can fail in any way
-        what = str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: a damaged or truncated pickle ({printable(what[:200])})"
+            f"{path}: a damaged or truncated pickle ({printable(reason[:200])})"
         ) from None
 
 
 class _Unpickler(pickle._Unpickler):
-    """Finds the names of `_allowed` and no others."""
+    """Resolves the names of `_allowed` and no others."""
 
     def __init__(self, data: io.BytesIO, persistent: Callable[[Any], Any] | None) -> None:
-        super().__init__(data, encoding="latin1")  # of Python 2, as numpy asks for
+        super().__init__(data, encoding="latin1")  # numpy needs it for pickles of Python 2
         self._persistent = persistent
         self._allowed = _allowed()
 
     def load_bytearray8(self: Any) -> None:
-        """As bytes, and no more of them than there are: Python's makes room for what is said."""
+        """As bytes; Python's own method allocates whatever length the file states."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(length))
 
@@ -111,11 +113,11 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 renamed numpy.core.
-        found = self._allowed.get((module.replace("numpy._core.", "numpy.core."), name))
-        if found is None:
-            wanted = printable(f"{module}.{name}")
-            raise NotPlain(f"refused: this pickle wants {wanted}; nothing was run")
-        return found
+        resolved = self._allowed.get((module.replace("numpy._core.", "numpy.core."), name))
+        if resolved is None:
+            named = printable(f"{module}.{name}")
+            raise NotPlain(f"refused: this pickle wants {named}; nothing was run")
+        return resolved
 
     def get_extension(self, code: int) -> Any:
         raise NotPlain(f"refused: this pickle wants the registered extension {code}")
@@ -127,19 +129,19 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
-    """Names and what stands behind them: made anew for each file, which could change them."""
+    """Allowed names -> our substitutes, made anew for each file: a pickle can modify them."""
 
     class Array:
-        """numpy's array while it is built: made empty, then given its state."""
+        """A numpy array as it is unpickled: created empty, then given its state."""
 
-        stored: Stored
+        source_tensor: SourceTensor
 
         def __setstate__(self, state: Any) -> None:
             _, shape, dtype, fortran, data = state
-            self.stored = _array(data, dtype, shape, bool(fortran))
+            self.source_tensor = _array(data, dtype, shape, bool(fortran))
 
     class DType:
-        """numpy's dtype, of plain numbers."""
+        """A numpy dtype of plain numbers."""
 
         def __init__(self, code: str, *_: Any) -> None:
             self.plain = np.dtype(code)
@@ -151,7 +153,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
     def frombuffer(data: Any, dtype: Any, shape: Any, order: str) -> Array:
         array = Array()
-        array.stored = _array(data, dtype, shape, order == "F")
+        array.source_tensor = _array(data, dtype, shape, order == "F")
         return array
 
     def scalar(dtype: Any, data: Any) -> Any:
@@ -164,7 +166,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
     def tensor(storage: Storage, offset: int, size: Any, stride: Any, *_: Any) -> Array:
         array = Array()
-        array.stored = _tensor(storage, offset, tuple(size), tuple(stride))
+        array.source_tensor = _tensor(storage, offset, tuple(size), tuple(stride))
         return array
 
     return {
@@ -184,12 +186,12 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 def _bytes(data: Any) -> bytes:
-    if isinstance(data, str):  # Python 2 knew no other bytes
+    if isinstance(data, str):  # bytes of Python 2
         return data.encode("latin1")
     return bytes(memoryview(data))
 
 
-def _array(data: Any, dtype: Any, shape: Any, fortran: bool) -> Stored:
+def _array(data: Any, dtype: Any, shape: Any, fortran: bool) -> SourceTensor:
     plain: np.dtype[Any] = dtype.plain
     shape, raw = tuple(shape), _bytes(data)
     if not all(type(n) is int and n >= 0 for n in shape):
@@ -200,10 +202,10 @@ def _array(data: Any, dtype: Any, shape: Any, fortran: bool) -> Stored:
     def read() -> NDArray[Any]:
         return np.frombuffer(raw, plain).reshape(shape, order="F" if fortran else "C")
 
-    return Stored(shape, plain.kind, read)
+    return SourceTensor(shape, plain.kind, read)
 
 
-def _tensor(storage: Storage, offset: int, size: Any, stride: Any) -> Stored:
+def _tensor(storage: Storage, offset: int, size: Any, stride: Any) -> SourceTensor:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
     numbers = (offset, *size, *stride)
@@ -219,21 +221,21 @@ def _tensor(storage: Storage, offset: int, size: Any, stride: Any) -> Stored:
         value = np.lib.stride_tricks.as_strided(raw[offset:], size, steps, writeable=False)
         return widen(value) if storage.type.bfloat16 else value
 
-    return Stored(size, "f" if storage.type.bfloat16 else storage.type.dtype.kind, read)
+    return SourceTensor(size, "f" if storage.type.bfloat16 else storage.type.dtype.kind, read)
 
 
 def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bfloat16, which numpy does not know: it is the upper half of a float32."""
+    """float32 of bfloat16 bits, which are the upper half of a float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def flatten(content: Mapping[Any, Any]) -> dict[str, Stored]:
+def flatten(content: Mapping[Any, Any]) -> dict[str, SourceTensor]:
     """The arrays in nested dicts and lists, named by their keys joined with dots.
 
     Raises:
-        ValueError: two have the same name, or they are too many or too deep.
+        ValueError: two arrays have the same name, or there are too many values or levels.
     """
-    out: dict[str, Stored] = {}
+    out: dict[str, SourceTensor] = {}
     todo: list[tuple[str, int, Any]] = [(str(key), 1, value) for key, value in content.items()]
     steps = 0
     while todo:
@@ -242,10 +244,10 @@ def flatten(content: Mapping[Any, Any]) -> dict[str, Stored]:
         # Containers may hold each other, or themselves, over and over.
         if steps > 1_000_000 or depth > 8 or len(name) > 1000:
             raise ValueError("holds too many values, or too deeply nested ones")
-        if isinstance(stored := getattr(value, "stored", None), Stored):
+        if isinstance(tensor := getattr(value, "source_tensor", None), SourceTensor):
             if name in out:
-                raise ValueError(f"tensor {name!r} comes twice")
-            out[name] = stored
+                raise ValueError(f"tensor {name!r} occurs twice")
+            out[name] = tensor
         elif isinstance(value, Mapping):
             todo += [(f"{name}.{key}", depth + 1, item) for key, item in value.items()]
         elif isinstance(value, list | tuple):

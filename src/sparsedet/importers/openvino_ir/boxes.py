@@ -1,8 +1,8 @@
 """The box arithmetic of a Faster R-CNN in an IR -> fields of the configuration.
 
-Proposals and RoI pooling are `ir_proposals`'; here is what follows the two predictors: one
-operation of OpenVINO's (`DetectionOutput`), or softmax, decoding and NMS written out. What our
-engine does otherwise than the source is said in notes; whether it matters is measured (`probe`).
+`proposals` reads proposals and RoI pooling; this module reads the operations after the two
+predictors: OpenVINO's operation `DetectionOutput`, or softmax, decoding and NMS as operations of
+their own. Notes say where our engine differs from the source; `verify` measures the effect.
 
 Glossary: K classes without background.
 """
@@ -16,13 +16,13 @@ from .proposals import ProposalReader
 
 
 class BoxReader(ProposalReader):
-    """All fields that box arithmetic decides."""
+    """Reads all fields of the box arithmetic."""
 
     def read(self) -> None:
-        """Read both places.
+        """Read proposals and detections.
 
         Raises:
-            InputError: a part is missing or is not what stands there in a Faster R-CNN.
+            InputError: an operation is missing or is not that of a Faster R-CNN.
         """
         self._output()
         self.read_proposals()
@@ -33,6 +33,7 @@ class BoxReader(ProposalReader):
             self._written_out_detections()
 
     def _output(self) -> None:
+        """The number of rows."""
         results = self.ir.of_type("Result")
         if len(results) != 1:
             raise self.ir.error(f"has {len(results)} outputs, expected one of rows of seven")
@@ -41,27 +42,28 @@ class BoxReader(ProposalReader):
         shape = source.shapes[port]
         if len(shape) < 2 or shape[-1] != 7 or shape[-2] < 1 or any(n != 1 for n in shape[:-2]):
             raise self.ir.error(
-                f"{source.says()}: the output has shape {shape}, expected [1, 1, N, 7] or [N, 7]"
+                f"{source.label()}: the output has shape {shape}, expected [1, 1, N, 7] or [N, 7]"
             )
         self.fields["max_detections"] = shape[-2]
         self.result = result
 
     def _classes(self, background: int) -> None:
-        """Background's place among the scores, and whether it has deltas."""
-        scores = len(self.body.layers["box.logits"].weight)
-        deltas = len(self.body.layers["box.deltas"].weight)
+        """Index of the background among the scores, and whether it has deltas."""
+        scores = len(self.network.layers["box.logits"].weight)
+        deltas = len(self.network.layers["box.deltas"].weight)
         if background not in (0, scores - 1):
             raise self.ir.error(f"has its background at {background}, expected first or last")
         self.fields["background"] = "first" if background == 0 else "last"
         self.fields["background_deltas"] = deltas == 4 * scores
 
     def _detection_output(self, node: Node) -> None:
+        """Fields of OpenVINO's operation `DetectionOutput`."""
         ir = self.ir
         if node.flag("share_location"):
-            raise ir.error(f"{node.says()}: expected boxes of their own for each class")
+            raise ir.error(f"{node.label()}: expected boxes of their own for each class")
         code = node.attributes.get("code_type", "caffe.PriorBoxParameter.CORNER")
         if not code.endswith("CENTER_SIZE"):
-            raise ir.error(f"{node.says()}: code type {code!r}, expected CENTER_SIZE")
+            raise ir.error(f"{node.label()}: code type {code!r}, expected CENTER_SIZE")
         self._classes(int(node.number("background_label_id")))
         self.put("score_threshold", node.number("confidence_threshold"))
         self.put("nms_threshold", node.number("nms_threshold"))
@@ -75,16 +77,16 @@ class BoxReader(ProposalReader):
         self.put("box_weights", weights)
         top = int(node.number("top_k", -1))
         if 0 <= top < self.fields["proposals"]:
-            self.notes.append(f"{node.says()} looks at {top} boxes a class, ours at all")
+            self.notes.append(f"{node.label()} reads {top} boxes of a class, our engine all")
         if not node.flag("clip_before_nms"):
-            self.notes.append(f"{node.says()} clips boxes after NMS or never, ours before")
+            self.notes.append(f"{node.label()} clips boxes after NMS or never, our engine before")
         if node.flag("decrease_label_id"):
             raise ir.error(
-                f"{node.says()}: decrease_label_id counts classes from 0, expected from 1"
+                f"{node.label()}: decrease_label_id counts classes from 0, expected from 1"
             )
 
     def _variances(self, node: Node) -> tuple[float, ...]:
-        """The four numbers that deltas are multiplied by: a constant beside the boxes."""
+        """The four factors of the deltas: a constant concatenated to the boxes."""
         source = self._upstream(node.inputs[2][0])
         if source.type == "Concat":
             for value in self._constants([source]):
@@ -92,9 +94,12 @@ class BoxReader(ProposalReader):
                     rows = value.reshape(-1, 4)
                     if (rows == rows[0]).all() and (rows > 0).all():
                         return tuple(rows[0].astype(np.float64).tolist())
-        raise self.ir.error(f"{node.says()}: expected its variances as a constant beside the boxes")
+        raise self.ir.error(
+            f"{node.label()}: expected its variances as a constant beside the boxes"
+        )
 
     def _written_out_detections(self) -> None:
+        """Softmax, decoding and NMS as operations of their own."""
         ir, layers = self.ir, self.layers
         region = descendants(layers["box.logits"], layers["box.deltas"]) & ancestors(self.result)
         softmax = [node for node in region if node.type in ("SoftMax", "Softmax")]
@@ -106,7 +111,7 @@ class BoxReader(ProposalReader):
         if len(overlap) != 1 or None in overlap or len(score) != 1:
             raise ir.error(
                 "has no NMS of constant thresholds after the predictors, expected one "
-                "of all classes or one for each with the same thresholds"
+                "for all classes, or one for each with the same thresholds"
             )
         self.put("nms_threshold", float(overlap.pop() or 0.0))
         limits = [
@@ -125,13 +130,13 @@ class BoxReader(ProposalReader):
             ours = self.fields["delta_clamp"]
             self.notes.append(
                 f"limits growth to exp({clamp:g}) for detections, to exp({ours:g}) "
-                "for proposals; ours is one"
+                "for proposals; our engine has one limit"
             )
         self._classes(self._background(softmax[0]))
 
     def _background(self, softmax: Node) -> int:
-        """Where the class lies that the scores leave out."""
-        count = len(self.body.layers["box.logits"].weight)
+        """Index of the class that is sliced off the scores."""
+        count = len(self.network.layers["box.logits"].weight)
         for node in softmax.consumers:
             if node.type in ("Slice", "StridedSlice"):
                 start = self.ir.operand(node, 1)
@@ -142,4 +147,4 @@ class BoxReader(ProposalReader):
                 index = self.ir.operand(node, 1)
                 if index is not None and index.size == count - 1:
                     return 0 if int(index.reshape(-1)[0]) == 1 else count - 1
-        raise self.ir.error(f"{softmax.says()}: which score is the background's cannot be told")
+        raise self.ir.error(f"{softmax.label()}: cannot tell which score is the background's")

@@ -1,6 +1,6 @@
-"""What the readers of box arithmetic share: constants near a node, and fields of the configuration.
+"""Base of the readers of box arithmetic: constants near a node, fields of the configuration.
 
-Glossary: a field is one of `ModelConfig`'s, found in the graph.
+Glossary: a field is one of `ModelConfig`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from ...model.config import ModelConfig
 from ...model.presets import PRESETS
 from .graph import IR, Array, Node, descendants
-from .layers import Body
+from .layers import ImportedNetwork
 
 PASSED = {
     "Transpose",
@@ -28,43 +28,50 @@ PASSED = {
     "VariadicSplit",
     "Broadcast",
 }
-"""Operations that only move values."""
+"""Operations that only move or convert values."""
 
 
-class Fields:
-    """Fields of the configuration by what the graph says.
+class FieldReader:
+    """Collects fields of the configuration from the graph.
 
     Args:
-        base: what is kept where the graph states nothing, or the same in float32.
+        ir: the graph.
+        network: its layers.
+        base: configuration; its values are kept where the graph's are the same in float32.
 
     Attributes:
-        fields: found.
-        notes: what differs from the engine's arithmetic, or could not be read.
+        fields: fields read from the graph.
+        notes: lines on arithmetic that differs from the engine's.
     """
 
-    def __init__(self, ir: IR, body: Body, base: ModelConfig) -> None:
-        self.ir, self.body, self.base = ir, body, base
+    def __init__(self, ir: IR, network: ImportedNetwork, base: ModelConfig) -> None:
+        self.ir, self.network, self.base = ir, network, base
         self.fields: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.layers = {name: linear.out for name, linear in body.layers.items()}
+        self.layers = {name: affine.out for name, affine in network.layers.items()}
 
-    def _single(self, kind: str) -> Node | None:
-        found = self.ir.of_type(kind)
-        if len(found) > 1:
-            raise self.ir.error(f"has {len(found)} operations {kind}, expected one")
-        return found[0] if found else None
+    def _single(self, type_: str) -> Node | None:
+        """The only node of a type, None without one."""
+        nodes = self.ir.of_type(type_)
+        if len(nodes) > 1:
+            raise self.ir.error(f"has {len(nodes)} operations {type_}, expected one")
+        return nodes[0] if nodes else None
 
     def number(self, field: str, value: float, index: int | None = None) -> float:
-        """`value`, or what the base or a preset has if it is the same up to float32's rounding."""
+        """`value`, or the field of the base or a preset that equals it in float32.
+
+        Args:
+            index: position in a field of several numbers.
+        """
         for config in (self.base, *PRESETS.values()):
-            known = getattr(config, field)
-            known = known if index is None else (known[index] if index < len(known) else np.nan)
-            if abs(float(known) - value) <= 1e-6 * abs(float(known)):
-                return float(known)
+            entry = getattr(config, field)
+            entry = entry if index is None else (entry[index] if index < len(entry) else np.nan)
+            if abs(float(entry) - value) <= 1e-6 * abs(float(entry)):
+                return float(entry)
         return float(f"{value:.7g}")
 
     def put(self, field: str, value: Any) -> None:
-        """Note a field; floats as `number` gives them."""
+        """Set a field; floats as `number` returns them."""
         if isinstance(value, tuple):
             value = tuple(self.number(field, float(v), i) for i, v in enumerate(value))
         elif isinstance(value, float):
@@ -72,10 +79,12 @@ class Fields:
         self.fields[field] = value
 
     def _scalar(self, node: Node, index: int) -> float | None:
+        """The constant number at an input, None if there is none."""
         value = self.ir.operand(node, index)
         return None if value is None or value.size != 1 else float(value.reshape(-1)[0])
 
     def _constants(self, nodes: Iterable[Node]) -> Iterable[Array]:
+        """All constants at the inputs of the nodes."""
         for node in nodes:
             for index in range(len(node.inputs)):
                 value = self.ir.operand(node, index)
@@ -84,7 +93,7 @@ class Fields:
 
     def _downstream(self, node: Node) -> list[Node]:
         """First nodes after `node` that do more than move values."""
-        found, pending, seen = [], [node], {node}
+        reached, pending, seen = [], [node], {node}
         while pending:
             for consumer in pending.pop(0).consumers:
                 if consumer in seen or consumer.type == "ShapeOf":
@@ -93,17 +102,17 @@ class Fields:
                 if consumer.type in PASSED:
                     pending.append(consumer)
                 else:
-                    found.append(consumer)
-        return found
+                    reached.append(consumer)
+        return reached
 
     def _upstream(self, node: Node) -> Node:
-        """`node`, or what it passes on, through operations that move values."""
+        """The node whose values `node` only moves; `node` itself if it computes."""
         while node.type in PASSED and node.inputs:
             node = node.inputs[0][0]
         return node
 
     def _box_weights(self, deltas: Node) -> tuple[float, ...]:
-        """What deltas are divided by before they are decoded; ones if by nothing."""
+        """Divisors of the deltas before they are decoded; ones without any."""
         for node in self._downstream(deltas):
             if node.type in ("Divide", "Multiply"):
                 value = self.ir.operand(node, 1)
@@ -114,7 +123,7 @@ class Fields:
         return (1.0, 1.0, 1.0, 1.0)
 
     def _clamp(self, region: set[Node]) -> float:
-        """Upper limit of what goes into the exponential; 20, in effect none, if there is none."""
+        """Upper limit of the exponent; 20, in effect no limit, where the graph has none."""
         for node in self.ir.of_type("Exp"):
             if node not in region:
                 continue
@@ -125,10 +134,12 @@ class Fields:
                 limits = [self._scalar(source, index) for index in range(2)]
                 return next((limit for limit in limits if limit is not None), 20.0)
             return 20.0
-        raise self.ir.error("decodes boxes without an exponential, expected R-CNN's deltas")
+        raise self.ir.error(
+            "decodes boxes without an exponential, expected R-CNN's decoding of deltas"
+        )
 
     def _stops(self, region: Iterable[Node], after: Node) -> list[int]:
-        """Ends of slices [:n] of the first axis downstream of `after`."""
+        """Ends n of slices [:n] of the first axis, of nodes that depend on `after`."""
         later, stops = descendants(after), []
         for node in region:
             if node not in later or node.type not in ("Slice", "StridedSlice"):

@@ -1,12 +1,12 @@
-"""OpenVINO's IR as a graph of nodes: an .xml that describes it, a .bin with its constants.
+"""OpenVINO's IR as a graph of nodes: an .xml with the operations, a .bin with the constants.
 
-Reads IR version 10 and 11 (2020 and later) without OpenVINO. Nothing that the files say is trusted:
-no document type or entity is accepted, sizes are limited, and every constant must lie inside the
-.bin. Knows graphs, not detectors.
+Reads IR versions 10 and 11 (2020 and later) without OpenVINO. The files are not trusted: document
+types and entities are refused, sizes are limited, and every constant must be inside the .bin. Knows
+graphs, not detectors.
 
-Glossary: an edge leads from an output port of one node to an input port of another; a constant is a
-`Const` node, or what follows from constants alone by operations such as `Convert` (half-floats are
-stored so) and `Transpose`.
+Glossary: an edge leads from an output port of one node to an input port of another. A constant is a
+`Const` node, or the result of operations on constants alone, such as `Convert` (half-floats are
+stored with one) and `Transpose`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from ...errors import InputError
 
 MAX_XML_BYTES = 64 << 20
-"""The published network's is 0.3 MB; large ones of others reach some megabytes."""
+"""Largest .xml; the published network's has 0.3 MB, large networks have some megabytes."""
 
 MAX_DEPTH, MAX_ELEMENTS = 64, 2_000_000
 MAX_CHAIN, MAX_FOLDED = 32, 1 << 28
-"""Operations between a constant's bytes and its use; elements that they may grow to."""
+"""Most operations from a constant's bytes to its use; most elements of their result."""
 
 SLACK = 4096
-"""Bytes that a .bin may have after its last constant."""
+"""Most bytes after the last constant of a .bin."""
 
 _DTYPES = {
     "f32": "<f4",
@@ -58,9 +58,9 @@ class Node:
     """One operation.
 
     Attributes:
-        inputs: the node (and its output port) that each input port reads, in order.
-        consumers: nodes that read any output, each as often as it does.
-        shapes: of the outputs by port; -1 where the file leaves a length open.
+        inputs: source node and its output port, for each input port in order.
+        consumers: nodes that read an output, once for each edge.
+        shapes: output port -> shape; -1 where the file leaves a length open.
     """
 
     id: str
@@ -73,12 +73,12 @@ class Node:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the first output."""
+        """Shape of the first output."""
         return next(iter(self.shapes.values()), ())
 
     def numbers(self, key: str) -> list[float]:
-        """An attribute such as "2, 2"; [] if there is none."""
-        return [float(part) for part in self.attributes.get(key, "").split(",") if part.strip()]
+        """Numbers of an attribute such as "2, 2"; [] without the attribute."""
+        return [float(text) for text in self.attributes.get(key, "").split(",") if text.strip()]
 
     def number(self, key: str, default: float = 0.0) -> float:
         return next(iter(self.numbers(key)), default)
@@ -86,8 +86,8 @@ class Node:
     def flag(self, key: str, default: bool = False) -> bool:
         return self.attributes.get(key, str(default)).lower() in ("true", "1")
 
-    def says(self) -> str:
-        """How errors name it."""
+    def label(self) -> str:
+        """The node's name in errors."""
         return f"node {self.name!r} ({self.type})"
 
 
@@ -95,10 +95,10 @@ class IR:
     """A graph and its constants.
 
     Args:
-        path: the .xml; the .bin of the same name lies beside it.
+        path: the .xml; the .bin of the same name is beside it.
 
     Raises:
-        InputError: unreadable, damaged or hostile, or of another version.
+        InputError: the files are unreadable, damaged or hostile, or of another version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -107,10 +107,10 @@ class IR:
             raise InputError(f"{self.path}: give the .xml beside it")
         root = self._parse()
         if root.tag != "net":
-            raise self.error(f"its root is <{root.tag[:40]}>, expected <net>: no OpenVINO IR")
+            raise self.error(f"its root is <{root.tag[:40]}>, expected <net>: not an OpenVINO IR")
         version = root.get("version", "")
         if version not in ("10", "11"):
-            raise self.error(f"is IR version {version[:20]!r}, versions 10 and 11 are read")
+            raise self.error(f"is IR version {version[:20]!r}, expected 10 or 11")
         self.nodes = self._nodes(root)
         self.rt_info = root.find("rt_info")
         self.weights = self._open_weights()
@@ -128,9 +128,9 @@ class IR:
         except OSError as error:
             raise self.error(error.strerror or str(error)) from None
         if len(data) > MAX_XML_BYTES:
-            raise self.error(f"has more than {MAX_XML_BYTES >> 20} MB, too much for an IR's .xml")
+            raise self.error(f"has more than {MAX_XML_BYTES >> 20} MB, too many for an IR's .xml")
         if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-            raise self.error("is no XML (were .xml and .bin swapped?)")
+            raise self.error("is not XML (are .xml and .bin swapped?)")
         builder = TreeBuilder()
         parser = expat.ParserCreate()
         depth = count = 0
@@ -148,7 +148,7 @@ class IR:
             builder.end(tag)
 
         def refuse(*_: Any) -> Any:
-            raise self.error("has a document type declaration or entities, which no IR has")
+            raise self.error("has a document type declaration or entities, which an IR never has")
 
         parser.StartElementHandler, parser.EndElementHandler = start, end
         parser.CharacterDataHandler = builder.data
@@ -157,15 +157,15 @@ class IR:
         try:
             parser.Parse(data, True)
         except expat.ExpatError as error:
-            raise self.error(f"is truncated or no XML ({error})") from None
+            raise self.error(f"is truncated or not XML ({error})") from None
         return builder.close()
 
     def _nodes(self, root: Element) -> list[Node]:
         layers, edges = root.find("layers"), root.find("edges")
         if layers is None or edges is None:
-            raise self.error("has no <layers> or no <edges>: no complete OpenVINO IR")
+            raise self.error("has no <layers> or no <edges>: not a complete OpenVINO IR")
         nodes: dict[str, Node] = {}
-        ports: dict[str, dict[str, int]] = {}  # of inputs: place among them
+        ports: dict[str, dict[str, int]] = {}  # input ports of each node -> position
         for layer in layers:
             number, data = layer.get("id", ""), layer.find("data")
             shapes = {
@@ -180,23 +180,23 @@ class IR:
                 dict(data.attrib) if data is not None else {},
                 shapes,
             )
-            found = [port.get("id", "") for port in layer.findall("input/port")]
-            ports[number] = {port: place for place, port in enumerate(found)}
+            ids = [port.get("id", "") for port in layer.findall("input/port")]
+            ports[number] = {port: position for position, port in enumerate(ids)}
         wired: dict[str, dict[int, tuple[Node, str]]] = {number: {} for number in nodes}
         for edge in edges:
             source, target = edge.get("from-layer", ""), edge.get("to-layer", "")
-            place = ports.get(target, {}).get(edge.get("to-port", ""))
+            position = ports.get(target, {}).get(edge.get("to-port", ""))
             port = edge.get("from-port", "")
-            if source not in nodes or place is None or port not in nodes[source].shapes:
+            if source not in nodes or position is None or port not in nodes[source].shapes:
                 raise self.error(f"has an edge from {source!r} to {target!r} that leads nowhere")
-            if place in wired[target]:
-                raise self.error(f"{nodes[target].says()}: two edges lead to one input")
-            wired[target][place] = (nodes[source], port)
+            if position in wired[target]:
+                raise self.error(f"{nodes[target].label()}: two edges lead to one input")
+            wired[target][position] = (nodes[source], port)
             nodes[source].consumers.append(nodes[target])
         for number, node in nodes.items():
             if len(wired[number]) != len(ports[number]):
-                raise self.error(f"{node.says()}: an input has no edge")
-            node.inputs = [wired[number][place] for place in range(len(ports[number]))]
+                raise self.error(f"{node.label()}: an input has no edge")
+            node.inputs = [wired[number][position] for position in range(len(ports[number]))]
         self._check_acyclic(list(nodes.values()))
         return list(nodes.values())
 
@@ -204,7 +204,7 @@ class IR:
         try:
             return tuple(int(dim.text or "") for dim in port.findall("dim"))
         except ValueError:
-            raise self.error("a port's <dim> is no whole number") from None
+            raise self.error("a port's <dim> is not a whole number") from None
 
     def _check_acyclic(self, nodes: list[Node]) -> None:
         missing = {node.id: len(node.inputs) for node in nodes}
@@ -218,7 +218,7 @@ class IR:
                 if missing[consumer.id] == 0:
                     ready.append(consumer)
         if done != len(nodes):
-            raise self.error("its graph runs in a circle")
+            raise self.error("its graph has a cycle")
 
     def _open_weights(self) -> Array:
         file = self.path.with_suffix(".bin")
@@ -229,7 +229,7 @@ class IR:
         except OSError as error:
             raise InputError(f"{file}: {error.strerror or error}") from None
         if bytes(weights[:5]) in (b"<?xml", b"<net "):
-            raise InputError(f"{file}: is XML (were .xml and .bin swapped?)")
+            raise InputError(f"{file}: is XML (are .xml and .bin swapped?)")
         ends = [
             int(node.number("offset")) + int(node.number("size"))
             for node in self.nodes
@@ -246,7 +246,7 @@ class IR:
     # ------------------------------------------------------------- constants
 
     def constant(self, node: Node, port: str | None = None, depth: int = 0) -> Array | None:
-        """The value of an output if it follows from constants alone, else None.
+        """The value of an output that depends on constants alone, else None.
 
         Raises:
             InputError: a constant does not fit the .bin or is of an unknown type.
@@ -258,7 +258,7 @@ class IR:
         return self._evaluated[key]
 
     def operand(self, node: Node, index: int) -> Array | None:
-        """The constant at an input; None if it is none or the node has fewer inputs."""
+        """The constant at an input; None if it is not constant or the input does not exist."""
         return self.constant(*node.inputs[index]) if index < len(node.inputs) else None
 
     def _evaluate(self, node: Node, depth: int) -> Array | None:
@@ -281,17 +281,17 @@ class IR:
                 size = 0
             return None if size > MAX_FOLDED else _fold(node, values)
         except (ValueError, IndexError, TypeError, KeyError):
-            raise self.error(f"{node.says()}: its constants do not fit together") from None
+            raise self.error(f"{node.label()}: its constants do not fit together") from None
 
     def _const(self, node: Node) -> Array:
-        kind = node.attributes.get("element_type", "")
-        if kind not in _DTYPES:
-            raise self.error(f"{node.says()}: element type {kind[:20]!r} is not read")
-        dtype = np.dtype(_DTYPES[kind])
+        element_type = node.attributes.get("element_type", "")
+        if element_type not in _DTYPES:
+            raise self.error(f"{node.label()}: unknown element type {element_type[:20]!r}")
+        dtype = np.dtype(_DTYPES[element_type])
         shape = tuple(int(n) for n in node.numbers("shape"))
         offset, size = int(node.number("offset")), int(node.number("size"))
         if min(shape, default=0) < 0 or offset < 0 or size != math.prod(shape) * dtype.itemsize:
-            raise self.error(f"{node.says()}: shape {shape} does not fit {size} bytes")
+            raise self.error(f"{node.label()}: shape {shape} does not fit {size} bytes")
         data = self.weights[offset : offset + size]
         return np.frombuffer(data.tobytes(), dtype).reshape(shape)
 
@@ -303,13 +303,13 @@ class IR:
         return [node for node in self.nodes if node.type in types]
 
     def info(self, *path: str) -> str | None:
-        """A value of rt_info; of the metadata that OpenVINO kept of an ONNX graph, too."""
+        """A value of rt_info, or of the metadata that OpenVINO keeps of an ONNX graph."""
         if self.rt_info is None:
             return None
-        found = self.rt_info.findall("/".join(path))
-        kept = self.rt_info.findall("framework/info")
-        found += [info for info in kept if info.get("name") == " ".join(path)]
-        return found[0].get("value") if found else None
+        elements = self.rt_info.findall("/".join(path))
+        onnx = self.rt_info.findall("framework/info")
+        elements += [info for info in onnx if info.get("name") == " ".join(path)]
+        return elements[0].get("value") if elements else None
 
 
 _FOLDED = {
@@ -327,7 +327,7 @@ _FOLDED = {
 
 
 def _fold(node: Node, values: list[Array]) -> Array:
-    """The constant that an operation on constants gives."""
+    """The result of an operation on constants."""
     first = values[0]
     match node.type:
         case "Convert":
@@ -350,20 +350,20 @@ def _fold(node: Node, values: list[Array]) -> Array:
 
 
 def ancestors(*nodes: Node) -> set[Node]:
-    """All that these depend on, themselves too."""
+    """All nodes that these depend on, and these."""
     return _closure(nodes, lambda node: [source for source, _ in node.inputs])
 
 
 def descendants(*nodes: Node) -> set[Node]:
-    """All that depends on these, themselves too."""
+    """All nodes that depend on these, and these."""
     return _closure(nodes, lambda node: node.consumers)
 
 
 def _closure(nodes: tuple[Node, ...], step: Any) -> set[Node]:
-    found, pending = set(nodes), list(nodes)
+    reached, pending = set(nodes), list(nodes)
     while pending:
         for other in step(pending.pop()):
-            if other not in found:
-                found.add(other)
+            if other not in reached:
+                reached.add(other)
                 pending.append(other)
-    return found
+    return reached

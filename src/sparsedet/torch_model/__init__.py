@@ -1,12 +1,12 @@
-"""The torch model: what is trained and exported, and the truth in parity tests.
+"""The torch model: trained, exported, and the reference in parity tests.
 
-It interprets the layer table of `network`, so that a layer exists in one place only. Weights
-are kept as `NAME.weight`, with either `NAME.bias` (folded form) or a batch norm with frozen
-statistics `NAME.norm.{weight,bias,running_mean,running_var}` (training form), which is folded
-into the convolution on the fly: exact, and cheaper than normalising the activations.
+It interprets the layer table of `model.graph`, so that a layer is described in one place only. The
+weights are `NAME.weight`, with either `NAME.bias` (folded form) or a batch norm with frozen
+statistics `NAME.norm.{weight,bias,running_mean,running_var}` (training form). The batch norm is
+folded into the convolution when that runs: exact, and cheaper than normalising the activations.
 
-Glossary: B images, A anchors a cell, Hf x Wf the stride-16 map, R regions, K classes without
-background. Boxes are xyxy network input pixels.
+Shapes: B images, A anchors at each cell, Hf x Wf the stride-16 feature map, R RoIs, K classes
+without background. Boxes are xyxy pixels of the network input.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ import torchvision.ops as ops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .model import boxes as np_boxes
-from .model.c4 import build_network
-from .model.config import ModelConfig
-from .model.graph import Layer, Network
+from ..model import boxes as np_boxes
+from ..model.c4 import build_network
+from ..model.config import ModelConfig
+from ..model.graph import Layer, Network
+from .boxes import clip, decode, encode
+from .roi_align import roi_align_matmul
+
+__all__ = ["Conv", "FasterRCNN", "FrozenBatchNorm", "clip", "decode", "encode", "roi_align_matmul"]
 
 
 class FrozenBatchNorm(nn.Module):
-    """Scale and offset are trained, the running statistics stay as they are."""
+    """Batch norm whose scale and offset are trained and whose statistics are constants."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -41,7 +45,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """One weighted layer of the table, with or without its batch norm."""
+    """One weighted layer of the layer table, with or without its batch norm."""
 
     def __init__(self, layer: Layer, norm: bool, eps: float) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ class Conv(nn.Module):
         self.bias = None if has_norm else nn.Parameter(torch.zeros(layer.out_channels))
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias with batch norm folded in."""
+        """Weight and bias, batch norm folded."""
         if self.norm is None:
             assert self.bias is not None
             return self.weight, self.bias
@@ -83,9 +87,9 @@ class FasterRCNN(nn.Module):
 
     Args:
         config: the model.
-        norm: keep batch norms separate (training form) instead of folded.
+        norm: batch norms are separate (training form) instead of folded.
 
-    Calling it with a BGR network input [B, 3, H, W] of values 0..255 gives `detect`'s rows.
+    A call with a BGR network input [B, 3, H, W], values 0..255, returns rows [B, N, 7].
     """
 
     def __init__(self, config: ModelConfig, norm: bool = False) -> None:
@@ -97,15 +101,16 @@ class FasterRCNN(nn.Module):
             self.layers[layer.name] = conv = Conv(layer, norm, config.batch_norm_eps)
             parent: nn.Module = self
             *path, leaf = layer.name.split(".")
-            for part in path:
-                if part not in parent._modules:
-                    parent.add_module(part, nn.Module())
-                parent = parent.get_submodule(part)
+            for name in path:
+                if name not in parent._modules:
+                    parent.add_module(name, nn.Module())
+                parent = parent.get_submodule(name)
             parent.add_module(leaf, conv)
         self.reset_parameters()
 
     def reset_parameters(self, seed: int = 0) -> None:
-        """He initialisation for the backbone, Detectron2's deviations for RPN and predictors."""
+        """Random weights: He initialisation for the backbone, Detectron2's standard deviations for
+        RPN and predictors."""
         generator = torch.Generator().manual_seed(seed)
         deviations = {
             "rpn.conv": 0.01,
@@ -123,10 +128,10 @@ class FasterRCNN(nn.Module):
                     conv.bias.zero_()
 
     def load_tensors(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Copy named arrays in; every parameter must be present with its shape.
+        """Copy arrays into the parameters of the same names.
 
         Raises:
-            ValueError: a tensor is missing, left over or of the wrong shape.
+            ValueError: a tensor is missing, unknown or of the wrong shape.
         """
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
         own = self.state_dict()
@@ -155,15 +160,23 @@ class FasterRCNN(nn.Module):
     # ---------------------------------------------------------------- stages
 
     def normalise(self, network_input: Tensor) -> Tensor:
-        """BGR [B, 3, H, W] 0..255 -> what the stem reads."""
+        """BGR [B, 3, H, W], values 0..255 -> the stem's input, float32."""
         mean = torch.tensor(self.config.pixel_mean, device=network_input.device).view(3, 1, 1)
         std = torch.tensor(self.config.pixel_std, device=network_input.device).view(3, 1, 1)
         return (network_input.float() - mean) / std
 
-    def run_part(self, part: str, tensors: dict[str, Tensor], subsampled: bool = False) -> None:
-        """Run a part's layers in table order over `tensors`, which maps names to outputs."""
+    def run_component(
+        self, component: str, tensors: dict[str, Tensor], subsampled: bool = False
+    ) -> None:
+        """Run a component's layers in table order.
+
+        Args:
+            component: "backbone", "rpn" or "roi".
+            tensors: outputs by layer name; those of the component are added.
+            subsampled: the RoI features hold only every second bin.
+        """
         for layer in self.network.layers:
-            if layer.component != part:
+            if layer.component != component:
                 continue
             if layer.source == "pooled" and "pooled" not in tensors:
                 last = f"res5.{self.config.blocks[3] - 1}.conv3"
@@ -173,7 +186,7 @@ class FasterRCNN(nn.Module):
     def run_layer(
         self, layer: Layer, tensors: Mapping[str, Tensor], subsampled: bool = False
     ) -> Tensor:
-        """One layer's output, given those that it reads by name."""
+        """The output of one layer; `tensors` holds its inputs by name."""
         x = tensors[layer.source]
         if layer.kind == "maxpool":
             before, after = layer.padding  # zeros equal -inf: the input is never negative
@@ -185,17 +198,17 @@ class FasterRCNN(nn.Module):
         return out
 
     def features(self, network_input: Tensor) -> Tensor:
-        """Canvas -> the stride-16 map [B, C, Hf, Wf]."""
+        """Network input [B, 3, H, W] -> the stride-16 feature map [B, C, Hf, Wf]."""
         tensors = {
             "input": self.normalise(network_input).contiguous(memory_format=torch.channels_last)
         }
-        self.run_part("backbone", tensors)
+        self.run_component("backbone", tensors)
         return tensors[self.network.features]
 
     def rpn_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Objectness logits [B, Hf*Wf*A] and deltas [B, Hf*Wf*A, 4]."""
         tensors = {self.network.features: features}
-        self.run_part("rpn", tensors)
+        self.run_component("rpn", tensors)
         batch = len(features)
         logits = tensors["rpn.objectness"].permute(0, 2, 3, 1).reshape(batch, -1)
         deltas = tensors["rpn.deltas"].permute(0, 2, 3, 1).reshape(batch, -1, 4)
@@ -224,7 +237,7 @@ class FasterRCNN(nn.Module):
         Args:
             logits, deltas: [Hf*Wf*A] and [Hf*Wf*A, 4] of one image.
             height, width: boxes are clipped to these.
-            pre_nms, post_nms: boxes kept before and after NMS; default: the test values.
+            pre_nms, post_nms: boxes kept before and after NMS; default: the configuration's.
 
         Returns:
             [<= post_nms, 4].
@@ -243,7 +256,15 @@ class FasterRCNN(nn.Module):
         return decoded[keep[: post_nms or config.proposals]]
 
     def roi_features(self, features: Tensor, rois: list[Tensor], step: int = 1) -> Tensor:
-        """RoIAlign [R, C, 14/step, 14/step]: every step-th bin of each axis."""
+        """RoIAlign; every step-th bin along each axis.
+
+        Args:
+            features: [B, C, Hf, Wf].
+            rois: B tensors [R_i, 4].
+
+        Returns:
+            [R, C, roi_size / step, roi_size / step].
+        """
         size, ratio = self.config.roi_size, self.config.roi_sampling_ratio
         if self.config.roi_sampling == "corners":
             cells = (features.shape[2], features.shape[3])
@@ -253,14 +274,14 @@ class FasterRCNN(nn.Module):
         if features.device.type == "cpu" and features[0, 0].numel() <= 2048 and ratio > 0:
             return roi_align_matmul(features, rois, size, scale, ratio, step)
         # In float32: bfloat16 would round corners to multiples of 4 pixels and more.
-        places = [r.float() for r in rois]
-        out: Tensor = ops.roi_align(features.float(), places, size, scale, ratio, True)
+        rois = [r.float() for r in rois]
+        out: Tensor = ops.roi_align(features.float(), rois, size, scale, ratio, True)
         return out[:, :, ::step, ::step].to(features.dtype)
 
     def head(self, roi_features: Tensor, subsampled: bool = False) -> tuple[Tensor, Tensor]:
-        """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of regions."""
+        """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of RoI features [R, C, n, n]."""
         tensors = {"rois": roi_features}
-        self.run_part("roi", tensors, subsampled)
+        self.run_component("roi", tensors, subsampled)
         deltas = tensors["box.deltas"].float()
         return tensors["box.logits"].float(), deltas.view(len(deltas), -1, 4)
 
@@ -271,14 +292,19 @@ class FasterRCNN(nn.Module):
         return 2 if skips else 1
 
     def regions(self, features: Tensor, rois: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """`roi_features` and `head` together, skipping the bins that are never read."""
+        """`roi_features` and `head` together, without the bins that are never read."""
         step = self.roi_step
         return self.head(self.roi_features(features, rois, step), subsampled=step > 1)
 
     def detect(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One image's regions -> detections, best first.
+        """The detections of one image, best first.
+
+        Args:
+            logits, deltas: from `head` [R, K + 1] and [R, K (+ 1), 4].
+            proposals: [R, 4].
+            height, width: boxes are clipped to these.
 
         Returns:
             boxes [N, 4] network input pixels, scores [N], labels [N] in 1..K; N <= max_detections.
@@ -296,8 +322,9 @@ class FasterRCNN(nn.Module):
         order = scores.argsort(descending=True, stable=True)
         kept = []
         for k in range(classes):
-            mine = order[label[order] == k]
-            kept.append(mine[ops.nms(decoded[mine], scores[mine], config.nms_threshold)])
+            candidates = order[label[order] == k]
+            keep = ops.nms(decoded[candidates], scores[candidates], config.nms_threshold)
+            kept.append(candidates[keep])
         if kept:
             survivors = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
             survivors[torch.cat(kept)] = True
@@ -307,7 +334,8 @@ class FasterRCNN(nn.Module):
 
     @torch.no_grad()
     def forward(self, network_input: Tensor) -> Tensor:
-        """BGR network input [B, 3, H, W] -> rows [B, max_detections, 7] of the contract."""
+        """BGR network input [B, 3, H, W] -> rows [B, max_detections, 7]; image_id -1 ends an
+        image's rows."""
         height, width = network_input.shape[2:]
         features = self.features(network_input)
         logits, deltas = self.rpn_outputs(features)
@@ -322,88 +350,10 @@ class FasterRCNN(nn.Module):
             if not len(proposals):
                 continue
             outputs = self.regions(features[i : i + 1], [proposals])
-            found, scores, labels = self.detect(*outputs, proposals, height, width)
-            n = len(found)
+            boxes, scores, labels = self.detect(*outputs, proposals, height, width)
+            n = len(boxes)
             rows[i, :n, 0] = i
             rows[i, :n, 1] = labels.float()
             rows[i, :n, 2] = scores
-            rows[i, :n, 3:] = found / scale
+            rows[i, :n, 3:] = boxes / scale
         return rows
-
-
-# -------------------------------------------------------------------- arithmetic
-
-
-def decode(
-    deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, float], clamp: float
-) -> Tensor:
-    """`boxes.decode` in torch, always float32 (bf16 resolves 2 pixels near 300)."""
-    deltas, boxes = deltas.float(), boxes.float()
-    size = boxes[..., 2:] - boxes[..., :2]
-    centre = boxes[..., :2] + 0.5 * size
-    deltas = deltas / deltas.new_tensor(weights)
-    new_centre = deltas[..., :2] * size + centre
-    half = 0.5 * (deltas[..., 2:].clamp(max=clamp).exp() * size)
-    return torch.cat([new_centre - half, new_centre + half], dim=-1)
-
-
-def encode(boxes: Tensor, targets: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """`boxes.encode` in torch."""
-    size = boxes[:, 2:] - boxes[:, :2]
-    target_size = targets[:, 2:] - targets[:, :2]
-    shift = (targets[:, :2] + 0.5 * target_size) - (boxes[:, :2] + 0.5 * size)
-    deltas = torch.cat([shift / size, (target_size / size).log()], dim=1)
-    return deltas * deltas.new_tensor(weights)
-
-
-def clip(boxes: Tensor, height: float, width: float) -> Tensor:
-    """`boxes.clip` in torch."""
-    limit = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
-    return torch.minimum(boxes.clamp(min=0), limit)
-
-
-def _axis_weights(low: Tensor, length: Tensor, bins: int, ratio: int, cells: int) -> Tensor:
-    """Bilinear weights of one axis: [R, bins, cells], the mean over `ratio` samples a bin."""
-    samples = bins * ratio
-    steps = torch.arange(samples, device=low.device) + 0.5
-    at = low[:, None] - 0.5 + steps * (length[:, None] / samples)  # [R, samples]
-    valid = ((at >= -1) & (at <= cells)).float()
-    at = at.clamp(0, cells - 1)
-    below = at.floor()
-    above_weight = (at - below) * valid
-    weights = torch.zeros(len(low), samples, cells, device=low.device)
-    index = below.long()[..., None]
-    weights.scatter_add_(2, index, (valid - above_weight)[..., None])
-    weights.scatter_add_(2, (index + 1).clamp(max=cells - 1), above_weight[..., None])
-    return weights.view(len(low), bins, ratio, cells).mean(dim=2)
-
-
-def roi_align_matmul(
-    features: Tensor, rois: list[Tensor], size: int, scale: float, ratio: int, step: int
-) -> Tensor:
-    """RoIAlign (aligned) as one matrix product an image.
-
-    On a small map this is many times faster on the CPU than torchvision's operator, above all
-    backwards (measured 7x for 128 regions on a 20x30 map, 28x with step 2), and computes only
-    every step-th bin.
-
-    Args:
-        features: [B, C, Hf, Wf].
-        rois: B tensors [R_i, 4] in network input pixels.
-        size, scale, ratio: bins an axis, map cells a network input pixel, samples a bin and axis.
-        step: keep bins 0, step, 2 * step, ...
-
-    Returns:
-        [sum of R_i, C, ceil(size / step), ceil(size / step)].
-    """
-    channels, rows, columns = features.shape[1:]
-    bins = len(range(0, size, step))
-    out = []
-    for image, boxes in zip(features, rois, strict=True):
-        b = boxes.float() * scale
-        along_y = _axis_weights(b[:, 1], b[:, 3] - b[:, 1], size, ratio, rows)[:, ::step]
-        along_x = _axis_weights(b[:, 0], b[:, 2] - b[:, 0], size, ratio, columns)[:, ::step]
-        weights = torch.einsum("riy,rjx->rijyx", along_y, along_x).reshape(-1, rows * columns)
-        flat = image.permute(1, 2, 0).reshape(rows * columns, channels)
-        out.append((weights.to(flat.dtype) @ flat).view(-1, bins, bins, channels))
-    return torch.cat(out).permute(0, 3, 1, 2)

@@ -1,0 +1,61 @@
+"""The sparse engine as a backend: it reads model files and has options of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from ..engine import Engine, Precision
+from ..engine.autotune import load_tuning
+from ..engine.packed_cache import load_engine, packed_folder
+from ..model.file import ModelFile, load_model
+
+
+def from_model(
+    model: ModelFile,
+    threads: int,
+    streams: int,
+    precision: Precision,
+    isa: str = "",
+    algorithms: Mapping[str, str] | None = None,
+) -> Engine:
+    """See `backends.build_backend`; `isa` and `algorithms` as for `Engine`."""
+    return Engine(
+        model.config,
+        model.tensors,
+        threads=threads,
+        isa=isa,
+        precision=precision,
+        algorithms=algorithms,
+        clipping_thresholds=model.clipping_thresholds,
+    )
+
+
+def from_file(
+    path: str | os.PathLike[str],
+    *,
+    threads: int,
+    precision: Precision = "f32",
+    isa: str = "",
+    tuning: str | os.PathLike[str] | None = None,
+    cache: bool | str | os.PathLike[str] = False,
+) -> tuple[ModelFile, Engine]:
+    """A model file and its engine.
+
+    Args:
+        path: the model file.
+        threads, precision, isa: as for `Engine`.
+        tuning: tuning file; default: the cost model chooses the algorithms.
+        cache: folder of packed weights, True: the default folder, False: none; ignored for int8.
+
+    Raises:
+        InputError: a file cannot be read, or as `Engine`.
+    """
+    algorithms = None if tuning is None else load_tuning(tuning)
+    folder = packed_folder(cache) if precision != "int8" else None
+    if folder is not None:
+        return load_engine(
+            path, folder, threads=threads, isa=isa, precision=precision, algorithms=algorithms
+        )
+    model = load_model(path, check=False)  # the engine asks for every tensor
+    return model, from_model(model, threads, 1, precision, isa, algorithms)
