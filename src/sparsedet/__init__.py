@@ -6,15 +6,20 @@
 ...     print(name, score, box)
 """
 
-from .detections import Detections
-from .detector import Detector
-from .engine import available_isas
-from .errors import InputError
-from .images.read import read_image
-from .model.config import ModelConfig
-from .model.file import load_model, save_model
-from .model.presets import PRESETS, preset
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import VERSION
+
+if TYPE_CHECKING:
+    from .detections import Detections
+    from .detector import Detector
+    from .engine import available_isas
+    from .errors import InputError
+    from .images.read import read_image
+    from .model.config import ModelConfig
+    from .model.file import load_model, save_model
+    from .model.presets import PRESETS, preset
 
 __version__ = VERSION
 
@@ -30,3 +35,29 @@ __all__ = [
     "read_image",
     "save_model",
 ]
+
+_MODULES = {
+    "PRESETS": "model.presets",
+    "Detections": "detections",
+    "Detector": "detector",
+    "InputError": "errors",
+    "ModelConfig": "model.config",
+    "available_isas": "engine",
+    "load_model": "model.file",
+    "preset": "model.presets",
+    "read_image": "images.read",
+    "save_model": "model.file",
+}
+"""Public name -> its module, imported on first use: numpy and OpenCV take a third of a second."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'sparsedet' has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ class InputError(ValueError):
 
 
 class UsageError(InputError):
-    """A command line that is wrong by itself: a flag out of range, or two that exclude each other."""
+    """A command line that is wrong by itself, as a flag out of range."""
 
 
 def warn_renamed(old: object, new: object) -> None:

@@ -38,9 +38,9 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def refused(outcome: Outcome, *words: str) -> None:
-    """One line on stderr that holds `words`, nothing on stdout, exit code 2."""
-    assert outcome.code == 2 and outcome.out == ""
+def refused(outcome: Outcome, *words: str, code: int = 1) -> None:
+    """One line on stderr that holds `words`, nothing on stdout, and the exit code."""
+    assert outcome.code == code and outcome.out == ""
     lines = outcome.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("sparsedet: "), outcome.err
     for word in words:

@@ -22,6 +22,7 @@ from . import (
     convert,
     detect,
     download,
+    env,
     evaluate,
     export,
     info,
@@ -43,6 +44,7 @@ COMMANDS = (
     export,
     download,
     cache,
+    env,
 )
 """In the order of the help."""
 
@@ -52,14 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     arguments.command_line = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be any bytes
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # file names may be any bytes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("always", category=UserWarning, module=r"sparsedet\b")
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             code = int(arguments.run(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as in `sparsedet ... >&-` or under pythonw
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # `sparsedet info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

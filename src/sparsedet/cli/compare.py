@@ -80,7 +80,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         dataset,
         names=(_name(arguments.a, a), _name(arguments.b, b)),
         facts=(_facts(arguments.a, a), _facts(arguments.b, b)),
-        skip_bad=arguments.skip_bad,
+        skip_bad=arguments.bad_images == "skip",
         progress=Progress("compare"),
     )
     warn(outcome.warnings)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from .options import INPUT, Command, add, check_outputs, group
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def convert_file(
     if form == "openvino":
         _probe(source, imported, probe, force)
     elif probe or force:
-        raise InputError("--probe and --force are for an OpenVINO IR")
+        raise UsageError("--probe and --force are for an OpenVINO IR")
     report = sparsity_report(imported.config, imported.tensors)  # complete and finite
     save_model(
         output,

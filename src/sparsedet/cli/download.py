@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import UsageError
 from .options import INPUT, OUTPUT, Command, Progress, add, check_outputs, group
 
 
@@ -48,11 +48,11 @@ def run_download(arguments: argparse.Namespace) -> int:
         print(_table())
         return 0
     if arguments.name is None:
-        raise InputError("which model? Give a NAME, or --list to see the names")
+        raise UsageError("which model? Give a NAME, or --list to see the names")
     model = entry(arguments.name)
     convert = model.detector and not arguments.no_convert
     if arguments.output and not convert:
-        raise InputError("--output is for the converted model, and nothing is converted here")
+        raise UsageError("--output is for the converted model, and nothing is converted here")
     output = arguments.output or Path(f"{arguments.name}.safetensors")
     if convert:
         check_outputs(arguments.overwrite, output)  # before the work, not after

@@ -31,7 +31,7 @@ def register(command: Command) -> None:
         "env",
         run_env,
         "Print versions, CPU and paths, for a bug report.",
-        usage="",
+        usage="[OPTIONS]",
         examples=("sparsedet env", "sparsedet env > report.txt"),
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .options import (
     Command,
+    OldSwitch,
     Progress,
     add,
     add_running,
@@ -50,7 +51,11 @@ def register(command: Command) -> None:
 def add_dataset(parser: argparse.ArgumentParser) -> None:
     """The flags of the data set that `eval` and `compare` run over."""
     add(parser, "--annotations", "--images", required=True)
-    add(parser, "--limit", "--skip-bad")
+    add(parser, "--limit")
+    add(parser, "--bad-images", default="stop")
+    parser.add_argument(
+        "--skip-bad", action=OldSwitch, dest="bad_images", new="--bad-images skip", value="skip"
+    )
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
@@ -67,7 +72,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
     dataset = dataset.first(arguments.limit)
     start = time.perf_counter()
     scores, results = evaluate(
-        detector, dataset, skip_bad=arguments.skip_bad, progress=Progress("eval")
+        detector, dataset, skip_bad=arguments.bad_images == "skip", progress=Progress("eval")
     )
     seconds = (time.perf_counter() - start) / scores.images
     warn(scores.warnings)

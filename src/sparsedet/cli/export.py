@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import UsageError
 from .options import OUTPUT, Command, add, add_old, group
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     form = arguments.to or SUFFIXES.get(arguments.output.suffix)
     if form is None:
-        raise InputError(f"{arguments.output}: ends in neither .xml nor .onnx; give --to")
+        raise UsageError(f"{arguments.output}: ends in neither .xml nor .onnx; give --to")
     _check_flags(arguments, form)
     model = load_model(arguments.file or embedded_model())
     if arguments.max_detections is not None:
@@ -109,16 +109,16 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def _check_flags(arguments: argparse.Namespace, form: str) -> None:
     if form == "onnx" and arguments.int8:
-        raise InputError("--int8 is for --to openvino")
+        raise UsageError("--int8 is for --to openvino")
     if form == "openvino" and arguments.dynamic_batch:
-        raise InputError("--dynamic-batch is for --to onnx; whoever reads an IR can reshape it")
+        raise UsageError("--dynamic-batch is for --to onnx; whoever reads an IR can reshape it")
     if arguments.int8:
         if arguments.images is None:
-            raise InputError("--int8 needs --images FOLDER to calibrate on")
+            raise UsageError("--int8 needs --images FOLDER to calibrate on")
         if arguments.dtype != "float32" or arguments.image_info:
-            raise InputError("--int8 cannot be combined with --dtype float16 or --image-info")
+            raise UsageError("--int8 cannot be combined with --dtype float16 or --image-info")
     elif arguments.images is not None or arguments.calibration_images is not None:
-        raise InputError("--images and --calibration-images are for --int8")
+        raise UsageError("--images and --calibration-images are for --int8")
 
 
 def _export_openvino(

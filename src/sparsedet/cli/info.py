@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from .options import RUNNING, Command, add, add_old, group, warn
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _model(arguments: argparse.Namespace) -> Path | None:
     elif arguments.model:
         given.append(Path(arguments.model))
     if len(given) + bool(arguments.preset) > 1:
-        raise InputError("give a model file or --preset NAME, not both")
+        raise UsageError("give a model file or --preset NAME, not both")
     return given[0] if given else None
 
 
@@ -72,11 +72,11 @@ def run_info(arguments: argparse.Namespace) -> int:
     from ..model.sparsity import sparsity_report
 
     if arguments.rois is not None and arguments.rois < 1:
-        raise InputError(f"--rois is {arguments.rois}, expected at least 1")
+        raise UsageError(f"--rois is {arguments.rois}, expected at least 1")
     file = _model(arguments)
     operations = arguments.operations or arguments.autotune
     if arguments.preset and operations:
-        raise InputError("--operations and --autotune need a model file: a preset has no weights")
+        raise UsageError("--operations and --autotune need a model file: a preset has no weights")
     if arguments.preset:
         config = preset(arguments.preset)
         rois = arguments.rois or config.proposals

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends.base import BACKENDS, PRECISIONS
-from ..errors import InputError
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -150,6 +150,24 @@ class OldSpelling(argparse.Action):
         setattr(namespace, self.dest, True if self.nargs == 0 else values)
 
 
+class OldSwitch(OldSpelling):
+    """A switch of release 0.1 that is now one choice of a flag."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, value: str, **settings: Any):
+        super().__init__(option_strings, dest, nargs=0, **settings)
+        self.value = value
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        warn([f"{option_string} is now {self.new}"])
+        setattr(namespace, self.dest, self.value)
+
+
 def add(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
     """Add flags of `FLAGS` to a command.
 
@@ -229,7 +247,7 @@ def load_detector(arguments: argparse.Namespace, **different: Any) -> Detector:
 def check_score_threshold(arguments: argparse.Namespace) -> None:
     """Raises InputError unless --score-threshold is 0..1."""
     if not 0 <= arguments.score_threshold <= 1:
-        raise InputError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
+        raise UsageError(f"--score-threshold is {arguments.score_threshold}, expected 0..1")
 
 
 def check_outputs(overwrite: bool, *paths: Path | None) -> None:
@@ -244,12 +262,13 @@ def check_outputs(overwrite: bool, *paths: Path | None) -> None:
     for path in given:
         check_output(path, overwrite=overwrite)
     if len(set(given)) < len(given):
-        raise InputError(f"{given[0]}: two outputs cannot have one name")
+        raise UsageError(f"{given[0]}: two outputs cannot have one name")
 
 
 def complain(what: object) -> None:
     """One line on stderr."""
-    print("sparsedet:", " ".join(str(what).splitlines()), file=sys.stderr)
+    if sys.stderr is not None:  # closed
+        print("sparsedet:", " ".join(str(what).splitlines()), file=sys.stderr, flush=True)
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -270,7 +289,7 @@ class Progress:
 
     def __init__(self, what: str = "", unit: str = "images") -> None:
         self.what, self.unit = what, unit
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.started = self.shown = time.monotonic()
         self.first: int | None = None
         self.open = False
@@ -292,7 +311,7 @@ class Progress:
             if last:
                 self.end()
         else:
-            print(f"sparsedet: {text}", file=sys.stderr, flush=True)
+            complain(text)
 
     def _text(self, done: int, total: int | None, now: float) -> str:
         size = 1e6 if self.unit == "MB" else 1

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from .options import Command, Progress, add, group
 from .train import add_training, train
 
@@ -55,11 +55,11 @@ def register(command: Command) -> None:
 
 def run_prune(arguments: argparse.Namespace) -> int:
     if arguments.init is None and not arguments.resume:
-        raise InputError("--init is needed: the model to prune")
+        raise UsageError("--init is needed: the model to prune")
     if arguments.method != "gradual":
         return _prune_once(arguments)
     if arguments.annotations is None:
-        raise InputError("--annotations is needed to prune gradually")
+        raise UsageError("--annotations is needed to prune gradually")
     return train(arguments, FINE_TUNING)
 
 
@@ -79,10 +79,10 @@ def _prune_once(arguments: argparse.Namespace) -> int:
     }
     for flag in ("teacher", "recipe", "resume"):
         if getattr(arguments, flag):
-            raise InputError(f"--{flag} is for --method gradual")
+            raise UsageError(f"--{flag} is for --method gradual")
     for key in given:
         if key not in ("sparsity", "pattern", "allocation", "exclude", "seed"):
-            raise InputError(f"--{key.replace('_', '-')} is for --method gradual")
+            raise UsageError(f"--{key.replace('_', '-')} is for --method gradual")
     if "exclude" in given:
         given["exclude"] = tuple(given["exclude"])
     if arguments.threads is not None:

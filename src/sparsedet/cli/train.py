@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from .options import MODEL, OUTPUT, Command, OldSpelling, add, group
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def train(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> int:
     """
     recipe = _recipe(arguments, fine_tuning)
     if fine_tuning and not recipe.prunes:
-        raise InputError("sparsity is 0.0, expected more for prune")
+        raise UsageError("sparsity is 0.0, expected more for prune")
     try:
         from ..training import run, start
     except ImportError as error:

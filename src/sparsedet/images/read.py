@@ -25,7 +25,9 @@ MAX_FILE_BYTES = 1 << 30
 """Larger files are refused unread. 100 million uncompressed 16-bit RGBA pixels fit."""
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> U8:
+def read_image(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, keep_damaged: bool = False
+) -> U8:
     """Read an image file.
 
     Args:
@@ -33,6 +35,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
             installed OpenCV decodes that format.
         max_pixels: limit of height x width, checked before decoding (OpenCV's own limit is
             2**30).
+        keep_damaged: return what of a damaged image can be decoded, with a warning.
 
     Returns:
         (H, W, 3) uint8, BGR.

@@ -19,8 +19,8 @@ class AnnotatedImages:
 
     Args:
         images: inputs of the run.
-        output: a file for one image, a folder for several or with a slash at its end; default: beside
-            each image, as NAME_detected.EXT.
+        output: a file for one image; a folder for several, or with a slash at its end; default:
+            beside each image, as NAME_detected.EXT.
         overwrite: existing files may be replaced.
         quality: 1..100, of JPEG, WebP and AVIF.
 
