@@ -142,7 +142,8 @@ class _Unpickler(pickle._Unpickler):
 
 _INERT: dict[str, str] = {
     "argparse": "Namespace",
-    "builtins": "bool bytearray bytes complex dict float frozenset int list long object set str tuple",
+    "builtins": "bool bytearray bytes complex dict float frozenset int list long object set str"
+    " tuple",
     "datetime": "date datetime time timedelta timezone",
     "decimal": "Decimal",
     "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",

@@ -25,6 +25,8 @@ _DETECTRON2 = re.compile(
 _CLASSIFIER = re.compile(r"(.*?)layer1\.0\.conv1\.weight")
 _INSIDE = {"backbone", "body", "bottom_up"}  # a classifier's layers inside a detector
 
+MAX_MODELS = 100
+
 _WRAPPERS = ("model", "state_dict", "model_state")
 _OPTIMIZER = {"optimizer", "optimizers", "optim", "scheduler", "momentum", "grad", "grads"}
 _AVERAGED = {"ema", "averaged", "average", "avg", "swa", "shadow", "polyak"}
@@ -53,6 +55,8 @@ def choose_weights(
                 f"{path}: weights is {weights!r}, but the file holds no state dicts to choose from"
             )
         return _unknown(path, named)
+    if len(roots) > MAX_MODELS:
+        raise InputError(f"{path}: holds {len(roots)} models, expected at most {MAX_MODELS}")
     labels = {root: root.rstrip(".") or "model" for root in roots}
     if len(set(labels.values())) < len(labels):  # one at the top and one below "model."
         labels[""] = "top level"
