@@ -65,7 +65,7 @@ def register(command: Command) -> None:
         "its project's own loader takes)",
     )
     add(convert, "--preset")
-    add(convert, "--config", action="append", default=[])
+    add(convert, "--config", action="append")
     add(convert, "--output", required=True)
     add(convert, "--dtype", default="float32")
     add(convert, "--overwrite", "--verbose")
@@ -80,7 +80,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         arguments.output,
         form=arguments.format,
         base=base,
-        config=arguments.config,
+        config=arguments.config or (),
         rgb=arguments.rgb,
         weights=arguments.weights,
         dtype=arguments.dtype,
