@@ -1,8 +1,63 @@
-"""Weights written by Detectron2 and TensorPack."""
+"""Weights written by Detectron2 and TensorPack, and settings of Detectron2."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 DATA = Path(__file__).parents[1] / "data" / "parity"
 DETECTRON2, TENSORPACK = DATA / "detectron2.pth", DATA / "tensorpack.npz"
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "thresholds": {
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 10,
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [12.0, 12.0, 6.0, 6.0],
+        "MODEL.RPN.BBOX_REG_WEIGHTS": [1.2, 1.1, 1.0, 0.9],
+        "MODEL.RPN.NMS_THRESH": 0.6,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 400,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 150,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.02,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.4,
+        "TEST.DETECTIONS_PER_IMAGE": 60,
+    },
+    "anchors": {
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[24, 48, 96.5]],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.4, 0.5, 1.0, 2.0, 3.0]],
+        "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+        "MODEL.RESNETS.RES5_DILATION": 2,
+    },
+    "rgb": {
+        "INPUT.FORMAT": "RGB",
+        "MODEL.PIXEL_MEAN": [120.0, 110.0, 100.0],
+        "MODEL.PIXEL_STD": [1.1, 1.2, 1.3],
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    },
+}
+"""Settings with which Detectron2 itself ran the small network (with_detectron2.py config)."""
+
+
+def config_yaml(settings: Mapping[str, Any]) -> str:
+    """The small network's config.yaml with some settings, as {"MODEL.RPN.NMS_THRESH": 0.6}."""
+    tree: dict[str, Any] = {}
+    own = {"VERSION": 2, "MODEL.ROI_HEADS.NUM_CLASSES": 20, "MODEL.RESNETS.DEPTH": 50}
+    for name, value in {**own, **settings}.items():
+        *parts, leaf = name.split(".")
+        node = tree
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+
+    def lines(node: Mapping[str, Any], indent: str) -> list[str]:
+        out = []
+        for key, value in sorted(node.items()):
+            if isinstance(value, dict):
+                out += [f"{indent}{key}:", *lines(value, indent + "  ")]
+            else:  # JSON's lists, numbers and booleans are YAML's as well
+                text = value if isinstance(value, str) else json.dumps(value)
+                out.append(f"{indent}{key}: {text}")
+        return out
+
+    return "\n".join(lines(tree, "")) + "\n"

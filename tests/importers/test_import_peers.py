@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.parity import SETTINGS, config_yaml
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine, available_isas
@@ -165,6 +166,21 @@ def test_detectron2s_rgb_and_class_agnostic_models(tmp_path: Path) -> None:
         same_detections(*run(engine, network_input), outputs, key)
         with pytest.raises(AssertionError):
             same_detections(*run(Engine(other.config, other.tensors), network_input), outputs, key)
+
+
+@pytest.mark.parametrize("variant", SETTINGS)
+def test_detectron2s_settings_are_fields(variant: str, tmp_path: Path) -> None:
+    """The same weights, with settings that only its config.yaml states."""
+    (tmp_path / "config.yaml").write_text(config_yaml(SETTINGS[variant]))
+    imported = load_foreign(DATA / FILES["detectron2"], config=tmp_path / "config.yaml")
+    outputs = dict(np.load(DATA / "detectron2_config_outputs.npz"))
+    engine = Engine(imported.config, imported.tensors)
+    plain = load_foreign(DATA / FILES["detectron2"])
+    for key, network_input in np.load(DATA / "canvases.npz").items():
+        same_detections(*run(engine, network_input), outputs, f"{variant}/{key}")
+        with pytest.raises(AssertionError):
+            other = run(Engine(plain.config, plain.tensors), network_input)
+            same_detections(*other, outputs, f"{variant}/{key}")
 
 
 @pytest.mark.slow

@@ -574,7 +574,9 @@ def test_raw_bytes(tmp_path: Path, case: str) -> None:
 def test_torch_checkpoint(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save({"a": torch.zeros(3)}, tmp_path / "m.pth")
-    assert refusal(tmp_path / "m.pth") == "a PyTorch or ZIP file, so not a sparsedet model"
+    assert refusal(tmp_path / "m.pth") == (
+        "a PyTorch or ZIP file, so not a sparsedet model; first: sparsedet convert FILE -o MODEL"
+    )
 
 
 def test_no_such_file_and_a_folder(tmp_path: Path) -> None:

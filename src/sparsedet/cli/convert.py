@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def register(command: Command) -> None:
         usage="SOURCE --output PATH [OPTIONS]",
         details="SOURCE is one of: " + "; ".join(FORMATS.values()) + ".",
         examples=(
-            "sparsedet convert model_final.pkl -o mine.safetensors",
+            "sparsedet convert model_final.pth --config config.yaml -o mine.safetensors",
             "sparsedet convert published.xml -o published.safetensors --probe street.jpg",
         ),
     )
@@ -57,27 +58,31 @@ def register(command: Command) -> None:
         action="store_true",
         help="save the result even if its detections differ from those of the source",
     )
-    add(convert, "--preset", "--config")
+    source.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="which of several models in a checkpoint, as ema or teacher (default: the one that "
+        "its project's own loader takes)",
+    )
+    add(convert, "--preset")
+    add(convert, "--config", action="append")
     add(convert, "--output", required=True)
     add(convert, "--dtype", default="float32")
     add(convert, "--overwrite", "--verbose")
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    from ..files import read_json
     from ..model.presets import preset
 
     base = preset(arguments.preset) if arguments.preset else None
-    fields: Any = read_json(arguments.config) if arguments.config else {}
-    if not isinstance(fields, dict):
-        raise InputError(f"{arguments.config}: expected a JSON object of configuration fields")
     return convert_file(
         arguments.source,
         arguments.output,
         form=arguments.format,
         base=base,
-        fields=fields,
+        config=arguments.config or (),
         rgb=arguments.rgb,
+        weights=arguments.weights,
         dtype=arguments.dtype,
         probe=arguments.probe,
         force=arguments.force,
@@ -93,7 +98,9 @@ def convert_file(
     form: str | None = None,
     base: ModelConfig | None = None,
     fields: dict[str, Any] | None = None,
+    config: Sequence[Path] = (),
     rgb: bool = False,
+    weights: str | None = None,
     dtype: StorageDtype = "float32",
     probe: Path | None = None,
     force: bool = False,
@@ -105,7 +112,7 @@ def convert_file(
     Args:
         source, output: files; the source may be a run folder.
         form: a key of `importers.FORMATS`; default: detected by content.
-        base, fields, rgb: as `importers.load_foreign` takes them.
+        base, fields, config, rgb, weights: as `importers.load_foreign` takes them.
         probe, force: of an OpenVINO source, see `--probe` and `--force`.
 
     Raises:
@@ -116,8 +123,10 @@ def convert_file(
     from ..model.sparsity import sparsity_report
 
     check_outputs(overwrite, output)
-    form = form or detect_format(source)
-    imported = load_foreign(source, form, base=base, fields=fields or {}, rgb=rgb)
+    form = form or detect_format(source, weights)
+    imported = load_foreign(
+        source, form, base=base, fields=fields, rgb=rgb, config=config, weights=weights
+    )
     if form == "openvino":
         _probe(source, imported, probe, force)
     elif probe or force:

@@ -109,7 +109,11 @@ FLAGS: dict[str, Flag] = {
         "PATH",
     ),
     "--teacher": _path(MODEL, "dense run folder or model file to learn from as well", "PATH"),
-    "--config": _path(MODEL, 'JSON object of configuration fields, as {"class_names": [...]}'),
+    "--config": _path(
+        MODEL,
+        'the config.yaml of a Detectron2 run, or JSON of configuration fields, as {"class_names": '
+        "[...]}; may be given twice",
+    ),
     "--rois": _value(MODEL, "RoIs per image (default: the model's)", int, "N"),
     # --- running
     "--backend": _choice(RUNNING, "what runs the network", *BACKENDS),

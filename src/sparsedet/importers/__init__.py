@@ -8,14 +8,17 @@ it read every tensor (see `tensor_source`). No code inside a file is ever run.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..model.config import ModelConfig
 from ..model.file import ModelFile, load_model
 from .tensor_source import Imported
+
+if TYPE_CHECKING:
+    from .detectron2_config import Detectron2Settings
 
 FORMATS: dict[str, str] = {
     "detectron2": "Detectron2's C4 models (.pkl, .pth)",
@@ -27,8 +30,12 @@ FORMATS: dict[str, str] = {
 """Name of a format, as `--from` takes it -> description."""
 
 
-def detect_format(path: str | os.PathLike[str]) -> str:
+def detect_format(path: str | os.PathLike[str], weights: str | None = None) -> str:
     """Recognise a format by a file's first bytes and tensor names, not by its suffix.
+
+    Args:
+        path: the file, or the folder of a run.
+        weights: which of several models in the file, as `load_foreign` takes it.
 
     Returns:
         A key of `FORMATS`; "model" for a model file of this project.
@@ -39,7 +46,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     """
     from .containers import sniff
 
-    return sniff(Path(path))
+    return sniff(Path(path), weights)
 
 
 def load_foreign(
@@ -49,6 +56,8 @@ def load_foreign(
     base: ModelConfig | None = None,
     fields: Mapping[str, Any] | None = None,
     rgb: bool = False,
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    weights: str | None = None,
 ) -> Imported:
     """Read a model of another project, or a training run of this one.
 
@@ -59,23 +68,36 @@ def load_foreign(
             its project.
         fields: single values of the configuration, which override all others.
         rgb: True for a Detectron2 model that reads RGB; its file does not state this.
+        config: files of settings: fields of the configuration (JSON, YAML), of which later ones
+            override earlier ones and `fields` override all, and Detectron2's own config.yaml.
+        weights: the name of one of several models in a PyTorch checkpoint, or a part of it, as
+            "ema"; default: the one that its project's own loader takes.
 
     Raises:
         InputError: the file cannot be read, or is not a model that this project runs.
     """
-    path, fields = Path(path), fields or {}
+    path = Path(path)
+    files = [config] if isinstance(config, str | os.PathLike) else config
+    settings, stated = _read_config(files)
+    fields = {**stated, **(fields or {})}
     if format not in (None, "model", *FORMATS):
         raise InputError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
-    format = format or detect_format(path)
+    format = format or detect_format(path, weights)
     if rgb and format != "detectron2":
         raise InputError(f"{path}: --rgb applies to Detectron2 models only")
+    if settings is not None and format != "detectron2":
+        raise InputError(
+            f"{settings.path}: is a configuration of Detectron2, {path} is no model of it"
+        )
+    if weights is not None and format not in ("detectron2", "torchvision"):
+        raise InputError(f"{path}: --weights applies to PyTorch checkpoints of several models")
     match format:
         case "model":
             raise InputError(f"{path}: is a sparsedet model file already")
         case "detectron2":
             from .detectron2 import load_detectron2
 
-            return load_detectron2(path, base, fields, rgb)
+            return load_detectron2(path, base, fields, rgb, settings, weights)
         case "tensorpack":
             from .tensorpack import load_tensorpack
 
@@ -93,6 +115,24 @@ def load_foreign(
             from .openvino_ir import load_openvino
 
             return load_openvino(path, base, fields)
+
+
+def _read_config(
+    files: Sequence[str | os.PathLike[str]],
+) -> tuple[Detectron2Settings | None, dict[str, Any]]:
+    """Detectron2's settings, if one of the files has them, and the fields of all others."""
+    from .detectron2_config import Detectron2Settings, read_config_file
+
+    settings, fields = None, dict[str, Any]()
+    for file in files:
+        content = read_config_file(Path(file))
+        if not isinstance(content, Detectron2Settings):
+            fields |= content
+        elif settings is not None:
+            raise InputError(f"{file}: is the second configuration of Detectron2, expected one")
+        else:
+            settings = content
+    return settings, fields
 
 
 def load_any(

@@ -55,20 +55,30 @@ class SourceTensor:
         shape: declared shape.
         dtype_kind: numpy's `dtype.kind`, "f" for floats.
         read: reads the values; floats are float16, float32 or float64.
+        unusable: what it is instead of a plain tensor, as "a sparse tensor"; "": it is plain.
     """
 
     shape: tuple[int, ...]
     dtype_kind: str
     read: Callable[[], NDArray[Any]]
+    unusable: str = ""
 
 
 class Source:
-    """The tensors of one file by name; each is taken once or ignored by name."""
+    """The tensors of one model by name; each is taken once or ignored by name.
+
+    Attributes:
+        path: the file.
+        left: the tensors that are neither taken nor ignored yet.
+        ignored: names of the tensors that are not the model's.
+        notes: lines for the user about how the file was read.
+    """
 
     def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, SourceTensor]) -> None:
         self.path = path
         self.left = dict(tensors)
         self.ignored: list[str] = []
+        self.notes: list[str] = []
 
     def error(self, text: str) -> InputError:
         return InputError(f"{self.path}: {text}")
@@ -80,10 +90,17 @@ class Source:
         """The declared shape.
 
         Raises:
-            InputError: the tensor is missing.
+            InputError: the tensor is missing, or is no plain tensor.
         """
+        if f"{name}_orig" in self.left and f"{name}_mask" in self.left:
+            raise self.error(
+                f"tensor {name!r} is stored as weights and a mask: make it one tensor before "
+                "saving, by torch.nn.utils.prune.remove"
+            )
         if name not in self.left:
             raise self.error(f"tensor {name!r} is missing")
+        if what := self.left[name].unusable:
+            raise self.error(f"tensor {name!r} is {what}, expected a plain tensor of floats")
         return self.left[name].shape
 
     def length(self, name: str, axis: int) -> int:

@@ -62,18 +62,19 @@ def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -
             tensors[f"{layer.name}.norm.{leaf}"] = source.take(
                 f"{norm}.{leaf}", (layer.out_channels,)
             )
-    source.ignore(r"fc\..*", r".*num_batches_tracked", r"(optimizer|scheduler)\..*")
+    source.ignore(r"fc\..*", r".*num_batches_tracked", r"n_averaged")
     source.finish(config.name)
     stem = tensors["stem.conv.weight"]
     tensors["stem.conv.weight"] = np.ascontiguousarray(stem[:, ::-1])  # RGB -> BGR
     return tensors
 
 
-def fitting_preset(path: str | os.PathLike[str]) -> str | None:
-    """Name of the preset with the blocks of a classifier; None if there is none."""
+def fitting_preset(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Name of the preset with the blocks of a classifier, None if there is none; and notes."""
     _, source = open_source(Path(path))
     blocks = count_blocks(source.left, _STAGES)
-    return next((n for n in ("r50-c4", "r101-c4") if preset(n).blocks == blocks), None)
+    name = next((n for n in ("r50-c4", "r101-c4") if preset(n).blocks == blocks), None)
+    return name, tuple(source.notes)
 
 
 def _check_conventions(path: str | os.PathLike[str], config: ModelConfig) -> None:

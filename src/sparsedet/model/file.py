@@ -233,7 +233,10 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     metadata, entries = read_header(file, size)
     start = file.tell()
     if metadata.get("format") != _FORMAT:
-        raise ValueError(f"a safetensors file, but not a sparsedet model (no format {_FORMAT!r})")
+        raise ValueError(
+            f"a safetensors file, but not a sparsedet model (no format {_FORMAT!r}); a detector of "
+            "another project is converted first: sparsedet convert FILE -o MODEL"
+        )
     if metadata.get("format_version") != _VERSION:
         raise ValueError(
             f"format version {metadata.get('format_version')!r}, this program reads {_VERSION!r}"

@@ -60,8 +60,15 @@ class Entry:
     end: int
 
 
-def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, Entry]]:
+def read_header(
+    file: BinaryIO, size: int, limit: int = _HEADER_LIMIT
+) -> tuple[dict[str, str], dict[str, Entry]]:
     """Metadata and tensors of a safetensors file; reading goes on at its first data byte.
+
+    Args:
+        file: at its beginning.
+        size: of the file, bytes.
+        limit: largest header, bytes.
 
     Raises:
         ValueError: not a safetensors file, damaged, a tensor named twice, or bytes that belong to
@@ -71,7 +78,9 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, str], dict[str, En
         raise ValueError("the file is empty")
     start = file.read(9)
     length = int.from_bytes(start[:8], "little")
-    if start[8:] != b"{" or length > _HEADER_LIMIT:
+    if start[8:] == b"{" and limit < length < size:
+        raise ValueError(f"its header has {length:,} bytes, expected at most {limit:,}")
+    if start[8:] != b"{" or length > limit:
         raise ValueError(_foreign(start))
     file.seek(8)
     text = file.read(length)
@@ -106,7 +115,8 @@ def _foreign(start: bytes) -> str:
         kind = "a pickle (PyTorch or Detectron2) file"
     elif start[:1] == b"\x08" and start[2:3] in b"\x12\x1a\x22\x2a\x32\x3a":
         kind = "an ONNX file"  # protobuf: field 1 (IR version), then another early field
-    return f"{kind}, so not a sparsedet model"
+    hint = "" if kind.startswith("not") else "; first: sparsedet convert FILE -o MODEL"
+    return f"{kind}, so not a sparsedet model{hint}"
 
 
 def _parse_entry(name: str, value: Any) -> Entry:

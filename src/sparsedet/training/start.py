@@ -102,7 +102,8 @@ def open_start(path: Path) -> Start:
     form = detect_format(path)
     if form == "torchvision":
         tensors = partial(load_torchvision_resnet, path)
-        return Start(path, None, tensors, preset=fitting_preset(path))
+        name, notes = fitting_preset(path)
+        return Start(path, None, tensors, notes, preset=name)
     if form == "checkpoint":
         return _start_of_checkpoint(read_checkpoint(path))
     model, notes = load_any(path, form)

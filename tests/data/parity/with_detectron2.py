@@ -2,6 +2,7 @@
 
     python with_detectron2.py CHECKOUT golden [OUT]         the small network of this folder
     python with_detectron2.py CHECKOUT rgb [OUT]            the same, made of it in another form
+    python with_detectron2.py CHECKOUT config [OUT]         the same weights with other settings
     python with_detectron2.py CHECKOUT photos PHOTO...      R101-C4 on photographs, all stages
 
 CHECKOUT is a clone of github.com/facebookresearch/detectron2 (run at 02b5c4e); it needs no
@@ -36,6 +37,7 @@ from detectron2.data.detection_utils import (  # type: ignore[import-not-found] 
     read_image,
 )
 from detectron2.modeling import build_model  # type: ignore[import-not-found]  # noqa: E402
+from helpers.parity import SETTINGS  # noqa: E402
 from importers.test_import_peers import (  # noqa: E402
     deviation,
     rgb_agnostic,
@@ -139,6 +141,28 @@ def rgb(out: Path) -> None:
     np.savez_compressed(out / "detectron2_rgb_outputs.npz", **kept)
 
 
+def config(out: Path) -> None:
+    """The narrow network with each of `SETTINGS`; all settings are known to the importer."""
+    kept: dict[str, Any] = {}
+    state = torch.load(HERE / "detectron2.pth", weights_only=True)["model"]
+    for variant, changes in SETTINGS.items():
+        cfg = narrow()
+        cfg.merge_from_list([part for pair in changes.items() for part in pair])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            path.write_text(cfg.dump())
+            imported = load_foreign(HERE / "detectron2.pth", config=path)
+            assert not any("not a setting" in note for note in imported.notes)
+        model = build_model(cfg).eval()
+        model.load_state_dict(state, strict=False)
+        for key, network_input in np.load(HERE / "canvases.npz").items():
+            reads_rgb = cfg.INPUT.FORMAT == "RGB"
+            values = stages(model, network_input[:, :, ::-1] if reads_rgb else network_input)
+            for name in ("boxes", "scores", "labels"):
+                kept[f"{variant}/{key}/{name}"] = values[name]
+    np.savez_compressed(out / "detectron2_config_outputs.npz", **kept)
+
+
 def golden(out: Path) -> None:
     """The narrow network on the two small network inputs."""
     cfg = narrow()
@@ -220,7 +244,8 @@ def photos(paths: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2] in ("golden", "rgb"):
-        {"golden": golden, "rgb": rgb}[sys.argv[2]](Path(sys.argv[3]) if sys.argv[3:] else HERE)
+    if sys.argv[2] in ("golden", "rgb", "config"):
+        run_mode = {"golden": golden, "rgb": rgb, "config": config}[sys.argv[2]]
+        run_mode(Path(sys.argv[3]) if sys.argv[3:] else HERE)
     else:
         photos([Path(name) for name in sys.argv[3:]])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,27 +23,37 @@ from ...errors import InputError
 from ...model.safetensors import read_header
 from ..tensor_source import Source, SourceTensor, printable
 from .pickle import STORAGES, NotPlain, Storage, StorageType, flatten, read_pickle, widen
+from .state_dicts import choose_weights
 
 MAX_PICKLE = 64 << 20
 """Largest pickle inside a PyTorch file, bytes; it has only names and shapes (r101-c4: 0.1 MB)."""
+MAX_HEADER = 16 << 20
+"""Largest header of another program's safetensors file, bytes; its metadata may be long."""
 MAX_FILE = 8 << 30
 """Largest file, bytes."""
 
 # PyTorch files from before version 1.6 begin with a pickle of this number.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_WRAPPERS = ("model", "state_dict", "model_state")
+
+_SHARD = re.compile(r"(.+)-(\d{2,6})-of-(\d{2,6})\.\w+")
+"""Name of one file of a model that is stored in several, as Hugging Face's libraries write them."""
 
 
-def sniff(path: Path) -> str:
+def sniff(path: Path, weights: str | None = None) -> str:
     """See `importers.detect_format`."""
     if path.is_dir():
+        if any(path.glob("*.distcp")):
+            raise InputError(
+                f"{path}: is a checkpoint in many files; join them: python -m "
+                f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} joined.pth"
+            )
         return "checkpoint"
     start = _read_start(path)
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<?xml", b"<net")):
         return "openvino"
     if path.suffix == ".bin" and path.with_suffix(".xml").exists():
         raise InputError(f"{path}: give the .xml beside it")
-    metadata, source = open_source(path)
+    metadata, source = open_source(path, weights)
     if "recipe" in metadata:
         return "checkpoint"
     if metadata.get("format") == "sparsedet":
@@ -62,22 +73,29 @@ def sniff(path: Path) -> str:
 
 _EXPECTED = "expected a Faster R-CNN C4 of Detectron2, TensorPack or OpenVINO"
 
+_OTHERS = {
+    r"(backbone\.)?fpn[_/.].*|backbone\.bottom_up\..*|neck\.fpn.*": (
+        "a detector with a feature pyramid (FPN), which does not run here"
+    ),
+    r"backbone\.body\..*|rpn\.head\..*": "a detector of torchvision",
+    r"model\.0\.(conv\.|cv).*|model\.model\.0\..*|module_list\.0\..*": "a YOLO model",
+    r"backbone\.0\.body\..*|transformer\..*": "a DETR model",
+    r"neck\..*|bbox_head\..*|roi_head\.bbox_head\..*": "a model of MMDetection",
+    r"conv1_w.*|res2_0_branch2a.*|blobs\..*": "a Caffe2 model",
+    r"head\.(cls_subnet|bbox_subnet)\..*": "a RetinaNet of Detectron2",
+    r"backbone\.net\..*": "a detector with a vision transformer",
+}
+"""Names of tensors -> the kind of model that has them, after any prefix."""
+
 
 def _other_model(names: Iterable[str]) -> str | None:
     """Name of an unsupported kind of model, recognised by tensor names; None for all others."""
-    for name in map(printable, names):
-        if ".fpn_" in name or name.startswith(("fpn/", "backbone.fpn.", "neck.fpn")):
-            return f"a detector with a feature pyramid ({name})"
-        if name.startswith(("backbone.body.", "rpn.head.")):
-            return f"a detector of torchvision ({name})"
-        if name.startswith(("model.0.conv.", "model.0.cv", "model.model.0.", "module_list.0.")):
-            return f"a YOLO model ({name})"
-        if name.startswith(("backbone.0.body.", "transformer.")):
-            return f"a DETR model ({name})"
-        if name.startswith(("neck.", "bbox_head.", "roi_head.bbox_head.")):
-            return f"a model of MMDetection ({name})"
-        if name.startswith(("conv1_w", "res2_0_branch2a", "blobs.")):
-            return f"a Caffe2 model ({name})"
+    for name in names:
+        if ".fpn_" in name:
+            return f"{next(iter(_OTHERS.values()))} ({printable(name)})"
+        for pattern, kind in _OTHERS.items():
+            if re.fullmatch(rf"((model|net|network|detector|student|teacher)\.)*({pattern})", name):
+                return f"{kind} ({printable(name)})"
     return None
 
 
@@ -88,38 +106,61 @@ def _examples(names: list[str]) -> str:
     return f"{len(names)} tensors, as {', '.join(map(printable, sorted(names)[:3]))}"
 
 
-def open_source(path: Path) -> tuple[dict[str, str], Source]:
+def open_source(path: Path, weights: str | None = None) -> tuple[dict[str, str], Source]:
     """Open any of the containers.
 
+    Args:
+        path: the file.
+        weights: which of several models in it, as `choose_weights` takes it.
+
     Returns:
-        Metadata (of safetensors, else empty) and the tensors.
+        Metadata (of safetensors, else empty) and the tensors of one model.
 
     Raises:
-        InputError: the file is unreadable, damaged, hostile or of another container.
+        InputError: the file is unreadable, damaged, hostile or of another container, or holds
+            several models.
     """
     start = _read_start(path)
+    part = _SHARD.fullmatch(path.name)
+    if part and int(part[3]) > 1:
+        raise InputError(
+            f"{path}: is part {int(part[2])} of {int(part[3])} of a model; load all parts, put "
+            "their tensors into one state dict and save that as one file"
+        )
+    metadata: dict[str, str] = {}
     try:
         if start.startswith(b"PK"):
-            return {}, Source(path, _open_zip(path))
-        if start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5":
-            return {}, Source(path, _open_pickle(path))
-        if start[8:9] == b"{":
-            return _open_safetensors(path)
+            tensors = _open_zip(path)
+        elif start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5":
+            tensors = _open_pickle(path)
+        elif start[8:9] == b"{":
+            metadata, tensors = _open_safetensors(path)
+        else:
+            raise InputError(f"{path}: {_not_weights(start)}")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except InputError:
         raise
-    except (
-        NotPlain,
-        ValueError,
-        zipfile.BadZipFile,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except zipfile.BadZipFile:  # it begins like an archive; the list of its entries is at the end
+        raise InputError(
+            f"{path}: the file is truncated or damaged (its end is missing): copy it again"
+        ) from None
+    except (NotPlain, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         what = str(error) or type(error).__name__
         raise InputError(f"{path}: {printable(what[:300])}") from None
-    raise InputError(f"{path}: is not a pickle, PyTorch, .npz, safetensors or .xml file")
+    return metadata, choose_weights(path, tensors, weights)
+
+
+def _not_weights(start: bytes) -> str:
+    """What a file is that has none of the containers, by its first bytes."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
+    if text[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not a model: download the file itself"
+    if text.startswith(b"{"):
+        return "is JSON, not weights; an index lists the parts of a model, which must be one file"
+    return "is not a pickle, PyTorch, .npz, safetensors or .xml file"
 
 
 def _read_start(path: Path) -> bytes:
@@ -161,9 +202,12 @@ def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes
             data = file.read(info.file_size)
     except Exception as error:  # zlib's, a wrong checksum, an end too early, encryption
         what = str(error) or type(error).__name__
-        raise InputError(f"{path}: entry {info.filename!r} cannot be read ({what})") from None
+        raise InputError(
+            f"{path}: entry {info.filename!r} cannot be read ({what}): the file is truncated or "
+            "damaged"
+        ) from None
     if len(data) != info.file_size:
-        raise InputError(f"{path}: entry {info.filename!r} is truncated")
+        raise InputError(f"{path}: entry {info.filename!r} is truncated or damaged")
     return data
 
 
@@ -281,30 +325,18 @@ def _persistent(storage: Callable[[StorageType, str, int], Storage]) -> Callable
 
 
 def _arrays(content: Any) -> dict[str, SourceTensor]:
-    """The arrays of a checkpoint: the model's by name, others by their keys joined with dots."""
+    """The arrays of a checkpoint, named by their keys joined with dots."""
     if not isinstance(content, dict):
-        raise ValueError(f"holds {type(content).__name__}, expected a dict of tensors")
-    for wrapper in _WRAPPERS:
-        if isinstance(content.get(wrapper), dict):
-            rest = {key: value for key, value in content.items() if key != wrapper}
-            inner, outer = flatten(content[wrapper]), flatten(rest)
-            if twice := sorted(set(inner) & set(outer)):
-                raise ValueError(f"tensor {twice[0]!r} occurs twice")
-            return outer | _bare(inner)
-    return _bare(flatten(content))
-
-
-def _bare(tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
-    """Names without the prefix "module." of DistributedDataParallel."""
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
+        raise ValueError(
+            f"holds {type(content).__name__}, expected a dict of tensors: save a state dict"
+        )
+    return flatten(content)
 
 
 # ---------------------------------------------------------------------- safetensors
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, str], Source]:
+def _open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, SourceTensor]]:
     dtypes = {
         "F64": "<f8",
         "F32": "<f4",
@@ -318,7 +350,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Source]:
         "BOOL": "?",
     }
     with open(path, "rb") as file:
-        metadata, entries = read_header(file, path.stat().st_size)
+        metadata, entries = read_header(file, path.stat().st_size, MAX_HEADER)
         start = file.tell()
     tensors = {}
     for name, entry in entries.items():
@@ -335,7 +367,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Source]:
             )
         read = functools.partial(_read_range, path, start + entry.begin, dtype, shape, half)
         tensors[name] = SourceTensor(shape, "f" if half else dtype.kind, read)
-    return metadata, Source(path, tensors)
+    return metadata, tensors
 
 
 def _read_range(

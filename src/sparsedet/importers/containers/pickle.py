@@ -2,7 +2,9 @@
 
 A pickle is a program: it names functions and calls them. Here it can name only those of `_allowed`,
 and these are small functions of this module that record a shape and some bytes. Code of numpy and
-torch is not called, and the values of an array are read only on request.
+torch is not called, and the values of an array are read only on request. What torch's own reader of
+weights accepts is read; other things that trainers store beside weights, as paths, dates and
+settings (`_INERT`), become stand-ins that keep nothing and do nothing.
 
 Uses Python's unpickler written in Python: the one in C allocates as many memo entries as an index
 in the file states, up to 2^31.
@@ -64,6 +66,12 @@ STORAGES: dict[str, StorageType] = {
     "CharStorage": StorageType(np.dtype("i1")),
     "ByteStorage": StorageType(np.dtype("u1")),
     "BoolStorage": StorageType(np.dtype("?")),
+    "ComplexFloatStorage": StorageType(np.dtype("<c8")),
+    "ComplexDoubleStorage": StorageType(np.dtype("<c16")),
+    "QInt8Storage": StorageType(np.dtype("i1")),
+    "QUInt8Storage": StorageType(np.dtype("u1")),
+    "QInt32Storage": StorageType(np.dtype("<i4")),
+    "UntypedStorage": StorageType(np.dtype("u1")),
 }
 
 
@@ -113,10 +121,14 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 renamed numpy.core.
-        resolved = self._allowed.get((module.replace("numpy._core.", "numpy.core."), name))
+        module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
+        resolved = self._allowed.get((module.removesuffix("._local"), name))
         if resolved is None:
             named = printable(f"{module}.{name}")
-            raise NotPlain(f"refused: this pickle wants {named}; nothing was run")
+            raise NotPlain(
+                f"refused: this pickle wants {named}; nothing was run. Save the weights alone: "
+                "torch.save(model.state_dict(), FILE)"
+            )
         return resolved
 
     def get_extension(self, code: int) -> Any:
@@ -128,8 +140,86 @@ class _Unpickler(pickle._Unpickler):
         return self._persistent(pid)
 
 
+_INERT: dict[str, str] = {
+    "argparse": "Namespace",
+    "builtins": "bool bytearray bytes complex dict float frozenset int list long object set str"
+    " tuple",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "types": "SimpleNamespace",
+    "typing": "Any",
+    "uuid": "UUID",
+    # Settings of a run, which Lightning and Detectron2's forks store as objects.
+    "detectron2.config.config": "CfgNode",
+    "fvcore.common.config": "CfgNode",
+    "yacs.config": "CfgNode",
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.nodes": "AnyNode BooleanNode FloatNode IntegerNode StringNode",
+    "torch": "device Tensor bfloat16 bool complex64 complex128 float16 float32 float64"
+    " float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz int8 int16 int32 int64 uint8 uint16"
+    " uint32 uint64 per_channel_affine per_channel_symmetric per_tensor_affine per_tensor_symmetric"
+    " qint8 qint32 quint8",
+    "torch.nn.parameter": "Parameter",
+    "torch.serialization": "_get_layout",
+    "torch.storage": "TypedStorage",
+}
+"""Module -> names that become stand-ins: nothing that the weights need."""
+
+_UNUSABLE: dict[str, str] = {
+    "_rebuild_sparse_tensor": "a sparse tensor (to_dense() before saving makes it plain)",
+    "_rebuild_qtensor": "a quantized tensor",
+    "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_meta_tensor_no_storage": "a tensor without values (of torch's device meta)",
+    "_rebuild_wrapper_subclass": "a tensor of another library",
+    "_rebuild_device_tensor_from_numpy": "a tensor of another device",
+    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
+    "_rebuild_tensor_v3": "a tensor of a type that numpy has not",
+}
+"""Function of torch._utils -> what it makes, which is no tensor of plain floats."""
+
+
 def _allowed() -> dict[tuple[str, str], Any]:
     """Allowed names -> our substitutes, made anew for each file: a pickle can modify them."""
+
+    class Inert:
+        """Stands for an object that the weights do not need: keeps nothing, does nothing."""
+
+        def __new__(cls, *_: Any, **__: Any) -> Any:
+            return object.__new__(cls)
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def nothing(self, *_: Any) -> None:
+            pass
+
+        __setstate__ = __setitem__ = append = extend = add = nothing
+
+    class Table(dict[Any, Any]):
+        """A dict of another kind, as defaultdict: its items without what makes it special."""
+
+        def __init__(self, *_: Any) -> None:
+            super().__init__()
+
+        def __setstate__(self, _: Any) -> None:
+            pass
+
+    class Items(list[Any]):
+        """A list of another kind, as deque."""
+
+        def __init__(self, *_: Any) -> None:
+            super().__init__()
+
+    def unusable(what: str) -> Any:
+        def make(*_: Any) -> Array:
+            array = Array()
+            array.source_tensor = SourceTensor((), "V", lambda: np.empty(0), what)
+            return array
+
+        return make
 
     class Array:
         """A numpy array as it is unpickled: created empty, then given its state."""
@@ -169,19 +259,32 @@ def _allowed() -> dict[tuple[str, str], Any]:
         array.source_tensor = _tensor(storage, offset, tuple(size), tuple(stride))
         return array
 
+    def of_type(function: Any, _: Any, arguments: Any, __: Any) -> Any:
+        """A tensor of a subclass, with attributes: the plain tensor."""
+        return function(*arguments)
+
     return {
+        **{(module, n): Inert for module, names in _INERT.items() for n in names.split()},
+        **{("torch._utils", name): unusable(what) for name, what in _UNUSABLE.items()},
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("collections", "Counter"): dict,
+        ("collections", "defaultdict"): Table,
+        ("collections", "deque"): Items,
         ("_codecs", "encode"): encode,
         ("numpy", "ndarray"): Array,
         ("numpy", "dtype"): DType,
         ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(),
         ("numpy.core.multiarray", "scalar"): scalar,
         ("numpy.core.numeric", "_frombuffer"): frombuffer,
+        ("torch._tensor", "_rebuild_from_type_v2"): of_type,
+        ("torch._utils", "_rebuild_tensor"): tensor,
         ("torch._utils", "_rebuild_tensor_v2"): tensor,
         ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
         ("torch", "Size"): tuple,
+        ("torch.storage", "UntypedStorage"): STORAGES["ByteStorage"],
         **{("torch", name): kind for name, kind in STORAGES.items()},
+        **{("torch.cuda", name): kind for name, kind in STORAGES.items()},
     }
 
 
