@@ -58,13 +58,13 @@ def npz(folder: Path, arrays: Mapping[str, Any]) -> Path:
 
 
 def refused(path: Path, match: str, *flags: str) -> None:
-    """One line with the file's name, exit code 2, and nothing written."""
+    """One line with the file's name, exit code 1, and nothing written."""
     output = path.parent / "refused.safetensors"
     before = sorted(path.parent.iterdir())
     with pytest.raises(InputError, match=match):
         load_foreign(path, *flags)
     arguments = ["convert", str(path), "-o", str(output)]
-    assert main(arguments + [f"--from={name}" for name in flags]) == 2
+    assert main(arguments + [f"--from={name}" for name in flags]) == 1
     assert sorted(path.parent.iterdir()) == before
 
 
@@ -91,12 +91,12 @@ def test_convert_writes_the_imported_model(
     assert f"{parameters:,} parameters" in text and source.name in str(written.provenance)
 
     before = output.read_bytes()
-    assert main(["convert", str(source), "-o", str(output)]) == 2  # never over a file unasked
+    assert main(["convert", str(source), "-o", str(output)]) == 1  # never over a file unasked
     assert "exists already" in one_line(capsys) and output.read_bytes() == before
     assert main(["convert", str(source), "-o", str(output), "--overwrite", "--dtype=float16"]) == 0
     assert load_model(output).storage_dtype == "float16"
     capsys.readouterr()
-    assert main(["convert", str(source), "-o", str(tmp_path / "no" / "x.safetensors")]) == 2
+    assert main(["convert", str(source), "-o", str(tmp_path / "no" / "x.safetensors")]) == 1
     assert "is not a folder" in one_line(capsys)
 
 
@@ -259,7 +259,7 @@ def test_a_model_of_rgb_images(
     assert main(["convert", str(path), "-o", str(output), "--rgb"]) == 0
     assert "RGB images of mean (7.0, 8.0, 9.0), std (57.375" in capsys.readouterr().out
     np.testing.assert_array_equal(load_model(output).tensors["stem.conv.weight"], expected)
-    assert main(["convert", str(TENSORPACK), "-o", str(tmp_path / "x"), "--rgb"]) == 2
+    assert main(["convert", str(TENSORPACK), "-o", str(tmp_path / "x"), "--rgb"]) == 1
     assert "--rgb applies to Detectron2 models only" in one_line(capsys)
 
 
@@ -299,7 +299,7 @@ def test_the_users_fields_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ([1], "expected a JSON object"),
     ):
         settings.write_text(json.dumps(bad))
-        assert main([*convert, "--overwrite"]) == 2
+        assert main([*convert, "--overwrite"]) == 1
         assert expected in one_line(capsys)
     assert main([*convert[:4], "--preset", "r999"]) == 2
 
@@ -454,7 +454,7 @@ def test_damaged_files(tmp_path: Path, state: Arrays, capsys: pytest.CaptureFixt
     refused(tmp_path / "text.pkl", "is not a pickle, PyTorch, .npz, safetensors or .xml file")
     refused(tmp_path / "none.pth", "No such file")
     capsys.readouterr()
-    assert main(["convert", str(tmp_path / "none.pth"), "-o", str(tmp_path / "x")]) == 2
+    assert main(["convert", str(tmp_path / "none.pth"), "-o", str(tmp_path / "x")]) == 1
     assert "No such file" in one_line(capsys)
 
 
