@@ -143,6 +143,18 @@ def test_above_keeps_the_threshold_itself() -> None:
     assert np.array_equal(kept.boxes, found.boxes[:13])
     assert np.array_equal(detect(rows, threshold=threshold).rows(), rows[:13])
     assert len(found.above(1.1)) == 0 and len(found) == 30
+    assert len(found.above(np.float32(threshold))) == 13  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "threshold", ["0.5", b"0.5", "", float("nan"), np.float32("nan"), [0.5, 0.6], 10**400, {}]
+)
+def test_a_threshold_that_is_no_number_is_refused(threshold: Any) -> None:
+    rows, words = make_rows(3), r"the score threshold is .*, expected a number"
+    with pytest.raises(InputError, match=words):
+        detect(rows).above(threshold)
+    with pytest.raises(InputError, match=words):
+        detect(rows, threshold=threshold)
 
 
 def test_empty_detections_serve_every_form() -> None:

@@ -36,6 +36,26 @@ def network_inputs(count: int = 2) -> np.ndarray:
 # ------------------------------------------------------------------------ photographs
 
 
+@pytest.mark.parametrize("threshold", ["0.5", float("nan")])
+def test_a_threshold_that_is_no_number_is_refused_before_the_work(
+    detector: Detector, threshold: Any
+) -> None:
+    image, words = picture(), "score threshold is .*, expected a number"
+
+    async def images() -> AsyncIterator[NDArray[np.uint8]]:
+        yield image
+
+    async def every() -> list[Any]:
+        return [found async for found in detector.stream_async(images(), threshold)]
+
+    with pytest.raises(InputError, match=words):
+        detector(image, threshold)
+    with pytest.raises(InputError, match=words):
+        list(detector.stream([image], threshold))
+    with pytest.raises(InputError, match=words):
+        asyncio.run(every())
+
+
 def test_a_photograph_gives_detections_on_it(detector: Detector) -> None:
     image = picture(90, 120)
     found = detector(image)

@@ -6,10 +6,9 @@
 ...     print(name, score, box)
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from .version import VERSION
+
+TYPE_CHECKING = False  # typing's own would be imported before Ctrl-C can be silent
 
 if TYPE_CHECKING:
     from .detections import Detections
@@ -51,12 +50,16 @@ _MODULES = {
 """Public name -> its module, imported on first use: numpy and OpenCV take a third of a second."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'sparsedet' has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+
+    def __getattr__(name):
+        from importlib import import_module
+
+        if name not in _MODULES:
+            raise AttributeError(f"module 'sparsedet' has no attribute {name!r}")
+        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

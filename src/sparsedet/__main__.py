@@ -1,16 +1,29 @@
 """The `sparsedet` command, and `python -m sparsedet`."""
 
+import os
 import sys
 
 
 def run() -> None:
-    """Run the command line and exit; Ctrl-C is silent from the first import on."""
+    """Run the command line and exit; Ctrl-C is silent from the first import to the end."""
     try:
-        from .cli import main
+        import signal
 
-        sys.exit(main())
+        usual = signal.getsignal(signal.SIGINT)
+        heeded = usual is signal.default_int_handler  # else ignored, as after nohup
+        if heeded:  # numpy would turn a KeyboardInterrupt into an ImportError
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        try:
+            from .cli import main
+        except ImportError as error:
+            sys.exit(f"sparsedet: cannot start, a package is missing or damaged: {error}")
+        signal.signal(signal.SIGINT, usual)
+        code = main()
+        if heeded:  # Python's end would print a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

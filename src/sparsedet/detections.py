@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,7 +75,12 @@ class Detections:
         return zip(self.names, self.scores.tolist(), self.boxes, strict=True)
 
     def above(self, threshold: float) -> Detections:
-        """The detections with a score of at least `threshold`."""
+        """The detections with a score of at least `threshold`.
+
+        Raises:
+            InputError: `threshold` is no number.
+        """
+        check_threshold(threshold)
         keep = self.scores >= threshold
         return replace(
             self,
@@ -143,7 +149,7 @@ class Detections:
 
     def to_json(self) -> str:
         """`to_dict` as one line."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        return json.dumps(self.to_dict())
 
     # ---------------------------------------------------------------- drawn
 
@@ -167,6 +173,16 @@ class Detections:
         return draw_boxes(image, self.boxes, self.labels, texts)
 
 
+def check_threshold(threshold: float) -> None:
+    """Raise InputError unless `threshold` is a number; NaN would silently drop everything."""
+    try:
+        value = float("nan" if isinstance(threshold, str | bytes) else threshold)
+    except (TypeError, ValueError, OverflowError):
+        value = float("nan")
+    if math.isnan(value):
+        raise InputError(f"the score threshold is {threshold!r}, expected a number 0..1")
+
+
 # -------------------------------------------------------------------- rows
 
 
@@ -188,7 +204,7 @@ def from_rows(
 
     Raises:
         InputError: the rows have another shape, belong to several images, or hold values that no
-            detection can have.
+            detection can have; or the threshold is no number.
     """
     array = np.asarray(rows, dtype=np.float32)
     if array.shape[-1:] != (7,) or array.ndim not in (2, 4) or array.shape[:-2] not in ((), (1, 1)):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, Name, load
-from .detections import Detections, contract_rows, from_rows
+from .detections import Detections, check_threshold, contract_rows, from_rows
 from .engine import Precision, default_threads
 from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, to_network_input
@@ -184,8 +184,10 @@ class Detector:
                 A value below the model's has no effect.
 
         Raises:
-            InputError: the image has another shape or type.
+            InputError: the image has another shape or type, or the threshold is no number.
         """
+        if score_threshold is not None:  # before the work
+            check_threshold(score_threshold)
         config = self.config
         size = (config.input_height, config.input_width)
         network_input, letterbox = to_network_input(image, *size, config.resize)

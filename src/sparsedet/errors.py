@@ -13,7 +13,7 @@ class InputError(ValueError):
 
 
 class UsageError(InputError):
-    """A command line that is wrong by itself, as a flag out of range."""
+    """An argument that is wrong by itself, whatever the files hold: out of range, unknown."""
 
 
 def warn_renamed(old: object, new: object) -> None:

@@ -8,9 +8,11 @@ import json
 import os
 import socket
 import stat
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import InputError
 
@@ -29,10 +31,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, overwrite: bool =
         if is_stream(path):
             _write_into(path, data)
             return
-        target = Path(os.path.realpath(path))
+        target = follow(path)
         if target.exists() and not overwrite:
             raise InputError(f"{path}: exists already and is not overwritten")
-        _replace(target, data)
+        with replacing(target) as file:
+            file.write(data)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -43,39 +46,64 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
         mode = os.stat(path).st_mode
     except OSError:
         return False
-    if not stat.S_ISREG(mode):
-        return not stat.S_ISDIR(mode)
-    link = os.fspath(path)  # `/dev/stdout` of `sparsedet ... > file` leads to a regular file
+    return not stat.S_ISDIR(mode) and (not stat.S_ISREG(mode) or _descriptor(path) is not None)
+
+
+def follow(path: str | os.PathLike[str]) -> Path:
+    """The file that a path means, all links followed; it need not exist.
+
+    Raises:
+        OSError: the system cannot say, as for links in a circle or a name too long.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)
+    return Path(os.path.realpath(path))
+
+
+def _descriptor(path: str | os.PathLike[str]) -> int | None:
+    """The number of the open file of this process that a path leads to, as `/dev/stdout` does."""
+    link, table = os.fspath(path), os.path.realpath("/proc/self/fd")
     for _ in range(40):  # Linux's limit of links in a row
-        if os.path.realpath(os.path.dirname(link) or ".").startswith("/proc/"):
-            return True
+        folder, name = os.path.split(link)
+        if os.path.realpath(folder or ".") == table and name.isdecimal():
+            return int(name)
         if not os.path.islink(link):
-            return False
-        link = os.path.join(os.path.dirname(link), os.readlink(link))
-    return False
+            return None
+        link = os.path.join(folder, os.readlink(link))
+    return None
 
 
 def _write_into(path: str | os.PathLike[str], data: bytes) -> None:
-    if stat.S_ISSOCK(os.stat(path).st_mode):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    """Write to what stays as it is. A reader that stops reading has what it wanted."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(BrokenPipeError):
+        number = _descriptor(path)
+        if number is None and stat.S_ISSOCK(os.stat(path).st_mode):
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             connection.connect(os.fspath(path))
             connection.sendall(data)
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
+            return
+        if number is None:
+            number = os.open(path, os.O_WRONLY)
+            stack.callback(os.close, number)
+        else:  # opened again, a file would be written from its start: `--json /dev/stdout > file`
+            sys.stdout.flush()
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(descriptor, rest) :]
-    finally:
-        os.close(descriptor)
+            rest = rest[os.write(number, rest) :]
 
 
-def _replace(target: Path, data: bytes) -> None:
-    """Write to a temporary file beside `target`, then move it there."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A new file `.NAME.*` beside `target`, moved there when all is written, else deleted.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    name = os.fsdecode(os.fsencode(target.name)[:200])  # 255 bytes are the limit
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if target.exists():
@@ -105,16 +133,34 @@ def check_output(path: Path, *, overwrite: bool = False, flag: str = "--overwrit
     """
     if is_stream(path):
         return
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a file to write")
-    target = Path(os.path.realpath(path))
-    if target.exists() and not overwrite:
-        way = f"another name or {flag}" if flag else "another name"
-        raise InputError(f"{path}: exists already; give {way}")
-    if not target.parent.is_dir():
-        raise InputError(f"{path}: cannot be written ({target.parent} is not a folder)")
-    if not os.access(target.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written ({target.parent} is read-only)")
+    check_name(path, overwrite=overwrite, flag=flag)
+    _check_writable(follow(path).parent, path)
+
+
+def check_name(path: Path, *, overwrite: bool = False, flag: str = "--overwrite") -> None:
+    """`check_output` without the question whether the folder is read-only."""
+    if is_stream(path):
+        return
+    try:
+        target = follow(path)
+        if target.is_dir():
+            raise InputError(f"{path}: is a folder, expected a file to write")
+        if target.exists() and not overwrite:
+            way = f"another name or {flag}" if flag else "another name"
+            raise InputError(f"{path}: exists already; give {way}")
+        if not target.parent.is_dir():
+            raise InputError(f"{path}: cannot be written ({target.parent} is not a folder)")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _check_writable(folder: Path, path: Path) -> None:
+    """Try it: the permissions say less than the system does, above all to root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def make_folder(path: Path) -> None:
@@ -126,9 +172,22 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if not os.access(path, os.W_OK):
-        raise InputError(f"{path}: cannot be written")
+        raise InputError(f"{path}: cannot be used as a folder ({error.strerror})") from None
+    _check_writable(path, path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse before the work what `make_folder` could not make after it; makes nothing.
+
+    Raises:
+        InputError: it, or what is above it, is no folder.
+    """
+    try:
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be used as a folder ({error.strerror})") from None
+    if not existing.is_dir():
+        raise InputError(f"{path}: cannot be used as a folder ({existing} is not one)")
 
 
 def weights_file(path: Path) -> Path:
@@ -164,6 +223,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def cache_folder() -> Path:
-    """Folder of downloads and packed weights: SPARSEDET_CACHE, else ~/.cache/sparsedet."""
-    chosen = os.environ.get("SPARSEDET_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "sparsedet"
+    """Folder of downloads and packed weights: SPARSEDET_CACHE, else ~/.cache/sparsedet.
+
+    Raises:
+        InputError: there is no home folder, as for a user that only a container knows.
+    """
+    chosen = os.environ.get("SPARSEDET_CACHE") or "~/.cache/sparsedet"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError:
+        raise InputError(f"{chosen}: no home folder; give a folder by SPARSEDET_CACHE") from None

@@ -8,11 +8,13 @@ import json
 import os
 import re
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from helpers.commands import Run, refused, tree
 from helpers.small import SMALL, encoded, picture
@@ -87,9 +89,12 @@ def test_never_over_the_photograph(detect: Run, photo: Path, tmp_path: Path, lin
         target = tmp_path / "link.png"
         target.symlink_to(photo)
     before = tree(tmp_path)
-    refused(detect(photo, "-o", target, "--overwrite"), "photograph")
-    refused(detect(photo, "-o", photo.parent, "--overwrite"), "photograph")
+    refused(detect(photo, "-o", target, "--overwrite"), "an input of this run", code=2)
     assert tree(tmp_path) == before
+    assert detect(photo, "-o", photo.parent, "--overwrite").code == 0
+    after = tree(tmp_path)
+    (new,) = set(after) - set(before)
+    assert new.endswith("street-2.png") and {name: after[name] for name in before} == before
 
 
 def test_never_over_another_photograph_or_picture_of_the_run(detect: Run, tmp_path: Path) -> None:
@@ -100,12 +105,15 @@ def test_never_over_another_photograph_or_picture_of_the_run(detect: Run, tmp_pa
     before = tree(tmp_path)
     photos = [tmp_path / name for name in names]
     outcome = detect(*photos, "-o", tmp_path / "out", "--overwrite")
-    assert outcome.code == 2
-    # a/x.png is written to out/x.png; nothing of the others may go there or over out/y.png.
-    assert len(outcome.err.splitlines()) == 4 and "3 of 4" in outcome.err
+    assert outcome.code == 0 and outcome.err == ""
+    # None of the four goes over another, nor over out/y.png, which is an image of the run.
     after = tree(tmp_path)
-    assert set(after) - set(before) == {"out/x.png"}
+    new = ["out/x.png", "out/x-2.png", "out/y-2.png", "out/y-3.png"]
+    assert set(after) - set(before) == set(new)
     assert {name: after[name] for name in before} == before
+    assert len({after[name] for name in new}) == 4
+    arrows = [line for line in outcome.out.splitlines() if line.startswith("-> ")]
+    assert arrows == [f"-> {tmp_path / name}" for name in new]
 
 
 def test_nothing_drawn_on_request(detect: Run, photo: Path) -> None:
@@ -171,6 +179,100 @@ def test_resize(detect: Run, photo: Path) -> None:
     assert fit == default != stretch
 
 
+def test_a_webp_photograph_has_a_lossy_copy(detect: Run, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.webp"
+    image = cv2.resize(picture(), (900, 600), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(photo), image, [cv2.IMWRITE_WEBP_QUALITY, 80])
+    sizes = []
+    for flags in ((), ("--quality", 30), ("--quality", 90)):
+        assert detect(photo, "--overwrite", *flags).code == 0
+        sizes.append(photo.with_name("photo_detected.webp").stat().st_size)
+    assert sizes[1] < sizes[0] == sizes[2]
+    assert detect(photo, "-o", tmp_path / "x.png").code == 0
+    assert sizes[0] < (tmp_path / "x.png").stat().st_size / 2
+
+
+def test_a_slash_makes_a_folder(detect: Run, photo: Path, tmp_path: Path) -> None:
+    outcome = detect(photo, "-o", f"{tmp_path}/new/")
+    assert outcome.code == 0 and outcome.out.endswith(f"-> {tmp_path}/new/street.png\n")
+
+
+def test_photographs_of_one_name_are_both_kept(detect: Run, tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "x.png"), picture(seed=seed))
+    outcome = detect(tmp_path / "a/x.png", tmp_path / "b/x.png", "-o", tmp_path / "new")
+    assert outcome.code == 0 and sorted(tree(tmp_path / "new")) == ["x-2.png", "x.png"]
+
+
+# ------------------------------------------------------ detections first, then what went wrong
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_an_annotated_image_that_its_format_cannot_hold(
+    detect: Run, tmp_path: Path, suffix: str
+) -> None:
+    wide = tmp_path / "wide.png"
+    cv2.imwrite(str(wide), np.zeros((2, 70000, 3), np.uint8))
+    outcome = detect(wide, "-o", tmp_path / f"out{suffix}")
+    assert outcome.code == 1 and outcome.out.startswith(f"{wide}: ")
+    assert outcome.err.startswith(f"sparsedet: {tmp_path}/out{suffix}: 70000x2 pixels are too many")
+    assert outcome.err.count("\n") == 1 and "->" not in outcome.out
+    assert [p.name for p in tmp_path.iterdir()] == ["wide.png"]
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_detections_are_printed_where_no_image_can_be_written(
+    detect: Run, photo: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = detect(photo, "--no-save", "--format", form).out
+    long = photo.rename(photo.with_name("x" * 248 + ".png"))  # 252 bytes
+    outcome = detect(long, "--format", form)
+    assert outcome.code == 1 and len(outcome.out.splitlines()) == len(expected.splitlines())
+    assert "_detected.png: cannot be written (File name too long)" in outcome.err
+    photo = long.rename(photo)
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = detect(photo, photo, "--format", form)
+    assert outcome.code == 1 and len(outcome.out.splitlines()) >= 2 * len(expected.splitlines()) - 1
+    lines = outcome.err.splitlines()
+    assert [line.rpartition("(")[2] for line in lines[:2]] == ["No space left on device)"] * 2
+    assert lines[2:] == ["sparsedet: 2 of 2 images failed"]
+    assert list(photo.parent.iterdir()) == [photo]
+
+
+def test_a_read_only_medium(detect: Run, photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ro"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root mounts, and not everywhere")
+    try:
+        (folder / "street.png").write_bytes(photo.read_bytes())
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        for flags in ((), ("-o", folder / "x.png"), ("-o", f"{folder}/new/")):
+            outcome = detect(folder / "street.png", *flags)
+            assert outcome.code == 1 and ": 0 objects" not in outcome.out
+            assert len(outcome.out.splitlines()) >= 6
+            assert outcome.err.endswith("Read-only file system)\n") and outcome.err.count("\n") == 1
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_bad_images_stop(detect: Run, photo: Path) -> None:
+    bad = photo.with_name("bad.png")
+    bad.write_bytes(b"text")
+    outcome = detect(photo, bad, photo, "--no-save", "--format", "json", "--bad-images", "stop")
+    assert outcome.code == 1 and len(outcome.out.splitlines()) == 1
+    outcome = detect(photo, bad, photo, "--no-save", "--format", "json", "--bad-images", "skip")
+    assert outcome.code == 1 and len(outcome.out.splitlines()) == 2
+
+
 # --------------------------------------------------------------------------- bad photographs
 
 
@@ -226,7 +328,7 @@ def test_one_bad_file_among_many(detect: Run, photo: Path, tmp_path: Path) -> No
         others[-1].write_bytes(data)
     missing = photo.with_name("missing.jpg")
     outcome = detect(photo, missing, *others, "-o", tmp_path / "out", "--format", "json")
-    assert outcome.code == 2
+    assert outcome.code == 1
     lines = outcome.err.splitlines()
     assert [line.startswith("sparsedet: ") for line in lines] == [True] * 4
     for line, word in zip(lines, ("missing.jpg", "empty.png", "text.jpg", "3 of 5"), strict=True):
@@ -238,7 +340,7 @@ def test_one_bad_file_among_many(detect: Run, photo: Path, tmp_path: Path) -> No
 
 def test_many_bad_files_leave_no_folder(detect: Run, tmp_path: Path) -> None:
     outcome = detect(tmp_path / "a.jpg", tmp_path / "b.jpg", "-o", tmp_path / "out")
-    assert outcome.code == 2 and "2 of 2" in outcome.err
+    assert outcome.code == 1 and "2 of 2" in outcome.err
     assert tree(tmp_path) == {}
     outcome = detect(tmp_path / "a.jpg", tmp_path / "b.jpg", "--format", "csv")
     assert outcome.out == ""
@@ -256,9 +358,9 @@ def test_an_output_that_cannot_be_written(detect: Run, photo: Path, tmp_path: Pa
     refused(detect(photo, "-o", tmp_path / "none" / "x.png"), "none/x.png", "cannot be written")
     refused(detect(photo, second, "-o", tmp_path / "file"), "cannot be used as a folder")
     refused(detect(photo, second, "-o", tmp_path / "file" / "below"), "cannot be used as a folder")
-    refused(detect(photo, "-o", tmp_path / ("x" * 300)), "name too long")
-    refused(detect(photo, "-o", tmp_path / "x.xyz"), "use .jpg or .png")
-    refused(detect(photo, "-o", tmp_path / "noextension"), "use .jpg or .png")
+    refused(detect(photo, "-o", tmp_path / ("x" * 300 + ".png")), "name too long")
+    refused(detect(photo, "-o", tmp_path / "x.xyz"), "use one of .jpg, .jpeg, .png", code=2)
+    refused(detect(photo, "-o", tmp_path / "new"), f"or {tmp_path}/new/ for a folder", code=2)
     assert tree(tmp_path) == before
 
 
@@ -267,8 +369,10 @@ def test_a_read_only_folder(detect: Run, photo: Path, tmp_path: Path) -> None:
     try:
         if os.access(photo.parent, os.W_OK):
             pytest.skip("root may write anywhere")
-        refused(detect(photo), "cannot be written", "Permission denied")
-        refused(detect(photo, photo, "-o", photo.parent / "out"), "cannot be used as a folder")
+        for flags in ((), ("-o", photo.parent / "out.png"), ("-o", f"{photo.parent}/out/")):
+            outcome = detect(photo, *flags)
+            assert outcome.code == 1 and len(outcome.out.splitlines()) >= 6
+            assert "Permission denied" in outcome.err and outcome.err.count("\n") == 1
     finally:
         photo.parent.chmod(0o755)
     assert list(photo.parent.iterdir()) == [photo]
@@ -307,6 +411,10 @@ def test_wrong_model_files(run: Run, photo: Path, small_model: Path, tmp_path: P
         (("--threads", "-3"), "threads is -3"),
         (("--threads", "99999"), "threads is 99999"),
         (("--isa", "mmx"), "'mmx'"),
+        (("--backend", "openvino", "--isa", "scalar"), "for the backend 'native'"),
+        (("--backend", "onnxruntime", "--precision", "bf16"), "not for 'onnxruntime'"),
+        (("--quality", "0"), "--quality is 0"),
+        (("--quality", "101"), "--quality is 101"),
         (("--score-threshold", "1.5"), "--score-threshold is 1.5"),
         (("--score-threshold", "nan"), "--score-threshold is nan"),
     ],
@@ -315,7 +423,7 @@ def test_bad_values(
     run: Run, small_model: Path, photo: Path, tmp_path: Path, flags: tuple[str, ...], word: str
 ) -> None:
     before = tree(tmp_path)
-    refused(run("detect", photo, "--model", small_model, *flags), word)
+    refused(run("detect", photo, "--model", small_model, *flags), word, code=2)
     assert tree(tmp_path) == before
 
 

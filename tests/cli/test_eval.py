@@ -103,13 +103,15 @@ def test_bad_eval(evaluate: Run, tmp_path: Path) -> None:
     refused(evaluate((tmp_path / "text.json", images)), "text.json", "not valid JSON")
     refused(evaluate((tmp_path / "list.json", images)), "list.json", "not a COCO data set")
     refused(evaluate((path, tmp_path / "none")), "2 of 2 images are missing")
-    refused(evaluate((path, images), "--limit", 0), "limit is 0")
+    refused(evaluate((path, images), "--limit", 0), "limit is 0", code=2)
     refused(evaluate((path, images), "--json", path), "exists already")
     refused(evaluate((path, images), "--results", path / "r.json"), "cannot be written")
     refused(evaluate((path, images), "--json", tmp_path / "s.json"), "2.png")
     assert tree(tmp_path) == before
-    outcome = evaluate((path, images), "--skip-bad")
+    outcome = evaluate((path, images), "--bad-images", "skip")
     assert outcome.code == 0 and outcome.err.count("sparsedet: warning: ") == 1
+    old = evaluate((path, images), "--skip-bad")
+    assert old.code == 0 and "--skip-bad is now --bad-images skip" in old.err
 
 
 def test_eval_report(evaluate: Run, tmp_path: Path) -> None:
@@ -132,8 +134,10 @@ def test_eval_report(evaluate: Run, tmp_path: Path) -> None:
     before = tree(tmp_path)
     refused(evaluate(files, "--report", page), "r.html", "exists already")
     refused(evaluate(files, "--report", tmp_path / "none" / "r.html"), "cannot be written")
-    refused(evaluate(files, "--report", tmp_path / "n", "--json", tmp_path / "n"), "one name")
-    refused(evaluate(files, "--score-threshold", 2), "--score-threshold is 2")
+    refused(
+        evaluate(files, "--report", tmp_path / "n", "--json", tmp_path / "n"), "one name", code=2
+    )
+    refused(evaluate(files, "--score-threshold", 2), "--score-threshold is 2", code=2)
     assert tree(tmp_path) == before
     assert evaluate(files, "--report", page, "--overwrite").code == 0
 
@@ -170,7 +174,7 @@ def test_compare(run: Run, small_model: Path, tmp_path: Path) -> None:
     save_model(other, replace(model.config, class_names=("a", "b", "c")), model.tensors, {})
     before = tree(tmp_path)
     refused(call(small_model, other), "no class in common")
-    refused(call(small_model, small_model, "--limit", 0), "limit is 0")
+    refused(call(small_model, small_model, "--limit", 0), "limit is 0", code=2)
     assert tree(tmp_path) == before
     shared = call(small_model, "embedded", "--limit", 1)  # cat and traffic light
     assert shared.code == 0 and "classes that are not scored" in shared.err

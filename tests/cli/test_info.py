@@ -62,10 +62,10 @@ def test_info_counts_zeros_a_layer(run: Run, small_model: Path) -> None:
 
 
 def test_bad_info(run: Run, small_model: Path) -> None:
-    refused(run("info", "--preset", "r102"), "'r102'", "r101-c4")
-    refused(run("info", small_model, "--rois", 0), "--rois is 0")
-    refused(run("info", small_model, "--preset", "r101-c4"), "not both")
-    refused(run("info", "--preset", "r101-c4", "--operations"), "a preset has no weights")
+    refused(run("info", "--preset", "r102"), "'r102'", "r101-c4", code=2)
+    refused(run("info", small_model, "--rois", 0), "--rois is 0", code=2)
+    refused(run("info", small_model, "--preset", "r101-c4"), "not both", code=2)
+    refused(run("info", "--preset", "r101-c4", "--operations"), "a preset has no weights", code=2)
 
 
 def test_the_embedded_model(run: Run, photo: Path, embedded: Path) -> None:

@@ -290,9 +290,9 @@ def test_detect_and_plan(quantized: Path, photo: Path, capsys: pytest.CaptureFix
 def test_refusals(
     small_model: Path, photo: Path, quantized: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(*arguments: object) -> str:
+    def refused(*arguments: object, code: int = 1) -> str:
         capsys.readouterr()
-        assert main([str(a) for a in arguments]) == 2
+        assert main([str(a) for a in arguments]) == code
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         return error
@@ -305,7 +305,7 @@ def test_refusals(
     again = ("quantize", small_model, "--images", folder, "--output")
     assert "exists already" in refused(*again, quantized)
     assert "is not a folder" in refused(*again, folder / "none" / "x.safetensors")
-    assert "at least 1" in refused(*again, new, "--calibration-images", 0)
+    assert "at least 1" in refused(*again, new, "--calibration-images", 0, code=2)
     assert "holds no images" in refused("quantize", small_model, "--images", empty, "--output", new)
     assert not new.exists()
 

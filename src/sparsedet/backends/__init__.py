@@ -17,7 +17,7 @@ from typing import Any
 
 from .._native import has_bfloat16
 from ..engine import Precision, check_threads, choose_precision
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..model.file import ModelFile, load_model
 from . import native
 from .base import BACKENDS, NAMES, PRECISIONS, Backend, BackendInfo, Name
@@ -60,7 +60,7 @@ def load(
     """
     check_name(name)
     if name != "native" and (isa or tuning is not None or cache):
-        raise InputError(f"isa, tuning and cache are for the backend 'native', not for {name!r}")
+        raise UsageError(f"isa, tuning and cache are for the backend 'native', not for {name!r}")
     if is_graph(path):
         backend = load_graph(name, path, threads=threads, streams=streams, precision=precision)
         return ModelFile(backend.config, {}, {"graph": str(path)}, "float32"), backend
@@ -123,7 +123,7 @@ def is_graph(path: str | os.PathLike[str]) -> bool:
 def check_name(name: str) -> None:
     """Raise InputError unless there is a backend of this name."""
     if name not in NAMES:
-        raise InputError(f"backend is {name!r}, expected one of {', '.join(NAMES)}")
+        raise UsageError(f"backend is {name!r}, expected one of {', '.join(NAMES)}")
 
 
 def choose_backend_precision(name: str, precision: str) -> str:
@@ -139,7 +139,7 @@ def choose_backend_precision(name: str, precision: str) -> str:
     chosen = choose_precision(precision)
     if chosen not in supported:
         able = [other for other, info in BACKENDS.items() if chosen in info.precisions]
-        raise InputError(
+        raise UsageError(
             f"precision {chosen!r} is for the backend {_either(able)}, not for {name!r}"
         )
     return chosen

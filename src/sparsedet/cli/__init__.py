@@ -51,28 +51,48 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    arguments.command_line = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # file names may be any bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("always", category=UserWarning, module=r"sparsedet\b")
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
-            code = int(arguments.run(arguments))
-        if sys.stdout is not None:  # closed, as in `sparsedet ... >&-` or under pythonw
-            sys.stdout.flush()
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
         return code
     except BrokenPipeError:  # `sparsedet info | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError) as error:  # OSError: a full disk, a name too long
         complain(error)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again as it ends, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: list[str]) -> int:
+    arguments = build_parser().parse_args(argv)
+    arguments.command_line = argv
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"sparsedet\b")
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        return int(arguments.run(arguments))
+
+
+def _open_closed_streams() -> None:
+    """Give closed streams (`>&-`, cron, daemons) a place; else the next open file takes it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+            setattr(sys, name, nowhere)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

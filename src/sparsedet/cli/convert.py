@@ -118,6 +118,7 @@ def convert_file(
     Raises:
         InputError: the source cannot be converted, or the output cannot be written.
     """
+    from ..files import is_stream
     from ..importers import detect_format, load_foreign
     from ..model.file import load_model, save_model
     from ..model.sparsity import sparsity_report
@@ -140,7 +141,9 @@ def convert_file(
         dtype=dtype,
         overwrite=overwrite,
     )
-    written = sparsity_report(imported.config, load_model(output).tensors)
+    written = report
+    if not is_stream(output):
+        written = sparsity_report(imported.config, load_model(output).tensors)
     _print(imported, verbose)
     print(
         f"{report.parameters:,} parameters (batch norm folded), {report.zeros:,} of them zero "

@@ -75,22 +75,24 @@ def run_detect(arguments: argparse.Namespace) -> int:
             start = time.perf_counter()
             detections = detector(image, arguments.score_threshold)
             seconds = time.perf_counter() - start
-            target: Path | None = None
-            problem: Exception | None = None
-            if annotated is not None:
-                try:  # the detections are printed even if their image cannot be written
-                    target = annotated.write(path, detections.draw(image))
-                except (InputError, OSError) as error:
-                    problem = error
-            _print(arguments.format, path, detections, seconds, target, first=printed == 0)
-            printed += 1
-            if problem is not None:
-                raise problem
         except (InputError, OSError) as error:
             complain(error)
             failed += 1
             if arguments.bad_images == "stop":
                 break
+            continue
+        target: Path | None = None
+        problem: Exception | None = None
+        if annotated is not None:
+            try:  # the detections are printed even if their image cannot be written
+                target = annotated.write(path, detections.draw(image))
+            except (InputError, OSError) as error:
+                problem = error
+        _print(arguments.format, path, detections, seconds, target, first=printed == 0)
+        printed += 1
+        if problem is not None:
+            complain(problem)
+            failed += 1
     if failed and len(images) > 1:
         complain(f"{failed} of {len(images)} images failed")
     return 1 if failed else 0
@@ -99,19 +101,21 @@ def run_detect(arguments: argparse.Namespace) -> int:
 def _print(
     form: str, image: Path, detections: Detections, seconds: float, target: Path | None, first: bool
 ) -> None:
-    """One image's detections in one of the forms of --format.
+    """One image's detections in one of the forms of --format, at once: a reader may wait.
 
     Args:
         target: where the annotated image went.
         first: nothing was printed before.
     """
     if form == "json":
-        print(json.dumps({"photo": str(image), **detections.to_dict()}), flush=True)
+        print(json.dumps({"photo": str(image), **detections.to_dict()}))
     elif form == "csv":
         _print_csv(image, detections, header=first)
     else:
-        arrow = "" if target is None else f"\n-> {target}"
-        print(_table(image, detections, seconds) + arrow, flush=True)
+        print(_table(image, detections, seconds))
+        if target is not None:
+            print(f"-> {target}")
+    sys.stdout.flush()
 
 
 def _table(image: Path, detections: Detections, seconds: float) -> str:
@@ -130,4 +134,3 @@ def _print_csv(image: Path, detections: Detections, header: bool) -> None:
     if header:
         writer.writerow(["photo", *first])
     writer.writerows([image, *row] for row in rows)
-    sys.stdout.flush()

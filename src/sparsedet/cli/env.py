@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from ..errors import InputError
 from .options import Command
 
 PACKAGES = (
@@ -20,9 +20,10 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "openvino",
+    "nncf",
     "pycocotools",
-    "safetensors",
 )
+"""Those that change what a command does."""
 
 
 def register(command: Command) -> None:
@@ -38,35 +39,54 @@ def register(command: Command) -> None:
 
 def run_env(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
-    from ..engine import available_isas, choose_isa, default_threads
+    from ..engine import available_isas, default_threads
     from ..files import cache_folder
     from ..version import VERSION
 
+    model = embedded_model()
     try:
-        chosen = choose_isa()
-    except ValueError as error:  # SPARSEDET_ISA
-        chosen = str(error)
-    variables = sorted(name for name in os.environ if name.startswith("SPARSEDET_"))
+        cache = str(cache_folder())
+    except InputError as error:
+        cache = str(error)
     lines = {
-        "sparsedet": f"{VERSION} ({os.path.dirname(embedded_model().parent)})",
+        "sparsedet": f"{VERSION} ({model.parent.parent})",
+        "embedded model": f"{model.name}{'' if model.is_file() else ', missing'}",
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "CPU": _cpu(),
-        "instruction sets": f"{', '.join(available_isas())}; in use: {chosen}",
+        "instruction sets": ", ".join(available_isas()),
+        "in use": _in_use(),
         "threads": f"{default_threads()} of {os.cpu_count()} CPUs",
-        "cache": str(cache_folder()),
-        **{name: os.environ[name] for name in variables},
+        "cache": cache,
+        "encoding": f"{sys.stdout.encoding} to stdout, {sys.getfilesystemencoding()} in names",
+        **{name: os.environ[name] for name in sorted(os.environ) if name.startswith("SPARSEDET_")},
+        **{package: _version(package) for package in PACKAGES},
     }
-    for package in PACKAGES:
-        try:
-            lines[package] = version(package)
-        except PackageNotFoundError:
-            if importlib.util.find_spec(package.replace("-", "_")):
-                lines[package] = "installed without its metadata"
     width = max(map(len, lines))
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")
     return 0
+
+
+def _in_use() -> str:
+    """The instruction set that a command would take, and its precisions."""
+    from .._native import choose_isa, has_bfloat16, has_int8
+
+    try:
+        isa = choose_isa()
+    except ValueError as error:  # of SPARSEDET_ISA
+        return str(error)
+    fast = [name for name, has in (("bf16", has_bfloat16), ("int8", has_int8)) if has(isa)]
+    return f"{isa}, with {', '.join(['f32', *fast])}"
+
+
+def _version(package: str) -> str:
+    try:
+        return str(version(package))
+    except PackageNotFoundError:
+        return "not installed"
+    except (OSError, LookupError, ValueError):
+        return "unknown: its metadata is damaged"
 
 
 def _cpu() -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from .options import OUTPUT, Command, add, add_old, group
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ def run_export(arguments: argparse.Namespace) -> int:
     _check_flags(arguments, form)
     model = load_model(arguments.file or embedded_model())
     if arguments.max_detections is not None:
-        config = replace(model.config, max_detections=arguments.max_detections)
+        try:
+            config = replace(model.config, max_detections=arguments.max_detections)
+        except InputError as error:
+            raise UsageError(str(error)) from None
         model = replace(model, config=config)
     settings: dict[str, Any] = {
         key: getattr(arguments, key) for key in ("dtype", "layout", "rows", "image_info", "hoist")

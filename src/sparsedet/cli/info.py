@@ -66,6 +66,7 @@ def _model(arguments: argparse.Namespace) -> Path | None:
 def run_info(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine import choose_isa
+    from ..files import check_output
     from ..model.c4 import build_network
     from ..model.file import load_model
     from ..model.presets import preset
@@ -77,6 +78,8 @@ def run_info(arguments: argparse.Namespace) -> int:
     operations = arguments.operations or arguments.autotune
     if arguments.preset and operations:
         raise UsageError("--operations and --autotune need a model file: a preset has no weights")
+    if arguments.autotune:
+        check_output(arguments.autotune, flag="")  # before the work, not after
     if arguments.preset:
         config = preset(arguments.preset)
         rois = arguments.rois or config.proposals

@@ -7,6 +7,7 @@ once. A command names the flags it takes (`add`) and gives only their defaults.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -233,7 +234,13 @@ def load_detector(arguments: argparse.Namespace, **different: Any) -> Detector:
         InputError: as `Detector.load`.
     """
     from ..detector import Detector
+    from ..engine import choose_isa
 
+    if arguments.isa:
+        try:
+            choose_isa(arguments.isa)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     settings: dict[str, Any] = {
         "path": getattr(arguments, "model", None),
         "threads": arguments.threads,
@@ -271,8 +278,12 @@ def check_outputs(overwrite: bool, *paths: Path | None) -> None:
 
 def complain(what: object) -> None:
     """One line on stderr."""
-    if sys.stderr is not None:  # closed
-        print("sparsedet:", " ".join(str(what).splitlines()), file=sys.stderr, flush=True)
+    _tell(f"sparsedet: {' '.join(str(what).splitlines())}\n")
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, or a full disk
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -293,7 +304,7 @@ class Progress:
 
     def __init__(self, what: str = "", unit: str = "images") -> None:
         self.what, self.unit = what, unit
-        self.terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty()
         self.started = self.shown = time.monotonic()
         self.first: int | None = None
         self.open = False
@@ -310,7 +321,7 @@ class Progress:
         self.shown = now
         text = self._text(done, total, now)
         if self.terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            _tell(f"\r\x1b[K{text}")
             self.open = True
             if last:
                 self.end()
@@ -337,5 +348,5 @@ class Progress:
     def end(self) -> None:
         """Leave the bar's line."""
         if self.open:
-            print(file=sys.stderr)
+            _tell("\n")
         self.open = False

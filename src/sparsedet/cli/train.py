@@ -94,7 +94,6 @@ def _recipe(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> Recip
         fine_tuning: the command's defaults in words; empty for `train`.
     """
     from ..files import read_json
-    from ..pruning.patterns import PATTERNS
     from ..training.recipe import Recipe
 
     values: dict[str, Any] = {}
@@ -110,24 +109,36 @@ def _recipe(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> Recip
         if not isinstance(given, dict):
             raise InputError(f"{arguments.recipe}: expected a JSON object of recipe settings")
         values |= given
-    values |= {
+    flags = {
         key.removeprefix("recipe."): value
         for key, value in vars(arguments).items()
         if key.startswith("recipe.")
     }
+    try:
+        return Recipe.from_dict(_with_defaults({**values, **flags}, fine_tuning))
+    except InputError as error:
+        Recipe.from_dict(_with_defaults(values, fine_tuning))  # the files are wrong, or else:
+        raise UsageError(str(error)) from None
+
+
+def _with_defaults(values: dict[str, Any], fine_tuning: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those defaults of `prune` that depend on others."""
+    from ..pruning.patterns import PATTERNS
+    from ..training.recipe import Recipe
+
     steps = values.get("steps", Recipe().steps)
     if fine_tuning and isinstance(steps, int):
         # Fine-tuning: zeros grow over the first two thirds, then the rest recovers.
         pattern = PATTERNS.get(str(values.get("pattern")))
         fixed = {"sparsity": 0.0} if pattern and pattern.fixed_sparsity is not None else {}
-        values = {
+        return {
             **fine_tuning,
             "prune_end": max(1, steps * 2 // 3),
             "warmup_steps": min(100, steps // 10),
             **fixed,
             **values,
         }
-    return Recipe.from_dict(values)
+    return values
 
 
 def train(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._native import NativeEngine, available_isas, choose_isa
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..model import boxes as np_boxes
 from ..model.c4 import build_network
 from ..model.config import ModelConfig
@@ -39,7 +39,7 @@ def default_threads() -> int:
 def check_threads(threads: int) -> None:
     """Raise InputError unless `threads` is a whole number, 1..1024."""
     if not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise InputError(f"threads is {threads!r}, expected a whole number 1..1024")
+        raise UsageError(f"threads is {threads!r}, expected a whole number 1..1024")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ import os
 import re
 import stat
 import struct
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from numpy.typing import NDArray
 
 from .._native import pack_version
 from ..errors import InputError
-from ..files import cache_folder
+from ..files import cache_folder, replacing
 from ..model.file import ModelFile, load_model
 from ..model.tensors import LazyTensors
 from ..version import VERSION
@@ -272,30 +271,24 @@ def _save(file: Path, key: str, tensors: LazyTensors, engine: Engine) -> None:
         OSError: the file cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(bytes(_START.size))
-            operations = {}
-            for name, *_ in engine.native.planned_ops:
-                algorithm, nonzero, checksum, pieces = engine.native.packed(name)
-                begin = stream.tell()
-                stream.writelines(pieces)
-                operations[name] = (begin, stream.tell(), algorithm, nonzero, checksum)
-            table = json.dumps(
-                {
-                    "key": key,
-                    "version": tensors.version(),
-                    "sha256": tensors.digest(),
-                    "operations": operations,
-                }
-            ).encode()
-            offset = stream.tell()
-            stream.write(table)
-            stream.seek(0)
-            digest = hashlib.sha256(table).digest()
-            stream.write(_START.pack(_MAGIC, offset, len(table), digest))
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(file) as stream:
+        stream.write(bytes(_START.size))
+        operations = {}
+        for name, *_ in engine.native.planned_ops:
+            algorithm, nonzero, checksum, pieces = engine.native.packed(name)
+            begin = stream.tell()
+            stream.writelines(pieces)
+            operations[name] = (begin, stream.tell(), algorithm, nonzero, checksum)
+        table = json.dumps(
+            {
+                "key": key,
+                "version": tensors.version(),
+                "sha256": tensors.digest(),
+                "operations": operations,
+            }
+        ).encode()
+        offset = stream.tell()
+        stream.write(table)
+        stream.seek(0)
+        digest = hashlib.sha256(table).digest()
+        stream.write(_START.pack(_MAGIC, offset, len(table), digest))

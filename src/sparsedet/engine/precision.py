@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from .._native import choose_isa, cpu_vendor, has_bfloat16
-from ..errors import InputError
+from ..errors import InputError, UsageError
 
 Precision = Literal["f32", "bf16", "int8", "auto"]
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8", "auto")
@@ -35,7 +35,7 @@ def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16", "i
         if precision == known:
             return known
     if precision != "auto":
-        raise InputError(f"precision is {precision!r}, expected 'f32', 'bf16', 'int8' or 'auto'")
+        raise UsageError(f"precision is {precision!r}, expected 'f32', 'bf16', 'int8' or 'auto'")
     try:
         supported = choose_isa(isa) != "scalar" and has_bfloat16(isa)
     except ValueError as error:

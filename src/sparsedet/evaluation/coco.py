@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import read_json
 
 
@@ -75,7 +75,7 @@ class CocoDataset:
         if limit is None:
             return self
         if limit < 1:
-            raise InputError(f"limit is {limit}, expected at least 1 image")
+            raise UsageError(f"limit is {limit}, expected at least 1 image")
         return replace(self, images=self.images[:limit])
 
     def warnings(self) -> list[str]:

@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InputError
-from ..files import check_output, weights_file
+from ..errors import InputError, UsageError
+from ..files import check_output, is_stream, weights_file
 from ..model.config import ModelConfig
 
 
@@ -95,8 +95,10 @@ def output_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> P
             .xml also the .bin beside it.
     """
     target = Path(path)
+    if suffix == ".onnx" and is_stream(target):  # an OpenVINO model is two files
+        return target
     if target.suffix != suffix:
-        raise InputError(f"{target}: the name of {_NAMES[suffix]} ends in {suffix}")
+        raise UsageError(f"{target}: the name of {_NAMES[suffix]} ends in {suffix}")
     for file in dict.fromkeys((target, weights_file(target))):
         check_output(file, overwrite=overwrite)
     return target

@@ -14,7 +14,7 @@ from os import environ
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import cache_folder
 from . import catalogue
 from .catalogue import entry
@@ -156,5 +156,5 @@ def _mirrored(url: str, mirror: str) -> str:
     """An address with the mirror in place of its scheme and host."""
     parts = urlsplit(mirror)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(f"mirror is {mirror!r}, expected an address: https://HOST or http://HOST")
+        raise UsageError(f"mirror is {mirror!r}, expected an address: https://HOST or http://HOST")
     return mirror.rstrip("/") + urlsplit(url).path

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import InputError
+from ..errors import UsageError
 
 _OMZ = (
     "https://storage.openvinotoolkit.org/repositories/open_model_zoo/2023.0/models_bin/1/"
@@ -159,7 +159,7 @@ def entry(name: str) -> CatalogueEntry:
         InputError: unknown name; the message lists the known ones.
     """
     if name not in CATALOGUE:
-        raise InputError(f"unknown name {name!r}, expected one of: {', '.join(CATALOGUE)}")
+        raise UsageError(f"unknown name {name!r}, expected one of: {', '.join(CATALOGUE)}")
     return CATALOGUE[name]
 
 

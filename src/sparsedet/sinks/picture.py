@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..files import check_output, is_stream, write_atomic
-from ..images.write import QUALITY, SUFFIXES, encode_image
+from ..errors import InputError, UsageError
+from ..files import check_folder, check_name, is_stream, make_folder, write_atomic
+from ..images.write import QUALITY, SUFFIXES, can_write, encode_image
 
 
 class AnnotatedImages:
@@ -25,13 +25,13 @@ class AnnotatedImages:
         quality: 1..100, of JPEG, WebP and AVIF.
 
     Raises:
-        InputError: the folder cannot be used.
+        InputError: the name of the output cannot be used.
     """
 
     def __init__(
         self,
         images: Sequence[Path],
-        output: str | None,
+        output: str | None = None,
         *,
         overwrite: bool = False,
         quality: int = QUALITY,
@@ -40,55 +40,71 @@ class AnnotatedImages:
         self.overwrite, self.quality = overwrite, quality
         self.taken = {os.path.realpath(image) for image in images}
         self.into_folder = self.output is not None and (
-            self.output.is_dir() or len(images) > 1 or str(output).endswith("/")
+            len(images) > 1 or str(output).endswith(os.sep) or os.path.isdir(self.output)
         )
-        if self.output is not None and self.into_folder:
-            _check_folder(self.output)
-
-    def _choose(self, image: Path) -> Path:
-        """The path of an image's annotated copy: never an input or output of this run."""
-        if self.output is not None and not self.into_folder:
-            if os.path.realpath(self.output) in self.taken and not is_stream(self.output):
-                raise InputError(f"{self.output}: is an input of this run, choose another output")
-            check_output(self.output, overwrite=self.overwrite)
-            return self.output
-        suffix = image.suffix if image.suffix.lower() in SUFFIXES else ".jpg"
-        folder, stem = image.parent, f"{image.stem}_detected"
-        if self.output is not None:
-            folder, stem = self.output, image.stem
-        # A file of an earlier run stays: street_detected.jpg, street_detected-2.jpg, ...
-        target, number = folder / f"{stem}{suffix}", 2
-        while os.path.realpath(target) in self.taken or self._keep(target):
-            target = folder / f"{stem}-{number}{suffix}"
-            number += 1
-        return target
-
-    def _keep(self, target: Path) -> bool:
-        if not target.exists() or self.overwrite:
-            return False
-        if self.output is not None:
-            raise InputError(f"{target}: exists already; give another name or --overwrite")
-        return True
+        if self.output is None:
+            return
+        if self.into_folder:
+            check_folder(self.output)
+            return
+        if is_stream(self.output):
+            return
+        if os.path.realpath(self.output) in self.taken:
+            raise UsageError(f"{self.output}: is an input of this run, choose another output")
+        if not can_write(self.output.name):
+            raise UsageError(
+                f"{self.output}: no image format that can be written; use one of "
+                f"{', '.join(SUFFIXES)}, or {self.output}/ for a folder"
+            )
+        check_name(self.output, overwrite=overwrite)
 
     def write(self, image: Path, annotated: NDArray[np.uint8]) -> Path:
         """Write the annotated copy of an image; returns its path.
 
         Raises:
-            InputError: it exists, is an input of this run, or cannot be written.
+            InputError: it exists, or cannot be written.
         """
         target = self._choose(image)
-        data = encode_image(annotated, str(target), quality=self.quality)
-        if self.into_folder:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        name = str(target)
+        if is_stream(target) and not can_write(name):  # /dev/stdout: the image's own format
+            name += _suffix(image)
+        data = encode_image(annotated, name, quality=self.quality)
+        if self.into_folder:  # not earlier: a run that fails leaves no empty folder
+            make_folder(target.parent)
         write_atomic(target, data, overwrite=self.overwrite)
         self.taken.add(os.path.realpath(target))
         return target
 
+    def _choose(self, image: Path) -> Path:
+        """The path of an image's annotated copy."""
+        if self.output is not None and not self.into_folder:
+            return self.output
+        folder, stem = image.parent, f"{image.stem}_detected"
+        if self.output is not None:
+            folder, stem = self.output, image.stem
+        # Of the same name: street_detected.jpg, street_detected-2.jpg, ...
+        target, number = folder / f"{stem}{_suffix(image)}", 2
+        while self._is_taken(target):
+            target = folder / f"{stem}-{number}{_suffix(image)}"
+            number += 1
+        return target
 
-def _check_folder(folder: Path) -> None:
-    """Fail before the work, and leave no empty folder if the work fails."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(
-            f"{folder}: cannot be used as a folder ({existing} is not one, or is read-only)"
-        )
+    def _is_taken(self, target: Path) -> bool:
+        """Whether a path is an input or output of this run, or a file of an earlier one.
+
+        Raises:
+            InputError: it is an existing file in the folder that was asked for.
+        """
+        if os.path.realpath(target) in self.taken:
+            return True
+        if self.overwrite or not os.path.exists(target):
+            return False
+        if self.output is not None:
+            raise InputError(f"{target}: exists already; give another name or --overwrite")
+        return True
+
+
+def _suffix(image: Path) -> str:
+    """The suffix of an annotated copy: the image's own, if everyone can open it."""
+    own = image.suffix
+    return own if own.lower() in SUFFIXES and can_write(image.name) else ".jpg"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Files with these suffixes, in either case, are taken for images."""
@@ -37,7 +37,7 @@ def sample_images(folder: Path, count: int, *, seed: int = 0, exact: bool = True
         InputError: it is not a folder, or holds no or too few images.
     """
     if count < 1:
-        raise InputError(f"{count} images asked for, expected at least 1")
+        raise UsageError(f"{count} images asked for, expected at least 1")
     found = find_images(folder)
     if len(found) < count and exact:
         raise InputError(f"{folder}: holds {len(found)} images, but {count} are asked for")

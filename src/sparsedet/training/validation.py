@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 
 from ..detections import Detections, from_rows
@@ -20,6 +19,7 @@ from ..evaluation import score_results
 from ..evaluation.coco import CocoDataset, CocoImage
 from ..files import read_json, write_atomic
 from ..images.letterbox import to_network_input
+from ..images.write import encode_image
 from ..torch_model import FasterRCNN
 from .data import read_annotated_image
 from .distributed import Ranks
@@ -97,6 +97,5 @@ def draw_samples(
     for image in images:
         pixels = read_annotated_image(dataset, image)
         drawn = detect(model, pixels, device).above(LEAST_DRAWN_SCORE).draw(pixels)
-        _, data = cv2.imencode(".jpg", drawn)
         path = folder / f"step-{step:07d}-{image.id}.jpg"
-        write_atomic(path, data.tobytes(), overwrite=True)
+        write_atomic(path, encode_image(drawn, str(path)), overwrite=True)
