@@ -197,7 +197,7 @@ def test_what_is_no_start(
                 str(tmp_path / "run"),
             ]
             capsys.readouterr()
-            assert main(given) == 2
+            assert main(given) == 1
             lines = capsys.readouterr().err.splitlines()
             assert len(lines) == 1 and words in lines[0] and path.stem in lines[0], lines
     assert sorted(tmp_path.rglob("*")) == before

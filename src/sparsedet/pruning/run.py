@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import check_output, make_folder, sha256_of, weights_file, write_atomic
 from ..images.check import BadImages, read_images
 from ..model.batch_norm import fold_batch_norm
@@ -56,7 +56,7 @@ def prune_files(
     """
     require_matplotlib()
     if calibration_images < 2:
-        raise InputError(f"--calibration-images is {calibration_images}, expected at least 2")
+        raise UsageError(f"--calibration-images is {calibration_images}, expected at least 2")
     if output.is_dir():
         for name in OUTPUTS:
             check_output(output / name, flag="")

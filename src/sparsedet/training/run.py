@@ -87,7 +87,7 @@ def train(
             for line in dataset.warnings():
                 print(f"sparsedet: warning: {line}", file=sys.stderr)
             for line in start.notes if start else ():
-                print(f"{init}: {line}")
+                print(f"{init}: {line}", flush=True)
             if not start and recipe.freeze_at:
                 print(
                     "sparsedet: warning: without --init all weights are initialised randomly, and "
@@ -106,7 +106,10 @@ def train(
         initial = start.tensors(config) if start else {}
         if source and source.class_names != config.class_names and not resume:
             if ranks.writes:
-                print(f"{init} has other classes: the box predictors are initialised randomly")
+                print(
+                    f"{init} has other classes: the box predictors are initialised randomly",
+                    flush=True,
+                )
             initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
         origin = {}
         if init and not resume:
@@ -140,12 +143,13 @@ def train(
                 if ranks.writes:
                     print(
                         f"{start.path}: {trainer.step} steps are done of {recipe.steps}: nothing "
-                        "is left; --steps with a larger number continues the run"
+                        "is left; --steps with a larger number continues the run",
+                        flush=True,
                     )
                 if (output / "model.safetensors").exists():
                     return True
             elif ranks.writes:
-                print(f"continuing from {start.path}")
+                print(f"continuing from {start.path}", flush=True)
         del start, initial  # a checkpoint takes several times the model's memory
         trainer.describe(command)
         finished = trainer.run()
