@@ -62,6 +62,11 @@ class Detections:
         """
         return self.letterbox.to_image(self.normalised)
 
+    @cached_property
+    def unclipped(self) -> F32:
+        """As `boxes`, but as the network gives them, not clipped to the image."""
+        return self.letterbox.to_image(self.normalised, clip=False)
+
     @property
     def names(self) -> list[str]:
         """The class name of each detection."""
@@ -105,7 +110,7 @@ class Detections:
         rows = np.column_stack(columns).astype(np.float32)
         return rows if max_detections is None else pad_rows(rows, max_detections)
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of a COCO results file; `bbox` is [x, y, width, height] in pixels."""
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         return [

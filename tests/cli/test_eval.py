@@ -75,7 +75,6 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"images": []}, "no images"),
     "no file name": ({"images": [{"id": 1, "width": 120, "height": 90}]}, "'file_name'"),
     "no width": ({"images": [{"id": 1, "file_name": "1.png", "height": 90}]}, "'width'"),
-    "no bbox": ({"annotations": [{"id": 1, "image_id": 1, "category_id": 17}]}, "'bbox'"),
     "other classes": ({"categories": [{"id": 1, "name": "zebra"}]}, "none of its categories"),
     "missing photograph": (
         {"images": [{"id": n, "file_name": "9.png", "width": 120, "height": 90} for n in (1, 2)]},
@@ -111,7 +110,31 @@ def test_bad_eval(evaluate: Run, tmp_path: Path) -> None:
     outcome = evaluate((path, images), "--bad-images", "skip")
     assert outcome.code == 0 and outcome.err.count("sparsedet: warning: ") == 1
     old = evaluate((path, images), "--skip-bad")
-    assert old.code == 0 and "--skip-bad is now --bad-images skip" in old.err
+    assert old.out == outcome.out and old.err.splitlines()[1:] == outcome.err.splitlines()
+    assert old.err.startswith("sparsedet: warning: --skip-bad is now --bad-images skip\n")
+
+
+def test_annotations_as_exporters_write_them(evaluate: Run, tmp_path: Path) -> None:
+    path, images = coco(tmp_path)
+    data = json.loads(path.read_text())
+    plain = evaluate((path, images)).out
+    for entry in data["images"]:
+        entry["id"] = f"a{entry['id']}"
+    for entry in data["annotations"]:
+        entry |= {"image_id": f"a{entry['image_id']}", "iscrowd": "0", "area": str(entry["area"])}
+    bad = {"image_id": "a1", "category_id": 17}
+    data["annotations"] += [
+        {**bad, "id": 70, "bbox": None},
+        {**bad, "id": 71},
+        {**bad, "id": 72, "bbox": []},
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(data).encode())
+    results = tmp_path / "r.json"
+    outcome = evaluate((path, images), "--results", results, "--limit", 2)
+    assert (outcome.code, outcome.out) == (0, plain)
+    (line,) = outcome.err.splitlines()
+    assert "3 annotations whose bbox is not four numbers" in line and "annotation 70" in line
+    assert {entry["image_id"] for entry in json.loads(results.read_text())} == {"a1", "a2"}
 
 
 def test_eval_report(evaluate: Run, tmp_path: Path) -> None:

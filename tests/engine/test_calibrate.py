@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
 from sparsedet.engine import Engine, choose_precision
-from sparsedet.engine.calibrate import _clipping_threshold, calibrate
+from sparsedet.engine.calibrate import _clipping_threshold, calibrate, quantize_file
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input
@@ -308,6 +308,29 @@ def test_refusals(
     assert "at least 1" in refused(*again, new, "--calibration-images", 0, code=2)
     assert "holds no images" in refused("quantize", small_model, "--images", empty, "--output", new)
     assert not new.exists()
+
+
+def test_a_bad_image_stops_or_is_left_out(
+    small_model: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = photo.parent.parent / "skipped.safetensors"
+    bad = [photo.with_name("aa.png"), photo.with_name("zz.png")]
+    for path in bad:
+        path.write_bytes(photo.read_bytes()[:99])
+    given = [*map(str, ("quantize", small_model, "--images", photo.parent, "--output", new))]
+    capsys.readouterr()
+    assert main(given) == 1 and not new.exists()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and ".png: " in error and "1 more of 3 images are bad" in error
+    assert main([*given, "--bad-images", "skip"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("warning: left out: " in line for line in lines)
+    assert load_model(new).provenance["int8"] == {"photographs": 1}
+    alone = photo.parent.parent / "alone"
+    alone.mkdir()
+    (alone / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 1 images can be read"), pytest.warns():
+        quantize_file(small_model, alone, alone / "new", bad_images="skip")
 
 
 def test_bad_clipping_thresholds(small_model: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_resample_scores_as_the_data_set_with_copies_of_its_images(tmp_path: P
     copies = [
         (id_, copy) for id_, n in zip(matches.image_ids, counts, strict=True) for copy in range(n)
     ]
-    new_ids: dict[int, list[int]] = {}
+    new_ids: dict[int | str, list[int]] = {}
     for number, (id_, _) in enumerate(copies, start=1):
         new_ids.setdefault(id_, []).append(number)
 

@@ -10,10 +10,23 @@ import numpy as np
 import pytest
 
 from sparsedet.errors import InputError
-from sparsedet.evaluation.coco import CocoDataset, finite_numbers, load_coco
+from sparsedet.evaluation.coco import (
+    BAD_BOX,
+    BAD_CROWD,
+    NO_CATEGORY_ID,
+    NO_IMAGE_ID,
+    CocoDataset,
+    Id,
+    finite_numbers,
+    id_key,
+    id_order,
+    load_coco,
+)
 from sparsedet.files import read_json
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
+NO_AREA = "boxes without area skipped in training (scored as by pycocotools)"
+OUTSIDE = "boxes outside the image skipped in training (scored as by pycocotools)"
 EVAL = Path(__file__).parents[1] / "data" / "eval"
 
 
@@ -102,38 +115,167 @@ def test_ids_written_as_floats_become_integers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a.labels, b.labels)
 
 
+# ----------------------------------------------------- what tools write in other types
+
+
+def as_text(entry: dict[str, Any]) -> dict[str, Any]:
+    """All numbers as text, those of lists too."""
+    return {
+        key: [str(v) for v in value] if isinstance(value, list) else str(value)
+        for key, value in entry.items()
+    }
+
+
+def test_numbers_written_as_text_mean_the_same(tmp_path: Path) -> None:
+    sound = load(tmp_path, document())
+    text = {name: [as_text(e) for e in entries] for name, entries in document().items()}
+    data = load(tmp_path, text)
+    assert not data.problems
+    assert data.category_ids == ("10", "20") and [i.id for i in data.images] == ["7", "3"]
+    assert data.whole_category_ids() == (10, 20)
+    for a, b in zip(data.images, sound.images, strict=True):
+        assert (a.file_name, a.width, a.height) == (b.file_name, b.width, b.height)
+        for name in ("boxes", "labels", "crowd"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_ids_may_be_any_text(tmp_path: Path) -> None:
+    content = document()
+    names = {7: "street/a 1", 3: "007", 20: "hund", 10: "katze"}
+    for entry in content["images"] + content["categories"]:
+        entry["id"] = names[entry["id"]]
+    for entry in content["annotations"]:
+        entry |= {key: names[entry[key]] for key in ("image_id", "category_id")}
+    data = load(tmp_path, content)
+    assert not data.problems and [i.id for i in data.images] == ["street/a 1", "007"]
+    assert [i.labels.tolist() for i in data.images] == [[1, 2], [2]]  # by id: hund, katze
+    assert (data.class_names, data.category_ids) == (("dog", "cat"), ("hund", "katze"))
+    assert data.whole_category_ids() == (1, 2)  # for a model file, which has numbers
+    content["annotations"][0]["image_id"] = 7  # not "007"
+    assert load(tmp_path, content).problems == {"annotations of an unknown image skipped": 1}
+
+
+def test_one_id_in_several_forms_is_one_id(tmp_path: Path) -> None:
+    content = document()
+    content["annotations"][0] |= {"image_id": "7", "category_id": 20.0}
+    content["annotations"][2] |= {"image_id": 7.0, "category_id": "10"}
+    data = load(tmp_path, content)
+    assert not data.problems and [len(i.boxes) for i in data.images] == [2, 1]
+    assert [id_key(v) for v in (7, 7.0, "7", np.int64(7), "007", "7.0")] == [7] * 4 + ["007", "7.0"]
+    no_ids: list[Any] = [None, True, "", 1.5, [7], {}, float("nan")]
+    assert [id_key(v) for v in no_ids] == [None] * 7
+    ids: list[Id] = ["b", 10, "9", "a", 2]
+    assert sorted(ids, key=id_order) == [2, "9", 10, "a", "b"]
+
+
+@pytest.mark.parametrize("crowd", [0, 0.0, False, "0", "false", "False", " 0 ", "", None, "0.0"])
+def test_what_is_no_crowd(tmp_path: Path, crowd: Any) -> None:
+    data = load(tmp_path, with_boxes([1, 2, 3, 4], iscrowd=crowd))
+    assert data.images[0].crowd.tolist() == [False] and not data.problems
+
+
+@pytest.mark.parametrize("crowd", [1, 1.0, True, "1", "true", "TRUE", "1.0"])
+def test_what_is_a_crowd(tmp_path: Path, crowd: Any) -> None:
+    data = load(tmp_path, with_boxes([1, 2, 3, 4], iscrowd=crowd))
+    assert data.images[0].crowd.tolist() == [True] and not data.problems
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "bom.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(document()).encode())
+    assert len(load_coco(path, tmp_path).images[0].boxes) == 2
+
+
+def test_a_file_name_written_on_windows(tmp_path: Path) -> None:
+    content = document()
+    content["images"][0]["file_name"] = "left\\a.jpg"
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left" / "a.jpg").touch()
+    (tmp_path / "b.jpg").touch()
+    data = load(tmp_path, content)
+    data.require_images()
+    assert data.image_path(data.images[0]) == tmp_path / "left" / "a.jpg"
+
+
 # ------------------------------------------------------------------ mended and counted
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"image_id": None}, NO_IMAGE_ID),
+        ({"image_id": 1.5}, NO_IMAGE_ID),
+        ({"image_id": [7]}, NO_IMAGE_ID),
+        ({"category_id": None}, NO_CATEGORY_ID),
+        ({"category_id": True}, NO_CATEGORY_ID),
+        ({"bbox": None}, BAD_BOX),
+        ({"iscrowd": 2}, BAD_CROWD),
+        ({"iscrowd": "yes"}, BAD_CROWD),
+        ({"iscrowd": [0]}, BAD_CROWD),
+        ({"iscrowd": -1}, BAD_CROWD),
+    ],
+)
+def test_an_annotation_that_cannot_be_used_is_skipped_and_counted(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    content = document()
+    bad = {**content["annotations"][0], "id": "x9", **changes}
+    content["annotations"] += [bad, {**bad, "id": 5}]
+    data = load(tmp_path, content)
+    assert [len(i.boxes) for i in data.images] == [2, 1]
+    assert data.problems == {problem: 2}
+    assert data.warnings() == [f"{data.path}: 2 {problem} (first: annotation x9)"]
+
+
+def test_annotations_that_lack_keys_are_skipped_and_counted(tmp_path: Path) -> None:
+    content = document()
+    content["annotations"] += [
+        None,
+        {},
+        {"image_id": 7},
+        {"image_id": 7, "category_id": 10, "segmentation": [[8, 8, 24, 8, 24, 48]]},
+    ]
+    data = load(tmp_path, content)
+    assert data.problems == {NO_IMAGE_ID: 2, NO_CATEGORY_ID: 1, BAD_BOX: 1}
+    assert f"{data.path}: 2 {NO_IMAGE_ID} (first: number 4 of the list)" in data.warnings()
 
 
 @pytest.mark.parametrize(
     ("box", "problem"),
     [
-        ([10, 10, 0, 5], "boxes without area skipped"),
-        ([10, 10, 5, -5], "boxes without area skipped"),
-        ([99.9999999, 10, 1e-7, 5], "boxes without area skipped"),  # closes in float32
-        ([100, 10, 5, 5], "boxes outside the image skipped"),
-        ([-20, 10, 20, 5], "boxes outside the image skipped"),
-        ([10, 1e300, 1e300, 1e300], "boxes outside the image skipped"),
-        ([10, 10, 5], "annotations whose bbox is not four numbers skipped"),
-        ([10, 10, 5, None], "annotations whose bbox is not four numbers skipped"),
-        ([10, 10, 5, "5"], "annotations whose bbox is not four numbers skipped"),
-        ([10, 10, 5, True], "annotations whose bbox is not four numbers skipped"),
-        ([10, 10, 5, float("nan")], "annotations whose bbox is not four numbers skipped"),
-        ([10, 10, float("inf"), 5], "annotations whose bbox is not four numbers skipped"),
-        ([10, 10, 5, 10**400], "annotations whose bbox is not four numbers skipped"),
+        ([10, 10, 0, 5], NO_AREA),
+        ([10, 10, 5, -5], NO_AREA),
+        ([99.9999999, 10, 1e-7, 5], NO_AREA),  # closes in float32
+        ([100, 10, 5, 5], OUTSIDE),
+        ([-20, 10, 20, 5], OUTSIDE),
+        ([10, 1e300, 1e300, 1e300], OUTSIDE),
+        ([10, 10, 5], BAD_BOX),
+        ([10, 10, 5, None], BAD_BOX),
+        ([10, 10, 5, "five"], BAD_BOX),
+        ([10, 10, 5, "nan"], BAD_BOX),
+        ([10, 10, 5, "1_0"], BAD_BOX),
+        ([], BAD_BOX),
+        ({}, BAD_BOX),
+        (None, BAD_BOX),
+        ("1", BAD_BOX),
+        ([10, 10, 5, True], BAD_BOX),
+        ([10, 10, 5, float("nan")], BAD_BOX),
+        ([10, 10, float("inf"), 5], BAD_BOX),
+        ([10, 10, 5, 10**400], BAD_BOX),
     ],
 )
 def test_a_bad_box_is_skipped_and_counted(tmp_path: Path, box: Any, problem: str) -> None:
     data = load(tmp_path, with_boxes(box, [1, 2, 3, 4], box))
     assert data.images[0].boxes.tolist() == [[1, 2, 4, 6]]
     assert data.problems == {problem: 2}
-    assert data.warnings() == [f"{data.path}: 2 {problem}"]
+    assert data.warnings() == [f"{data.path}: 2 {problem} (first: annotation 0)"]
+    assert data.warnings([]) == []
 
 
 def test_boxes_over_the_edge_are_clipped_and_counted_from_a_pixel_on(tmp_path: Path) -> None:
     data = load(tmp_path, with_boxes([-5, -6, 20, 30], [90, 40, 10.5, 10.9], [0, 0, 1e30, 1e30]))
     assert data.images[0].boxes.tolist() == [[0, 0, 15, 24], [90, 40, 100, 50], [0, 0, 100, 50]]
-    assert data.problems == {"boxes reaching over the image's edge clipped": 2}
+    assert data.problems == {"boxes reaching over the image's edge clipped in training": 2}
 
 
 def test_unknown_images_and_categories_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -185,9 +327,11 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}
         (document(images=["a.jpg"]), "'images' has no 'id'"),
         (document(images=[{"id": 1, "file_name": "a.jpg", "width": 10}]), "'height'"),
         (document(images=[IMAGE, {**IMAGE, "file_name": "b.jpg"}]), "id 1 appears twice"),
-        (document(images=[{**IMAGE, "id": "1"}]), r"images.id is '1', expected int"),
-        (document(images=[{**IMAGE, "id": True}]), r"images.id is True, expected int"),
-        (document(images=[{**IMAGE, "id": 1.5}]), r"images.id is 1.5, expected int"),
+        (document(images=[IMAGE, {**IMAGE, "id": "1"}]), "id 1 appears twice"),
+        (document(images=[{**IMAGE, "id": True}]), r"images.id is True, expected a whole number"),
+        (document(images=[{**IMAGE, "id": 1.5}]), r"images.id is 1.5, expected a whole number"),
+        (document(images=[{**IMAGE, "id": ""}]), r"images.id is '', expected a whole number"),
+        (document(images=[{**IMAGE, "id": None}]), r"images.id is None, expected a whole number"),
         (document(images=[{**IMAGE, "width": 0}]), "size 0x10"),
         (document(images=[{**IMAGE, "height": 1e30}]), "size 10x1000"),
         (document(images=[{**IMAGE, "width": float("nan")}]), "images.width is nan"),
@@ -196,11 +340,6 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}
         (document(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category 1 'b'"),
         (document(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "category 2 'a'"),
         (document(categories=[{"id": -1, "name": "a"}]), "negative"),
-        (document(annotations=[{"category_id": 10, "bbox": [0, 0, 1, 1]}]), "'image_id'"),
-        (document(annotations=[{"image_id": 7, "bbox": [0, 0, 1, 1]}]), "'category_id'"),
-        (document(annotations=[{"image_id": 7, "category_id": 10}]), "'bbox'"),
-        (document(annotations=[{"image_id": 7, "category_id": 10, "bbox": "1"}]), "bbox is '1'"),
-        (document(annotations=[None]), "'annotations' has no 'image_id'"),
     ],
 )
 def test_what_is_not_a_data_set_is_refused_in_one_line(
@@ -247,6 +386,9 @@ def test_missing_images_are_counted_and_the_first_is_named(tmp_path: Path) -> No
 
 def test_finite_numbers() -> None:
     assert finite_numbers([1, 2.5], 2) == [1.0, 2.5]
+    assert finite_numbers(["1", " -2.5e1 "], 2) == [1.0, -25.0]
     assert finite_numbers((np.float32(0.5), np.int64(3)), 2) == [0.5, 3.0]
-    for bad in ([1], [1, 2, 3], "12", None, [1, "2"], [1, False], [1, float("inf")], [1, 10**400]):
+    for bad in ([1], [1, 2, 3], "12", None, [1, False], [1, float("inf")], [1, 10**400]):
         assert finite_numbers(bad, 2) is None
+    for text in ("two", "inf", "nan", "", "1_0", "0x1", "1e999", "\u0663"):
+        assert finite_numbers([1, text], 2) is None

@@ -134,15 +134,17 @@ def test_bad_images(dataset: CocoDataset, tmp_path: Path) -> None:
     (tmp_path / "3.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"3\.png"):
         compare(finds(0), finds(0), dataset)
-    outcome = compare(finds(0), finds(0), dataset, skip_bad=True)
+    outcome = compare(finds(0), finds(0), dataset, bad_images="skip")
     (line,) = outcome.warnings
     assert "3.png" in line and outcome.a.scores.images == 20
+    with pytest.warns(DeprecationWarning, match="bad_images"):
+        assert compare(finds(0), finds(0), dataset, skip_bad=True).warnings == outcome.warnings
     for path in tmp_path.glob("*.png"):
         path.unlink()
     with pytest.raises(InputError, match="20 of 20 images are missing"):
         compare(finds(0), finds(0), dataset)
     with pytest.raises(InputError, match="none of the images can be read"):
-        compare(finds(0), finds(0), dataset, skip_bad=True)
+        compare(finds(0), finds(0), dataset, bad_images="skip")
 
 
 def test_a_class_that_only_a_detector_knows_is_warned_of_once(dataset: CocoDataset) -> None:

@@ -10,7 +10,7 @@ import random
 import sys
 from collections import Counter
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import pytest
 
 from sparsedet.errors import InputError
 from sparsedet.evaluation import STAT_NAMES, CocoScores, evaluate, score_results
+from sparsedet.evaluation.analysis import analyse
+from sparsedet.evaluation.bootstrap import paired_bootstrap
 from sparsedet.evaluation.coco import CocoDataset, load_coco
 
 pytest.importorskip("pycocotools")
@@ -295,7 +297,9 @@ def test_bad_annotations_are_left_out_with_a_warning(tmp_path: Path) -> None:
     path = write(tmp_path, document({}, {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, None]}))
     scores = score_results(path, [result()])
     assert scores.stats["AP"] == pytest.approx(1)
-    assert scores.warnings == (f"{path}: 2 annotations whose bbox is not four numbers left out",)
+    assert scores.warnings == (
+        f"{path}: 2 annotations whose bbox is not four numbers skipped (first: annotation 1)",
+    )
 
 
 def test_ids_may_be_whole_floats(tmp_path: Path) -> None:
@@ -313,12 +317,12 @@ def test_ids_may_be_whole_floats(tmp_path: Path) -> None:
         (without("bbox"), "no 'bbox'"),
         (without("score"), "no 'score'"),
         (result(image_id=6), "image_id 6 is not in the ground truth"),
-        (result(image_id="5"), "'5'"),
+        (result(image_id="5x"), "'5x' is not in the ground truth"),
         (result(image_id=True), "expected whole numbers"),
         (result(category_id=1.5), "expected whole numbers"),
         (result(category_id=None), "expected whole numbers"),
         (result(score=float("nan")), "score is nan"),
-        (result(score="0.5"), "score is '0.5'"),
+        (result(score="high"), "score is 'high'"),
         (result(score=10**400), "score is 1000"),
         (result(bbox=[1, 2, 3]), r"bbox is \[1, 2, 3\]"),
         (result(bbox={"x": 1}), "bbox is"),
@@ -368,7 +372,7 @@ class NamedBoxes:
     names: list[str]
     boxes: list[list[float]]
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         return [result(image_id=image_id, category_id=40, bbox=box) for box in self.boxes]
 
 
@@ -447,11 +451,76 @@ def test_bad_images(dataset: CocoDataset, bad: str) -> None:
         evaluate(oracle, dataset)
     if bad == "size":
         assert "40x32 pixels, expected 32x40" in str(caught.value)
-    scores, results = evaluate(oracle, dataset, skip_bad=True)
+    scores, results = evaluate(oracle, dataset, bad_images="skip")
+    with pytest.warns(DeprecationWarning, match="bad_images='skip'"):
+        assert evaluate(oracle, dataset, skip_bad=True) == (scores, results)
+    assert evaluate(oracle, dataset, bad_images="keep") == (scores, results)  # nothing to keep
+    with pytest.raises(InputError, match="bad_images is 'drop'"):
+        evaluate(oracle, dataset, bad_images="drop")  # type: ignore[arg-type]
     assert {r["image_id"] for r in results} == {5}
     assert scores.images == 2  # its dog counts as not found
     assert scores.stats["AP50"] < 1 and scores.per_class["dog"]["boxes"] == 2
     assert any("without detections" in line and "two.png" in line for line in scores.warnings)
+
+
+def test_bad_images_stop_before_the_work_and_are_counted(dataset: CocoDataset) -> None:
+    for image in dataset.images:
+        dataset.image_path(image).write_bytes(b"")
+    with pytest.raises(InputError, match=r"five\.png: the file is empty.*; 1 more of 2 images are"):
+        evaluate(lambda image: pytest.fail("ran the detector"), dataset)
+
+
+def test_a_turned_image_is_measured_as_it_is_decoded(dataset: CocoDataset) -> None:
+    # Its header has 32x48, its EXIF orientation makes 48x32 of it.
+    path = dataset.image_path(dataset.images[0]).with_suffix(".jpg")
+    _, data = cv2.imencode(".jpg", np.full((64, 48, 3), (255, 0, 0), np.uint8))
+    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    exif = b"\xff\xe1" + (8 + len(tiff)).to_bytes(2, "big") + b"Exif\0\0" + tiff
+    path.write_bytes(data.tobytes()[:2] + exif + data.tobytes()[2:])
+    images = (replace(dataset.images[0], file_name=path.name), dataset.images[1])
+    scores, _ = evaluate(lambda image: NamedBoxes([], []), replace(dataset, images=images))
+    assert scores.images == 2 and scores.warnings == ()
+
+
+def test_ids_that_are_text_come_back_in_the_results(dataset: CocoDataset, tmp_path: Path) -> None:
+    expected = evaluate(oracle, dataset)[0]
+    content = read(dataset.path)
+    for entry in content["images"]:
+        entry["id"] = f"image {entry['id']}"
+    for entry in content["categories"]:
+        entry["id"] = f"class {entry['id']}"
+    for entry in content["annotations"]:
+        entry["image_id"] = f"image {entry['image_id']}"
+        entry["category_id"] = f"class {entry['category_id']}"
+        entry["iscrowd"], entry["area"] = "0", str(entry["bbox"][2] * entry["bbox"][3])
+    text = load_coco(write(tmp_path, content), tmp_path)
+    scores, results = evaluate(oracle, text)
+    assert {(r["image_id"], r["category_id"]) for r in results} == {
+        ("image 5", "class 1"),
+        ("image 5", "class 4"),
+        ("image 2", "class 4"),
+    }
+    assert scores == expected
+    assert score_results(text.path, results).stats == expected.stats
+    analysis = analyse(text, results)
+    assert analysis.counts() == (3, 0, 0)
+    assert {"image 5", "image 2"} == {i["image_id"] for i in analysis.to_json()["photographs"]}
+    assert paired_bootstrap(text, results, results)["AP"].difference == 0
+
+
+def test_results_name_ids_in_any_form(tmp_path: Path) -> None:
+    results = [result(image_id="5", category_id=1.0, score="0.5", bbox=["10", "10", 20, 20])]
+    assert score_results(write(tmp_path, document({})), results).stats["AP"] == pytest.approx(1)
+
+
+def test_crowds_written_as_text_are_scored_alike(tmp_path: Path) -> None:
+    for crowd, boxes in (("0", 2), (False, 2), (None, 2), ("1", 1), (True, 1)):
+        path = write(tmp_path, document({}, {"bbox": [40, 20, 9, 9], "iscrowd": crowd}))
+        scores = score_results(path, [result()])
+        assert scores.per_class["cat"]["boxes"] == boxes and scores.warnings == ()
+    path = write(tmp_path, document({}, {"bbox": [40, 20, 9, 9], "iscrowd": "maybe"}))
+    (line,) = score_results(path, [result()]).warnings
+    assert "1 annotations whose iscrowd is neither 0 nor 1" in line and "annotation 1" in line
 
 
 def test_a_detectors_bad_boxes_are_an_error(dataset: CocoDataset) -> None:

@@ -9,12 +9,20 @@ import gzip
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from sparsedet.evaluation import AP_NAME, OMZ_NAME, CocoScores, score_results
+from sparsedet.detections import from_rows
+from sparsedet.evaluation import AP_NAME, OMZ_NAME, CocoScores, evaluate, score_results
+from sparsedet.evaluation.coco import load_coco
+from sparsedet.evaluation.compare import compare
+from sparsedet.images.letterbox import fit_letterbox
 
 pytest.importorskip("pycocotools")
 
@@ -167,6 +175,42 @@ def test_images_without_annotations_are_left_out(tmp_path: Path) -> None:
     scores = score(tmp_path, document, results)
     assert scores.coco_precision == pytest.approx(1)
     assert scores.stats["AP"] == pytest.approx(1 / 2)
+
+
+@dataclass
+class Reaching:
+    """Detections whose box reaches 40 pixels past the image's right edge."""
+
+    unclipped: NDArray[np.float32]
+
+    @property
+    def names(self) -> list[str]:
+        return ["cat"]
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        return [{**result([80, 0, 20, 60], 0.9), "image_id": image_id}]
+
+
+def test_boxes_count_as_the_network_gives_them(tmp_path: Path) -> None:
+    # Clipped, the box is the object; as it comes, its overlap is 20 * 60 / (60 * 60): a third.
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(one([{"bbox": [80, 0, 20, 60]}])), encoding="utf-8")
+    assert cv2.imwrite(str(tmp_path / "1.png"), np.zeros((100, 100, 3), np.uint8))
+    dataset = load_coco(path, tmp_path)
+    found = Reaching(np.array([[80, 0, 140, 60]], np.float32))
+    scores, results = evaluate(lambda image: found, dataset)
+    assert scores.stats["AP"] == pytest.approx(1) and scores.coco_precision == 0
+    assert results[0]["bbox"] == [80, 0, 20, 60]  # the results file is clipped
+    assert score_results(path, results).coco_precision == pytest.approx(1)
+    assert compare(lambda image: found, lambda image: found, dataset).b.scores.coco_precision == 0
+
+
+def test_detections_know_their_boxes_before_clipping() -> None:
+    # 100x50 in a network input of 64x64: resized to 64x32, the lower half is padding.
+    rows = np.array([[0, 1, 0.9, -0.1, 0.25, 0.5, 0.75]], np.float32)
+    detections = from_rows(rows, fit_letterbox(50, 100, 64, 64), ("cat",), (1,))
+    np.testing.assert_allclose(detections.unclipped, [[-10, 25, 50, 75]], atol=1e-4)
+    np.testing.assert_allclose(detections.boxes, [[0, 25, 50, 50]], atol=1e-4)
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:

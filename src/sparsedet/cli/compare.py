@@ -72,7 +72,8 @@ def run_compare(arguments: argparse.Namespace) -> int:
     if not common:
         raise InputError(f"{arguments.a} and {arguments.b} have no class in common")
     dataset = load_coco(arguments.annotations, arguments.images, common)
-    warn(dataset.warnings())
+    told = dataset.warnings()
+    warn(told)
     dataset = dataset.first(arguments.limit)
     outcome = compare(
         a,
@@ -80,10 +81,10 @@ def run_compare(arguments: argparse.Namespace) -> int:
         dataset,
         names=(_name(arguments.a, a), _name(arguments.b, b)),
         facts=(_facts(arguments.a, a), _facts(arguments.b, b)),
-        skip_bad=arguments.bad_images == "skip",
+        bad_images=arguments.bad_images,
         progress=Progress("compare"),
     )
-    warn(outcome.warnings)
+    warn(line for line in outcome.warnings if line not in told)
     if arguments.json is not None:
         text = json.dumps(outcome.to_json())
         write_atomic(arguments.json, text.encode(), overwrite=arguments.overwrite)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from .options import (
     Command,
-    OldSwitch,
     Progress,
     add,
+    add_bad_images,
     add_running,
     check_outputs,
     check_score_threshold,
@@ -52,10 +52,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     """The flags of the data set that `eval` and `compare` run over."""
     add(parser, "--annotations", "--images", required=True)
     add(parser, "--limit")
-    add(parser, "--bad-images", default="stop")
-    parser.add_argument(
-        "--skip-bad", action=OldSwitch, dest="bad_images", new="--bad-images skip", value="skip"
-    )
+    add_bad_images(parser)
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
@@ -68,14 +65,15 @@ def run_eval(arguments: argparse.Namespace) -> int:
     check_score_threshold(arguments)
     detector = load_detector(arguments)
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
-    warn(dataset.warnings())
+    told = dataset.warnings()
+    warn(told)
     dataset = dataset.first(arguments.limit)
     start = time.perf_counter()
     scores, results = evaluate(
-        detector, dataset, skip_bad=arguments.bad_images == "skip", progress=Progress("eval")
+        detector, dataset, bad_images=arguments.bad_images, progress=Progress("eval")
     )
     seconds = (time.perf_counter() - start) / scores.images
-    warn(scores.warnings)
+    warn(line for line in scores.warnings if line not in told)
     analysis = analyse(dataset, results, score=arguments.score_threshold)
     outputs: dict[Path | None, str] = {
         arguments.json: json.dumps({**scores.to_json(), "analysis": analysis.to_json()}),

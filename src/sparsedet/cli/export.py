@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .options import OUTPUT, Command, add, add_old, group
+from .options import OUTPUT, Command, add, add_bad_images, add_old, group
 
 if TYPE_CHECKING:
     from ..model.file import ModelFile
@@ -73,6 +73,7 @@ def register(command: Command) -> None:
         "--int8", action="store_true", help="OpenVINO: quantize with NNCF; needs --images"
     )
     add(export, "--overwrite", "--images", "--calibration-images")
+    add_bad_images(export)
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -135,7 +136,9 @@ def _export_openvino(
         from ..exporters.nncf import calibration_images, quantize, require_nncf
 
         require_nncf()
-        paths = calibration_images(arguments.images, arguments.calibration_images)
+        paths = calibration_images(
+            arguments.images, arguments.calibration_images, arguments.bad_images
+        )
     graph = to_openvino(model.config, model.tensors, **settings)
     if arguments.int8:
         graph = quantize(graph, paths, model.config, arguments.layout)

@@ -189,6 +189,14 @@ def add(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
             add_old(parser, old, name, **flag.settings)
 
 
+def add_bad_images(parser: argparse.ArgumentParser, default: str = "stop") -> None:
+    """`--bad-images`, and its old spelling."""
+    add(parser, "--bad-images", default=default)
+    parser.add_argument(
+        "--skip-bad", action=OldSwitch, dest="bad_images", new="--bad-images skip", value="skip"
+    )
+
+
 def add_old(parser: argparse.ArgumentParser, old: str, new: str, **settings: Any) -> None:
     """Take a flag by its name of release 0.1 as well."""
     if settings.pop("action", "") == "store_true":

@@ -104,6 +104,7 @@ def _prune_once(arguments: argparse.Namespace) -> int:
         settings,
         calibration_images=arguments.calibration_images,
         progress=lambda done, steps, what: bar(done + 1, steps),
+        bad_images=arguments.bad_images,
         load=load,
     )
     print(report.table())

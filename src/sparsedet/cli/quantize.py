@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Command, Progress, add
+from .options import Command, Progress, add, add_bad_images
 
 
 def register(command: Command) -> None:
@@ -27,6 +27,7 @@ def register(command: Command) -> None:
     )
     add(quantize, "--images", required=True)
     add(quantize, "--calibration-images", default=16)
+    add_bad_images(quantize)
     add(quantize, "--output", required=True)
     add(quantize, "--threads")
 
@@ -42,6 +43,7 @@ def run_quantize(arguments: argparse.Namespace) -> int:
         calibration_images=arguments.calibration_images,
         threads=arguments.threads,
         progress=Progress("calibrate"),
+        bad_images=arguments.bad_images,
     )
     print(f"-> {arguments.output}")
     return 0

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..errors import InputError, UsageError
-from .options import MODEL, OUTPUT, Command, OldSpelling, add, group
+from .options import (
+    MODEL,
+    OUTPUT,
+    Command,
+    OldSpelling,
+    Progress,
+    add,
+    add_bad_images,
+    group,
+)
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
@@ -45,6 +54,7 @@ def add_training(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
         defaults: of the recipe's fields, where they differ from `Recipe`.
     """
     add(parser, "--images", "--output", required=True)
+    add_bad_images(parser)
     add(parser, "--init", "--teacher", "--threads")
     group(parser, OUTPUT).add_argument(
         "--resume",
@@ -166,5 +176,7 @@ def train(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> int:
         teacher=arguments.teacher,
         resume=arguments.resume,
         command=arguments.command_line,
+        bad_images=arguments.bad_images,
+        progress=Progress("check", "images"),
     )
     return 0 if finished else 130

@@ -11,7 +11,7 @@ A tensor with clipping threshold t is rounded to multiples of t / 255 after a Re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import check_output
+from ..images.check import BadImages, read_images
 from ..images.letterbox import to_network_input
-from ..images.read import read_image
 from ..model.c4 import build_network
 from ..model.config import ModelConfig
 from ..model.file import int8_layers, load_model, save_model
@@ -45,6 +45,7 @@ def quantize_file(
     calibration_images: int = 16,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    bad_images: BadImages = "stop",
 ) -> int:
     """Write a copy of a model file with clipping thresholds for int8; its weights do not change.
 
@@ -56,6 +57,7 @@ def quantize_file(
             time, and all images if there are fewer.
         threads: CPU threads; default: the CPUs that this process may use.
         progress: called after each image with the number of images done and in all.
+        bad_images: what an image that cannot be read does.
 
     Returns:
         Number of images used.
@@ -68,18 +70,22 @@ def quantize_file(
     file = load_model(model)
     paths = sample_images(images, calibration_images, exact=False)
     config = file.config
-    network_inputs = (
-        to_network_input(read_image(p), config.input_height, config.input_width, config.resize)[0]
-        for p in paths
-    )
+    used = 0
+
+    def network_inputs() -> Iterator[NDArray[np.uint8]]:
+        nonlocal used
+        for _, image in read_images(paths, bad_images):
+            used += 1
+            yield to_network_input(image, config.input_height, config.input_width, config.resize)[0]
+
     clipping_thresholds = calibrate(
         config,
         file.tensors,
-        network_inputs,
+        network_inputs(),
         threads=threads,
         progress=progress and (lambda done: progress(done, len(paths))),
     )
-    provenance = {**file.provenance, "int8": {"photographs": len(paths)}}
+    provenance = {**file.provenance, "int8": {"photographs": used}}
     save_model(
         output,
         config,
@@ -88,7 +94,7 @@ def quantize_file(
         dtype=file.storage_dtype,
         clipping_thresholds=clipping_thresholds,
     )
-    return len(paths)
+    return used
 
 
 def calibrate(

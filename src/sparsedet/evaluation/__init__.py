@@ -17,7 +17,7 @@ import contextlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import read_json
-from ..images.read import read_image
+from ..images.check import BadImages
 from .average_precision import Matches, average_precision, class_matches
-from .coco import CocoDataset, load_coco
+from .coco import UNUSABLE, CocoDataset, Id, load_coco
+from .images import chosen, read_images
 from .omz_metric import omz_matches
 from .results import ValidatedResults, validate_results
 
@@ -59,7 +60,9 @@ class DetectionsLike(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]: ...
+    def to_coco(self, image_id: Any) -> list[dict[str, Any]]: ...  # an int, or text
+
+    # Optional: `unclipped`, (N, 4) xyxy as the network gives the boxes, for `coco_precision`.
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def score_results(
 ) -> CocoScores:
     """Score finished results over every image of a COCO file.
 
-    Results of categories that are not scored are left out and counted in `warnings`.
+    Results of categories that are not scored are left out and counted in `warnings`, and so are
+    annotations that cannot be used.
 
     Args:
         ground_truth: the annotation JSON; the images themselves are not needed.
@@ -141,8 +145,9 @@ def evaluate(
     dataset: CocoDataset,
     *,
     limit: int | None = None,
-    skip_bad: bool = False,
+    bad_images: BadImages = "stop",
     progress: Callable[[int, int], None] | None = None,
+    skip_bad: bool | None = None,
 ) -> tuple[CocoScores, list[dict[str, Any]]]:
     """Run a detector over a data set's images and score it.
 
@@ -152,65 +157,35 @@ def evaluate(
         dataset: the images, their ground truth (read again from `dataset.path`, for the exact
             boxes and areas) and the classes that count.
         limit: number of images, from the first on; default: all.
-        skip_bad: count an image as one without detections, with a warning, where it is missing,
-            unreadable or not of the size in the annotations; default: an error.
+        bad_images: what an image does that is missing, unreadable or not of the size in the
+            annotations. "stop": an error, for most of them before the first image is run. "skip":
+            it counts as one without detections, with a warning. "keep": as "skip", but what of a
+            damaged image can be decoded is used.
         progress: called with (done, total) after each image.
+        skip_bad: deprecated: `bad_images="skip"`.
 
     Returns:
         The scores, and the results as `score_results` accepts them: only classes that count, with
         the data set's category ids.
 
     Raises:
-        InputError: as `score_results`; or, without `skip_bad`, an image is bad.
+        InputError: as `score_results`; or an image is bad and `bad_images` is "stop".
     """
     _pycocotools()
     dataset = dataset.first(limit)
     collected = Results(dataset)
     warnings = []
-    for done, (image_id, image, problem) in enumerate(read_images(dataset, skip_bad), start=1):
+    images = read_images(dataset, chosen(bad_images, skip_bad))
+    for done, (image_id, image, problem) in enumerate(images, start=1):
         if image is None:
             warnings.append(problem)
         else:
             collected.add(image_id, detect(image))
         if progress is not None:
             progress(done, len(dataset.images))
-    scores = score(dataset, collected.entries, "detections")
+    scores = score(dataset, collected.entries, "detections", collected.unclipped)
     warnings = [*warnings, *collected.warnings(), *scores.warnings]
     return replace(scores, warnings=tuple(warnings)), collected.entries
-
-
-def read_images(
-    dataset: CocoDataset, skip_bad: bool = False
-) -> Iterator[tuple[int, NDArray[np.uint8] | None, str]]:
-    """Read the images of a data set one after the other.
-
-    Args:
-        skip_bad: yield a bad image (see `evaluate`) as (image id, None, warning).
-
-    Yields:
-        (image id, (H, W, 3) uint8 BGR, "").
-
-    Raises:
-        InputError: without `skip_bad`, an image cannot be read (missing files are reported before
-            the first image), or has not the size in the annotations.
-    """
-    if not skip_bad:
-        dataset.require_images()
-    for entry in dataset.images:
-        path = dataset.image_path(entry)
-        try:
-            image = read_image(path)
-            if image.shape[:2] != (entry.height, entry.width):
-                raise InputError(
-                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, "
-                    f"expected {entry.width}x{entry.height} as in {dataset.path}"
-                )
-        except InputError as error:
-            if not skip_bad:
-                raise
-            yield entry.id, None, f"counted as without detections: {error}"
-        else:
-            yield entry.id, image, ""
 
 
 class Results:
@@ -218,20 +193,28 @@ class Results:
 
     Attributes:
         entries: results as `score_results` accepts them, with the data set's category ids.
+        unclipped: the bbox of each entry as the network gives it, not clipped to the image.
     """
 
     def __init__(self, dataset: CocoDataset) -> None:
         self.entries: list[dict[str, Any]] = []
+        self.unclipped: list[list[float]] = []
         self._ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
         self._left_out: Counter[str] = Counter()
 
-    def add(self, image_id: int, detections: DetectionsLike) -> None:
+    def add(self, image_id: Id, detections: DetectionsLike) -> None:
         """Add an image's detections; classes that the data set lacks are only counted."""
-        for name, entry in zip(detections.names, detections.to_coco(image_id), strict=True):
+        entries = detections.to_coco(image_id)
+        boxes = [entry["bbox"] for entry in entries]
+        if (unclipped := getattr(detections, "unclipped", None)) is not None:
+            corners = np.asarray(unclipped, dtype=np.float64)
+            boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
+        for name, entry, box in zip(detections.names, entries, boxes, strict=True):
             if self._ids.get(name, -1) == -1:
                 self._left_out[name] += 1
             else:
                 self.entries.append({**entry, "category_id": self._ids[name]})
+                self.unclipped.append(box)
 
     def warnings(self) -> list[str]:
         if not self._left_out:
@@ -270,13 +253,13 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
     run = _match(validated, ("all",))
     images = len(validated.image_ids)
     classes = []
-    for k, category in enumerate(run.params.catIds):
+    for k, category in enumerate(validated.names):
         # One entry an image, None where there is neither object nor detection.
         cells = run.evalImgs[k * images : (k + 1) * images]
         classes.append(
             class_matches(
                 validated.names[category],
-                int(category),
+                category,
                 images,
                 {
                     index: (cell["dtScores"], cell["dtMatches"], cell["dtIgnore"], cell["gtIgnore"])
@@ -291,9 +274,13 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
 def _match(
     validated: ValidatedResults, areas: tuple[str, ...] = ("all", "small", "medium", "large")
 ) -> Any:
-    """A COCOeval of pycocotools after its matching."""
+    """A COCOeval of pycocotools after its matching.
+
+    Images and categories get numbers in the order of `validated`, because ids may be text.
+    """
     coco, evaluator = _pycocotools()
-    images = [{"id": id_} for id_ in validated.image_ids]
+    image_of = {id_: number for number, id_ in enumerate(validated.image_ids)}
+    category_of = {id_: number for number, id_ in enumerate(validated.names)}
     both = []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on stdout
         for boxes in (validated.ground_truth, validated.results):
@@ -301,9 +288,17 @@ def _match(
             # Ids from 1: pycocotools takes a match with annotation 0 for no match, and keeps only
             # the last of annotations that share an id.
             entries.dataset = {
-                "images": images,
-                "categories": [{"id": id_} for id_ in validated.names],
-                "annotations": [{**box, "id": i} for i, box in enumerate(boxes, start=1)],
+                "images": [{"id": number} for number in image_of.values()],
+                "categories": [{"id": number} for number in category_of.values()],
+                "annotations": [
+                    {
+                        **box,
+                        "id": number,
+                        "image_id": image_of[box["image_id"]],
+                        "category_id": category_of[box["category_id"]],
+                    }
+                    for number, box in enumerate(boxes, start=1)
+                ],
             }
             entries.createIndex()
             both.append(entries)
@@ -314,22 +309,29 @@ def _match(
     return run
 
 
-def score(dataset: CocoDataset, results: Any, where: str = "results") -> CocoScores:
+def score(
+    dataset: CocoDataset,
+    results: Any,
+    where: str = "results",
+    unclipped: Sequence[list[float]] | None = None,
+) -> CocoScores:
     """`score_results` over the images and classes of a data set that is read already.
 
     Args:
         where: name of the results in messages.
+        unclipped: the bbox of each result for `coco_precision`, as `Results.unclipped`; default:
+            that of the results.
     """
     validated = validate_results(dataset, results, where)
     run = _match(validated)
     with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
         run.summarize()
-    omz = average_precision(omz_matches(validated))[0].mean(axis=0)  # [K]
+    omz = average_precision(omz_matches(validated, unclipped))[0].mean(axis=0)  # [K]
 
     # precision: [10 IoU thresholds, 101 recalls, classes, all/s/m/l, 1/10/100 detections]
     precision = run.eval["precision"][:, :, :, 0, 2]
-    column = {id_: k for k, id_ in enumerate(run.params.catIds)}
+    column = {id_: k for k, id_ in enumerate(validated.names)}
     plain = [box for box in validated.ground_truth if not box["iscrowd"]]
     boxes_of = Counter(box["category_id"] for box in plain)
     images_of = Counter(id_ for _, id_ in {(box["image_id"], box["category_id"]) for box in plain})
@@ -351,7 +353,7 @@ def score(dataset: CocoDataset, results: Any, where: str = "results") -> CocoSco
         per_class,
         len(validated.image_ids),
         len(validated.results),
-        validated.warnings,
+        (*dataset.warnings(UNUSABLE), *validated.warnings),
     )
 
 

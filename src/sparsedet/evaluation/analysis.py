@@ -65,7 +65,7 @@ class Analysis:
 
     iou: float
     score: float
-    names: dict[int, str]
+    names: dict[int | str, str]
     ap_by_iou: NDArray[np.float64]
     intervals: dict[str, Interval]
     curves: dict[str, dict[str, NDArray[np.float64]]]

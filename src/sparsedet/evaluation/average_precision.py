@@ -38,7 +38,7 @@ class ClassMatches:
     """
 
     name: str
-    category_id: int
+    category_id: int | str
     image: NDArray[np.int64]
     scores: NDArray[np.float64]
     true_positive: NDArray[np.bool_]
@@ -57,7 +57,7 @@ class Matches:
     """
 
     thresholds: NDArray[np.float64]
-    image_ids: tuple[int, ...]
+    image_ids: tuple[int | str, ...]
     classes: tuple[ClassMatches, ...]
 
 
@@ -170,7 +170,7 @@ def mean_over_classes(precision: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def class_matches(
-    name: str, category_id: int, images: int, cells: dict[int, tuple[Any, Any, Any, Any]]
+    name: str, category_id: int | str, images: int, cells: dict[int, tuple[Any, Any, Any, Any]]
 ) -> ClassMatches:
     """Collect one class from its images.
 

@@ -2,18 +2,22 @@
 
 Reads only the JSON; an image's `file_name` is relative to the folder of images. Single bad
 annotations are skipped or corrected, and counted; a file that is not a COCO data set is an error.
+What tools write in other types is read: ids and numbers as text, `iscrowd` as text or bool
+(docs/evaluation.md lists it).
 
 Glossary: labels are contiguous 1..K in the order of `categories`; `category_id` is the
-file's own. Boxes are xyxy float pixels of the image.
+file's own. Boxes are xyxy float pixels of the image. An id's *key* is what ids are compared by:
+1, 1.0 and "1" have one key.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +27,33 @@ from numpy.typing import NDArray
 from ..errors import InputError, UsageError
 from ..files import read_json
 
+Id = int | str
+"""Of an image or a category; text where the file has text."""
+
+NO_IMAGE_ID = "annotations without a usable image_id skipped"
+NO_CATEGORY_ID = "annotations without a usable category_id skipped"
+BAD_BOX = "annotations whose bbox is not four numbers skipped"
+BAD_CROWD = "annotations whose iscrowd is neither 0 nor 1 skipped"
+UNUSABLE = (NO_IMAGE_ID, NO_CATEGORY_ID, BAD_BOX, BAD_CROWD)
+"""Kinds of annotations that neither training nor scoring can use."""
+
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")
+_NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*")
+_CROWD = {"": False, "0": False, "false": False, "1": True, "true": True}
+
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
     """One image with its ground truth.
 
     Attributes:
-        id, file_name, width, height: as in the file, pixels.
+        id, file_name, width, height: as in the file, pixels; `id` is text where the file has text.
         boxes: (N, 4) float32 xyxy, inside the image, of positive area.
         labels: (N,) int64, 1..K.
         crowd: (N,) bool.
     """
 
-    id: int
+    id: Id
     file_name: str
     width: int
     height: int
@@ -54,17 +72,28 @@ class CocoDataset:
         images: in the file's order.
         class_names, category_ids: of label 1, 2, ... K; -1 for a class that the file lacks.
         problems: kind of annotations skipped or corrected -> count.
+        examples: the same kind -> which annotation was the first.
     """
 
     path: Path
     root: Path
     images: tuple[CocoImage, ...]
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[Id, ...]
     problems: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
 
     def image_path(self, image: CocoImage) -> Path:
-        return self.root / image.file_name
+        path = self.root / image.file_name
+        if "\\" in image.file_name and not os.path.isfile(path):  # written on Windows
+            return self.root / image.file_name.replace("\\", "/")
+        return path
+
+    def whole_category_ids(self) -> tuple[int, ...]:
+        """`category_ids` as a model file holds them: 1..K where one of them is text."""
+        keys = [id_key(id_) for id_ in self.category_ids]
+        whole = tuple(key for key in keys if isinstance(key, int))
+        return whole if len(whole) == len(keys) else tuple(range(1, len(keys) + 1))
 
     def first(self, limit: int | None) -> CocoDataset:
         """The data set of the first `limit` images; None: all.
@@ -78,10 +107,16 @@ class CocoDataset:
             raise UsageError(f"limit is {limit}, expected at least 1 image")
         return replace(self, images=self.images[:limit])
 
-    def warnings(self) -> list[str]:
-        """One line for each kind of problem."""
+    def warnings(self, kinds: Collection[str] | None = None) -> list[str]:
+        """One line for each kind of problem, with its count and the first annotation.
+
+        Args:
+            kinds: only these; default: all.
+        """
         return [
-            f"{self.path}: {count} {problem}" for problem, count in sorted(self.problems.items())
+            f"{self.path}: {count} {problem} (first: {self.examples[problem]})"
+            for problem, count in sorted(self.problems.items())
+            if kinds is None or problem in kinds
         ]
 
     def require_images(self) -> None:
@@ -120,22 +155,25 @@ def load_coco(
     data = read_json(path)
     if not isinstance(data, dict):
         raise InputError(f"{path}: not a COCO data set (the top level is not an object)")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data.get(key), list):
-            raise InputError(f"{path}: not a COCO data set (no list {key!r})")
+    for section in ("images", "annotations", "categories"):
+        if not isinstance(data.get(section), list):
+            raise InputError(f"{path}: not a COCO data set (no list {section!r})")
     if not data["images"]:
         raise InputError(f"{path}: the data set has no images")
 
-    by_name: dict[str, int] = {}
-    known: set[int] = set()
+    by_name: dict[str, Id] = {}
+    known: set[Id] = set()
     for entry in data["categories"]:
-        category = _get(path, "categories", entry, "id", int)
+        category = _get_id(path, "categories", entry)
+        key = id_key(category)
+        assert key is not None
         name = _get(path, "categories", entry, "name", str)
-        if category < 0 or name in by_name or category in known:
+        if (isinstance(key, int) and key < 0) or name in by_name or key in known:
             raise InputError(f"{path}: category {category} {name!r} is negative or appears twice")
         by_name[name] = category
-        known.add(category)
-    names = tuple(class_names) if class_names else tuple(sorted(by_name, key=lambda n: by_name[n]))
+        known.add(key)
+    in_order = sorted(by_name, key=lambda name: id_order(by_name[name]))
+    names = tuple(class_names) if class_names else tuple(in_order)
     if len(set(names)) < len(names):
         raise InputError(f"class_names has a name twice: {', '.join(names)}")
     present = [name for name in names if name in by_name]
@@ -144,73 +182,157 @@ def load_coco(
             f"{path}: none of its categories is among the {len(names)} classes asked for"
         )
     ids = tuple(by_name.get(name, -1) for name in names)
-    label_of = {id_: label for label, id_ in enumerate(ids, start=1) if id_ != -1}
+    label_of = {id_key(id_): label for label, id_ in enumerate(ids, start=1) if id_ != -1}
 
-    problems: Counter[str] = Counter()
-    sizes: dict[int, tuple[int, int]] = {}
+    sizes: dict[Id | None, tuple[int, int]] = {}
     for entry in data["images"]:
-        image_id = _get(path, "images", entry, "id", int)
-        if image_id in sizes:
+        image_id = _get_id(path, "images", entry)
+        if id_key(image_id) in sizes:
             raise InputError(f"{path}: image id {image_id} appears twice")
         width = _get(path, "images", entry, "width", int)
         height = _get(path, "images", entry, "height", int)
         if not (1 <= width <= 1_000_000 and 1 <= height <= 1_000_000):
             raise InputError(f"{path}: image {image_id} has size {width}x{height}")
-        sizes[image_id] = (width, height)
+        sizes[id_key(image_id)] = (width, height)
 
-    rows: dict[int, list[tuple[list[float], int, bool]]] = {id_: [] for id_ in sizes}
-    for entry in data["annotations"]:
-        image_id = _get(path, "annotations", entry, "image_id", int)
-        category = _get(path, "annotations", entry, "category_id", int)
-        box = _get(path, "annotations", entry, "bbox", list)
-        if image_id not in sizes:
-            problems["annotations of an unknown image skipped"] += 1
-            continue
-        if category not in label_of:
-            reason = "a class not asked for" if category in known else "an unknown category"
-            problems[f"annotations of {reason} skipped"] += 1
-            continue
-        numbers = finite_numbers(box, 4)
-        if numbers is None:
-            problems["annotations whose bbox is not four numbers skipped"] += 1
-            continue
-        x, y, w, h = numbers
-        width, height = sizes[image_id]
-        if w <= 0 or h <= 0:
-            problems["boxes without area skipped"] += 1
-            continue
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            problems["boxes outside the image skipped"] += 1
-            continue
-        corners = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
-        x0, y0, x1, y1 = np.array(corners, dtype=np.float32).tolist()
-        if x1 <= x0 or y1 <= y0:  # a sliver so thin that float32 closes it
-            problems["boxes without area skipped"] += 1
-            continue
-        if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-            problems["boxes reaching over the image's edge clipped"] += 1
-        rows[image_id].append(([x0, y0, x1, y1], label_of[category], bool(entry.get("iscrowd"))))
+    problems: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    rows: dict[Id | None, list[tuple[list[float], int, bool]]] = {key: [] for key in sizes}
+    for index, entry in enumerate(data["annotations"]):
+        image, category_key = annotation_keys(entry)
+        row: tuple[list[float], int, bool] | None = None
+        problem = ""
+        if image is None:
+            problem = NO_IMAGE_ID
+        elif category_key is None:
+            problem = NO_CATEGORY_ID
+        elif image not in sizes:
+            problem = "annotations of an unknown image skipped"
+        elif category_key not in label_of:
+            reason = "a class not asked for" if category_key in known else "an unknown category"
+            problem = f"annotations of {reason} skipped"
+        elif isinstance(found := annotated_object(entry), str):
+            problem = found
+        else:
+            corners, problem = _clip(found.box, *sizes[image])
+            if corners is not None:
+                row = corners, label_of[category_key], found.crowd
+        if problem:
+            problems[problem] += 1
+            examples.setdefault(problem, _example(entry, index))
+        if row is not None:
+            rows[image].append(row)
 
     result = []
-    for entry, (image_id, image_rows) in zip(data["images"], rows.items(), strict=True):
+    for entry, (key, image_rows) in zip(data["images"], rows.items(), strict=True):
         result.append(
             CocoImage(
-                image_id,
+                _get_id(path, "images", entry),
                 _get(path, "images", entry, "file_name", str),
-                *sizes[image_id],
+                *sizes[key],
                 np.array([b for b, _, _ in image_rows], dtype=np.float32).reshape(-1, 4),
                 np.array([label for _, label, _ in image_rows], dtype=np.int64),
                 np.array([c for _, _, c in image_rows], dtype=np.bool_),
             )
         )
-    return CocoDataset(path, Path(images), tuple(result), names, ids, problems)
+    return CocoDataset(path, Path(images), tuple(result), names, ids, problems, examples)
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedObject:
+    """An annotation's box x, y, width, height as in the file, its area, and if it is a crowd."""
+
+    box: list[float]
+    area: float
+    crowd: bool
+
+
+def annotation_keys(entry: Any) -> tuple[Id | None, Id | None]:
+    """Keys of an annotation's image and category; None where it has no usable one."""
+    if not isinstance(entry, dict):
+        return None, None
+    return id_key(entry.get("image_id")), id_key(entry.get("category_id"))
+
+
+def annotated_object(entry: dict[str, Any]) -> AnnotatedObject | str:
+    """What an annotation says of its object, or the kind of problem with it (`UNUSABLE`)."""
+    box = finite_numbers(entry.get("bbox"), 4)
+    if box is None:
+        return BAD_BOX
+    crowd = _is_crowd(entry.get("iscrowd"))
+    if crowd is None:
+        return BAD_CROWD
+    area = finite_numbers([entry.get("area")], 1)
+    return AnnotatedObject(box, area[0] if area else box[2] * box[3], crowd)
+
+
+def _is_crowd(value: Any) -> bool | None:
+    """`iscrowd` as 0, 1, false, true, or their text; absent, null and "" are 0; else None."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in _CROWD:
+            return _CROWD[text]
+    number = finite_numbers([value], 1)
+    return bool(number[0]) if number and number[0] in (0, 1) else None
+
+
+def _clip(box: list[float], width: int, height: int) -> tuple[list[float] | None, str]:
+    """Corners x0, y0, x1, y1 inside the image, None for a box to skip; and the problem or ""."""
+    x, y, w, h = box
+    no_area = "boxes without area skipped in training (scored as by pycocotools)"
+    if w <= 0 or h <= 0:
+        return None, no_area
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return None, "boxes outside the image skipped in training (scored as by pycocotools)"
+    corners = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
+    x0, y0, x1, y1 = np.array(corners, dtype=np.float32).tolist()
+    if x1 <= x0 or y1 <= y0:  # a sliver so thin that float32 closes it
+        return None, no_area
+    over = x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1
+    problem = "boxes reaching over the image's edge clipped in training" if over else ""
+    return [x0, y0, x1, y1], problem
+
+
+def _example(entry: Any, index: int) -> str:
+    """An annotation's name in a warning: its id, else its place in the list."""
+    if isinstance(entry, dict) and isinstance(id_ := entry.get("id"), int | float | str):
+        return f"annotation {str(id_)[:40]}"
+    return f"number {index + 1} of the list"
+
+
+def id_key(value: Any) -> Id | None:
+    """What an id is compared by: an int for a whole number in any form, else the text.
+
+    Text that is not how an int is written, as "007", stays text: it may be a file's name.
+    None: not an id.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return int(value) if _WHOLE.fullmatch(value) else value or None
+    if isinstance(value, Integral):
+        return int(value)
+    number = finite_numbers([value], 1)
+    return int(number[0]) if number and number[0].is_integer() else None
+
+
+def id_order(id_: Id) -> tuple[bool, int, str]:
+    """Sorts ids: numbers ascending, then text."""
+    key = id_key(id_)
+    return (False, key, "") if isinstance(key, int) else (True, 0, str(key))
 
 
 def finite_numbers(value: Any, count: int) -> list[float] | None:
-    """A JSON list of exactly `count` finite numbers as floats, else None."""
+    """A JSON list of exactly `count` finite numbers, or their text, as floats; else None."""
     if not isinstance(value, list | tuple) or len(value) != count:
         return None
-    if not all(isinstance(v, Real) and not isinstance(v, bool) for v in value):
+    if not all(
+        (isinstance(v, Real) and not isinstance(v, bool))
+        or (isinstance(v, str) and _NUMBER.fullmatch(v))
+        for v in value
+    ):
         return None
     try:
         numbers = [float(v) for v in value]
@@ -219,13 +341,27 @@ def finite_numbers(value: Any, count: int) -> list[float] | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
+def _get_id(path: Path, section: str, entry: Any) -> Id:
+    """`entry["id"]` as the file has it; whole floats become integers."""
+    value = _field(path, section, entry, "id")
+    key = id_key(value)
+    if key is None:
+        raise InputError(f"{path}: {section}.id is {value!r}, expected a whole number or text")
+    return value if isinstance(value, str) else key
+
+
 def _get(path: Path, section: str, entry: Any, key: str, expected: type) -> Any:
-    """`entry[key]` of the expected type; whole floats pass as integers."""
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"{path}: an entry of {section!r} has no {key!r}")
-    value = entry[key]
-    if expected is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
+    """`entry[key]` of the expected type; whole floats and their text pass as integers."""
+    value = _field(path, section, entry, key)
+    if expected is int and not isinstance(value, bool):
+        number = finite_numbers([value], 1)
+        value = int(number[0]) if number and number[0].is_integer() else value
     if not isinstance(value, expected) or isinstance(value, bool):
         raise InputError(f"{path}: {section}.{key} is {value!r}, expected {expected.__name__}")
     return value
+
+
+def _field(path: Path, section: str, entry: Any, key: str) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise InputError(f"{path}: an entry of {section!r} has no {key!r}")
+    return entry[key]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..images.check import BadImages
 from . import (
     AP_NAME,
     OMZ_NAME,
@@ -23,12 +24,12 @@ from . import (
     DetectionsLike,
     Results,
     coco_matches,
-    read_images,
     score,
 )
 from .analysis import FEW
 from .bootstrap import Difference, compare_matches
 from .coco import CocoDataset
+from .images import chosen, read_images
 
 _RESAMPLES = 1000
 
@@ -181,15 +182,16 @@ def compare(
     *,
     names: tuple[str, str] = ("A", "B"),
     facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
-    skip_bad: bool = False,
+    bad_images: BadImages = "stop",
     progress: Callable[[int, int], None] | None = None,
+    skip_bad: bool | None = None,
 ) -> Comparison:
     """Run both detectors over every image and compare.
 
     Args:
         detect_a, detect_b: as for `evaluate`. Each runs once before it is timed; the order of the
             two alternates from image to image.
-        dataset, skip_bad, progress: as for `evaluate`.
+        dataset, bad_images, progress, skip_bad: as for `evaluate`.
         names, facts: see `Side`.
 
     Raises:
@@ -199,7 +201,8 @@ def compare(
     collected = Results(dataset), Results(dataset)
     seconds: tuple[list[float], list[float]] = ([], [])
     warnings = []
-    for done, (image_id, image, problem) in enumerate(read_images(dataset, skip_bad), start=1):
+    images = read_images(dataset, chosen(bad_images, skip_bad))
+    for done, (image_id, image, problem) in enumerate(images, start=1):
         if image is None:
             warnings.append(problem)
         else:
@@ -215,7 +218,7 @@ def compare(
             progress(done, len(dataset.images))
     if not seconds[0]:
         raise InputError(f"{dataset.root}: none of the images can be read")
-    scores = [score(dataset, side.entries) for side in collected]
+    scores = [score(dataset, side.entries, unclipped=side.unclipped) for side in collected]
     matches = [coco_matches(dataset, side.entries) for side in collected]
     measurable = any(entry.objects.any() for entry in matches[0].classes)
     ratio = np.array(seconds[0]) / np.array(seconds[1])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .coco import CocoDataset
+from .coco import CocoDataset, Id, id_order
 from .results import ValidatedResults, overlaps
 
 BACKGROUND = "background"
@@ -57,7 +57,7 @@ class ImageOutcome:
         false_positives, ignored: indices of detections.
     """
 
-    image_id: int
+    image_id: Id
     file_name: str
     objects: tuple[dict[str, Any], ...]
     detections: tuple[dict[str, Any], ...]
@@ -90,10 +90,10 @@ def match_images(
     Returns:
         The confusion matrix, and the images with most mistakes first.
     """
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    objects: dict[Id, list[dict[str, Any]]] = defaultdict(list)
     for entry in validated.ground_truth:
         objects[entry["image_id"]].append(entry)
-    detections: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    detections: dict[Id, list[dict[str, Any]]] = defaultdict(list)
     for entry in validated.results:
         if entry["score"] >= score:
             detections[entry["image_id"]].append(entry)
@@ -104,16 +104,16 @@ def match_images(
         _match_image(id_, files[id_], objects[id_], detections[id_], index, matrix, iou)
         for id_ in validated.image_ids
     ]
-    outcomes.sort(key=lambda outcome: (-outcome.mistakes, outcome.image_id))
+    outcomes.sort(key=lambda outcome: (-outcome.mistakes, id_order(outcome.image_id)))
     return Confusion((*validated.names.values(), BACKGROUND), matrix), tuple(outcomes)
 
 
 def _match_image(
-    image_id: int,
+    image_id: Id,
     file_name: str,
     objects: list[dict[str, Any]],
     detections: list[dict[str, Any]],
-    index: dict[int, int],
+    index: dict[Id, int],
     matrix: NDArray[np.int64],
     least_iou: float,
 ) -> ImageOutcome:
@@ -125,13 +125,13 @@ def _match_image(
     """
     detections = sorted(detections, key=lambda entry: -entry["score"])
     iou, over_detection = overlaps(detections, objects)
-    object_class = np.array([entry["category_id"] for entry in objects], dtype=np.int64)
+    object_class = np.array([index[entry["category_id"]] for entry in objects], dtype=np.int64)
     crowd = np.array([entry["iscrowd"] for entry in objects], dtype=bool)
     object_of: dict[int, int] = {}  # detection -> object
     free = ~crowd
     ignored = set()
     for d, detection in enumerate(detections):
-        same_class = object_class == detection["category_id"]
+        same_class = object_class == index[detection["category_id"]]
         candidates = np.where(same_class & free & (iou[d] >= least_iou), iou[d], -1)
         if candidates.size and candidates.max() >= 0:
             object_of[d] = int(candidates.argmax())

@@ -12,34 +12,49 @@ They differ in what they match:
    doubled detections are therefore true positives, and recall can exceed 1.
 3. Overlaps are rounded to float32 before they are compared.
 4. Images without any annotation are left out, together with their false positives.
+5. Boxes are scored as the network gives them. pycocotools' figures are of detections that are
+   clipped to the image.
 
 The first lowers the figure, the second and fourth raise it. Object areas are not used.
 
 Source: read and run from Open Model Zoo, tools/accuracy_checker 0.10.6 (metrics/coco_metrics.py,
 annotation_converters/ms_coco.py), with the model's own settings (`max_detections: 100`, defaults
-else); its matching is unchanged since 2019. Not covered, because results lack it: the checker's
-boxes are float32 and not clipped to the image.
+else); its matching is unchanged since 2019. A results file has clipped boxes alone; they are scored
+as they are.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .average_precision import IOU_THRESHOLDS, Matches, class_matches
+from .coco import Id
 from .results import ValidatedResults, overlaps
 
 MAX_DETECTIONS = 100
 """Largest number for a class and image, from the model's accuracy-check.yml."""
 
 
-def omz_matches(validated: ValidatedResults) -> Matches:
-    """Match as the accuracy checker does; `average_precision` counts."""
+def omz_matches(
+    validated: ValidatedResults, unclipped: Sequence[list[float]] | None = None
+) -> Matches:
+    """Match as the accuracy checker does; `average_precision` counts.
+
+    Args:
+        unclipped: the bbox of each result as the network gives it, not clipped to the image;
+            default: that of the result.
+    """
     ground_truth = _by_class_and_image(validated.ground_truth)
-    results = _by_class_and_image(validated.results)
+    entries = validated.results
+    if unclipped is not None:
+        boxes = zip(entries, unclipped, strict=True)
+        entries = [{**entry, "bbox": box} for entry, box in boxes]
+    results = _by_class_and_image(entries)
     classes = []
     for category, name in validated.names.items():
         cells = {}
@@ -54,9 +69,9 @@ def omz_matches(validated: ValidatedResults) -> Matches:
 
 def _by_class_and_image(
     entries: list[dict[str, Any]],
-) -> dict[int, dict[int, list[dict[str, Any]]]]:
+) -> dict[Id, dict[Id, list[dict[str, Any]]]]:
     """category_id -> image_id -> entries."""
-    result: dict[int, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    result: dict[Id, dict[Id, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         result[entry["category_id"]][entry["image_id"]].append(entry)
     return result

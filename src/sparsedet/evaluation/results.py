@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import read_json
 from ..model.boxes import iou
-from .coco import CocoDataset, finite_numbers
+from .coco import (
+    CocoDataset,
+    Id,
+    annotated_object,
+    annotation_keys,
+    finite_numbers,
+    id_key,
+    id_order,
+)
 
 
 @dataclass(frozen=True)
@@ -27,19 +35,19 @@ class ValidatedResults:
     """Ground truth and results over the same images and classes.
 
     Attributes:
-        image_ids: ascending.
+        image_ids: ascending, numbers before text.
         names: category id -> class name of the classes in the data set, ids ascending.
         ground_truth, results: entries with image_id, category_id, bbox, area and iscrowd; results
             also have a score. In the order of the files.
         annotated: images with annotations of any class.
-        warnings: entries that were left out, one line each.
+        warnings: results that were left out, one line each.
     """
 
-    image_ids: tuple[int, ...]
-    names: dict[int, str]
+    image_ids: tuple[Id, ...]
+    names: dict[Id, str]
     ground_truth: list[dict[str, Any]]
     results: list[dict[str, Any]]
-    annotated: frozenset[int]
+    annotated: frozenset[Id]
     warnings: tuple[str, ...]
 
 
@@ -51,25 +59,36 @@ def validate_results(
     Args:
         dataset: the images and classes that count; boxes are read again from its file, where they
             are exact and not clipped.
-        results: COCO results. Results of other classes are left out, with a warning.
+        results: COCO results. Results of other classes are left out, with a warning. Ids may
+            have another form than in the data set (5, 5.0, "5").
         where: name of the results in messages.
 
     Raises:
         InputError: a result lacks a key, names an unknown image or has other values than finite
             numbers; the message names the entry.
     """
-    image_ids = {image.id for image in dataset.images}
+    image_ids = {id_key(image.id): image.id for image in dataset.images}
     pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
-    names = dict(sorted((id_, name) for id_, name in pairs if id_ != -1))
-    ground_truth, annotated, warnings = _ground_truth(dataset, image_ids, set(names))
+    scored = [(id_, name) for id_, name in pairs if id_ != -1]
+    names = dict(sorted(scored, key=lambda pair: id_order(pair[0])))
+    categories = {id_key(id_): id_ for id_ in names}
+    ground_truth, annotated = _ground_truth(dataset, image_ids, categories)
     if not isinstance(results, list):
         raise InputError(f"{where}: no COCO results ({type(results).__name__}, expected a list)")
-    checked = [_result(where, index, entry, image_ids) for index, entry in enumerate(results)]
+    warnings = []
+    checked = [
+        _result(where, index, entry, image_ids, categories) for index, entry in enumerate(results)
+    ]
     kept = [result for result in checked if result["category_id"] in names]
     if left_out := len(checked) - len(kept):
         warnings.append(f"{where}: {left_out} of categories that are not scored left out")
     return ValidatedResults(
-        tuple(sorted(image_ids)), names, ground_truth, kept, annotated, tuple(warnings)
+        tuple(sorted(image_ids.values(), key=id_order)),
+        names,
+        ground_truth,
+        kept,
+        annotated,
+        tuple(warnings),
     )
 
 
@@ -112,38 +131,41 @@ def intersection_over_detection(
 
 
 def _ground_truth(
-    dataset: CocoDataset, image_ids: set[int], categories: set[int]
-) -> tuple[list[dict[str, Any]], frozenset[int], list[str]]:
-    """Annotations of these images and classes, the images with any annotation, and warnings.
+    dataset: CocoDataset, image_ids: dict[Id | None, Id], categories: dict[Id | None, Id]
+) -> tuple[list[dict[str, Any]], frozenset[Id]]:
+    """Annotations of these images and classes, and the images with any annotation.
 
     Read from the file, because the boxes of `dataset.images` are clipped, float32 and without
-    `area`. `load_coco` has checked the file: keys exist and ids are whole numbers.
+    `area`. What cannot be used is in `dataset.problems` already.
     """
-    boxes, bad = [], 0
-    entries = read_json(dataset.path)["annotations"]
-    for entry in entries:
-        if entry["image_id"] not in image_ids or entry["category_id"] not in categories:
+    boxes = []
+    annotated = set()
+    for entry in read_json(dataset.path)["annotations"]:
+        image, category = annotation_keys(entry)
+        if image not in image_ids:
             continue
-        box = finite_numbers(entry["bbox"], 4)
-        if box is None:
-            bad += 1
+        annotated.add(image_ids[image])
+        if category not in categories or isinstance(found := annotated_object(entry), str):
             continue
-        area = finite_numbers([entry.get("area")], 1)
         boxes.append(
             {
-                "image_id": int(entry["image_id"]),
-                "category_id": int(entry["category_id"]),
-                "bbox": box,
-                "area": area[0] if area else box[2] * box[3],
-                "iscrowd": int(bool(entry.get("iscrowd"))),
+                "image_id": image_ids[image],
+                "category_id": categories[category],
+                "bbox": found.box,
+                "area": found.area,
+                "iscrowd": int(found.crowd),
             }
         )
-    problem = "annotations whose bbox is not four numbers left out"
-    annotated = image_ids.intersection(entry["image_id"] for entry in entries)
-    return boxes, frozenset(annotated), [f"{dataset.path}: {bad} {problem}"] if bad else []
+    return boxes, frozenset(annotated)
 
 
-def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str, Any]:
+def _result(
+    where: str,
+    index: int,
+    entry: Any,
+    image_ids: dict[Id | None, Id],
+    categories: dict[Id | None, Id],
+) -> dict[str, Any]:
     """One checked result, with the `area` and `iscrowd` that pycocotools reads."""
 
     def refuse(problem: str) -> InputError:
@@ -153,15 +175,15 @@ def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str
         raise refuse(f"{type(entry).__name__}, expected an object")
     if missing := {"image_id", "category_id", "bbox", "score"} - set(entry):
         raise refuse(f"no {min(missing)!r}")
-    ids = finite_numbers([entry["image_id"], entry["category_id"]], 2)
-    if ids is None or not all(number.is_integer() for number in ids):
+    image, category = annotation_keys(entry)
+    if image is None or category is None:
         raise refuse(
             "image_id and category_id are "
             f"{reprlib.repr((entry['image_id'], entry['category_id']))}, "
-            "expected whole numbers"
+            "expected whole numbers or text"
         )
-    if entry["image_id"] not in image_ids:
-        raise refuse(f"image_id {entry['image_id']} is not in the ground truth")
+    if image not in image_ids:
+        raise refuse(f"image_id {reprlib.repr(entry['image_id'])} is not in the ground truth")
     box = finite_numbers(entry["bbox"], 4)
     if box is None or min(box[2:]) < 0:
         raise refuse(
@@ -172,8 +194,8 @@ def _result(where: str, index: int, entry: Any, image_ids: set[int]) -> dict[str
     if score is None:
         raise refuse(f"score is {reprlib.repr(entry['score'])}, expected a finite number")
     return {
-        "image_id": int(entry["image_id"]),
-        "category_id": int(entry["category_id"]),
+        "image_id": image_ids[image],
+        "category_id": categories.get(category, category),
         "bbox": box,
         "score": score[0],
         "area": box[2] * box[3],

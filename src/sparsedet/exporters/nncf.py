@@ -8,6 +8,7 @@ package (`pip install 'sparsedet[quantize]'`).
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..images.check import BadImages, read_images
 from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.config import ModelConfig
@@ -39,26 +41,34 @@ def require_nncf() -> Any:
     return nncf
 
 
-def calibration_images(folder: Path, count: int | None) -> list[Path]:
+def calibration_images(
+    folder: Path, count: int | None, bad_images: BadImages = "stop"
+) -> list[Path]:
     """A fixed sample of a folder's images.
 
     Args:
         folder: searched with its subfolders.
         count: number of images; default: 128, or all if there are fewer.
+        bad_images: what an image that cannot be read does; each is read here, because NNCF goes on
+            for long.
 
     Raises:
-        InputError: as `sample_images`.
+        InputError: as `sample_images`; or an image is bad and `bad_images` is "stop".
     """
-    if count is None:
-        return sample_images(folder, DEFAULT_IMAGES, exact=False)
-    return sample_images(folder, count)
+    paths = sample_images(
+        folder, DEFAULT_IMAGES if count is None else count, exact=count is not None
+    )
+    return [path for path, _ in read_images(paths, bad_images)]
 
 
 def blobs(paths: Iterable[Path], config: ModelConfig, layout: str) -> Iterable[NDArray[np.float32]]:
     """Network inputs of images as the exported graph reads them: [1, 3, H, W] or [1, H, W, 3]."""
     for path in paths:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `calibration_images` has said what is damaged
+            image = read_image(path, keep_damaged=True)
         network_input, _ = to_network_input(
-            read_image(path), config.input_height, config.input_width, config.resize
+            image, config.input_height, config.input_width, config.resize
         )
         blob = network_input[None].astype(np.float32)
         yield blob if layout == "NHWC" else np.ascontiguousarray(blob.transpose(0, 3, 1, 2))
@@ -69,7 +79,7 @@ def quantize(model: Any, paths: Sequence[Path], config: ModelConfig, layout: str
 
     Args:
         model: result of `to_openvino`, without `image_info`.
-        paths: calibration images.
+        paths: calibration images, from `calibration_images`.
         config: the model's configuration.
         layout: the graph's layout, "NCHW" or "NHWC".
 
@@ -80,7 +90,6 @@ def quantize(model: Any, paths: Sequence[Path], config: ModelConfig, layout: str
         InputError: NNCF is not installed, or an image cannot be read.
     """
     nncf = require_nncf()
-    read_image(paths[0])  # a clear error before the long work
     result = nncf.quantize(
         model,
         nncf.Dataset(list(paths), lambda path: next(iter(blobs([path], config, layout)))),

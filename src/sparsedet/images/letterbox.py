@@ -39,14 +39,15 @@ class Letterbox:
     input_height: int
     input_width: int
 
-    def to_image(self, boxes_normalised: NDArray[Any]) -> F32:
+    def to_image(self, boxes_normalised: NDArray[Any], *, clip: bool = True) -> F32:
         """Map boxes from the network input to the image.
 
         Args:
             boxes_normalised: (N, 4) xyxy, divided by the network input's size, nominally 0..1.
+            clip: whether boxes end at the image's edges.
 
         Returns:
-            (N, 4) float32 xyxy in pixels of the image, clipped to it.
+            (N, 4) float32 xyxy in pixels of the image.
 
         Source: Open Model Zoo, accuracy checker. The two axes have slightly different scales,
         because the resized size is truncated to whole pixels.
@@ -54,8 +55,9 @@ class Letterbox:
         boxes = np.array(boxes_normalised, dtype=np.float64).reshape(-1, 4)
         boxes[:, 0::2] = boxes[:, 0::2] * self.input_width / (self.resized_width / self.width)
         boxes[:, 1::2] = boxes[:, 1::2] * self.input_height / (self.resized_height / self.height)
-        limit = (self.width, self.height, self.width, self.height)
-        return np.clip(boxes, 0, limit).astype(np.float32)
+        if clip:
+            boxes = np.clip(boxes, 0, (self.width, self.height, self.width, self.height))
+        return boxes.astype(np.float32)
 
 
 def fit_letterbox(

@@ -43,6 +43,20 @@ def read_image(
     Raises:
         InputError: there is no such file, it is not a file, or `decode_image` refuses it.
     """
+    return decode_image(_read_file(path), str(path), max_pixels=max_pixels)
+
+
+def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of an image file from its header, before any EXIF orientation.
+
+    Raises:
+        InputError: as `read_image`, as far as that shows without decoding.
+    """
+    return _header_size(_read_file(path), str(path), max_pixels)
+
+
+def _read_file(path: str | os.PathLike[str]) -> bytes:
+    """A file's content; raises InputError if it is none, too large or cannot be read."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -53,12 +67,11 @@ def read_image(
             )
         # Not cv2.imread, which fails for some non-ASCII names on Windows.
         with open(path, "rb") as file:
-            data = file.read()
+            return file.read()
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    return decode_image(data, str(path), max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
@@ -80,6 +93,22 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
     Raises:
         InputError: it is empty, not an image, damaged, truncated, or too large.
     """
+    _header_size(data, name, max_pixels)
+    try:
+        with quiet_opencv:
+            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise InputError(
+            f"{name}: the image is truncated, damaged or of a kind OpenCV {cv2.__version__} "
+            "cannot decode"
+        )
+    return np.ascontiguousarray(image, dtype=np.uint8)
+
+
+def _header_size(data: bytes, name: str, max_pixels: int) -> tuple[int, int]:
+    """Height and width that the header declares; raises InputError as `decode_image`."""
     if not data:
         raise InputError(f"{name}: the file is empty, expected an image")
     size_of = next((read for magic, read in FORMATS if magic.match(data)), None)
@@ -96,17 +125,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
             f"{name}: the image has {width}x{height} = {height * width} pixels, "
             f"expected at most {max_pixels}"
         )
-    try:
-        with quiet_opencv:
-            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise InputError(
-            f"{name}: the image is truncated, damaged or of a kind OpenCV {cv2.__version__} "
-            "cannot decode"
-        )
-    return np.ascontiguousarray(image, dtype=np.uint8)
+    return height, width
 
 
 class _QuietOpenCV:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import InputError, UsageError
 from ..files import check_output, make_folder, sha256_of, weights_file, write_atomic
-from ..images.read import read_image
+from ..images.check import BadImages, read_images
 from ..model.batch_norm import fold_batch_norm
 from ..model.file import ModelFile, load_model, save_model
 from ..sources.folder import sample_images
@@ -36,6 +36,7 @@ def prune_files(
     calibration_images: int = 128,
     progress: Callable[[int, int, str], None] | None = None,
     load: Callable[[Path], ModelFile] = load_model,
+    bad_images: BadImages = "stop",
 ) -> PruningReport:
     """Prune a model file and write the result.
 
@@ -47,6 +48,7 @@ def prune_files(
             seed and the file names. An eighth of them only measures the error.
         progress: as in `prune_once`.
         load: reads `model`, for files of other forms.
+        bad_images: what an image that cannot be read does.
 
     Raises:
         InputError: the model, an image or a folder cannot be used, or the target cannot be
@@ -70,15 +72,20 @@ def prune_files(
     make_folder(output)
     network.load_tensors(fold_batch_norm(file.tensors, file.config))
     network.eval()
-    network_inputs = [calibration_input(read_image(path), network) for path in paths]
+    network_inputs = [
+        calibration_input(image, network) for _, image in read_images(paths, bad_images)
+    ]
+    count = len(network_inputs)
+    if count < 2:
+        raise InputError(f"{images}: 1 of {len(paths)} images can be read, expected at least 2")
     report = prune_once(
-        network, network_inputs, settings, held_out=max(1, len(paths) // 8), progress=progress
+        network, network_inputs, settings, held_out=max(1, count // 8), progress=progress
     )
     weights = weights_file(model)
     history = {key: value for key, value in file.provenance.items() if key in _HISTORY}
     provenance = {
         **{key: value for key, value in file.provenance.items() if key not in _HISTORY},
-        "pruned": {**asdict(settings), "photographs": len(paths)},
+        "pruned": {**asdict(settings), "photographs": count},
         "source": {"name": weights.name, "sha256": sha256_of(weights), **history},
     }
     save_model(output / OUTPUTS[0], file.config, network.folded_tensors(), provenance)

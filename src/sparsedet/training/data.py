@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.coco import CocoDataset, CocoImage
+from ..evaluation.images import shape_differs
+from ..images.check import BadImages
 from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.config import ModelConfig
@@ -38,12 +41,14 @@ class MicroBatch:
         targets: one for each image.
         loss_weight: B / images of the whole batch.
         image_ids: of the whole batch.
+        warnings: one line for each bad image that was left out or damaged.
     """
 
     network_input: Tensor
     targets: list[Target]
     loss_weight: float
-    image_ids: list[int]
+    image_ids: list[int | str]
+    warnings: tuple[str, ...] = ()
 
     def pin_memory(self) -> MicroBatch:
         """The same in memory that a GPU copies from while it computes; called by DataLoader."""
@@ -110,29 +115,31 @@ def epoch_batches(dataset: CocoDataset, recipe: Recipe, epoch: int) -> list[list
     return batches
 
 
-def read_annotated_image(dataset: CocoDataset, annotated: CocoImage) -> NDArray[np.uint8]:
+def read_annotated_image(
+    dataset: CocoDataset, annotated: CocoImage, bad_images: BadImages = "stop"
+) -> NDArray[np.uint8]:
     """An image of the data set (H, W, 3) uint8 BGR; its size may differ from the annotated one.
 
     Raises:
         InputError: it cannot be read, or its aspect ratio differs from the annotated one.
     """
-    path = dataset.image_path(annotated)
-    image = read_image(path)
-    height, width = image.shape[:2]
-    difference = abs(width * annotated.height - height * annotated.width)
-    if difference > max(annotated.width, annotated.height):
-        raise InputError(
-            f"{path}: is {width}x{height}, but annotated as {annotated.width}x{annotated.height}"
-        )
+    image = read_image(dataset.image_path(annotated), keep_damaged=bad_images == "keep")
+    if problem := shape_differs(dataset, annotated, *image.shape[:2]):
+        raise InputError(problem)
     return image
 
 
 def load_sample(
-    dataset: CocoDataset, annotated: CocoImage, config: ModelConfig, recipe: Recipe, epoch: int
+    dataset: CocoDataset,
+    annotated: CocoImage,
+    config: ModelConfig,
+    recipe: Recipe,
+    epoch: int,
+    bad_images: BadImages = "stop",
 ) -> tuple[NDArray[np.uint8], Target]:
     """One augmented image (H, W, 3) uint8 BGR and its target."""
     rng = random.Random(f"{recipe.seed}/{epoch}/{annotated.id}")
-    image = read_annotated_image(dataset, annotated)
+    image = read_annotated_image(dataset, annotated, bad_images)
     if recipe.short_sides:
         short, long = sorted((annotated.height, annotated.width))
         scale = min(rng.choice(recipe.short_sides) / short, recipe.long_side / long)
@@ -162,12 +169,59 @@ def load_sample(
     return resized, target
 
 
+def load_or_replace(
+    dataset: CocoDataset,
+    index: int,
+    config: ModelConfig,
+    recipe: Recipe,
+    epoch: int,
+    bad_images: BadImages,
+) -> tuple[tuple[NDArray[np.uint8], Target], list[str]]:
+    """`load_sample`, of the next good image instead of a bad one that does not stop the run.
+
+    Headers are checked before the run (`evaluation.images`): bad are images damaged inside.
+
+    Returns:
+        The sample, and a line for each image that was left out or is damaged.
+
+    Raises:
+        InputError: the image is bad and `bad_images` is "stop", or there is no good one.
+    """
+    told: list[str] = []
+    count = len(dataset.images)
+    for annotated in (dataset.images[(index + n) % count] for n in range(count)):
+        if annotated.crowd.all():
+            continue
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                sample = load_sample(dataset, annotated, config, recipe, epoch, bad_images)
+        except InputError as error:
+            if bad_images == "stop":
+                raise
+            told.append(f"left out: {error}")
+        else:
+            return sample, told + [str(warning.message) for warning in caught]
+    raise InputError(f"{dataset.root}: none of the images can be read")
+
+
 def load_micro_batch(
-    dataset: CocoDataset, indices: list[int], config: ModelConfig, recipe: Recipe, epoch: int
+    dataset: CocoDataset,
+    indices: list[int],
+    config: ModelConfig,
+    recipe: Recipe,
+    epoch: int,
+    bad_images: BadImages = "stop",
+    told: list[str] | None = None,
 ) -> tuple[Tensor, list[Target]]:
     """A network input uint8 [B, 3, H, W], the smallest with multiples of 16 that holds the images,
-    and their targets."""
-    samples = [load_sample(dataset, dataset.images[i], config, recipe, epoch) for i in indices]
+    and their targets; `told` gets a line for each bad image."""
+    samples = []
+    for i in indices:
+        sample, lines = load_or_replace(dataset, i, config, recipe, epoch, bad_images)
+        samples.append(sample)
+        if told is not None:
+            told += lines
     height = math.ceil(max(t.height for _, t in samples) / 16) * 16
     width = math.ceil(max(t.width for _, t in samples) / 16) * 16
     network_input = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
@@ -194,20 +248,23 @@ class MicroBatches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         start: int,
         rank: int = 0,
         world: int = 1,
+        bad_images: BadImages = "stop",
     ) -> None:
         self.dataset, self.config, self.recipe, self.start = dataset, config, recipe, start
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.bad_images = rank, world, bad_images
 
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, (epoch, batch, indices) in enumerate(self._indices()):
             if number % stride == first:
+                told: list[str] = []
                 network_input, targets = load_micro_batch(
-                    self.dataset, indices, self.config, self.recipe, epoch
+                    self.dataset, indices, self.config, self.recipe, epoch, self.bad_images, told
                 )
                 ids = [self.dataset.images[i].id for i in batch]
-                yield MicroBatch(network_input, targets, len(indices) / len(batch), ids)
+                weight = len(indices) / len(batch)
+                yield MicroBatch(network_input, targets, weight, ids, tuple(told))
 
     def _indices(self) -> Iterator[tuple[int, list[int], list[int]]]:
         """The epoch, the whole batch and this process's micro-batch of it."""
@@ -222,14 +279,33 @@ class MicroBatches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
             epoch += 1
 
 
-def micro_batch_loader(
-    dataset: CocoDataset, config: ModelConfig, recipe: Recipe, start: int, ranks: Ranks
-) -> torch.utils.data.DataLoader[MicroBatch]:
-    """This process's micro-batches from step `start` on, loaded by the recipe's workers."""
-    return torch.utils.data.DataLoader(
-        MicroBatches(dataset, config, recipe, start, ranks.rank, ranks.world),
+def micro_batches(
+    dataset: CocoDataset,
+    config: ModelConfig,
+    recipe: Recipe,
+    start: int,
+    ranks: Ranks,
+    bad_images: BadImages = "stop",
+) -> Iterator[MicroBatch]:
+    """This process's micro-batches from step `start` on, loaded by the recipe's workers.
+
+    Warns once of each bad image, however often it is drawn.
+    """
+    loader = torch.utils.data.DataLoader(
+        MicroBatches(dataset, config, recipe, start, ranks.rank, ranks.world, bad_images),
         batch_size=None,
         num_workers=recipe.workers,
         pin_memory=ranks.device.type == "cuda",
         worker_init_fn=leave_group,
     )
+    return _warning_once(iter(loader))  # starts the workers now
+
+
+def _warning_once(batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+    told: set[str] = set()
+    for micro_batch in batches:
+        for line in micro_batch.warnings:
+            if line not in told:
+                told.add(line)
+                warnings.warn(line, stacklevel=2)
+        yield micro_batch

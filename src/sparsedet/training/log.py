@@ -26,6 +26,7 @@ from rich.progress import (
 
 from ..errors import InputError
 from ..files import write_atomic
+from .pulse import Pulse
 from .recipe import Recipe
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
@@ -38,10 +39,14 @@ class Log:
         folder: the run folder.
         recipe: its settings.
         first: step at which the run begins or resumes.
+        pulse: learns what was printed and which step was done.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, first: int) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, first: int, pulse: Pulse | None = None
+    ) -> None:
         self.folder, self.recipe, self.first = folder, recipe, first
+        self.pulse = pulse or Pulse()
         self.began = time.monotonic()
         for name in (METRICS, VALIDATION):
             _drop_lines_after(folder / name, first)
@@ -59,6 +64,8 @@ class Log:
         self.task = self.bar.add_task("", total=recipe.steps, completed=first)
         self.board = self._tensorboard()
         self.bar.start()
+        self.pulse.silent = not self.bar.disable
+        self.pulse.doing = f"step {first}/{recipe.steps}"
 
     def _tensorboard(self) -> Any:
         try:
@@ -70,6 +77,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """Print a line and keep it in `log.txt`."""
+        self.pulse.spoke()
         if self.bar.disable:
             print(text, flush=True)
         else:
@@ -91,6 +99,7 @@ class Log:
         """
         self.pending.append(values)
         self.bar.update(self.task, completed=step)
+        self.pulse.doing = f"step {step}/{self.recipe.steps}"
         if not self.due(step):
             return
         means = {k: float(np.mean([v[k] for v in self.pending])) for k in values}
@@ -110,6 +119,7 @@ class Log:
         self.bar.update(self.task, description=text)
         if self.bar.disable:
             losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+            self.pulse.spoke()
             minutes = seconds * (self.recipe.steps - step) / 60
             print(
                 f"step {step}/{self.recipe.steps}  {text}  {losses}  rate {rate:.2e}  "

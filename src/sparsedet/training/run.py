@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from ..evaluation.coco import load_coco
+from ..errors import InputError
+from ..evaluation.coco import CocoDataset, load_coco
+from ..evaluation.images import without_bad_images
 from ..files import sha256_of, weights_file
-from ..model.config import COCO_NAMES
+from ..images.check import BadImages
+from ..model.config import COCO_NAMES, ModelConfig
 from ..model.presets import preset
 from ..pruning.allocation import prunable_layers
 from . import distributed
+from .pulse import Pulse
 from .recipe import Recipe
 from .start import build_model, check_folder, load_teacher, open_start, prepare_folder
 from .trainer import Trainer
+
+_SLOW_TO_READ = 50.0
+"""MB of JSON that take seconds to parse."""
 
 
 def train(
@@ -29,6 +38,8 @@ def train(
     teacher: Path | None = None,
     resume: bool = False,
     command: Sequence[str] = (),
+    bad_images: BadImages = "stop",
+    progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Train a model, or prune it gradually; under torchrun together with the other processes.
 
@@ -43,6 +54,10 @@ def train(
         teacher: a run folder or detector whose outputs are further targets (`distill`).
         resume: continue the run in `output`; `init` is not read.
         command: command line, recorded in the run folder.
+        bad_images: what an image does that cannot be used. "stop": an error, before the first step
+            where its header shows it, else after a checkpoint. "skip": it is left out, with a
+            warning. "keep": what of it can be decoded is used, with a warning.
+        progress: called with (done, total) while the headers of the images are checked.
 
     Returns:
         whether the run finished; if not, it was stopped and can be resumed.
@@ -50,7 +65,7 @@ def train(
     Raises:
         InputError: an input cannot be used, or training cannot go on.
     """
-    with distributed.session() as ranks:
+    with distributed.session() as ranks, Pulse() if ranks.writes else nullcontext() as pulse:
         begin = output if resume else init
         start = open_start(begin) if begin else None
         source = start.config if start else None
@@ -58,29 +73,42 @@ def train(
             config = preset(model)
         else:
             config = source or preset((start and start.preset) or "r50half-c4")
-        dataset = load_coco(annotations, images)
-        if set(dataset.class_names) == set(COCO_NAMES):
-            dataset = load_coco(annotations, images, COCO_NAMES)
+        if ranks.writes and os.path.isfile(annotations):
+            megabytes = annotations.stat().st_size / 1e6
+            if megabytes > _SLOW_TO_READ:  # nothing else can be printed while it is parsed
+                print(f"reading {annotations} ({megabytes:.0f} MB)", flush=True)
+        dataset = _load_data(annotations, images, source if resume else None, output)
         # The data's own classes and ids; labels and predictors follow.
         config = dataclasses.replace(
-            config, class_names=dataset.class_names, category_ids=dataset.category_ids
+            config, class_names=dataset.class_names, category_ids=dataset.whole_category_ids()
         )
         if ranks.writes:
             for line in dataset.warnings():
                 warnings.warn(line, stacklevel=2)
             for line in start.notes if start else ():
-                print(f"{init}: {line}")
+                print(f"{init}: {line}", flush=True)
             if not start and recipe.freeze_at:
                 warnings.warn(
                     "without --init all weights are initialised randomly, and the layers frozen "
                     f"by freeze_at={recipe.freeze_at} stay random",
                     stacklevel=2,
                 )
-        dataset.require_images()
+        if pulse:
+            pulse.doing = f"checking the headers of {len(dataset.images)} images"
+        with warnings.catch_warnings():
+            if not ranks.writes:  # one process tells
+                warnings.simplefilter("ignore")
+                progress = None
+            dataset = without_bad_images(dataset, bad_images, progress)
+        if pulse:
+            pulse.doing = "building the model"
         initial = start.tensors(config) if start else {}
         if source and source.class_names != config.class_names and not resume:
             if ranks.writes:
-                print(f"{init} has other classes: the box predictors are initialised randomly")
+                print(
+                    f"{init} has other classes: the box predictors are initialised randomly",
+                    flush=True,
+                )
             initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
         origin = {}
         if init and not resume:
@@ -94,7 +122,9 @@ def train(
         if loaded:
             origin["teacher"] = {"name": Path(loaded.name).name, "sha256": loaded.sha256}
         student = build_model(config, initial)
-        trainer = Trainer(student, dataset, recipe, output, ranks, loaded, origin)
+        trainer = Trainer(
+            student, dataset, recipe, output, ranks, loaded, origin, bad_images, pulse
+        )
         if recipe.prunes and not resume and ranks.writes:
             layers = prunable_layers(trainer.model.network, recipe.exclude)
             zeros = sum(int((trainer.model.layers[n].weight == 0).sum()) for n in layers)
@@ -108,8 +138,17 @@ def train(
             prepare_folder(output, resume)
         if resume and start and start.checkpoint:
             trainer.resume(start.checkpoint)
-            if ranks.writes:
-                print(f"continuing from {start.path}")
+            if trainer.finished:
+                if ranks.writes:
+                    print(
+                        f"{start.path}: {trainer.step} steps are done of {recipe.steps}: nothing "
+                        "is left; --steps with a larger number continues the run",
+                        flush=True,
+                    )
+                if (output / "model.safetensors").exists():
+                    return True
+            elif ranks.writes:
+                print(f"continuing from {start.path}", flush=True)
         del start, initial  # a checkpoint takes several times the model's memory
         trainer.describe(command)
         finished = trainer.run()
@@ -123,3 +162,34 @@ def train(
         )
         print(f"-> {path}")
         return True
+
+
+def _load_data(
+    annotations: Path, images: Path, resumed: ModelConfig | None, folder: Path
+) -> CocoDataset:
+    """The data set; COCO's classes in COCO's order, those of a resumed run in the run's.
+
+    Raises:
+        InputError: it cannot be read, or its classes are not those of the resumed run.
+    """
+    dataset = load_coco(annotations, images)
+    names = resumed.class_names if resumed else COCO_NAMES
+    if set(dataset.class_names) == set(names):
+        return load_coco(annotations, images, names)
+    if resumed:
+        raise InputError(
+            f"{annotations}: its classes are {_listed(dataset.class_names, resumed.class_names)}, "
+            f"but those of the run in {folder} are "
+            f"{_listed(resumed.class_names, dataset.class_names)}; --resume needs the same, "
+            "--init starts a new run from the old one's weights"
+        )
+    return dataset
+
+
+def _listed(names: Sequence[str], others: Sequence[str], most: int = 8) -> str:
+    """Names in a row; of many only those that the others lack."""
+    if len(names) <= most:
+        return ", ".join(names)
+    own = [name for name in names if name not in others]
+    shown = ", ".join(own[:most]) + (", ..." if len(own) > most else "")
+    return f"{len(names)} ({len(own)} of them only here{': ' + shown if own else ''})"

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..evaluation.coco import CocoDataset
 from ..files import write_atomic
+from ..images.check import BadImages
 from ..model.file import load_model, save_model
 from ..torch_model import FasterRCNN
-from .data import MicroBatch, check_images, held_out, micro_batch_loader
+from .data import MicroBatch, check_images, held_out, micro_batches
 from .distill import Teacher, check_recipe, check_resumed
 from .distributed import Ranks
 from .ema import WeightAverage
@@ -33,6 +34,7 @@ from .log import Log
 from .losses import LossModule
 from .optimizer import build_optimizer, freeze
 from .plots import plot_run
+from .pulse import Pulse
 from .recipe import Recipe
 from .recipe_masks import build_masks
 from .run_folder import Checkpoint, describe_run, restore_tensors, run_tensors, write_checkpoint
@@ -60,6 +62,8 @@ class Trainer:
         teacher: a model whose outputs are further targets.
         origin: provenance of the start, in types that JSON has; kept in checkpoints and in the
             saved model.
+        bad_images: what an image does that cannot be decoded.
+        pulse: learns what the run does at present.
 
     Raises:
         InputError: too few images have a box, or the recipe does not fit the model, the teacher or
@@ -75,9 +79,12 @@ class Trainer:
         ranks: Ranks | None = None,
         teacher: Teacher | None = None,
         origin: dict[str, Any] | None = None,
+        bad_images: BadImages = "stop",
+        pulse: Pulse | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
         self.teacher, self.origin = teacher, origin or {}
+        self.bad_images, self.pulse = bad_images, pulse or Pulse()
         self.model, self.recipe, self.folder = model.to(self.ranks.device), recipe, folder
         self.step = 0
         self.dataset, self.val = held_out(dataset, recipe.val_fraction)
@@ -194,21 +201,21 @@ class Trainer:
         """
         self.model.train()
         recipe, ranks = self.recipe, self.ranks
-        batches = iter(
-            micro_batch_loader(self.dataset, self.model.config, recipe, self.step, ranks)
+        batches = micro_batches(
+            self.dataset, self.model.config, recipe, self.step, ranks, self.bad_images
         )
         saved = time.monotonic()
-        log = Log(self.folder, recipe, self.step) if ranks.writes else None
+        log = Log(self.folder, recipe, self.step, self.pulse) if ranks.writes else None
         if self.val.images and ranks.writes:
             write_ground_truth(self.val, self.folder / GROUND_TRUTH)
         with closing(log) if log else nullcontext(), stop_on_signals(self._ask_to_stop):
             while not self.finished and not ranks.any(self._stop):
-                micro_batches = self._next(batches)
-                if not micro_batches:
+                of_this_step = self._next(batches)
+                if not of_this_step:
                     break
-                values = self.train_step(micro_batches)
+                values = self.train_step(of_this_step)
                 if not math.isfinite(sum(values.values())):
-                    self._stop_at_bad_loss(micro_batches[0], values)
+                    self._stop_at_bad_loss(of_this_step[0], values)
                 if log:
                     sparsity = self.pruner.sparsity() if self.pruner and log.due(self.step) else 0.0
                     log.add(self.step, values, recipe.rate(self.step - 1), sparsity)
@@ -340,8 +347,8 @@ class Trainer:
         drawn = self.val if self.val.images else self.dataset
         with self.average.in_place() if self.average else nullcontext():
             if self.val.images:
-                ground_truth = self.folder / GROUND_TRUTH
-                stats = validate(self.model, self.val, ground_truth, self.ranks)
+                truth, bad_images = self.folder / GROUND_TRUTH, self.bad_images
+                stats = validate(self.model, self.val, truth, self.ranks, bad_images, self.pulse)
                 if log:
                     log.add_validation(self.step, stats)
                 self._keep_if_best(stats["AP"])
@@ -353,6 +360,7 @@ class Trainer:
                     self.folder / "samples",
                     self.step,
                     self.ranks.device,
+                    self.bad_images,
                 )
 
     def _keep_if_best(self, ap: float) -> None:
@@ -365,14 +373,9 @@ class Trainer:
             return
         self.best_ap, self.best_step, self.validations_without_gain = ap, self.step, 0
         if self.ranks.writes:
-            tensors = self.model.folded_tensors()
-            save_model(
-                self.folder / BEST,
-                self.model.config,
-                tensors,
-                {"step": self.step, "held_out_ap": ap},
-                overwrite=True,
-            )
+            path, tensors = self.folder / BEST, self.model.folded_tensors()
+            origin = {"step": self.step, "held_out_ap": ap}
+            save_model(path, self.model.config, tensors, origin, overwrite=True)
 
     def save_model(self, provenance: dict[str, Any]) -> Path:
         """Write `model.safetensors`, batch norm folded: the best model with a held-out split, else
@@ -388,9 +391,8 @@ class Trainer:
         path = self.folder / "model.safetensors"
         if self.best_step >= 0:
             best = load_model(self.folder / BEST)
-            save_model(
-                path, best.config, best.tensors, provenance | best.provenance, overwrite=True
-            )
+            provenance |= best.provenance
+            save_model(path, best.config, best.tensors, provenance, overwrite=True)
             return path
         with self.average.in_place() if self.average else nullcontext():
             tensors = self.model.folded_tensors()

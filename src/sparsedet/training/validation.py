@@ -7,22 +7,30 @@ would run it. The processes share the images; rank 0 computes the AP.
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..detections import Detections, from_rows
 from ..errors import InputError
 from ..evaluation import score_results
-from ..evaluation.coco import CocoDataset, CocoImage
+from ..evaluation.coco import CocoDataset, CocoImage, annotation_keys, id_key, id_order
 from ..files import read_json, write_atomic
+from ..images.check import BadImages
 from ..images.letterbox import to_network_input
 from ..images.write import encode_image
 from ..torch_model import FasterRCNN
 from .data import read_annotated_image
 from .distributed import Ranks
+from .pulse import Pulse
+
+U8 = NDArray[np.uint8]
 
 GROUND_TRUTH = "val.json"
 LEAST_DRAWN_SCORE = 0.3
@@ -56,32 +64,56 @@ def check_validation(dataset: CocoDataset) -> None:
 def write_ground_truth(dataset: CocoDataset, path: Path) -> None:
     """Write the part of the annotation file that belongs to `dataset.images`."""
     content = read_json(dataset.path)
-    ids = {image.id for image in dataset.images}
-    content["images"] = [entry for entry in content["images"] if entry["id"] in ids]
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    ids = {id_key(image.id) for image in dataset.images}
+    content["images"] = [entry for entry in content["images"] if id_key(entry["id"]) in ids]
+    content["annotations"] = [a for a in content["annotations"] if annotation_keys(a)[0] in ids]
     write_atomic(path, json.dumps(content).encode(), overwrite=True)
 
 
 def validate(
-    model: FasterRCNN, dataset: CocoDataset, ground_truth: Path, ranks: Ranks
+    model: FasterRCNN,
+    dataset: CocoDataset,
+    ground_truth: Path,
+    ranks: Ranks,
+    bad_images: BadImages = "stop",
+    pulse: Pulse | None = None,
 ) -> dict[str, float]:
     """The 12 COCO figures over `dataset`, on every process.
 
     Args:
         ground_truth: file from `write_ground_truth`.
+        bad_images: an image that does not stop the run counts as one without detections.
+        pulse: learns how far it is.
     """
     results: list[dict[str, Any]] = []
-    for image in dataset.images[ranks.rank :: ranks.world]:
-        pixels = read_annotated_image(dataset, image)
+    own = dataset.images[ranks.rank :: ranks.world]
+    for number, image in enumerate(own, start=1):
+        if pulse is not None:
+            pulse.doing = f"validation: image {number} of {len(own)}"
+        pixels = _read(dataset, image, bad_images)
+        if pixels is None:
+            continue
         results += detect(model, pixels, ranks.device).to_coco(image.id)
     results = ranks.gather(results)
     stats: dict[str, float] | None = None
     if ranks.writes:
         # Order decides between equal scores; it must not depend on the number of processes.
-        results.sort(key=lambda result: result["image_id"])
+        results.sort(key=lambda result: id_order(result["image_id"]))
         scores = score_results(ground_truth, results, class_names=dataset.class_names)
         stats = scores.stats
     return ranks.from_first(stats)  # type: ignore[no-any-return]
+
+
+def _read(dataset: CocoDataset, image: CocoImage, bad_images: BadImages) -> U8 | None:
+    """An image; None for a bad one that does not stop the run (training names it)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read_annotated_image(dataset, image, bad_images)
+    except InputError:
+        if bad_images == "stop":
+            raise
+        return None
 
 
 def draw_samples(
@@ -91,11 +123,15 @@ def draw_samples(
     folder: Path,
     step: int,
     device: torch.device,
+    bad_images: BadImages = "stop",
 ) -> None:
     """Write `step-NNNNNNN-ID.jpg` for each image, with its detections drawn."""
     folder.mkdir(exist_ok=True)
     for image in images:
-        pixels = read_annotated_image(dataset, image)
+        pixels = _read(dataset, image, bad_images)
+        if pixels is None:
+            continue
         drawn = detect(model, pixels, device).above(LEAST_DRAWN_SCORE).draw(pixels)
-        path = folder / f"step-{step:07d}-{image.id}.jpg"
+        name = re.sub(r"[^\w.-]", "_", str(image.id))[:100]  # an id may be text
+        path = folder / f"step-{step:07d}-{name}.jpg"
         write_atomic(path, encode_image(drawn, str(path)), overwrite=True)
