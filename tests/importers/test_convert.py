@@ -301,7 +301,7 @@ def test_the_users_fields_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         settings.write_text(json.dumps(bad))
         assert main([*convert, "--overwrite"]) == 1
         assert expected in one_line(capsys)
-    assert main([*convert[:4], "--preset", "r999"]) == 1
+    assert main([*convert[:4], "--preset", "r999"]) == 2
 
 
 def test_the_published_names_cover_the_reference() -> None:
