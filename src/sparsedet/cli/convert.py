@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .options import INPUT, Command, add, check_outputs, group
+from .options import INPUT, Command, add, check_outputs, group, output_file
 
 if TYPE_CHECKING:
     from ..importers import Imported
@@ -58,7 +58,7 @@ def register(command: Command) -> None:
         help="save the result even if its detections differ from those of the source",
     )
     add(convert, "--preset", "--config")
-    add(convert, "--output", required=True)
+    add(convert, "--output", required=True, type=output_file)
     add(convert, "--dtype", default="float32")
     add(convert, "--overwrite", "--verbose")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Command, Progress, add
+from .options import Command, Progress, add, output_file
 
 
 def register(command: Command) -> None:
@@ -27,7 +27,7 @@ def register(command: Command) -> None:
     )
     add(quantize, "--images", required=True)
     add(quantize, "--calibration-images", default=16)
-    add(quantize, "--output", required=True)
+    add(quantize, "--output", required=True, type=output_file)
     add(quantize, "--threads")
 
 
