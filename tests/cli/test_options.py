@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import sys
 from collections import defaultdict
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 from helpers.commands import Outcome
 
-from sparsedet.cli import COMMANDS, build_parser
-from sparsedet.cli.options import FLAGS, Progress
+from sparsedet.cli import COMMANDS, build_parser, main
+from sparsedet.cli.options import FLAGS, Progress, check_outputs
+from sparsedet.errors import UsageError
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -65,6 +67,32 @@ def recipe_fields() -> list[str]:
 def test_a_model_is_a_file_and_images_are_a_folder() -> None:
     seen = {spelling: action.metavar for _, action in flags() for spelling in action.option_strings}
     assert seen["--model"] == "FILE" and seen["--images"] == "FOLDER" and seen["--preset"] == "NAME"
+
+
+def test_a_slash_names_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path would lose the slash, and the file would have the folder's name."""
+    data = ["--annotations", "a", "--images", "b"]
+    for arguments in (
+        ["convert", "x", "-o"],
+        ["quantize", "--images", "x", "-o"],
+        ["export", "-o"],
+        ["download", "x", "-o"],
+        ["info", "--autotune"],
+        *(["eval", *data, flag] for flag in ("--json", "--results", "--report")),
+        ["compare", "x", "y", *data, "--json"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, f"{tmp_path}/new.onnx/"])
+        assert stop.value.code == 2 and "is a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("a")
+    check_outputs(False, tmp_path / "a", None, tmp_path / "b", Path(os.devnull), Path(os.devnull))
+    for other in (tmp_path / "a", tmp_path / "link", tmp_path / ".." / tmp_path.name / "a"):
+        with pytest.raises(UsageError, match="two outputs"):
+            check_outputs(False, tmp_path / "a", other)
 
 
 @pytest.mark.parametrize("name", list(commands()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .options import INPUT, Command, add, check_outputs, group
+from .options import INPUT, Command, add, check_outputs, group, output_file
 
 if TYPE_CHECKING:
     from ..importers import Imported
@@ -66,7 +66,7 @@ def register(command: Command) -> None:
     )
     add(convert, "--preset")
     add(convert, "--config", action="append")
-    add(convert, "--output", required=True)
+    add(convert, "--output", required=True, type=output_file)
     add(convert, "--dtype", default="float32")
     add(convert, "--overwrite", "--verbose")
 

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import INPUT, OUTPUT, Command, Progress, add, check_outputs, group
+from .options import (
+    INPUT,
+    OUTPUT,
+    Command,
+    Progress,
+    add,
+    check_outputs,
+    group,
+    output_file,
+)
 
 
 def register(command: Command) -> None:
@@ -33,7 +42,8 @@ def register(command: Command) -> None:
     source.add_argument(
         "--mirror", metavar="URL", help="address of a mirror, used instead of the publisher's host"
     )
-    add(download, "--output", "--overwrite")
+    add(download, "--output", type=output_file)
+    add(download, "--overwrite")
     group(download, OUTPUT).add_argument(
         "--no-convert", action="store_true", help="download and check only"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .options import OUTPUT, Command, add, add_bad_images, add_old, group
+from .options import OUTPUT, Command, add, add_bad_images, add_old, group, output_file
 
 if TYPE_CHECKING:
     from ..model.file import ModelFile
@@ -33,7 +33,7 @@ def register(command: Command) -> None:
     export.add_argument(
         "file", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded one)"
     )
-    add(export, "--output", required=True)
+    add(export, "--output", required=True, type=output_file)
     form = group(export, OUTPUT)
     form.add_argument(
         "--to", choices=tuple(SUFFIXES.values()), help="form (default: by the file's suffix)"

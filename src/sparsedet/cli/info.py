@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .options import RUNNING, Command, add, add_old, group, warn
+from .options import RUNNING, Command, add, add_old, group, output_file, warn
 
 if TYPE_CHECKING:
     from ..model.config import ModelConfig
@@ -39,7 +39,7 @@ def register(command: Command) -> None:
     )
     running.add_argument(
         "--autotune",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help="measure all algorithms of each operation and write the fastest to a tuning file",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -67,6 +68,13 @@ def _choice(group: str, help: str, *choices: str, old: tuple[str, ...] = ()) -> 
     return Flag(group=group, help=help, settings={"choices": choices}, old=old)
 
 
+def output_file(name: str) -> Path:
+    """The type of flags that name a file to write: a slash at the end names a folder."""
+    if name.endswith(os.sep):
+        raise argparse.ArgumentTypeError(f"{name} is a folder, expected the name of a file")
+    return Path(name)
+
+
 FLAGS: dict[str, Flag] = {
     # --- input
     "--annotations": _path(INPUT, "ground truth, COCO-format JSON"),
@@ -95,9 +103,11 @@ FLAGS: dict[str, Flag] = {
     "--quality": _value(OUTPUT, "quality of JPEG, WebP and AVIF, 1 to 100", int, "Q"),
     "--format": _choice(OUTPUT, "form of the printed detections", "table", "json", "csv"),
     "--score-threshold": _value(OUTPUT, "ignore detections with a lower score", float, "S"),
-    "--json": _path(OUTPUT, "write the figures to a JSON file"),
-    "--results": _path(OUTPUT, "write the detections to a COCO results file"),
-    "--report": _path(OUTPUT, "write an HTML page with curves, confusions and images"),
+    "--json": _path(OUTPUT, "write the figures to a JSON file", type=output_file),
+    "--results": _path(OUTPUT, "write the detections to a COCO results file", type=output_file),
+    "--report": _path(
+        OUTPUT, "write an HTML page with curves, confusions and images", type=output_file
+    ),
     "--dtype": _choice(OUTPUT, "type of the stored weights", "float32", "float16"),
     "--verbose": _switch(OUTPUT, "print every detail"),
     # --- model
@@ -275,12 +285,13 @@ def check_outputs(overwrite: bool, *paths: Path | None) -> None:
     Raises:
         InputError: as `files.check_output`, or two outputs have one name.
     """
-    from ..files import check_output
+    from ..files import check_output, is_stream
 
     given = [path for path in paths if path is not None]
     for path in given:
         check_output(path, overwrite=overwrite)
-    if len(set(given)) < len(given):
+    files = [os.path.realpath(path) for path in given if not is_stream(path)]
+    if len(set(files)) < len(files):
         raise UsageError(f"{given[0]}: two outputs cannot have one name")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Command, Progress, add, add_bad_images
+from .options import Command, Progress, add, add_bad_images, output_file
 
 
 def register(command: Command) -> None:
@@ -28,7 +28,7 @@ def register(command: Command) -> None:
     add(quantize, "--images", required=True)
     add(quantize, "--calibration-images", default=16)
     add_bad_images(quantize)
-    add(quantize, "--output", required=True)
+    add(quantize, "--output", required=True, type=output_file)
     add(quantize, "--threads")
 
 
