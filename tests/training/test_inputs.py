@@ -217,7 +217,7 @@ def test_one_shot_pruning_refuses_before_it_works(
     (tmp_path / "file").write_text("something")
     monkeypatch.setattr(pruning_run, "prune_once", lambda *_, **__: pytest.fail("worked"))
 
-    def refused(message: str, *flags: object, method: str = "magnitude", code: int = 2) -> None:
+    def refused(message: str, *flags: object, method: str = "magnitude", code: int = 1) -> None:
         arguments = [
             "--method",
             method,
@@ -236,12 +236,12 @@ def test_one_shot_pruning_refuses_before_it_works(
         assert main(["prune", *map(str, arguments)]) == code
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
-    refused("File exists", "--output", tmp_path / "file", code=1)
-    refused("Not a directory", "--output", tmp_path / "file" / "p", code=1)
-    refused("--recipe is for --method gradual", "--recipe", tmp_path / "file")
-    refused("--resume is for --method gradual", "--resume")
-    refused("--calibration-images is -7", "--calibration-images", -7)
-    refused("needs", "--sparsity", 0.99, code=1)
+    refused("File exists", "--output", tmp_path / "file")
+    refused("Not a directory", "--output", tmp_path / "file" / "p")
+    refused("--recipe is for --method gradual", "--recipe", tmp_path / "file", code=2)
+    refused("--resume is for --method gradual", "--resume", code=2)
+    refused("--calibration-images is -7", "--calibration-images", -7, code=2)
+    refused("needs", "--sparsity", 0.99)
     refused(
         "sparsity is 0.0, expected more",
         "--sparsity",
@@ -249,6 +249,7 @@ def test_one_shot_pruning_refuses_before_it_works(
         "--annotations",
         files[0],
         method="gradual",
+        code=2,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -85,14 +84,14 @@ def train(
         )
         if ranks.writes:
             for line in dataset.warnings():
-                print(f"sparsedet: warning: {line}", file=sys.stderr)
+                warnings.warn(line, stacklevel=2)
             for line in start.notes if start else ():
                 print(f"{init}: {line}", flush=True)
             if not start and recipe.freeze_at:
-                print(
-                    "sparsedet: warning: without --init all weights are initialised randomly, and "
-                    f"the layers frozen by freeze_at={recipe.freeze_at} stay random",
-                    file=sys.stderr,
+                warnings.warn(
+                    "without --init all weights are initialised randomly, and the layers frozen "
+                    f"by freeze_at={recipe.freeze_at} stay random",
+                    stacklevel=2,
                 )
         if pulse:
             pulse.doing = f"checking the headers of {len(dataset.images)} images"

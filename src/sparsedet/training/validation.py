@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from ..evaluation.coco import CocoDataset, CocoImage, annotation_keys, id_key, i
 from ..files import read_json, write_atomic
 from ..images.check import BadImages
 from ..images.letterbox import to_network_input
+from ..images.write import encode_image
 from ..torch_model import FasterRCNN
 from .data import read_annotated_image
 from .distributed import Ranks
@@ -132,7 +132,6 @@ def draw_samples(
         if pixels is None:
             continue
         drawn = detect(model, pixels, device).above(LEAST_DRAWN_SCORE).draw(pixels)
-        _, data = cv2.imencode(".jpg", drawn)
         name = re.sub(r"[^\w.-]", "_", str(image.id))[:100]  # an id may be text
         path = folder / f"step-{step:07d}-{name}.jpg"
-        write_atomic(path, data.tobytes(), overwrite=True)
+        write_atomic(path, encode_image(drawn, str(path)), overwrite=True)
