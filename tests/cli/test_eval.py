@@ -110,31 +110,7 @@ def test_bad_eval(evaluate: Run, tmp_path: Path) -> None:
     outcome = evaluate((path, images), "--bad-images", "skip")
     assert outcome.code == 0 and outcome.err.count("sparsedet: warning: ") == 1
     old = evaluate((path, images), "--skip-bad")
-    assert old.out == outcome.out and old.err.splitlines()[1:] == outcome.err.splitlines()
-    assert old.err.startswith("sparsedet: warning: --skip-bad is now --bad-images skip\n")
-
-
-def test_annotations_as_exporters_write_them(evaluate: Run, tmp_path: Path) -> None:
-    path, images = coco(tmp_path)
-    data = json.loads(path.read_text())
-    plain = evaluate((path, images)).out
-    for entry in data["images"]:
-        entry["id"] = f"a{entry['id']}"
-    for entry in data["annotations"]:
-        entry |= {"image_id": f"a{entry['image_id']}", "iscrowd": "0", "area": str(entry["area"])}
-    bad = {"image_id": "a1", "category_id": 17}
-    data["annotations"] += [
-        {**bad, "id": 70, "bbox": None},
-        {**bad, "id": 71},
-        {**bad, "id": 72, "bbox": []},
-    ]
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(data).encode())
-    results = tmp_path / "r.json"
-    outcome = evaluate((path, images), "--results", results, "--limit", 2)
-    assert (outcome.code, outcome.out) == (0, plain)
-    (line,) = outcome.err.splitlines()
-    assert "3 annotations whose bbox is not four numbers" in line and "annotation 70" in line
-    assert {entry["image_id"] for entry in json.loads(results.read_text())} == {"a1", "a2"}
+    assert old.code == 0 and "--skip-bad is now --bad-images skip" in old.err
 
 
 def test_eval_report(evaluate: Run, tmp_path: Path) -> None:
@@ -201,3 +177,39 @@ def test_compare(run: Run, small_model: Path, tmp_path: Path) -> None:
     assert tree(tmp_path) == before
     shared = call(small_model, "embedded", "--limit", 1)  # cat and traffic light
     assert shared.code == 0 and "classes that are not scored" in shared.err
+
+
+def test_annotations_as_exporters_write_them(evaluate: Run, tmp_path: Path) -> None:
+    path, images = coco(tmp_path)
+    data = json.loads(path.read_text())
+    plain = evaluate((path, images)).out
+    for entry in data["images"]:
+        entry["id"] = f"a{entry['id']}"
+    for entry in data["annotations"]:
+        entry |= {"image_id": f"a{entry['image_id']}", "iscrowd": "0", "area": str(entry["area"])}
+    bad = {"image_id": "a1", "category_id": 17}
+    data["annotations"] += [
+        {**bad, "id": 70, "bbox": None},
+        {**bad, "id": 71},
+        {**bad, "id": 72, "bbox": []},
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(data).encode())
+    results = tmp_path / "r.json"
+    outcome = evaluate((path, images), "--results", results, "--limit", 2)
+    assert (outcome.code, outcome.out) == (0, plain)
+    (line,) = outcome.err.splitlines()
+    assert "3 annotations whose bbox is not four numbers" in line and "annotation 70" in line
+    assert {entry["image_id"] for entry in json.loads(results.read_text())} == {"a1", "a2"}
+
+
+def test_the_old_spelling_of_bad_images_does_the_same(evaluate: Run, tmp_path: Path) -> None:
+    path, images = coco(tmp_path)
+    (images / "2.png").write_bytes(b"")
+    outcome, old = (
+        evaluate((path, images), "--bad-images", "skip"),
+        evaluate((path, images), "--skip-bad"),
+    )
+    assert old.out == outcome.out and old.err.splitlines()[1:] == outcome.err.splitlines()
+    assert "2.png: the file is empty" in outcome.err
+    stopped = evaluate((path, images))
+    refused(stopped, "2.png: the file is empty", "--bad-images skip")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -273,7 +274,10 @@ def test_the_command_prunes_a_file(
     dense: FasterRCNN, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, images, out = tmp_path / "dense.safetensors", tmp_path / "images", tmp_path / "out"
-    save_model(model, CONFIG, dense.folded_tensors(), {"recipe": "none", "licence": "mine"})
+    tensors = dense.folded_tensors()
+    tensors["stem.conv.weight"] = np.array(tensors["stem.conv.weight"])
+    tensors["stem.conv.weight"][0, 0, :2] = 1e-9  # not pruned, but zero in a float16 file
+    save_model(model, CONFIG, tensors, {"recipe": "none", "licence": "mine"}, dtype="float32")
     images.mkdir()
     for seed in range(8):
         cv2.imwrite(str(images / f"{seed}.png"), picture(seed=seed))
@@ -293,7 +297,8 @@ def test_the_command_prunes_a_file(
         "8",
     ]
     assert main(command) == 0
-    assert "res5.0.conv2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "res5.0.conv2" in printed
     saved = load_model(out / "model.safetensors")
     assert sparsity_report(saved.config, saved.tensors).sparsity >= 0.5
     assert saved.provenance["pruned"]["method"] == "reconstruct"
@@ -305,6 +310,10 @@ def test_the_command_prunes_a_file(
     assert saved.provenance["source"] == source and saved.provenance["licence"] == "mine"
     assert "recipe" not in saved.provenance  # it was the source's
     report = json.loads((out / "report.json").read_text())
+    zeros = sum(int((tensor == 0).sum()) for tensor in saved.tensors.values())
+    assert (saved.tensors["stem.conv.weight"][0, 0, :2] == 0).all()
+    assert report["zeros"] == sparsity_report(saved.config, saved.tensors).zeros == zeros
+    assert f"{zeros:,} of " in printed  # prune says what info will say
     assert report["sparsity"] >= 0.5 and len(report["layers"]) == len(
         prunable_layers(build_network(CONFIG))
     )
