@@ -14,6 +14,8 @@
 #include <optional>
 
 #include "graph/engine.h"
+#include "images/jpeg_check.h"
+#include "images/unpack.h"
 #include "kernels/dispatch.h"
 #include "runtime/peak.h"
 
@@ -390,6 +392,39 @@ NB_MODULE(_native, m) {
       "choose_isa",
       [](const std::string& isa) { return std::string(sparsedet::choose_kernels(isa).isa); },
       "isa"_a = "");
+  m.def(
+      "check_jpeg",
+      [](nb::bytes data, uint64_t max_pixels, bool copy) {
+        sparsedet::JpegCheck check;
+        {
+          nb::gil_scoped_release release;
+          check = sparsedet::check_jpeg(static_cast<const uint8_t*>(data.data()), data.size(),
+                                        max_pixels, copy);
+        }
+        return nb::make_tuple(check.damage, check.unsupported, check.odd,
+                              nb::bytes(check.clean.data(), check.clean.size()), check.exif_start,
+                              check.exif_end);
+      },
+      "data"_a, "max_pixels"_a, "copy"_a);
+  m.def(
+      "unpack",
+      [](const std::string& packing, nb::bytes data, size_t expected, int first_bits) {
+        std::string out;
+        {
+          nb::gil_scoped_release release;
+          const auto* bytes = static_cast<const uint8_t*>(data.data());
+          if (packing == "lzw")
+            out = sparsedet::unpack_tiff_lzw(bytes, data.size(), expected);
+          else if (packing == "gif")
+            out = sparsedet::unpack_gif_lzw(bytes, data.size(), expected, first_bits);
+          else if (packing == "packbits")
+            out = sparsedet::unpack_packbits(bytes, data.size(), expected);
+          else
+            throw std::invalid_argument("packing: unknown value '" + packing + "'");
+        }
+        return nb::bytes(out.data(), out.size());
+      },
+      "packing"_a, "data"_a, "expected"_a, "first_bits"_a = 8);
   nb::class_<NativeEngine>(m, "NativeEngine")
       .def(nb::init<const std::string&, int, bool, nb::dict>(), "isa"_a, "threads"_a, "pin"_a,
            "params"_a)

@@ -78,7 +78,7 @@ def file_of(kind: str) -> bytes:
     return data
 
 
-def refused(data: bytes, name: str = "x.jpg", **limit: int) -> str:
+def refused(data: bytes, name: str = "x.jpg", **limit: Any) -> str:
     """The one-line error for these bytes."""
     with pytest.raises(InputError) as caught:
         decode_image(data, name, **limit)

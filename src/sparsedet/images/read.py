@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
-import threading
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
-from .headers import FORMATS
-
-U8 = NDArray[np.uint8]
+from . import bmp, gif, heif, jpeg, png, tiff, webp
+from .opencv import U8, DamagedImage, UnsupportedImage, quiet_opencv
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused, unless the caller raises the limit."""
@@ -25,16 +24,38 @@ MAX_FILE_BYTES = 1 << 30
 """Larger files are refused unread. 100 million uncompressed 16-bit RGBA pixels fit."""
 
 
+class _Format(NamedTuple):
+    magic: re.Pattern[bytes]
+    size: Callable[[bytes], tuple[int, int]]
+    """Height and width, from the header."""
+    decode: Callable[[bytes, bool], tuple[U8, str]]
+    """Data, and whether damaged images are kept -> upright BGR, and what is wrong with it."""
+
+
+_FORMATS = (
+    _Format(re.compile(rb"\xff\xd8\xff"), jpeg.size, jpeg.decode),
+    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), png.size, png.decode),
+    _Format(re.compile(rb"RIFF(?s:.{4})WEBP"), webp.size, webp.decode),
+    _Format(re.compile(rb"BM"), bmp.size, bmp.decode),
+    _Format(re.compile(rb"GIF8[79]a"), gif.size, gif.decode),
+    _Format(re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), tiff.size, tiff.decode),
+    _Format(re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?avi[fs]"), heif.size, heif.decode_avif),
+    _Format(
+        re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?(?:he[iv][cxms]|m[is]f1)"),
+        heif.size,
+        heif.decode_heif,
+    ),
+)
+
+
 def read_image(
     path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, keep_damaged: bool = False
 ) -> U8:
     """Read an image file.
 
     Args:
-        path: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF (first page) or AVIF file, if the
-            installed OpenCV decodes that format.
-        max_pixels: limit of height x width, checked before decoding (OpenCV's own limit is
-            2**30).
+        path: a file of one of the formats that `decode_image` lists.
+        max_pixels: limit of height x width, checked before decoding.
         keep_damaged: return what of a damaged image can be decoded, with a warning.
 
     Returns:
@@ -43,20 +64,22 @@ def read_image(
     Raises:
         InputError: there is no such file, it is not a file, or `decode_image` refuses it.
     """
-    return decode_image(_read_file(path), str(path), max_pixels=max_pixels)
+    return _decode(_read_file(path), str(path), max_pixels, keep_damaged)
 
 
 def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width of an image file from its header, before any EXIF orientation.
+    """Height and width that the header of an image file declares; nothing is decoded.
+
+    The EXIF orientation is not applied.
 
     Raises:
-        InputError: as `read_image`, as far as that shows without decoding.
+        InputError: as `read_image`, as far as the header shows it.
     """
-    return _header_size(_read_file(path), str(path), max_pixels)
+    _, height, width = _header(_read_file(path), str(path), max_pixels)
+    return height, width
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
-    """A file's content; raises InputError if it is none, too large or cannot be read."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -74,80 +97,94 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> U8:
+def decode_image(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, keep_damaged: bool = False
+) -> U8:
     """Decode an image in memory.
 
-    The EXIF orientation is applied. Grey, palette, CMYK and 16-bit images become 8-bit BGR; an
-    alpha channel is dropped, not composited (all of it by OpenCV's IMREAD_COLOR). The size is
-    read from the header before anything is decoded, so a decompression bomb costs nothing. A
-    format whose header is unknown here is refused, even if OpenCV could decode it.
+    The same picture gives the same pixels from every format that can hold it:
+
+    - Formats: JPEG (baseline and progressive), PNG, WebP, BMP, GIF, TIFF and BigTIFF, AVIF if the
+      installed OpenCV decodes it, HEIF if pillow-heif is installed. Of several frames or pages the
+      first one is read. `docs/images.md` lists the kinds of each format.
+    - The picture is turned upright: by the EXIF orientation; AVIF and HEIF by their own rotation
+      and mirroring, never by EXIF.
+    - Grey, palettes, CMYK and YCbCr become BGR. An alpha channel is dropped, not composited; where
+      the file's colours are multiplied by it (TIFF's associated alpha), that is undone.
+    - 16 bits become 8 by a division by 257, rounded. Colour profiles and gamma are not applied.
+    - The size is read from the header first, and every length and offset is held against the
+      file's end, so a decompression bomb costs nothing. A format whose header is unknown here is
+      refused, even if OpenCV could decode it.
 
     Args:
         data: content of the image file.
         name: name in error messages.
         max_pixels: limit of height x width, checked before decoding.
+        keep_damaged: return what can be decoded of an image with damage inside its data, with a
+            UserWarning that names it; plain or black pixels stand for the rest. Of WebP, AVIF and
+            HEIF nothing can be.
 
     Returns:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        InputError: it is empty, not an image, damaged, truncated, or too large.
+        InputError: it is empty, not an image, damaged, truncated, too large, or of a kind that is
+            not read.
     """
-    _header_size(data, name, max_pixels)
+    return _decode(bytes(data), name, max_pixels, keep_damaged)
+
+
+def _decode(data: bytes, name: str, max_pixels: int, keep_damaged: bool) -> U8:
+    form, _, _ = _header(data, name, max_pixels)
     try:
-        with quiet_opencv:
-            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise InputError(
-            f"{name}: the image is truncated, damaged or of a kind OpenCV {cv2.__version__} "
-            "cannot decode"
+        image, damage = form.decode(data, keep_damaged)
+    except UnsupportedImage as kind:
+        raise InputError(f"{name}: {kind}") from None
+    except DamagedImage as error:
+        raise InputError(f"{name}: the image is truncated or damaged ({error})") from None
+    except struct.error:
+        raise InputError(f"{name}: the image is truncated or damaged (a header is cut)") from None
+    if damage:
+        warnings.warn(
+            f"{name}: the image is truncated or damaged ({damage}); what could be decoded is used",
+            stacklevel=3,
         )
-    return np.ascontiguousarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(image)
 
 
-def _header_size(data: bytes, name: str, max_pixels: int) -> tuple[int, int]:
-    """Height and width that the header declares; raises InputError as `decode_image`."""
+def _header(data: bytes, name: str, max_pixels: int) -> tuple[_Format, int, int]:
+    """The format of an image, and the height and width that its header declares."""
     if not data:
         raise InputError(f"{name}: the file is empty, expected an image")
-    size_of = next((read for magic, read in FORMATS if magic.match(data)), None)
-    if size_of is None:
-        raise InputError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF image")
+    form = next((form for form in _FORMATS if form.magic.match(data)), None)
+    if form is None:
+        raise InputError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIF image")
     try:
-        height, width = size_of(data)
-    except (struct.error, ValueError):
-        raise InputError(f"{name}: the image is truncated or damaged") from None
+        height, width = form.size(data)
+    except UnsupportedImage as kind:
+        raise InputError(f"{name}: {kind}") from None
+    except DamagedImage as error:
+        raise InputError(f"{name}: the image is truncated or damaged ({error})") from None
+    except struct.error:
+        raise InputError(f"{name}: the image is truncated or damaged (a header is cut)") from None
     if height < 1 or width < 1:
-        raise InputError(f"{name}: the image is damaged (it declares {width}x{height} pixels)")
+        raise InputError(
+            f"{name}: the image is truncated or damaged (it declares {width}x{height} pixels)"
+        )
     if height * width > max_pixels:
         raise InputError(
             f"{name}: the image has {width}x{height} = {height * width} pixels, "
             f"expected at most {max_pixels}"
         )
-    return height, width
+    return form, height, width
 
 
-class _QuietOpenCV:
-    """Keeps OpenCV's log off stderr while any thread decodes: its warnings become our errors."""
-
-    _log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4.x has the functions in cv2
-
-    def __init__(self) -> None:
-        self._lock, self._threads, self._level = threading.Lock(), 0, 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._threads == 0:
-                self._level = self._log.getLogLevel()
-                self._log.setLogLevel(0)
-            self._threads += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._threads -= 1
-            if self._threads == 0:
-                self._log.setLogLevel(self._level)
-
-
-quiet_opencv = _QuietOpenCV()
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "U8",
+    "decode_image",
+    "image_size",
+    "quiet_opencv",
+    "read_image",
+]
