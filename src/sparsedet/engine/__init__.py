@@ -8,7 +8,6 @@ built into it, with the parameters of `_params`.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,17 +22,11 @@ from ..model import boxes as np_boxes
 from ..model.c4 import build_network
 from ..model.config import ModelConfig
 from ..model.tensors import StoredTensor
+from .cpus import default_threads
 from .lower import OUTPUTS, lower
 from .precision import PRECISIONS, Precision, choose_precision
 
 F32 = NDArray[np.float32]
-
-
-def default_threads() -> int:
-    """Number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_threads(threads: int) -> None:
@@ -79,7 +72,7 @@ class Engine:
     Args:
         config: configuration of the model.
         tensors: folded weights and biases by name.
-        threads: CPU threads, 1..1024; default: the CPUs that this process may use.
+        threads: CPU threads, 1..1024; default: `default_threads`.
         isa: instruction set, one of `available_isas()`; default: SPARSEDET_ISA from the
             environment, else the best that the CPU supports.
         pin: keep each worker thread on one CPU.
