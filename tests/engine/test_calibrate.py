@@ -292,7 +292,7 @@ def test_refusals(
 ) -> None:
     def refused(*arguments: object) -> str:
         capsys.readouterr()
-        assert main([str(a) for a in arguments]) == 2
+        assert main([str(a) for a in arguments]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         return error

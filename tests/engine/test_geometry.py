@@ -55,7 +55,7 @@ TINY = replace(
     proposals=30,
     rpn_pre_nms=60,
 )
-PADDINGS = list(itertools.product(range(7), repeat=2))
+PADDINGS = [(before, after) for before in range(7) for after in range(7)]
 """Every `stem_padding` that the configuration accepts."""
 SIZES = [(16, 16), (33, 45), (17, 82), (50, 19)]
 
@@ -76,9 +76,10 @@ def runs(config: ModelConfig, size: tuple[int, int]) -> bool:
 
 
 def test_the_paddings_tried_are_all_there_are() -> None:
-    for outside in ((-1, 0), (0, -1), (7, 0), (0, 7)):
+    outside: list[tuple[int, int]] = [(-1, 0), (0, -1), (7, 0), (0, 7)]
+    for padding in outside:
         with pytest.raises(InputError, match="stem_padding"):
-            replace(TINY, stem_padding=outside)
+            replace(TINY, stem_padding=padding)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -163,8 +164,9 @@ def test_every_padding_of_pooling_and_strides(changes: dict[str, Any], isa: str)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("roi_size", [2, 4, 6, 8, 14, 18, 34, 64])
 def test_sizes_of_a_region(roi_size: int, isa: str) -> None:
-    for stride_in, sampling in (("conv1", "aligned"), ("conv2", "aligned"), ("conv1", "corners")):
-        config = replace(TINY, roi_size=roi_size, stride_in=stride_in, roi_sampling=sampling)
+    variants: list[dict[str, Any]] = [{}, {"stride_in": "conv2"}, {"roi_sampling": "corners"}]
+    for changes in variants:
+        config = replace(TINY, **{"stride_in": "conv1", "roi_size": roi_size, **changes})
         model = torch_reference(config, tensors())
         for hoist, algorithms in ((True, {}), (False, {"res5.0.conv2": "dense"})):
             engine = Engine(
