@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -17,6 +22,8 @@ from numpy.typing import NDArray
 
 from sparsedet import Detector, InputError, available_isas, read_image
 from sparsedet.detections import from_rows
+from sparsedet.detector import EMBEDDED
+from sparsedet.engine import Engine
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import load_model, save_model
 
@@ -241,6 +248,121 @@ def test_an_error_in_a_stream_reaches_the_caller(small_model: Path) -> None:
     next(found)
     with pytest.raises(InputError, match="uint8"):
         list(found)
+
+
+# ------------------------------------------------------------------------ other processes
+
+WORKERS = """
+import multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
+import numpy as np
+from sparsedet import Detector, InputError
+
+def found(detector, image):
+    return detector(image)
+
+def keep(detector):
+    global kept
+    kept = detector
+
+def found_by_kept(image):
+    return kept(image)
+
+if __name__ == "__main__":
+    path, image = sys.argv[1], np.load(sys.argv[2])
+    detector = Detector.load(path, threads=1)
+    expected = detector(image)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        results = [pool.submit(found, detector, image).result()]
+    with spawn.Pool(1, initializer=keep, initargs=(detector,)) as pool:
+        results += pool.map(found_by_kept, [image, image])
+    made = Detector(detector.model, detector.engine)
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            pool.submit(found, made, image).result()
+        except InputError as error:
+            print(error)
+    for result in results:
+        assert np.array_equal(result.boxes, expected.boxes)
+        assert np.array_equal(result.scores, expected.scores)
+    print(len(results), len(expected))
+"""
+
+
+def test_spawned_workers_take_a_detector(small_model: Path, tmp_path: Path) -> None:
+    """As an argument and as an initializer's; what they return comes back."""
+    program, image = tmp_path / "program.py", tmp_path / "image.npy"
+    program.write_text(WORKERS)
+    np.save(image, picture())
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, program, small_model, image],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    refusal, counts = done.stdout.splitlines()
+    assert "cannot be pickled" in refusal and "load it in the other process" in refusal
+    assert counts.split()[0] == "3" and int(counts.split()[1]) >= 10
+
+
+def test_a_detector_pickles_by_its_file_and_arguments(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_model.parent)
+    detector = Detector.load(
+        small_model.name,
+        threads=2,
+        streams=2,
+        isa="scalar",
+        precision="bf16",
+        resize="stretch",
+        cache="packed",
+    )
+    monkeypatch.chdir(tmp_path)  # the paths are absolute
+    for again in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
+        assert type(again) is Detector and again.runtime == detector.runtime
+        assert again.streams == 2 and again.config.resize == "stretch"
+        assert np.array_equal(again.infer(network_inputs(1)), detector.infer(network_inputs(1)))
+    assert not list(tmp_path.iterdir())
+    assert len(pickle.dumps(detector)) < 1000
+
+
+def test_the_embedded_model_pickles_as_such() -> None:
+    """By no path: the other process may have it elsewhere."""
+    data = pickle.dumps(Detector.load(threads=1))
+    assert EMBEDDED.encode() not in data
+    assert pickle.loads(data).config.name == Detector.load(threads=1).config.name
+
+
+def test_a_graph_pickles_too(small_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from sparsedet.exporters.onnx import save_onnx
+
+    model = load_model(small_model)
+    save_onnx(tmp_path / "small.onnx", model.config, model.tensors)
+    detector = Detector.load(tmp_path / "small.onnx", backend="onnxruntime", threads=1)
+    again = pickle.loads(pickle.dumps(detector))
+    assert np.array_equal(again.infer(network_inputs(1)), detector.infer(network_inputs(1)))
+
+
+def test_what_does_not_pickle_says_so_in_one_line(small_model: Path, tmp_path: Path) -> None:
+    model = load_model(small_model)
+    made = Detector(model, Engine(model.config, model.tensors, threads=1))
+    for attempt in (pickle.dumps, copy.copy):
+        with pytest.raises(InputError, match=r"cannot be pickled.*load it in the other") as refused:
+            attempt(made)
+        assert "\n" not in str(refused.value)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(small_model.read_bytes())
+    data = pickle.dumps(Detector.load(moved, threads=1))
+    moved.unlink()
+    with pytest.raises(InputError, match=r"moved\.safetensors: No such file"):
+        pickle.loads(data)
 
 
 # ------------------------------------------------------------------------ what a detector says

@@ -9,9 +9,11 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <climits>
 #include <cstring>
 #include <optional>
+#include <thread>
 
 #include "graph/engine.h"
 #include "images/jpeg_check.h"
@@ -24,6 +26,34 @@ using namespace nb::literals;
 
 namespace sparsedet {
 namespace {
+
+// While the interpreter exits, a daemon thread that asks for Python's global lock is ended by
+// unwinding its stack, but no frame of the bindings can be unwound: the program would abort. Such a
+// thread waits for the end of the process instead, as Python does itself from 3.14 on. Calls of
+// Python that may give up the lock and take it again therefore run in here.
+template <class Call>
+void or_wait_for_exit(const Call& call) {
+  try {
+    call();
+  } catch (...) {
+    while (true)
+      std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+}
+
+// Works without Python's global lock as long as it lives.
+class WithoutLock {
+ public:
+  WithoutLock() : thread_(PyEval_SaveThread()) {}
+  ~WithoutLock() noexcept(false) {
+    or_wait_for_exit([&] { PyEval_RestoreThread(thread_); });
+  }
+  WithoutLock(const WithoutLock&) = delete;
+  WithoutLock& operator=(const WithoutLock&) = delete;
+
+ private:
+  PyThreadState* const thread_;
+};
 
 template <class T, class Shape>
 using Array = nb::ndarray<const T, Shape, nb::c_contig, nb::device::cpu>;
@@ -147,7 +177,7 @@ class NativeEngine {
       const bool half = values.dtype() == nb::dlpack::dtype{2, 16, 1};
       if (!half && values.dtype() != nb::dtype<float>())
         throw std::invalid_argument(name + ": values are neither float32 nor float16");
-      nb::gil_scoped_release release;
+      const WithoutLock unlocked;
       engine_.add(spec, {{mask.data(), mask.size()}, values.data(), values.size(), half},
                   bias->data(), chosen);
       return;
@@ -161,27 +191,30 @@ class NativeEngine {
         if (dense->shape(i) != shape[i])
           throw std::invalid_argument(name + ": weight has the wrong shape");
     }
-    nb::gil_scoped_release release;
+    const WithoutLock unlocked;
     engine_.add(spec, dense ? dense->data() : nullptr, bias ? bias->data() : nullptr, chosen);
   }
 
   // packed: the weights from `packed` in one array, which is kept and not copied.
   void add_packed(const std::string& name, const std::string& source, const std::string& residual,
                   const std::string& component, int in_channels, int out_channels, int kernel,
-                  int stride, std::pair<int, int> padding, bool relu, bool output,
-                  Array<uint8_t, nb::ndim<1>> packed, Bias bias, const std::string& algorithm,
-                  int64_t nonzero, uint64_t checksum) {
+                  int stride, std::pair<int, int> padding, bool relu, bool output, nb::object array,
+                  Bias bias, const std::string& algorithm, int64_t nonzero, uint64_t checksum) {
     const OpSpec spec = to_spec(name, source, residual, component, in_channels, out_channels,
                                 kernel, stride, padding, relu, output, false);
     check_bias(spec, bias);
     const auto chosen = to_algorithm(algorithm);
+    Array<uint8_t, nb::ndim<1>> packed;
+    if (!nb::try_cast(array, packed)) throw nb::type_error("packed weights are no array of bytes");
     if (!chosen) throw std::invalid_argument(name + ": packed weights need an algorithm");
     if (reinterpret_cast<uintptr_t>(packed.data()) % 64)
       throw std::invalid_argument(name + ": packed weights are not 64-byte aligned");
-    const std::shared_ptr<const void> owner(packed.data(), [packed](const void*) mutable {
+    const auto release = [packed, kept = array.release().ptr()](const void*) mutable {
       nb::gil_scoped_acquire acquire;
-      packed = {};
-    });
+      packed = {};                                 // `kept` has the memory
+      or_wait_for_exit([&] { Py_DECREF(kept); });  // unmaps a file, without the lock
+    };
+    const std::shared_ptr<const void> owner(packed.data(), release);
     const PackedOp op{*chosen,
                       nonzero,
                       checksum,
@@ -203,7 +236,7 @@ class NativeEngine {
   nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> network_input) {
     std::vector<Detection> detections;
     {
-      nb::gil_scoped_release release;
+      const WithoutLock unlocked;
       engine_.plan_memory(static_cast<int>(network_input.shape(0)),
                           static_cast<int>(network_input.shape(1)));
       detections = engine_.run(network_input.data());
@@ -351,6 +384,8 @@ NB_MODULE(_native, m) {
   using sparsedet::NativeEngine;
   m.doc() = "The sparse engine's core; use sparsedet.engine instead.";
   m.attr("pack_version") = sparsedet::kPackVersion;
+  // For the end of a process in which threads still hold engines, as leaks that are none.
+  m.def("ignore_leaks", [] { nb::set_leak_warnings(false); });
   m.def("available_isas", &sparsedet::available_isas);
   m.def("cpu_vendor", &sparsedet::cpu_vendor);
   m.def(
@@ -366,14 +401,14 @@ NB_MODULE(_native, m) {
   m.def(
       "peak_gflops",
       [](const std::string& isa, int threads, double seconds) {
-        nb::gil_scoped_release release;
+        const sparsedet::WithoutLock unlocked;
         return sparsedet::peak_gflops(sparsedet::choose_kernels(isa).peak, threads, seconds);
       },
       "isa"_a, "threads"_a, "seconds"_a);
   m.def(
       "peak_gflops_int8",
       [](const std::string& isa, int threads, double seconds) {
-        nb::gil_scoped_release release;
+        const sparsedet::WithoutLock unlocked;
         const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
         if (!sparsedet::has_int8(kernels)) return 0.0;
         return sparsedet::peak_gflops(kernels.int8->peak, threads, seconds);
@@ -382,7 +417,7 @@ NB_MODULE(_native, m) {
   m.def(
       "peak_gflops_bf16",
       [](const std::string& isa, int threads, double seconds) {
-        nb::gil_scoped_release release;
+        const sparsedet::WithoutLock unlocked;
         const sparsedet::Kernels& kernels = sparsedet::choose_kernels(isa);
         if (!sparsedet::has_bfloat16(kernels)) return 0.0;
         return sparsedet::peak_gflops(kernels.bf16->peak, threads, seconds);

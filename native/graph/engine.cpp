@@ -25,6 +25,11 @@ int border_needed(int in_height, const OpSpec& s) {
   return std::max({s.padding_before, below, 0});
 }
 
+// Number of zeros that it reads to the left or right of a row, if a row may have any width.
+int padding_needed(const OpSpec& s) {
+  return std::max({s.padding_before, s.padding_after, 0});
+}
+
 template <class Pairs>
 auto& find(Pairs& pairs, const std::string& name) {
   for (auto& [key, value] : pairs)
@@ -68,7 +73,7 @@ void fill_map(const float* from, int width, const FeatureMap& to) {
   for (int y = 0; y < to.height; y++)
     for (int c = 0; c < to.elements(); c++) {
       float* out = to.at(y, c, 0);
-      std::memset(out, 0, (to.stride() - to.lanes) * sizeof(float));
+      std::memset(out, 0, (to.stride() - to.margin()) * sizeof(float));
       for (int x = 0; x < to.width; x++)
         out[x] = to.type == ElementType::pixels
                      ? join_bfloat16(value(c, y, 2 * x), value(c, y, 2 * x + 1))
@@ -414,7 +419,8 @@ void Engine::plan_memory(int height, int width) {
   struct Tensor {
     std::string name;
     bool is_map;
-    int channels, height, width, border;
+    int channels, height, width;
+    int border, padding;  // zeros that its readers need: rows above and below, pixels beside a row
     ElementType type;
     Quantization quantization;
     Span span;
@@ -422,7 +428,7 @@ void Engine::plan_memory(int height, int width) {
 
     FeatureMap map(float* data, int lanes) const {
       const int elements = type == ElementType::pixels ? (width + 1) / 2 : width;
-      return {data, channels, height, elements, border, lanes, type, quantization};
+      return {data, channels, height, elements, border, lanes, type, quantization, padding};
     }
     Rois rois(float* data, int blocks, int lanes) const {
       return {data, blocks, channels, height, width, lanes, type, quantization};
@@ -433,7 +439,7 @@ void Engine::plan_memory(int height, int width) {
   auto add = [&](const std::string& name, bool is_map, int c, int h, int w, int time) {
     index[name] = static_cast<int>(tensors.size());
     tensors.push_back(
-        {name, is_map, c, h, w, 0, type_of(name), quantization(name), {0, 0, time, time}, -1});
+        {name, is_map, c, h, w, 0, 0, type_of(name), quantization(name), {0, 0, time, time}, -1});
   };
   const int bins = (params_.roi.roi_size + params_.roi.roi_step - 1) / params_.roi.roi_step;
   int roi_start = count + 1;
@@ -478,6 +484,7 @@ void Engine::plan_memory(int height, int width) {
     if (s.component != Component::roi && s.source != "rois") {
       Tensor& source = tensors[index.at(s.source)];
       source.border = std::max(source.border, border_needed(source.height, s));
+      source.padding = std::max(source.padding, padding_needed(s));
     }
     if (s.component == Component::roi) last_roi_op = s.name;
   }
@@ -487,7 +494,9 @@ void Engine::plan_memory(int height, int width) {
     if (s.residual.empty()) continue;
     const int out = index.at(s.name);
     int in = index.at(s.residual);
-    if (tensors[in].span.to != i + 1 || tensors[in].border != tensors[out].border) continue;
+    if (tensors[in].span.to != i + 1 || tensors[in].border != tensors[out].border ||
+        tensors[in].map(nullptr, lanes).margin() != tensors[out].map(nullptr, lanes).margin())
+      continue;
     while (tensors[in].alias >= 0)
       in = tensors[in].alias;
     tensors[out].alias = in;
@@ -562,7 +571,8 @@ void Engine::prepare_border(const FeatureMap& map) {
   auto end = [](const FeatureMap& m) { return m.data + m.size(); };
   for (const FeatureMap& m : clean_)
     if (m.data == map.data && m.channels == map.channels && m.height == map.height &&
-        m.width == map.width && m.border == map.border && m.type == map.type)
+        m.width == map.width && m.border == map.border && m.type == map.type &&
+        m.margin() == map.margin())
       return;
   std::erase_if(clean_,
                 [&](const FeatureMap& m) { return m.data < end(map) && map.data < end(m); });
@@ -817,7 +827,8 @@ std::vector<float> Engine::run_op(const std::string& name, const float* x, Shape
                 border_needed(height, s),
                 lanes,
                 type,
-                quantization(s.source)};
+                quantization(s.source),
+                padding_needed(s)};
   FeatureMap out{nullptr, s.out_channels, out_height, out_width, 0, lanes, o.type, o.quantization};
   FeatureMap add = out;
   if (residual) add.quantization = quantization(s.residual);

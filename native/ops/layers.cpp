@@ -77,7 +77,7 @@ void clear_border(Context& context, const FeatureMap& map) {
               (map.border * map.row() + 4 * map.lanes) * sizeof(float));
   context.pool.parallel(map.height, [&](int y, int) {
     for (int c = 0; c < map.elements(); c++)
-      std::memset(map.at(y, c, -map.lanes), 0, map.lanes * sizeof(float));
+      std::memset(map.at(y, c, -map.margin()), 0, map.margin() * sizeof(float));
   });
 }
 
@@ -85,7 +85,7 @@ template <class T>
 void normalise(Context& context, const T* pixels, int width, const float mean[3],
                const float std[3], const FeatureMap& out) {
   const float scale[3] = {1 / std[0], 1 / std[1], 1 / std[2]};
-  const int excess = static_cast<int>(out.stride()) - out.lanes - out.width;
+  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
   context.pool.parallel(out.height, [&](int y, int) {
     const T* row = pixels + static_cast<ptrdiff_t>(y) * width * 3;
     for (int c = 0; c < 3; c++) {

@@ -1,11 +1,12 @@
 // Layers on the two layouts of activations, run by a pool of threads.
 //
-// FeatureMap: one image, pixels as lanes. Each row of a channel starts with L zeros. Filter taps to
-// the left of a row read them, and taps to the right of a row read those of the next row.
+// FeatureMap: one image, pixels as lanes. Each row of a channel starts with a margin of zeros, as
+// long as the padding of its readers and at least L. Filter taps to the left of a row read them, and
+// taps to the right of a row read those of the next row.
 //
 //   y = -border .. height-1+border (border rows are zero)
-//     channel 0: | L zeros | width pixels, rounded up to L (the excess is zero) |
-//     channel 1: | L zeros | ...
+//     channel 0: | margin zeros | width pixels, rounded up to L (the excess is zero) |
+//     channel 1: | margin zeros | ...
 //
 // Rois: feature maps of RoIs, in blocks of lanes = kVectors * L RoIs, RoIs as lanes. Every tap is
 // aligned, so that nothing is packed or padded.
@@ -28,16 +29,19 @@ struct FeatureMap {
   int channels = 0, height = 0, width = 0, border = 0, lanes = 0;
   ElementType type = ElementType::float32;
   Quantization quantization = {};  // int8
+  int padding = 0;                 // zeros that its readers need to the left or right of a row
 
   int elements() const { return element_count(type, channels); }
 
+  // Zeros before each row of a channel, in whole vectors.
+  int margin() const { return padding > lanes ? divide_up(padding, lanes) * lanes : lanes; }
   // Floats between two elements (channels) of one row.
-  ptrdiff_t stride() const { return lanes + (width + lanes - 1) / lanes * lanes; }
+  ptrdiff_t stride() const { return margin() + divide_up(width, lanes) * lanes; }
   ptrdiff_t row() const { return elements() * stride(); }
   // Floats to allocate; loads may reach 4 vectors past the last row.
   size_t size() const { return (height + 2 * border) * row() + 4 * lanes; }
   float* at(int y, int c, int x) const {
-    return data + (y + border) * row() + c * stride() + lanes + x;
+    return data + (y + border) * row() + c * stride() + margin() + x;
   }
 };
 

@@ -1,18 +1,28 @@
 // A small pool of threads. An atomic counter hands out the work items, so results must not depend
-// on which thread takes an item. Kernels never see the pool.
+// on which thread takes an item. Kernels never see the pool. In a forked process it starts new threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#endif
+#if defined(__linux__)
 #include <sched.h>
 #endif
 
 namespace sparsedet {
+
+// Number of forks between the process that loaded this library and this one. A forked process has
+// the memory of its parent, but of its threads only the one that forked.
+inline std::atomic<uint32_t> forks{0};
+#if defined(__unix__) || defined(__APPLE__)
+inline const int forks_are_counted = pthread_atfork(nullptr, nullptr, [] { forks++; });
+#endif
 
 class Pool {
  public:
@@ -21,16 +31,14 @@ class Pool {
   // pinned during the call only, and only if it may run on that CPU.
   explicit Pool(int threads, bool pin) : threads_(threads), pin_(pin) {
     if (pin) cpus_ = allowed_cpus();
-    for (int worker = 1; worker < threads; worker++)
-      workers_.emplace_back([this, worker] { loop(worker); });
+    start();
   }
 
   ~Pool() {
-    stop_ = true;
-    start_.fetch_add(1);
-    start_.notify_all();
-    for (auto& worker : workers_)
-      worker.join();
+    if (process_ == forks)
+      stop();
+    else
+      abandon();
   }
 
   Pool(const Pool&) = delete;
@@ -44,6 +52,10 @@ class Pool {
       for (int item = 0; item < count; item++)
         body(item, 0);
       return;
+    }
+    if (process_ != forks.load(std::memory_order_relaxed)) {
+      abandon();
+      start();
     }
     const Pinned pinned(*this);
     body_.store(&body, std::memory_order_relaxed);
@@ -65,6 +77,35 @@ class Pool {
 
  private:
   static constexpr int kSpins = 20000;  // about 50 us: longer than the gap between two layers
+  using Workers = std::vector<std::thread>;
+
+  // Throws std::system_error if the system starts no more threads.
+  void start() {
+    process_ = forks;
+    start_ = left_ = 0;
+    stop_ = false;
+    workers_ = std::make_unique<Workers>();
+    try {
+      for (int worker = 1; worker < threads_; worker++)
+        workers_->emplace_back([this, worker] { loop(worker); });
+    } catch (...) {
+      stop();
+      throw;
+    }
+  }
+
+  void stop() {
+    stop_ = true;
+    start_.fetch_add(1);
+    start_.notify_all();
+    for (auto& worker : *workers_)
+      worker.join();
+    workers_->clear();
+  }
+
+  // The workers are threads of a parent process: there is nothing to stop here, and their handles
+  // are neither joined nor destroyed.
+  void abandon() { (void)workers_.release(); }
 
   void work(int worker) {
     uint64_t left = left_.load(std::memory_order_acquire);
@@ -145,7 +186,8 @@ class Pool {
   const int threads_;
   const bool pin_;
   std::vector<int> cpus_;  // CPU of each worker, if pinned
-  std::vector<std::thread> workers_;
+  uint32_t process_ = 0;   // value of `forks` when the workers started
+  std::unique_ptr<Workers> workers_;
   std::atomic<uint32_t> start_{0};
   std::atomic<uint64_t> left_{0};  // number of the run << 32 | items that nobody has taken
   std::atomic<int> count_{0}, done_{0};

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .backends import Backend, Name, load
 from .detections import Detections, check_threshold, contract_rows, from_rows
 from .engine import Precision, default_threads
+from .engine.process import finished_before_exit, remake_after_fork
 from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, to_network_input
 from .model.config import ModelConfig
@@ -39,7 +40,10 @@ class Detector:
     """A model, ready to run.
 
     Calling it with an image returns `Detections`. Threads may share one instance: it runs one call
-    per stream at a time, others wait.
+    per stream at a time, others wait. A forked process may use its parent's instance, also if
+    another thread was detecting during the fork; a backend other than native then refuses, because
+    its runtime would hang. An instance from `load` pickles as its path and arguments: the other
+    process loads the same file again.
 
     Args:
         model: the model that `engine` runs; for a graph file it has no tensors.
@@ -52,10 +56,12 @@ class Detector:
         self.model = model
         self.engine = engine
         self.streams = streams
-        self._free: LifoQueue[Backend] = LifoQueue()
-        for other in range(streams):
-            self._free.put(engine.fork(engine.threads) if other else engine)
+        self._engines = [engine, *(engine.fork(engine.threads) for _ in range(1, streams))]
+        self._free = _queue(self._engines)
+        self._broken = False
+        self._source: dict[str, Any] | None = None  # the arguments of `load`
         self._sparsity: float | None = None
+        remake_after_fork(self)
 
     @classmethod
     def load(
@@ -79,7 +85,7 @@ class Detector:
             path: model file; default: the embedded model. For the backends openvino and
                 onnxruntime also a graph file: the published .xml, or an exported one.
             threads: CPU threads of all streams together; default: the CPUs that this process
-                may use.
+                may use, `engine.default_threads`.
             streams: images that run at once; they divide the threads among them. One stream
                 gives the lowest latency, one stream a thread the highest throughput (`stream`).
             precision: "f32", "bf16", "int8" or "auto". "bf16" is faster where the CPU multiplies
@@ -113,6 +119,7 @@ class Detector:
         if resize == "fit":
             warn_renamed("resize 'fit'", "'letterbox'")
             resize = "letterbox"
+        asked = threads
         threads = default_threads() if threads is None else threads
         if streams != 1:
             if not isinstance(streams, int) or not 1 <= streams <= threads:
@@ -132,14 +139,46 @@ class Detector:
         )
         if resize is not None:
             model = replace(model, config=replace(model.config, resize=resize))
-        return cls(model, engine, streams)
+        detector = cls(model, engine, streams)
+        detector._source = {
+            "path": None if path is None else os.path.abspath(path),
+            "threads": asked,
+            "streams": streams,
+            "precision": precision,
+            "isa": isa,
+            "resize": resize,
+            "tuning": None if tuning is None else os.path.abspath(tuning),
+            "cache": cache if isinstance(cache, bool) else os.path.abspath(cache),
+            "backend": backend,
+        }
+        return detector
 
     def _run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
-        engine = self._free.get()
+        if self._broken:
+            raise InputError(
+                f"this process was forked while the backend {self.backend!r} was detecting, and "
+                "its runtime does not survive that: load the detector in this process"
+            )
+        free = self._free
+        engine = free.get()
         try:
             return engine.run(network_input)
         finally:
-            self._free.put(engine)
+            free.put(engine)
+
+    def _after_fork(self) -> None:
+        """In a new process: all streams are free, for the threads that had them are not here."""
+        in_flight = len(self._free.queue) < self.streams  # qsize() would wait for a lock
+        self._broken = self._broken or (in_flight and self.backend != "native")
+        self._free = _queue(self._engines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None:
+            raise InputError(
+                "a Detector made of objects cannot be pickled, only one from Detector.load: "
+                "load it in the other process"
+            )
+        return _load, (type(self), self._source)
 
     @property
     def config(self) -> ModelConfig:
@@ -190,7 +229,8 @@ class Detector:
             check_threshold(score_threshold)
         config = self.config
         size = (config.input_height, config.input_width)
-        network_input, letterbox = to_network_input(image, *size, config.resize)
+        with finished_before_exit():
+            network_input, letterbox = to_network_input(image, *size, config.resize)
         rows = self._run(network_input)
         return from_rows(rows, letterbox, config.class_names, config.category_ids, score_threshold)
 
@@ -207,7 +247,12 @@ class Detector:
             pending: deque[Future[Detections]] = deque()
             try:
                 for image in images:
-                    pending.append(workers.submit(self, image, score_threshold))
+                    try:
+                        future = workers.submit(self, image, score_threshold)
+                    except RuntimeError:  # a daemon thread while the interpreter ends: no helpers
+                        future = Future()
+                        future.set_result(self(image, score_threshold))
+                    pending.append(future)
                     if len(pending) >= 2 * self.streams:
                         yield pending.popleft().result()
                 while pending:
@@ -260,3 +305,15 @@ class Detector:
         return contract_rows(
             np.concatenate(outputs), len(batch) * self.config.max_detections, four_d
         )
+
+
+def _queue(engines: list[Backend]) -> LifoQueue[Backend]:
+    queue: LifoQueue[Backend] = LifoQueue()
+    for engine in engines:
+        queue.put(engine)
+    return queue
+
+
+def _load(cls: type[Detector], arguments: dict[str, Any]) -> Detector:
+    """`Detector.load` in the process that unpickles it."""
+    return cls.load(**arguments)

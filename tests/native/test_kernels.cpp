@@ -18,6 +18,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "test_int8.h"
+#include "test_layers.h"
 
 namespace {
 
@@ -458,6 +459,7 @@ int main() {
         if (k.sparse[R]) good &= test_sparse(k, R, fraction);
     good &= test_others(k);
     good &= test_pack_conv(k);
+    good &= test_layers(k);
     if (has_int8(k)) good &= test_int8(k);
   }
   return good ? 0 : 1;

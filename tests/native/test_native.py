@@ -98,14 +98,19 @@ def test_kernels(tmp_path: Path) -> None:
     probe.write_text("int main() {}\n")
     if subprocess.run(["c++", *checks, probe, "-o", program], capture_output=True).returncode:
         checks = []  # a compiler without the checks' libraries
-    tests = [ROOT / "tests/native" / name for name in ("test_kernels.cpp", "test_int8.cpp")]
-    others = [NATIVE / "algorithms/pack.cpp", NATIVE / "kernels/dispatch.cpp", *tests]
+    tests = [
+        ROOT / "tests/native" / name
+        for name in ("test_kernels.cpp", "test_int8.cpp", "test_layers.cpp")
+    ]
+    parts = ("algorithms/pack.cpp", "kernels/dispatch.cpp", "ops/layers.cpp")
+    others = [*(NATIVE / part for part in parts), *tests]
     sources = kernel_sources(*checks) | {path: ["-O1", *checks] for path in others}
     subprocess.run(["c++", *checks, *compile_all(sources, tmp_path), "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     for isa in available_isas():
-        assert f"ok   {isa} sparse" in run.stdout and f"ok   {isa} pack_conv" in run.stdout
+        for group in ("sparse", "pack_conv", "layers"):
+            assert f"ok   {isa} {group}" in run.stdout
         assert not _native.has_int8(isa) or f"ok   {isa} int8 sparse" in run.stdout
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..model.config import ModelConfig
 from ..model.file import ModelFile
 from ..torch_model import FasterRCNN
@@ -21,8 +23,14 @@ class TorchBackend:
 
     def __init__(self, network: FasterRCNN, config: ModelConfig, threads: int) -> None:
         self.network, self.config, self.threads = network, config, threads
+        self._process = os.getpid()
 
     def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+        if self.threads > 1 and self._process != os.getpid():
+            raise InputError(
+                "the backend 'torch' was loaded in another process, and its threads do not survive "
+                "a fork: load the detector in this process, or with threads=1"
+            )
         check_size(network_input, (self.config.input_height, self.config.input_width))
         blob = torch.from_numpy(np.ascontiguousarray(network_input)).permute(2, 0, 1)[None]
         with torch.no_grad():

@@ -8,9 +8,8 @@ built into it, with the parameters of `_params`.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +22,12 @@ from ..model import boxes as np_boxes
 from ..model.c4 import build_network
 from ..model.config import ModelConfig
 from ..model.tensors import StoredTensor
+from .cpus import default_threads
 from .lower import OUTPUTS, lower
 from .precision import PRECISIONS, Precision, choose_precision
+from .process import remake_after_fork
 
 F32 = NDArray[np.float32]
-
-
-def default_threads() -> int:
-    """Number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_threads(threads: int) -> None:
@@ -76,10 +70,12 @@ class Memory:
 class Engine:
     """A model, packed for this CPU.
 
+    It works in a forked process as well, also if another thread was inside `run` during the fork.
+
     Args:
         config: configuration of the model.
         tensors: folded weights and biases by name.
-        threads: CPU threads, 1..1024; default: the CPUs that this process may use.
+        threads: CPU threads, 1..1024; default: `default_threads`.
         isa: instruction set, one of `available_isas()`; default: SPARSEDET_ISA from the
             environment, else the best that the CPU supports.
         pin: keep each worker thread on one CPU.
@@ -121,12 +117,9 @@ class Engine:
         check_threads(threads)
         self.config = config
         self.precision = choose_precision(precision, isa)
-        self._lock = threading.Lock()
-        self._size = (0, 0)  # the last network input size that passed the check in `run`
-        try:
-            self.native = NativeEngine(isa, threads, pin, _params(config, hoist, self.precision))
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        self._prepare()
+        parameters = _params(config, hoist, self.precision)
+        self.native = _start(threads, lambda: NativeEngine(isa, threads, pin, parameters))
         algorithms, clipping_thresholds = dict(algorithms or {}), clipping_thresholds or {}
         if self.precision == "int8" and not clipping_thresholds:
             raise InputError(
@@ -184,9 +177,23 @@ class Engine:
         """Another engine that shares the packed weights, to run at the same time."""
         other = object.__new__(Engine)
         other.config, other.precision = self.config, self.precision
-        other._lock, other._size = threading.Lock(), (0, 0)
-        other.native = NativeEngine(self.native, threads)
+        other._prepare()
+        other.native = _start(threads, lambda: NativeEngine(self.native, threads))
         return other
+
+    def _prepare(self) -> None:
+        self._lock = threading.Lock()
+        self._size = (0, 0)  # the last network input size that passed the check in `run`
+        self._torn = False  # a fork left the activations of a run half written
+        remake_after_fork(self)
+
+    def _after_fork(self) -> None:
+        """In a new process: forget the run of another thread, which does not exist here."""
+        if self._lock.locked():
+            self._lock, self._torn = threading.Lock(), True
+
+    def __reduce__(self) -> Any:
+        raise InputError("an Engine cannot be pickled: make it in the other process, from its file")
 
     @property
     def memory(self) -> Memory:
@@ -222,7 +229,22 @@ class Engine:
         if network_input.dtype != np.uint8:
             network_input = network_input.astype(np.float32, copy=False)
         with self._lock:
+            if self._torn:  # packed weights never change, activations are made anew
+                threads = self.threads
+                self.native = _start(threads, lambda: NativeEngine(self.native, threads))
+                self._torn = False
             return np.asarray(self.native.run(np.ascontiguousarray(network_input)))
+
+
+def _start(threads: int, make: Callable[[], NativeEngine]) -> NativeEngine:
+    try:
+        return make()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    except RuntimeError as error:  # a std::system_error
+        raise InputError(
+            f"threads is {threads}, but the system does not start as many ({error}); ask for fewer"
+        ) from None
 
 
 def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class LazyTensors(MutableMapping[str, NDArray[np.float32]]):
     ) -> None:
         self._path = os.fspath(path)
         self._descriptor = os.dup(descriptor)
-        weakref.finalize(self, os.close, self._descriptor)
+        # Not when the interpreter exits: a daemon thread may still be reading.
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._state = self._size_and_time()
         self._byte_ranges: dict[str, ByteRange | None] = dict(
             byte_ranges
