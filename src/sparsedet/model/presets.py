@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ..errors import InputError
+from ..errors import UsageError
 from .config import ModelConfig
 
 # The published network's form: TensorPack's arithmetic, 300 proposals at test.
@@ -68,5 +68,5 @@ def preset(name: str) -> ModelConfig:
         InputError: there is none; the message lists the names.
     """
     if name not in PRESETS:
-        raise InputError(f"unknown model {name!r}; presets: {', '.join(PRESETS)}")
+        raise UsageError(f"unknown model {name!r}; presets: {', '.join(PRESETS)}")
     return PRESETS[name]

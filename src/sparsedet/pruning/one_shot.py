@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..model.graph import Network
 from ..torch_model import Conv, FasterRCNN
 from .allocation import (
@@ -85,15 +85,15 @@ class OneShotConfig:
             ("allocation", get_args(Allocation)),
         ):
             if getattr(self, field) not in choices:
-                raise InputError(f"{field} is {getattr(self, field)!r}, expected one of {choices}")
+                raise UsageError(f"{field} is {getattr(self, field)!r}, expected one of {choices}")
         if fixed is not None:
             reason = f"pattern {self.pattern} makes {fixed:g} of each layer zero"
             if self.sparsity is not None:
-                raise InputError(f"{reason}: give no sparsity")
+                raise UsageError(f"{reason}: give no sparsity")
             if self.allocation != "uniform":
-                raise InputError(f"allocation is {self.allocation!r}, expected 'uniform': {reason}")
+                raise UsageError(f"allocation is {self.allocation!r}, expected 'uniform': {reason}")
         elif self.sparsity is None or not 0 < self.sparsity < 1:
-            raise InputError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
+            raise UsageError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
 
 
 def pruned_layers(network: Network, settings: OneShotConfig) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import make_folder, sha256_of, weights_file
 from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
@@ -35,7 +35,7 @@ def set_threads(count: int) -> None:
         InputError: `count` is out of range.
     """
     if not 1 <= count <= 1024:
-        raise InputError(f"threads is {count}, expected 1..1024")
+        raise UsageError(f"threads is {count}, expected 1..1024")
     torch.set_num_threads(count)
 
 
