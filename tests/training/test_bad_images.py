@@ -187,7 +187,13 @@ def test_annotations_as_exporters_write_them_are_trained_on(files: Files, tmp_pa
     save_model(tmp_path / "start", TINY, FasterRCNN(TINY).folded_tensors(), {})
     run = tmp_path / "run"
     recipe = replace(FAST, **settings)  # type: ignore[arg-type]
-    assert train(recipe, text, files[1], run, init=tmp_path / "start")
+    with pytest.warns(UserWarning) as caught:
+        assert train(recipe, text, files[1], run, init=tmp_path / "start")
+    lines = sorted(str(line.message).partition(": ")[2] for line in caught)
+    assert [line[:40] for line in lines] == [
+        "1 annotations without a usable category_",
+        "1 annotations without a usable image_id ",
+    ]
     config = load_model(run / "model.safetensors").config
     assert (config.class_names, config.category_ids) == (TINY.class_names, (1, 2, 3))
     (sample,) = (run / "samples").iterdir()

@@ -766,7 +766,7 @@ def test_pruning_resumes_by_its_own_recipe(
     assert all(np.array_equal(a[name], b[name]) for name in a)
     (tmp_path / "stopped" / "run.json").write_text("[]")
     assert command("prune", "stopped", "--resume") == 1
-    assert "run.json: not the description of a run" in capsys.readouterr().err
+    assert "run.json: not the description of a run: it has no recipe" in capsys.readouterr().err
 
 
 def test_a_start_from_nothing_is_warned_of(

@@ -276,7 +276,7 @@ def test_impossible_recipes(
                 str(tmp_path / "r.json"),
             ]
         )
-        == 2
+        == 1
     )
     assert word in capsys.readouterr().err and not (tmp_path / "out").exists()
 
