@@ -667,6 +667,14 @@ def command(files: tuple[Path, Path], tmp_path: Path, tiny_preset: None) -> Call
     return call
 
 
+def test_warnings_of_the_command_line(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", "run", *SETTINGS, "--sparsity", 0, "--freeze-at", 2) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sparsedet: warning: without --init all weights are initialised")
+
+
 def test_own_data_from_training_to_detection(
     command: Callable[..., int],
     files: tuple[Path, Path],
