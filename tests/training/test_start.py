@@ -160,7 +160,7 @@ def test_what_is_no_start(
     cases: list[tuple[str, Any, str]] = [
         ("missing.pth", state, "tensor 'proposal_generator.rpn_head.conv.bias' is missing"),
         ("fpn.pth", {"backbone.fpn_lateral2.weight": w}, "is a detector with a feature pyramid"),
-        ("yolo.pth", {"model.0.conv.weight": w}, "is a YOLO model"),
+        ("yolo.pth", {"model.0.conv.weight": w}, "unknown model format"),
     ]
     made = []
     for name, content, words in cases:
@@ -170,7 +170,7 @@ def test_what_is_no_start(
     ir.with_suffix(".bin").write_bytes(ir.with_suffix(".bin").read_bytes()[:-5000])
     made += [
         (ir, "it is truncated"),
-        (files[0], "is not a pickle, PyTorch, .npz, safetensors"),
+        (files[0], "is JSON, not weights"),
         (tmp_path / "none.npz", "No such file"),
     ]
     before = sorted(tmp_path.rglob("*"))

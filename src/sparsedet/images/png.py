@@ -33,6 +33,12 @@ def size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def damaged_chunks(data: bytes) -> str:
+    """What is wrong with the lengths of the chunks; "": nothing. Checksums are not reported."""
+    damage = _Chunks(data).damage
+    return "" if damage.startswith("the checksum") else damage
+
+
 def inflate(data: bytes, expected: int, spare: int = 0) -> tuple[bytes, bool]:
     """At most `expected` bytes (at least 1) of a zlib stream, and whether they are whole.
 

@@ -70,12 +70,15 @@ def read_image(
 def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width that the header of an image file declares; nothing is decoded.
 
-    The EXIF orientation is not applied.
+    The EXIF orientation is not applied. Of a PNG the lengths of all chunks are checked.
 
     Raises:
         InputError: as `read_image`, as far as the header shows it.
     """
-    _, height, width = _header(_read_file(path), str(path), max_pixels)
+    data = _read_file(path)
+    form, height, width = _header(data, str(path), max_pixels)
+    if form.size is png.size and (damage := png.damaged_chunks(data)):
+        raise InputError(f"{path}: the image is truncated or damaged ({damage})")
     return height, width
 
 

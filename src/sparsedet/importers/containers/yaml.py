@@ -78,7 +78,7 @@ def parse_yaml(text: str) -> Any:
         if bare:
             lines.append(_Line(len(line) - len(bare), bare, number, raw.strip(" "), blanks))
         blanks = 0 if bare else blanks + 1
-    reader = _Reader(lines)
+    reader = _YamlReader(lines)
     value = reader.node(0, 0)
     if reader.position < len(lines):
         raise reader.error("is not part of what comes before it")
@@ -111,7 +111,7 @@ def _without_comment(line: str) -> str:
     return line
 
 
-class _Reader:
+class _YamlReader:
     """Reads nodes from lines; `position` is the next line."""
 
     def __init__(self, lines: list[_Line]) -> None:
