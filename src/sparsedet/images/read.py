@@ -30,11 +30,13 @@ class _Format(NamedTuple):
     """Height and width, from the header."""
     decode: Callable[[bytes, bool], tuple[U8, str]]
     """Data, and whether damaged images are kept -> upright BGR, and what is wrong with it."""
+    structure: Callable[[bytes], str] = lambda data: ""
+    """What is wrong with the data's lengths, found without decoding; "": nothing."""
 
 
 _FORMATS = (
     _Format(re.compile(rb"\xff\xd8\xff"), jpeg.size, jpeg.decode),
-    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), png.size, png.decode),
+    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), png.size, png.decode, png.damaged_chunks),
     _Format(re.compile(rb"RIFF(?s:.{4})WEBP"), webp.size, webp.decode),
     _Format(re.compile(rb"BM"), bmp.size, bmp.decode),
     _Format(re.compile(rb"GIF8[79]a"), gif.size, gif.decode),
@@ -77,7 +79,7 @@ def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     """
     data = _read_file(path)
     form, height, width = _header(data, str(path), max_pixels)
-    if form.size is png.size and (damage := png.damaged_chunks(data)):
+    if damage := form.structure(data):
         raise InputError(f"{path}: the image is truncated or damaged ({damage})")
     return height, width
 
