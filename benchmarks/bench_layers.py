@@ -37,7 +37,7 @@ import sparsedet
 from sparsedet.engine import Engine
 from sparsedet.engine.lower import MERGED
 from sparsedet.images.letterbox import to_network_input
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.file import ModelFile
 from sparsedet.model.graph import Layer, Network
 from sparsedet.model.sparsity import sparsity_report
@@ -158,7 +158,7 @@ def medians(runs: list[Times]) -> Times:
 def measure(model: ModelFile, image: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one model: one row for each shape, and the other work."""
     config = model.config
-    network = build_network(config)
+    network = build_graph(config)
     ops = operations(network)
     network_input, _ = to_network_input(
         image, config.input_height, config.input_width, config.resize

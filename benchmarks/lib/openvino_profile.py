@@ -32,7 +32,7 @@ from lib.machine import peak_gflops
 from lib.peers import openvino_backend
 from numpy.typing import NDArray
 
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import ModelFile
 from sparsedet.model.presets import preset
@@ -69,7 +69,7 @@ class Profiler:
     """The exported network in OpenVINO; a call runs it once and returns the profile."""
 
     def __init__(self, model: ModelFile, threads: int, precision: str) -> None:
-        self.layers = {layer.name for layer in build_network(model.config).layers}
+        self.layers = {layer.name for layer in build_graph(model.config).layers}
         self.backend = openvino_backend(model, threads, precision, PERF_COUNT=True)
         self.runs = 0
         self.before: dict[str, float] = defaultdict(float)
@@ -99,7 +99,7 @@ def is_void(config: ModelConfig, precision: str, fraction: float | None) -> bool
     """Whether a run with this fraction of the peak is void; False where no rule applies."""
     if (
         precision not in ("f32", "bf16")
-        or build_network(config).layers != build_network(preset("r101-c4")).layers
+        or build_graph(config).layers != build_graph(preset("r101-c4")).layers
     ):
         return False
     return fraction is None or not FLOOR <= fraction <= CEILING

@@ -1,40 +1,15 @@
-// Boxes of the network: proposals from the RPN's outputs, detections from the RoI head's.
-// Plain scalar code: a few milliseconds an image.
+// Boxes: decoding and non-maximum suppression. Plain scalar code: a few milliseconds an image.
 //
 // Boxes are xyxy in network input pixels, deltas are (dx, dy, dw, dh).
 #pragma once
+#include <algorithm>
 #include <array>
-#include <cstdint>
+#include <cmath>
 #include <vector>
 
 namespace sparsedet {
 
 using Box = std::array<float, 4>;
-
-// Position of the background among the class logits.
-enum class Background { first, last };
-
-// Fields are named as in Python's ModelConfig, which describes them.
-struct BoxParams {
-  std::vector<Box> cell_anchors;  // anchors of the cell at the origin
-  int anchor_stride;
-  Box rpn_box_weights, box_weights;  // divisors of the deltas
-  float delta_clamp;                 // largest dw and dh
-  int rpn_pre_nms, proposals;
-  float rpn_nms_threshold;
-  bool rpn_remove_empty;
-  bool rpn_inclusive;  // clipping and NMS count the last pixel as part of the proposal
-  int num_classes;
-  Background background;
-  bool background_deltas;
-  float score_threshold, nms_threshold;
-  int max_detections;
-};
-
-// Proposals of one image, best first.
-// logits: [height * width * anchors], deltas: [height * width * anchors][4]; anchors vary fastest.
-std::vector<Box> find_proposals(const BoxParams& params, const float* logits, const float* deltas,
-                                int height, int width, float input_height, float input_width);
 
 struct Detection {
   int label;  // 1..num_classes
@@ -42,10 +17,47 @@ struct Detection {
   Box box;
 };
 
-// Detections of one image, best first.
-// logits: [rois][num_classes + 1]; deltas: [rois][num_classes (+ 1)][4].
-std::vector<Detection> find_detections(const BoxParams& params, const float* logits,
-                                       const float* deltas, const std::vector<Box>& rois,
-                                       float input_height, float input_width);
+// The box that deltas make of a box, clipped to height and width. weights: divisors of the deltas;
+// clamp: largest dw and dh.
+inline Box decode(const float* d, const Box& box, const Box& weights, float clamp, float height,
+           float width) {
+  const float w = box[2] - box[0], h = box[3] - box[1];
+  const float cx = box[0] + 0.5f * w, cy = box[1] + 0.5f * h;
+  const float x = d[0] / weights[0] * w + cx, y = d[1] / weights[1] * h + cy;
+  const float half_w = 0.5f * (std::exp(std::min(d[2] / weights[2], clamp)) * w);
+  const float half_h = 0.5f * (std::exp(std::min(d[3] / weights[3], clamp)) * h);
+  return {std::clamp(x - half_w, 0.0f, width), std::clamp(y - half_h, 0.0f, height),
+          std::clamp(x + half_w, 0.0f, width), std::clamp(y + half_h, 0.0f, height)};
+}
+
+// Greedy non-maximum suppression against the boxes kept so far.
+class Suppressor {
+ public:
+  // extra: pixels that a box's area extends beyond its right and lower side.
+  explicit Suppressor(float threshold, float extra = 0) : threshold_(threshold), extra_(extra) {}
+
+  // Keeps the box and returns true unless it overlaps a kept one by more than the threshold.
+  bool keep(Box b) {
+    b[2] += extra_;
+    b[3] += extra_;
+    const float area = (b[2] - b[0]) * (b[3] - b[1]);
+    for (size_t i = 0; i < area_.size(); i++) {
+      const float w = std::min(b[2], x1_[i]) - std::max(b[0], x0_[i]);
+      const float h = std::min(b[3], y1_[i]) - std::max(b[1], y0_[i]);
+      const float overlap = std::max(w, 0.0f) * std::max(h, 0.0f);
+      if (overlap / (area + area_[i] - overlap) > threshold_) return false;
+    }
+    x0_.push_back(b[0]);
+    y0_.push_back(b[1]);
+    x1_.push_back(b[2]);
+    y1_.push_back(b[3]);
+    area_.push_back(area);
+    return true;
+  }
+
+ private:
+  const float threshold_, extra_;
+  std::vector<float> x0_, y0_, x1_, y1_, area_;
+};
 
 }  // namespace sparsedet

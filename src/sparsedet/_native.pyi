@@ -1,5 +1,6 @@
-"""Types of the C++ core, native/bindings/bindings.cpp. Argument names are the same in both."""
+"""Types of the C++ core, native/bindings. Argument names are the same in both."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -25,56 +26,33 @@ def unpack(packing: str, data: bytes, expected: int, first_bits: int = 8) -> byt
 
 class NativeEngine:
     @overload
-    def __init__(self, isa: str, threads: int, pin: bool, params: dict[str, Any]) -> None: ...
+    def __init__(
+        self, isa: str, threads: int, pin: bool, precision: str, input_size: tuple[int, int]
+    ) -> None: ...
     @overload
     def __init__(self, other: NativeEngine, threads: int) -> None: ...
     def add(
         self,
-        name: str,
-        source: str,
-        residual: str,
-        component: str,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        padding: tuple[int, int],
-        relu: bool,
-        output: bool,
-        weight: F32 | tuple[NDArray[np.uint8], NDArray[Any]] | None,
-        bias: F32 | None,
+        operation: dict[str, Any],
+        weight: F32 | tuple[NDArray[np.uint8], NDArray[Any]] | None = None,
+        bias: F32 | None = None,
         algorithm: str = "",
-        clipping_threshold: float = 0.0,
+        weights_of: str = "",
     ) -> None: ...
     def add_packed(
         self,
-        name: str,
-        source: str,
-        residual: str,
-        component: str,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        padding: tuple[int, int],
-        relu: bool,
-        output: bool,
+        operation: dict[str, Any],
         packed: NDArray[np.uint8],
-        bias: F32,
+        bias: F32 | None,
         algorithm: str,
         nonzero: int,
         checksum: int,
     ) -> None: ...
     def packed(self, name: str) -> tuple[str, int, int, list[bytes]]: ...
     def run(self, network_input: NDArray[Any]) -> F32: ...
-    def features(self, network_input: NDArray[Any]) -> F32: ...
-    def rpn(self, features: F32) -> tuple[F32, F32]: ...
-    def proposals(self, logits: F32, deltas: F32) -> F32: ...
-    def roi_features(self, features: F32, rois: F32) -> F32: ...
-    def roi_head(self, features: F32, rois: F32) -> tuple[F32, F32]: ...
-    def detect(self, logits: F32, deltas: F32, rois: F32) -> F32: ...
-    def run_op(self, name: str, x: F32, residual: F32 | None = None) -> F32: ...
-    def plan_memory(self, height: int, width: int) -> None: ...
+    def run_between(self, given: Mapping[str, F32], wanted: Sequence[str]) -> list[F32]: ...
+    def run_operation(self, name: str, inputs: Sequence[F32]) -> F32: ...
+    def plan(self, height: int, width: int) -> None: ...
     @property
     def arena_bytes(self) -> int: ...
     @property
@@ -88,6 +66,6 @@ class NativeEngine:
     @property
     def nonzero_weights(self) -> int: ...
     @property
-    def planned_ops(self) -> list[tuple[str, str, float, int, float, bool, bool]]: ...
+    def convolutions(self) -> list[tuple[str, str, float, int, float, list[str]]]: ...
     @property
     def timings(self) -> list[tuple[str, float]]: ...

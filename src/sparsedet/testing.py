@@ -8,6 +8,7 @@ after what they show; results of tests depend on their exact pixels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -15,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Engine
+from .engine.interpreter import NativeInterpreter
+from .engine.lower import lowered
 from .errors import InputError
-from .model.c4 import build_network
+from .model.c4 import build_graph
 from .model.config import ModelConfig
-from .model.graph import Layer
+from .model.graph import IMAGE, Conv, Graph, Layer, Mean, Normalise, Proposals
+from .model.interpreter import walk
 from .pruning.allocation import prunable_layers, uniform_zeros
 from .pruning.patterns import PATTERNS, UNSTRUCTURED, Pattern
 
@@ -44,14 +48,14 @@ def random_tensors(
         free = [name for name, other in PATTERNS.items() if not other.live]
         raise InputError(f"pattern is {pattern!r}, expected one of {', '.join(free)}")
     block = PATTERNS[pattern]
-    network = build_network(config)
-    names = prunable_layers(network)
+    graph = build_graph(config)
+    names = prunable_layers(graph)
     for name in names:
-        block.check_layer(network.by_name[name])
-    zeros = uniform_zeros(network, names, sparsity) if sparsity else {}
+        block.check_layer(graph.layer[name])
+    zeros = uniform_zeros(graph, names, sparsity) if sparsity else {}
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
-    for layer in network.weighted:
+    for layer in graph.layers:
         weight = rng.standard_normal(layer.weights, dtype=np.float32)
         pruned = -(-zeros.get(layer.name, 0) // block.size)  # blocks
         if pruned:
@@ -104,51 +108,57 @@ def calibrated_random_tensors(
         sparsity, seed, pattern: as in `random_tensors`.
     """
     tensors = random_tensors(config, sparsity, seed, pattern)
-    network = build_network(config, (network_input.shape[0], network_input.shape[1]))
-    # Every layer alone and linear: residual and ReLU are added here.
-    linear = Engine(config, tensors, hoist=False, linear=True).native
-    linear.plan_memory(*network_input.shape[:2])
+    size = network_input.shape[0], network_input.shape[1]
+    graph = lowered(build_graph(config, size), hoisted=False, merged=False)
+    linear = NativeInterpreter(Engine(config, tensors, graph=_linear(graph)), network_input)
     mean = np.asarray(config.pixel_mean, dtype=np.float32)
     std = np.asarray(config.pixel_std, dtype=np.float32)
-    normalised = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-    outputs: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(normalised)}
-    for layer in network.layers:
-        if layer.source == "rois" and "rois" not in outputs:
-            features = outputs[network.features][0]
-            proposals = linear.proposals(*_rpn_outputs(outputs))[:regions]
-            outputs["rois"] = linear.roi_features(features, proposals)
-        if layer.source == "pooled" and "pooled" not in outputs:
-            last = outputs[f"res5.{config.blocks[3] - 1}.conv3"]
-            outputs["pooled"] = last.mean(axis=(2, 3), keepdims=True)
-        x = outputs[layer.source]
-        if not layer.weights:
-            outputs[layer.name] = linear.run_op(layer.name, x)
-            continue
-        weight, bias = tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"]
-        y = linear.run_op(layer.name, x)
-        deviation = _DEVIATIONS.get(layer.name, 0.3 if layer.residual else 1.0)
-        factor = (deviation / np.maximum(y.std(axis=(0, 2, 3)), 1e-6)).astype(np.float32)
-        shift = -y.mean(axis=(0, 2, 3)) * factor + bias
-        tensors[f"{layer.name}.weight"] = weight * factor.reshape((-1,) + (1,) * (weight.ndim - 1))
-        tensors[f"{layer.name}.bias"] = (bias * factor + shift).astype(np.float32)
-        y = y * factor[:, None, None] + shift[:, None, None]
-        if layer.residual:
-            y = y + outputs[layer.residual]
-        outputs[layer.name] = np.maximum(y, 0) if layer.relu else y
+    live: dict[str, NDArray[np.float32]] = {IMAGE: linear.image}
+    for operation, dead in walk(graph, (IMAGE,), [layer.name for layer in graph.layers], ()):
+        inputs = [live[name] for name in operation.inputs]
+        conv = operation.attributes
+        if isinstance(conv, Conv):  # residual and ReLU are added here
+            weight, bias = tensors[f"{operation.name}.weight"], tensors[f"{operation.name}.bias"]
+            y = linear.value(linear.graph.by_name[operation.name], inputs[:1])
+            deviation = _DEVIATIONS.get(operation.name, 0.3 if inputs[1:] else 1.0)
+            factor = (deviation / np.maximum(y.std(axis=(0, 2, 3)), 1e-6)).astype(np.float32)
+            shift = -y.mean(axis=(0, 2, 3)) * factor + bias
+            scale = factor.reshape((-1,) + (1,) * (weight.ndim - 1))
+            tensors[f"{operation.name}.weight"] = weight * scale
+            tensors[f"{operation.name}.bias"] = (bias * factor + shift).astype(np.float32)
+            y = y * factor[:, None, None] + shift[:, None, None]
+            for residual in inputs[1:]:
+                y = y + residual
+            value = np.maximum(y, 0) if conv.activation == "relu" else y
+        elif isinstance(conv, Normalise):
+            value = np.ascontiguousarray(((inputs[0] - mean) / std).transpose(2, 0, 1)[None])
+        elif isinstance(conv, Mean):
+            value = inputs[0].mean(axis=(2, 3), keepdims=True)
+        else:
+            value = linear.value(operation, inputs)
+            if isinstance(conv, Proposals):
+                value = value[:regions]
+        live[operation.name] = value
+        for name in dead:
+            del live[name]
     return tensors
+
+
+def _linear(graph: Graph) -> Graph:
+    """Every convolution without residual and activation."""
+    return replace(
+        graph,
+        operations=tuple(
+            replace(o, inputs=o.inputs[:1], attributes=replace(o.attributes, activation="none"))
+            if isinstance(o.attributes, Conv)
+            else o
+            for o in graph.operations
+        ),
+    )
 
 
 _DEVIATIONS = {"rpn.objectness": 1.0, "rpn.deltas": 0.2, "box.logits": 1.5, "box.deltas": 0.5}
 """Standard deviations of the predictors' outputs."""
-
-
-def _rpn_outputs(
-    outputs: dict[str, NDArray[np.float32]],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Objectness logits (N,) and deltas (N, 4) in the engine's order."""
-    logits = outputs["rpn.objectness"][0].transpose(1, 2, 0).reshape(-1)
-    deltas = outputs["rpn.deltas"][0].transpose(1, 2, 0).reshape(-1, 4)
-    return np.ascontiguousarray(logits), np.ascontiguousarray(deltas)
 
 
 # -------------------------------------------------------------------- images

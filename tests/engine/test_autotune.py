@@ -13,7 +13,7 @@ from sparsedet import Detector, InputError
 from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.engine.autotune import load_tuning, measure
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.file import load_model
 
 
@@ -24,7 +24,7 @@ def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:
         SMALL, model.tensors, threads=1, hoist=False, algorithms=dict.fromkeys(every, "dense")
     )
     rows = {row.name: row for row in measure(dense)}
-    network = build_network(SMALL)
+    network = build_graph(SMALL)
     for layer in network.weighted:
         if layer.name in rows and layer.component != "roi":
             assert rows[layer.name].gflop == pytest.approx(2e-9 * layer.macs)

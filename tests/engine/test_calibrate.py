@@ -25,7 +25,7 @@ from sparsedet.engine.calibrate import _clipping_threshold, calibrate, quantize_
 from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import int8_layers, save_model
 from sparsedet.model.graph import Layer
@@ -64,10 +64,10 @@ class QuantizationSteps:
     make the outputs."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.features = build_network(config).features
+        self.features = build_graph(config).features
         self.relu: dict[str, bool] = {}
         self.steps: dict[str, float] = {}
-        for layer in build_network(config).layers:
+        for layer in build_graph(config).layers:
             if layer.name in int8_layers(config):
                 self.relu[layer.name] = layer.relu or not layer.weights
                 self.steps[layer.name] = {"pool": 0.25, "shortcut": 2.0}.get(

@@ -23,7 +23,7 @@ from sparsedet.evaluation.agreement import pair
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.images.read import read_image
 from sparsedet.model import boxes as np_boxes
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import load_model
 from sparsedet.model.graph import Layer
@@ -495,7 +495,7 @@ def test_proposals_are_those_of_torchvisions_nms(
         rpn_inclusive=inclusive,
     )
     cells = np_boxes.cell_anchors(config)
-    anchors = np_boxes.grid_anchors(cells, build_network(config, (160, 208)).feature_size, 16)
+    anchors = np_boxes.grid_anchors(cells, build_graph(config, (160, 208)).feature_size, 16)
     boxes = crowd(kind, len(anchors))
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-30)  # the logarithm of an empty box
     shift = (boxes[:, :2] + boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2

@@ -20,7 +20,7 @@ from sparsedet import _native
 from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate
 from sparsedet.errors import InputError
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.presets import preset
 from sparsedet.testing import calibrated_random_tensors
@@ -69,7 +69,7 @@ def tensors() -> Tensors:
 def runs(config: ModelConfig, size: tuple[int, int]) -> bool:
     """Whether the network has an output for a network input of this size."""
     try:
-        build_network(config, size)
+        build_graph(config, size)
     except InputError:
         return False
     return True

@@ -18,14 +18,14 @@ import numpy as np
 import openvino as ov
 from openvino import opset8 as op
 
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.file import ModelFile, load_model
 from sparsedet.model.graph import Component, Layer
 
 
 def build(model: ModelFile, variants: set[str]) -> ov.Model:
     config, tensors = model.config, model.tensors
-    network = build_network(config)
+    network = build_graph(config)
     height, width = config.input_height, config.input_width
 
     def floats(value: Any) -> Any:

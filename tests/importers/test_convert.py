@@ -23,7 +23,7 @@ from sparsedet.cli import main
 from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.containers import open_source
 from sparsedet.model.boxes import cell_anchors
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.file import load_model, save_model
 from sparsedet.model.presets import preset
 from sparsedet.model.sparsity import sparsity_report
@@ -87,7 +87,7 @@ def test_convert_writes_the_imported_model(
     imported, written = load_foreign(source), load_model(output)
     assert written.config == imported.config and written.storage_dtype == "float32"
     assert all(np.array_equal(written.tensors[n], v) for n, v in imported.tensors.items())
-    parameters = build_network(imported.config).parameters
+    parameters = build_graph(imported.config).parameters
     assert f"{parameters:,} parameters" in text and source.name in str(written.provenance)
 
     before = output.read_bytes()
@@ -312,7 +312,7 @@ def test_the_published_names_cover_the_reference() -> None:
         (detectron2, "r101-c4-detectron2", 52_784_220),
         (tensorpack, "r101-c4", 52_792_416),
     ):
-        network = build_network(preset(name))
+        network = build_graph(preset(name))
         assert network.parameters == parameters
         assert len({module.layer_name(layer) for layer in network.weighted}) == len(
             network.weighted

@@ -101,11 +101,11 @@ def test_every_layer_of_the_reference_has_a_name_in_torchvisions_resnet() -> Non
     with torch.device("meta"):
         names = set(torchvision.models.resnet101().state_dict())
     from sparsedet.importers.torchvision import _names
-    from sparsedet.model.c4 import build_network
+    from sparsedet.model.c4 import build_graph
 
     expected = {
         f"{prefix}.weight"
-        for layer in build_network(preset("r101-c4")).weighted
+        for layer in build_graph(preset("r101-c4")).layers
         if layer.norm
         for prefix in _names(layer)
     }

@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from sparsedet.errors import InputError
 from sparsedet.model.batch_norm import fold_batch_norm
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import (
     StorageDtype,
@@ -168,7 +168,7 @@ def test_biases_keep_float32(tmp_path: Path) -> None:
 
 def test_published_network_is_at_most_50_mb(tmp_path: Path) -> None:
     """r101-c4 at 60 % of all parameters, float16: the size depends on counts alone."""
-    network = build_network(preset("r101-c4"))
+    network = build_graph(preset("r101-c4"))
     zeros = uniform_zeros(network, prunable_layers(network), 0.6)
     tensors: Tensors = {}
     for name, shape in tensor_shapes(network.config).items():
@@ -624,7 +624,7 @@ def training_form(config: ModelConfig, seed: int = 0) -> Tensors:
     """Tensors with random batch norms, and 60 % zeros."""
     rng = np.random.default_rng(seed)
     tensors = random_tensors(config, 0.4, seed)
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         if layer.norm:
             del tensors[f"{layer.name}.bias"]
             for part in ("weight", "bias", "running_mean", "running_var"):
@@ -699,7 +699,7 @@ def test_sparsity_report() -> None:
     tensors["rpn.conv.bias"][0] = 0
     tensors["box.logits.weight"][0] = 0  # 9 of 27
     report = sparsity_report(TINY, tensors, rois=10)
-    network = build_network(TINY)
+    network = build_graph(TINY)
     assert [row.name for row in report.layers] == [layer.name for layer in network.weighted]
     rows = {row.name: row for row in report.layers}
     conv, logits = rows["rpn.conv"], rows["box.logits"]

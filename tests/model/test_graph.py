@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
 from sparsedet.model.graph import Component, Network, output_length
 from sparsedet.model.presets import PRESETS, preset
@@ -26,7 +26,7 @@ def parameters(network: Network, *prefixes: str) -> tuple[int, int]:
 
 
 def test_parameters_of_the_published_network_by_part() -> None:
-    network = build_network(R101)
+    network = build_graph(R101)
     assert network.parameters == 52_792_416
     assert parameters(network, "stem", "res") == (42_394_816, 52_672)
     assert sum(parameters(network, "rpn.conv")) == 9_438_208
@@ -37,7 +37,7 @@ def test_parameters_of_the_published_network_by_part() -> None:
 
 
 def test_cost_of_the_published_network() -> None:
-    network = build_network(R101)
+    network = build_graph(R101)
     assert round(network.flops(300) / 1e9, 2) == 847.46
     assert round(network.flops(1) / 1e9, 2) == 363.04
     macs = {
@@ -60,7 +60,7 @@ def test_cost_of_the_published_network() -> None:
 
 
 def test_detectron2_form() -> None:
-    network = build_network(PRESETS["r101-c4-detectron2"])
+    network = build_graph(PRESETS["r101-c4-detectron2"])
     assert network.parameters == 52_784_220
     assert network.by_name["box.deltas"].out_channels == 320
     assert network.by_name["res3.0.conv1"].stride == 2
@@ -72,7 +72,7 @@ def test_detectron2_form() -> None:
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_the_table_is_a_runnable_order(config: ModelConfig) -> None:
-    network = build_network(config)
+    network = build_graph(config)
     assert len(network.by_name) == len(network.layers)
     shapes: dict[str, tuple[int, tuple[int, int]]] = {
         "input": (3, (config.input_height, config.input_width)),
@@ -89,7 +89,7 @@ def test_the_table_is_a_runnable_order(config: ModelConfig) -> None:
 
 
 def test_the_canvas_changes_sizes_and_nothing_else() -> None:
-    small, large = build_network(R101, (320, 480)), build_network(R101, (640, 960))
+    small, large = build_graph(R101, (320, 480)), build_graph(R101, (640, 960))
     assert small.parameters == large.parameters == 52_792_416
     # RoI cost does not depend on the network input; the rest grows with its area.
     assert sum(x.macs for x in small.of_component("roi")) == sum(
@@ -112,7 +112,7 @@ def test_output_length_counts_windows() -> None:
 @pytest.mark.parametrize("input_size", [(15, 800), (800, 1), (0, 0)])
 def test_a_canvas_too_small(input_size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="input"):
-        build_network(R101, input_size)
+        build_graph(R101, input_size)
 
 
 # --------------------------------------------------------------------- against torch
@@ -147,7 +147,7 @@ def test_torch_counts_the_same(
     from sparsedet.torch_model import FasterRCNN
 
     config = replace(PRESETS[name], **{"blocks": (2, 1, 2, 1), **changes})
-    network = build_network(config, input_size)
+    network = build_graph(config, input_size)
     with torch.device("meta"):  # shapes and costs without arithmetic
         model = FasterRCNN(config)
         regions = torch.empty(3, config.stage_channels[2], config.roi_size, config.roi_size)
@@ -192,7 +192,7 @@ def test_torchvisions_resnet_is_the_same_backbone(
         stride_conv1_padding=(0, 0),
         stride_conv2_padding=(1, 1),
     )
-    network = build_network(config, input_size)
+    network = build_graph(config, input_size)
     with torch.device("meta"):
         theirs = ResNet(Bottleneck, list(blocks), width_per_group=width)
         image, region = torch.empty(1, 3, *input_size), torch.empty(1, 1024, 14, 14)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sparsedet import _native
 from sparsedet.engine import Engine, available_isas
 from sparsedet.errors import InputError
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.presets import preset
 from sparsedet.testing import random_tensors
 
@@ -285,7 +285,7 @@ def test_shapes_that_do_not_fit_an_operation() -> None:
         return np.ones(shape, np.float32)
 
     assert engine.run_op("stem.conv", ones(1, 3, 9, 9)).shape == (1, 3, 5, 5)
-    residual = next(layer for layer in build_network(TINY).layers if layer.residual)
+    residual = next(layer for layer in build_graph(TINY).layers if layer.residual)
     channels, out = residual.in_channels, residual.out_channels
     assert engine.run_op(residual.name, ones(1, channels, 2, 3), ones(1, out, 2, 3)).size
     for name, shape in (

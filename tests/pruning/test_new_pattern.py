@@ -20,7 +20,7 @@ from helpers.tiny_training import FAST  # noqa: E402
 from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
-from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.pruning.allocation import pattern_sparsity, prunable_layers  # noqa: E402
 from sparsedet.pruning.calibration import calibration_input  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
@@ -84,7 +84,7 @@ def target(pattern: Pattern) -> float:
     """The sparsity that the pattern fixes, else 0.5; of all parameters."""
     if pattern.fixed_sparsity is None:
         return 0.5
-    network = build_network(CONFIG)
+    network = build_graph(CONFIG)
     return pattern_sparsity(network, prunable_layers(network), pattern)
 
 
@@ -170,6 +170,6 @@ def test_random_weights(pattern: Pattern) -> None:
 
 
 def test_layers_that_do_not_fit() -> None:
-    layer = build_network(replace(CONFIG, rpn_channels=22)).by_name["rpn.conv"]
+    layer = build_graph(replace(CONFIG, rpn_channels=22)).by_name["rpn.conv"]
     with pytest.raises(InputError, match=r"a multiple of 4 output channels, but rpn\.conv has 22"):
         Pattern(name="4x1", help="", rows=4).check_layer(layer)

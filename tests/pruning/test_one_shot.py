@@ -22,7 +22,7 @@ from torch import Tensor  # noqa: E402
 from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
-from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.model.file import load_model, save_model  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.pruning.allocation import LEAST_DENSITY, Allocation, erk_zeros, prunable_layers  # noqa: E402
@@ -315,7 +315,7 @@ def test_the_command_prunes_a_file(
     assert report["zeros"] == sparsity_report(saved.config, saved.tensors).zeros == zeros
     assert f"{zeros:,} of " in printed  # prune says what info will say
     assert report["sparsity"] >= 0.5 and len(report["layers"]) == len(
-        prunable_layers(build_network(CONFIG))
+        prunable_layers(build_graph(CONFIG))
     )
     assert cv2.imread(str(out / "report.png")) is not None
     assert main(command) == 1  # never over what is there

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparsedet.model.c4 import build_network
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.presets import PRESETS
 from sparsedet.pruning.allocation import prunable_layers, uniform_zeros
@@ -93,7 +93,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_zeros_reach_the_target_of_all_parameters(config: ModelConfig) -> None:
-    network = build_network(config)
+    network = build_graph(config)
     layers = prunable_layers(network)
     most = sum(network.by_name[name].weights for name in layers) / network.parameters
     for sparsity in (0.0, 1e-9, 0.1, 1 / 3, 0.6 * most, 0.9 * most, most):
@@ -110,7 +110,7 @@ def test_zeros_reach_the_target_of_all_parameters(config: ModelConfig) -> None:
 
 
 def test_the_published_target() -> None:
-    network = build_network(PRESETS["r101-c4"])
+    network = build_graph(PRESETS["r101-c4"])
     layers = prunable_layers(network)
     zeros = sum(uniform_zeros(network, layers, 0.6).values())
     assert zeros >= 31_675_450  # 60 % of 52,792,416
@@ -120,7 +120,7 @@ def test_the_published_target() -> None:
 
 
 def test_stem_predictors_and_exclusions_stay_dense() -> None:
-    network = build_network(PRESETS["r50half-c4"])
+    network = build_graph(PRESETS["r50half-c4"])
     dense = {layer.name for layer in network.weighted} - set(prunable_layers(network))
     assert dense == {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
     fewer = prunable_layers(network, exclude=["res2.0.conv1", "rpn.conv"])
@@ -132,7 +132,7 @@ def test_stem_predictors_and_exclusions_stay_dense() -> None:
 
 
 def test_impossible_requests() -> None:
-    network = build_network(PRESETS["r50half-c4"])
+    network = build_graph(PRESETS["r50half-c4"])
     with pytest.raises(ValueError, match=r"needs \d+ zeros"):
         uniform_zeros(network, ["res2.0.conv1"], 0.6)
     with pytest.raises(ValueError, match=r"needs \d+ zeros"):

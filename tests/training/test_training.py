@@ -34,7 +34,7 @@ from sparsedet import Detector, InputError, load_model, preset, read_image  # no
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.importers.open_nsfw import load_open_nsfw  # noqa: E402
-from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.model.checkpoint import checkpoints  # noqa: E402
 from sparsedet.model.config import ModelConfig  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
@@ -879,7 +879,7 @@ def onnx_backbone(
         nodes.append(helper.make_node(op, inputs, [output], f"{op}_{output}", **attributes))
         return output
 
-    network = build_network(config, input_size)
+    network = build_graph(config, input_size)
     outputs = {"input": apply("Transpose", ["input"], "nchw", perm=[0, 3, 1, 2]), "rois": "region"}
     outputs["input"] = apply("Cast", ["nchw"], "cast", to=TensorProto.FLOAT)
     for layer in network.layers:

@@ -67,7 +67,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine import choose_isa
     from ..files import check_output
-    from ..model.c4 import build_network
+    from ..model.c4 import build_graph
     from ..model.file import load_model
     from ..model.presets import preset
     from ..model.sparsity import sparsity_report
@@ -84,17 +84,17 @@ def run_info(arguments: argparse.Namespace) -> int:
         config = preset(arguments.preset)
         rois = arguments.rois or config.proposals
         print(_describe(config))
-        network = build_network(config)
+        graph = build_graph(config)
         rows = [
             (
                 layer.name,
                 layer.weight_shape,
                 layer.parameters,
                 None,
-                layer.macs * (rois if layer.component == "roi" else 1),
+                layer.macs * (rois if layer.per_roi else 1),
                 None,
             )
-            for layer in network.weighted
+            for layer in graph.layers
         ]
         print(_layer_table(rows, rois))
         print(_costs(config, rois))
@@ -194,13 +194,13 @@ def _layer_table(rows: list[tuple[Any, ...]], rois: int) -> str:
 
 def _costs(config: ModelConfig, rois: int) -> str:
     """Parameters and GFLOPs of the configuration, the published figures beside them."""
-    from ..model.c4 import build_network
+    from ..model.c4 import build_graph
     from ..model.presets import preset
 
-    network = build_network(config)
-    many, one = network.flops(rois) / 1e9, network.flops(1) / 1e9
+    graph = build_graph(config)
+    many, one = graph.flops(rois) / 1e9, graph.flops(1) / 1e9
     text = (
-        f"{network.parameters:,} parameters (batch norm folded)\n"
+        f"{graph.parameters:,} parameters (batch norm folded)\n"
         f"{many:.2f} GFLOPs by convolutions and fully connected layers with {rois} regions, "
         f"{one:.2f} with one (2 FLOPs a multiply-add)"
     )

@@ -1,9 +1,7 @@
 """The sparse engine: runs a model in the native core, which skips zero weights.
 
-`lower` turns the layer table and folded weights into operations: it merges layers that read the
-same tensor and predict from it. The core packs the weights of each operation. It runs a two-stage
-detector (backbone, RPN, RoI head) of any depth and size; proposals, RoIAlign and detections are
-built into it, with the parameters of `_params`.
+`lower` rewrites the graph of the model for it and adds the folded weights. The core packs the
+weights of each convolution and runs the operations; it knows no architecture.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from numpy.typing import NDArray
 
 from .._native import NativeEngine, available_isas, choose_isa
 from ..errors import InputError, UsageError
-from ..model import boxes as np_boxes
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import ModelConfig
+from ..model.graph import Graph
 from ..model.tensors import StoredTensor
 from .cpus import default_threads
-from .lower import OUTPUTS, lower
+from .lower import lowered, operations
 from .precision import PRECISIONS, Precision, choose_precision
 from .process import remake_after_fork
 
@@ -81,8 +79,7 @@ class Engine:
         pin: keep each worker thread on one CPU.
         hoist: run the first linear layers of res5 once on the feature map, before RoIAlign,
             instead of once for each RoI; the same results up to rounding.
-        linear: drop ReLUs and residuals and merge nothing, to look at single layers with
-            `native.run_op`.
+        graph: the graph to run, from `lower.lowered`; default: that of `config`.
         precision: precision of weights and of the activations between layers; sums are float32,
             of int8 exact int32. "auto": see `choose_precision`.
         algorithms: "sparse", "dense" or "winograd" by operation; default: a cost model chooses by
@@ -107,7 +104,7 @@ class Engine:
         isa: str = "",
         pin: bool = False,
         hoist: bool = True,
-        linear: bool = False,
+        graph: Graph | None = None,
         precision: Precision = "f32",
         algorithms: Mapping[str, str] | None = None,
         packed: Mapping[str, PackedWeights] | None = None,
@@ -118,8 +115,9 @@ class Engine:
         self.config = config
         self.precision = choose_precision(precision, isa)
         self._prepare()
-        parameters = _params(config, hoist, self.precision)
-        self.native = _start(threads, lambda: NativeEngine(isa, threads, pin, parameters))
+        self.graph = graph or lowered(build_graph(config), hoisted=hoist)
+        size = self.graph.image.size
+        self.native = _start(threads, lambda: NativeEngine(isa, threads, pin, self.precision, size))
         algorithms, clipping_thresholds = dict(algorithms or {}), clipping_thresholds or {}
         if self.precision == "int8" and not clipping_thresholds:
             raise InputError(
@@ -127,29 +125,23 @@ class Engine:
                 "'sparsedet quantize MODEL --images FOLDER --output FILE' and load that file"
             )
         try:
-            for layer, weight, bias in lower(config, tensors, not linear, packed is None):
-                operation: dict[str, Any] = {
-                    "name": layer.name,
-                    "source": layer.source,
-                    "residual": "" if linear else layer.residual or "",
-                    "component": layer.component,
-                    "in_channels": layer.in_channels,
-                    "out_channels": layer.out_channels,
-                    "kernel": layer.kernel,
-                    "stride": layer.stride,
-                    "padding": layer.padding,
-                    "relu": layer.relu and not linear,
-                    "output": layer.name in OUTPUTS,
-                    "bias": bias,
-                }
-                algorithm = algorithms.pop(layer.name, "")
-                if packed is not None and bias is not None:
-                    if layer.name not in packed:
-                        raise InputError(f"{layer.name} is not among the packed weights")
-                    p = packed[layer.name]
+            for operation, weight, bias in operations(
+                self.graph,
+                tensors,
+                precision=self.precision,
+                clipping_thresholds=clipping_thresholds,
+                weights=packed is None,
+            ):
+                name = operation["name"]
+                algorithm = algorithms.pop(name, "")
+                if packed is not None and operation["kind"] == "conv":
+                    if name not in packed:
+                        raise InputError(f"{name} is not among the packed weights")
+                    p = packed[name]
                     self.native.add_packed(
-                        **operation,
+                        operation,
                         packed=p.data,
+                        bias=bias,
                         algorithm=p.algorithm,
                         nonzero=p.nonzero,
                         checksum=p.checksum,
@@ -158,12 +150,7 @@ class Engine:
                     given: Any = weight
                     if isinstance(weight, StoredTensor):
                         given = weight.mask, weight.values
-                    self.native.add(
-                        **operation,
-                        weight=given,
-                        algorithm=algorithm,
-                        clipping_threshold=clipping_thresholds.get(layer.name, 0.0),
-                    )
+                    self.native.add(operation, weight=given, bias=bias, algorithm=algorithm)
         except InputError:
             raise
         except ValueError as error:  # an unknown algorithm or damaged packed weights
@@ -176,7 +163,7 @@ class Engine:
     def fork(self, threads: int = 1) -> Engine:
         """Another engine that shares the packed weights, to run at the same time."""
         other = object.__new__(Engine)
-        other.config, other.precision = self.config, self.precision
+        other.config, other.precision, other.graph = self.config, self.precision, self.graph
         other._prepare()
         other.native = _start(threads, lambda: NativeEngine(self.native, threads))
         return other
@@ -224,7 +211,7 @@ class Engine:
             InputError: the network input is too small for the network.
         """
         if network_input.shape[:2] != self._size:
-            build_network(self.config, network_input.shape[:2])  # the core relies on this check
+            build_graph(self.config, network_input.shape[:2])  # refuses what is too small
             self._size = network_input.shape[:2]
         if network_input.dtype != np.uint8:
             network_input = network_input.astype(np.float32, copy=False)
@@ -245,44 +232,6 @@ def _start(threads: int, make: Callable[[], NativeEngine]) -> NativeEngine:
         raise InputError(
             f"threads is {threads}, but the system does not start as many ({error}); ask for fewer"
         ) from None
-
-
-def _params(config: ModelConfig, hoist: bool, precision: str) -> dict[str, Any]:
-    """Parameters of the core beside the operations; fields of `config` keep their names."""
-    skip_bins = config.stride_in == "conv1" and config.stride_conv1_padding[0] == 0
-    return {
-        "roi_scale": 1.0 / config.anchor_stride,
-        # With the stride in the first 1x1 convolution, res5 reads only every second bin.
-        "roi_step": 2 if skip_bins else 1,
-        "cell_anchors": np_boxes.cell_anchors(config).tolist(),
-        "hoist": hoist,
-        "precision": precision,
-        **{
-            key: getattr(config, key)
-            for key in (
-                "pixel_mean",
-                "pixel_std",
-                "anchor_stride",
-                "rpn_box_weights",
-                "box_weights",
-                "delta_clamp",
-                "rpn_pre_nms",
-                "proposals",
-                "rpn_nms_threshold",
-                "rpn_remove_empty",
-                "rpn_inclusive",
-                "roi_size",
-                "roi_sampling_ratio",
-                "roi_sampling",
-                "num_classes",
-                "background",
-                "background_deltas",
-                "score_threshold",
-                "nms_threshold",
-                "max_detections",
-            )
-        },
-    }
 
 
 __all__ = [

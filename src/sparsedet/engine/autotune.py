@@ -8,6 +8,7 @@ on one machine and is kept in a tuning file (JSON).
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +21,9 @@ from numpy.typing import NDArray
 from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
 from ..errors import InputError
 from ..files import write_atomic
-from ..model.c4 import build_network
 from ..model.config import ModelConfig
-from ..model.graph import Layer
+from ..model.graph import Conv, Shape, typed
 from . import Engine, Precision
-from .lower import MERGED
 
 RUNS = 3
 """Number of runs; the fastest counts."""
@@ -68,23 +67,16 @@ def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[P
     """
     config = engine.config
     network_input = _noise(config) if network_input is None else network_input
-    network = build_network(config, network_input.shape[:2])
+    graph = engine.graph.resized(*network_input.shape[:2])
     best = _fastest(engine, network_input)
     probes = {"f32": peak_gflops, "bf16": peak_gflops_bf16, "int8": peak_gflops_int8}
     peak = probes[engine.precision](engine.isa, engine.threads, 0.3)
-    by_name: dict[str, list[Layer]] = {}
-    for layer in network.weighted:
-        merged = next((m for m, names in MERGED.items() if layer.name in names), layer.name)
-        by_name.setdefault(merged, []).append(layer)
     rows = []
-    for name, algorithm, fraction, nonzero, density, hoisted, _ in engine.native.planned_ops:
-        layers = by_name[name]
-        layer, weights = layers[0], sum(layer.weights for layer in layers)
-        cells = layer.out_size[0] * layer.out_size[1] * _inside_fraction(layer)
-        if hoisted:
-            cells = network.feature_size[0] * network.feature_size[1]
-        elif layer.component == "roi":
-            cells *= config.proposals
+    for name, algorithm, fraction, nonzero, density, _ in engine.native.convolutions:
+        conv = typed(graph.by_name[name], Conv)
+        source, out = graph.shapes[graph.by_name[name].inputs[0]], graph.shapes[name]
+        weights = math.prod((source.channels, conv.out_channels, *conv.kernel))
+        cells = out.height * out.width * out.count * _inside_fraction(conv, source, out)
         stored = density * weights if engine.precision == "int8" else nonzero
         multiplied = {"sparse": stored, "dense": weights, "winograd": weights / 4}[algorithm]
         rows.append(
@@ -106,15 +98,17 @@ def _noise(config: ModelConfig) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _inside_fraction(layer: Layer) -> float:
-    """Fraction of a layer's filter taps inside its input; RoIs skip the taps in the padding."""
-    if layer.component != "roi" or layer.kernel == 1:
+def _inside_fraction(conv: Conv, source: Shape, out: Shape) -> float:
+    """Fraction of the filter's taps inside the input; RoIs skip the taps in the padding."""
+    if out.domain != "rois":
         return 1.0
     fraction = 1.0
-    for size, out in zip(layer.in_size, layer.out_size, strict=True):
-        first = [i * layer.stride - layer.padding[0] for i in range(out)]
-        taps = sum(0 <= start + k < size for start in first for k in range(layer.kernel))
-        fraction *= taps / (out * layer.kernel)
+    for size, length, kernel, before in zip(
+        source.size, out.size, conv.kernel, conv.padding[:2], strict=True
+    ):
+        first = [i * conv.stride - before for i in range(length)]
+        taps = sum(0 <= start + k < size for start in first for k in range(kernel))
+        fraction *= taps / (length * kernel)
     return fraction
 
 
@@ -180,12 +174,10 @@ def autotune(
             clipping_thresholds=clipping_thresholds,
         )
 
-    planned = build(None).native.planned_ops
+    convolutions = build(None).native.convolutions
     for algorithm in ("sparse", "dense", "winograd"):
         candidates = {
-            name: algorithm
-            for name, *_, can_winograd in planned
-            if algorithm != "winograd" or can_winograd
+            name: algorithm for name, *_, eligible in convolutions if algorithm in eligible
         }
         for name, seconds in _fastest(build(candidates), network_input).items():
             if name in candidates and seconds < fastest.get(name, np.inf):

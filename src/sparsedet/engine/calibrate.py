@@ -22,11 +22,12 @@ from ..errors import InputError
 from ..files import check_output
 from ..images.check import BadImages, read_images
 from ..images.letterbox import to_network_input
-from ..model.c4 import build_network
 from ..model.config import ModelConfig
 from ..model.file import int8_layers, load_model, save_model
+from ..model.graph import Conv
 from ..sources.folder import sample_images
 from . import Engine
+from .interpreter import NativeInterpreter
 
 ROIS = 64
 """RoIs of each image, evenly spread from its best proposal to its last."""
@@ -51,7 +52,7 @@ def quantize_file(
 
     Args:
         model: the model file.
-        images: folder of images, JPEG or PNG, searched with its subfolders.
+        images: folder of images, searched with its subfolders.
         output: the file to write; must not exist.
         calibration_images: number of images to draw at random, at least 1; the same draw each
             time, and all images if there are fewer.
@@ -129,43 +130,26 @@ def calibrate(
         raise InputError("there is no image to calibrate on")
     if not all(histogram.any() for histogram in histograms.values()):
         raise InputError("the RPN proposes nothing on the calibration images")
-    relu = {layer.name: layer.relu or not layer.weights for layer in build_network(config).layers}
+    negative = {
+        operation.name
+        for operation, conv in engine.graph.of_kind(Conv)
+        if conv.activation == "none"
+    }
     return {
-        name: _clipping_threshold(h, 255 if relu[name] else 127) for name, h in histograms.items()
+        name: _clipping_threshold(h, 127 if name in negative else 255)
+        for name, h in histograms.items()
     }
 
 
 def _observe(
     engine: Engine, network_input: NDArray[np.uint8], histograms: dict[str, NDArray[np.int64]]
 ) -> None:
-    """Run the layer table on one image and add its magnitudes to the histograms."""
-    config, native = engine.config, engine.native
-    network = build_network(config, (network_input.shape[0], network_input.shape[1]))
-    native.plan_memory(*network_input.shape[:2])
-    mean = np.asarray(config.pixel_mean, dtype=np.float32)
-    std = np.asarray(config.pixel_std, dtype=np.float32)
-    image = ((network_input.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-    live: dict[str, NDArray[np.float32]] = {"input": np.ascontiguousarray(image)}
-    table = [
-        layer for layer in network.layers if layer.source == "input" or layer.name in histograms
-    ]
-    for index, layer in enumerate(table):
-        if layer.source == "rois" and "rois" not in live:
-            features = live[network.features][0]
-            proposals = native.proposals(*native.rpn(features))
-            if not len(proposals):
-                return
-            spread = np.linspace(0, len(proposals) - 1, min(ROIS, len(proposals))).astype(int)
-            live["rois"] = native.roi_features(features, np.ascontiguousarray(proposals[spread]))
-        residual = live[layer.residual] if layer.residual else None
-        y = live[layer.name] = native.run_op(layer.name, live[layer.source], residual)
-        if layer.name in histograms:
-            bits = np.abs(y).reshape(-1).view(np.int32) >> _SHIFT
-            histograms[layer.name] += np.bincount(bits, minlength=_BINS)
-        later = {n for after in table[index + 1 :] for n in (after.source, after.residual)}
-        later |= {network.features} if layer.component != "roi" else set()
-        for name in set(live) - later:
-            del live[name]
+    """Run the graph on one image and add the values' magnitudes to the histograms."""
+    interpreter = NativeInterpreter(engine, network_input)
+    for name, value in interpreter.values(list(histograms), ROIS):
+        if name in histograms:
+            bits = np.abs(value).reshape(-1).view(np.int32) >> _SHIFT
+            histograms[name] += np.bincount(bits, minlength=_BINS)
 
 
 def _clipping_threshold(histogram: NDArray[np.int64], steps: int) -> float:

@@ -1,49 +1,55 @@
-"""Lowering: the layer table becomes the operations of the native engine."""
+"""Lowering: a graph and its tensors become the operations of the native engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.c4 import build_network
-from ..model.config import ModelConfig
-from ..model.graph import Layer
+from ..model.graph import Conv, Graph, MaxPool, Normalise, Operation, RoiAlign
+from ..model.rewrite import hoist, is_predictor, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
 
 F32 = NDArray[np.float32]
 
-MERGED = {
-    "rpn.predictors": ("rpn.objectness", "rpn.deltas"),
-    "box.predictors": ("box.logits", "box.deltas"),
-}
-"""Operations that run several layers of the table as one, by name."""
 
-OUTPUTS = frozenset(MERGED) | {name for names in MERGED.values() for name in names}
-"""Outputs of the network: float32 in every precision."""
-
-
-def lower(
-    config: ModelConfig,
-    tensors: Mapping[str, NDArray[Any]],
-    merge: bool = True,
-    weights: bool = True,
-) -> Iterator[tuple[Layer, F32 | StoredTensor | None, F32 | None]]:
-    """Yield the engine's operations: the layer table with merged predictors.
+def lowered(graph: Graph, *, hoisted: bool = True, merged: bool = True) -> Graph:
+    """The graph as the engine runs it.
 
     Args:
-        config: configuration of the model.
+        graph: as a family builds it.
+        hoisted, merged: whether `rewrite.hoist` and `rewrite.merge_predictors` are applied.
+    """
+    graph = skip_bins(graph)
+    if merged:
+        graph = merge_predictors(graph)
+    return hoist(graph) if hoisted else graph
+
+
+def operations(
+    graph: Graph,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    precision: str,
+    clipping_thresholds: Mapping[str, float],
+    weights: bool = True,
+) -> Iterator[tuple[dict[str, Any], F32 | StoredTensor | None, F32 | None]]:
+    """Yield the operations of a lowered graph for the native engine.
+
+    Args:
+        graph: from `lowered`.
         tensors: folded weights and biases, `NAME.weight` and `NAME.bias` of each layer.
-        merge: whether to merge the layers of `MERGED`.
-        weights: whether to yield weights; False: None instead of each weight.
+        precision: "f32", "bf16" or "int8".
+        clipping_thresholds: for int8, by layer or pooling.
+        weights: whether to yield weights; False: None instead of each.
 
     Yields:
-        Layer, weight float32 [out, in, k, k], bias float32 [out]; weight and bias are None for
-        pooling. A sparse weight of a model file that is not merged is yielded in its stored form,
-        [out, in, k, k] or [out, in], and is valid until the next operation.
+        Fields of the operation, weight float32 [out, in, k, k], bias float32 [out]. A sparse weight
+        of a model file that is not merged is yielded in its stored form, [out, in, k, k] or
+        [out, in], and is valid until the next operation.
     """
     size = tensors.largest if isinstance(tensors, LazyTensors) and weights else 0
     buffer = np.empty(size, np.uint8)
@@ -56,27 +62,54 @@ def lower(
         sparse = stored(name)
         return np.asarray(tensors[name], dtype=np.float32) if sparse is None else sparse.dense()
 
-    members = {name: merged for merged, names in MERGED.items() for name in names if merge}
-    pending: list[Layer] = []
-    for layer in build_network(config).layers:
-        if not layer.weights:
-            yield layer, None, None
-            continue
-        pending.append(layer)
-        name = members.get(layer.name, layer.name)
-        if name in MERGED and len(pending) < len(MERGED[name]):
-            continue
-        bias = np.concatenate([array(f"{p.name}.bias") for p in pending])
-        single = weights and len(pending) == 1
-        sparse = stored(f"{layer.name}.weight", buffer) if single else None
-        weight: F32 | StoredTensor | None = sparse
-        if weights and (sparse is None or sparse.mask is None):
-            shapes = [(*p.weight_shape, 1, 1)[:4] for p in pending]  # fully connected is 1x1
-            weight = np.concatenate(
-                [
-                    array(f"{p.name}.weight").reshape(shape)
-                    for p, shape in zip(pending, shapes, strict=True)
-                ]
+    def weight_of(conv: Conv) -> F32 | StoredTensor:
+        if len(conv.layers) == 1:
+            sparse = stored(f"{conv.layers[0]}.weight", buffer)
+            if sparse is not None and sparse.mask is not None:
+                return sparse
+        # Fully connected layers are 1x1 convolutions here.
+        parts = [array(f"{layer}.weight") for layer in conv.layers]
+        return np.concatenate([p.reshape(*p.shape[:2], *conv.kernel) for p in parts])
+
+    for operation in graph.operations:
+        attributes = operation.attributes
+        fields = _fields(graph, operation, precision, clipping_thresholds)
+        if isinstance(attributes, Conv):
+            bias = [array(f"{layer}.bias") for layer in attributes.layers if attributes.bias]
+            yield (
+                fields,
+                weight_of(attributes) if weights else None,
+                np.concatenate(bias) if bias else None,
             )
-        yield replace(layer, name=name, out_channels=len(bias)), weight, bias
-        pending = []
+        elif isinstance(attributes, RoiAlign) and attributes.bias_of:
+            yield fields, None, array(f"{attributes.bias_of}.bias")
+        else:
+            yield fields, None, None
+
+
+def _fields(
+    graph: Graph, operation: Operation, precision: str, clipping_thresholds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The fields of an operation for the native engine, without its tensors."""
+    attributes = operation.attributes
+    fields: dict[str, Any] = {"name": operation.name, "inputs": list(operation.inputs)}
+    fields["kind"] = operation.kind
+    fields |= asdict(attributes)
+    if isinstance(attributes, Normalise):
+        fields["type"] = "bf16" if precision == "bf16" else "f32"
+    elif isinstance(attributes, MaxPool):
+        fields["type"] = precision
+        fields["clipping_threshold"] = clipping_thresholds.get(operation.name, 0.0)
+    elif isinstance(attributes, Conv):
+        for name in ("layers", "bias", "linear", "norm", "prunable"):
+            del fields[name]
+        fields["in_channels"] = graph.shapes[operation.inputs[0]].channels
+        # The RoIAlign after a hoisted layer makes int8 of its float32 output.
+        exact = is_predictor(graph, operation.name) or (precision == "int8" and not attributes.bias)
+        fields["type"] = "f32" if exact else precision
+        fields["clipping_threshold"] = clipping_thresholds.get(attributes.layers[0], 0.0)
+    elif isinstance(attributes, RoiAlign):
+        layer = fields.pop("bias_of")
+        fields["type"] = precision
+        fields["clipping_threshold"] = clipping_thresholds.get(layer, 0.0) if layer else None
+    return fields

@@ -1,4 +1,4 @@
-"""The exported graph, built once for all file formats: the layer table from input to rows.
+"""The exported graph, built once for all file formats: the model's graph in plain operations.
 
 `GraphBuilder` knows the order of the operations; a subclass for each file format (`onnx`,
 `openvino`) knows how to write one operation. Shapes are static, one image at a time. Nothing is
@@ -20,15 +20,17 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model import boxes as np_boxes
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import ModelConfig
-from ..model.graph import Component, Layer
+from ..model.graph import IMAGE, Conv, Layer, MaxPool, Normalise, Operation, RoiAlign, typed
+from ..model.interpreter import Interpreter
+from ..model.rewrite import hoist
 from .form import Form
 
 Array = NDArray[Any]
 
 
-class GraphBuilder(ABC):
+class GraphBuilder(Interpreter[Any], ABC):
     """Builds the graph out of operations that a subclass writes.
 
     Args:
@@ -39,27 +41,15 @@ class GraphBuilder(ABC):
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Array], form: Form) -> None:
         self.config, self.tensors, self.form = config, tensors, form
-        self.network = build_network(config)
+        graph = build_graph(config)
+        self.graph = hoist(graph) if form.hoist else graph
 
     def rows(self, network_input: Any) -> Any:
         """The whole network: input of the form's layout -> output `detections`."""
-        config = self.config
         if self.form.layout == "NHWC":
             network_input = self.transpose(network_input, 0, 3, 1, 2)
-        mean, std = (
-            self.constant(np.asarray(numbers, dtype=np.float32).reshape(1, 3, 1, 1))
-            for numbers in (config.pixel_mean, config.pixel_std)
-        )
-        values = {"input": self.binary("Div", self.binary("Sub", network_input, mean), std)}
-        self.run_component("backbone", values)
-        self.run_component("rpn", values)
-        boxes, valid = self.proposals(values["rpn.objectness"], values["rpn.deltas"])
-        values["boxes"] = self.sampling_boxes(boxes)
-        if not self.form.hoist:
-            values["rois"] = self.roi_align(values[self.network.features], values["boxes"])
-        self.run_component("roi", values)
-        rows = self.detections(values["box.logits"], values["box.deltas"], boxes, valid)
-        return self.reshape(rows, *self.form.output_shape(config), name="detections")
+        rows = self.run(self.graph, {IMAGE: network_input}, [self.graph.output])[0]
+        return self.reshape(rows, *self.form.output_shape(self.config), name="detections")
 
     # ------------------------------------------------------------ operations
 
@@ -88,7 +78,7 @@ class GraphBuilder(ABC):
     def reshape(self, x: Any, *shape: int, name: str = "") -> Any: ...
 
     @abstractmethod
-    def slice(self, x: Any, start: int, stop: int, axis: int) -> Any:
+    def part(self, x: Any, start: int, stop: int, axis: int) -> Any:
         """x[..., start:stop, ...] along one axis."""
 
     @abstractmethod
@@ -125,8 +115,8 @@ class GraphBuilder(ABC):
         """
 
     @abstractmethod
-    def roi_align(self, x: Any, boxes: Any) -> Any:
-        """[1, C, Hf, Wf] and [R, 4] network input pixels -> [R, C, roi_size, roi_size]."""
+    def sample(self, x: Any, boxes: Any) -> Any:
+        """RoIAlign: [1, C, Hf, Wf] and [R, 4] pixels -> [R, C, roi_size, roi_size]."""
 
     @abstractmethod
     def convolution(
@@ -143,7 +133,7 @@ class GraphBuilder(ABC):
     def linear(self, x: Any, weight: Any, bias: Array, name: str) -> Any: ...
 
     @abstractmethod
-    def max_pool(
+    def largest(
         self, x: Any, kernel: int, stride: int, padding: tuple[int, int], name: str
     ) -> Any: ...
 
@@ -155,28 +145,53 @@ class GraphBuilder(ABC):
         """An int64 constant."""
         return self.constant(np.array(value, dtype=np.int64))
 
-    # ---------------------------------------------------------------- layers
+    # -------------------------------------- operations of the model's graph
 
-    def run_component(self, component: Component, values: dict[str, Any]) -> None:
-        """Add the layers of a component; `values` maps layer names to outputs."""
-        for layer in self.network.of_component(component):
-            if layer.source == "pooled" and "pooled" not in values:
-                last = values[f"res5.{self.config.blocks[3] - 1}.conv3"]
-                values["pooled"] = self.spatial_mean(last)
-            if layer.kind == "maxpool":
-                x = self.max_pool(
-                    values[layer.source], layer.kernel, layer.stride, layer.padding, layer.name
-                )
-            else:
-                if layer.source == "rois" and self.form.hoist:
-                    x = self.hoisted(layer, values)
-                else:
-                    x = self.layer(layer, values[layer.source])
-                if layer.residual:
-                    x = self.binary("Add", x, values[layer.residual])
-                if layer.relu:
-                    x = self.unary("Relu", x)
-            values[layer.name] = x
+    def normalise(self, operation: Operation, image: Any) -> Any:
+        attributes = typed(operation, Normalise)
+        mean, std = (
+            self.constant(np.asarray(numbers, dtype=np.float32).reshape(1, 3, 1, 1))
+            for numbers in (attributes.mean, attributes.std)
+        )
+        return self.binary("Div", self.binary("Sub", image, mean), std)
+
+    def conv(self, operation: Operation, x: Any, residual: Any = None) -> Any:
+        conv = typed(operation, Conv)
+        layer = self.graph.layer[conv.layers[0]]
+        weight, bias = self.weight(layer), self.bias(layer.name) if conv.bias else None
+        if conv.linear:
+            assert bias is not None
+            x = self.linear(x, weight, bias, operation.name)
+        else:
+            if layer.crop:
+                height, width = layer.in_size
+                x = self.crop(x, height - layer.crop, width - layer.crop)
+            padding = (layer.padding[0], max(layer.padding[1], 0))
+            x = self.convolution(x, weight, bias, conv.stride, padding, operation.name)
+        if residual is not None:
+            x = self.binary("Add", x, residual)
+        return self.unary("Relu", x) if conv.activation == "relu" else x
+
+    def max_pool(self, operation: Operation, x: Any) -> Any:
+        pool = typed(operation, MaxPool)
+        return self.largest(x, pool.kernel, pool.stride, pool.padding[1:3], operation.name)
+
+    def mean(self, operation: Operation, x: Any) -> Any:
+        return self.spatial_mean(x)
+
+    def roi_align(self, operation: Operation, x: Any, proposals: tuple[Any, Any, Any]) -> Any:
+        """RoIAlign of all bins, then those that are read, bias and activation."""
+        align = typed(operation, RoiAlign)
+        x = self.sample(x, proposals[2])
+        if align.step > 1:
+            rows, columns = (
+                align.step * (length - 1) + 1 for length in self.graph.shapes[operation.name].size
+            )
+            x = self.crop(x, rows, columns, align.step)
+        if align.bias_of:
+            bias = self.bias(align.bias_of).reshape(1, -1, 1, 1)
+            x = self.binary("Add", x, self.constant(bias, f"{align.bias_of}.bias"))
+        return self.unary("Relu", x) if align.activation == "relu" else x
 
     def weight(self, layer: Layer) -> Any:
         name = f"{layer.name}.weight"
@@ -192,32 +207,8 @@ class GraphBuilder(ABC):
             )
         return self.to_float32(self.constant(half, name))
 
-    def bias(self, layer: Layer) -> Array:
-        return np.asarray(self.tensors[f"{layer.name}.bias"], dtype=np.float32)
-
-    def layer(self, layer: Layer, x: Any) -> Any:
-        weight, bias = self.weight(layer), self.bias(layer)
-        if layer.kind == "linear":
-            return self.linear(x, weight, bias, layer.name)
-        if layer.crop:
-            height, width = layer.in_size
-            x = self.crop(x, height - layer.crop, width - layer.crop)
-        padding = (layer.padding[0], max(layer.padding[1], 0))
-        return self.convolution(x, weight, bias, layer.stride, padding, layer.name)
-
-    def hoisted(self, layer: Layer, values: dict[str, Any]) -> Any:
-        """A 1x1 layer of the RoI head, run on the feature map before RoIAlign.
-
-        Its bias is added after RoIAlign, because samples outside of the map are zero.
-        """
-        features = values[self.network.features]
-        x = self.convolution(features, self.weight(layer), None, 1, (0, 0), layer.name)
-        x = self.roi_align(x, values["boxes"])
-        if layer.stride > 1:
-            rows, columns = (layer.stride * (length - 1) + 1 for length in layer.out_size)
-            x = self.crop(x, rows, columns, layer.stride)
-        bias = self.bias(layer).reshape(1, -1, 1, 1)
-        return self.binary("Add", x, self.constant(bias, f"{layer.name}.bias"))
+    def bias(self, layer: str) -> Array:
+        return np.asarray(self.tensors[f"{layer}.bias"], dtype=np.float32)
 
     # ----------------------------------------------------------------- boxes
 
@@ -231,19 +222,25 @@ class GraphBuilder(ABC):
             inside: distance of the clipped boxes from the right and lower edge, pixels.
         """
         scaled = self.binary("Div", deltas, self.constant(np.asarray(weights, dtype=np.float32)))
-        low, high = self.slice(boxes, 0, 2, -1), self.slice(boxes, 2, 4, -1)
+        low, high = self.part(boxes, 0, 2, -1), self.part(boxes, 2, 4, -1)
         half = self.scalar(0.5)
         size = self.binary("Sub", high, low)
         centre = self.binary("Add", low, self.binary("Mul", size, half))
-        centre = self.binary("Add", self.binary("Mul", self.slice(scaled, 0, 2, -1), size), centre)
+        centre = self.binary("Add", self.binary("Mul", self.part(scaled, 0, 2, -1), size), centre)
         clamp = self.scalar(self.config.delta_clamp)
-        growth = self.unary("Exp", self.binary("Min", self.slice(scaled, 2, 4, -1), clamp))
+        growth = self.unary("Exp", self.binary("Min", self.part(scaled, 2, 4, -1), clamp))
         reach = self.binary("Mul", self.binary("Mul", growth, size), half)
         out = self.concat(
             self.binary("Sub", centre, reach), self.binary("Add", centre, reach), axis=-1
         )
         out = self.binary("Max", out, self.scalar(0.0))
         return self.binary("Min", out, self.constant(self.extent - np.float32(inside)))
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """(Hf, Wf) of the map that RoIAlign reads."""
+        align = next(self.graph.of_kind(RoiAlign))[0]
+        return self.graph.shapes[align.inputs[0]].size
 
     @property
     def extent(self) -> NDArray[np.float32]:
@@ -257,19 +254,22 @@ class GraphBuilder(ABC):
         if config.roi_sampling == "aligned":
             return boxes
         samples = config.roi_size * config.roi_sampling_ratio
-        a, b, c = np_boxes.corner_sampling(self.network.feature_size, config.anchor_stride, samples)
-        other = self.concat(self.slice(boxes, 2, 4, 1), self.slice(boxes, 0, 2, 1), axis=1)
+        a, b, c = np_boxes.corner_sampling(self.feature_size, config.anchor_stride, samples)
+        other = self.concat(self.part(boxes, 2, 4, 1), self.part(boxes, 0, 2, 1), axis=1)
         products = [
             self.binary("Mul", x, self.constant(np.array(factors, dtype=np.float32)))
             for x, factors in ((boxes, a), (other, b))
         ]
         return self.binary("Add", self.binary("Add", *products), self.scalar(c))
 
-    def proposals(self, objectness: Any, deltas: Any) -> tuple[Any, Any]:
-        """Boxes [R, 4], padded with zeros, and whether each is a proposal [R, 1] (1.0 or 0.0)."""
+    def proposals(
+        self, operation: Operation, objectness: Any, deltas: Any, image: Any
+    ) -> tuple[Any, Any, Any]:
+        """Boxes [R, 4], padded with zeros; whether each is a proposal [R, 1] (1.0 or 0.0); and the
+        boxes that RoIAlign samples."""
         config = self.config
         anchors = np_boxes.grid_anchors(
-            np_boxes.cell_anchors(config), self.network.feature_size, config.anchor_stride
+            np_boxes.cell_anchors(config), self.feature_size, config.anchor_stride
         )
         count = min(config.rpn_pre_nms, len(anchors))
         logits = self.reshape(self.transpose(objectness, 0, 2, 3, 1), len(anchors))
@@ -279,8 +279,8 @@ class GraphBuilder(ABC):
         last = float(config.rpn_inclusive)
         boxes = self.decode(self.gather(deltas, order), best, config.rpn_box_weights, last)
         if config.rpn_remove_empty:
-            size = self.binary("Sub", self.slice(boxes, 2, 4, 1), self.slice(boxes, 0, 2, 1))
-            least = self.binary("Min", self.slice(size, 0, 1, 1), self.slice(size, 1, 2, 1))
+            size = self.binary("Sub", self.part(boxes, 2, 4, 1), self.part(boxes, 0, 2, 1))
+            least = self.binary("Min", self.part(size, 0, 1, 1), self.part(size, 1, 2, 1))
             full = self.binary("Greater", self.reshape(least, count), self.scalar(0.0))
             scores = self.select(full, scores, self.scalar(-np.inf))
         covered = boxes
@@ -294,26 +294,34 @@ class GraphBuilder(ABC):
             config.rpn_nms_threshold,
             -1e30,
         )
-        index = self.reshape(self.slice(kept, 2, 3, 1), -1)  # [M]
+        index = self.reshape(self.part(kept, 2, 3, 1), -1)  # [M]
         # The last row, of zeros, stands in for missing proposals.
         flagged = self.concat(boxes, self.constant(np.ones((count, 1), dtype=np.float32)), axis=1)
         table = self.concat(flagged, self.constant(np.zeros((1, 5), dtype=np.float32)), axis=0)
         filler = self.constant(np.full(config.proposals, count, dtype=np.int64))
-        index = self.slice(self.concat(index, filler, axis=0), 0, config.proposals, 0)
+        index = self.part(self.concat(index, filler, axis=0), 0, config.proposals, 0)
         index = self.reshape(index, config.proposals)  # states the static shape
         chosen = self.gather(table, index)
-        return self.slice(chosen, 0, 4, 1), self.slice(chosen, 4, 5, 1)
+        boxes, valid = self.part(chosen, 0, 4, 1), self.part(chosen, 4, 5, 1)
+        return boxes, valid, self.sampling_boxes(boxes)
 
-    def detections(self, logits: Any, deltas: Any, boxes: Any, valid: Any) -> Any:
+    def detections(
+        self,
+        operation: Operation,
+        logits: Any,
+        deltas: Any,
+        proposals: tuple[Any, Any, Any],
+        image: Any,
+    ) -> Any:
         """The best D rows [D, 7] of the contract, padded."""
-        config = self.config
+        config, (boxes, valid, _) = self.config, proposals
         classes, rois, limit = config.num_classes, config.proposals, config.max_detections
         first = 1 if config.background == "first" else 0
-        scores = self.slice(self.softmax(logits), first, first + classes, 1)
+        scores = self.part(self.softmax(logits), first, first + classes, 1)
         scores = self.transpose(self.binary("Mul", scores, valid), 1, 0)  # [K, R]
         deltas = self.reshape(deltas, rois, classes + config.background_deltas, 4)
         if config.background_deltas:
-            deltas = self.slice(deltas, first, first + classes, 1)
+            deltas = self.part(deltas, first, first + classes, 1)
         boxes = self.decode(deltas, self.reshape(boxes, rois, 1, 4), config.box_weights)
         boxes = self.transpose(boxes, 1, 0, 2)  # [K, R, 4]
         # The operation has one set of boxes for each image of a batch, and here each class has its
@@ -325,7 +333,7 @@ class GraphBuilder(ABC):
             config.nms_threshold,
             config.score_threshold,
         )
-        label, box = self.slice(kept, 0, 1, 1), self.slice(kept, 2, 3, 1)
+        label, box = self.part(kept, 0, 1, 1), self.part(kept, 2, 3, 1)
         index = self.binary("Add", self.binary("Mul", label, self.integer(rois)), box)
         index = self.reshape(index, -1)  # [M]
         # One row for each class and RoI, and a last one that is padding.
@@ -338,6 +346,6 @@ class GraphBuilder(ABC):
         table = self.concat(self.concat(fixed, flat_scores, fractions, axis=1), padding, axis=0)
         filler = self.constant(np.full(limit, classes * rois, dtype=np.int64))
         index = self.concat(index, filler, axis=0)
-        confidence = self.reshape(self.slice(self.gather(table, index), 2, 3, 1), -1)
+        confidence = self.reshape(self.part(self.gather(table, index), 2, 3, 1), -1)
         _, best = self.top_k(confidence, limit, ordered=True)
         return self.gather(table, self.gather(index, best))

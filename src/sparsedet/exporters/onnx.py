@@ -136,7 +136,7 @@ class OnnxBuilder(GraphBuilder):
     def reshape(self, x: str, *shape: int, name: str = "") -> str:
         return self.add("Reshape", x, self.ints(*shape), name=name)
 
-    def slice(self, x: str, start: int, stop: int, axis: int) -> str:
+    def part(self, x: str, start: int, stop: int, axis: int) -> str:
         return self.add("Slice", x, *(self.ints(n) for n in (start, stop, axis)))
 
     def crop(self, x: str, rows: int, columns: int, step: int = 1) -> str:
@@ -172,7 +172,7 @@ class OnnxBuilder(GraphBuilder):
             self.scalar(score),
         )
 
-    def roi_align(self, x: str, boxes: str) -> str:
+    def sample(self, x: str, boxes: str) -> str:
         config = self.config
         return self.add(
             "RoiAlign",
@@ -205,9 +205,7 @@ class OnnxBuilder(GraphBuilder):
         constant = self.constant(bias, f"{name}.bias")
         return self.add("Gemm", x, weight, constant, name=name, transB=1)
 
-    def max_pool(
-        self, x: str, kernel: int, stride: int, padding: tuple[int, int], name: str
-    ) -> str:
+    def largest(self, x: str, kernel: int, stride: int, padding: tuple[int, int], name: str) -> str:
         return self.add(
             "MaxPool",
             x,

@@ -126,7 +126,7 @@ class OpenvinoBuilder(GraphBuilder):
     def reshape(self, x: Any, *shape: int, name: str = "") -> Any:
         return self.op.reshape(x, self.ints(*shape), False, name=name)
 
-    def slice(self, x: Any, start: int, stop: int, axis: int) -> Any:
+    def part(self, x: Any, start: int, stop: int, axis: int) -> Any:
         return self.op.slice(x, *(self.ints(n) for n in (start, stop, 1, axis)))
 
     def crop(self, x: Any, rows: int, columns: int, step: int = 1) -> Any:
@@ -173,7 +173,7 @@ class OpenvinoBuilder(GraphBuilder):
             output_type="i64",
         ).output(0)
 
-    def roi_align(self, x: Any, boxes: Any) -> Any:
+    def sample(self, x: Any, boxes: Any) -> Any:
         config = self.config
         return self.op.roi_align(
             x,
@@ -210,9 +210,7 @@ class OpenvinoBuilder(GraphBuilder):
         product = self.op.matmul(x, weight, False, True)
         return self.op.add(product, self.constant(bias[None]), name=name)
 
-    def max_pool(
-        self, x: Any, kernel: int, stride: int, padding: tuple[int, int], name: str
-    ) -> Any:
+    def largest(self, x: Any, kernel: int, stride: int, padding: tuple[int, int], name: str) -> Any:
         before, after = padding
         return self.op.max_pool(
             x, [stride] * 2, [1, 1], [before] * 2, [after] * 2, [kernel] * 2, name=name

@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.checkpoint import digest, read_newest
 from ..model.config import ModelConfig, current_names
 from .containers import open_source
@@ -57,7 +57,7 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     try:
         own = ModelConfig.from_dict(json.loads(metadata["config"]))
         config = ModelConfig.from_dict({**own.to_dict(), **current_names(fields)})
-        layers = build_network(config).weighted
+        layers = build_graph(config).layers
         step = int(metadata["step"])
     except (KeyError, ValueError, RecursionError) as error:
         raise source.error(f"its metadata cannot be used: {error}") from None

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..model import boxes
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import ModelConfig
 from ..model.graph import Layer
 from ..model.presets import preset
@@ -97,7 +97,7 @@ def load_detectron2(
             )
     config, notes = _config(source, base, fields or {}, rgb, settings)
     tensors: dict[str, Any] = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         name = layer_name(layer)
         if layer.name == "box.deltas" and _agnostic(source):
             classes = layer.out_channels // 4

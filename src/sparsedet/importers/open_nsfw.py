@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from ..errors import InputError
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import ModelConfig
 
 
@@ -64,7 +64,7 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
                 return after[0], constants[name].reshape(-1)
         raise InputError(f"{path}: {after[0].name!r} has no constant for {layer.name}'s channels")
 
-    layers = [layer for layer in build_network(config).weighted if layer.norm]
+    layers = [layer for layer in build_graph(config).layers if layer.norm]
     # Within a block the graph runs conv1, conv2, shortcut, conv3: the table's own order.
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     if len(convolutions) != len(layers):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.batch_norm import fold_batch_norm
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig, current_names
 from ..model.file import Tensors
 
@@ -222,7 +222,7 @@ def resolve_config(
         config = ModelConfig.from_dict(values)
         if sum(config.blocks) > 1000:  # each block is a few rows of the layer table
             raise InputError(f"blocks is {config.blocks}, expected at most 1000 together")
-        parameters = build_network(config).parameters
+        parameters = build_graph(config).parameters
     except ValueError as error:
         raise source.error(str(error)) from None
     if parameters > MAX_PARAMETERS:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import ModelConfig
 from ..model.graph import Layer
 from ..model.presets import preset
@@ -65,7 +65,7 @@ def load_tensorpack(
     _check_model(source)
     config = _config(source, base or replace(preset("r101-c4"), proposals=1000), fields or {})
     tensors: dict[str, Any] = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         name, out = layer_name(layer), (layer.out_channels,)
         shape = layer.weight_shape  # (out, in, ...); TensorPack's (..., in, out)
         weight = source.take(f"{name}/W", (*shape[2:], shape[1], shape[0]))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import ModelConfig
 from ..model.graph import Layer
 from ..model.presets import preset
@@ -53,7 +53,7 @@ def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -
     _, source = open_source(Path(path))
     _check_kind(source, config)
     tensors: Arrays = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         if not layer.norm:
             continue
         convolution, norm = _names(layer)

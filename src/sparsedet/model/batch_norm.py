@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .c4 import build_network
+from .c4 import build_graph
 from .config import ModelConfig
 from .file import Tensors, check_shape, check_tensors
 
@@ -34,7 +34,7 @@ def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) ->
         return value
 
     folded: Tensors = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         channels = (layer.out_channels,)
         weight = take(f"{layer.name}.weight", layer.weight_shape)
         norm = f"{layer.name}.norm"

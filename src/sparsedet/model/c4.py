@@ -1,16 +1,31 @@
-"""The layer table of a Faster R-CNN with a C4 backbone: res5 runs once per RoI."""
+"""The graph of a Faster R-CNN with a C4 backbone: res5 runs once per RoI."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from ..errors import InputError
+from . import boxes
 from .config import ModelConfig
-from .graph import Component, Layer, Network, output_length
+from .graph import (
+    IMAGE,
+    Attributes,
+    Conv,
+    Detections,
+    Graph,
+    MaxPool,
+    Mean,
+    Normalise,
+    Operation,
+    Padding,
+    Proposals,
+    RoiAlign,
+    Shape,
+)
 
 
-def build_network(config: ModelConfig, input_size: tuple[int, int] | None = None) -> Network:
-    """The layer table of `config`.
+def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) -> Graph:
+    """The graph of `config`.
 
     Args:
         config: the model's configuration.
@@ -19,156 +34,125 @@ def build_network(config: ModelConfig, input_size: tuple[int, int] | None = None
     Raises:
         InputError: the network input is too small for the network.
     """
-    layers: list[Layer] = []
     size = input_size or (config.input_height, config.input_width)
     if min(size) < 16:
         raise InputError(f"network input is {size[0]}x{size[1]} pixels, expected at least 16x16")
-    channels = {"input": 3}
-    sizes = {"input": size}
+    operations: list[Operation] = []
 
-    def add(
+    def add(name: str, inputs: tuple[str, ...], attributes: Attributes) -> str:
+        operations.append(Operation(name, inputs, attributes))
+        return name
+
+    def conv(
         name: str,
-        component: Component,
         source: str,
         out: int,
-        kernel: int,
+        kernel: int = 1,
         stride: int = 1,
         padding: tuple[int, int] = (0, 0),
         *,
         relu: bool = False,
         residual: str | None = None,
-        kind: Literal["conv", "linear", "maxpool"] = "conv",
+        linear: bool = False,
         norm: bool = False,
         prunable: bool = False,
     ) -> str:
-        in_h, in_w = sizes[source]
-        out_size = (
-            output_length(in_h, kernel, stride, padding),
-            output_length(in_w, kernel, stride, padding),
+        inputs = (source,) if residual is None else (source, residual)
+        activation: Literal["none", "relu"] = "relu" if relu else "none"
+        sides: Padding = (padding[0], padding[0], padding[1], padding[1])
+        attributes = Conv(
+            out,
+            (kernel, kernel),
+            (name,),
+            stride,
+            sides,
+            activation=activation,
+            linear=linear,
+            norm=norm,
+            prunable=prunable,
         )
-        if min(out_size) < 1:
-            raise InputError(
-                f"network input {size[0]}x{size[1]} is too small: {name} would be empty"
-            )
-        layers.append(
-            Layer(
-                name,
-                component,
-                source,
-                kind,
-                channels[source],
-                out,
-                kernel,
-                stride,
-                padding,
-                relu,
-                (in_h, in_w),
-                out_size,
-                residual,
-                norm,
-                prunable,
-            )
-        )
-        channels[name], sizes[name] = out, out_size
-        return name
+        return add(name, inputs, attributes)
 
-    def stage(number: int, component: Component, source: str, stride: int) -> str:
+    def stage(number: int, source: str, stride: int) -> str:
         """Residual stage res<number> of bottlenecks; returns the name of its output."""
         width = config.bottleneck_channels[number - 2]
         out = config.stage_channels[number - 2]
-        conv1_padding: tuple[int, int]
         for block in range(config.blocks[number - 2]):
             name = f"res{number}.{block}"
             step = stride if block == 0 else 1
             first, second = (step, 1) if config.stride_in == "conv1" else (1, step)
-            conv1_padding = config.stride_conv1_padding if first > 1 else (0, 0)
-            conv2_padding = config.stride_conv2_padding if second > 1 else (1, 1)
-            conv1 = add(
-                f"{name}.conv1",
-                component,
-                source,
-                width,
-                1,
-                first,
-                conv1_padding,
-                relu=True,
-                norm=True,
-                prunable=True,
+            pad1 = config.stride_conv1_padding if first > 1 else (0, 0)
+            pad2 = config.stride_conv2_padding if second > 1 else (1, 1)
+            x = conv(
+                f"{name}.conv1", source, width, 1, first, pad1, relu=True, norm=True, prunable=True
             )
-            conv2 = add(
-                f"{name}.conv2",
-                component,
-                conv1,
-                width,
-                3,
-                second,
-                conv2_padding,
-                relu=True,
-                norm=True,
-                prunable=True,
+            x = conv(
+                f"{name}.conv2", x, width, 3, second, pad2, relu=True, norm=True, prunable=True
             )
             residual = source
             if block == 0:
-                shortcut_padding = config.stride_conv1_padding if step > 1 else (0, 0)
-                residual = add(
-                    f"{name}.shortcut",
-                    component,
-                    source,
-                    out,
-                    1,
-                    step,
-                    shortcut_padding,
-                    norm=True,
-                    prunable=True,
+                pad = config.stride_conv1_padding if step > 1 else (0, 0)
+                residual = conv(
+                    f"{name}.shortcut", source, out, 1, step, pad, norm=True, prunable=True
                 )
-            source = add(
-                f"{name}.conv3",
-                component,
-                conv2,
-                out,
-                1,
-                relu=True,
-                residual=residual,
-                norm=True,
-                prunable=True,
+            source = conv(
+                f"{name}.conv3", x, out, relu=True, residual=residual, norm=True, prunable=True
             )
         return source
 
-    stem = add(
-        "stem.conv",
-        "backbone",
-        "input",
-        config.stem_channels,
-        7,
-        2,
-        config.stem_padding,
-        relu=True,
-        norm=True,
-    )
-    x = add(
-        "stem.pool",
-        "backbone",
-        stem,
-        config.stem_channels,
-        3,
-        2,
-        config.pool_padding,
-        kind="maxpool",
-    )
+    x = add("normalise", (IMAGE,), Normalise(config.pixel_mean, config.pixel_std))
+    x = conv("stem.conv", x, config.stem_channels, 7, 2, config.stem_padding, relu=True, norm=True)
+    before, after = config.pool_padding
+    x = add("stem.pool", (x,), MaxPool(3, 2, (before, before, after, after)))
     for number, stride in ((2, 1), (3, 2), (4, 2)):
-        x = stage(number, "backbone", x, stride)
-    feature_size = sizes[x]
+        x = stage(number, x, stride)
+    features = x
 
     anchors = config.anchors_per_cell
-    rpn = add("rpn.conv", "rpn", x, config.rpn_channels, 3, 1, (1, 1), relu=True, prunable=True)
-    add("rpn.objectness", "rpn", rpn, anchors, 1)
-    add("rpn.deltas", "rpn", rpn, 4 * anchors, 1)
+    x = conv("rpn.conv", features, config.rpn_channels, 3, 1, (1, 1), relu=True, prunable=True)
+    objectness = conv("rpn.objectness", x, anchors)
+    deltas = conv("rpn.deltas", x, 4 * anchors)
+    cell_anchors = tuple(tuple(box) for box in boxes.cell_anchors(config).tolist())
+    proposals = add(
+        "proposals",
+        (objectness, deltas, IMAGE),
+        Proposals(
+            cell_anchors=(cell_anchors,),
+            strides=(config.anchor_stride,),
+            box_weights=config.rpn_box_weights,
+            delta_clamp=config.delta_clamp,
+            pre_nms=config.rpn_pre_nms,
+            count=config.proposals,
+            nms_threshold=config.rpn_nms_threshold,
+            remove_empty=config.rpn_remove_empty,
+            inclusive=config.rpn_inclusive,
+        ),
+    )
 
-    channels["rois"], sizes["rois"] = channels[x], (config.roi_size, config.roi_size)
-    stage(5, "roi", "rois", 2)
-    channels["pooled"], sizes["pooled"] = config.stage_channels[3], (1, 1)
+    align = RoiAlign(
+        scales=(1.0 / config.anchor_stride,),
+        size=config.roi_size,
+        sampling_ratio=config.roi_sampling_ratio,
+        sampling=config.roi_sampling,
+    )
+    x = add("rois", (features, proposals), align)
+    x = stage(5, x, 2)
+    x = add("pooled", (x,), Mean())
     classes = config.num_classes
-    add("box.logits", "roi", "pooled", classes + 1, 1, kind="linear")
-    box_outputs = 4 * (classes + config.background_deltas)
-    add("box.deltas", "roi", "pooled", box_outputs, 1, kind="linear")
-    return Network(config, tuple(layers), feature_size)
+    logits = conv("box.logits", x, classes + 1, linear=True)
+    deltas = conv("box.deltas", x, 4 * (classes + config.background_deltas), linear=True)
+    add(
+        "detections",
+        (logits, deltas, proposals, IMAGE),
+        Detections(
+            num_classes=classes,
+            background=config.background,
+            background_deltas=config.background_deltas,
+            box_weights=config.box_weights,
+            delta_clamp=config.delta_clamp,
+            score_threshold=config.score_threshold,
+            nms_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
+        ),
+    )
+    return Graph(Shape("image", 3, *size), tuple(operations))

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, warn_renamed
 from ..files import write_atomic
-from .c4 import build_network
+from .c4 import build_graph
 from .config import ModelConfig
+from .graph import Conv, MaxPool
 from .safetensors import DTYPES, container, parse_json, read_header
 from .tensors import ByteRange, LazyTensors
 
@@ -64,8 +65,12 @@ class ModelFile:
 
 def int8_layers(config: ModelConfig) -> list[str]:
     """Layers whose outputs are uint8 in int8 precision: all but the stem and the predictors."""
-    layers = build_network(config).layers
-    return [layer.name for layer in layers if layer.prunable or not layer.weights]
+    return [
+        operation.name
+        for operation in build_graph(config).operations
+        if isinstance(operation.attributes, MaxPool)
+        or (isinstance(operation.attributes, Conv) and operation.attributes.prunable)
+    ]
 
 
 def check_clipping_thresholds(config: ModelConfig, clipping_thresholds: Mapping[str, Any]) -> None:
@@ -89,7 +94,7 @@ def check_clipping_thresholds(config: ModelConfig, clipping_thresholds: Mapping[
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every folded tensor of the model, in the layer table's order."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         shapes[f"{layer.name}.weight"] = layer.weight_shape
         # index(), because a hand-written configuration may say 64.0 channels.
         shapes[f"{layer.name}.bias"] = (operator.index(layer.out_channels),)

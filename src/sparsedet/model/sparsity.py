@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .c4 import build_network
+from .c4 import build_graph
 from .config import ModelConfig
 from .file import check_tensors
 from .tensors import LazyTensors
@@ -88,14 +88,14 @@ def sparsity_report(
     check_tensors(config, tensors)
     rois = config.proposals if rois is None else rois
     rows = []
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         weights, biases = (
             tensors.nonzero(name)
             if isinstance(tensors, LazyTensors)
             else int(np.count_nonzero(tensors[name]))
             for name in (f"{layer.name}.weight", f"{layer.name}.bias")
         )
-        runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.component == "roi" else 1)
+        runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.per_roi else 1)
         rows.append(
             LayerSparsity(
                 layer.name,

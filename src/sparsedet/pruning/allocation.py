@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..errors import InputError
-from ..model.graph import Network
+from ..model.graph import Graph
 from .patterns import Pattern
 
 Allocation = Literal["uniform", "global", "erk", "sensitivity"]
@@ -24,7 +24,7 @@ LEAST_DENSITY = 0.25
 is pruned so far that it passes nothing on."""
 
 
-def prunable_layers(network: Network, exclude: Sequence[str] = ()) -> tuple[str, ...]:
+def prunable_layers(graph: Graph, exclude: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the layers that may be pruned: all but stem, predictors and `exclude`.
 
     Returns:
@@ -33,22 +33,22 @@ def prunable_layers(network: Network, exclude: Sequence[str] = ()) -> tuple[str,
     Raises:
         InputError: a name in `exclude` is not a layer, or no layer is left.
     """
-    names = {layer.name for layer in network.weighted}
+    names = {layer.name for layer in graph.layers}
     if unknown := sorted(set(exclude) - names):
         raise InputError(f"cannot exclude {unknown[0]!r}: no such layer")
-    layers = tuple(n.name for n in network.weighted if n.prunable and n.name not in exclude)
+    layers = tuple(n.name for n in graph.layers if n.prunable and n.name not in exclude)
     if not layers:
         raise InputError("every prunable layer is excluded")
     return layers
 
 
-def pattern_sparsity(network: Network, layers: Sequence[str], pattern: Pattern) -> float:
+def pattern_sparsity(graph: Graph, layers: Sequence[str], pattern: Pattern) -> float:
     """Zeros among ALL parameters when every block of `layers` is pruned, 0..1."""
-    zeros = sum(pattern.most_zeros(network.by_name[name].weights) for name in layers)
-    return zeros / network.parameters
+    zeros = sum(pattern.most_zeros(graph.layer[name].weights) for name in layers)
+    return zeros / graph.parameters
 
 
-def zeros_needed(network: Network, layers: Sequence[str], sparsity: float) -> int:
+def zeros_needed(graph: Graph, layers: Sequence[str], sparsity: float) -> int:
     """Number of zeros that make `sparsity` of ALL parameters of the network.
 
     Args:
@@ -58,8 +58,8 @@ def zeros_needed(network: Network, layers: Sequence[str], sparsity: float) -> in
     Raises:
         InputError: the layers have too few weights for the target.
     """
-    total = network.parameters
-    available = sum(network.by_name[name].weights for name in layers)
+    total = graph.parameters
+    available = sum(graph.layer[name].weights for name in layers)
     needed = math.ceil(sparsity * total)
     if needed > available:
         raise InputError(
@@ -69,7 +69,7 @@ def zeros_needed(network: Network, layers: Sequence[str], sparsity: float) -> in
     return needed
 
 
-def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
+def uniform_zeros(graph: Graph, layers: Sequence[str], sparsity: float) -> dict[str, int]:
     """Zeros of each layer so that `sparsity` of ALL parameters of the network are zero.
 
     Every layer of `layers` gets the same sparsity, rounded up to a whole weight.
@@ -77,12 +77,12 @@ def uniform_zeros(network: Network, layers: Sequence[str], sparsity: float) -> d
     Raises:
         InputError: the layers have too few weights for the target.
     """
-    weights = {name: network.by_name[name].weights for name in layers}
-    layer_sparsity = zeros_needed(network, layers, sparsity) / sum(weights.values())
+    weights = {name: graph.layer[name].weights for name in layers}
+    layer_sparsity = zeros_needed(graph, layers, sparsity) / sum(weights.values())
     return {name: min(count, math.ceil(layer_sparsity * count)) for name, count in weights.items()}
 
 
-def erk_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[str, int]:
+def erk_zeros(graph: Graph, layers: Sequence[str], sparsity: float) -> dict[str, int]:
     """As `uniform_zeros`, but small layers stay denser (Erdos-Renyi-kernel).
 
     A layer's density is proportional to (in + out + k + k) / (in * out * k * k). Layers whose
@@ -91,11 +91,11 @@ def erk_zeros(network: Network, layers: Sequence[str], sparsity: float) -> dict[
     Raises:
         InputError: the layers have too few weights for the target.
     """
-    shapes = {name: network.by_name[name] for name in layers}
+    shapes = {name: graph.layer[name] for name in layers}
     weights = {name: layer.weights for name, layer in shapes.items()}
     # Density times weights: the live weights of a layer, up to a common factor.
     raw = {n: s.in_channels + s.out_channels + 2 * s.kernel for n, s in shapes.items()}
-    live = sum(weights.values()) - zeros_needed(network, layers, sparsity)
+    live = sum(weights.values()) - zeros_needed(graph, layers, sparsity)
     dense: set[str] = set()
     factor = 0.0
     while len(dense) < len(raw):

@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..images.letterbox import to_network_input
-from ..model.graph import Layer
-from ..torch_model import FasterRCNN
+from ..model.graph import IMAGE, Layer
+from ..model.interpreter import walk
+from ..torch_model import FasterRCNN, TorchInterpreter, flat_outputs
 from .positions import Positions, patches, positions_of_images, sample_counts
 from .selection import to_matrix
 
@@ -122,8 +124,8 @@ def dense_outputs(
     # One block of memory: many small ones, allocated between activations that come and go, would
     # keep the allocator from reusing or returning the memory around them.
     sizes = [
-        sum(sample_counts(model.network.by_name[name], len(network_inputs), held_out))
-        * model.network.by_name[name].out_channels
+        sum(sample_counts(model.graph.layer[name], len(network_inputs), held_out))
+        * model.graph.layer[name].out_channels
         for name in layers
     ]
     memory, used = torch.empty(sum(sizes), dtype=torch.float16), 0
@@ -206,38 +208,29 @@ def _walk(
     Args:
         regions: RoIs of each image; filled if the list is empty.
     """
-    table = model.network.layers
-    last = max(i for i, layer in enumerate(table) if layer.name in layers)
-    needs_regions = any(layer.component == "roi" for layer in table[: last + 1])
-    activations = [
-        {"input": _to_half("input", model.normalise(network_input))}
-        for network_input in network_inputs
-    ]
-    for index, layer in enumerate(table[: last + 1]):
-        if layer.source == "rois" and "rois" not in activations[0]:
-            if not regions:
-                regions += [
-                    _regions(model, image, network_input)
-                    for image, network_input in zip(activations, network_inputs, strict=True)
-                ]
-            for image, rois in zip(activations, regions, strict=True):
-                features = image[model.network.features].float()
-                image["rois"] = _to_half("rois", model.roi_features(features, [rois]))
-        if layer.name in layers:
-            yield layer, activations
-        later = table[index + 1 :] if index < last else ()
-        live = {name for after in later for name in (after.source, after.residual)}
-        if needs_regions and layer.component != "roi":
-            live |= {model.network.features, "rpn.objectness", "rpn.deltas"}
-        if index == last:
-            return
+    activations: list[dict[str, Any]] = [{IMAGE: image} for image in network_inputs]
+    for image, boxes in zip(activations, regions, strict=False):
+        image[model.boxes] = [boxes]
+    interpreter = TorchInterpreter(model)
+    for operation, dead in walk(model.graph, tuple(activations[0]), layers, keep=()):
+        if operation.name in layers:
+            yield model.graph.layer[operation.name], activations
         for image in activations:
-            names = [n for n in (layer.source, layer.residual) if n]
-            inputs = {name: image[name].float() for name in names}
-            image[layer.name] = _to_half(layer.name, model.run_layer(layer, inputs))
-            for name in set(image) - live:
+            if operation.name == model.boxes:
+                regions.append(_regions(model, image))
+                image[operation.name] = [regions[-1]]
+            else:
+                inputs = [_to_float(image[name]) for name in operation.inputs]
+                value = interpreter.execute(operation, inputs)
+                image[operation.name] = _to_half(operation.name, value)
+            for name in dead:
                 del image[name]
         _return_freed_memory()
+
+
+def _to_float(value: Any) -> Any:
+    """Activations in float32; the image and boxes as they are."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _return_freed_memory() -> None:
@@ -260,13 +253,12 @@ def _to_half(name: str, value: Tensor) -> Tensor:
     return half
 
 
-def _regions(model: FasterRCNN, activations: dict[str, Tensor], network_input: Tensor) -> Tensor:
+def _regions(model: FasterRCNN, activations: dict[str, Tensor]) -> Tensor:
     """Evenly spaced proposals of one image, [<= REGIONS, 4]."""
-    features = activations[model.network.features].float()
-    logits = activations["rpn.objectness"].float().permute(0, 2, 3, 1).reshape(-1)
-    deltas = activations["rpn.deltas"].float().permute(0, 2, 3, 1).reshape(-1, 4)
-    height, width = network_input.shape[2:]
-    proposals = model.proposals(logits, deltas, model.anchors(features), height, width)
+    objectness = activations[model.objectness]
+    logits, deltas = flat_outputs(objectness, activations[model.deltas])
+    height, width = activations[IMAGE].shape[2:]
+    proposals = model.proposals(logits[0], deltas[0], model.anchors(objectness), height, width)
     if not len(proposals):
         raise InputError("the RPN proposes nothing on a calibration image")
     return evenly_spaced(proposals, REGIONS)

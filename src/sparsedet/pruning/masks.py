@@ -59,7 +59,7 @@ class Masks:
 
     def __init__(self, model: FasterRCNN, exclude: Sequence[str] = ()) -> None:
         self.model = model
-        self.layers = prunable_layers(model.network, exclude)
+        self.layers = prunable_layers(model.graph, exclude)
         self.keep_masks: dict[str, Tensor] = {
             name: torch.ones_like(model.layers[name].weight, dtype=torch.bool)
             for name in self.layers
@@ -114,7 +114,7 @@ class Masks:
     def sparsity(self) -> float:
         """Zeros among ALL folded parameters of the network, 0..1."""
         zeros = sum(int((~keep_mask).sum()) for keep_mask in self.keep_masks.values())
-        return zeros / self.model.network.parameters
+        return zeros / self.model.graph.parameters
 
 
 class FixedMasks(Masks):
@@ -161,9 +161,9 @@ class GradualPruner(Masks):
         super().__init__(model, exclude)
         self.schedule, self.allocation, self.pattern = schedule, allocation, pattern
         for name in self.layers:
-            pattern.check_layer(model.network.by_name[name])
-        uniform_zeros(model.network, self.layers, schedule.final)  # refuses the impossible now
-        most = pattern_sparsity(model.network, self.layers, pattern)
+            pattern.check_layer(model.graph.layer[name])
+        uniform_zeros(model.graph, self.layers, schedule.final)  # refuses the impossible now
+        most = pattern_sparsity(model.graph, self.layers, pattern)
         if pattern.fixed_sparsity is not None and schedule.final > most:
             raise InputError(
                 f"sparsity is {schedule.final:.3f}, but pattern {pattern.name} in all pruned "
@@ -205,7 +205,7 @@ class GradualPruner(Masks):
         if not self.schedule.updates_at(step):
             return False
         allocate = erk_zeros if self.allocation == "erk" else uniform_zeros
-        zeros = allocate(self.model.network, self.layers, self.schedule.sparsity(step))
+        zeros = allocate(self.model.graph, self.layers, self.schedule.sparsity(step))
         ranked = self.layers if self.allocation == "global" else self.by_sensitivity
         alone = [(name,) for name in self.layers if name not in ranked]
         for names in [ranked, *alone] if ranked else alone:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
-from ..model.graph import Network
+from ..model.graph import Graph
 from ..torch_model import Conv, FasterRCNN
 from .allocation import (
     LEAST_DENSITY,
@@ -96,23 +96,23 @@ class OneShotConfig:
             raise UsageError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
 
 
-def pruned_layers(network: Network, settings: OneShotConfig) -> tuple[str, ...]:
+def pruned_layers(graph: Graph, settings: OneShotConfig) -> tuple[str, ...]:
     """The layers that get zeros, in the network's order.
 
     Raises:
         InputError: the layers have too few weights for the target, an excluded layer is unknown,
             or a layer does not fit the pattern.
     """
-    layers = prunable_layers(network, settings.exclude)
+    layers = prunable_layers(graph, settings.exclude)
     for name in layers:
-        PATTERNS[settings.pattern].check_layer(network.by_name[name])
+        PATTERNS[settings.pattern].check_layer(graph.layer[name])
     if settings.sparsity is not None:
-        zeros_needed(network, layers, settings.sparsity)
+        zeros_needed(graph, layers, settings.sparsity)
     return layers
 
 
 def plan_zeros(
-    network: Network,
+    graph: Graph,
     weights: Mapping[str, Tensor],
     settings: OneShotConfig,
     importance: Mapping[str, Tensor] | None = None,
@@ -129,12 +129,12 @@ def plan_zeros(
     Raises:
         InputError: as `pruned_layers`.
     """
-    layers = pruned_layers(network, settings)
+    layers = pruned_layers(graph, settings)
     pattern = PATTERNS[settings.pattern]
     if settings.sparsity is None:
-        return {name: pattern.most_zeros(network.by_name[name].weights) for name in layers}
+        return {name: pattern.most_zeros(graph.layer[name].weights) for name in layers}
     if settings.allocation in ("global", "sensitivity"):
-        zeros = zeros_needed(network, layers, settings.sparsity)
+        zeros = zeros_needed(graph, layers, settings.sparsity)
         costs = [to_matrix(weights[name]).square() for name in layers]
         if settings.allocation == "sensitivity":
             assert importance is not None and variances is not None
@@ -150,7 +150,7 @@ def plan_zeros(
             for name, keep in zip(layers, keep_blocks, strict=True)
         }
     allocate = erk_zeros if settings.allocation == "erk" else uniform_zeros
-    layer_zeros = allocate(network, layers, settings.sparsity)
+    layer_zeros = allocate(graph, layers, settings.sparsity)
     return {n: -(-count // pattern.zeros) * pattern.zeros for n, count in layer_zeros.items()}
 
 
@@ -180,7 +180,7 @@ def prune_once(
             "expected at least 1 of each kind"
         )
     weights = {name: conv.weight for name, conv in model.layers.items()}
-    names = pruned_layers(model.network, settings)
+    names = pruned_layers(model.graph, settings)
     importance_inputs: Sequence[Tensor] = ()
     if settings.allocation == "sensitivity":
         count = min(len(network_inputs) - held_out, IMPORTANCE_IMAGES)
@@ -197,7 +197,7 @@ def prune_once(
     dense = dense_outputs(
         model, network_inputs, names, held_out=held_out, seed=settings.seed, note=note
     )
-    zeros = plan_zeros(model.network, weights, settings, importance, dense.variances)
+    zeros = plan_zeros(model.graph, weights, settings, importance, dense.variances)
     inputs_of_layers = layer_inputs(
         model,
         network_inputs,
@@ -221,7 +221,7 @@ def prune_once(
         )
     total = sum(int((p == 0).sum()) for p in model.parameters())
     return PruningReport(
-        settings.method, settings.pattern, tuple(layers), model.network.parameters, total
+        settings.method, settings.pattern, tuple(layers), model.graph.parameters, total
     )
 
 

@@ -13,13 +13,16 @@ arXiv 1905.12558 (outcomes must be drawn, not taken from labels).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..torch_model import FasterRCNN
+from ..model.graph import IMAGE, Normalise
+from ..model.interpreter import walk
+from ..torch_model import FasterRCNN, TorchInterpreter, flat_outputs
 from .calibration import evenly_spaced
 
 ANCHORS = 256
@@ -67,29 +70,35 @@ def output_importance(
     return importance
 
 
+def _run(model: FasterRCNN, tensors: dict[str, Any], wanted: list[str]) -> None:
+    """Run the graph from the tensors that are there to the wanted ones, and keep all."""
+    interpreter = TorchInterpreter(model)
+    for operation, _ in walk(model.graph, tuple(tensors), wanted):
+        tensors[operation.name] = interpreter.execute(
+            operation, [tensors[name] for name in operation.inputs]
+        )
+        if operation.kind == Normalise.kind:
+            tensors[operation.name].requires_grad_()
+
+
 def _squared_gradients(
     model: FasterRCNN, network_input: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """By layer [out]: squared gradients of one image, summed over positions."""
-    tensors = {
-        "input": model.normalise(network_input).contiguous(memory_format=torch.channels_last)
-    }
-    tensors["input"].requires_grad_()
-    model.run_component("backbone", tensors)
-    features = tensors[model.network.features]
-    model.run_component("rpn", tensors)
-    logits = tensors["rpn.objectness"].permute(0, 2, 3, 1).reshape(-1)
-    deltas = tensors["rpn.deltas"].permute(0, 2, 3, 1).reshape(-1, 4)
+    tensors: dict[str, Any] = {IMAGE: network_input}
+    names = list(model.layers)
+    _run(model, tensors, [name for name in names if not model.graph.layer[name].per_roi])
+    objectness = tensors[model.objectness]
+    logits, deltas = (x[0] for x in flat_outputs(objectness, tensors[model.deltas]))
     height, width = network_input.shape[2:]
     proposals = model.proposals(
-        logits.detach(), deltas.detach(), model.anchors(features), height, width
+        logits.detach(), deltas.detach(), model.anchors(objectness), height, width
     )
     if not len(proposals):
         raise InputError("the RPN proposes nothing on a calibration image")
     rois = evenly_spaced(proposals, REGIONS)
-    roi_tensors = {"rois": model.roi_features(features, [rois])}
-    model.run_component("roi", roi_tensors)
-    tensors |= roi_tensors
+    tensors[model.boxes] = [rois]
+    _run(model, tensors, names)
 
     best = logits.detach().topk(min(ANCHORS, len(logits))).indices
     probability = logits[best].detach().sigmoid()
@@ -98,7 +107,7 @@ def _squared_gradients(
     noise = torch.randn(len(best), 4, generator=generator) * drawn[:, None]
     loss = (loss + (deltas[best] * noise).sum()) / len(best) ** 0.5
 
-    class_logits, class_deltas = tensors["box.logits"], tensors["box.deltas"]
+    class_logits, class_deltas = tensors[model.class_logits], tensors[model.box_deltas]
     probabilities = class_logits.detach().softmax(dim=1)
     column = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     config = model.config
@@ -111,7 +120,6 @@ def _squared_gradients(
     roi_loss = F.cross_entropy(class_logits, column, reduction="sum") + (own * noise).sum()
     loss = loss + roi_loss / len(rois) ** 0.5
 
-    names = [name for name in model.layers if name in tensors]
     gradients = torch.autograd.grad(loss, [tensors[name] for name in names])
     squares = {}
     for name, gradient in zip(names, gradients, strict=True):

@@ -1,18 +1,19 @@
 """The torch model: trained, exported, and the reference in parity tests.
 
-It interprets the layer table of `model.graph`, so that a layer is described in one place only. The
+It interprets the model's graph, so that a layer is described in one place only. The
 weights are `NAME.weight`, with either `NAME.bias` (folded form) or a batch norm with frozen
 statistics `NAME.norm.{weight,bias,running_mean,running_var}` (training form). The batch norm is
 folded into the convolution when that runs: exact, and cheaper than normalising the activations.
 
-Shapes: B images, A anchors at each cell, Hf x Wf the stride-16 feature map, R RoIs, K classes
-without background. Boxes are xyxy pixels of the network input.
+Shapes: B images, A anchors at each cell, Hf x Wf the feature map that RoIAlign reads, R RoIs, K
+classes without background. Boxes are xyxy pixels of the network input.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model import boxes as np_boxes
-from ..model.c4 import build_network
+from ..model.c4 import build_graph
 from ..model.config import ModelConfig
-from ..model.graph import Layer, Network
+from ..model.graph import (
+    IMAGE,
+    Detections,
+    Graph,
+    Layer,
+    MaxPool,
+    Operation,
+    Proposals,
+    RoiAlign,
+    typed,
+)
+from ..model.interpreter import Interpreter
+from ..model.rewrite import skip_bins
 from .boxes import clip, decode, encode
 from .roi_align import roi_align_matmul
 
@@ -45,7 +58,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """One weighted layer of the layer table, with or without its batch norm."""
+    """One layer of the graph, with or without its batch norm."""
 
     def __init__(self, layer: Layer, norm: bool, eps: float) -> None:
         super().__init__()
@@ -64,22 +77,95 @@ class Conv(nn.Module):
         bias = self.norm.bias - self.norm.running_mean * scale
         return self.weight * scale.view(-1, 1, 1, 1), bias
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, stride: int | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         layer = self.layer
         weight, bias = self.folded()
         if layer.kind == "linear":
             return F.linear(x, weight, bias)
-        stride = stride or layer.stride
-        before, after = layer.padding if stride == layer.stride else (0, 0)
+        before, after = layer.padding
         if before == after:
-            x = F.conv2d(x, weight, bias, stride, before)
+            x = F.conv2d(x, weight, bias, layer.stride, before)
         else:
-            x = F.conv2d(F.pad(x, (before, after, before, after)), weight, bias, stride)
+            x = F.conv2d(F.pad(x, (before, after, before, after)), weight, bias, layer.stride)
         if residual is not None:
             x = x + residual
         return F.relu(x) if layer.relu else x
+
+
+class TorchInterpreter(Interpreter[Any]):
+    """What each operation does, in torch.
+
+    Maps are [B, C, H, W]; RoIs [R, C, h, w], or [R, C] after the mean; boxes a list of B tensors
+    [R_i, 4]; rows [B, N, 7].
+    """
+
+    def __init__(self, model: FasterRCNN) -> None:
+        self.model = model
+
+    def normalise(self, operation: Operation, image: Tensor) -> Tensor:
+        return self.model.normalise(image).contiguous(memory_format=torch.channels_last)
+
+    def conv(self, operation: Operation, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out: Tensor = self.model.layers[operation.name](x, residual)
+        return out
+
+    def max_pool(self, operation: Operation, x: Tensor) -> Tensor:
+        pool = typed(operation, MaxPool)
+        top, left, bottom, right = pool.padding  # zeros equal -inf: the input is never negative
+        return F.max_pool2d(F.pad(x, (left, right, top, bottom)), pool.kernel, pool.stride)
+
+    def mean(self, operation: Operation, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+    def proposals(
+        self, operation: Operation, objectness: Tensor, deltas: Tensor, image: Tensor
+    ) -> list[Tensor]:
+        logits, offsets = flat_outputs(objectness, deltas)
+        anchors = self.model.anchors(objectness)
+        height, width = image.shape[2:]
+        return [
+            self.model.proposals(logits[i], offsets[i], anchors, height, width)
+            for i in range(len(logits))
+        ]
+
+    def roi_align(self, operation: Operation, features: Tensor, boxes: list[Tensor]) -> Tensor:
+        return self.model.roi_features(features, boxes)
+
+    def detections(
+        self,
+        operation: Operation,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: list[Tensor],
+        image: Tensor,
+    ) -> Tensor:
+        limit = typed(operation, Detections).max_detections
+        rows = torch.zeros(len(boxes), limit, 7, device=image.device)
+        rows[:, :, 0] = -1
+        height, width = image.shape[2:]
+        scale = rows.new_tensor([width, height, width, height])
+        counts = [len(b) for b in boxes]
+        of_images = (torch.split(x.float(), counts) for x in (logits, deltas))
+        outputs = zip(*of_images, strict=True)
+        for i, (of_class, of_box) in enumerate(outputs):
+            if not counts[i]:
+                continue
+            found, scores, labels = self.model.detect(
+                of_class, of_box.view(counts[i], -1, 4), boxes[i], height, width
+            )
+            n = len(found)
+            rows[i, :n, 0] = i
+            rows[i, :n, 1] = labels.float()
+            rows[i, :n, 2] = scores
+            rows[i, :n, 3:] = found / scale
+        return rows
+
+
+def flat_outputs(objectness: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps [B, A, H, W] and [B, 4 A, H, W] -> logits [B, H*W*A] and deltas [B, H*W*A, 4]."""
+    batch = len(objectness)
+    logits = objectness.permute(0, 2, 3, 1).reshape(batch, -1)
+    return logits.float(), deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4).float()
 
 
 class FasterRCNN(nn.Module):
@@ -95,9 +181,15 @@ class FasterRCNN(nn.Module):
     def __init__(self, config: ModelConfig, norm: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.network: Network = build_network(config)
+        self.graph: Graph = skip_bins(build_graph(config))
+        proposals, detections = self.graph.only(Proposals)[0], self.graph.only(Detections)[0]
+        align = self.graph.only(RoiAlign)[0]
+        self.objectness, self.deltas = proposals.inputs[:2]
+        self.feature_map, self.boxes = align.inputs
+        self.rois = align.name
+        self.class_logits, self.box_deltas = detections.inputs[:2]
         self.layers: dict[str, Conv] = {}
-        for layer in self.network.weighted:
+        for layer in self.graph.layers:
             self.layers[layer.name] = conv = Conv(layer, norm, config.batch_norm_eps)
             parent: nn.Module = self
             *path, leaf = layer.name.split(".")
@@ -165,54 +257,18 @@ class FasterRCNN(nn.Module):
         std = torch.tensor(self.config.pixel_std, device=network_input.device).view(3, 1, 1)
         return (network_input.float() - mean) / std
 
-    def run_component(
-        self, component: str, tensors: dict[str, Tensor], subsampled: bool = False
-    ) -> None:
-        """Run a component's layers in table order.
-
-        Args:
-            component: "backbone", "rpn" or "roi".
-            tensors: outputs by layer name; those of the component are added.
-            subsampled: the RoI features hold only every second bin.
-        """
-        for layer in self.network.layers:
-            if layer.component != component:
-                continue
-            if layer.source == "pooled" and "pooled" not in tensors:
-                last = f"res5.{self.config.blocks[3] - 1}.conv3"
-                tensors["pooled"] = tensors[last].mean(dim=(2, 3))
-            tensors[layer.name] = self.run_layer(layer, tensors, subsampled)
-
-    def run_layer(
-        self, layer: Layer, tensors: Mapping[str, Tensor], subsampled: bool = False
-    ) -> Tensor:
-        """The output of one layer; `tensors` holds its inputs by name."""
-        x = tensors[layer.source]
-        if layer.kind == "maxpool":
-            before, after = layer.padding  # zeros equal -inf: the input is never negative
-            x = F.pad(x, (before, after, before, after))
-            return F.max_pool2d(x, layer.kernel, layer.stride)
-        residual = tensors[layer.residual] if layer.residual else None
-        stride = 1 if subsampled and layer.source == "rois" else None
-        out: Tensor = self.layers[layer.name](x, residual, stride)
-        return out
+    def run(self, values: MutableMapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+        """The wanted values of the graph; see `Interpreter.run` and `TorchInterpreter`."""
+        return TorchInterpreter(self).run(self.graph, values, wanted)
 
     def features(self, network_input: Tensor) -> Tensor:
-        """Network input [B, 3, H, W] -> the stride-16 feature map [B, C, Hf, Wf]."""
-        tensors = {
-            "input": self.normalise(network_input).contiguous(memory_format=torch.channels_last)
-        }
-        self.run_component("backbone", tensors)
-        return tensors[self.network.features]
+        """Network input [B, 3, H, W] -> the feature map that RoIAlign reads [B, C, Hf, Wf]."""
+        features: Tensor = self.run({IMAGE: network_input}, [self.feature_map])[0]
+        return features
 
     def rpn_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Objectness logits [B, Hf*Wf*A] and deltas [B, Hf*Wf*A, 4]."""
-        tensors = {self.network.features: features}
-        self.run_component("rpn", tensors)
-        batch = len(features)
-        logits = tensors["rpn.objectness"].permute(0, 2, 3, 1).reshape(batch, -1)
-        deltas = tensors["rpn.deltas"].permute(0, 2, 3, 1).reshape(batch, -1, 4)
-        return logits.float(), deltas.float()
+        return flat_outputs(*self.run({self.feature_map: features}, [self.objectness, self.deltas]))
 
     def anchors(self, features: Tensor) -> Tensor:
         """All anchors [Hf*Wf*A, 4]."""
@@ -255,22 +311,23 @@ class FasterRCNN(nn.Module):
         keep = ops.nms(covered, scores, config.rpn_nms_threshold)
         return decoded[keep[: post_nms or config.proposals]]
 
-    def roi_features(self, features: Tensor, rois: list[Tensor], step: int = 1) -> Tensor:
-        """RoIAlign; every step-th bin along each axis.
+    def roi_features(self, features: Tensor, rois: list[Tensor]) -> Tensor:
+        """RoIAlign; only the bins that the RoI head reads.
 
         Args:
             features: [B, C, Hf, Wf].
             rois: B tensors [R_i, 4].
 
         Returns:
-            [R, C, roi_size / step, roi_size / step].
+            [R, C, bins, bins].
         """
-        size, ratio = self.config.roi_size, self.config.roi_sampling_ratio
-        if self.config.roi_sampling == "corners":
+        align = self.graph.only(RoiAlign)[1]
+        size, ratio, step = align.size, align.sampling_ratio, align.step
+        if align.sampling == "corners":
             cells = (features.shape[2], features.shape[3])
             a, b, c = np_boxes.corner_sampling(cells, self.config.anchor_stride, size * ratio)
             rois = [r * r.new_tensor(a) + r[:, [2, 3, 0, 1]] * r.new_tensor(b) + c for r in rois]
-        scale = 1.0 / self.config.anchor_stride
+        scale = align.scales[0]
         if features.device.type == "cpu" and features[0, 0].numel() <= 2048 and ratio > 0:
             return roi_align_matmul(features, rois, size, scale, ratio, step)
         # In float32: bfloat16 would round corners to multiples of 4 pixels and more.
@@ -278,23 +335,14 @@ class FasterRCNN(nn.Module):
         out: Tensor = ops.roi_align(features.float(), rois, size, scale, ratio, True)
         return out[:, :, ::step, ::step].to(features.dtype)
 
-    def head(self, roi_features: Tensor, subsampled: bool = False) -> tuple[Tensor, Tensor]:
-        """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of RoI features [R, C, n, n]."""
-        tensors = {"rois": roi_features}
-        self.run_component("roi", tensors, subsampled)
-        deltas = tensors["box.deltas"].float()
-        return tensors["box.logits"].float(), deltas.view(len(deltas), -1, 4)
-
-    @property
-    def roi_step(self) -> int:
-        """2 where res5 reads only every second RoI bin, else 1."""
-        skips = self.config.stride_in == "conv1" and self.config.stride_conv1_padding[0] == 0
-        return 2 if skips else 1
+    def head(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of `roi_features`."""
+        logits, deltas = self.run({self.rois: roi_features}, [self.class_logits, self.box_deltas])
+        return logits.float(), deltas.float().view(len(deltas), -1, 4)
 
     def regions(self, features: Tensor, rois: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """`roi_features` and `head` together, without the bins that are never read."""
-        step = self.roi_step
-        return self.head(self.roi_features(features, rois, step), subsampled=step > 1)
+        """`roi_features` and `head` together."""
+        return self.head(self.roi_features(features, rois))
 
     def detect(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, height: int, width: int
@@ -336,24 +384,13 @@ class FasterRCNN(nn.Module):
     def forward(self, network_input: Tensor) -> Tensor:
         """BGR network input [B, 3, H, W] -> rows [B, max_detections, 7]; image_id -1 ends an
         image's rows."""
-        height, width = network_input.shape[2:]
-        features = self.features(network_input)
-        logits, deltas = self.rpn_outputs(features)
-        anchors = self.anchors(features)
-        rows = torch.zeros(
-            len(network_input), self.config.max_detections, 7, device=network_input.device
-        )
-        rows[:, :, 0] = -1
-        scale = torch.tensor([width, height, width, height], device=network_input.device).float()
-        for i in range(len(network_input)):
-            proposals = self.proposals(logits[i], deltas[i], anchors, height, width)
-            if not len(proposals):
-                continue
-            outputs = self.regions(features[i : i + 1], [proposals])
-            boxes, scores, labels = self.detect(*outputs, proposals, height, width)
-            n = len(boxes)
-            rows[i, :n, 0] = i
-            rows[i, :n, 1] = labels.float()
-            rows[i, :n, 2] = scores
-            rows[i, :n, 3:] = boxes / scale
-        return rows
+        values: dict[str, Any] = {IMAGE: network_input}
+        features, proposals = self.run(values, [self.feature_map, self.boxes])
+        found = []
+        for i, boxes in enumerate(proposals):
+            image, part = network_input[i : i + 1], features[i : i + 1]
+            of_image = {IMAGE: image, self.feature_map: part, self.boxes: [boxes]}
+            rows = self.run(of_image, [self.graph.output])[0]
+            rows[:, :, 0] += i * (rows[:, :, 0] >= 0)
+            found.append(rows)
+        return torch.cat(found)

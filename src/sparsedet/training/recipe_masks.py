@@ -22,8 +22,8 @@ def build_masks(model: FasterRCNN, recipe: Recipe) -> Masks | None:
         return None
     final, pattern = recipe.sparsity, PATTERNS[recipe.pattern]
     if pattern.fixed_sparsity is not None:
-        layers = prunable_layers(model.network, recipe.exclude)
-        final = pattern_sparsity(model.network, layers, pattern)
+        layers = prunable_layers(model.graph, recipe.exclude)
+        final = pattern_sparsity(model.graph, layers, pattern)
     schedule = CubicSchedule(
         final=final, begin=recipe.prune_begin, end=recipe.prune_end, every=recipe.prune_every
     )

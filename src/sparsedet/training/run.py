@@ -126,9 +126,9 @@ def train(
             student, dataset, recipe, output, ranks, loaded, origin, bad_images, pulse
         )
         if recipe.prunes and not resume and ranks.writes:
-            layers = prunable_layers(trainer.model.network, recipe.exclude)
+            layers = prunable_layers(trainer.model.graph, recipe.exclude)
             zeros = sum(int((trainer.model.layers[n].weight == 0).sum()) for n in layers)
-            if zeros > 0.1 * trainer.model.network.parameters:
+            if zeros > 0.1 * trainer.model.graph.parameters:
                 print(
                     f"{init}: {zeros:,} weights are zero and may become nonzero until the schedule "
                     "prunes them"

@@ -48,7 +48,7 @@ from importers.test_import_peers import (  # noqa: E402
 from sparsedet.engine import Engine  # noqa: E402
 from sparsedet.importers import load_foreign  # noqa: E402
 from sparsedet.importers.detectron2 import layer_name  # noqa: E402
-from sparsedet.model.c4 import build_network  # noqa: E402
+from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.model.presets import preset  # noqa: E402
 from sparsedet.testing import calibrated_random_tensors  # noqa: E402
 
@@ -65,7 +65,7 @@ def state_of(config: Any, folded: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Detectron2's tensors: random batch norms that fold to the tensors `folded`."""
     rng = np.random.default_rng(0)
     state: dict[str, Any] = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         weight, bias = folded[f"{layer.name}.weight"], folded[f"{layer.name}.bias"]
         name, n = layer_name(layer), layer.out_channels
         if layer.norm:

@@ -83,11 +83,11 @@ def config_of(size: str) -> Any:
 def variables_of(config: Any, folded: dict[str, Any], half: bool) -> dict[str, Any]:
     """Its variables: a random batch norm for each convolution, which folds to `folded`."""
     from sparsedet.importers.tensorpack import layer_name
-    from sparsedet.model.c4 import build_network
+    from sparsedet.model.c4 import build_graph
 
     rng = np.random.default_rng(0)
     out: dict[str, Any] = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         weight, bias = folded[f"{layer.name}.weight"], folded[f"{layer.name}.bias"]
         name, n = layer_name(layer), layer.out_channels
         if layer.norm:

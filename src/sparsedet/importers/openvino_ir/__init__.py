@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...model.c4 import build_network
+from ...model.c4 import build_graph
 from ...model.config import ModelConfig
 from ...model.file import Tensors, check_tensors
 from ...model.graph import Layer
@@ -167,7 +167,7 @@ def _has_odd_map(network: ImportedNetwork) -> bool:
 def _tensors(ir: IR, config: ModelConfig, network: ImportedNetwork) -> Tensors:
     """Our tensors; checks every layer against the layer table."""
     tensors: Tensors = {}
-    for layer in build_network(config).weighted:
+    for layer in build_graph(config).layers:
         affine = network.layers.pop(layer.name, None)
         if affine is None:
             raise ir.error(f"has no layer {layer.name}")

@@ -1,0 +1,212 @@
+#include "algorithms/direct.h"
+
+#include <algorithm>
+
+namespace sparsedet {
+
+namespace {
+
+// Number of pixel tiles (a tile's P vectors of pixels) that one block of weights is swept over.
+// Many, so that the branch predictor learns the loop lengths once for all of them; but with more
+// than this the second-level cache no longer delivers the partial sums in time (measured with 17,
+// 25 and 32 tiles of the largest chunk).
+int sweep_tiles(const PackedConv& conv, int width) {
+  constexpr int least = 25, most = 64, bytes = 1100 << 10;
+  if (conv.segments.size() == 1) return most;  // no sums wait for another block
+  const int tile = conv.chunk_row_tiles * conv.tile_rows * width * static_cast<int>(sizeof(float));
+  return std::clamp(bytes / tile, least, most);
+}
+
+// Number of sweeps that `tiles` pixel tiles (or positions) are cut into: few, and such that sweeps
+// times chunks divide evenly among the threads.
+int count_sweeps(int tiles, int longest, int chunks, int threads) {
+  int sweeps = divide_up(tiles, longest);
+  while (sweeps * chunks % threads && sweeps < tiles)
+    sweeps++;
+  return sweeps;
+}
+auto sparse_kernel(const Context& context, const PackedConv& conv) {
+  const LowPrecisionKernels* low = low_precision_kernels(context, conv.shape.in_type);
+  return low ? low->sparse[conv.tile_rows] : context.kernels.sparse[conv.tile_rows];
+}
+
+// The arguments that depend on the chunk of rows and the block of columns only.
+SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
+  const Stream& stream = conv.streams[block][chunk];
+  const int first = chunk * conv.chunk_row_tiles;
+  SparseArgs a{};
+  a.index = stream.index.data();
+  a.values = stream.values.data();
+  a.counts = stream.counts.data();
+  a.row_tiles = std::min(conv.chunk_row_tiles, conv.row_tiles - first);
+  a.bias = conv.bias.data() + first * conv.tile_rows;
+  a.scale = conv.scale.data() + (conv.scale.empty() ? 0 : first * conv.tile_rows);
+  a.residual_scale = conv.residual_scale;
+  a.packed_output = conv.shape.out_type != ElementType::float32;
+  a.rows = std::min(element_count(conv.shape.out_type, conv.shape.out_channels) - conv.out_row(chunk),
+                    a.row_tiles * conv.tile_rows / channels_per_element(conv.shape.out_type));
+  a.relu = conv.shape.relu;
+  return a;
+}
+
+}  // namespace
+
+void conv_map(Context& context, const PackedConv& conv, const FeatureMap& in,
+              const FeatureMap* residual, const FeatureMap& out) {
+  const int lanes = out.lanes, row_vectors = divide_up(out.width, lanes);
+  const int vectors = row_vectors * out.height, tiles = divide_up(vectors, kVectors);
+  const int sweeps =
+      count_sweeps(tiles, sweep_tiles(conv, kVectors * lanes), conv.chunks, context.pool.size());
+  size_t panel_floats = 0;
+  for (size_t b = 0; b < conv.segments.size(); b++)
+    panel_floats = std::max(panel_floats, size_t(conv.columns(b)) * kVectors * lanes);
+  const size_t partial_floats = size_t(conv.chunk_row_tiles) * conv.tile_rows * kVectors * lanes;
+  const auto kernel = sparse_kernel(context, conv);
+
+  context.pool.parallel(sweeps * conv.chunks, [&](int unit, int worker) {
+    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks;
+    const int first = static_cast<int>(int64_t(tiles) * sweep / sweeps);
+    const int last = static_cast<int>(int64_t(tiles) * (sweep + 1) / sweeps);
+    // Sums of each tile that wait for another block; a single block stores its sums at once.
+    const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
+    float* panel =
+        context.scratch.get(worker, panel_floats + partial_floats + waiting * (last - first - 1));
+    float* partial = panel + panel_floats;
+    const ptrdiff_t chunk_offset = conv.out_row(chunk) * out.stride();
+    // Stride along x in elements: elements of two pixels have the stride 2 built in.
+    const int stride = in.type == ElementType::pixels ? conv.shape.stride / 2 : conv.shape.stride;
+    // Address of the first pixel of vector v, at filter tap (dy, dx) of a channel.
+    auto source = [&](int v, int dy, int dx, int channel) {
+      const int y = v / row_vectors, x = v % row_vectors * lanes;
+      return in.at(y * conv.shape.stride + dy, channel, x * stride + dx);
+    };
+    for (size_t block = 0; block < conv.segments.size(); block++) {
+      SparseArgs a = chunk_args(conv, block, chunk);
+      a.panel = panel;
+      a.first = block == 0;
+      a.last = block + 1 == conv.segments.size();
+      a.residual = residual ? residual->at(0, 0, 0) + chunk_offset : nullptr;
+      a.out = out.at(0, 0, 0) + chunk_offset;
+      a.row_stride = out.stride();
+      for (int tile = first; tile < last; tile++) {
+        const int v0 = tile * kVectors;
+        a.vectors = std::min(kVectors, vectors - v0);
+        a.partial = partial + (tile - first) * waiting;
+        PackArgs pack{};
+        pack.channel_stride = in.stride();
+        pack.vectors = a.vectors;
+        pack.stride = stride;
+        pack.panel = panel;
+        for (const Segment& s : conv.segments[block]) {
+          for (int p = 0; p < a.vectors; p++)
+            pack.source[p] = source(v0 + p, s.dy, s.dx, s.channel);
+          pack.count = s.count;
+          context.kernels.pack(pack);
+          pack.panel += s.count * kVectors * lanes;
+        }
+        for (int p = 0; p < a.vectors; p++) {
+          const int y = (v0 + p) / row_vectors, x = (v0 + p) % row_vectors * lanes;
+          a.offset[p] = y * out.row() + x;
+          a.valid[p] = std::min(lanes, out.width - x);
+        }
+        // Prefetch what is packed next: the next tile of this block, or the first of the next
+        // block.
+        const bool wraps = tile + 1 == last;
+        const size_t next_block = block + wraps;
+        a.prefetch = nullptr;
+        if (conv.shape.pointwise() && next_block < conv.segments.size()) {
+          const Segment& s = conv.segments[next_block][0];
+          a.prefetch = reinterpret_cast<const char*>(
+              source((wraps ? first : tile + 1) * kVectors, 0, 0, s.channel));
+          a.prefetch_rows = divide_up(s.count, a.row_tiles);
+          a.prefetch_stride = in.stride() * static_cast<ptrdiff_t>(sizeof(float));
+        }
+        kernel(a);
+      }
+    }
+  });
+}
+
+namespace {
+
+struct RoiConv {
+  const PackedConv& conv;
+  const Rois &in, *residual, &out;
+  int count;
+
+  int positions() const { return out.height * out.width; }
+
+  // Activations of a block of columns at an output position; null for a tap in the padding.
+  const float* source(int b, int position, const Segment& s) const {
+    const int y = position / out.width * conv.shape.stride + s.dy;
+    const int x = position % out.width * conv.shape.stride + s.dx;
+    if (y < 0 || x < 0 || y >= in.height || x >= in.width) return nullptr;
+    return in.at(b, y, x, s.channel);
+  }
+
+  void unit(Context& context, int worker, int b, int chunk, int first, int last) const {
+    const size_t partial_floats = size_t(conv.chunk_row_tiles) * conv.tile_rows * out.lanes;
+    const auto kernel = sparse_kernel(context, conv);
+    const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
+    float* partial = context.scratch.get(worker, partial_floats + waiting * (last - first - 1));
+    const int vectors =
+        divide_up(std::min(out.lanes, count - b * out.lanes), context.kernels.lanes);
+    const int row = conv.out_row(chunk);
+    const int blocks = static_cast<int>(conv.segments.size());
+    for (int block = 0; block < blocks; block++) {
+      SparseArgs a = chunk_args(conv, block, chunk);
+      const Segment& segment = conv.segments[block][0];
+      a.row_stride = out.lanes;
+      a.vectors = vectors;
+      for (int p = 0; p < vectors; p++) {
+        a.offset[p] = p * context.kernels.lanes;
+        a.valid[p] = context.kernels.lanes;
+      }
+      for (int position = first; position < last; position++) {
+        a.panel = source(b, position, segment);
+        if (!a.panel) continue;
+        // First and last block of this position, without taps in the padding.
+        a.first = a.last = true;
+        for (int i = 0; i < block && a.first; i++)
+          a.first = !source(b, position, conv.segments[i][0]);
+        for (int i = block + 1; i < blocks && a.last; i++)
+          a.last = !source(b, position, conv.segments[i][0]);
+        const int y = position / out.width, x = position % out.width;
+        a.out = out.at(b, y, x, row);
+        a.residual = residual ? residual->at(b, y, x, row) : nullptr;
+        a.partial = partial + (position - first) * waiting;
+        const bool wraps = position + 1 == last;
+        const float* next = block + wraps < blocks ? source(b, wraps ? first : position + 1,
+                                                            conv.segments[block + wraps][0])
+                                                   : nullptr;
+        a.prefetch = reinterpret_cast<const char*>(next);
+        a.prefetch_rows = divide_up(segment.count, a.row_tiles);
+        a.prefetch_stride = out.lanes * static_cast<ptrdiff_t>(sizeof(float));
+        kernel(a);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void conv_rois_unit(Context& context, const PackedConv& conv, const Rois& in, const Rois* residual,
+                    const Rois& out, int count, int worker, int block, int chunk, int first,
+                    int last) {
+  RoiConv{conv, in, residual, out, count}.unit(context, worker, block, chunk, first, last);
+}
+
+void conv_rois(Context& context, const PackedConv& conv, const Rois& in, const Rois* residual,
+               const Rois& out, int count) {
+  const RoiConv job{conv, in, residual, out, count};
+  const int sweeps = count_sweeps(job.positions(), sweep_tiles(conv, out.lanes),
+                                  conv.chunks * out.blocks, context.pool.size());
+  context.pool.parallel(out.blocks * sweeps * conv.chunks, [&](int unit, int worker) {
+    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks % sweeps;
+    const int b = unit / conv.chunks / sweeps;
+    job.unit(context, worker, b, chunk, static_cast<int>(int64_t(job.positions()) * sweep / sweeps),
+             static_cast<int>(int64_t(job.positions()) * (sweep + 1) / sweeps));
+  });
+}
+
+}  // namespace sparsedet

@@ -1,0 +1,73 @@
+// `sparse` skips the zeros, `dense` keeps them, which is faster where there are few.
+#include "algorithms/algorithm.h"
+#include "algorithms/direct.h"
+
+namespace sparsedet {
+
+namespace {
+
+class DirectConvolution : public PackedConvolution {
+ public:
+  explicit DirectConvolution(PackedConv conv) : conv_(std::move(conv)) {}
+  std::vector<std::span<const std::byte>> packed() const override { return {conv_.packed}; }
+  int64_t nonzero_elements() const override { return sparsedet::nonzero_elements(conv_); }
+  size_t bytes() const override { return conv_.bytes(); }
+  void run(Context& context, const FeatureMap& in, const FeatureMap* residual,
+           const FeatureMap& out) const override {
+    conv_map(context, conv_, in, residual, out);
+  }
+  void run(Context& context, const Rois& in, const Rois* residual, const Rois& out, int count,
+           float* /*scratch*/) const override {
+    conv_rois(context, conv_, in, residual, out, count);
+  }
+
+ private:
+  PackedConv conv_;
+};
+
+template <bool dense>
+std::unique_ptr<PackedConvolution> pack(const Kernels& kernels, const ConvProblem& problem,
+                                        const Weights& weights, const float* bias, Packer packer) {
+  return std::make_unique<DirectConvolution>(
+      pack_conv(kernels, problem.shape, weights, bias, problem.rois, dense, packer));
+}
+
+std::unique_ptr<PackedConvolution> unpack(const Kernels& kernels, const ConvProblem& problem,
+                                          std::span<const std::byte>& packed,
+                                          std::shared_ptr<const void> owner, const float* bias) {
+  return std::make_unique<DirectConvolution>(
+      unpack_conv(kernels, problem.shape, packed, std::move(owner), bias, problem.rois));
+}
+
+bool always(const ConvProblem&) {
+  return true;
+}
+
+// Zeros save multiplications, but finding the other weights takes time, and the fewer rows share
+// an activation, the more loads there are.
+double sparse_fraction(ElementType type, double element_density) {
+  if (type == ElementType::int8) return 0.55 + 0.30 * element_density;
+  return 0.56 + 0.26 * element_density;
+}
+
+double dense_fraction(ElementType type, double) {
+  return type == ElementType::int8 ? 0.87 : 0.90;
+}
+
+double sparse_time(const ConvProblem& p, double element_density) {
+  return taps(p) * (element_density / sparse_fraction(p.shape.in_type, element_density));
+}
+
+double dense_time(const ConvProblem& p, double) {
+  return taps(p) * (1 / dense_fraction(p.shape.in_type, 1));
+}
+
+}  // namespace
+
+extern const Algorithm sparse_algorithm, dense_algorithm;
+constexpr Algorithm sparse_algorithm{"sparse",    always,      sparse_fraction,
+                                     sparse_time, pack<false>, unpack};
+constexpr Algorithm dense_algorithm{"dense",    always,     dense_fraction,
+                                    dense_time, pack<true>, unpack};
+
+}  // namespace sparsedet

@@ -1,0 +1,46 @@
+#include <array>
+#include <stdexcept>
+
+#include "algorithms/algorithm.h"
+
+namespace sparsedet {
+
+extern const Algorithm sparse_algorithm, dense_algorithm, winograd_algorithm;
+
+std::span<const Algorithm* const> algorithms() {
+  static constexpr std::array all{&sparse_algorithm, &dense_algorithm, &winograd_algorithm};
+  return all;
+}
+
+const Algorithm& find_algorithm(const std::string& name) {
+  for (const Algorithm* a : algorithms())
+    if (name == a->name) return *a;
+  throw std::invalid_argument("unknown algorithm '" + name + "'");
+}
+
+const Algorithm& choose_algorithm(const ConvProblem& problem, double element_density) {
+  const Algorithm* best = nullptr;
+  for (const Algorithm* a : algorithms())
+    if (a->eligible(problem) && (!best || a->time(problem, element_density) <
+                                              best->time(problem, element_density)))
+      best = a;
+  return *best;
+}
+
+double taps(const ConvProblem& problem) {
+  const ConvShape& s = problem.shape;
+  if (!problem.rois) return s.taps();
+  const auto inside = [&](int in, int out, int kernel, int before) {  // along one axis
+    int n = 0;
+    for (int i = 0; i < out; i++)
+      for (int k = 0; k < kernel; k++) {
+        const int at = i * s.stride - before + k * s.dilation;
+        n += at >= 0 && at < in;
+      }
+    return static_cast<double>(n);
+  };
+  return inside(problem.in_height, problem.out_height, s.kernel_height, s.padding_top) *
+         inside(problem.in_width, problem.out_width, s.kernel_width, s.padding_left);
+}
+
+}  // namespace sparsedet

@@ -1,0 +1,71 @@
+// The module of the Python bindings: only the files of this folder include nanobind.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "algorithms/pack.h"
+#include "bindings/bindings.h"
+#include "bindings/lock.h"
+#include "kernels/dispatch.h"
+#include "runtime/peak.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace sparsedet {
+
+static void bind_cpu(nb::module_& m) {
+  // For the end of a process in which threads still hold engines, as leaks that are none.
+  m.def("ignore_leaks", [] { nb::set_leak_warnings(false); });
+  m.def("available_isas", &available_isas);
+  m.def("cpu_vendor", &cpu_vendor);
+  m.def(
+      "has_bfloat16",
+      [](const std::string& isa) {
+        return has_bfloat16(choose_kernels(isa));
+      },
+      "isa"_a = "");
+  m.def(
+      "has_int8",
+      [](const std::string& isa) { return has_int8(choose_kernels(isa)); },
+      "isa"_a = "");
+  m.def(
+      "peak_gflops",
+      [](const std::string& isa, int threads, double seconds) {
+        const WithoutLock unlocked;
+        return peak_gflops(choose_kernels(isa).peak, threads, seconds);
+      },
+      "isa"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "peak_gflops_int8",
+      [](const std::string& isa, int threads, double seconds) {
+        const WithoutLock unlocked;
+        const Kernels& kernels = choose_kernels(isa);
+        if (!has_int8(kernels)) return 0.0;
+        return peak_gflops(kernels.int8->peak, threads, seconds);
+      },
+      "isa"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "peak_gflops_bf16",
+      [](const std::string& isa, int threads, double seconds) {
+        const WithoutLock unlocked;
+        const Kernels& kernels = choose_kernels(isa);
+        if (!has_bfloat16(kernels)) return 0.0;
+        return peak_gflops(kernels.bf16->peak, threads, seconds);
+      },
+      "isa"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "choose_isa",
+      [](const std::string& isa) { return std::string(choose_kernels(isa).isa); },
+      "isa"_a = "");
+}
+
+}  // namespace sparsedet
+
+NB_MODULE(_native, m) {
+  m.doc() = "The sparse engine's core; use sparsedet.engine instead.";
+  m.attr("pack_version") = sparsedet::kPackVersion;
+  sparsedet::bind_cpu(m);
+  sparsedet::bind_images(m);
+  sparsedet::bind_engine(m);
+}

@@ -1,0 +1,202 @@
+// Python's dictionary of an operation -> OperationSpec: all fields are checked here, once.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <set>
+
+#include "bindings/bindings.h"
+
+namespace nb = nanobind;
+
+namespace sparsedet {
+
+namespace {
+
+// Reads fields by name; none may be missing, have another type, or be left at the end.
+class Fields {
+ public:
+  explicit Fields(nb::dict values) : values_(std::move(values)) {}
+
+  template <class T>
+  T get(const char* key) {
+    read_.insert(key);
+    T out;
+    if (!values_.contains(key) || !nb::try_cast(values_[key], out))
+      throw std::invalid_argument(std::string(key) + " is missing or has the wrong type");
+    return out;
+  }
+  int integer(const char* key, int least, int most = 1 << 24) {
+    const int value = get<int>(key);
+    if (value < least || value > most)
+      throw std::invalid_argument(std::string(key) + " is " + std::to_string(value) +
+                                  ", expected " + std::to_string(least) + ".." +
+                                  std::to_string(most));
+    return value;
+  }
+  // Index of the value among `choices`.
+  int choice(const char* key, std::initializer_list<const char*> choices) {
+    const auto value = get<std::string>(key);
+    int i = 0;
+    for (const char* name : choices) {
+      if (value == name) return i;
+      i++;
+    }
+    throw std::invalid_argument(std::string(key) + ": unknown value '" + value + "'");
+  }
+  ElementType type(const char* key) {
+    constexpr ElementType types[] = {ElementType::float32, ElementType::bfloat16,
+                                     ElementType::int8};
+    return types[choice(key, {"f32", "bf16", "int8"})];
+  }
+  void padding(int (&to)[4]) {
+    const auto sides = get<std::array<int, 4>>("padding");
+    for (int i = 0; i < 4; i++)
+      if (sides[i] < -64 || sides[i] > 64) throw std::invalid_argument("padding is out of range");
+    std::copy(sides.begin(), sides.end(), to);
+  }
+  bool relu() { return choice("activation", {"none", "relu"}) == 1; }
+  void finish() const {
+    for (auto [key, value] : values_)
+      if (!read_.count(nb::cast<std::string>(key)))
+        throw std::invalid_argument("unknown field '" + nb::cast<std::string>(key) + "'");
+  }
+
+ private:
+  nb::dict values_;
+  std::set<std::string> read_;
+};
+
+NormaliseAttributes normalise(Fields& f) {
+  NormaliseAttributes a{};
+  const auto mean = f.get<std::array<float, 3>>("mean"), std = f.get<std::array<float, 3>>("std");
+  std::copy(mean.begin(), mean.end(), a.mean);
+  std::copy(std.begin(), std.end(), a.std);
+  a.pixel_pairs = f.type("type") == ElementType::bfloat16;
+  return a;
+}
+
+ConvolutionAttributes convolution(Fields& f) {
+  ConvolutionAttributes a{};
+  a.in_channels = f.integer("in_channels", 1);
+  a.out_channels = f.integer("out_channels", 1);
+  const auto kernel = f.get<std::array<int, 2>>("kernel");
+  for (int i = 0; i < 2; i++) {
+    if (kernel[i] < 1 || kernel[i] > 64) throw std::invalid_argument("kernel is out of range");
+    a.kernel[i] = kernel[i];
+  }
+  f.padding(a.padding);
+  a.stride = f.integer("stride", 1, 2);
+  a.dilation = f.integer("dilation", 1, 64);
+  a.relu = f.relu();
+  a.float32_output = f.type("type") == ElementType::float32;
+  a.clipping_threshold = f.get<float>("clipping_threshold");
+  return a;
+}
+
+MaxPoolAttributes max_pool(Fields& f) {
+  MaxPoolAttributes a{};
+  a.kernel = f.integer("kernel", 1, 64);
+  a.stride = f.integer("stride", 1, 64);
+  f.padding(a.padding);
+  a.type = f.type("type");
+  a.clipping_threshold = f.get<float>("clipping_threshold");
+  return a;
+}
+
+RoiAlignAttributes roi_align(Fields& f) {
+  RoiAlignAttributes a{};
+  a.scales = f.get<std::vector<float>>("scales");
+  a.size = f.integer("size", 1, 256);
+  a.sampling_ratio = f.integer("sampling_ratio", 0, 64);
+  a.step = f.integer("step", 1, 64);
+  constexpr RoiSampling samplings[] = {RoiSampling::aligned, RoiSampling::legacy,
+                                       RoiSampling::corners};
+  a.sampling = samplings[f.choice("sampling", {"aligned", "legacy", "corners"})];
+  a.canonical_size = f.get<float>("canonical_size");
+  a.canonical_level = f.integer("canonical_level", 0, 64);
+  a.first_level = f.integer("first_level", 0, 64);
+  a.type = f.type("type");
+  a.clipping_threshold = f.get<std::optional<float>>("clipping_threshold");
+  a.relu = f.relu();
+  return a;
+}
+
+Box box(const std::vector<float>& values) {
+  if (values.size() != 4) throw std::invalid_argument("a box has four numbers");
+  return {values[0], values[1], values[2], values[3]};
+}
+
+ProposalsAttributes proposals(Fields& f) {
+  ProposalsAttributes a{};
+  const auto anchors = f.get<std::vector<std::vector<std::vector<float>>>>("cell_anchors");
+  const auto strides = f.get<std::vector<int>>("strides");
+  if (anchors.size() != strides.size())
+    throw std::invalid_argument("cell_anchors and strides differ in length");
+  for (size_t i = 0; i < anchors.size(); i++) {
+    a.levels.push_back({{}, strides[i]});
+    for (const auto& anchor : anchors[i])
+      a.levels[i].cell_anchors.push_back(box(anchor));
+  }
+  a.box_weights = box(f.get<std::vector<float>>("box_weights"));
+  a.delta_clamp = f.get<float>("delta_clamp");
+  a.pre_nms = f.integer("pre_nms", 1);
+  a.count = f.integer("count", 1);
+  a.nms_threshold = f.get<float>("nms_threshold");
+  a.remove_empty = f.get<bool>("remove_empty");
+  a.inclusive = f.get<bool>("inclusive");
+  return a;
+}
+
+DetectionsAttributes detections(Fields& f) {
+  DetectionsAttributes a{};
+  a.num_classes = f.integer("num_classes", 1);
+  a.background = f.choice("background", {"first", "last"}) ? Background::last : Background::first;
+  a.background_deltas = f.get<bool>("background_deltas");
+  a.box_weights = box(f.get<std::vector<float>>("box_weights"));
+  a.delta_clamp = f.get<float>("delta_clamp");
+  a.score_threshold = f.get<float>("score_threshold");
+  a.nms_threshold = f.get<float>("nms_threshold");
+  a.max_detections = f.integer("max_detections", 1);
+  return a;
+}
+
+}  // namespace
+
+OperationSpec to_spec(nb::dict values) {
+  Fields fields(values);
+  OperationSpec spec;
+  spec.name = fields.get<std::string>("name");
+  spec.inputs = fields.get<std::vector<std::string>>("inputs");
+  const auto kind = fields.get<std::string>("kind");
+  try {
+    if (kind == "normalise")
+      spec.attributes = normalise(fields);
+    else if (kind == "conv")
+      spec.attributes = convolution(fields);
+    else if (kind == "max_pool")
+      spec.attributes = max_pool(fields);
+    else if (kind == "mean")
+      spec.attributes = MeanAttributes{};
+    else if (kind == "slice")
+      spec.attributes = SliceAttributes{fields.integer("first", 0), fields.integer("channels", 1)};
+    else if (kind == "roi_align")
+      spec.attributes = roi_align(fields);
+    else if (kind == "proposals")
+      spec.attributes = proposals(fields);
+    else if (kind == "detections")
+      spec.attributes = detections(fields);
+    else
+      throw std::invalid_argument("unknown kind '" + kind + "'");
+    fields.finish();
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(spec.name + ": " + error.what());
+  }
+  return spec;
+}
+
+}  // namespace sparsedet

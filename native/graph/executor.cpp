@@ -1,0 +1,302 @@
+#include "graph/executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+namespace sparsedet {
+
+namespace {
+
+// Appends the time since its construction to a list.
+class Timer {
+ public:
+  Timer(std::vector<std::pair<std::string, double>>& list, std::string name)
+      : list_(list), name_(std::move(name)), start_(Clock::now()) {}
+  ~Timer() {
+    list_.emplace_back(name_, std::chrono::duration<double>(Clock::now() - start_).count());
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::vector<std::pair<std::string, double>>& list_;
+  std::string name_;
+  Clock::time_point start_;
+};
+
+template <class... Cases>
+struct Overloaded : Cases... {
+  using Cases::operator()...;
+};
+template <class... Cases>
+Overloaded(Cases...) -> Overloaded<Cases...>;
+
+}  // namespace
+
+Executor::Executor(const Kernels& kernels, int threads, bool pin, int height, int width)
+    : kernels_(kernels),
+      pool_(threads, pin),
+      scratch_(threads),
+      context_{kernels_, pool_, scratch_},
+      shared_nodes_(std::make_shared<std::vector<Node>>()),
+      formats_{{}},
+      shapes_{{Domain::image, 3, height, width}} {}
+
+Executor::Executor(const Executor& other, int threads)
+    : kernels_(other.kernels_),
+      pool_(threads, false),
+      scratch_(threads),
+      context_{kernels_, pool_, scratch_},
+      shared_nodes_(other.shared_nodes_),
+      formats_(other.formats_),
+      shapes_(other.shapes_) {}
+
+// ------------------------------------------------------------------------------ adding operations
+
+int Executor::value_of(const std::string& name) const {
+  if (name == "image") return 0;
+  for (size_t i = 0; i < nodes_.size(); i++)
+    if (nodes_[i].name == name) return static_cast<int>(i) + 1;
+  throw std::invalid_argument("no operation '" + name + "'");
+}
+
+std::vector<int> Executor::begin(const OperationSpec& spec) const {
+  if (spec.name.empty() || spec.name == "image")
+    throw std::invalid_argument("an operation cannot be named '" + spec.name + "'");
+  for (const Node& node : nodes_)
+    if (node.name == spec.name)
+      throw std::invalid_argument("there are two operations '" + spec.name + "'");
+  std::vector<int> inputs;
+  for (const std::string& name : spec.inputs)
+    inputs.push_back(value_of(name));
+  return inputs;
+}
+
+void Executor::append(const OperationSpec& spec, const std::vector<int>& inputs,
+                      std::shared_ptr<const Operation> operation) {
+  const auto shape = operation->shape(pick(shapes_, inputs));
+  const auto format = operation->format(pick(formats_, inputs));
+  shapes_.push_back(shape);
+  formats_.push_back(format);
+  nodes_.push_back({spec.name, inputs, std::move(operation)});
+  height_ = width_ = 0;
+}
+
+void Executor::add(const OperationSpec& spec, const Weights* weights,
+                   const std::vector<float>* bias, const std::string& algorithm,
+                   const std::string& weights_of) {
+  try {
+    const std::vector<int> inputs = begin(spec);
+    const Packer packer{&pool_, &weights_, &pack_scratch_};
+    const auto make = Overloaded{
+        [&](const ConvolutionAttributes& a) -> std::shared_ptr<const Operation> {
+          auto conv =
+              std::make_shared<Convolution>(a, pick(shapes_, inputs), pick(formats_, inputs));
+          const auto* other =
+              weights_of.empty() ? nullptr : convolution(value_of(weights_of));
+          if (other && conv->same_problem(*other)) {
+            conv->share(*other);
+            return conv;
+          }
+          if (!weights) throw std::invalid_argument("a convolution without weights");
+          if (bias && bias->size() != size_t(a.out_channels))
+            throw std::invalid_argument("bias has the wrong shape");
+          conv->pack(kernels_, *weights, bias ? bias->data() : nullptr,
+                     algorithm.empty() ? nullptr : &find_algorithm(algorithm), packer);
+          return conv;
+        },
+        [&](const RoiAlignAttributes& a) -> std::shared_ptr<const Operation> {
+          if (bias && !inputs.empty() && bias->size() != size_t(shapes_[inputs[0]].channels))
+            throw std::invalid_argument("bias has the wrong shape");
+          return std::make_shared<RoiAlign>(kernels_, a, bias ? *bias : std::vector<float>{});
+        },
+        [](const NormaliseAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Normalise>(a);
+        },
+        [](const MaxPoolAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<MaxPool>(a);
+        },
+        [](const MeanAttributes&) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Mean>();
+        },
+        [](const SliceAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Slice>(a);
+        },
+        [](const ProposalsAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Proposals>(a);
+        },
+        [](const DetectionsAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Detections>(a);
+        },
+    };
+    append(spec, inputs, std::visit(make, spec.attributes));
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(spec.name + ": " + error.what());
+  }
+}
+
+void Executor::add_packed(const OperationSpec& spec, const PackedWeights& packed,
+                          std::shared_ptr<const void> owner, const std::vector<float>* bias) {
+  try {
+    const auto* attributes = std::get_if<ConvolutionAttributes>(&spec.attributes);
+    if (!attributes) throw std::invalid_argument("only a convolution has packed weights");
+    if (bias && bias->size() != size_t(attributes->out_channels))
+      throw std::invalid_argument("bias has the wrong shape");
+    const std::vector<int> inputs = begin(spec);
+    auto conv =
+        std::make_shared<Convolution>(*attributes, pick(shapes_, inputs), pick(formats_, inputs));
+    const std::span<const std::byte> bytes = packed.spans.at(0);
+    if (checksum(bytes, pool_) != packed.checksum)
+      throw std::invalid_argument("its packed weights are damaged");
+    conv->unpack(kernels_, find_algorithm(packed.algorithm), packed.nonzero, bytes,
+                 std::move(owner), bias ? bias->data() : nullptr);
+    append(spec, inputs, std::move(conv));
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(spec.name + ": " + error.what());
+  }
+}
+
+const Convolution* Executor::convolution(int value) const {
+  return value > 0 ? dynamic_cast<const Convolution*>(nodes_[value - 1].operation.get()) : nullptr;
+}
+
+PackedWeights Executor::packed(const std::string& name) {
+  const Convolution* conv = convolution(value_of(name));
+  if (!conv) throw std::invalid_argument(name + " has no packed weights");
+  PackedWeights out{conv->algorithm().name, conv->nonzero(), 0, conv->packed().packed()};
+  if (out.spans.size() == 1) {
+    out.checksum = checksum(out.spans[0], pool_);
+    return out;
+  }
+  std::vector<std::byte> all;
+  for (const auto& span : out.spans)
+    all.insert(all.end(), span.begin(), span.end());
+  out.checksum = checksum(all, pool_);
+  return out;
+}
+
+std::vector<std::pair<std::string, const Convolution*>> Executor::convolutions() const {
+  std::vector<std::pair<std::string, const Convolution*>> out;
+  for (size_t i = 0; i < nodes_.size(); i++)
+    if (const Convolution* conv = convolution(static_cast<int>(i) + 1))
+      out.emplace_back(nodes_[i].name, conv);
+  return out;
+}
+
+size_t Executor::weight_bytes() const {
+  size_t n = 0;
+  for (const Node& node : nodes_)
+    n += node.operation->weight_bytes();
+  return n;
+}
+
+// ---------------------------------------------------------------------------------------- running
+
+std::vector<Value*> Executor::inputs_of(const Node& node) {
+  std::vector<Value*> inputs;
+  for (int v : node.inputs)
+    inputs.push_back(&values_[v]);
+  return inputs;
+}
+
+// Sets a feature map's border to zero, unless this very map was the last user of its bytes: tensors
+// share memory.
+void Executor::prepare_border(const FeatureMap& map) {
+  auto end = [](const FeatureMap& m) { return m.data + m.size(); };
+  for (const FeatureMap& m : clean_)
+    if (m.data == map.data && m.channels == map.channels && m.height == map.height &&
+        m.width == map.width && m.border == map.border && m.type == map.type &&
+        m.margin() == map.margin())
+      return;
+  std::erase_if(clean_,
+                [&](const FeatureMap& m) { return m.data < end(map) && map.data < end(m); });
+  clear_border(context_, map);
+  clean_.push_back(map);
+}
+
+void Executor::run_node(int node, const Part* part) {
+  const int value = node + 1;
+  Value& out = values_[value];
+  const bool given = part && part->given.count(value);
+  if (part && !given && !part->needed[node]) return;
+  const Operation& operation = *nodes_[node].operation;
+  if (out.shape.domain == Domain::map && operation.view() < 0) prepare_border(out.map);
+  if (given) {
+    give(out, *part->given.at(value), 0, 0);
+  } else {
+    Timer timer(timings_, nodes_[node].name);
+    const std::vector<Value*> inputs = inputs_of(nodes_[node]);
+    operation.run(context_, {inputs, out, 0, 0, node_scratch_[node], nullptr});
+  }
+  if (part && part->wanted.count(value)) take(out, 0, *part->wanted.at(value));
+}
+
+// The RoIs in flight: operations run on all of them, one after the other.
+void Executor::run_block(const Loop& loop, int first, int count, const Part* part) {
+  for (int node = loop.first; node < loop.last; node++) {
+    const int value = node + 1;
+    const bool given = part && part->given.count(value);
+    if (part && !given && !part->needed[node]) continue;
+    Value& out = values_[value];
+    out.rois.blocks = divide_up(count, out.rois.lanes);
+    if (given) {
+      give(out, *part->given.at(value), first, count);
+    } else {
+      Timer timer(timings_, nodes_[node].name);
+      const std::vector<Value*> inputs = inputs_of(nodes_[node]);
+      nodes_[node].operation->run(
+          context_, {inputs, out, first, count, node_scratch_[node], prepared_[node]});
+    }
+    if (tables_[value])
+      read_rois(out.rois, count, out.table.data() + size_t(first) * out.shape.channels);
+    if (part && part->wanted.count(value)) take(out, count, *part->wanted.at(value));
+  }
+}
+
+void Executor::run_loop(const Loop& loop, const Part* part) {
+  const Value& boxes = values_[loop.boxes];
+  int count = static_cast<int>(boxes.shape.domain == Domain::rows ? boxes.detections.size()
+                                                                  : boxes.boxes.size());
+  if (part && part->rois >= 0) count = part->rois;
+  for (int node = loop.first; node < loop.last; node++)
+    if (tables_[node + 1])
+      values_[node + 1].table.assign(size_t(count) * values_[node + 1].shape.channels, 0.0f);
+  if (count == 0) return;
+  clean_.clear();  // what is prepared, and RoIs, overwrite borders from here on
+  for (int node = loop.first; node < loop.last; node++)
+    if (prepared_[node] && (!part || part->needed[node])) {
+      Timer timer(timings_, "transpose");
+      nodes_[node].operation->prepare(context_, inputs_of(nodes_[node]), prepared_[node]);
+    }
+  for (int first = 0; first < count; first += loop.in_flight)
+    run_block(loop, first, std::min(loop.in_flight, count - first), part);
+}
+
+void Executor::run_nodes(const Part* part) {
+  timings_.clear();
+  auto loop = loops_.begin();
+  for (int node = 0; node < static_cast<int>(nodes_.size());) {
+    if (loop != loops_.end() && loop->first == node) {
+      run_loop(*loop, part);
+      node = loop++->last;
+    } else {
+      run_node(node++, part);
+    }
+  }
+}
+
+template <class T>
+const std::vector<Detection>& Executor::run(const T* image, int height, int width) {
+  plan(height, width);
+  values_[0].pixels = image;
+  values_[0].float_pixels = std::is_same_v<T, float>;
+  run_nodes(nullptr);
+  if (values_.back().shape.domain != Domain::rows)
+    throw std::invalid_argument("the graph does not end in detections");
+  return values_.back().detections;
+}
+
+template const std::vector<Detection>& Executor::run(const uint8_t*, int, int);
+template const std::vector<Detection>& Executor::run(const float*, int, int);
+
+}  // namespace sparsedet

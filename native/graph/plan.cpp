@@ -1,0 +1,194 @@
+// Executor::plan: shapes, zeros around maps, lifetimes and memory for one size of the network
+// input. Time 0 is the network input, node i has time i + 1.
+#include <algorithm>
+#include <stdexcept>
+
+#include "graph/executor.h"
+
+namespace sparsedet {
+
+// Loops over RoIs: neighbouring nodes whose values are RoIs of the same boxes.
+std::vector<Executor::Loop> Executor::find_loops() const {
+  std::vector<Loop> loops;
+  std::vector<int> boxes_of(nodes_.size() + 1, -1), loop_of(nodes_.size() + 1, -1);
+  for (int node = 0; node < static_cast<int>(nodes_.size()); node++) {
+    if (shapes_[node + 1].domain != Domain::rois) continue;
+    const std::vector<int>& inputs = nodes_[node].inputs;
+    const auto of_rois = std::find_if(inputs.begin(), inputs.end(), [&](int v) {
+      return shapes_[v].domain == Domain::rois;
+    });
+    const int boxes = of_rois == inputs.end() ? inputs.back() : boxes_of[*of_rois];
+    if (loops.empty() || loops.back().last != node || loops.back().boxes != boxes)
+      loops.push_back({node, node, boxes, 0});
+    loops.back().last = node + 1;
+    boxes_of[node + 1] = boxes;
+    loop_of[node + 1] = static_cast<int>(loops.size()) - 1;
+    for (int v : inputs)
+      if (loop_of[v] >= 0 && loop_of[v] != loop_of[node + 1])
+        throw std::invalid_argument(nodes_[node].name +
+                                    ": reads RoIs that an earlier loop over RoIs made");
+  }
+  return loops;
+}
+
+std::vector<Shape> Executor::find_shapes(int height, int width) const {
+  std::vector<Shape> shapes{{Domain::image, 3, height, width}};
+  for (const Node& node : nodes_) {
+    const Shape shape = node.operation->shape(pick(shapes, node.inputs));
+    const bool sized = shape.domain == Domain::map || shape.domain == Domain::rois;
+    if (sized && (shape.height < 1 || shape.width < 1))
+      throw std::invalid_argument("network input " + std::to_string(height) + "x" +
+                                  std::to_string(width) + " is too small: " + node.name +
+                                  " would be empty");
+    shapes.push_back(shape);
+  }
+  return shapes;
+}
+
+// Value of which a value is a view: itself, if it is none.
+int Executor::root_of(int value) const {
+  while (value > 0 && nodes_[value - 1].operation->view() >= 0)
+    value = nodes_[value - 1].inputs[0];
+  return value;
+}
+
+// blocks: blocks of RoIs that are in flight.
+void Executor::lay_out(Value& value, const Needs& needs, int blocks) const {
+  const Shape& s = value.shape;
+  const Format& f = value.format;
+  if (s.domain == Domain::map) {
+    const int elements = f.type == ElementType::pixels ? divide_up(s.width, 2) : s.width;
+    value.map = {nullptr,        s.channels, s.height,       elements,     needs.border,
+                 kernels_.lanes, f.type,     f.quantization, needs.padding};
+  } else if (s.domain == Domain::rois) {
+    const int lanes = kVectors * kernels_.lanes;
+    value.rois = {nullptr, blocks, s.channels, s.height, s.width, lanes, f.type, f.quantization};
+  }
+}
+
+// Lays out the values, without memory.
+void Executor::lay_out(const std::vector<Shape>& shapes) {
+  std::vector<Needs> needs(shapes.size());
+  for (const Node& node : nodes_)
+    for (size_t i = 0; i < node.inputs.size(); i++) {
+      const Needs n = node.operation->needs(pick(shapes, node.inputs), i);
+      Needs& all = needs[root_of(node.inputs[i])];
+      all = {std::max(all.border, n.border), std::max(all.padding, n.padding)};
+    }
+  values_.assign(shapes.size(), {});
+  for (size_t v = 0; v < shapes.size(); v++) {
+    values_[v].shape = shapes[v];
+    values_[v].format = formats_[v];
+    const int all = divide_up(shapes[v].count, kVectors * kernels_.lanes);
+    lay_out(values_[v], needs[v], pool_.size() > 4 ? all : 1);
+  }
+}
+
+// Time at which each value, with its views, is read last. What a loop reads from outside it reads
+// before it begins: operations on RoIs prepare feature maps.
+std::vector<int> Executor::last_reads() const {
+  std::vector<int> last(values_.size());
+  for (size_t v = 0; v < last.size(); v++)
+    last[v] = static_cast<int>(v);
+  for (int node = 0; node < static_cast<int>(nodes_.size()); node++) {
+    int start = node;
+    for (const Loop& loop : loops_)
+      if (loop.first <= node && node < loop.last) start = loop.first;
+    for (int v : nodes_[node].inputs) {
+      const int root = root_of(v), inside = root > start ? node : start;
+      last[root] = std::max(last[root], inside + 1);
+    }
+  }
+  return last;
+}
+
+// The value whose memory a node's output takes, or -1.
+int Executor::overwritten(int node, const std::vector<int>& last) const {
+  const Value& out = values_[node + 1];
+  const std::vector<int>& inputs = nodes_[node].inputs;
+  for (size_t i = 0; i < inputs.size(); i++) {
+    const Value& in = values_[inputs[i]];
+    const bool same_loop = out.shape.domain != Domain::rois || in.shape.domain == Domain::rois;
+    if (nodes_[node].operation->in_place(i) && root_of(inputs[i]) == inputs[i] && same_loop &&
+        last[inputs[i]] == node + 1 && in.shape.domain == out.shape.domain &&
+        in.format.type == out.format.type && in.map.border == out.map.border &&
+        in.map.margin() == out.map.margin())
+      return inputs[i];
+  }
+  return -1;
+}
+
+void Executor::place_values() {
+  std::vector<int> last = last_reads();
+  std::vector<int> memory(values_.size(), -1);  // value whose buffer each value has
+  for (int node = 0; node < static_cast<int>(nodes_.size()); node++) {
+    const int value = node + 1;
+    if (root_of(value) != value) continue;
+    const int taken = overwritten(node, last);
+    memory[value] = taken < 0 ? value : memory[taken];
+    last[memory[value]] = std::max(last[memory[value]], last[value]);
+  }
+  std::vector<Buffer> buffers(values_.size()), prepared(nodes_.size()), scratch(nodes_.size());
+  std::vector<Buffer*> all;
+  const auto add = [&](Buffer& buffer, size_t floats, int from, int to) {
+    buffer = {floats, from, to};
+    if (floats > 0) all.push_back(&buffer);
+  };
+  for (int v = 1; v < static_cast<int>(values_.size()); v++) {
+    const Domain domain = values_[v].shape.domain;
+    if (memory[v] == v && (domain == Domain::map || domain == Domain::rois))
+      add(buffers[v], domain == Domain::map ? values_[v].map.size() : values_[v].rois.size(), v,
+          last[v]);
+  }
+  for (const Loop& loop : loops_)
+    for (int node = loop.first; node < loop.last; node++)
+      add(prepared[node], nodes_[node].operation->prepared_floats(inputs_of(nodes_[node])),
+          loop.first + 1, loop.last);
+  for (int node = 0; node < static_cast<int>(nodes_.size()); node++)
+    add(scratch[node], nodes_[node].operation->scratch_floats(values_[node + 1]), node + 1,
+        node + 1);
+  arena_.reserve(place(all));
+
+  const auto address = [&](const Buffer& b) {
+    return b.floats ? arena_.data() + b.offset : nullptr;
+  };
+  prepared_.clear();
+  node_scratch_.clear();
+  for (size_t node = 0; node < nodes_.size(); node++) {
+    prepared_.push_back(address(prepared[node]));
+    node_scratch_.push_back(address(scratch[node]));
+    const int value = static_cast<int>(node) + 1, first = nodes_[node].operation->view();
+    Value& out = values_[value];
+    if (first >= 0) {
+      const Value& of = values_[nodes_[node].inputs[0]];
+      if (out.shape.domain == Domain::map) out.map = of.map.view(first, out.shape.channels);
+      if (out.shape.domain == Domain::rois) out.rois = of.rois.view(first, out.shape.channels);
+    } else if (memory[value] >= 0) {
+      out.map.data = out.rois.data = address(buffers[memory[value]]);
+    }
+  }
+}
+
+void Executor::plan(int height, int width) {
+  if (height == height_ && width == width_) return;
+  height_ = width_ = 0;
+  pack_scratch_ = {};
+  clean_.clear();
+  lay_out(find_shapes(height, width));
+  loops_ = find_loops();
+  tables_.assign(values_.size(), false);
+  for (const Node& node : nodes_)
+    for (int v : node.inputs)
+      if (values_[v].shape.domain == Domain::rois &&
+          values_[&node - nodes_.data() + 1].shape.domain != Domain::rois)
+        tables_[v] = true;
+  for (Loop& loop : loops_) {
+    const Rois& rois = values_[loop.first + 1].rois;
+    loop.in_flight = rois.blocks * rois.lanes;
+  }
+  place_values();
+  height_ = height;
+  width_ = width;
+}
+
+}  // namespace sparsedet

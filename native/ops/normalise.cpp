@@ -1,0 +1,51 @@
+#include "ops/normalise.h"
+
+#include <cstdint>
+#include <cstring>
+
+namespace sparsedet {
+
+template <class T>
+void normalise(Context& context, const T* pixels, int width, const float mean[3],
+               const float std[3], const FeatureMap& out) {
+  const float scale[3] = {1 / std[0], 1 / std[1], 1 / std[2]};
+  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
+  context.pool.parallel(out.height, [&](int y, int) {
+    const T* row = pixels + static_cast<ptrdiff_t>(y) * width * 3;
+    for (int c = 0; c < 3; c++) {
+      float* to = out.at(y, c, 0);
+      const auto pixel = [&](int x) { return (row[x * 3 + c] - mean[c]) * scale[c]; };
+      if (out.type == ElementType::float32) {
+        for (int x = 0; x < width; x++)
+          to[x] = pixel(x);
+      } else {
+        for (int x = 0; x < width / 2; x++)
+          to[x] = join_bfloat16(pixel(2 * x), pixel(2 * x + 1));
+        if (width % 2) to[width / 2] = join_bfloat16(pixel(width - 1), 0.0f);
+      }
+      std::memset(to + out.width, 0, excess * sizeof(float));
+    }
+  });
+}
+
+template void normalise(Context&, const uint8_t*, int, const float[3], const float[3],
+                        const FeatureMap&);
+template void normalise(Context&, const float*, int, const float[3], const float[3],
+                        const FeatureMap&);
+
+Shape Normalise::shape(std::span<const Shape> inputs) const {
+  const Shape& image = expect(inputs, 0, Domain::image);
+  return {Domain::map, 3, image.height, image.width};
+}
+
+void Normalise::run(Context& context, const Step& step) const {
+  const Value& in = *step.inputs[0];
+  if (in.float_pixels)
+    normalise(context, static_cast<const float*>(in.pixels), in.shape.width, a_.mean, a_.std,
+              step.out.map);
+  else
+    normalise(context, static_cast<const uint8_t*>(in.pixels), in.shape.width, a_.mean, a_.std,
+              step.out.map);
+}
+
+}  // namespace sparsedet

@@ -1,0 +1,114 @@
+// An operation of the graph: what its output looks like, what it needs, and how it runs. One file
+// of this folder holds one kind; operations.h lists them.
+#pragma once
+#include <algorithm>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops/boxes.h"
+#include "tensors/layout.h"
+
+namespace sparsedet {
+
+// What a value is. Operations on RoIs run in one loop over blocks of RoIs, all others once an
+// image.
+//   image  BGR pixels [height][width][3], 0..255: the network input
+//   map    a feature map of the image
+//   rois   a feature map of each RoI
+//   boxes  proposals
+//   rows   detections
+enum class Domain { image, map, rois, boxes, rows };
+
+// count: RoIs, boxes or rows, at most. height and width of a RoI do not depend on the image.
+struct Shape {
+  Domain domain;
+  int channels = 0, height = 0, width = 0, count = 1;
+};
+
+struct Format {
+  ElementType type = ElementType::float32;
+  Quantization quantization = {};  // int8
+};
+
+// Quantization of a tensor; larger magnitudes than the clipping threshold saturate.
+// clipping_threshold 0: all values are zero.
+inline Quantization quantization_of(float clipping_threshold, bool negative) {
+  return {clipping_threshold > 0 ? clipping_threshold / (negative ? 127 : 255) : 1,
+          negative ? 128 : 0};
+}
+
+// Zeros that a reader of a feature map needs: rows above and below, pixels beside a row.
+struct Needs {
+  int border = 0, padding = 0;
+};
+
+// A value while the graph runs. Memory of maps and RoIs belongs to the memory plan.
+struct Value {
+  Shape shape;
+  Format format;
+  FeatureMap map;             // map
+  Rois rois;                  // rois: the blocks that are in flight
+  const void* pixels;         // image
+  bool float_pixels = false;  // else they are uint8
+  std::vector<Box> boxes;
+  std::vector<Detection> detections;
+  // Of RoIs with one cell, where an operation of another domain reads them: [RoIs][channels].
+  std::vector<float> table;
+};
+
+// One execution.
+struct Step {
+  std::span<Value* const> inputs;
+  Value& out;
+  int first = 0, count = 0;  // RoIs in flight: [first, first + count) of all
+  float* scratch = nullptr;
+  float* prepared = nullptr;
+};
+
+class Operation {
+ public:
+  virtual ~Operation() = default;
+
+  // Throws std::invalid_argument if the inputs do not fit.
+  virtual Shape shape(std::span<const Shape> inputs) const = 0;
+  virtual Format format(std::span<const Format> inputs) const = 0;
+  virtual Needs needs(std::span<const Shape> /*inputs*/, size_t /*input*/) const { return {}; }
+  // Whether the output may take the memory of that input, if both have the same layout and nothing
+  // reads it later.
+  virtual bool in_place(size_t /*input*/) const { return false; }
+  // First channel of the first input, of which the output is a view; -1: it is no view.
+  virtual int view() const { return -1; }
+  // Bytes of packed weights and biases.
+  virtual size_t weight_bytes() const { return 0; }
+  virtual size_t scratch_floats(const Value& /*out*/) const { return 0; }
+  // An operation on RoIs that reads feature maps prepares them once, before the loop over RoIs.
+  virtual size_t prepared_floats(std::span<Value* const> /*inputs*/) const { return 0; }
+  virtual void prepare(Context&, std::span<Value* const> /*inputs*/, float* /*prepared*/) const {}
+  virtual void run(Context& context, const Step& step) const = 0;
+};
+
+// Throws std::invalid_argument unless the value is of that domain.
+inline const Shape& expect(std::span<const Shape> inputs, size_t input, Domain domain) {
+  if (input >= inputs.size() || inputs[input].domain != domain)
+    throw std::invalid_argument("an input is missing, or of the wrong domain");
+  return inputs[input];
+}
+
+// Rows (or columns) of a window operation's output; 0 if the window does not fit.
+inline int output_length(int length, int kernel, int stride, int before, int after,
+                         int dilation = 1) {
+  const int room = length + before + after - ((kernel - 1) * dilation + 1);
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+// Number of zero rows that a window operation reads above or below its input.
+inline int border_needed(int length, int kernel, int stride, int before, int after,
+                         int dilation = 1) {
+  const int out = output_length(length, kernel, stride, before, after, dilation);
+  const int below = (out - 1) * stride - before + (kernel - 1) * dilation + 1 - length;
+  return std::max({before, below, 0});
+}
+
+}  // namespace sparsedet

@@ -1,0 +1,31 @@
+// All kinds of operations, and the one struct in which an operation comes from outside.
+#pragma once
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "ops/convolution.h"
+#include "ops/detections.h"
+#include "ops/mean.h"
+#include "ops/normalise.h"
+#include "ops/pool.h"
+#include "ops/proposals.h"
+#include "ops/roi_align.h"
+#include "ops/slice.h"
+
+namespace sparsedet {
+
+struct MeanAttributes {};
+
+using Attributes =
+    std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, MeanAttributes,
+                 SliceAttributes, RoiAlignAttributes, ProposalsAttributes, DetectionsAttributes>;
+
+struct OperationSpec {
+  std::string name;                 // of the operation and of the value that it makes
+  std::vector<std::string> inputs;  // names of values; "image" is the network input
+  Attributes attributes;
+};
+
+}  // namespace sparsedet

@@ -1,0 +1,34 @@
+// Pooling of a feature map.
+#pragma once
+#include "ops/operation.h"
+
+namespace sparsedet {
+
+struct MaxPoolAttributes {
+  int kernel, stride;
+  int padding[4];        // top, left, bottom, right; zeros, so the input is not negative
+  ElementType type;      // of the output: that of the input, or int8 of float32
+  float clipping_threshold;  // int8: of the output
+};
+
+class MaxPool : public Operation {
+ public:
+  explicit MaxPool(const MaxPoolAttributes& attributes) : a_(attributes) {}
+  Shape shape(std::span<const Shape> inputs) const override;
+  Format format(std::span<const Format> inputs) const override {
+    if (a_.type == inputs[0].type) return inputs[0];
+    return {a_.type, quantization_of(a_.clipping_threshold, false)};
+  }
+  Needs needs(std::span<const Shape> inputs, size_t input) const override;
+  void run(Context& context, const Step& step) const override;
+
+ private:
+  MaxPoolAttributes a_;
+};
+
+// 3x3 max pooling of stride 2, within one type or from float32 to int8. The input is not negative,
+// so that zero padding changes nothing.
+void pool_map(Context& context, const FeatureMap& in, int padding_top, int padding_left,
+              const FeatureMap& out);
+
+}  // namespace sparsedet

@@ -1,0 +1,36 @@
+// Proposals of a region proposal network: maps of logits and deltas of one or several levels ->
+// boxes.
+#pragma once
+#include "ops/operation.h"
+
+namespace sparsedet {
+
+struct ProposalsLevel {
+  std::vector<Box> cell_anchors;  // anchors of the cell at the origin
+  int stride;                     // network input pixels between two cells
+};
+
+struct ProposalsAttributes {
+  std::vector<ProposalsLevel> levels;
+  Box box_weights;    // divisors of the deltas
+  float delta_clamp;  // largest dw and dh
+  int pre_nms;        // boxes of each level before NMS
+  int count;          // boxes after NMS, of all levels
+  float nms_threshold;
+  bool remove_empty;
+  bool inclusive;  // clipping and NMS count the last pixel as part of the proposal
+};
+
+// Inputs: the logits of each level [anchors], the deltas of each level [4 * anchors], the image.
+class Proposals : public Operation {
+ public:
+  explicit Proposals(const ProposalsAttributes& attributes) : a_(attributes) {}
+  Shape shape(std::span<const Shape> inputs) const override;
+  Format format(std::span<const Format>) const override { return {}; }
+  void run(Context& context, const Step& step) const override;
+
+ private:
+  ProposalsAttributes a_;
+};
+
+}  // namespace sparsedet

@@ -1,0 +1,34 @@
+// Some channels of a value, as a view: it costs no time.
+#pragma once
+#include "ops/operation.h"
+
+namespace sparsedet {
+
+struct SliceAttributes {
+  int first, channels;
+};
+
+class Slice : public Operation {
+ public:
+  explicit Slice(const SliceAttributes& attributes) : a_(attributes) {}
+  Shape shape(std::span<const Shape> inputs) const override {
+    if (inputs.empty() || a_.first < 0 || a_.channels < 1 ||
+        a_.first > inputs[0].channels - a_.channels)
+      throw std::invalid_argument("a slice reaches beyond the channels of its input");
+    Shape shape = inputs[0];
+    shape.channels = a_.channels;
+    return shape;
+  }
+  Format format(std::span<const Format> inputs) const override {
+    if (a_.first % channels_per_element(inputs[0].type))
+      throw std::invalid_argument("a slice begins inside a packed element");
+    return inputs[0];
+  }
+  int view() const override { return a_.first; }
+  void run(Context&, const Step&) const override {}
+
+ private:
+  SliceAttributes a_;
+};
+
+}  // namespace sparsedet
