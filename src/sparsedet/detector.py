@@ -20,7 +20,7 @@ from .engine import Precision, default_threads
 from .engine.process import finished_before_exit, remake_after_fork
 from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, to_network_input
-from .model.config import ModelConfig
+from .model.detector_config import Config, with_form
 from .model.file import ModelFile
 from .model.sparsity import sparsity_report
 
@@ -138,7 +138,7 @@ class Detector:
             cache=cache,
         )
         if resize is not None:
-            model = replace(model, config=replace(model.config, resize=resize))
+            model = replace(model, config=with_form(model.config, resize=resize))
         detector = cls(model, engine, streams)
         detector._source = {
             "path": None if path is None else os.path.abspath(path),
@@ -181,7 +181,7 @@ class Detector:
         return _load, (type(self), self._source)
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> Config:
         return self.model.config
 
     @property

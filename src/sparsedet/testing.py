@@ -19,8 +19,7 @@ from .engine import Engine
 from .engine.interpreter import NativeInterpreter
 from .engine.lower import lowered
 from .errors import InputError
-from .model.c4 import build_graph
-from .model.config import ModelConfig
+from .model.detector_config import Config, build_graph
 from .model.graph import IMAGE, Conv, Graph, Layer, Mean, Normalise, Proposals
 from .model.interpreter import walk
 from .pruning.allocation import prunable_layers, uniform_zeros
@@ -28,7 +27,7 @@ from .pruning.patterns import PATTERNS, UNSTRUCTURED, Pattern
 
 
 def random_tensors(
-    config: ModelConfig, sparsity: float, seed: int = 0, pattern: str = UNSTRUCTURED.name
+    config: Config, sparsity: float, seed: int = 0, pattern: str = UNSTRUCTURED.name
 ) -> dict[str, NDArray[Any]]:
     """Folded random weights of a whole network.
 
@@ -89,7 +88,7 @@ def _blocks(weight: NDArray[np.float32], layer: Layer, block: Pattern) -> NDArra
 
 
 def calibrated_random_tensors(
-    config: ModelConfig,
+    config: Config,
     sparsity: float,
     network_input: NDArray[np.uint8],
     seed: int = 0,
@@ -111,8 +110,6 @@ def calibrated_random_tensors(
     size = network_input.shape[0], network_input.shape[1]
     graph = lowered(build_graph(config, size), hoisted=False, merged=False)
     linear = NativeInterpreter(Engine(config, tensors, graph=_linear(graph)), network_input)
-    mean = np.asarray(config.pixel_mean, dtype=np.float32)
-    std = np.asarray(config.pixel_std, dtype=np.float32)
     live: dict[str, NDArray[np.float32]] = {IMAGE: linear.image}
     for operation, dead in walk(graph, (IMAGE,), [layer.name for layer in graph.layers], ()):
         inputs = [live[name] for name in operation.inputs]
@@ -131,6 +128,7 @@ def calibrated_random_tensors(
                 y = y + residual
             value = np.maximum(y, 0) if conv.activation == "relu" else y
         elif isinstance(conv, Normalise):
+            mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (conv.mean, conv.std))
             value = np.ascontiguousarray(((inputs[0] - mean) / std).transpose(2, 0, 1)[None])
         elif isinstance(conv, Mean):
             value = inputs[0].mean(axis=(2, 3), keepdims=True)

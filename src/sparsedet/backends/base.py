@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Precision
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 
 Name = Literal["native", "openvino", "onnxruntime", "torch"]
 
@@ -24,7 +24,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 class Backend(Protocol):
     """A network, ready to run. `engine.Engine` is one."""
 
-    config: ModelConfig
+    config: Config
     """The model. For a graph file only the network input, the classes and the number of rows are
     read from the file; the fields that describe the layers are those of the preset `r101-c4`."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..exporters.onnx import to_onnx
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 from ..model.file import ModelFile
 from .signature import Port, Signature, plain_rows
 
@@ -23,9 +23,7 @@ class OnnxruntimeBackend:
 
     name, precision, isa = "onnxruntime", "f32", ""
 
-    def __init__(
-        self, session: Any, signature: Signature, config: ModelConfig, threads: int
-    ) -> None:
+    def __init__(self, session: Any, signature: Signature, config: Config, threads: int) -> None:
         self.session, self.signature = session, signature
         self.config, self.threads = config, threads
 

@@ -12,7 +12,7 @@ from openvino.frontend import FrontEndManager
 
 from ..errors import InputError
 from ..exporters.openvino import to_openvino
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 from ..model.file import ModelFile
 from .signature import Port, Signature, plain_rows
 
@@ -43,7 +43,7 @@ class OpenvinoBackend:
         self,
         compiled: Any,
         signature: Signature,
-        config: ModelConfig,
+        config: Config,
         threads: int,
         precision: str,
     ) -> None:
@@ -129,7 +129,7 @@ def graph_signature(graph: Any) -> Signature:
 
 
 def compile_graph(
-    graph: Any, signature: Signature, config: ModelConfig, threads: int, settings: dict[str, Any]
+    graph: Any, signature: Signature, config: Config, threads: int, settings: dict[str, Any]
 ) -> OpenvinoBackend:
     """A detector's `openvino.Model`, ready to run.
 

@@ -8,7 +8,6 @@ Glossary: a port is an input or output of a graph; D is the largest number of ro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..detections import without_padding
 from ..errors import InputError
-from ..model.config import COCO_NAMES, ModelConfig
+from ..model.config import COCO_NAMES
+from ..model.detector_config import Config, config_from_json, with_form
 from ..model.presets import preset
 
 
@@ -98,7 +98,7 @@ class Signature:
         check_size(network_input, self.size)
         return feed((self.image, *([self.info] if self.info else [])), network_input)
 
-    def config(self, name: str, metadata: Mapping[str, str]) -> ModelConfig:
+    def config(self, name: str, metadata: Mapping[str, str]) -> Config:
         """The model's configuration, as far as input and output need it.
 
         Args:
@@ -109,17 +109,15 @@ class Signature:
         Raises:
             InputError: the metadata cannot be read.
         """
-        height, width = self.size
-        form = {"input_height": height, "input_width": width}
-        if self.count > 0:
-            form["max_detections"] = self.count
+        count = self.count if self.count > 0 else None
         if "config" in metadata:
             try:
-                config = ModelConfig.from_dict(json.loads(metadata["config"]))
-                return replace(config, **form)  # type: ignore[arg-type]
+                config = config_from_json(metadata["config"])
+                return with_form(config, input_size=self.size, max_detections=count)
             except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"its metadata holds no valid configuration: {error}") from None
-        base = replace(preset("r101-c4"), name=name or "graph", **form)  # type: ignore[arg-type]
+        base: Config = replace(preset("r101-c4"), name=name or "graph")
+        base = with_form(base, input_size=self.size, max_detections=count)
         if metadata.get("resize_type") == "standard":
             base = replace(base, resize="stretch")
         labels = metadata.get("labels", "").split()

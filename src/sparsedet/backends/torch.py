@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.config import ModelConfig
+from ..model.detector_config import Config, build_graph
 from ..model.file import ModelFile
-from ..torch_model import FasterRCNN
+from ..torch_model import GraphModule
 from .signature import check_size, plain_rows
 
 
@@ -21,7 +21,7 @@ class TorchBackend:
 
     name, precision, isa = "torch", "f32", ""
 
-    def __init__(self, network: FasterRCNN, config: ModelConfig, threads: int) -> None:
+    def __init__(self, network: GraphModule, config: Config, threads: int) -> None:
         self.network, self.config, self.threads = network, config, threads
         self._process = os.getpid()
 
@@ -43,7 +43,7 @@ class TorchBackend:
 def from_model(model: ModelFile, threads: int, streams: int, precision: str) -> TorchBackend:
     """See `backends.build_backend`."""
     torch.set_num_threads(threads)
-    network = FasterRCNN(model.config).eval()
+    network = GraphModule(model.config.name, build_graph(model.config)).eval()
     network.load_tensors(model.tensors)
     network.to(memory_format=torch.channels_last)
     return TorchBackend(network, model.config, threads)

@@ -78,6 +78,7 @@ def register(command: Command) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
+    from ..model.detector_config import with_form
     from ..model.file import load_model
 
     form = arguments.to or SUFFIXES.get(arguments.output.suffix)
@@ -87,7 +88,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.file or embedded_model())
     if arguments.max_detections is not None:
         try:
-            config = replace(model.config, max_detections=arguments.max_detections)
+            config = with_form(model.config, max_detections=arguments.max_detections)
         except InputError as error:
             raise UsageError(str(error)) from None
         model = replace(model, config=config)

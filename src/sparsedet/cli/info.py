@@ -11,7 +11,7 @@ from ..errors import InputError, UsageError
 from .options import RUNNING, Command, add, add_old, group, output_file, warn
 
 if TYPE_CHECKING:
-    from ..model.config import ModelConfig
+    from ..model.detector_config import Config
     from ..model.file import ModelFile
 
 
@@ -67,7 +67,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine import choose_isa
     from ..files import check_output
-    from ..model.c4 import build_graph
+    from ..model.detector_config import build_graph
     from ..model.file import load_model
     from ..model.presets import preset
     from ..model.sparsity import sparsity_report
@@ -170,9 +170,12 @@ def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:
     return 0
 
 
-def _describe(config: ModelConfig) -> str:
+def _describe(config: Config) -> str:
+    from ..model.config import ModelConfig
+
+    family = "Faster R-CNN C4, " if isinstance(config, ModelConfig) else ""
     return (
-        f"{config.name}: Faster R-CNN C4, {config.num_classes} classes, network input "
+        f"{config.name}: {family}{config.num_classes} classes, network input "
         f"{config.input_width}x{config.input_height}, {config.proposals} proposals, "
         f"{config.max_detections} rows"
     )
@@ -192,9 +195,9 @@ def _layer_table(rows: list[tuple[Any, ...]], rois: int) -> str:
     return "\n".join(lines)
 
 
-def _costs(config: ModelConfig, rois: int) -> str:
+def _costs(config: Config, rois: int) -> str:
     """Parameters and GFLOPs of the configuration, the published figures beside them."""
-    from ..model.c4 import build_graph
+    from ..model.detector_config import build_graph
     from ..model.presets import preset
 
     graph = build_graph(config)

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from .._native import NativeEngine, available_isas, choose_isa
 from ..errors import InputError, UsageError
-from ..model.c4 import build_graph
-from ..model.config import ModelConfig
+from ..model.detector_config import Config, build_graph
 from ..model.graph import Graph
 from ..model.tensors import StoredTensor
 from .cpus import default_threads
@@ -97,7 +96,7 @@ class Engine:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Config,
         tensors: Mapping[str, NDArray[Any]],
         *,
         threads: int | None = None,

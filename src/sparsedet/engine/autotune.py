@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
 from ..errors import InputError
 from ..files import write_atomic
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 from ..model.graph import Conv, Shape, typed
 from . import Engine, Precision
 
@@ -93,7 +93,7 @@ def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[P
     return rows
 
 
-def _noise(config: ModelConfig) -> NDArray[np.uint8]:
+def _noise(config: Config) -> NDArray[np.uint8]:
     shape = (config.input_height, config.input_width, 3)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
@@ -141,7 +141,7 @@ def table(rows: list[PlannedOp]) -> str:
 
 
 def autotune(
-    config: ModelConfig,
+    config: Config,
     tensors: Mapping[str, NDArray[Any]],
     *,
     threads: int | None = None,

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..files import check_output
 from ..images.check import BadImages, read_images
 from ..images.letterbox import to_network_input
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 from ..model.file import int8_layers, load_model, save_model
 from ..model.graph import Conv
 from ..sources.folder import sample_images
@@ -99,7 +99,7 @@ def quantize_file(
 
 
 def calibrate(
-    config: ModelConfig,
+    config: Config,
     tensors: Mapping[str, NDArray[Any]],
     network_inputs: Iterable[NDArray[np.uint8]],
     *,

@@ -101,7 +101,7 @@ def _fields(
         fields["type"] = precision
         fields["clipping_threshold"] = clipping_thresholds.get(operation.name, 0.0)
     elif isinstance(attributes, Conv):
-        for name in ("layers", "bias", "linear", "norm", "prunable"):
+        for name in ("layers", "bias", "linear", "norm", "eps", "prunable"):
             del fields[name]
         fields["in_channels"] = graph.shapes[operation.inputs[0]].channels
         # The RoIAlign after a hoisted layer makes int8 of its float32 output.

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from ..detections import Detections
 from ..model.boxes import iou
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 
 F32 = NDArray[np.float32]
 
@@ -186,7 +186,7 @@ class ExportDifferences(TypedDict):
 
 
 def compare_exports(
-    ours: list[Detections], theirs: list[Detections], config: ModelConfig
+    ours: list[Detections], theirs: list[Detections], config: Config
 ) -> ExportDifferences:
     """Compare detections of the same images.
 
@@ -220,7 +220,7 @@ def compare_exports(
     return result
 
 
-def _is_tie(index: int, detections: Detections, config: ModelConfig) -> bool:
+def _is_tie(index: int, detections: Detections, config: Config) -> bool:
     """Whether rounding decides if a detection exists.
 
     Its score, or its IoU with a better box of its class, is within `EXPORT_TIE` of a threshold, or

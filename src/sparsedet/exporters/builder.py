@@ -20,9 +20,19 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model import boxes as np_boxes
-from ..model.c4 import build_graph
-from ..model.config import ModelConfig
-from ..model.graph import IMAGE, Conv, Layer, MaxPool, Normalise, Operation, RoiAlign, typed
+from ..model.detector_config import Config, build_graph
+from ..model.graph import (
+    IMAGE,
+    Conv,
+    Detections,
+    Layer,
+    MaxPool,
+    Normalise,
+    Operation,
+    Proposals,
+    RoiAlign,
+    typed,
+)
 from ..model.interpreter import Interpreter
 from ..model.rewrite import hoist
 from .form import Form
@@ -39,7 +49,7 @@ class GraphBuilder(Interpreter[Any], ABC):
         form: form of the graph.
     """
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Array], form: Form) -> None:
+    def __init__(self, config: Config, tensors: Mapping[str, Array], form: Form) -> None:
         self.config, self.tensors, self.form = config, tensors, form
         graph = build_graph(config)
         self.graph = hoist(graph) if form.hoist else graph
@@ -115,8 +125,8 @@ class GraphBuilder(Interpreter[Any], ABC):
         """
 
     @abstractmethod
-    def sample(self, x: Any, boxes: Any) -> Any:
-        """RoIAlign: [1, C, Hf, Wf] and [R, 4] pixels -> [R, C, roi_size, roi_size]."""
+    def sample(self, align: RoiAlign, x: Any, boxes: Any) -> Any:
+        """All bins of RoIAlign: [1, C, Hf, Wf] and [R, 4] pixels -> [R, C, size, size]."""
 
     @abstractmethod
     def convolution(
@@ -182,7 +192,7 @@ class GraphBuilder(Interpreter[Any], ABC):
     def roi_align(self, operation: Operation, x: Any, proposals: tuple[Any, Any, Any]) -> Any:
         """RoIAlign of all bins, then those that are read, bias and activation."""
         align = typed(operation, RoiAlign)
-        x = self.sample(x, proposals[2])
+        x = self.sample(align, x, proposals[2])
         if align.step > 1:
             rows, columns = (
                 align.step * (length - 1) + 1 for length in self.graph.shapes[operation.name].size
@@ -213,12 +223,18 @@ class GraphBuilder(Interpreter[Any], ABC):
     # ----------------------------------------------------------------- boxes
 
     def decode(
-        self, deltas: Any, boxes: Any, weights: tuple[float, ...], inside: float = 0.0
+        self,
+        deltas: Any,
+        boxes: Any,
+        weights: tuple[float, ...],
+        delta_clamp: float,
+        inside: float = 0.0,
     ) -> Any:
         """Decode deltas [..., 4] of boxes (broadcast to them) -> xyxy boxes, clipped.
 
         Args:
             weights: the deltas are divided by these.
+            delta_clamp: largest dw and dh.
             inside: distance of the clipped boxes from the right and lower edge, pixels.
         """
         scaled = self.binary("Div", deltas, self.constant(np.asarray(weights, dtype=np.float32)))
@@ -227,7 +243,7 @@ class GraphBuilder(Interpreter[Any], ABC):
         size = self.binary("Sub", high, low)
         centre = self.binary("Add", low, self.binary("Mul", size, half))
         centre = self.binary("Add", self.binary("Mul", self.part(scaled, 0, 2, -1), size), centre)
-        clamp = self.scalar(self.config.delta_clamp)
+        clamp = self.scalar(delta_clamp)
         growth = self.unary("Exp", self.binary("Min", self.part(scaled, 2, 4, -1), clamp))
         reach = self.binary("Mul", self.binary("Mul", growth, size), half)
         out = self.concat(
@@ -237,24 +253,24 @@ class GraphBuilder(Interpreter[Any], ABC):
         return self.binary("Min", out, self.constant(self.extent - np.float32(inside)))
 
     @property
-    def feature_size(self) -> tuple[int, int]:
-        """(Hf, Wf) of the map that RoIAlign reads."""
-        align = next(self.graph.of_kind(RoiAlign))[0]
-        return self.graph.shapes[align.inputs[0]].size
+    def rois(self) -> int:
+        """R."""
+        return next(self.graph.of_kind(Proposals))[1].count
 
     @property
     def extent(self) -> NDArray[np.float32]:
         """Width, height, width, height of the network input."""
-        size = (self.config.input_width, self.config.input_height)
-        return np.array(size * 2, dtype=np.float32)
+        height, width = self.graph.image.size
+        return np.array((width, height) * 2, dtype=np.float32)
 
     def sampling_boxes(self, boxes: Any) -> Any:
         """Boxes [R, 4] for RoIAlign, moved where the model samples from corner to corner."""
-        config = self.config
-        if config.roi_sampling == "aligned":
+        operation, align = next(self.graph.of_kind(RoiAlign))
+        if align.sampling == "aligned":
             return boxes
-        samples = config.roi_size * config.roi_sampling_ratio
-        a, b, c = np_boxes.corner_sampling(self.feature_size, config.anchor_stride, samples)
+        size = self.graph.shapes[operation.inputs[0]].size
+        samples = align.size * align.sampling_ratio
+        a, b, c = np_boxes.corner_sampling(size, round(1 / align.scales[0]), samples)
         other = self.concat(self.part(boxes, 2, 4, 1), self.part(boxes, 0, 2, 1), axis=1)
         products = [
             self.binary("Mul", x, self.constant(np.array(factors, dtype=np.float32)))
@@ -267,40 +283,44 @@ class GraphBuilder(Interpreter[Any], ABC):
     ) -> tuple[Any, Any, Any]:
         """Boxes [R, 4], padded with zeros; whether each is a proposal [R, 1] (1.0 or 0.0); and the
         boxes that RoIAlign samples."""
-        config = self.config
+        attributes = typed(operation, Proposals)
         anchors = np_boxes.grid_anchors(
-            np_boxes.cell_anchors(config), self.feature_size, config.anchor_stride
+            np.array(attributes.cell_anchors[0], dtype=np.float32),
+            self.graph.shapes[operation.inputs[0]].size,
+            attributes.strides[0],
         )
-        count = min(config.rpn_pre_nms, len(anchors))
+        count, most = min(attributes.pre_nms, len(anchors)), attributes.count
         logits = self.reshape(self.transpose(objectness, 0, 2, 3, 1), len(anchors))
         deltas = self.reshape(self.transpose(deltas, 0, 2, 3, 1), len(anchors), 4)
         scores, order = self.top_k(logits, count, ordered=False)  # NMS sorts anyway
         best = self.gather(self.constant(anchors.astype(np.float32)), order)
-        last = float(config.rpn_inclusive)
-        boxes = self.decode(self.gather(deltas, order), best, config.rpn_box_weights, last)
-        if config.rpn_remove_empty:
+        last = float(attributes.inclusive)
+        boxes = self.decode(
+            self.gather(deltas, order), best, attributes.box_weights, attributes.delta_clamp, last
+        )
+        if attributes.remove_empty:
             size = self.binary("Sub", self.part(boxes, 2, 4, 1), self.part(boxes, 0, 2, 1))
             least = self.binary("Min", self.part(size, 0, 1, 1), self.part(size, 1, 2, 1))
             full = self.binary("Greater", self.reshape(least, count), self.scalar(0.0))
             scores = self.select(full, scores, self.scalar(-np.inf))
         covered = boxes
-        if config.rpn_inclusive:
+        if attributes.inclusive:
             beyond = self.constant(np.array([0, 0, 1, 1], dtype=np.float32))
             covered = self.binary("Add", boxes, beyond)
         kept = self.nms(
             self.reshape(covered, 1, count, 4),
             self.reshape(scores, 1, 1, count),
-            config.proposals,
-            config.rpn_nms_threshold,
+            most,
+            attributes.nms_threshold,
             -1e30,
         )
         index = self.reshape(self.part(kept, 2, 3, 1), -1)  # [M]
         # The last row, of zeros, stands in for missing proposals.
         flagged = self.concat(boxes, self.constant(np.ones((count, 1), dtype=np.float32)), axis=1)
         table = self.concat(flagged, self.constant(np.zeros((1, 5), dtype=np.float32)), axis=0)
-        filler = self.constant(np.full(config.proposals, count, dtype=np.int64))
-        index = self.part(self.concat(index, filler, axis=0), 0, config.proposals, 0)
-        index = self.reshape(index, config.proposals)  # states the static shape
+        filler = self.constant(np.full(most, count, dtype=np.int64))
+        index = self.part(self.concat(index, filler, axis=0), 0, most, 0)
+        index = self.reshape(index, most)  # states the static shape
         chosen = self.gather(table, index)
         boxes, valid = self.part(chosen, 0, 4, 1), self.part(chosen, 4, 5, 1)
         return boxes, valid, self.sampling_boxes(boxes)
@@ -314,15 +334,21 @@ class GraphBuilder(Interpreter[Any], ABC):
         image: Any,
     ) -> Any:
         """The best D rows [D, 7] of the contract, padded."""
-        config, (boxes, valid, _) = self.config, proposals
-        classes, rois, limit = config.num_classes, config.proposals, config.max_detections
-        first = 1 if config.background == "first" else 0
+        attributes, (boxes, valid, _) = typed(operation, Detections), proposals
+        classes, limit = attributes.num_classes, attributes.max_detections
+        rois = self.graph.shapes[operation.inputs[0]].count
+        first = 1 if attributes.background == "first" else 0
         scores = self.part(self.softmax(logits), first, first + classes, 1)
         scores = self.transpose(self.binary("Mul", scores, valid), 1, 0)  # [K, R]
-        deltas = self.reshape(deltas, rois, classes + config.background_deltas, 4)
-        if config.background_deltas:
+        deltas = self.reshape(deltas, rois, classes + attributes.background_deltas, 4)
+        if attributes.background_deltas:
             deltas = self.part(deltas, first, first + classes, 1)
-        boxes = self.decode(deltas, self.reshape(boxes, rois, 1, 4), config.box_weights)
+        boxes = self.decode(
+            deltas,
+            self.reshape(boxes, rois, 1, 4),
+            attributes.box_weights,
+            attributes.delta_clamp,
+        )
         boxes = self.transpose(boxes, 1, 0, 2)  # [K, R, 4]
         # The operation has one set of boxes for each image of a batch, and here each class has its
         # own: classes are given as a batch of images.
@@ -330,8 +356,8 @@ class GraphBuilder(Interpreter[Any], ABC):
             boxes,
             self.reshape(scores, classes, 1, rois),
             rois,
-            config.nms_threshold,
-            config.score_threshold,
+            attributes.nms_threshold,
+            attributes.score_threshold,
         )
         label, box = self.part(kept, 0, 1, 1), self.part(kept, 2, 3, 1)
         index = self.binary("Add", self.binary("Mul", label, self.integer(rois)), box)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import InputError, UsageError
 from ..files import check_output, is_stream, weights_file
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +51,16 @@ class Form:
     def input_name(self) -> str:
         return "input" if self.layout == "NCHW" else "image"
 
-    def input_shape(self, config: ModelConfig) -> list[int]:
+    def input_shape(self, config: Config) -> list[int]:
         size = (config.input_height, config.input_width)
         return [1, 3, *size] if self.layout == "NCHW" else [1, *size, 3]
 
-    def output_shape(self, config: ModelConfig) -> list[int]:
+    def output_shape(self, config: Config) -> list[int]:
         shape = [config.max_detections, 7]
         return [1, 1, *shape] if self.rows == "4d" else shape
 
 
-def model_info(config: ModelConfig) -> dict[str, str]:
+def model_info(config: Config) -> dict[str, str]:
     """Metadata that OpenVINO's Model API reads, all of it strings.
 
     The first label is the background, whose id no row has; a label's spaces become "_".

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..images.check import BadImages, read_images
 from ..images.letterbox import to_network_input
 from ..images.read import read_image
-from ..model.config import ModelConfig
+from ..model.detector_config import Config
 from ..sources.folder import sample_images
 
 DEFAULT_IMAGES = 128
@@ -61,7 +61,7 @@ def calibration_images(
     return [path for path, _ in read_images(paths, bad_images)]
 
 
-def blobs(paths: Iterable[Path], config: ModelConfig, layout: str) -> Iterable[NDArray[np.float32]]:
+def blobs(paths: Iterable[Path], config: Config, layout: str) -> Iterable[NDArray[np.float32]]:
     """Network inputs of images as the exported graph reads them: [1, 3, H, W] or [1, H, W, 3]."""
     for path in paths:
         with warnings.catch_warnings():
@@ -74,7 +74,7 @@ def blobs(paths: Iterable[Path], config: ModelConfig, layout: str) -> Iterable[N
         yield blob if layout == "NHWC" else np.ascontiguousarray(blob.transpose(0, 3, 1, 2))
 
 
-def quantize(model: Any, paths: Sequence[Path], config: ModelConfig, layout: str) -> Any:
+def quantize(model: Any, paths: Sequence[Path], config: Config, layout: str) -> Any:
     """Quantise a graph.
 
     Args:

@@ -6,7 +6,6 @@ output. Needs the `onnx` package (`pip install 'sparsedet[export]'`); nothing is
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..files import write_atomic
-from ..model.config import ModelConfig
+from ..model.detector_config import Config, config_to_json
+from ..model.graph import RoiAlign
 from .builder import Array, GraphBuilder
 from .form import Form, model_info, output_path, require_package
 
@@ -23,7 +23,7 @@ OPSET, IR_VERSION = 21, 10
 
 
 def to_onnx(
-    config: ModelConfig, tensors: Mapping[str, Array], *, dynamic_batch: bool = False, **form: Any
+    config: Config, tensors: Mapping[str, Array], *, dynamic_batch: bool = False, **form: Any
 ) -> Any:
     """Build the graph.
 
@@ -47,7 +47,7 @@ def to_onnx(
 
 def save_onnx(
     path: str | os.PathLike[str],
-    config: ModelConfig,
+    config: Config,
     tensors: Mapping[str, Array],
     *,
     overwrite: bool = False,
@@ -66,9 +66,7 @@ def save_onnx(
 class OnnxBuilder(GraphBuilder):
     """Collects nodes and constants."""
 
-    def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, Array], form: Form, onnx: Any
-    ) -> None:
+    def __init__(self, config: Config, tensors: Mapping[str, Array], form: Form, onnx: Any) -> None:
         super().__init__(config, tensors, form)
         self.onnx = onnx
         self.nodes: list[Any] = []
@@ -99,7 +97,7 @@ class OnnxBuilder(GraphBuilder):
         )
         # Model API's spelling of a path in ONNX's flat metadata.
         metadata = {f"model_info {key}": value for key, value in model_info(config).items()}
-        metadata["sparsedet config"] = json.dumps(config.to_stored())
+        metadata["sparsedet config"] = config_to_json(config)
         helper.set_model_props(model, metadata)
         return model
 
@@ -172,19 +170,18 @@ class OnnxBuilder(GraphBuilder):
             self.scalar(score),
         )
 
-    def sample(self, x: str, boxes: str) -> str:
-        config = self.config
+    def sample(self, align: RoiAlign, x: str, boxes: str) -> str:
         return self.add(
             "RoiAlign",
             x,
             boxes,
-            self.constant(np.zeros(config.proposals, dtype=np.int64)),
+            self.constant(np.zeros(self.rois, dtype=np.int64)),
             coordinate_transformation_mode="half_pixel",
             mode="avg",
-            output_height=config.roi_size,
-            output_width=config.roi_size,
-            sampling_ratio=config.roi_sampling_ratio,
-            spatial_scale=1.0 / config.anchor_stride,
+            output_height=align.size,
+            output_width=align.size,
+            sampling_ratio=align.sampling_ratio,
+            spatial_scale=align.scales[0],
         )
 
     def convolution(

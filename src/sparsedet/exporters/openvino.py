@@ -7,7 +7,6 @@ package (`pip install 'sparsedet[export]'`).
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -17,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..files import write_atomic
-from ..model.config import ModelConfig
+from ..model.detector_config import Config, config_to_json
+from ..model.graph import RoiAlign
 from .builder import Array, GraphBuilder
 from .form import Form, model_info, output_path, require_package
 
 
-def to_openvino(config: ModelConfig, tensors: Mapping[str, Array], **form: Any) -> Any:
+def to_openvino(config: Config, tensors: Mapping[str, Array], **form: Any) -> Any:
     """Build the graph.
 
     Args:
@@ -43,7 +43,7 @@ def to_openvino(config: ModelConfig, tensors: Mapping[str, Array], **form: Any) 
 
 def save_openvino(
     path: str | os.PathLike[str],
-    config: ModelConfig,
+    config: Config,
     tensors: Mapping[str, Array],
     *,
     overwrite: bool = False,
@@ -73,9 +73,7 @@ def write_ir(model: Any, target: Path, overwrite: bool) -> None:
 class OpenvinoBuilder(GraphBuilder):
     """Values are nodes or their outputs."""
 
-    def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, Array], form: Form, op: Any
-    ) -> None:
+    def __init__(self, config: Config, tensors: Mapping[str, Array], form: Form, op: Any) -> None:
         super().__init__(config, tensors, form)
         self.op = op
         self.binaries = {
@@ -102,7 +100,7 @@ class OpenvinoBuilder(GraphBuilder):
         model.outputs[0].tensor.set_names({"detections"})
         for key, value in model_info(config).items():
             model.set_rt_info(value, ["model_info", key])
-        model.set_rt_info(json.dumps(config.to_stored()), ["sparsedet", "config"])
+        model.set_rt_info(config_to_json(config), ["sparsedet", "config"])
         return model
 
     def ints(self, *values: int) -> Any:
@@ -173,16 +171,15 @@ class OpenvinoBuilder(GraphBuilder):
             output_type="i64",
         ).output(0)
 
-    def sample(self, x: Any, boxes: Any) -> Any:
-        config = self.config
+    def sample(self, align: RoiAlign, x: Any, boxes: Any) -> Any:
         return self.op.roi_align(
             x,
             boxes,
-            self.constant(np.zeros(config.proposals, dtype=np.int64)),
-            config.roi_size,
-            config.roi_size,
-            config.roi_sampling_ratio,
-            1.0 / config.anchor_stride,
+            self.constant(np.zeros(self.rois, dtype=np.int64)),
+            align.size,
+            align.size,
+            align.sampling_ratio,
+            align.scales[0],
             "avg",
             aligned_mode="half_pixel_for_nn",  # "half_pixel" samples elsewhere; this is RoIAlign's
         )

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .c4 import build_graph
-from .config import ModelConfig
+from .detector_config import Config, build_graph
 from .file import Tensors, check_shape, check_tensors
 
 
-def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> Tensors:
+def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: Config) -> Tensors:
     """Fold `NAME.norm.{weight,bias,running_mean,running_var}` into `NAME.weight` and `NAME.bias`.
 
     Layers without `NAME.norm.weight` stay as they are. Exact zeros stay zeros. Computed in
@@ -39,7 +38,7 @@ def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) ->
         weight = take(f"{layer.name}.weight", layer.weight_shape)
         norm = f"{layer.name}.norm"
         if layer.norm and f"{norm}.weight" in rest:
-            variance = take(f"{norm}.running_var", channels) + config.batch_norm_eps
+            variance = take(f"{norm}.running_var", channels) + layer.attributes.eps
             if not (variance > 0).all():
                 raise InputError(f"tensor '{norm}.running_var' is negative or not a number")
             scale = take(f"{norm}.weight", channels) / np.sqrt(variance)

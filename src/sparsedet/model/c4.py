@@ -69,6 +69,7 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
             activation=activation,
             linear=linear,
             norm=norm,
+            eps=config.batch_norm_eps,
             prunable=prunable,
         )
         return add(name, inputs, attributes)

@@ -140,16 +140,7 @@ class ModelConfig:
             "stride_conv2_padding",
             f"two numbers of sum {total} beside that stride_conv1_padding",
         )
-        # Names go to terminals: no control characters.
-        require(self.name.isprintable() and self.name != "", "name", "printable text")
-        names, ids = self.class_names, self.category_ids
-        require(all(n.isprintable() and n for n in names), "class_names", "printable names")
-        require(len(set(names)) == len(names) > 0, "class_names", "one name or more, none twice")
-        require(
-            len(set(ids)) == len(ids) == len(names),
-            "category_ids",
-            f"{len(names)} ids, one for each class name, none twice",
-        )
+        check_names(self.name, self.class_names, self.category_ids)
 
     @property
     def canvas_height(self) -> int:
@@ -201,6 +192,31 @@ class ModelConfig:
         if "name" not in values:
             raise InputError("the configuration has no 'name'")
         return cls(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
+
+
+def check_names(name: str, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
+    """Check a detector's name and those of its classes: they go to terminals.
+
+    Raises:
+        InputError: one has control characters or occurs twice, or ids and names differ in number.
+    """
+
+    def require(ok: bool, field: str, got: Any, expected: str) -> None:
+        if not ok:
+            raise InputError(f"{field} is {reprlib.repr(got)}, expected {expected}")
+
+    names, ids = class_names, category_ids
+    require(name.isprintable() and name != "", "name", name, "printable text")
+    printable = all(n.isprintable() and n for n in names)
+    require(printable, "class_names", names, "printable names")
+    once = len(set(names)) == len(names) > 0
+    require(once, "class_names", names, "one name or more, none twice")
+    require(
+        len(set(ids)) == len(ids) == len(names),
+        "category_ids",
+        ids,
+        f"{len(names)} ids, one for each class name, none twice",
+    )
 
 
 _STORED_NAMES = {"input_height": "canvas_height", "input_width": "canvas_width"}

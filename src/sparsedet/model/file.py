@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, warn_renamed
 from ..files import write_atomic
-from .c4 import build_graph
+from . import graph_json
 from .config import ModelConfig
+from .detector_config import Config, DetectorConfig, build_graph
 from .graph import Conv, MaxPool
 from .safetensors import DTYPES, container, parse_json, read_header
 from .tensors import ByteRange, LazyTensors
@@ -32,7 +33,7 @@ from .tensors import ByteRange, LazyTensors
 StorageDtype = Literal["float32", "float16"]
 Tensors = dict[str, NDArray[np.float32]]
 
-_FORMAT, _VERSION = "sparsedet", "1"
+_FORMAT = "sparsedet"
 _STORED_AS = {"float32": "F32", "float16": "F16"}
 
 
@@ -50,7 +51,7 @@ class ModelFile:
             is not calibrated.
     """
 
-    config: ModelConfig
+    config: Config
     tensors: Mapping[str, NDArray[np.float32]]
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
@@ -63,7 +64,7 @@ class ModelFile:
         return self.clipping_thresholds
 
 
-def int8_layers(config: ModelConfig) -> list[str]:
+def int8_layers(config: Config) -> list[str]:
     """Layers whose outputs are uint8 in int8 precision: all but the stem and the predictors."""
     return [
         operation.name
@@ -73,7 +74,7 @@ def int8_layers(config: ModelConfig) -> list[str]:
     ]
 
 
-def check_clipping_thresholds(config: ModelConfig, clipping_thresholds: Mapping[str, Any]) -> None:
+def check_clipping_thresholds(config: Config, clipping_thresholds: Mapping[str, Any]) -> None:
     """Check that there is exactly one clipping threshold for each of `int8_layers`.
 
     Raises:
@@ -91,7 +92,7 @@ def check_clipping_thresholds(config: ModelConfig, clipping_thresholds: Mapping[
             )
 
 
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every folded tensor of the model, in the layer table's order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in build_graph(config).layers:
@@ -101,7 +102,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_tensors(config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+def check_tensors(config: Config, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Check that `tensors` are exactly the folded tensors of `config`.
 
     Raises:
@@ -134,7 +135,7 @@ def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> No
 
 def save_model(
     path: str | os.PathLike[str],
-    config: ModelConfig,
+    config: Config,
     tensors: Mapping[str, NDArray[np.float32]],
     provenance: Mapping[str, Any],
     *,
@@ -189,11 +190,13 @@ def save_model(
             stored[name] = value
     metadata = {
         "format": _FORMAT,
-        "format_version": _VERSION,
+        "format_version": "2" if isinstance(config, DetectorConfig) else "1",
         "config": _to_json("config", config.to_stored()),
         "provenance": _to_json("provenance", dict(provenance)),
         "sparse": _to_json("sparse", sparse),
     }
+    if isinstance(config, DetectorConfig):
+        metadata["graph"] = _to_json("graph", graph_json.to_json(config.graph))
     if clipping_thresholds is not None:
         metadata["int8_ranges"] = _to_json("clipping thresholds", dict(clipping_thresholds))
     write_atomic(path, container(metadata, stored), overwrite=overwrite)
@@ -242,14 +245,14 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
             f"a safetensors file, but not a sparsedet model (no format {_FORMAT!r}); a detector of "
             "another project is converted first: sparsedet convert FILE -o MODEL"
         )
-    if metadata.get("format_version") != _VERSION:
-        raise ValueError(
-            f"format version {metadata.get('format_version')!r}, this program reads {_VERSION!r}"
-        )
-    for key in ("config", "provenance", "sparse"):
+    version = metadata.get("format_version")
+    if version not in ("1", "2"):
+        raise ValueError(f"format version {version!r}, this program reads '1' and '2'")
+    for key in ("config", "provenance", "sparse", *(("graph",) if version == "2" else ())):
         if key not in metadata:
             raise ValueError(f"the metadata has no {key!r}")
-    config, shapes = _parse_config(metadata["config"], len(entries))
+    graph = metadata["graph"] if version == "2" else None
+    config, shapes = _parse_config(metadata["config"], graph, len(entries))
     provenance = parse_json("the provenance", metadata["provenance"])
     sparse = parse_json("the list of sparse tensors", metadata["sparse"])
     clipping_thresholds = None
@@ -294,12 +297,26 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     )
 
 
-def _parse_config(text: str, entries: int) -> tuple[ModelConfig, dict[str, tuple[int, ...]]]:
-    """The configuration and its tensors' shapes; `entries` limits the length of the layer table."""
+def _parse_config(
+    text: str, graph: str | None, entries: int
+) -> tuple[Config, dict[str, tuple[int, ...]]]:
+    """The configuration and its tensors' shapes.
+
+    Args:
+        text: the configuration as JSON.
+        graph: the graph as JSON; None: `c4` builds it.
+        entries: tensors of the file; they limit the number of layers.
+    """
     try:
-        config = ModelConfig.from_dict(parse_json("it", text))
-        if sum(config.blocks) > entries:
-            raise ValueError(f"blocks {config.blocks!r} do not fit a file of {entries} tensors")
+        values = parse_json("it", text)
+        config: Config
+        if graph is not None:
+            parsed = graph_json.from_json(parse_json("the graph", graph))
+            config = DetectorConfig.from_stored(values, parsed)
+        else:
+            config = ModelConfig.from_dict(values)
+            if sum(config.blocks) > entries:
+                raise ValueError(f"blocks {config.blocks!r} do not fit a file of {entries} tensors")
         return config, tensor_shapes(config)
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"its configuration cannot be used: {error}") from None

@@ -104,6 +104,7 @@ class Conv:
         bias: whether it adds the bias of `layers`.
         linear: its weights are stored as (out, in): a fully connected layer on 1x1 maps.
         norm: batch norm follows in training; for inference it is folded.
+        eps: of the batch norm.
         prunable: pruned by default; stem and predictors are not.
     """
 
@@ -118,6 +119,7 @@ class Conv:
     bias: bool = True
     linear: bool = False
     norm: bool = False
+    eps: float = 1e-5
     prunable: bool = False
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
@@ -511,6 +513,13 @@ class Graph:
     def resized(self, height: int, width: int) -> Graph:
         """The same network for another size of the network input, in pixels."""
         return Graph(replace(self.image, height=height, width=width), self.operations)
+
+    @property
+    def rois(self) -> int:
+        """RoIs of an image, at most; 0: the network has none."""
+        return max(
+            (shape.count for shape in self.shapes.values() if shape.domain == "rois"), default=0
+        )
 
     @property
     def parameters(self) -> int:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .c4 import build_graph
-from .config import ModelConfig
+from .detector_config import Config, build_graph
 from .file import check_tensors
 from .tensors import LazyTensors
 
@@ -73,7 +72,7 @@ class SparsityReport:
 
 
 def sparsity_report(
-    config: ModelConfig, tensors: Mapping[str, NDArray[np.float32]], rois: int | None = None
+    config: Config, tensors: Mapping[str, NDArray[np.float32]], rois: int | None = None
 ) -> SparsityReport:
     """Count the zeros of folded tensors, and the operations that they save.
 

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..images.letterbox import to_network_input
 from ..model.graph import IMAGE, Layer
 from ..model.interpreter import walk
-from ..torch_model import FasterRCNN, TorchInterpreter, flat_outputs
+from ..torch_model import FasterRCNN, flat_outputs
 from .positions import Positions, patches, positions_of_images, sample_counts
 from .selection import to_matrix
 
@@ -211,7 +211,7 @@ def _walk(
     activations: list[dict[str, Any]] = [{IMAGE: image} for image in network_inputs]
     for image, boxes in zip(activations, regions, strict=False):
         image[model.boxes] = [boxes]
-    interpreter = TorchInterpreter(model)
+    interpreter = model.interpreter()
     for operation, dead in walk(model.graph, tuple(activations[0]), layers, keep=()):
         if operation.name in layers:
             yield model.graph.layer[operation.name], activations

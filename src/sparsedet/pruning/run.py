@@ -15,6 +15,7 @@ from ..errors import InputError, UsageError
 from ..files import check_output, make_folder, sha256_of, weights_file, write_atomic
 from ..images.check import BadImages, read_images
 from ..model.batch_norm import fold_batch_norm
+from ..model.detector_config import require_c4
 from ..model.file import ModelFile, load_model, save_model
 from ..model.sparsity import sparsity_report
 from ..sources.folder import sample_images
@@ -68,7 +69,7 @@ def prune_files(
             f"{calibration_images}; give fewer"
         )
     file = load(model)
-    network = FasterRCNN(file.config)
+    network = FasterRCNN(require_c4(file.config, "pruned"))
     pruned_layers(network.graph, settings)  # refuses the impossible now
     make_folder(output)
     network.load_tensors(fold_batch_norm(file.tensors, file.config))

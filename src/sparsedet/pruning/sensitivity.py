@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..model.graph import IMAGE, Normalise
 from ..model.interpreter import walk
-from ..torch_model import FasterRCNN, TorchInterpreter, flat_outputs
+from ..torch_model import FasterRCNN, flat_outputs
 from .calibration import evenly_spaced
 
 ANCHORS = 256
@@ -72,7 +72,7 @@ def output_importance(
 
 def _run(model: FasterRCNN, tensors: dict[str, Any], wanted: list[str]) -> None:
     """Run the graph from the tensors that are there to the wanted ones, and keep all."""
-    interpreter = TorchInterpreter(model)
+    interpreter = model.interpreter()
     for operation, _ in walk(model.graph, tuple(tensors), wanted):
         tensors[operation.name] = interpreter.execute(
             operation, [tensors[name] for name in operation.inputs]

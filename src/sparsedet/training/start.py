@@ -23,6 +23,7 @@ from ..importers.open_nsfw import load_open_nsfw
 from ..importers.torchvision import fitting_preset, load_torchvision_resnet
 from ..model.checkpoint import checkpoints
 from ..model.config import ModelConfig
+from ..model.detector_config import require_c4
 from ..torch_model import FasterRCNN
 from .distill import Teacher
 from .run_folder import Checkpoint, newest_checkpoint, read_checkpoint, remove_leftovers
@@ -107,7 +108,7 @@ def open_start(path: Path) -> Start:
     if form == "checkpoint":
         return _start_of_checkpoint(read_checkpoint(path))
     model, notes = load_any(path, form)
-    return Start(path, model.config, lambda _: model.tensors, notes)
+    return Start(path, require_c4(model.config, "trained"), lambda _: model.tensors, notes)
 
 
 def _start_of_checkpoint(checkpoint: Checkpoint) -> Start:

@@ -1,0 +1,192 @@
+"""What a detector is beside its weights: its graph, how images are prepared, names of classes.
+
+A `ModelConfig` describes a Faster R-CNN C4, whose graph `c4` builds; a `DetectorConfig` holds a
+graph of any kind. `build_graph` gives the graph of either, and most code needs no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_type_hints
+
+from ..errors import InputError
+from . import c4, graph_json
+from .config import ModelConfig, check_names, coerce
+from .graph import Detections, Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorConfig:
+    """A detector that is described by its graph.
+
+    Attributes:
+        name: of the detector.
+        graph: for the size of network input that it is made for; it runs at others, too.
+        resize: as `ModelConfig.resize`.
+        class_names, category_ids: of the labels 1, 2, ...
+
+    Raises:
+        InputError: the graph does not end in detections, or the names do not fit it.
+    """
+
+    name: str
+    graph: Graph
+    resize: Literal["letterbox", "stretch"] = "letterbox"
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.resize not in ("letterbox", "stretch"):
+            raise InputError(f"resize is {self.resize!r}, expected 'letterbox' or 'stretch'")
+        check_names(self.name, self.class_names, self.category_ids)
+        if not isinstance(self.graph.operations[-1].attributes, Detections):
+            raise InputError("the graph does not end in detections")
+        if self._detections.num_classes != self.num_classes:
+            raise InputError(
+                f"class_names has {self.num_classes} names, expected those of the graph's "
+                f"{self._detections.num_classes} classes"
+            )
+
+    @property
+    def _detections(self) -> Detections:
+        attributes = self.graph.operations[-1].attributes
+        assert isinstance(attributes, Detections)
+        return attributes
+
+    @property
+    def input_height(self) -> int:
+        return self.graph.image.height
+
+    @property
+    def input_width(self) -> int:
+        return self.graph.image.width
+
+    @property
+    def num_classes(self) -> int:
+        """Number of object classes, without the background."""
+        return len(self.class_names)
+
+    @property
+    def proposals(self) -> int:
+        """RoIs of an image, at most."""
+        return self.graph.rois
+
+    @property
+    def score_threshold(self) -> float:
+        return self._detections.score_threshold
+
+    @property
+    def nms_threshold(self) -> float:
+        return self._detections.nms_threshold
+
+    @property
+    def max_detections(self) -> int:
+        return self._detections.max_detections
+
+    def to_stored(self) -> dict[str, Any]:
+        """JSON-ready values of all fields but the graph."""
+        fields = (field.name for field in dataclasses.fields(self) if field.name != "graph")
+        return {name: getattr(self, name) for name in fields}
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any], graph: Graph) -> DetectorConfig:
+        """Rebuild a configuration from the values of `to_stored`.
+
+        Raises:
+            InputError: a key is unknown or missing, or a value has the wrong type or range.
+        """
+        hints = get_type_hints(cls)
+        del hints["graph"]
+        if unknown := sorted(set(values) ^ set(hints)):
+            raise InputError(f"unknown or no configuration key {unknown[0]!r}")
+        known = {key: coerce(key, value, hints[key]) for key, value in values.items()}
+        return cls(graph=graph, **known)
+
+
+Config: TypeAlias = ModelConfig | DetectorConfig
+
+
+def build_graph(config: Config, input_size: tuple[int, int] | None = None) -> Graph:
+    """The graph of a detector.
+
+    Args:
+        config: the detector.
+        input_size: (height, width) in pixels; default: that of the configuration.
+
+    Raises:
+        InputError: the network input is too small for the network.
+    """
+    if isinstance(config, ModelConfig):
+        return c4.build_graph(config, input_size)
+    return config.graph if input_size is None else config.graph.resized(*input_size)
+
+
+def require_c4(config: Config, what: str) -> ModelConfig:
+    """The configuration, for what works on a Faster R-CNN C4 alone.
+
+    Raises:
+        InputError: the detector is described by its graph.
+    """
+    if isinstance(config, ModelConfig):
+        return config
+    raise InputError(f"{config.name} is described by its graph, and cannot be {what} here yet")
+
+
+def config_to_json(config: Config) -> str:
+    """A whole configuration as JSON, for the metadata of exported graphs."""
+    values = config.to_stored()
+    if isinstance(config, DetectorConfig):
+        values["graph"] = graph_json.to_json(config.graph)
+    return json.dumps(values)
+
+
+def config_from_json(text: str) -> Config:
+    """The configuration of `config_to_json`.
+
+    Raises:
+        ValueError: the text is no such configuration.
+    """
+    values = json.loads(text)
+    if isinstance(values, dict) and "graph" in values:
+        graph = graph_json.from_json(values.pop("graph"))
+        return DetectorConfig.from_stored(values, graph)
+    return ModelConfig.from_dict(values)
+
+
+def with_form(
+    config: Config,
+    *,
+    input_size: tuple[int, int] | None = None,
+    resize: str | None = None,
+    max_detections: int | None = None,
+) -> Config:
+    """The same detector for another network input or number of rows; None: no change."""
+    changes: dict[str, Any] = {} if resize is None else {"resize": resize}
+    if isinstance(config, ModelConfig):
+        if input_size is not None:
+            changes |= {"input_height": input_size[0], "input_width": input_size[1]}
+        if max_detections is not None:
+            changes["max_detections"] = max_detections
+        return dataclasses.replace(config, **changes)
+    graph = config.graph if input_size is None else config.graph.resized(*input_size)
+    if max_detections is not None:
+        attributes = dataclasses.replace(config._detections, max_detections=max_detections)
+        last = dataclasses.replace(graph.operations[-1], attributes=attributes)
+        graph = Graph(graph.image, (*graph.operations[:-1], last))
+    return dataclasses.replace(config, graph=graph, **changes)
+
+
+def as_detector_config(config: Config) -> DetectorConfig:
+    """The same detector, described by its graph."""
+    if isinstance(config, DetectorConfig):
+        return config
+    return DetectorConfig(
+        name=config.name,
+        graph=c4.build_graph(config),
+        resize=config.resize,
+        class_names=config.class_names,
+        category_ids=config.category_ids,
+    )
