@@ -43,8 +43,9 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   a.scale = conv.scale.data() + (conv.scale.empty() ? 0 : first * conv.tile_rows);
   a.residual_scale = conv.residual_scale;
   a.packed_output = conv.shape.out_type != ElementType::float32;
-  a.rows = std::min(element_count(conv.shape.out_type, conv.shape.out_channels) - conv.out_row(chunk),
-                    a.row_tiles * conv.tile_rows / channels_per_element(conv.shape.out_type));
+  a.rows =
+      std::min(element_count(conv.shape.out_type, conv.shape.out_channels) - conv.out_row(chunk),
+               a.row_tiles * conv.tile_rows / channels_per_element(conv.shape.out_type));
   a.relu = conv.shape.relu;
   return a;
 }

@@ -1,14 +1,18 @@
-#include <array>
+// A new algorithm NAME is a file that defines NAME_algorithm, and X(NAME) in this line:
+#define SPARSEDET_ALGORITHMS(X) X(sparse) X(dense) X(winograd)
+
 #include <stdexcept>
 
 #include "algorithms/algorithm.h"
 
 namespace sparsedet {
 
-extern const Algorithm sparse_algorithm, dense_algorithm, winograd_algorithm;
+#define DECLARE(name) extern const Algorithm name##_algorithm;
+#define ADDRESS(name) &name##_algorithm,
+SPARSEDET_ALGORITHMS(DECLARE)
 
 std::span<const Algorithm* const> algorithms() {
-  static constexpr std::array all{&sparse_algorithm, &dense_algorithm, &winograd_algorithm};
+  static constexpr const Algorithm* all[] = {SPARSEDET_ALGORITHMS(ADDRESS)};
   return all;
 }
 
@@ -21,8 +25,8 @@ const Algorithm& find_algorithm(const std::string& name) {
 const Algorithm& choose_algorithm(const ConvProblem& problem, double element_density) {
   const Algorithm* best = nullptr;
   for (const Algorithm* a : algorithms())
-    if (a->eligible(problem) && (!best || a->time(problem, element_density) <
-                                              best->time(problem, element_density)))
+    if (a->eligible(problem) &&
+        (!best || a->time(problem, element_density) < best->time(problem, element_density)))
       best = a;
   return *best;
 }

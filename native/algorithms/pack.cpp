@@ -49,8 +49,8 @@ class Columns {
 
   // elements: [R][count], 0.0f where there is no weight. largest: the largest magnitude of each
   // output channel, for int8.
-  void read(const PackedConv& conv, const WeightRows& rows, int tile, const std::vector<float>& largest,
-            float* elements) const {
+  void read(const PackedConv& conv, const WeightRows& rows, int tile,
+            const std::vector<float>& largest, float* elements) const {
     std::memset(elements, 0, size_t(conv.tile_rows) * count_ * sizeof(float));
     for (int r = 0; r < conv.tile_rows; r++, elements += count_) {
       const int channel = conv.channel(tile * conv.tile_rows + r);

@@ -55,8 +55,8 @@ class WinogradConvolution : public PackedConvolution {
     return n;
   }
   size_t scratch_floats(const Rois& out) const override {
-    return kPoints *
-           (tiles_of(nullptr, in_channels_, out).size() + tiles_of(nullptr, out_channels_, out).size());
+    return kPoints * (tiles_of(nullptr, in_channels_, out).size() +
+                      tiles_of(nullptr, out_channels_, out).size());
   }
   void run(Context&, const FeatureMap&, const FeatureMap*, const FeatureMap&) const override {
     throw std::logic_error("winograd runs on RoIs only");
@@ -165,8 +165,7 @@ std::unique_ptr<PackedConvolution> pack(const Kernels& kernels, const ConvProble
         }
       };
       packer.parallel(shape.out_channels, transform_row);
-      conv->add(
-          pack_conv(kernels, product(shape), point.data(), nullptr, true, true, packer));
+      conv->add(pack_conv(kernels, product(shape), point.data(), nullptr, true, true, packer));
     }
   return conv;
 }

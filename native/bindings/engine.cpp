@@ -133,9 +133,9 @@ class NativeEngine {
     {
       const WithoutLock unlocked;
       for (const Detection& d : executor_.run(network_input.data(), height, width))
-        rows.insert(rows.end(), {0.0f, static_cast<float>(d.label), d.score,
-                                 d.box[0] / float(width), d.box[1] / float(height),
-                                 d.box[2] / float(width), d.box[3] / float(height)});
+        rows.insert(rows.end(),
+                    {0.0f, static_cast<float>(d.label), d.score, d.box[0] / float(width),
+                     d.box[1] / float(height), d.box[2] / float(width), d.box[3] / float(height)});
     }
     return to_numpy(rows, {rows.size() / 7, 7});
   }
@@ -194,9 +194,7 @@ class NativeEngine {
   size_t activation_bytes() const { return executor_.activation_bytes(); }
   std::string isa() const { return executor_.kernels().isa; }
   int threads() const { return executor_.threads(); }
-  const std::vector<std::pair<std::string, double>>& timings() const {
-    return executor_.timings();
-  }
+  const std::vector<std::pair<std::string, double>>& timings() const { return executor_.timings(); }
 
  private:
   static const Kernels& choose(const std::string& isa, const std::string& precision) {

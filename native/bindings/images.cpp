@@ -17,8 +17,8 @@ void bind_images(nb::module_& m) {
         JpegCheck check;
         {
           nb::gil_scoped_release release;
-          check = check_jpeg(static_cast<const uint8_t*>(data.data()), data.size(),
-                                        max_pixels, copy);
+          check =
+              check_jpeg(static_cast<const uint8_t*>(data.data()), data.size(), max_pixels, copy);
         }
         return nb::make_tuple(check.damage, check.unsupported, check.odd,
                               nb::bytes(check.clean.data(), check.clean.size()), check.exif_start,

@@ -20,14 +20,10 @@ static void bind_cpu(nb::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("cpu_vendor", &cpu_vendor);
   m.def(
-      "has_bfloat16",
-      [](const std::string& isa) {
-        return has_bfloat16(choose_kernels(isa));
-      },
+      "has_bfloat16", [](const std::string& isa) { return has_bfloat16(choose_kernels(isa)); },
       "isa"_a = "");
   m.def(
-      "has_int8",
-      [](const std::string& isa) { return has_int8(choose_kernels(isa)); },
+      "has_int8", [](const std::string& isa) { return has_int8(choose_kernels(isa)); },
       "isa"_a = "");
   m.def(
       "peak_gflops",
@@ -55,8 +51,7 @@ static void bind_cpu(nb::module_& m) {
       },
       "isa"_a, "threads"_a, "seconds"_a);
   m.def(
-      "choose_isa",
-      [](const std::string& isa) { return std::string(choose_kernels(isa).isa); },
+      "choose_isa", [](const std::string& isa) { return std::string(choose_kernels(isa).isa); },
       "isa"_a = "");
 }
 

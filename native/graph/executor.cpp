@@ -92,8 +92,7 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         [&](const ConvolutionAttributes& a) -> std::shared_ptr<const Operation> {
           auto conv =
               std::make_shared<Convolution>(a, pick(shapes_, inputs), pick(formats_, inputs));
-          const auto* other =
-              weights_of.empty() ? nullptr : convolution(value_of(weights_of));
+          const auto* other = weights_of.empty() ? nullptr : convolution(value_of(weights_of));
           if (other && conv->same_problem(*other)) {
             conv->share(*other);
             return conv;

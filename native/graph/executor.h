@@ -142,10 +142,10 @@ class Executor {
   PackScratch pack_scratch_;  // released when a size is planned
   const std::shared_ptr<std::vector<Node>> shared_nodes_;
   std::vector<Node>& nodes_ = *shared_nodes_;
-  std::vector<Format> formats_;        // by value
-  std::vector<Shape> shapes_;          // by value, at the size to begin with
-  int height_ = 0, width_ = 0;         // of the planned network input; 0: nothing is planned
-  std::vector<Value> values_;          // of the planned size, as all that follows
+  std::vector<Format> formats_;  // by value
+  std::vector<Shape> shapes_;    // by value, at the size to begin with
+  int height_ = 0, width_ = 0;   // of the planned network input; 0: nothing is planned
+  std::vector<Value> values_;    // of the planned size, as all that follows
   std::vector<Loop> loops_;
   std::vector<float*> prepared_, node_scratch_;  // by node
   std::vector<bool> tables_;                     // by value: collected for another domain

@@ -134,7 +134,8 @@ Tensor Executor::run_operation(const std::string& name, const std::vector<Tensor
     const Shape& known = shapes_[sources[i]];
     const std::vector<size_t>& s = inputs[i].shape;
     const bool rois = known.domain == Domain::rois;
-    fit((rois || known.domain == Domain::map) && s.size() == 4 && s[0] >= 1 && (rois || s[0] == 1) &&
+    fit((rois || known.domain == Domain::map) && s.size() == 4 && s[0] >= 1 &&
+            (rois || s[0] == 1) &&
             std::all_of(s.begin(), s.end(), [](size_t n) { return n >= 1 && n <= 1 << 20; }) &&
             inputs[i].data.size() == floats_of(s),
         name);
@@ -165,8 +166,7 @@ Tensor Executor::run_operation(const std::string& name, const std::vector<Tensor
   }
   Value& out = values.back();
   memory.back().reserve(operation.scratch_floats(out) + 1);
-  operation.run(context_,
-                {pointers, out, 0, out_shape.count, memory.back().data(), nullptr});
+  operation.run(context_, {pointers, out, 0, out_shape.count, memory.back().data(), nullptr});
   Tensor result;
   take(out, out_shape.count, result);
   result.shape = {static_cast<size_t>(out_shape.count), static_cast<size_t>(out_shape.channels),

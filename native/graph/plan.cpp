@@ -14,9 +14,8 @@ std::vector<Executor::Loop> Executor::find_loops() const {
   for (int node = 0; node < static_cast<int>(nodes_.size()); node++) {
     if (shapes_[node + 1].domain != Domain::rois) continue;
     const std::vector<int>& inputs = nodes_[node].inputs;
-    const auto of_rois = std::find_if(inputs.begin(), inputs.end(), [&](int v) {
-      return shapes_[v].domain == Domain::rois;
-    });
+    const auto of_rois = std::find_if(inputs.begin(), inputs.end(),
+                                      [&](int v) { return shapes_[v].domain == Domain::rois; });
     const int boxes = of_rois == inputs.end() ? inputs.back() : boxes_of[*of_rois];
     if (loops.empty() || loops.back().last != node || loops.back().boxes != boxes)
       loops.push_back({node, node, boxes, 0});

@@ -20,7 +20,7 @@ struct Detection {
 // The box that deltas make of a box, clipped to height and width. weights: divisors of the deltas;
 // clamp: largest dw and dh.
 inline Box decode(const float* d, const Box& box, const Box& weights, float clamp, float height,
-           float width) {
+                  float width) {
   const float w = box[2] - box[0], h = box[3] - box[1];
   const float cx = box[0] + 0.5f * w, cy = box[1] + 0.5f * h;
   const float x = d[0] / weights[0] * w + cx, y = d[1] / weights[1] * h + cy;

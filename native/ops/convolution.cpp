@@ -115,12 +115,11 @@ Shape Convolution::shape(std::span<const Shape> inputs) const {
   if (in.channels != a_.in_channels)
     throw std::invalid_argument("has " + std::to_string(a_.in_channels) +
                                 " input channels, but its input " + std::to_string(in.channels));
-  const Shape out{in.domain, a_.out_channels,
-                  output_length(in.height, a_.kernel[0], a_.stride, a_.padding[0], a_.padding[2],
-                                a_.dilation),
-                  output_length(in.width, a_.kernel[1], a_.stride, a_.padding[1], a_.padding[3],
-                                a_.dilation),
-                  in.count};
+  const Shape out{
+      in.domain, a_.out_channels,
+      output_length(in.height, a_.kernel[0], a_.stride, a_.padding[0], a_.padding[2], a_.dilation),
+      output_length(in.width, a_.kernel[1], a_.stride, a_.padding[1], a_.padding[3], a_.dilation),
+      in.count};
   if (inputs.size() > 1 && (inputs[1].domain != out.domain || inputs[1].channels != out.channels ||
                             inputs[1].height != out.height || inputs[1].width != out.width))
     throw std::invalid_argument("the tensor that is added has another shape than the output");

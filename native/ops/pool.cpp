@@ -16,8 +16,8 @@ void pool_map(Context& context, const FeatureMap& in, int padding_top, int paddi
     for (int c = 0; c < out.elements(); c++) {
       for (int i = 0; i < inputs; i++)
         for (int r = 0; r < 3; r++)
-          a.rows[i][r] = in.at(2 * y - padding_top + r,
-                               std::min(c * inputs + i, in.elements() - 1), -padding_left);
+          a.rows[i][r] = in.at(2 * y - padding_top + r, std::min(c * inputs + i, in.elements() - 1),
+                               -padding_left);
       a.out = out.at(y, c, 0);
       kernel(a);
     }
@@ -34,9 +34,8 @@ Shape MaxPool::shape(std::span<const Shape> inputs) const {
 }
 
 Needs MaxPool::needs(std::span<const Shape> inputs, size_t) const {
-  return {
-      border_needed(inputs[0].height, a_.kernel, a_.stride, a_.padding[0], a_.padding[2]),
-      std::max({a_.padding[1], a_.padding[3], 0})};
+  return {border_needed(inputs[0].height, a_.kernel, a_.stride, a_.padding[0], a_.padding[2]),
+          std::max({a_.padding[1], a_.padding[3], 0})};
 }
 
 void MaxPool::run(Context& context, const Step& step) const {

@@ -6,8 +6,8 @@ namespace sparsedet {
 
 struct MaxPoolAttributes {
   int kernel, stride;
-  int padding[4];        // top, left, bottom, right; zeros, so the input is not negative
-  ElementType type;      // of the output: that of the input, or int8 of float32
+  int padding[4];            // top, left, bottom, right; zeros, so the input is not negative
+  ElementType type;          // of the output: that of the input, or int8 of float32
   float clipping_threshold;  // int8: of the output
 };
 

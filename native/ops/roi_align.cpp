@@ -57,10 +57,9 @@ struct Axis {
     cell.clear();
     weight.clear();
     const float bin = length / static_cast<float>(a.size);
-    const int samples =
-        a.sampling_ratio > 0
-            ? a.sampling_ratio
-            : static_cast<int>(std::ceil(length / static_cast<float>(a.size)));
+    const int samples = a.sampling_ratio > 0
+                            ? a.sampling_ratio
+                            : static_cast<int>(std::ceil(length / static_cast<float>(a.size)));
     for (int b = 0; b < a.size; b += a.step) {
       start.push_back(static_cast<int>(cell.size()));
       for (int s = 0; s < samples; s++) {

@@ -69,8 +69,7 @@ struct Rois {
   int cell() const { return of_elements ? of_elements : elements(); }
   size_t size() const { return static_cast<size_t>(blocks) * height * width * cell() * lanes; }
   float* at(int block, int y, int x, int c) const {
-    return data +
-           (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * cell() + c) * lanes;
+    return data + (((static_cast<ptrdiff_t>(block) * height + y) * width + x) * cell() + c) * lanes;
   }
   // As FeatureMap::view.
   Rois view(int first, int count) const {

@@ -292,7 +292,7 @@ bool roi_case(const Kernels& k, int channels, bool bias, bool relu, bool fractio
 
 // Unpacks the streams again: every column and every weight occurs exactly once.
 bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split_taps) {
-  const int taps = s.kernel * s.kernel;
+  const int taps = s.taps();
   std::vector<float> weight(static_cast<size_t>(s.out_channels) * s.in_channels * taps);
   for (float& w : weight)
     w = with_probability(density) ? draw_nonzero(true) : 0;
@@ -313,11 +313,11 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
   for (size_t block = 0; good && block < conv.segments.size(); block++) {
     std::vector<int> columns;  // positions in a row of weights
     for (const Segment& g : conv.segments[block]) {
-      const int y = g.dy + s.padding_before, x = g.dx + s.padding_before;
-      good &= y >= 0 && x >= 0 && y < s.kernel && x < s.kernel && g.count > 0 && g.channel >= 0 &&
-              g.channel + g.count <= s.in_channels;
+      const int y = g.dy + s.padding_top, x = g.dx + s.padding_left;
+      good &= y >= 0 && x >= 0 && y < s.kernel_height && x < s.kernel_width && g.count > 0 &&
+              g.channel >= 0 && g.channel + g.count <= s.in_channels;
       for (int c = g.channel; good && c < g.channel + g.count; c++) {
-        columns.push_back(c * taps + y * s.kernel + x);
+        columns.push_back(c * taps + y * s.kernel_width + x);
         seen[columns.back()]++;
       }
     }
@@ -443,8 +443,9 @@ bool test_pack_conv(const Kernels& k) {
   for (const auto& [in, out, kernel] : shapes)
     for (double density : {0.0, 0.4, 1.0})
       for (bool split : {false, true})
-        group.check(round_trip(k, {in, out, kernel, 1, kernel / 2, false}, density, split),
-                    "%d -> %d, kernel %d, density %g, split %d", in, out, kernel, density, split);
+        group.check(
+            round_trip(k, {in, out, kernel, kernel, 1, kernel / 2, kernel / 2}, density, split),
+            "%d -> %d, kernel %d, density %g, split %d", in, out, kernel, density, split);
   return group.report();
 }
 

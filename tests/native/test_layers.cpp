@@ -13,7 +13,9 @@
 #include <random>
 #include <vector>
 
-#include "ops/layers.h"
+#include "algorithms/direct.h"
+#include "ops/normalise.h"
+#include "ops/pool.h"
 
 namespace {
 
@@ -104,9 +106,10 @@ bool layer_case(const Kernels& k, const Case& c) {
   for (float& b : bias)
     b = draw(-9, 9);
   if (c.pool) {
-    pool_map(context, in, c.before, out);
+    pool_map(context, in, c.before, c.before, out);
   } else {
-    ConvShape shape{c.in_channels, c.out_channels, c.kernel, c.stride, c.before, false};
+    ConvShape shape{c.in_channels, c.out_channels, c.kernel, c.kernel,
+                    c.stride,      c.before,       c.before};
     shape.in_type = in.type;
     conv_map(context, pack_conv(k, shape, weight.data(), bias.data(), false), in, nullptr, out);
   }

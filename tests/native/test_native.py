@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,13 @@ def test_kernels(tmp_path: Path) -> None:
         ROOT / "tests/native" / name
         for name in ("test_kernels.cpp", "test_int8.cpp", "test_layers.cpp")
     ]
-    parts = ("algorithms/pack.cpp", "kernels/dispatch.cpp", "ops/layers.cpp")
+    parts = (
+        *(f"algorithms/{part}.cpp" for part in ("cut", "direct", "pack", "unpack", "weights")),
+        "kernels/dispatch.cpp",
+        "ops/normalise.cpp",
+        "ops/pool.cpp",
+        "tensors/layout.cpp",
+    )
     others = [*(NATIVE / part for part in parts), *tests]
     sources = kernel_sources(*checks) | {path: ["-O1", *checks] for path in others}
     subprocess.run(["c++", *checks, *compile_all(sources, tmp_path), "-o", program], check=True)
@@ -112,6 +119,28 @@ def test_kernels(tmp_path: Path) -> None:
         for group in ("sparse", "pack_conv", "layers"):
             assert f"ok   {isa} {group}" in run.stdout
         assert not _native.has_int8(isa) or f"ok   {isa} int8 sparse" in run.stdout
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_planner_executor_and_cost_model(tmp_path: Path) -> None:
+    """Without a detector, and with an algorithm that is added by one file and one line."""
+    listed = (NATIVE / "algorithms/list.cpp").read_text()
+    assert listed.count("X(winograd)\n") == 1
+    own_list = tmp_path / "list.cpp"
+    own_list.write_text(listed.replace("X(winograd)\n", "X(winograd) X(im2col)\n"))
+    build = (ROOT / "CMakeLists.txt").read_text()
+    parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
+    sources = [NATIVE / part for part in parts if part != "algorithms/list.cpp"]
+    sources += [NATIVE / "kernels/dispatch.cpp", NATIVE / "kernels/scalar.cpp", own_list]
+    sources += [ROOT / "tests/native" / name for name in ("test_graph.cpp", "im2col.cpp")]
+    flags = kernel_sources() | {path: [] for path in sources}
+    program = tmp_path / "test_graph"
+    subprocess.run(["c++", *compile_all(flags, tmp_path), "-o", program], check=True)
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for group in ("memory plan", "cost model", "graph", "im2col"):
+        assert f"ok   {group}" in run.stdout
 
 
 @needs_compiler
