@@ -188,7 +188,8 @@ class Fingerprint:
         for number, line in enumerate(text.split(" && ")):
             words = [self.words.get(word, [word.replace("OUT", name)]) for word in line.split()]
             done = run(sum(words, start), cwd=self.folder, capture_output=True, text=True)
-            if done.returncode == 2:
+            missing = any(text in done.stderr for text in ("needs: pip", "is not available"))
+            if done.returncode == 2 or (done.returncode == 1 and missing):
                 raise sparsedet.InputError(done.stderr.strip().rpartition("\n")[2])
             if done.returncode:
                 raise RuntimeError(f"{line}: exit code {done.returncode}\n{done.stderr}")

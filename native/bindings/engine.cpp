@@ -126,13 +126,15 @@ class NativeEngine {
   }
 
   template <class T>
-  nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> network_input) {
+  nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> network_input,
+                                    std::optional<std::pair<int, int>> content) {
     const auto height = static_cast<int>(network_input.shape(0));
     const auto width = static_cast<int>(network_input.shape(1));
     std::vector<float> rows;
     {
       const WithoutLock unlocked;
-      for (const Detection& d : executor_.run(network_input.data(), height, width))
+      for (const Detection& d : executor_.run(
+               network_input.data(), height, width, content.value_or(std::pair{height, width})))
         rows.insert(rows.end(),
                     {0.0f, static_cast<float>(d.label), d.score, d.box[0] / float(width),
                      d.box[1] / float(height), d.box[2] / float(width), d.box[3] / float(height)});
@@ -221,8 +223,8 @@ void bind_engine(nb::module_& m) {
       .def("add_packed", &NativeEngine::add_packed, "operation"_a, "packed"_a, "bias"_a.none(),
            "algorithm"_a, "nonzero"_a, "checksum"_a)
       .def("packed", &NativeEngine::packed, "name"_a)
-      .def("run", &NativeEngine::run<uint8_t>, "network_input"_a)
-      .def("run", &NativeEngine::run<float>, "network_input"_a)
+      .def("run", &NativeEngine::run<uint8_t>, "network_input"_a, "content"_a = nb::none())
+      .def("run", &NativeEngine::run<float>, "network_input"_a, "content"_a = nb::none())
       .def("run_between", &NativeEngine::run_between, "given"_a, "wanted"_a)
       .def("run_operation", &NativeEngine::run_operation, "name"_a, "inputs"_a)
       .def("plan", &NativeEngine::plan, "height"_a, "width"_a)

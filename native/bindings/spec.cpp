@@ -148,6 +148,7 @@ ProposalsAttributes proposals(Fields& f) {
   a.count = f.integer("count", 1);
   a.nms_threshold = f.get<float>("nms_threshold");
   a.remove_empty = f.get<bool>("remove_empty");
+  a.min_size = f.get<float>("min_size");
   a.inclusive = f.get<bool>("inclusive");
   return a;
 }
@@ -162,6 +163,7 @@ DetectionsAttributes detections(Fields& f) {
   a.score_threshold = f.get<float>("score_threshold");
   a.nms_threshold = f.get<float>("nms_threshold");
   a.max_detections = f.integer("max_detections", 1);
+  a.min_size = f.get<float>("min_size");
   return a;
 }
 
@@ -182,6 +184,8 @@ OperationSpec to_spec(nb::dict values) {
       spec.attributes = max_pool(fields);
     else if (kind == "mean")
       spec.attributes = MeanAttributes{};
+    else if (kind == "resize")
+      spec.attributes = ResizeAttributes{};
     else if (kind == "slice")
       spec.attributes = SliceAttributes{fields.integer("first", 0), fields.integer("channels", 1)};
     else if (kind == "roi_align")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <set>
 #include <stdexcept>
 
 namespace sparsedet {
@@ -97,7 +98,7 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
             conv->share(*other);
             return conv;
           }
-          if (!weights) throw std::invalid_argument("a convolution without weights");
+          if (!weights) throw std::invalid_argument("a convolution has no weights of its own");
           if (bias && bias->size() != size_t(a.out_channels))
             throw std::invalid_argument("bias has the wrong shape");
           conv->pack(kernels_, *weights, bias ? bias->data() : nullptr,
@@ -117,6 +118,9 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         },
         [](const MeanAttributes&) -> std::shared_ptr<const Operation> {
           return std::make_shared<Mean>();
+        },
+        [](const ResizeAttributes&) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Resize>();
         },
         [](const SliceAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<Slice>(a);
@@ -184,8 +188,11 @@ std::vector<std::pair<std::string, const Convolution*>> Executor::convolutions()
 
 size_t Executor::weight_bytes() const {
   size_t n = 0;
-  for (const Node& node : nodes_)
-    n += node.operation->weight_bytes();
+  std::set<const void*> counted;  // some convolutions share their weights
+  for (size_t i = 0; i < nodes_.size(); i++) {
+    const Convolution* conv = convolution(static_cast<int>(i) + 1);
+    if (!conv || counted.insert(&conv->packed()).second) n += nodes_[i].operation->weight_bytes();
+  }
   return n;
 }
 
@@ -285,8 +292,11 @@ void Executor::run_nodes(const Part* part) {
 }
 
 template <class T>
-const std::vector<Detection>& Executor::run(const T* image, int height, int width) {
+const std::vector<Detection>& Executor::run(const T* image, int height, int width,
+                                            std::pair<int, int> content) {
   plan(height, width);
+  values_[0].content_height = content.first;
+  values_[0].content_width = content.second;
   values_[0].pixels = image;
   values_[0].float_pixels = std::is_same_v<T, float>;
   run_nodes(nullptr);
@@ -295,7 +305,7 @@ const std::vector<Detection>& Executor::run(const T* image, int height, int widt
   return values_.back().detections;
 }
 
-template const std::vector<Detection>& Executor::run(const uint8_t*, int, int);
-template const std::vector<Detection>& Executor::run(const float*, int, int);
+template const std::vector<Detection>& Executor::run(const uint8_t*, int, int, std::pair<int, int>);
+template const std::vector<Detection>& Executor::run(const float*, int, int, std::pair<int, int>);
 
 }  // namespace sparsedet

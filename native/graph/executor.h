@@ -57,9 +57,11 @@ class Executor {
   // Plans the activations for a size of the network input; does nothing if it is planned already.
   void plan(int height, int width);
 
-  // image: BGR [height][width][3], 0..255. Returns the detections of the last operation.
+  // image: BGR [height][width][3], 0..255. content: height and width of what is in its upper left
+  // corner; boxes end there. Returns the detections of the last operation.
   template <class T>
-  const std::vector<Detection>& run(const T* image, int height, int width);
+  const std::vector<Detection>& run(const T* image, int height, int width,
+                                    std::pair<int, int> content);
 
   // ---- for tests and calibration; not fast
 

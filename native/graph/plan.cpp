@@ -75,6 +75,8 @@ void Executor::lay_out(const std::vector<Shape>& shapes) {
       all = {std::max(all.border, n.border), std::max(all.padding, n.padding)};
     }
   values_.assign(shapes.size(), {});
+  values_[0].content_height = shapes[0].height;
+  values_[0].content_width = shapes[0].width;
   for (size_t v = 0; v < shapes.size(); v++) {
     values_[v].shape = shapes[v];
     values_[v].format = formats_[v];

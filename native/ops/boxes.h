@@ -30,6 +30,10 @@ inline Box decode(const float* d, const Box& box, const Box& weights, float clam
           std::clamp(x + half_w, 0.0f, width), std::clamp(y + half_h, 0.0f, height)};
 }
 
+inline bool at_least(const Box& box, float size) {
+  return box[2] - box[0] >= size && box[3] - box[1] >= size;
+}
+
 // Greedy non-maximum suppression against the boxes kept so far.
 class Suppressor {
  public:

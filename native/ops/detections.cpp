@@ -17,8 +17,9 @@ Shape Detections::shape(std::span<const Shape> inputs) const {
 void Detections::run(Context&, const Step& step) const {
   const float *logits = step.inputs[0]->table.data(), *deltas = step.inputs[1]->table.data();
   const std::vector<Box>& rois = step.inputs[2]->boxes;
-  const Shape& image = step.inputs[3]->shape;
-  const auto height = static_cast<float>(image.height), width = static_cast<float>(image.width);
+  const Value& image = *step.inputs[3];
+  const auto height = static_cast<float>(image.content_height);
+  const auto width = static_cast<float>(image.content_width);
   const int classes = a_.num_classes, columns = classes + 1;
   const int box_columns = classes + a_.background_deltas;
   const bool background_first = a_.background == Background::first;
@@ -52,6 +53,7 @@ void Detections::run(Context&, const Step& step) const {
     if (found.size() == static_cast<size_t>(a_.max_detections)) break;
     const float* d = deltas + (static_cast<size_t>(c.roi) * box_columns + first_box + c.label) * 4;
     const Box box = decode(d, rois[c.roi], a_.box_weights, a_.delta_clamp, height, width);
+    if (a_.min_size > 0 && !at_least(box, a_.min_size)) continue;
     if (suppressors[c.label].keep(box)) found.push_back({c.label + 1, c.score, box});
   }
 }

@@ -16,6 +16,7 @@ struct DetectionsAttributes {
   float delta_clamp;
   float score_threshold, nms_threshold;
   int max_detections;
+  float min_size;  // shorter or narrower boxes are dropped; 0: none
 };
 
 // Inputs: logits [num_classes + 1], deltas [4 * num_classes (+ 4)], proposals, the image.

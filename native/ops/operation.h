@@ -52,6 +52,7 @@ struct Value {
   Rois rois;                  // rois: the blocks that are in flight
   const void* pixels;         // image
   bool float_pixels = false;  // else they are uint8
+  int content_height = 0, content_width = 0;  // image: of what is in its upper left corner
   std::vector<Box> boxes;
   std::vector<Detection> detections;
   // Of RoIs with one cell, where an operation of another domain reads them: [RoIs][channels].

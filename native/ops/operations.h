@@ -11,6 +11,7 @@
 #include "ops/normalise.h"
 #include "ops/pool.h"
 #include "ops/proposals.h"
+#include "ops/resize.h"
 #include "ops/roi_align.h"
 #include "ops/slice.h"
 
@@ -19,7 +20,7 @@ namespace sparsedet {
 struct MeanAttributes {};
 
 using Attributes =
-    std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, MeanAttributes,
+    std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, MeanAttributes, ResizeAttributes,
                  SliceAttributes, RoiAlignAttributes, ProposalsAttributes, DetectionsAttributes>;
 
 struct OperationSpec {

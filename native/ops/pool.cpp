@@ -1,6 +1,7 @@
 #include "ops/pool.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace sparsedet {
 
@@ -24,10 +25,29 @@ void pool_map(Context& context, const FeatureMap& in, int padding_top, int paddi
   });
 }
 
+// Any window; of one cell any type.
+static void pool_plain(Context& context, const FeatureMap& in, const MaxPoolAttributes& a,
+                       const FeatureMap& out) {
+  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
+  context.pool.parallel(out.height, [&](int y, int) {
+    const int top = y * a.stride - a.padding[0];
+    for (int c = 0; c < out.elements(); c++) {
+      float* to = out.at(y, c, 0);
+      for (int x = 0; x < out.width; x++) {
+        const int left = x * a.stride - a.padding[1];
+        float best = in.at(std::max(top, 0), c, std::max(left, 0))[0];
+        for (int i = std::max(top, 0); i < std::min(top + a.kernel, in.height); i++)
+          for (int j = std::max(left, 0); j < std::min(left + a.kernel, in.width); j++)
+            best = a.kernel == 1 ? *in.at(i, c, j) : std::max(best, *in.at(i, c, j));
+        to[x] = best;
+      }
+      std::memset(to + out.width, 0, excess * sizeof(float));
+    }
+  });
+}
+
 Shape MaxPool::shape(std::span<const Shape> inputs) const {
   const Shape& in = expect(inputs, 0, Domain::map);
-  if (a_.kernel != 3 || a_.stride != 2)
-    throw std::invalid_argument("max pooling is 3x3 of stride 2 here");
   return {Domain::map, in.channels,
           output_length(in.height, a_.kernel, a_.stride, a_.padding[0], a_.padding[2]),
           output_length(in.width, a_.kernel, a_.stride, a_.padding[1], a_.padding[3])};
@@ -39,7 +59,13 @@ Needs MaxPool::needs(std::span<const Shape> inputs, size_t) const {
 }
 
 void MaxPool::run(Context& context, const Step& step) const {
-  pool_map(context, step.inputs[0]->map, a_.padding[0], a_.padding[1], step.out.map);
+  const FeatureMap &in = step.inputs[0]->map, &out = step.out.map;
+  if (a_.kernel == 3 && a_.stride == 2)
+    return pool_map(context, in, a_.padding[0], a_.padding[1], out);
+  if (a_.kernel > 1 && in.type != ElementType::float32)
+    throw std::invalid_argument("max pooling of this window runs in float32 only");
+  if (in.type != out.type) throw std::invalid_argument("this max pooling keeps the type");
+  pool_plain(context, in, a_, out);
 }
 
 }  // namespace sparsedet

@@ -32,7 +32,7 @@ struct Outputs {
 
 // Appends the boxes of one level that survive NMS, best first.
 void find_level(const ProposalsAttributes& attributes, const ProposalsLevel& level,
-                const Outputs& outputs, int width, const Shape& image,
+                const Outputs& outputs, int width, const Value& image,
                 std::vector<Candidate>& kept) {
   const std::vector<float>& logits = outputs.logits;
   const int anchors = static_cast<int>(level.cell_anchors.size());
@@ -50,19 +50,23 @@ void find_level(const ProposalsAttributes& attributes, const ProposalsLevel& lev
   std::sort(order.begin(), order.begin() + count, better);
 
   const float last = attributes.inclusive ? 1.0f : 0.0f;
-  const float right = static_cast<float>(image.width) - last;
-  const float bottom = static_cast<float>(image.height) - last;
+  const float right = static_cast<float>(image.content_width) - last;
+  const float bottom = static_cast<float>(image.content_height) - last;
   const size_t enough = kept.size() + attributes.count;
+  const int height = static_cast<int>(logits.size()) / (width * anchors);
+  const int stride_x = level.stride ? level.stride : image.shape.width / width;
+  const int stride_y = level.stride ? level.stride : image.shape.height / height;
   Suppressor suppressor(attributes.nms_threshold, last);
   for (size_t i = 0; i < count && kept.size() < enough; i++) {
     const int index = order[i], cell = index / anchors;
-    const auto x = static_cast<float>(cell % width * level.stride);
-    const auto y = static_cast<float>(cell / width * level.stride);
+    const auto x = static_cast<float>(cell % width * stride_x);
+    const auto y = static_cast<float>(cell / width * stride_y);
     Box anchor = level.cell_anchors[index % anchors];
     anchor = {anchor[0] + x, anchor[1] + y, anchor[2] + x, anchor[3] + y};
     const Box box = decode(&outputs.deltas[static_cast<size_t>(index) * 4], anchor,
                            attributes.box_weights, attributes.delta_clamp, bottom, right);
     if (attributes.remove_empty && !(box[2] > box[0] && box[3] > box[1])) continue;
+    if (attributes.min_size > 0 && !at_least(box, attributes.min_size)) continue;
     if (suppressor.keep(box)) kept.push_back({box, logits[index]});
   }
 }
@@ -89,7 +93,7 @@ void Proposals::run(Context&, const Step& step) const {
   for (size_t i = 0; i < levels; i++) {
     const FeatureMap& logits = step.inputs[i]->map;
     const Outputs outputs(logits, step.inputs[levels + i]->map);
-    find_level(a_, a_.levels[i], outputs, logits.width, step.inputs.back()->shape, kept);
+    find_level(a_, a_.levels[i], outputs, logits.width, *step.inputs.back(), kept);
   }
   if (levels > 1)  // NaN, which no comparison orders, came last in its level
     std::stable_sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) {

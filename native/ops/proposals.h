@@ -7,7 +7,7 @@ namespace sparsedet {
 
 struct ProposalsLevel {
   std::vector<Box> cell_anchors;  // anchors of the cell at the origin
-  int stride;                     // network input pixels between two cells
+  int stride;  // network input pixels between two cells; 0: the input's size over the map's
 };
 
 struct ProposalsAttributes {
@@ -18,6 +18,7 @@ struct ProposalsAttributes {
   int count;          // boxes after NMS, of all levels
   float nms_threshold;
   bool remove_empty;
+  float min_size;  // shorter or narrower boxes are dropped; 0: none
   bool inclusive;  // clipping and NMS count the last pixel as part of the proposal
 };
 

@@ -19,7 +19,7 @@ from .detections import Detections, check_threshold, contract_rows, from_rows
 from .engine import Precision, default_threads
 from .engine.process import finished_before_exit, remake_after_fork
 from .errors import InputError, warn_renamed
-from .images.letterbox import as_blob, to_network_input
+from .images.letterbox import as_blob, prepare
 from .model.detector_config import Config, with_form
 from .model.file import ModelFile
 from .model.sparsity import sparsity_report
@@ -153,7 +153,9 @@ class Detector:
         }
         return detector
 
-    def _run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+    def _run(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
         if self._broken:
             raise InputError(
                 f"this process was forked while the backend {self.backend!r} was detecting, and "
@@ -162,7 +164,9 @@ class Detector:
         free = self._free
         engine = free.get()
         try:
-            return engine.run(network_input)
+            if content is None:
+                return engine.run(network_input)
+            return engine.run(network_input, content)
         finally:
             free.put(engine)
 
@@ -228,10 +232,12 @@ class Detector:
         if score_threshold is not None:  # before the work
             check_threshold(score_threshold)
         config = self.config
-        size = (config.input_height, config.input_width)
         with finished_before_exit():
-            network_input, letterbox = to_network_input(image, *size, config.resize)
-        rows = self._run(network_input)
+            network_input, letterbox = prepare(image, config)
+        content = None
+        if config.resize == "shorter":  # other conventions end boxes at the network input
+            content = letterbox.resized_height, letterbox.resized_width
+        rows = self._run(network_input, content)
         return from_rows(rows, letterbox, config.class_names, config.category_ids, score_threshold)
 
     def stream(

@@ -43,11 +43,15 @@ class Backend(Protocol):
         """Instruction set in use; "" where the runtime chooses it."""
         ...
 
-    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+    def run(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
         """Detect objects in one network input; one call at a time.
 
         Args:
             network_input: (H, W, 3) BGR, 0..255.
+            content: height and width of what is in its upper left corner, where boxes end;
+                default: all of it.
 
         Returns:
             (N, 7) rows, best first, without padding.

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..exporters.onnx import to_onnx
 from ..model.detector_config import Config
 from ..model.file import ModelFile
-from .signature import Port, Signature, plain_rows
+from .signature import Port, Signature, plain_rows, refuse_content
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -27,7 +27,10 @@ class OnnxruntimeBackend:
         self.session, self.signature = session, signature
         self.config, self.threads = config, threads
 
-    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+    def run(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        refuse_content(content)
         outputs = self.session.run(None, self.signature.feed(network_input))
         return plain_rows(outputs[self.signature.rows])
 

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..exporters.openvino import to_openvino
 from ..model.detector_config import Config
 from ..model.file import ModelFile
-from .signature import Port, Signature, plain_rows
+from .signature import Port, Signature, plain_rows, refuse_content
 
 
 def plugin_settings(threads: int, streams: int, precision: str) -> dict[str, Any]:
@@ -51,7 +51,10 @@ class OpenvinoBackend:
         self.threads, self.precision = threads, precision
         self.request = compiled.create_infer_request()
 
-    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+    def run(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        refuse_content(content)
         outputs = self.request.infer(self.signature.feed(network_input))
         return plain_rows(outputs[self.signature.rows])
 

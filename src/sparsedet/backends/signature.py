@@ -130,6 +130,14 @@ class Signature:
         return base
 
 
+def refuse_content(content: tuple[int, int] | None) -> None:
+    """Raise InputError if boxes shall end inside the network input: a graph does not know."""
+    if content is not None:
+        raise InputError(
+            "an exported graph does not know where an image ends"
+        )
+
+
 def is_nhwc(image: Port) -> bool:
     """Whether an image input is [1, H, W, 3], not [1, 3, H, W]."""
     return image.shape[1] != 3

@@ -25,16 +25,19 @@ class TorchBackend:
         self.network, self.config, self.threads = network, config, threads
         self._process = os.getpid()
 
-    def run(self, network_input: NDArray[Any]) -> NDArray[np.float32]:
+    def run(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
         if self.threads > 1 and self._process != os.getpid():
             raise InputError(
                 "the backend 'torch' was loaded in another process, and its threads do not survive "
                 "a fork: load the detector in this process, or with threads=1"
             )
-        check_size(network_input, (self.config.input_height, self.config.input_width))
+        if content is None:
+            check_size(network_input, (self.config.input_height, self.config.input_width))
         blob = torch.from_numpy(np.ascontiguousarray(network_input)).permute(2, 0, 1)[None]
         with torch.no_grad():
-            return plain_rows(self.network(blob)[0].numpy())
+            return plain_rows(self.network(blob, content)[0].numpy())
 
     def fork(self, threads: int) -> TorchBackend:
         return TorchBackend(self.network, self.config, threads)

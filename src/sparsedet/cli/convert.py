@@ -181,10 +181,12 @@ def _probe(source: Path, imported: Imported, probe: Path | None, force: bool) ->
 
 def _print(imported: Imported, verbose: bool) -> None:
     from ..importers.tensor_source import printable
+    from ..model.config import ModelConfig
 
     config = imported.config
+    blocks = f", blocks {config.blocks}" if isinstance(config, ModelConfig) else ""
     print(
-        f"{config.name}: {config.num_classes} classes, blocks {config.blocks}, network input "
+        f"{config.name}: {config.num_classes} classes{blocks}, network input "
         f"{config.input_width}x{config.input_height}, {config.proposals} proposals"
     )
     for line in imported.notes:

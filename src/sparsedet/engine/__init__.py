@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .._native import NativeEngine, available_isas, choose_isa
 from ..errors import InputError, UsageError
 from ..model.detector_config import Config, build_graph
-from ..model.graph import Graph
+from ..model.graph import Conv, Graph
 from ..model.tensors import StoredTensor
 from .cpus import default_threads
 from .lower import lowered, operations
@@ -124,7 +124,7 @@ class Engine:
                 "'sparsedet quantize MODEL --images FOLDER --output FILE' and load that file"
             )
         try:
-            for operation, weight, bias in operations(
+            for operation, weight, bias, shared in operations(
                 self.graph,
                 tensors,
                 precision=self.precision,
@@ -133,7 +133,7 @@ class Engine:
             ):
                 name = operation["name"]
                 algorithm = algorithms.pop(name, "")
-                if packed is not None and operation["kind"] == "conv":
+                if packed is not None and operation["kind"] == "conv" and not shared:
                     if name not in packed:
                         raise InputError(f"{name} is not among the packed weights")
                     p = packed[name]
@@ -149,7 +149,7 @@ class Engine:
                     given: Any = weight
                     if isinstance(weight, StoredTensor):
                         given = weight.mask, weight.values
-                    self.native.add(operation, weight=given, bias=bias, algorithm=algorithm)
+                    self.native.add(operation, given, bias, algorithm, weights_of=shared)
         except InputError:
             raise
         except ValueError as error:  # an unknown algorithm or damaged packed weights
@@ -158,6 +158,14 @@ class Engine:
             raise InputError(
                 f"tuning file: {min(algorithms)!r} is not an operation of {config.name}"
             )
+
+    @property
+    def packed_operations(self) -> list[str]:
+        """The convolutions that have packed weights of their own."""
+        owners: dict[tuple[str, ...], str] = {}
+        for operation, conv in self.graph.of_kind(Conv):
+            owners.setdefault(conv.layers, operation.name)
+        return list(owners.values())
 
     def fork(self, threads: int = 1) -> Engine:
         """Another engine that shares the packed weights, to run at the same time."""
@@ -196,11 +204,13 @@ class Engine:
         """Number of CPU threads."""
         return int(self.native.threads)
 
-    def run(self, network_input: NDArray[Any]) -> F32:
+    def run(self, network_input: NDArray[Any], content: tuple[int, int] | None = None) -> F32:
         """Detect the objects in one network input.
 
         Args:
             network_input: BGR (H, W, 3), uint8 or float, values 0..255; at least 16x16 pixels.
+            content: height and width of what is in its upper left corner, where boxes end;
+                default: all of it.
 
         Returns:
             (N, 7) float32 rows, best first, without padding rows, N <= max_detections: image_id 0,
@@ -219,7 +229,7 @@ class Engine:
                 threads = self.threads
                 self.native = _start(threads, lambda: NativeEngine(self.native, threads))
                 self._torn = False
-            return np.asarray(self.native.run(np.ascontiguousarray(network_input)))
+            return np.asarray(self.native.run(np.ascontiguousarray(network_input), content))
 
 
 def _start(threads: int, make: Callable[[], NativeEngine]) -> NativeEngine:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import check_output
 from ..images.check import BadImages, read_images
-from ..images.letterbox import to_network_input
+from ..images.letterbox import prepare
 from ..model.detector_config import Config
 from ..model.file import int8_layers, load_model, save_model
 from ..model.graph import Conv
@@ -77,7 +77,7 @@ def quantize_file(
         nonlocal used
         for _, image in read_images(paths, bad_images):
             used += 1
-            yield to_network_input(image, config.input_height, config.input_width, config.resize)[0]
+            yield prepare(image, config)[0]
 
     clipping_thresholds = calibrate(
         config,

@@ -36,7 +36,7 @@ def operations(
     precision: str,
     clipping_thresholds: Mapping[str, float],
     weights: bool = True,
-) -> Iterator[tuple[dict[str, Any], F32 | StoredTensor | None, F32 | None]]:
+) -> Iterator[tuple[dict[str, Any], F32 | StoredTensor | None, F32 | None, str]]:
     """Yield the operations of a lowered graph for the native engine.
 
     Args:
@@ -47,7 +47,8 @@ def operations(
         weights: whether to yield weights; False: None instead of each.
 
     Yields:
-        Fields of the operation, weight float32 [out, in, k, k], bias float32 [out]. A sparse weight
+        Fields of the operation, weight float32 [out, in, k, k], bias float32 [out], and the earlier
+        operation that has the same layers and whose weights it shares, or "". A sparse weight
         of a model file that is not merged is yielded in its stored form, [out, in, k, k] or
         [out, in], and is valid until the next operation.
     """
@@ -67,24 +68,28 @@ def operations(
             sparse = stored(f"{conv.layers[0]}.weight", buffer)
             if sparse is not None and sparse.mask is not None:
                 return sparse
-        # Fully connected layers are 1x1 convolutions here.
+        # Fully connected layers are convolutions of one output cell here.
         parts = [array(f"{layer}.weight") for layer in conv.layers]
-        return np.concatenate([p.reshape(*p.shape[:2], *conv.kernel) for p in parts])
+        return np.concatenate([p.reshape(len(p), -1, *conv.kernel) for p in parts])
 
+    owners: dict[tuple[str, ...], str] = {}  # of weights, by layers
     for operation in graph.operations:
         attributes = operation.attributes
         fields = _fields(graph, operation, precision, clipping_thresholds)
         if isinstance(attributes, Conv):
             bias = [array(f"{layer}.bias") for layer in attributes.layers if attributes.bias]
+            owner = owners.setdefault(attributes.layers, operation.name)
+            shared = owner if owner != operation.name else ""
             yield (
                 fields,
-                weight_of(attributes) if weights else None,
+                weight_of(attributes) if weights and not shared else None,
                 np.concatenate(bias) if bias else None,
+                shared,
             )
         elif isinstance(attributes, RoiAlign) and attributes.bias_of:
-            yield fields, None, array(f"{attributes.bias_of}.bias")
+            yield fields, None, array(f"{attributes.bias_of}.bias"), ""
         else:
-            yield fields, None, None
+            yield fields, None, None, ""
 
 
 def _fields(

@@ -274,7 +274,7 @@ def _save(file: Path, key: str, tensors: LazyTensors, engine: Engine) -> None:
     with replacing(file) as stream:
         stream.write(bytes(_START.size))
         operations = {}
-        for name, *_ in engine.native.convolutions:
+        for name in engine.packed_operations:
             algorithm, nonzero, checksum, pieces = engine.native.packed(name)
             begin = stream.tell()
             stream.writelines(pieces)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..images.check import BadImages, read_images
-from ..images.letterbox import to_network_input
+from ..images.letterbox import prepare
 from ..images.read import read_image
 from ..model.detector_config import Config
 from ..sources.folder import sample_images
@@ -67,9 +67,7 @@ def blobs(paths: Iterable[Path], config: Config, layout: str) -> Iterable[NDArra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `calibration_images` has said what is damaged
             image = read_image(path, keep_damaged=True)
-        network_input, _ = to_network_input(
-            image, config.input_height, config.input_width, config.resize
-        )
+        network_input, _ = prepare(image, config)
         blob = network_input[None].astype(np.float32)
         yield blob if layout == "NHWC" else np.ascontiguousarray(blob.transpose(0, 3, 1, 2))
 

@@ -10,7 +10,7 @@ network input.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -94,6 +94,95 @@ def fit_letterbox(
     else:
         raise InputError(f"resize is {resize!r}, expected 'letterbox' or 'stretch'")
     return Letterbox(height, width, *size, input_height, input_width)
+
+
+def fit_shorter(height: int, width: int, min_size: int, max_size: int, divisor: int) -> Letterbox:
+    """The letterbox of an image whose network input depends on its size.
+
+    Args:
+        height, width: size of the image, at least 1 pixel.
+        min_size, max_size: of the resized image's shorter side, and at most of its longer one.
+        divisor: height and width of the network input are its multiples.
+
+    Source: torchvision, `GeneralizedRCNNTransform`. Sizes are truncated products in
+    float32.
+    """
+    shorter, longer = np.float32(min(height, width)), np.float32(max(height, width))
+    scale = min(np.float32(min_size) / shorter, np.float32(max_size) / longer)
+    size = [max(1, int(np.float32(length) * scale)) for length in (height, width)]
+    padded = [-(-length // divisor) * divisor for length in size]
+    return Letterbox(height, width, *size, *padded)
+
+
+def resize_bilinear(image: U8, height: int, width: int) -> F32:
+    """The image in another size, by torch's bilinear interpolation without antialiasing.
+
+    OpenCV has the same formula, but other positions in their last bits; a value then
+    differs by up to 0.01.
+
+    Args:
+        image: (H, W, 3) uint8.
+
+    Returns:
+        (height, width, 3) float32, not rounded.
+
+    Source: torch, `upsample_bilinear2d` with align_corners=False; positions in float32.
+    """
+
+    def axis(length: int, out: int) -> tuple[NDArray[np.intp], NDArray[np.intp], F32]:
+        scale = np.float64(np.float32(length) / np.float32(out))
+        at = (scale * (np.arange(out) + 0.5) - 0.5).astype(np.float32)  # rounded once
+        at = np.maximum(at, np.float32(0))
+        low = at.astype(np.intp)
+        return low, np.minimum(low + 1, length - 1), at - low.astype(np.float32)
+
+    left, right, x = axis(image.shape[1], width)
+    top, bottom, y = axis(image.shape[0], height)
+    x, y = x[None, :, None], y[:, None, None]
+    pixels = image.astype(np.float32)
+    rows = pixels[:, left] * (1 - x) + pixels[:, right] * x
+    out: F32 = rows[top] * (1 - y) + rows[bottom] * y
+    return out
+
+
+class Preparation(Protocol):
+    """What of a detector's configuration says how an image becomes its network input."""
+
+    @property
+    def input_height(self) -> int: ...
+    @property
+    def input_width(self) -> int: ...
+    @property
+    def resize(self) -> str: ...
+
+
+def prepare(image: U8, config: Preparation) -> tuple[NDArray[Any], Letterbox]:
+    """The network input of an image, as a detector's configuration says.
+
+    Args:
+        image: (H, W, 3) uint8, BGR.
+        config: a `ModelConfig` or `DetectorConfig`; "shorter" needs the latter.
+
+    Returns:
+        The network input (H, W, 3) BGR, contiguous: uint8, or float32 where resizing is not
+        rounded ("shorter"); and the mapping back to the image.
+
+    Raises:
+        InputError: the image has another shape or type.
+    """
+    if config.resize != "shorter":
+        size: Any = (config.input_height, config.input_width, config.resize)
+        return to_network_input(image, *size)
+    check_image(image)
+    shorter: Any = config
+    height, width = image.shape[0], image.shape[1]
+    at = fit_shorter(height, width, shorter.min_size, shorter.max_size, shorter.divisor)
+    network_input = np.empty((at.input_height, at.input_width, 3), np.float32)
+    network_input[:] = shorter.fill
+    network_input[: at.resized_height, : at.resized_width] = resize_bilinear(
+        image, at.resized_height, at.resized_width
+    )
+    return network_input, at
 
 
 def check_image(image: U8) -> None:

@@ -25,6 +25,7 @@ FORMATS: dict[str, str] = {
     "tensorpack": "TensorPack's C4 models (.npz)",
     "openvino": "OpenVINO IR of a C4 model (.xml beside its .bin)",
     "checkpoint": "a training run's folder or checkpoint of this project",
+    "torchvision-detector": "torchvision's Faster R-CNN FPN (.pth, .safetensors)",
     "torchvision": "a ResNet classifier of torchvision or timm (.pth, .safetensors)",
 }
 """Name of a format, as `--from` takes it -> description."""
@@ -106,6 +107,10 @@ def load_foreign(
             from .checkpoint import load_checkpoint
 
             return load_checkpoint(path, fields)
+        case "torchvision-detector":
+            from .torchvision_detectors import load_torchvision_detector
+
+            return load_torchvision_detector(path)
         case "torchvision":
             raise InputError(
                 f"{path}: is a ResNet classifier, not a detector: start a detector's training "

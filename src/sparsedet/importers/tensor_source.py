@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..model.batch_norm import fold_batch_norm
 from ..model.c4 import build_graph
 from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig, current_names
+from ..model.detector_config import Config
 from ..model.file import Tensors
 
 MAX_PARAMETERS = 500_000_000
@@ -40,7 +41,7 @@ class Imported:
         notes: lines for the user: assumed conventions and known differences.
     """
 
-    config: ModelConfig
+    config: Config
     tensors: Tensors
     provenance: dict[str, Any]
     ignored: tuple[str, ...] = ()

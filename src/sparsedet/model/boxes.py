@@ -68,20 +68,21 @@ def legacy_cell_anchors(
     return np.asarray(rows, dtype=np.float32)
 
 
-def grid_anchors(cells: F32, feature_size: tuple[int, int], stride: int) -> F32:
+def grid_anchors(cells: F32, feature_size: tuple[int, int], stride: int | tuple[int, int]) -> F32:
     """All anchors of a feature map.
 
     Args:
         cells: (A, 4) anchors of the first cell.
         feature_size: (Hf, Wf).
-        stride: pixels of the network input per cell.
+        stride: pixels of the network input per cell, or those of (rows, columns).
 
     Returns:
         (Hf * Wf * A, 4) float32; A is the fastest index, then columns, then rows.
     """
+    down, right = stride if isinstance(stride, tuple) else (stride, stride)
     ys, xs = np.meshgrid(
-        np.arange(feature_size[0], dtype=np.float32) * stride,
-        np.arange(feature_size[1], dtype=np.float32) * stride,
+        np.arange(feature_size[0], dtype=np.float32) * down,
+        np.arange(feature_size[1], dtype=np.float32) * right,
         indexing="ij",
     )
     shifts = np.stack([xs, ys, xs, ys], axis=-1)[:, :, None]  # [Hf, Wf, 1, 4]

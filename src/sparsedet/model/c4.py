@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ..errors import InputError
 from . import boxes
 from .config import ModelConfig
-from .graph import (
-    IMAGE,
-    Attributes,
-    Conv,
-    Detections,
-    Graph,
-    MaxPool,
-    Mean,
-    Normalise,
-    Operation,
-    Padding,
-    Proposals,
-    RoiAlign,
-    Shape,
-)
+from .graph import IMAGE, Detections, Graph, Mean, Normalise, Proposals, RoiAlign
+from .resnet import GraphParts
 
 
 def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) -> Graph:
@@ -37,74 +22,25 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
     size = input_size or (config.input_height, config.input_width)
     if min(size) < 16:
         raise InputError(f"network input is {size[0]}x{size[1]} pixels, expected at least 16x16")
-    operations: list[Operation] = []
-
-    def add(name: str, inputs: tuple[str, ...], attributes: Attributes) -> str:
-        operations.append(Operation(name, inputs, attributes))
-        return name
-
-    def conv(
-        name: str,
-        source: str,
-        out: int,
-        kernel: int = 1,
-        stride: int = 1,
-        padding: tuple[int, int] = (0, 0),
-        *,
-        relu: bool = False,
-        residual: str | None = None,
-        linear: bool = False,
-        norm: bool = False,
-        prunable: bool = False,
-    ) -> str:
-        inputs = (source,) if residual is None else (source, residual)
-        activation: Literal["none", "relu"] = "relu" if relu else "none"
-        sides: Padding = (padding[0], padding[0], padding[1], padding[1])
-        attributes = Conv(
-            out,
-            (kernel, kernel),
-            (name,),
-            stride,
-            sides,
-            activation=activation,
-            linear=linear,
-            norm=norm,
-            eps=config.batch_norm_eps,
-            prunable=prunable,
-        )
-        return add(name, inputs, attributes)
+    parts = GraphParts(config.batch_norm_eps)
+    add, conv = parts.add, parts.conv
 
     def stage(number: int, source: str, stride: int) -> str:
-        """Residual stage res<number> of bottlenecks; returns the name of its output."""
-        width = config.bottleneck_channels[number - 2]
-        out = config.stage_channels[number - 2]
-        for block in range(config.blocks[number - 2]):
-            name = f"res{number}.{block}"
-            step = stride if block == 0 else 1
-            first, second = (step, 1) if config.stride_in == "conv1" else (1, step)
-            pad1 = config.stride_conv1_padding if first > 1 else (0, 0)
-            pad2 = config.stride_conv2_padding if second > 1 else (1, 1)
-            x = conv(
-                f"{name}.conv1", source, width, 1, first, pad1, relu=True, norm=True, prunable=True
-            )
-            x = conv(
-                f"{name}.conv2", x, width, 3, second, pad2, relu=True, norm=True, prunable=True
-            )
-            residual = source
-            if block == 0:
-                pad = config.stride_conv1_padding if step > 1 else (0, 0)
-                residual = conv(
-                    f"{name}.shortcut", source, out, 1, step, pad, norm=True, prunable=True
-                )
-            source = conv(
-                f"{name}.conv3", x, out, relu=True, residual=residual, norm=True, prunable=True
-            )
-        return source
+        """Residual stage res<number>; returns the name of its output."""
+        return parts.stage(
+            f"res{number}",
+            source,
+            config.blocks[number - 2],
+            config.bottleneck_channels[number - 2],
+            config.stage_channels[number - 2],
+            stride,
+            stride_in=config.stride_in,
+            conv1_padding=config.stride_conv1_padding,
+            conv2_padding=config.stride_conv2_padding,
+        )
 
     x = add("normalise", (IMAGE,), Normalise(config.pixel_mean, config.pixel_std))
-    x = conv("stem.conv", x, config.stem_channels, 7, 2, config.stem_padding, relu=True, norm=True)
-    before, after = config.pool_padding
-    x = add("stem.pool", (x,), MaxPool(3, 2, (before, before, after, after)))
+    x = parts.stem(x, config.stem_channels, config.stem_padding, config.pool_padding)
     for number, stride in ((2, 1), (3, 2), (4, 2)):
         x = stage(number, x, stride)
     features = x
@@ -156,4 +92,4 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
             max_detections=config.max_detections,
         ),
     )
-    return Graph(Shape("image", 3, *size), tuple(operations))
+    return parts.graph(size)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 from ..errors import InputError
 from . import c4, graph_json
 from .config import ModelConfig, check_names, coerce
-from .graph import Detections, Graph
+from .graph import Detections, Graph, Normalise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,9 @@ class DetectorConfig:
     Attributes:
         name: of the detector.
         graph: for the size of network input that it is made for; it runs at others, too.
-        resize: as `ModelConfig.resize`.
+        resize: as `ModelConfig.resize`; or "shorter": an image is resized to a shorter side of
+            `min_size` pixels, or less if its longer side would exceed `max_size`, and its network
+            input is as small as multiples of `divisor` allow.
         class_names, category_ids: of the labels 1, 2, ...
 
     Raises:
@@ -34,13 +36,22 @@ class DetectorConfig:
 
     name: str
     graph: Graph
-    resize: Literal["letterbox", "stretch"] = "letterbox"
+    resize: Literal["letterbox", "stretch", "shorter"] = "letterbox"
+    min_size: int = 800
+    max_size: int = 1333
+    divisor: int = 32
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.resize not in ("letterbox", "stretch"):
-            raise InputError(f"resize is {self.resize!r}, expected 'letterbox' or 'stretch'")
+        if self.resize not in ("letterbox", "stretch", "shorter"):
+            raise InputError(
+                f"resize is {self.resize!r}, expected 'letterbox', 'stretch' or 'shorter'"
+            )
+        for field, high in (("min_size", 8192), ("max_size", 8192), ("divisor", 256)):
+            value = getattr(self, field)
+            if not 1 <= value <= high:
+                raise InputError(f"{field} is {value}, expected 1..{high}")
         check_names(self.name, self.class_names, self.category_ids)
         if not isinstance(self.graph.operations[-1].attributes, Detections):
             raise InputError("the graph does not end in detections")
@@ -55,6 +66,11 @@ class DetectorConfig:
         attributes = self.graph.operations[-1].attributes
         assert isinstance(attributes, Detections)
         return attributes
+
+    @property
+    def fill(self) -> tuple[float, float, float]:
+        """The pixel, BGR, that normalisation makes zero."""
+        return self.graph.only(Normalise)[1].mean
 
     @property
     def input_height(self) -> int:

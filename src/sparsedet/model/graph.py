@@ -102,7 +102,8 @@ class Conv:
         layers: the layers whose tensors it has, `NAME.weight` and `NAME.bias`, one after the other
             along the output channels.
         bias: whether it adds the bias of `layers`.
-        linear: its weights are stored as (out, in): a fully connected layer on 1x1 maps.
+        linear: its weights are stored as (out, columns): a fully connected layer, which reads all
+            cells of its input.
         norm: batch norm follows in training; for inference it is folded.
         eps: of the batch norm.
         prunable: pruned by default; stem and predictors are not.
@@ -159,6 +160,17 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """map -> map: the nearest cell, at the size of the second input (torch's mode "nearest")."""
+
+    kind: ClassVar = "resize"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        _expect([i.domain for i in inputs] == ["map", "map"], "reads two maps")
+        return replace(inputs[0], height=inputs[1].height, width=inputs[1].width)
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """The channels [first, first + channels) of a map or of RoIs."""
 
@@ -183,12 +195,14 @@ class Proposals:
 
     Attributes:
         cell_anchors: of each level, the anchors of the cell at the origin.
-        strides: of each level, pixels between two cells.
+        strides: of each level, pixels between two cells; 0: those of the network input over
+            those of the map, on each axis (torchvision).
         box_weights: divisors of the deltas.
         delta_clamp: largest dw and dh.
         pre_nms: boxes of each level before NMS.
         count: boxes after NMS, at most.
         remove_empty, inclusive: as `ModelConfig.rpn_remove_empty` and `rpn_inclusive`.
+        min_size: boxes with a shorter side, in pixels, are dropped; 0: none.
     """
 
     kind: ClassVar = "proposals"
@@ -201,6 +215,7 @@ class Proposals:
     nms_threshold: float
     remove_empty: bool
     inclusive: bool
+    min_size: float = 0.0
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         levels = len(self.strides)
@@ -256,7 +271,8 @@ class RoiAlign:
 class Detections:
     """RoIs, boxes and the image -> rows: softmax, decoding, non-maximum suppression by class.
 
-    Inputs: class logits, deltas, proposals, the image. The attributes are fields of `ModelConfig`.
+    Inputs: class logits, deltas, proposals, the image. The attributes are fields of `ModelConfig`,
+    and `min_size` as of `Proposals`.
     """
 
     kind: ClassVar = "detections"
@@ -268,6 +284,7 @@ class Detections:
     score_threshold: float
     nms_threshold: float
     max_detections: int
+    min_size: float = 0.0
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         domains = [i.domain for i in inputs]
@@ -279,10 +296,10 @@ class Detections:
         return Shape("rows", 7, count=self.max_detections)
 
 
-Attributes = Normalise | Conv | MaxPool | Mean | Slice | Proposals | RoiAlign | Detections
+Attributes = Normalise | Conv | MaxPool | Mean | Resize | Slice | Proposals | RoiAlign | Detections
 KINDS: dict[str, type[Attributes]] = {
     kind.kind: kind
-    for kind in (Normalise, Conv, MaxPool, Mean, Slice, Proposals, RoiAlign, Detections)
+    for kind in (Normalise, Conv, MaxPool, Mean, Resize, Slice, Proposals, RoiAlign, Detections)
 }
 Kind = TypeVar("Kind", bound=Attributes)
 
@@ -390,9 +407,9 @@ class Layer:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(out, in, k, k), or (out, in) for a fully connected layer."""
+        """(out, in, k, k), or (out, in * k * k) for a fully connected layer."""
         if self.attributes.linear:
-            return (self.out_channels, self.in_channels)
+            return (self.out_channels, self.weights // self.out_channels)
         return (self.out_channels, self.in_channels, *self.attributes.kernel)
 
     @property

@@ -21,11 +21,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "mean": (-1000, 1000), "std": (1e-3, 1000),
     "out_channels": (1, 65536), "kernel": (1, 64), "stride": (1, 2), "padding": (-64, 64),
     "dilation": (1, 64), "eps": (0, 1), "first": (0, 65536), "channels": (1, 65536),
-    "cell_anchors": (-1e5, 1e5), "strides": (1, 1024), "box_weights": (1e-3, 1e3),
+    "cell_anchors": (-1e5, 1e5), "strides": (0, 1024), "box_weights": (1e-3, 1e3),
     "delta_clamp": (0, 20), "pre_nms": (1, 1e6), "count": (1, 1e6), "nms_threshold": (0, 1),
     "scales": (1e-4, 1), "size": (1, 64), "sampling_ratio": (0, 16), "step": (1, 64),
     "canonical_size": (1, 1e5), "canonical_level": (0, 16), "first_level": (0, 16),
     "num_classes": (1, 65535), "score_threshold": (0, 1), "max_detections": (1, 1e6),
+    "min_size": (0, 1e4),
 }  # fmt: skip
 """Range of each attribute, and of each number in it (inclusive)."""
 

@@ -69,11 +69,17 @@ def merge_predictors(graph: Graph) -> Graph:
     return Graph(graph.image, tuple(operations))
 
 
+def _common(words: list[list[str]]) -> list[str]:
+    """What all lists begin with."""
+    parts = zip(*words, strict=False)
+    return [part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts)]
+
+
 def _merge(graph: Graph, members: list[Operation]) -> list[Operation]:
     names = [member.name for member in members]
-    parts = zip(*(name.split(".") for name in names), strict=False)
-    common = [part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts)]
-    name = ".".join([*common, "predictors"])
+    words = [name.split(".") for name in names]
+    before, after = _common(words), _common([word[::-1] for word in words])[::-1]
+    name = ".".join([*before, "predictors", *after])
     convs = [conv for operation, conv in graph.of_kind(Conv) if operation.name in names]
     whole = replace(
         convs[0],

@@ -119,7 +119,7 @@ class FasterRCNN(GraphModule):
 
     def roi_features(self, features: Tensor, rois: list[Tensor]) -> Tensor:
         """RoIAlign of the bins that the RoI head reads; see `operations.roi_align`."""
-        return roi_align(self._align, features, rois)
+        return roi_align(self._align, [features], rois)
 
     def head(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of `roi_features`."""

@@ -52,13 +52,14 @@ class Conv(nn.Module):
             return self.weight, self.bias
         scale = self.norm.weight * (self.norm.running_var + self.layer.attributes.eps).rsqrt()
         bias = self.norm.bias - self.norm.running_mean * scale
-        return self.weight * scale.view(-1, 1, 1, 1), bias
+        return self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1)), bias
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         layer = self.layer
         weight, bias = self.folded()
         if layer.kind == "linear":
-            return F.linear(x, weight, bias)
+            x = F.linear(x.flatten(1), weight, bias)
+            return F.relu(x) if layer.relu else x
         before, after = layer.padding
         if before == after:
             x = F.conv2d(x, weight, bias, layer.stride, before)
@@ -125,28 +126,33 @@ class GraphModule(nn.Module):
                 out[f"{name}.bias"] = bias.float().cpu().numpy()
         return out
 
-    def interpreter(self) -> TorchInterpreter:
+    def interpreter(self, content: tuple[int, int] | None = None) -> TorchInterpreter:
         """Runs the graph with this module's layers."""
-        return TorchInterpreter(self.layers)
+        return TorchInterpreter(self.layers, content)
 
-    def run(self, values: MutableMapping[str, Any], wanted: Sequence[str]) -> list[Any]:
-        """The wanted values of the graph; see `Interpreter.run`."""
-        return self.interpreter().run(self.graph, values, wanted)
+    def run(
+        self,
+        values: MutableMapping[str, Any],
+        wanted: Sequence[str],
+        content: tuple[int, int] | None = None,
+    ) -> list[Any]:
+        """The wanted values of the graph; see `Interpreter.run` and `TorchInterpreter`."""
+        return self.interpreter(content).run(self.graph, values, wanted)
 
     @torch.no_grad()
-    def forward(self, network_input: Tensor) -> Tensor:
+    def forward(self, network_input: Tensor, content: tuple[int, int] | None = None) -> Tensor:
         """BGR network input [B, 3, H, W] -> rows [B, max_detections, 7]; image_id -1 ends an
-        image's rows."""
+        image's rows. content: as of `TorchInterpreter`."""
         # What RoIAlign reads is made of the whole batch, the rest image by image.
         shared = {name for o, _ in self.graph.of_kind(RoiAlign) for name in o.inputs}
         values: dict[str, Any] = {IMAGE: network_input}
         wanted = [name for name in self.graph.shapes if name in shared]
-        outputs = dict(zip(wanted, self.run(values, wanted), strict=True))
+        outputs = dict(zip(wanted, self.run(values, wanted, content), strict=True))
         found = []
         for i in range(len(network_input)):
             of_image = {name: value[i : i + 1] for name, value in outputs.items()}
             of_image[IMAGE] = network_input[i : i + 1]
-            rows = self.run(of_image, [self.graph.output])[0]
+            rows = self.run(of_image, [self.graph.output], content)[0]
             rows[:, :, 0] += i * (rows[:, :, 0] >= 0)
             found.append(rows)
         return torch.cat(found)

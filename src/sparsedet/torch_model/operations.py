@@ -6,7 +6,7 @@ Maps are [B, C, H, W]; RoIs [R, C, h, w], or [R, C] after the mean; boxes a list
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..model import boxes as np_boxes
 from ..model.graph import (
+    Conv,
     Detections,
     MaxPool,
     Normalise,
@@ -44,11 +45,19 @@ def flat_outputs(objectness: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float(), deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4).float()
 
 
-def level_anchors(attributes: Proposals, level: int, objectness: Tensor) -> Tensor:
-    """All anchors of one level, [H*W*A, 4], for its map of logits [B, A, H, W]."""
+def level_anchors(
+    attributes: Proposals, level: int, objectness: Tensor, image: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """All anchors of one level, [H*W*A, 4], for its map of logits [B, A, H, W].
+
+    Args:
+        image: height and width of the network input; read where a stride is 0.
+    """
     cells = torch.tensor(attributes.cell_anchors[level], dtype=torch.float32).numpy()
     size = (objectness.shape[2], objectness.shape[3])
-    grid = np_boxes.grid_anchors(cells, size, attributes.strides[level])
+    stride = attributes.strides[level]
+    steps = (stride, stride) if stride else (image[0] // size[0], image[1] // size[1])
+    grid = np_boxes.grid_anchors(cells, size, steps)
     return torch.from_numpy(grid).to(objectness.device)
 
 
@@ -81,32 +90,57 @@ def level_proposals(
     if attributes.remove_empty:
         keep = ((decoded[:, 2:] - decoded[:, :2]) > 0).all(dim=1)
         decoded, scores = decoded[keep], scores[keep]
+    if attributes.min_size:
+        keep = ops.remove_small_boxes(decoded, attributes.min_size)
+        decoded, scores = decoded[keep], scores[keep]
     covered = decoded + decoded.new_tensor([0.0, 0.0, last, last])
     keep = ops.nms(covered, scores, attributes.nms_threshold)[: count or attributes.count]
     return decoded[keep], scores[keep]
 
 
-def roi_align(attributes: RoiAlign, features: Tensor, rois: list[Tensor]) -> Tensor:
-    """RoIAlign of one level; only the bins 0, step, 2 * step ...
+def level_of(attributes: RoiAlign, rois: Tensor) -> Tensor:
+    """Level of each RoI [R, 4], counted from the first map."""
+    sides = rois[:, 2:] - rois[:, :2]
+    size = (sides[:, 0] * sides[:, 1]).sqrt() / attributes.canonical_size
+    level = (attributes.canonical_level + torch.log2(size) + 1e-6).floor()
+    last = len(attributes.scales) - 1
+    return (level - attributes.first_level).clamp(0, last).long()
+
+
+def roi_align(attributes: RoiAlign, maps: Sequence[Tensor], rois: list[Tensor]) -> Tensor:
+    """RoIAlign; only the bins 0, step, 2 * step ...
 
     Args:
-        features: [B, C, H, W].
+        maps: of each level [B, C, H, W].
         rois: B tensors [R_i, 4].
 
     Returns:
         [R, C, bins, bins].
     """
+    if len(maps) == 1:
+        return _roi_align(attributes, 0, maps[0], rois)
+    levels = [level_of(attributes, boxes) for boxes in rois]
+    every, bins = torch.cat(levels), -(-attributes.size // attributes.step)
+    out = maps[0].new_zeros(len(every), maps[0].shape[1], bins, bins)
+    for i, features in enumerate(maps):
+        chosen = [boxes[level == i] for boxes, level in zip(rois, levels, strict=True)]
+        out[every == i] = _roi_align(attributes, i, features, chosen)
+    return out
+
+
+def _roi_align(attributes: RoiAlign, level: int, features: Tensor, rois: list[Tensor]) -> Tensor:
     size, ratio, step = attributes.size, attributes.sampling_ratio, attributes.step
-    scale = attributes.scales[0]
+    scale, aligned = attributes.scales[level], attributes.sampling != "legacy"
     if attributes.sampling == "corners":
         cells = (features.shape[2], features.shape[3])
         a, b, c = np_boxes.corner_sampling(cells, round(1 / scale), size * ratio)
         rois = [r * r.new_tensor(a) + r[:, [2, 3, 0, 1]] * r.new_tensor(b) + c for r in rois]
-    if features.device.type == "cpu" and features[0, 0].numel() <= 2048 and ratio > 0:
+    small = features.device.type == "cpu" and features[0, 0].numel() <= 2048
+    if small and ratio > 0 and aligned:
         return roi_align_matmul(features, rois, size, scale, ratio, step)
     # In float32: bfloat16 would round corners to multiples of 4 pixels and more.
     rois = [r.float() for r in rois]
-    out: Tensor = ops.roi_align(features.float(), rois, size, scale, ratio, True)
+    out: Tensor = ops.roi_align(features.float(), rois, size, scale, ratio, aligned)
     return out[:, :, ::step, ::step].to(features.dtype)
 
 
@@ -137,6 +171,9 @@ def detect(
     decoded = clip(decoded, height, width)  # [R, K, 4]
     roi, label = (scores > attributes.score_threshold).nonzero(as_tuple=True)
     decoded, scores = decoded[roi, label], scores[roi, label]
+    if attributes.min_size:
+        keep = ops.remove_small_boxes(decoded, attributes.min_size)
+        decoded, scores, label = decoded[keep], scores[keep], label[keep]
     order = scores.argsort(descending=True, stable=True)
     kept = []
     for k in range(classes):
@@ -155,18 +192,23 @@ class TorchInterpreter(Interpreter[Any]):
     """Runs a graph in torch.
 
     Args:
-        layers: the module of each convolution by its name.
+        layers: the module of each layer by its name.
+        content: height and width of what is in the network input's upper left corner, where boxes
+            end; default: all of it.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.layers = layers
+    def __init__(
+        self, layers: Mapping[str, nn.Module], content: tuple[int, int] | None = None
+    ) -> None:
+        self.layers, self.content = layers, content
 
     def normalise(self, operation: Operation, image: Tensor) -> Tensor:
         x = normalise(typed(operation, Normalise), image)
         return x.contiguous(memory_format=torch.channels_last)
 
     def conv(self, operation: Operation, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        out: Tensor = self.layers[operation.name](x, residual)
+        (layer,) = typed(operation, Conv).layers
+        out: Tensor = self.layers[layer](x, residual)
         return out
 
     def max_pool(self, operation: Operation, x: Tensor) -> Tensor:
@@ -177,15 +219,20 @@ class TorchInterpreter(Interpreter[Any]):
     def mean(self, operation: Operation, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 
+    def resize(self, operation: Operation, x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, size=like.shape[2:], mode="nearest")
+
     def slice(self, operation: Operation, x: Tensor) -> Tensor:
         part = typed(operation, Slice)
         return x[:, part.first : part.first + part.channels]
 
     def proposals(self, operation: Operation, *inputs: Tensor) -> list[Tensor]:
         attributes = typed(operation, Proposals)
-        levels, (height, width) = len(attributes.strides), inputs[-1].shape[2:]
+        levels = len(attributes.strides)
+        image_size = inputs[-1].shape[2], inputs[-1].shape[3]
+        height, width = self.content or image_size
         outputs = [flat_outputs(inputs[i], inputs[levels + i]) for i in range(levels)]
-        anchors = [level_anchors(attributes, i, inputs[i]) for i in range(levels)]
+        anchors = [level_anchors(attributes, i, inputs[i], image_size) for i in range(levels)]
         found = []
         for image in range(len(inputs[0])):
             parts = [
@@ -199,8 +246,8 @@ class TorchInterpreter(Interpreter[Any]):
             found.append(boxes)
         return found
 
-    def roi_align(self, operation: Operation, features: Tensor, boxes: list[Tensor]) -> Tensor:
-        return roi_align(typed(operation, RoiAlign), features, boxes)
+    def roi_align(self, operation: Operation, *inputs: Any) -> Tensor:
+        return roi_align(typed(operation, RoiAlign), inputs[:-1], inputs[-1])
 
     def detections(
         self,
@@ -221,7 +268,8 @@ class TorchInterpreter(Interpreter[Any]):
             if not counts[i]:
                 continue
             of_box = of_box.view(counts[i], -1, 4)
-            found, scores, labels = detect(attributes, of_class, of_box, boxes[i], height, width)
+            end = self.content or (height, width)
+            found, scores, labels = detect(attributes, of_class, of_box, boxes[i], *end)
             n = len(found)
             rows[i, :n, 0] = i
             rows[i, :n, 1] = labels.float()

@@ -59,6 +59,10 @@ def sniff(path: Path, weights: str | None = None) -> str:
     if metadata.get("format") == "sparsedet":
         return "model"
     names = list(source.left)
+    if any(n.startswith("backbone.body.") for n in names) and any(
+        n.startswith("roi_heads.box_head.") for n in names
+    ):
+        return "torchvision-detector"
     other = _other_model(names)
     if other is not None:
         raise InputError(f"{path}: is {other}; {_EXPECTED}")

@@ -20,7 +20,7 @@ from ...backends.signature import feed
 from ...engine import Engine
 from ...errors import InputError
 from ...evaluation.agreement import RowDifferences, compare_rows
-from ...images.letterbox import to_network_input
+from ...images.letterbox import prepare
 from ..tensor_source import Imported
 
 Rows = NDArray[np.float32]
@@ -54,7 +54,7 @@ def compare_with_openvino(
         if image is None:
             network_input = synthetic_image(*size, seed=attempt)
         else:
-            network_input, _ = to_network_input(image, *size, config.resize)
+            network_input, _ = prepare(image, config)
         result = compare_rows(
             run_source(network_input),
             engine.run(network_input),

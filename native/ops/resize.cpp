@@ -1,0 +1,44 @@
+#include "ops/resize.h"
+
+#include <cstring>
+
+namespace sparsedet {
+
+namespace {
+
+// Source of each row (or column) of the output.
+std::vector<int> sources(int in, int out) {
+  const float scale = static_cast<float>(in) / static_cast<float>(out);
+  std::vector<int> from(out);
+  for (int i = 0; i < out; i++)
+    from[i] = std::min(static_cast<int>(static_cast<float>(i) * scale), in - 1);
+  return from;
+}
+
+}  // namespace
+
+Shape Resize::shape(std::span<const Shape> inputs) const {
+  const Shape& in = expect(inputs, 0, Domain::map);
+  const Shape& like = expect(inputs, 1, Domain::map);
+  return {Domain::map, in.channels, like.height, like.width};
+}
+
+void Resize::run(Context& context, const Step& step) const {
+  const FeatureMap &in = step.inputs[0]->map, &out = step.out.map;
+  if (in.type == ElementType::pixels)
+    throw std::invalid_argument("the network input cannot be resized");
+  const std::vector<int> rows = sources(in.height, out.height);
+  const std::vector<int> columns = sources(in.width, out.width);
+  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
+  context.pool.parallel(out.height, [&](int y, int) {
+    for (int c = 0; c < out.elements(); c++) {
+      const float* from = in.at(rows[y], c, 0);
+      float* to = out.at(y, c, 0);
+      for (int x = 0; x < out.width; x++)
+        to[x] = from[columns[x]];
+      std::memset(to + out.width, 0, excess * sizeof(float));
+    }
+  });
+}
+
+}  // namespace sparsedet

@@ -1,0 +1,18 @@
+// Nearest-neighbour resize of a feature map to the size of another.
+#pragma once
+#include "ops/operation.h"
+
+namespace sparsedet {
+
+struct ResizeAttributes {};
+
+// Inputs: x, and the map whose size the output gets. Row y of the output is row
+// floor(y * height of x / height of the output), columns alike: torch's mode "nearest".
+class Resize : public Operation {
+ public:
+  Shape shape(std::span<const Shape> inputs) const override;
+  Format format(std::span<const Format> inputs) const override { return inputs[0]; }
+  void run(Context& context, const Step& step) const override;
+};
+
+}  // namespace sparsedet
