@@ -135,51 +135,54 @@ struct RoiConv {
   const Rois &in, *residual, &out;
   int count;
 
-  int positions() const { return out.height * out.width; }
+  // Output cells of a block of RoIs. Positions count through all blocks.
+  int cells() const { return out.height * out.width; }
 
   // Activations of a block of columns at an output position; null for a tap in the padding.
-  const float* source(int b, int position, const Segment& s) const {
-    const int y = position / out.width * conv.shape.stride + s.dy;
-    const int x = position % out.width * conv.shape.stride + s.dx;
+  const float* source(int position, const Segment& s) const {
+    const int cell = position % cells();
+    const int y = cell / out.width * conv.shape.stride + s.dy;
+    const int x = cell % out.width * conv.shape.stride + s.dx;
     if (y < 0 || x < 0 || y >= in.height || x >= in.width) return nullptr;
-    return in.at(b, y, x, s.channel);
+    return in.at(position / cells(), y, x, s.channel);
   }
 
-  void unit(Context& context, int worker, int b, int chunk, int first, int last) const {
+  // A chunk of rows at the positions [first, last).
+  void unit(Context& context, int worker, int chunk, int first, int last) const {
     const size_t partial_floats = size_t(conv.chunk_row_tiles) * conv.tile_rows * out.lanes;
     const auto kernel = sparse_kernel(context, conv);
     const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
     float* partial = context.scratch.get(worker, partial_floats + waiting * (last - first - 1));
-    const int vectors =
-        divide_up(std::min(out.lanes, count - b * out.lanes), context.kernels.lanes);
     const int row = conv.out_row(chunk);
     const int blocks = static_cast<int>(conv.segments.size());
     for (int block = 0; block < blocks; block++) {
       SparseArgs a = chunk_args(conv, block, chunk);
       const Segment& segment = conv.segments[block][0];
       a.row_stride = out.lanes;
-      a.vectors = vectors;
-      for (int p = 0; p < vectors; p++) {
+      for (int p = 0; p < kVectors; p++) {
         a.offset[p] = p * context.kernels.lanes;
         a.valid[p] = context.kernels.lanes;
       }
       for (int position = first; position < last; position++) {
-        a.panel = source(b, position, segment);
+        a.panel = source(position, segment);
         if (!a.panel) continue;
         // First and last block of this position, without taps in the padding.
         a.first = a.last = true;
         for (int i = 0; i < block && a.first; i++)
-          a.first = !source(b, position, conv.segments[i][0]);
+          a.first = !source(position, conv.segments[i][0]);
         for (int i = block + 1; i < blocks && a.last; i++)
-          a.last = !source(b, position, conv.segments[i][0]);
-        const int y = position / out.width, x = position % out.width;
+          a.last = !source(position, conv.segments[i][0]);
+        const int b = position / cells(), cell = position % cells();
+        const int y = cell / out.width, x = cell % out.width;
+        a.vectors = divide_up(std::min(out.lanes, count - b * out.lanes), context.kernels.lanes);
         a.out = out.at(b, y, x, row);
         a.residual = residual ? residual->at(b, y, x, row) : nullptr;
         a.partial = partial + (position - first) * waiting;
         const bool wraps = position + 1 == last;
-        const float* next = block + wraps < blocks ? source(b, wraps ? first : position + 1,
-                                                            conv.segments[block + wraps][0])
-                                                   : nullptr;
+        const float* next =
+            block + wraps < blocks
+                ? source(wraps ? first : position + 1, conv.segments[block + wraps][0])
+                : nullptr;
         a.prefetch = reinterpret_cast<const char*>(next);
         a.prefetch_rows = divide_up(segment.count, a.row_tiles);
         a.prefetch_stride = out.lanes * static_cast<ptrdiff_t>(sizeof(float));
@@ -192,21 +195,20 @@ struct RoiConv {
 }  // namespace
 
 void conv_rois_unit(Context& context, const PackedConv& conv, const Rois& in, const Rois* residual,
-                    const Rois& out, int count, int worker, int block, int chunk, int first,
-                    int last) {
-  RoiConv{conv, in, residual, out, count}.unit(context, worker, block, chunk, first, last);
+                    const Rois& out, int count, int worker, int chunk, int first, int last) {
+  RoiConv{conv, in, residual, out, count}.unit(context, worker, chunk, first, last);
 }
 
 void conv_rois(Context& context, const PackedConv& conv, const Rois& in, const Rois* residual,
                const Rois& out, int count) {
   const RoiConv job{conv, in, residual, out, count};
-  const int sweeps = count_sweeps(job.positions(), sweep_tiles(conv, out.lanes),
-                                  conv.chunks * out.blocks, context.pool.size());
-  context.pool.parallel(out.blocks * sweeps * conv.chunks, [&](int unit, int worker) {
-    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks % sweeps;
-    const int b = unit / conv.chunks / sweeps;
-    job.unit(context, worker, b, chunk, static_cast<int>(int64_t(job.positions()) * sweep / sweeps),
-             static_cast<int>(int64_t(job.positions()) * (sweep + 1) / sweeps));
+  const int positions = out.blocks * job.cells();
+  const int sweeps =
+      count_sweeps(positions, sweep_tiles(conv, out.lanes), conv.chunks, context.pool.size());
+  context.pool.parallel(sweeps * conv.chunks, [&](int unit, int worker) {
+    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks;
+    job.unit(context, worker, chunk, static_cast<int>(int64_t(positions) * sweep / sweeps),
+             static_cast<int>(int64_t(positions) * (sweep + 1) / sweeps));
   });
 }
 

@@ -13,9 +13,9 @@ void conv_map(Context& context, const PackedConv& conv, const FeatureMap& in,
 void conv_rois(Context& context, const PackedConv& conv, const Rois& in, const Rois* residual,
                const Rois& out, int count);
 
-// One unit of work of conv_rois: a chunk of rows at positions [first, last) of one block of RoIs.
+// One unit of work of conv_rois: a chunk of rows at positions [first, last), which count the output
+// cells of all blocks of RoIs.
 void conv_rois_unit(Context& context, const PackedConv& conv, const Rois& in, const Rois* residual,
-                    const Rois& out, int count, int worker, int block, int chunk, int first,
-                    int last);
+                    const Rois& out, int count, int worker, int chunk, int first, int last);
 
 }  // namespace sparsedet

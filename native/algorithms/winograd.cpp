@@ -104,8 +104,8 @@ void WinogradConvolution::run(Context& context, const Rois& in, const Rois* /*re
     Rois from = sources, to = products;
     from.data += point * sources.size();
     to.data += point * products.size();
-    conv_rois_unit(context, points_[point], from, nullptr, to, count, worker, b, unit % chunks, 0,
-                   tiles);
+    conv_rois_unit(context, points_[point], from, nullptr, to, count, worker, unit % chunks,
+                   b * tiles, (b + 1) * tiles);
   });
 
   context.pool.parallel(out.blocks * tiles * out_slices, [&](int unit, int) {

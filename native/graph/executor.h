@@ -122,6 +122,7 @@ class Executor {
   int root_of(int value) const;
   void lay_out(Value& value, const Needs& needs, int blocks) const;
   void lay_out(const std::vector<Shape>& shapes);
+  void choose_blocks();
   std::vector<int> last_reads() const;
   int overwritten(int node, const std::vector<int>& last) const;
   void place_values();

@@ -80,8 +80,7 @@ void Executor::lay_out(const std::vector<Shape>& shapes) {
   for (size_t v = 0; v < shapes.size(); v++) {
     values_[v].shape = shapes[v];
     values_[v].format = formats_[v];
-    const int all = divide_up(shapes[v].count, kVectors * kernels_.lanes);
-    lay_out(values_[v], needs[v], pool_.size() > 4 ? all : 1);
+    lay_out(values_[v], needs[v], 1);
   }
 }
 
@@ -170,6 +169,32 @@ void Executor::place_values() {
   }
 }
 
+// Blocks of RoIs that each loop runs at a time: all of them for many threads, which share them;
+// else so many that the largest convolution has enough output cells to sweep its weights over, if
+// they take little memory.
+void Executor::choose_blocks() {
+  constexpr size_t little = (size_t{16} << 20) / sizeof(float), enough = 25;
+  for (Loop& loop : loops_) {
+    size_t largest_value = 1, cells = enough;
+    int64_t most_weights = 0;
+    for (int node = loop.first; node < loop.last; node++) {
+      const Value& value = values_[node + 1];
+      largest_value = std::max(largest_value, value.rois.size());  // of one block
+      const Convolution* conv = convolution(node + 1);
+      if (!conv || conv->problem().shape.weights() <= most_weights) continue;
+      most_weights = conv->problem().shape.weights();
+      cells = size_t(value.shape.height) * value.shape.width;
+    }
+    const int lanes = values_[loop.first + 1].rois.lanes;
+    const size_t all = divide_up(values_[loop.first + 1].shape.count, lanes);
+    const size_t few = std::min({(enough + cells - 1) / cells, little / largest_value, all});
+    const int blocks = static_cast<int>(pool_.size() > 4 ? all : std::max<size_t>(few, 1));
+    for (int node = loop.first; node < loop.last; node++)
+      values_[node + 1].rois.blocks = blocks;
+    loop.in_flight = blocks * lanes;
+  }
+}
+
 void Executor::plan(int height, int width) {
   if (height == height_ && width == width_) return;
   height_ = width_ = 0;
@@ -183,10 +208,7 @@ void Executor::plan(int height, int width) {
       if (values_[v].shape.domain == Domain::rois &&
           values_[&node - nodes_.data() + 1].shape.domain != Domain::rois)
         tables_[v] = true;
-  for (Loop& loop : loops_) {
-    const Rois& rois = values_[loop.first + 1].rois;
-    loop.in_flight = rois.blocks * rois.lanes;
-  }
+  choose_blocks();
   place_values();
   height_ = height;
   width_ = width;
