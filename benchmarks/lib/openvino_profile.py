@@ -1,7 +1,7 @@
 """Where OpenVINO spends its time, and whether it runs as fast as it can.
 
 The profile comes from a request of its own, which is never timed. The exporter names the graph's
-operations after our layers, so the profile can be compared with the layer table.
+operations after our layers, so the profile can be compared with the graph.
 
 Health: a comparison is only fair if OpenVINO does its dense work about as fast as the CPU can. On a
 two-core Zen 5, OpenVINO reached 93 to 99 % of the measured f32 peak in the dense part of r101-c4:

@@ -177,11 +177,13 @@ from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.model.file import load_model
+from sparsedet.model.graph import RoiAlign
 warnings.filterwarnings("ignore")
 
 class Traced(FasterRCNN):
-    def roi_features(self, features, rois, step=1):  # the operator, not its faster equal
+    def roi_features(self, features, rois):  # the operator, not its faster equal
         size, ratio = self.config.roi_size, self.config.roi_sampling_ratio
+        step = self.graph.only(RoiAlign)[1].step
         scale = 1 / self.config.anchor_stride
         return ops.roi_align(features, rois, size, scale, ratio, True)[:, :, ::step, ::step]
 

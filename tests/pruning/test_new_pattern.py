@@ -73,11 +73,11 @@ def dense() -> FasterRCNN:
 def check(model: FasterRCNN, pattern: Pattern, sparsity: float) -> None:
     """Every pruned layer fits the pattern, and the whole network has the zeros."""
     zeros = 0
-    for name in prunable_layers(model.network):
+    for name in prunable_layers(model.graph):
         keep_mask = to_matrix(model.layers[name].weight) != 0
         assert pattern.fits(keep_mask), name
         zeros += int((~keep_mask).sum())
-    assert sparsity <= zeros / model.network.parameters < sparsity + 0.02
+    assert sparsity <= zeros / model.graph.parameters < sparsity + 0.02
 
 
 def target(pattern: Pattern) -> float:
@@ -170,6 +170,6 @@ def test_random_weights(pattern: Pattern) -> None:
 
 
 def test_layers_that_do_not_fit() -> None:
-    layer = build_graph(replace(CONFIG, rpn_channels=22)).by_name["rpn.conv"]
+    layer = build_graph(replace(CONFIG, rpn_channels=22)).layer["rpn.conv"]
     with pytest.raises(InputError, match=r"a multiple of 4 output channels, but rpn\.conv has 22"):
         Pattern(name="4x1", help="", rows=4).check_layer(layer)
