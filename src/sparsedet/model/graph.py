@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Final, Literal, TypeVar
 
 from ..errors import InputError
 
@@ -26,7 +26,7 @@ Activation = Literal["none", "relu"]
 Padding = tuple[int, int, int, int]
 """Top, left, bottom, right; a negative one drops rows or columns."""
 
-IMAGE = "image"
+IMAGE: Final = "image"
 """The name of the network input."""
 
 
@@ -123,8 +123,9 @@ class Conv:
     prunable: bool = False
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
+        ok = 1 <= len(inputs) <= 2 and inputs[0].domain in ("map", "rois")
+        _expect(ok, "reads a map or RoIs")
         x = inputs[0]
-        _expect(1 <= len(inputs) <= 2 and x.domain in ("map", "rois"), "reads a map or RoIs")
         size = _window(x, self.kernel, self.stride, self.padding, self.dilation)
         out = Shape(x.domain, self.out_channels, *size, x.count)
         _expect(inputs[1:] in ([], [out]), "adds a value of another shape than its output")
@@ -204,6 +205,7 @@ class Proposals:
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         levels = len(self.strides)
+        _expect(len(self.cell_anchors) == levels, "needs a stride for each set of anchors")
         domains = [i.domain for i in inputs]
         _expect(domains == ["map"] * (2 * levels) + [IMAGE], "reads maps and the image")
         for anchors, logits, deltas in zip(

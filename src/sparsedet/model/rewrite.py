@@ -55,10 +55,7 @@ def merge_predictors(graph: Graph) -> Graph:
         if is_predictor(graph, operation.name):
             form = replace(conv, out_channels=0, layers=())
             groups.setdefault((operation.inputs, form), []).append(operation)
-    merged: dict[str, list[Operation]] = {}  # by the last member of a group
-    for members in groups.values():
-        if len(members) > 1:
-            merged[members[-1].name] = members
+    merged = {members[0].name: members for members in groups.values() if len(members) > 1}
     inner = {member.name for members in merged.values() for member in members}
     operations: list[Operation] = []
     for operation in graph.operations:
@@ -88,14 +85,17 @@ def _merge(graph: Graph, members: list[Operation]) -> list[Operation]:
 
 
 def _pointwise(graph: Graph, align: Operation) -> list[tuple[Operation, Conv]]:
-    """The readers of a RoIAlign, if all are 1x1 convolutions that add nothing; else none."""
+    """The readers of a RoIAlign, if all are 1x1 convolutions that add nothing and read every
+    stride-th bin, the first one included; else none."""
     readers = [(reader, reader.attributes) for reader in graph.readers[align.name]]
+    bins = graph.shapes[align.name].height
     found = [
         (reader, conv)
         for reader, conv in readers
         if isinstance(conv, Conv)
         and conv.kernel == (1, 1)
         and conv.padding[:2] == (0, 0)
+        and graph.shapes[reader.name].size == (-(-bins // conv.stride),) * 2
         and len(reader.inputs) == 1
     ]
     return found if len(found) == len(readers) else []
@@ -110,10 +110,7 @@ def skip_bins(graph: Graph) -> Graph:
     for operation, align in graph.of_kind(RoiAlign):
         readers = _pointwise(graph, operation)
         strides = {conv.stride for _, conv in readers}
-        bins = graph.shapes[operation.name].height
-        if len(strides) != 1 or any(
-            graph.shapes[reader.name].height != -(-bins // conv.stride) for reader, conv in readers
-        ):
+        if len(strides) != 1:
             continue
         step = align.step * strides.pop()
         changed[operation.name] = replace(operation, attributes=replace(align, step=step))
@@ -135,6 +132,8 @@ def hoist(graph: Graph) -> Graph:
     for operation, align in graph.of_kind(RoiAlign):
         readers = _pointwise(graph, operation)
         if not readers or len(align.scales) > 1 or align.bias_of or align.activation != "none":
+            continue
+        if any(len(conv.layers) > 1 or not conv.bias for _, conv in readers):
             continue
         source, boxes = operation.inputs
         before[operation.name] = []
