@@ -3,6 +3,7 @@
 namespace sparsedet {
 
 Shape Detections::shape(std::span<const Shape> inputs) const {
+  expect_count(inputs, 4, 4);
   const Shape& logits = expect(inputs, 0, Domain::rois);
   const Shape& deltas = expect(inputs, 1, Domain::rois);
   expect(inputs, 2, Domain::boxes);
@@ -21,6 +22,9 @@ void Detections::run(Context&, const Step& step) const {
   const auto height = static_cast<float>(image.height), width = static_cast<float>(image.width);
   const int classes = a_.num_classes, columns = classes + 1;
   const int box_columns = classes + a_.background_deltas;
+  if (step.inputs[0]->table.size() != rois.size() * columns ||
+      step.inputs[1]->table.size() != rois.size() * box_columns * 4)
+    throw std::invalid_argument("there are not as many RoIs as boxes");
   const bool background_first = a_.background == Background::first;
   const int first_logit = background_first ? 1 : 0;
   const int first_box = background_first && a_.background_deltas ? 1 : 0;
