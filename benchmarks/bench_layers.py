@@ -37,7 +37,7 @@ import sparsedet
 from sparsedet.engine import Engine
 from sparsedet.engine.lower import lowered
 from sparsedet.images.letterbox import to_network_input
-from sparsedet.model.c4 import build_graph
+from sparsedet.model.detector_config import build_graph
 from sparsedet.model.file import ModelFile
 from sparsedet.model.graph import Conv, Graph, Layer, Shape
 from sparsedet.model.sparsity import sparsity_report

@@ -44,7 +44,7 @@ from sparsedet.evaluation.agreement import (
     refuse_to_time,
 )
 from sparsedet.images.letterbox import to_network_input
-from sparsedet.model.c4 import build_graph
+from sparsedet.model.detector_config import build_graph
 from sparsedet.model.file import ModelFile
 from sparsedet.model.graph import IMAGE, RoiAlign
 from sparsedet.model.sparsity import sparsity_report

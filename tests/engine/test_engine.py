@@ -23,6 +23,7 @@ from sparsedet.images.letterbox import to_network_input
 from sparsedet.images.read import read_image
 from sparsedet.model import boxes as np_boxes
 from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import load_model
 from sparsedet.model.graph import Conv, Shape
 from sparsedet.model.presets import preset
@@ -209,7 +210,7 @@ def check_end_to_end(
 
     Where the proposals differ for a reason, the rest of the way is compared on ours.
     """
-    config, parts = engine.config, Parts(engine)
+    config, parts = require_c4(engine.config, "compared"), Parts(engine)
     size, batch = network_input.shape[:2], as_batch(network_input)
     scale = np.array([size[1], size[0]] * 2, np.float32)
     ours, theirs = engine.run(network_input), model(batch)[0].numpy()
@@ -573,7 +574,7 @@ def test_the_published_network_at_full_size() -> None:
 @pytest.mark.parametrize("name", ["beach.jpg", "frisbee.jpg"])
 def test_the_embedded_model_on_photographs(name: str) -> None:
     file = load_model(embedded_model())
-    config = file.config
+    config = require_c4(file.config, "compared")
     network_input, _ = to_network_input(
         read_image(EXAMPLES / name), config.input_height, config.input_width
     )

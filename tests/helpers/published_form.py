@@ -19,12 +19,13 @@ import openvino as ov
 from openvino import opset8 as op
 
 from sparsedet.model.c4 import build_graph
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import ModelFile, load_model
 from sparsedet.model.graph import IMAGE, MaxPool, Operation, RoiAlign, typed
 
 
 def build(model: ModelFile, variants: set[str]) -> ov.Model:
-    config, tensors = model.config, model.tensors
+    config, tensors = require_c4(model.config, "written"), model.tensors
     graph = build_graph(config)
     height, width = config.input_height, config.input_width
 

@@ -19,6 +19,7 @@ from sparsedet.errors import InputError
 from sparsedet.model.batch_norm import fold_batch_norm
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import (
     StorageDtype,
     Tensors,
@@ -725,7 +726,7 @@ def test_torch_takes_the_tensors_as_they_are(tmp_path: Path) -> None:
     tensors = random_tensors(TINY, 0.5)
     save_model(tmp_path / "m", TINY, tensors, PROVENANCE, dtype="float32")
     model = load_model(tmp_path / "m")
-    reference = FasterRCNN(model.config)
+    reference = FasterRCNN(require_c4(model.config, "trained"))
     reference.load_tensors(model.tensors)
     folded = reference.folded_tensors()
     assert all(np.array_equal(folded[name], tensors[name]) for name in tensors)

@@ -21,6 +21,7 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.c4 import build_graph  # noqa: E402
+from sparsedet.model.detector_config import require_c4  # noqa: E402
 from sparsedet.pruning.allocation import pattern_sparsity, prunable_layers  # noqa: E402
 from sparsedet.pruning.calibration import calibration_input  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
@@ -154,7 +155,7 @@ def test_the_command_line_takes_it(
     flags = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
     assert main(["prune", *flags, "--prune-end", "3"]) == 0
     saved = load_model(tmp_path / "run" / "model.safetensors")
-    model = FasterRCNN(saved.config)
+    model = FasterRCNN(require_c4(saved.config, "trained"))
     model.load_tensors(saved.tensors)
     check(model, pattern, target(pattern))
 

@@ -37,6 +37,7 @@ from sparsedet.importers.open_nsfw import load_open_nsfw  # noqa: E402
 from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.model.checkpoint import checkpoints  # noqa: E402
 from sparsedet.model.config import ModelConfig  # noqa: E402
+from sparsedet.model.detector_config import require_c4  # noqa: E402
 from sparsedet.model.graph import MaxPool, RoiAlign  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN, decode, encode  # noqa: E402
@@ -803,7 +804,8 @@ def test_other_classes_than_the_initial_models(
     printed = capsys.readouterr()
     assert "other classes: the box predictors are initialised randomly" in printed.out
     assert "unknown category" in printed.err
-    config = load_model(tmp_path / "second" / "model.safetensors").config
+    saved = load_model(tmp_path / "second" / "model.safetensors")
+    config = require_c4(saved.config, "compared")
     assert config.class_names == ("ball", "cube") and config.blocks == TINY.blocks
 
 
