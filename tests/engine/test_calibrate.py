@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from helpers.parts import Parts
+from helpers.parts import EngineParts
 from helpers.small import SMALL
 from helpers.small import picture as image
 from numpy.typing import NDArray
@@ -165,8 +165,8 @@ def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
 def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> None:
     tensors = load_model(small_model).tensors
     thresholds, network_input = calibrated(tensors), network_input_of()
-    exact = Parts(Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist))
-    engine = Parts(
+    exact = EngineParts(Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist))
+    engine = EngineParts(
         Engine(
             SMALL,
             tensors,

@@ -48,7 +48,7 @@ from helpers.engine import (  # noqa: E402
     unhoisted,
     windows,
 )
-from helpers.parts import F32, Parts  # noqa: E402
+from helpers.parts import F32, EngineParts  # noqa: E402
 
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
@@ -210,7 +210,7 @@ def check_end_to_end(
 
     Where the proposals differ for a reason, the rest of the way is compared on ours.
     """
-    config, parts = require_c4(engine.config, "compared"), Parts(engine)
+    config, parts = require_c4(engine.config, "compared"), EngineParts(engine)
     size, batch = network_input.shape[:2], as_batch(network_input)
     scale = np.array([size[1], size[0]] * 2, np.float32)
     ours, theirs = engine.run(network_input), model(batch)[0].numpy()
@@ -309,7 +309,7 @@ def test_variants(family: str, variant: str, hoist: bool) -> None:
     if variant == "1000 proposals":
         features = model.features(as_batch(network_input))
         logits, deltas = (t[0].numpy() for t in model.rpn_outputs(features))
-        assert len(Parts(engine, (160, 208)).proposals(logits, deltas)) == 1000
+        assert len(EngineParts(engine, (160, 208)).proposals(logits, deltas)) == 1000
 
 
 SIZES = [(97, 131), (16, 16), (160, 208), (82, 128), (17, 400), (50, 96), (18, 32), (333, 16)]
@@ -332,12 +332,12 @@ def test_one_engine_serves_inputs_of_any_size_in_any_order(
         network_input = synthetic_image(*size, seed=sum(size))
         if size not in own:
             fresh = Engine(config, tensors, threads=1, isa=isa, hoist=hoist)
-            own[size] = Parts(fresh).features(network_input), fresh.run(network_input)
+            own[size] = EngineParts(fresh).features(network_input), fresh.run(network_input)
             features = model.features(as_batch(network_input))[0]
             assert deviation(own[size][0], features) < 1e-4, size
             assert np.array_equal(fresh.run(network_input), own[size][1]), size
         assert np.array_equal(engine.run(network_input), own[size][1]), (i, size)
-        assert np.array_equal(Parts(engine).features(network_input), own[size][0]), (i, size)
+        assert np.array_equal(EngineParts(engine).features(network_input), own[size][0]), (i, size)
 
 
 # ------------------------------------------------------------------------- the same every time
@@ -348,7 +348,7 @@ def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
     config, tensors = small(family, proposals=150), lively(family)
     network_input = synthetic_image(160, 208)
     hoisted, plain = (
-        Parts(Engine(config, tensors, threads=2, hoist=hoist), (160, 208))
+        EngineParts(Engine(config, tensors, threads=2, hoist=hoist), (160, 208))
         for hoist in (True, False)
     )
     features = plain.features(network_input)
@@ -387,7 +387,7 @@ def test_a_run_is_its_stages_one_after_the_other() -> None:
         Engine(small("r101-c4"), lively("r101-c4"), threads=2),
         synthetic_image(97, 131),
     )
-    parts = Parts(engine)
+    parts = EngineParts(engine)
     rows = engine.run(network_input)
     features = parts.features(network_input)
     proposals = parts.proposals(*parts.rpn(features))
@@ -448,7 +448,7 @@ def test_bad_numbers_of_threads(threads: int) -> None:
 # --------------------------------------------------------------------------------------- boxes
 
 
-def box_engine(**changes: Any) -> tuple[ModelConfig, Parts]:
+def box_engine(**changes: Any) -> tuple[ModelConfig, EngineParts]:
     """An engine for boxes only: one 48-pixel anchor a cell, 160x208 network input."""
     config = small(
         "r101-c4",
@@ -456,7 +456,7 @@ def box_engine(**changes: Any) -> tuple[ModelConfig, Parts]:
         score_threshold=0.0,
         **{"max_detections": 10_000, **changes},
     )
-    return config, Parts(Engine(config, random_tensors(config, 0.0), threads=1), (160, 208))
+    return config, EngineParts(Engine(config, random_tensors(config, 0.0), threads=1), (160, 208))
 
 
 def crowd(kind: str, count: int, seed: int = 0) -> F32:

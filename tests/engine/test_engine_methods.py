@@ -26,7 +26,7 @@ from helpers.engine import (
     unhoisted,
     windows,
 )
-from helpers.parts import Parts
+from helpers.parts import EngineParts
 from numpy.typing import NDArray
 
 from sparsedet import _native
@@ -111,12 +111,12 @@ def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
     """Rounded after each layer, so within some units of 2^-8 of the largest value."""
     config, tensors = small(family), lively(family)
     network_input = synthetic_image(97, 131)
-    engine = Parts(Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16"))
+    engine = EngineParts(Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16"))
     model = torch_reference(config, tensors)
     features = np.asarray(model.features(as_batch(network_input))[0])
     assert deviation(engine.features(network_input), features) < 0.04
     boxes = np.array([[3, 5, 60, 70], [0, 0, 131, 97], [40, 20, 44, 90]], dtype=np.float32)
-    exact = Parts(Engine(config, tensors, threads=2, isa=isa, hoist=hoist), (97, 131))
+    exact = EngineParts(Engine(config, tensors, threads=2, isa=isa, hoist=hoist), (97, 131))
     for got, expected in zip(
         engine.roi_head(features, boxes), exact.roi_head(features, boxes), strict=True
     ):

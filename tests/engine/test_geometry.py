@@ -36,7 +36,7 @@ from helpers.engine import (  # noqa: E402
     synthetic_image,
     torch_reference,
 )
-from helpers.parts import Parts  # noqa: E402
+from helpers.parts import EngineParts  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -94,7 +94,7 @@ def test_every_padding_of_the_stem(padding: tuple[int, int], isa: str) -> None:
     for size in [size for size in SIZES if runs(config, size)]:
         image = synthetic_image(*size)
         expected = model.features(as_batch(image))[0]
-        assert deviation(Parts(engine).features(image), expected) < 1e-4, size
+        assert deviation(EngineParts(engine).features(image), expected) < 1e-4, size
         x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
         got = engine.native.run_operation("stem.conv", [x])
         assert deviation(got, model.layers["stem.conv"](torch.from_numpy(x))) < 1e-5, size
@@ -123,7 +123,7 @@ def test_every_padding_of_the_stem_in_low_precision(precision: Any, isa: str) ->
             clipping_thresholds=thresholds,
         )
         expected = torch_reference(config, tensors()).features(as_batch(image))[0]
-        assert deviation(Parts(engine).features(image), expected) < 0.1, padding
+        assert deviation(EngineParts(engine).features(image), expected) < 0.1, padding
         if precision == "bf16":  # whole numbers that bfloat16 holds: the sums are exact
             rng = np.random.default_rng(1)
             x = rng.integers(-8, 9, (1, 3, 18, 45)).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from helpers.parts import Parts
+from helpers.parts import EngineParts
 from sparsedet.engine import Engine, available_isas
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import COCO_NAMES, ModelConfig
@@ -148,7 +148,7 @@ def check_stages(
     engine: Engine, model: FasterRCNN, network_input: NDArray[np.uint8], tolerance: float
 ) -> None:
     """Compare each stage with the torch model, on the torch model's input of that stage."""
-    ours, (height, width) = Parts(engine), network_input.shape[:2]
+    ours, (height, width) = EngineParts(engine), network_input.shape[:2]
     features = model.features(as_batch(network_input))
     assert deviation(ours.features(network_input), features[0]) < tolerance
     flat = features[0].numpy()

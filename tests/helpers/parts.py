@@ -14,7 +14,7 @@ from sparsedet.model.graph import IMAGE, Detections, Proposals, RoiAlign
 F32 = NDArray[np.float32]
 
 
-class Parts:
+class EngineParts:
     """What the parts of an engine's detector make of arrays that are given to them.
 
     Maps are (C, H, W), RoIs (R, C, h, w), boxes (R, 4), logits and deltas of the RPN (N,) and

@@ -177,21 +177,17 @@ import numpy as np, openvino as ov, torch
 from torchvision import ops
 from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
-from sparsedet.torch_model import FasterRCNN
+from sparsedet.torch_model import FasterRCNN, operations
 from sparsedet.model.file import load_model
-from sparsedet.model.graph import RoiAlign
 warnings.filterwarnings("ignore")
 
-class Traced(FasterRCNN):
-    def roi_features(self, features, rois):  # the operator, not its faster equal
-        size, ratio = self.config.roi_size, self.config.roi_sampling_ratio
-        step = self.graph.only(RoiAlign)[1].step
-        scale = 1 / self.config.anchor_stride
-        return ops.roi_align(features, rois, size, scale, ratio, True)[:, :, ::step, ::step]
+def by_operator(features, rois, size, scale, ratio, step):  # not its faster equal
+    return ops.roi_align(features, rois, size, scale, ratio, True)[:, :, ::step, ::step]
 
+operations.roi_align_matmul = by_operator
 source, image, target = sys.argv[1:]
 model = load_model(source)
-network = Traced(model.config).eval()
+network = FasterRCNN(model.config).eval()
 network.load_tensors(model.tensors)
 x = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None].float()
 graph = ov.convert_model(network, example_input=x, input=list(x.shape))

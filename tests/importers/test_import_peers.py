@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.parity import SETTINGS, config_yaml
-from helpers.parts import Parts
+from helpers.parts import EngineParts
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine, available_isas
@@ -106,7 +106,7 @@ def test_stages(peer: str) -> None:
     out, network_input = one.outputs, one.network_inputs["c0"]
     config, tensors = one.imported.config, one.imported.tensors
     # Hoisting leaves no RoI features behind.
-    parts, plain = (Parts(Engine(config, tensors, hoist=hoist)) for hoist in (True, False))
+    parts, plain = (EngineParts(Engine(config, tensors, hoist=hoist)) for hoist in (True, False))
     for ours in (parts, plain):
         assert deviation(ours.features(network_input), out["c0/features"]) < 1e-4
     logits, deltas = parts.rpn(out["c0/features"])

@@ -397,7 +397,11 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "metadata a list": (lambda p: p.header.update(__metadata__=[]), "not a table of strings"),
     "metadata a number": (_meta("format_version", 1), "not a table of strings"),
     "another program's": (_meta("format", "pt"), "not a sparsedet model"),
-    "newer version": (_meta("format_version", "2"), "format version '2', this program reads '1'"),
+    "newer version": (
+        _meta("format_version", "3"),
+        "format version '3', this program reads '1' and '2'",
+    ),
+    "version 2 without a graph": (_meta("format_version", "2"), "no 'graph'"),
     "no config": (lambda p: p.meta.pop("config"), "no 'config'"),
     "no sparse list": (lambda p: p.meta.pop("sparse"), "no 'sparse'"),
     "no provenance": (lambda p: p.meta.pop("provenance"), "no 'provenance'"),

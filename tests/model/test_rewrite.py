@@ -57,7 +57,7 @@ from helpers.engine import (  # noqa: E402
     small,
     synthetic_image,
 )
-from helpers.parts import Parts  # noqa: E402
+from helpers.parts import EngineParts  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
@@ -290,7 +290,7 @@ def test_the_engine_computes_the_same_with_any_of_them(variant: str, order: str)
     image = synthetic_image(97, 131)
     results = []
     for each in (plain, graph):
-        parts = Parts(Engine(config, tensors, graph=each, threads=1))
+        parts = EngineParts(Engine(config, tensors, graph=each, threads=1))
         features = parts.features(image)
         results.append([*parts.rpn(features), *parts.roi_head(features, BOXES.numpy())])
     for expected, got in zip(*results, strict=True):

@@ -82,17 +82,17 @@ def test_torch_is_crop_and_resize(operator: bool, monkeypatch: pytest.MonkeyPatc
     torch = pytest.importorskip("torch")
     from torchvision import ops
 
-    from sparsedet import torch_model as reference
+    from sparsedet.torch_model import operations
 
     if operator:  # which it takes for large maps
 
         def by_operator(x, rois, size, scale, ratio, step):  # type: ignore[no-untyped-def]
             return ops.roi_align(x, rois, size, scale, ratio, True)[:, :, ::step, ::step]
 
-        monkeypatch.setattr(reference, "roi_align_matmul", by_operator)
-    model = reference.FasterRCNN(CORNERS)
+        monkeypatch.setattr(operations, "roi_align_matmul", by_operator)
+    align = build_graph(CORNERS).only(RoiAlign)[1]  # all bins, also those that no layer reads
     x = features(CORNERS)
-    got = model.roi_features(torch.from_numpy(x)[None], [torch.from_numpy(BOXES)])
+    got = operations.roi_align(align, torch.from_numpy(x)[None], [torch.from_numpy(BOXES)])
     np.testing.assert_allclose(got.numpy(), expected(CORNERS, x), atol=2e-5)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.parts import Parts
+from helpers.parts import EngineParts
 from numpy.typing import NDArray
 
 from sparsedet import _native
@@ -342,7 +342,7 @@ def test_shapes_that_do_not_fit_an_operation() -> None:
 
 def test_logits_that_are_no_numbers_come_last() -> None:
     config = replace(TINY, input_height=160, input_width=160, rpn_pre_nms=50, proposals=50)
-    parts = Parts(Engine(config, random_tensors(config, 0.1), threads=1), (160, 160))
+    parts = EngineParts(Engine(config, random_tensors(config, 0.1), threads=1), (160, 160))
     rng = np.random.default_rng(0)
     anchors = 10 * 10 * len(config.anchor_sizes) * len(config.anchor_ratios)
     deltas = rng.standard_normal((anchors, 4)).astype(np.float32)

@@ -38,7 +38,7 @@ from detectron2.data.detection_utils import (  # type: ignore[import-not-found] 
 )
 from detectron2.modeling import build_model  # type: ignore[import-not-found]  # noqa: E402
 from helpers.parity import SETTINGS  # noqa: E402
-from helpers.parts import Parts  # noqa: E402
+from helpers.parts import EngineParts  # noqa: E402
 from importers.test_import_peers import (  # noqa: E402
     deviation,
     rgb_agnostic,
@@ -219,11 +219,11 @@ def photos(paths: list[Path]) -> None:
         assert len(set(theirs["labels"].tolist())) >= 10
         boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in theirs.items()}, "x")
-        parts = Parts(engine)
+        parts = EngineParts(engine)
         features = parts.features(network_input)
         logits, deltas = parts.rpn(theirs["features"])
         class_logits, box_deltas = parts.roi_head(theirs["features"], theirs["proposals"])
-        rois = Parts(plain, parts.size).roi_features(theirs["features"], theirs["proposals"])
+        rois = EngineParts(plain, parts.size).roi_features(theirs["features"], theirs["proposals"])
         step = 14 // rois.shape[-1]
         ours = {
             "features": features,

@@ -174,7 +174,7 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
 
 def compare(size: str, folder: Path) -> None:
     sys.path.insert(0, str(HERE.parents[1]))
-    from helpers.parts import Parts
+    from helpers.parts import EngineParts
     from importers.test_import_peers import deviation, run, same_detections
 
     from sparsedet.engine import Engine
@@ -191,11 +191,11 @@ def compare(size: str, folder: Path) -> None:
         boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in out.items()}, "x")
         assert size == "small" or len(set(out["labels"].tolist())) >= 10
-        parts = Parts(engine)
+        parts = EngineParts(engine)
         features = parts.features(network_input)
         logits, deltas = parts.rpn(out["features"])
         class_logits, box_deltas = parts.roi_head(out["features"], out["proposals"])
-        rois = Parts(plain, parts.size).roi_features(out["features"], out["proposals"])
+        rois = EngineParts(plain, parts.size).roi_features(out["features"], out["proposals"])
         step = 14 // rois.shape[-1]
         out["rois"] = out["rois"][:, :, ::step, ::step]
         ours = {
