@@ -429,7 +429,7 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
         lambda p: p.header[LAST]["data_offsets"].__setitem__(1, 10**12),
         "truncated: has",
     ),
-    # tensors against the layer table
+    # tensors against the graph
     "bias of another type": (_entry(BIAS, dtype="U8"), "is 'U8', expected 'F32'"),
     "unknown type": (_entry(BIAS, dtype="F8_E4M3"), "is 'F8_E4M3', expected 'F32'"),
     "type no text": (_entry(BIAS, dtype={"a": 1}), "expected 'F32'"),
