@@ -29,11 +29,11 @@ void Detections::run(Context&, const Step& step) const {
   const int first_logit = background_first ? 1 : 0;
   const int first_box = background_first && a_.background_deltas ? 1 : 0;
 
-  struct Candidate {
+  struct ScoredRoi {
     int roi, label;  // label from 0
     float score;
   };
-  std::vector<Candidate> candidates;
+  std::vector<ScoredRoi> candidates;
   std::vector<float> exps(columns);
   for (size_t r = 0; r < rois.size(); r++) {
     const float* row = logits + r * columns;
@@ -47,12 +47,12 @@ void Detections::run(Context&, const Step& step) const {
     }
   }
   std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.score > b.score; });
+                   [](const ScoredRoi& a, const ScoredRoi& b) { return a.score > b.score; });
 
   std::vector<Suppressor> suppressors(classes, Suppressor(a_.nms_threshold));
   std::vector<Detection>& found = step.out.detections;
   found.clear();
-  for (const Candidate& c : candidates) {
+  for (const ScoredRoi& c : candidates) {
     if (found.size() == static_cast<size_t>(a_.max_detections)) break;
     const float* d = deltas + (static_cast<size_t>(c.roi) * box_columns + first_box + c.label) * 4;
     const Box box = decode(d, rois[c.roi], a_.box_weights, a_.delta_clamp, height, width);

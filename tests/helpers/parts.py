@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine
-from sparsedet.model.graph import IMAGE, Detections, Proposals, RoiAlign
+from sparsedet.model.graph import IMAGE, DetectionOutput, Proposals, RoiAlign
 
 F32 = NDArray[np.float32]
 
@@ -34,7 +34,7 @@ class EngineParts:
         source = self.graph.by_name[self.aligned[0]].inputs[0]
         self.hoisted = self.layer_of(self.aligned[0]) != ""
         self.feature_map = self.graph.by_name[source].inputs[0] if self.hoisted else source
-        detections = self.graph.only(Detections)[0]
+        detections = self.graph.only(DetectionOutput)[0]
         self.logits, self.deltas = detections.inputs[:2]
         self.rows = detections.name
         if size is not None:

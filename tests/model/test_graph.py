@@ -16,7 +16,7 @@ from sparsedet.model.graph import (
     KINDS,
     Attributes,
     Conv,
-    Detections,
+    DetectionOutput,
     Graph,
     Layer,
     MaxPool,
@@ -108,7 +108,7 @@ def test_the_graph_is_a_runnable_order(config: ModelConfig) -> None:
         assert type(operation.attributes) is KINDS[operation.kind]
     for name, readers in graph.readers.items():
         assert readers == tuple(o for o in graph.operations if name in o.inputs)
-    assert graph.output == graph.only(Detections)[0].name and not graph.readers[graph.output]
+    assert graph.output == graph.only(DetectionOutput)[0].name and not graph.readers[graph.output]
     for layer in graph.layers:
         source = graph.shapes[layer.source]
         assert (source.channels, source.size) == (layer.in_channels, layer.in_size)
@@ -144,7 +144,7 @@ START += [Operation("logits", ("a",), replace(MAP, out_channels=1))]
 START += [Operation("boxes", ("logits", "a", IMAGE), PROPOSALS)]
 ALIGN = RoiAlign((0.5,), 6, 2, "aligned")
 START += [Operation("rois", ("a", "boxes"), ALIGN), Operation("mean", ("rois",), Mean())]
-DETECTIONS = Detections(3, "first", False, (1, 1, 1, 1), 4.0, 0.1, 0.5, 7)
+DETECTIONS = DetectionOutput(3, "first", False, (1, 1, 1, 1), 4.0, 0.1, 0.5, 7)
 
 
 def test_domains_and_sizes_of_a_small_graph() -> None:

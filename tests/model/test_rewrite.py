@@ -23,7 +23,7 @@ from sparsedet.model.graph import (
     IMAGE,
     Attributes,
     Conv,
-    Detections,
+    DetectionOutput,
     Graph,
     Mean,
     Normalise,
@@ -148,7 +148,7 @@ BOXES = torch.tensor(
 
 def outputs(graph: Graph, config: ModelConfig, tensors: Mapping[str, Any]) -> list[Tensor]:
     """What proposals and detections read of an image and fixed boxes."""
-    proposals, detections = graph.only(Proposals)[0], graph.only(Detections)[0]
+    proposals, detections = graph.only(Proposals)[0], graph.only(DetectionOutput)[0]
     given = {IMAGE: as_batch(synthetic_image(97, 131)), proposals.name: BOXES}
     wanted = [*proposals.inputs[:-1], *detections.inputs[:2]]
     return Plain(config, tensors).run(graph, given, wanted)
@@ -305,7 +305,7 @@ def test_the_engine_computes_the_same_with_any_of_them(variant: str, order: str)
 CONV = Conv(4, (1, 1), ("a",))
 PROPOSALS = Proposals((((0, 0, 8, 8),) * 4,), (8,), (1, 1, 1, 1), 4.0, 9, 5, 0.5, True, False)
 ALIGN = RoiAlign((0.5,), 6, 2, "aligned")
-DETECTIONS = Detections(3, "first", True, (1, 1, 1, 1), 4.0, 0.1, 0.5, 7)
+DETECTIONS = DetectionOutput(3, "first", True, (1, 1, 1, 1), 4.0, 0.1, 0.5, 7)
 Rows = list[tuple[str, tuple[str, ...], Attributes]]
 
 

@@ -11,7 +11,7 @@ from .graph import (
     IMAGE,
     Attributes,
     Conv,
-    Detections,
+    DetectionOutput,
     Graph,
     MaxPool,
     Mean,
@@ -145,7 +145,7 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
     add(
         "detections",
         (logits, deltas, proposals, IMAGE),
-        Detections(
+        DetectionOutput(
             num_classes=classes,
             background=config.background,
             background_deltas=config.background_deltas,

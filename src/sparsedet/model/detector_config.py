@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 from ..errors import InputError
 from . import c4, graph_json
 from .config import ModelConfig, check_names, coerce
-from .graph import Detections, Graph
+from .graph import DetectionOutput, Graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class DetectorConfig:
         if self.resize not in ("letterbox", "stretch"):
             raise InputError(f"resize is {self.resize!r}, expected 'letterbox' or 'stretch'")
         check_names(self.name, self.class_names, self.category_ids)
-        if not isinstance(self.graph.operations[-1].attributes, Detections):
+        if not isinstance(self.graph.operations[-1].attributes, DetectionOutput):
             raise InputError("the graph does not end in detections")
         if self._detections.num_classes != self.num_classes:
             raise InputError(
@@ -51,9 +51,9 @@ class DetectorConfig:
             )
 
     @property
-    def _detections(self) -> Detections:
+    def _detections(self) -> DetectionOutput:
         attributes = self.graph.operations[-1].attributes
-        assert isinstance(attributes, Detections)
+        assert isinstance(attributes, DetectionOutput)
         return attributes
 
     @property

@@ -255,7 +255,7 @@ class RoiAlign:
 
 
 @dataclass(frozen=True, slots=True)
-class Detections:
+class DetectionOutput:
     """RoIs, boxes and the image -> rows: softmax, decoding, non-maximum suppression by class.
 
     Inputs: class logits, deltas, proposals, the image. The attributes are fields of `ModelConfig`.
@@ -281,10 +281,10 @@ class Detections:
         return Shape("rows", 7, count=self.max_detections)
 
 
-Attributes = Normalise | Conv | MaxPool | Mean | Slice | Proposals | RoiAlign | Detections
+Attributes = Normalise | Conv | MaxPool | Mean | Slice | Proposals | RoiAlign | DetectionOutput
 KINDS: dict[str, type[Attributes]] = {
     kind.kind: kind
-    for kind in (Normalise, Conv, MaxPool, Mean, Slice, Proposals, RoiAlign, Detections)
+    for kind in (Normalise, Conv, MaxPool, Mean, Slice, Proposals, RoiAlign, DetectionOutput)
 }
 Kind = TypeVar("Kind", bound=Attributes)
 

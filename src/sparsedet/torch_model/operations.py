@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..model import boxes as np_boxes
 from ..model.graph import (
-    Detections,
+    DetectionOutput,
     MaxPool,
     Normalise,
     Operation,
@@ -111,7 +111,7 @@ def roi_align(attributes: RoiAlign, features: Tensor, rois: list[Tensor]) -> Ten
 
 
 def detect(
-    attributes: Detections,
+    attributes: DetectionOutput,
     logits: Tensor,
     deltas: Tensor,
     proposals: Tensor,
@@ -210,7 +210,7 @@ class TorchInterpreter(Interpreter[Any]):
         boxes: list[Tensor],
         image: Tensor,
     ) -> Tensor:
-        attributes = typed(operation, Detections)
+        attributes = typed(operation, DetectionOutput)
         rows = torch.zeros(len(boxes), attributes.max_detections, 7, device=image.device)
         rows[:, :, 0] = -1
         height, width = image.shape[2:]
