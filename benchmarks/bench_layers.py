@@ -35,11 +35,11 @@ from lib.openvino_profile import Profile, Profiler, is_void
 
 import sparsedet
 from sparsedet.engine import Engine
-from sparsedet.engine.lower import MERGED
+from sparsedet.engine.lower import lowered
 from sparsedet.images.letterbox import to_network_input
-from sparsedet.model.c4 import build_graph
+from sparsedet.model.detector_config import build_graph
 from sparsedet.model.file import ModelFile
-from sparsedet.model.graph import Layer, Network
+from sparsedet.model.graph import Conv, Graph, Layer, Shape
 from sparsedet.model.sparsity import sparsity_report
 
 PACKED_BYTES = 5
@@ -49,23 +49,29 @@ Times = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Operation:
-    """A layer that our engine runs, or several merged ones."""
+class TimedOperation:
+    """A layer that our engine runs, or several merged ones.
+
+    Attributes:
+        output: shape of its output in our engine.
+    """
 
     name: str
     layers: tuple[Layer, ...]
+    output: Shape
 
     @property
     def hoisted(self) -> bool:
         """Whether our engine runs it on the feature map, before RoIAlign."""
-        return self.layers[0].source == "rois"
+        return self.layers[0].per_roi and self.output.domain == "map"
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """All that the time depends on; equal for operations of the same shape."""
         return tuple(
             (
-                layer.component,
+                layer.output.domain,
+                layer.name.startswith("rpn."),
                 layer.kind,
                 layer.in_channels,
                 layer.out_channels,
@@ -79,27 +85,24 @@ class Operation:
             for layer in self.layers
         )
 
-    def uses_of_a_weight(self, network: Network, hoisting: bool) -> float:
+    def uses_of_a_weight(self, hoisting: bool) -> float:
         """Multiplications by each weight for one image, on average over the window's taps."""
         first = self.layers[0]
         if hoisting and self.hoisted:
-            return network.feature_size[0] * network.feature_size[1]
+            return self.output.height * self.output.width
         rows, columns = (
             _taps(size, out_size, first)
             for size, out_size in zip(first.in_size, first.out_size, strict=True)
         )
-        regions = network.config.proposals if first.component == "roi" else 1
-        return rows * columns / first.kernel**2 * regions
+        return rows * columns / first.kernel**2 * first.output.count
 
-    def moved_bytes(self, network: Network, nonzero: int) -> int:
+    def moved_bytes(self, nonzero: int) -> int:
         """Minimum of bytes read and written, with that number of nonzero weights."""
         first = self.layers[0]
         sizes = first.in_size, first.out_size
         if self.hoisted:
-            sizes = network.feature_size, network.feature_size
-        by_region = first.component == "roi" and not self.hoisted
-        regions = network.config.proposals if by_region else 1
-        read, written = (rows * columns * regions for rows, columns in sizes)
+            sizes = self.output.size, self.output.size
+        read, written = (rows * columns * self.output.count for rows, columns in sizes)
         out = sum(layer.out_channels for layer in self.layers)
         floats = read * first.in_channels + written * out * (2 if first.residual else 1)
         return 4 * floats + PACKED_BYTES * nonzero
@@ -111,7 +114,7 @@ class Operation:
         if first.kind == "linear":
             return f"{first.in_channels}->{out} product, regions"
         rows, columns = first.out_size
-        domain = "regions" if first.component == "roi" else f"{rows}x{columns}"
+        domain = "regions" if first.per_roi else f"{rows}x{columns}"
         text = f"{first.in_channels}->{out} {first.kernel}x{first.kernel}"
         text += f"/{first.stride}" if first.stride > 1 else ""
         text += " + residual" if first.residual else ""
@@ -124,13 +127,17 @@ def _taps(size: int, out: int, layer: Layer) -> int:
     return sum(min(start + layer.kernel, size) - max(start, 0) for start in starts)
 
 
-def operations(network: Network) -> list[Operation]:
+def operations(graph: Graph) -> list[TimedOperation]:
     """All operations with weights, in order of execution."""
-    merged = {name: operation for operation, names in MERGED.items() for name in names}
-    members: dict[str, list[Layer]] = defaultdict(list)
-    for layer in network.weighted:
-        members[merged.get(layer.name, layer.name)].append(layer)
-    return [Operation(name, tuple(layers)) for name, layers in members.items()]
+    ours = lowered(graph)
+    return [
+        TimedOperation(
+            operation.name,
+            tuple(graph.layer[name] for name in conv.layers),
+            ours.shapes[operation.name],
+        )
+        for operation, conv in ours.of_kind(Conv)
+    ]
 
 
 def run_engine(engine: Engine, network_input: np.ndarray) -> Times:
@@ -142,7 +149,7 @@ def run_engine(engine: Engine, network_input: np.ndarray) -> Times:
     return dict(seconds)
 
 
-def openvino_times(profile: Profile, ops: list[Operation]) -> Times:
+def openvino_times(profile: Profile, ops: list[TimedOperation]) -> Times:
     """Seconds of one run of OpenVINO, by our operations; other work is under its type's name."""
     rest = dict(profile.layers)
     seconds = {op.name: sum(rest.pop(layer.name, 0.0) for layer in op.layers) for op in ops}
@@ -158,8 +165,7 @@ def medians(runs: list[Times]) -> Times:
 def measure(model: ModelFile, image: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one model: one row for each shape, and the other work."""
     config = model.config
-    network = build_graph(config)
-    ops = operations(network)
+    ops = operations(build_graph(config))
     network_input, _ = to_network_input(
         image, config.input_height, config.input_width, config.resize
     )
@@ -182,7 +188,7 @@ def measure(model: ModelFile, image: np.ndarray, arguments: argparse.Namespace) 
     for shape in dict.fromkeys(op.shape for op in ops):
         same_shape = [op for op in ops if op.shape == shape]
         if all(op.name in ours for op in same_shape):
-            rows.append(row(network, same_shape, model, ours, theirs, peak))
+            rows.append(row(same_shape, model, ours, theirs, peak))
     listed = {op.name for op in ops}
     return {
         "sparsity": report.sparsity,
@@ -194,15 +200,14 @@ def measure(model: ModelFile, image: np.ndarray, arguments: argparse.Namespace) 
         # Our engine runs these inside other operations and does not time them alone.
         "inside_others": [op.name for op in ops if op.name not in ours],
         "other": {
-            "sparsedet": {name: s for name, s in ours.items() if name not in listed},
+            "sparsedet": {name: s for name, s in ours.items() if name not in listed and s > 1e-5},
             "openvino": {name: s for name, s in theirs.items() if name not in listed and s > 1e-5},
         },
     }
 
 
 def row(
-    network: Network,
-    ops: list[Operation],
+    ops: list[TimedOperation],
     model: ModelFile,
     ours: Times,
     theirs: Times,
@@ -213,8 +218,8 @@ def row(
     weights = [model.tensors[f"{layer.name}.weight"] for op in ops for layer in op.layers]
     size = sum(w.size for w in weights)
     nonzero = sum(int(np.count_nonzero(w)) for w in weights)
-    gflop = 2e-9 * size * ops[0].uses_of_a_weight(network, False) / count
-    work = 2e-9 * nonzero * ops[0].uses_of_a_weight(network, True) / count
+    gflop = 2e-9 * size * ops[0].uses_of_a_weight(False) / count
+    work = 2e-9 * nonzero * ops[0].uses_of_a_weight(True) / count
     seconds = sum(ours[op.name] for op in ops) / count
     peer = sum(theirs[op.name] for op in ops) / count
     return {
@@ -224,7 +229,7 @@ def row(
         "density": nonzero / size,
         "gflop": gflop,
         "work_gflop": work,
-        "megabytes": 1e-6 * ops[0].moved_bytes(network, nonzero // count),
+        "megabytes": 1e-6 * ops[0].moved_bytes(nonzero // count),
         "sparsedet_seconds": seconds,
         "openvino_seconds": peer,
         "ratio": peer / seconds,

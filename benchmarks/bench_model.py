@@ -28,6 +28,7 @@ from lib import machine, subjects
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
 from lib.subjects import calibration_inputs
+from numpy.typing import NDArray
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
@@ -43,7 +44,9 @@ from sparsedet.evaluation.agreement import (
     refuse_to_time,
 )
 from sparsedet.images.letterbox import to_network_input
+from sparsedet.model.detector_config import build_graph
 from sparsedet.model.file import ModelFile
+from sparsedet.model.graph import IMAGE, RoiAlign
 from sparsedet.model.sparsity import sparsity_report
 
 Run = Callable[[], Detections]
@@ -140,9 +143,13 @@ class RuntimeComparison:
         size = (config.input_height, config.input_width)
         network_input = to_network_input(self.image, *size, config.resize)[0].astype(np.float32)
         reference = Engine(config, self.model.tensors, threads=self.arguments.threads)
-        return features_error(
-            reference.native.features(network_input), self.engine.native.features(network_input)
-        )
+        name = build_graph(config).only(RoiAlign)[0].inputs[0]
+
+        def features(engine: Engine) -> NDArray[np.float32]:
+            engine.native.plan(*size)
+            return engine.native.run_between({IMAGE: network_input}, [name])[0]
+
+        return features_error(features(reference), features(self.engine))
 
     def check(self) -> dict[str, Agreement]:
         """Agreement of each runtime with OpenVINO in f32.
@@ -178,7 +185,7 @@ class RuntimeComparison:
         if self.arguments.ablate:
             variants["without hoisting"] = {"hoist": False}
             # Winograd is chosen at low sparsity only.
-            planned = self.engine.native.planned_ops
+            planned = self.engine.native.convolutions
             if winograd := {name: "dense" for name, method, *_ in planned if method == "winograd"}:
                 variants["without Winograd"] = {"algorithms": winograd}
         if self.arguments.scaling:

@@ -36,6 +36,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from sparsedet import preset
 from sparsedet.evaluation.coco import CocoDataset, CocoImage
 from sparsedet.model.config import ModelConfig
+from sparsedet.model.graph import Mean, Normalise, RoiAlign
 from sparsedet.pruning.allocation import Allocation
 from sparsedet.torch_model import FasterRCNN
 from sparsedet.training.data import MicroBatch
@@ -56,9 +57,11 @@ class Backbone(nn.Module):
         self.out_channels = body.config.stage_channels[2]
 
     def forward(self, network_input: Tensor) -> Tensor:
-        tensors = {"input": network_input.contiguous(memory_format=torch.channels_last)}
-        self.body.run_component("backbone", tensors)
-        return tensors[self.body.network.features]
+        # torchvision has normalised it.
+        x = network_input.contiguous(memory_format=torch.channels_last)
+        normalised = self.body.graph.only(Normalise)[0].name
+        features: Tensor = self.body.run({normalised: x}, [self.body.feature_map])[0]
+        return features
 
 
 class Res5(nn.Module):
@@ -69,17 +72,11 @@ class Res5(nn.Module):
         self.body = [body]  # in a list: the backbone registers these parameters already
 
     def forward(self, regions: Tensor) -> Tensor:
-        body, tensors = self.body[0], {"rois": regions}
-        for layer in body.network.of_component("roi"):
-            if layer.name.startswith("res5"):
-                residual = tensors[layer.residual] if layer.residual else None
-                tensors[layer.name] = body.layers[layer.name](tensors[layer.source], residual)
-        return tensors[last_layer(body.config)].mean(dim=(2, 3))
-
-
-def last_layer(config: ModelConfig) -> str:
-    """Name of the last layer of res5."""
-    return f"res5.{config.blocks[3] - 1}.conv3"
+        body = self.body[0]
+        step = body.graph.only(RoiAlign)[1].step  # only these bins are read
+        bins = regions[:, :, ::step, ::step]
+        mean: Tensor = body.run({body.rois: bins}, [body.graph.only(Mean)[0].name])[0]
+        return mean
 
 
 def lively_model(config: ModelConfig) -> FasterRCNN:

@@ -208,7 +208,8 @@ class Fingerprint:
         found = self.ran(f"detect/{settings}", f"{DETECT} {photos} --model {path} {flags}")
         detector = sparsedet.Detector.load(self.folder / path, streams=2, num_threads=2, **options)
         pictures = [sparsedet.read_image(path) for path in self.words[photos][::5]]
-        size = detector.config.canvas_width, detector.config.canvas_height
+        config: Any = detector.config  # also that of other releases
+        size = config.canvas_width, config.canvas_height
         canvas = cv2.resize(pictures[0], size).transpose(2, 0, 1)
         arrays: dict[str, Any] = {"rows": detector.infer(canvas[None], four_d=True)}
         for index, one in enumerate(detector.stream(pictures)):

@@ -56,10 +56,10 @@ def chain() -> list[list[str]]:
     return [re.split(r",\s*", level.strip()) for level in reversed(text.split("->"))]
 
 
-def mapped() -> list[str]:
-    """Files of src/sparsedet in the order of CONTRIBUTING's map."""
+def mapped(root: str = "src/sparsedet") -> list[str]:
+    """Files of a folder in the order of CONTRIBUTING's map."""
     found, folder = [], ""
-    for line in block_after("## The map of src/sparsedet"):
+    for line in block_after(f"## The map of {root}"):
         name = line.split()[0] if line.strip() else ""
         if name.endswith("/"):
             folder = name
@@ -109,7 +109,7 @@ def arrows() -> dict[str, set[str]]:
 def test_packages_import_down_the_chain() -> None:
     level = {name: number for number, names in enumerate(chain()) for name in names}
     graph = arrows()
-    assert "model.c4" in graph["engine"] and "model.graph" in graph["model.c4"]  # the walk sees
+    assert "model.graph" in graph["engine"] and "model.graph" in graph["model.c4"]  # the walk sees
     for name, targets in graph.items():
         for target in targets:
             above, below = name.split(".")[0] or "__init__", target.split(".")[0] or "__init__"
@@ -130,6 +130,26 @@ def test_the_map_names_every_file() -> None:
     files = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")}
     assert set(mapped()) == files
     assert len(mapped()) == len(files)
+
+
+def native_files() -> dict[str, str]:
+    """Path below native/ -> text."""
+    return {
+        path.relative_to(ROOT / "native").as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted((ROOT / "native").rglob("*"))
+        if path.suffix in (".h", ".cpp")
+    }
+
+
+def test_the_map_names_every_native_file_and_each_includes_only_files_above_it() -> None:
+    files, order = native_files(), mapped("native")
+    assert set(order) == set(files) and len(order) == len(files)
+    includes = 0
+    for name, text in files.items():
+        for target in re.findall(r'#include "([^"]+)"', text):
+            assert order.index(target) < order.index(name), f"{name} includes {target}"
+            includes += 1
+    assert includes > 60
 
 
 def test_packages_of_one_level_do_not_import_each_other_in_a_circle() -> None:
@@ -187,6 +207,35 @@ def test_no_file_is_longer_than_400_lines(folder: str) -> None:
     assert not long
 
 
+def test_no_native_file_is_longer_than_400_lines() -> None:
+    long = {
+        name: lines
+        for name, text in native_files().items()
+        if (lines := len(text.splitlines())) > 400 and not name.startswith("images/")
+    }
+    assert not long
+
+
+def test_only_models_and_importers_know_the_values_of_a_family() -> None:
+    """All else finds values by the kinds of the operations that make or read them."""
+    own = re.compile(r"[\"'](?:rois|pooled)[\"']|res5")
+    found = [
+        f"{path.relative_to(SOURCE).as_posix()}: {line.strip()}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.relative_to(SOURCE).parts[0] not in ("model", "importers")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if own.search(line)
+    ]
+    assert not found
+
+
+def test_the_core_knows_no_architecture() -> None:
+    texts = {n: t for n, t in native_files().items() if n.startswith(("graph/", "algorithms/"))}
+    assert len(texts) > 15
+    words = re.compile("rpn|backbone|pooled", re.IGNORECASE)
+    assert {name: words.findall(text) for name, text in texts.items() if words.search(text)} == {}
+
+
 def test_no_class_is_defined_twice() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for folder in ("src", "benchmarks", "tests"):
@@ -201,10 +250,9 @@ def test_no_class_is_defined_twice() -> None:
 def test_no_native_class_is_defined_twice() -> None:
     definition = re.compile(r"^\s*(?:struct|class|enum class|union)\s+(\w+)[^;(]*\{", re.M)
     places: dict[str, list[str]] = defaultdict(list)
-    for path in sorted((ROOT / "native").rglob("*")):
-        if path.suffix in (".h", ".cpp"):
-            for name in definition.findall(path.read_text(encoding="utf-8")):
-                places[name].append(path.relative_to(ROOT).as_posix())
+    for path, text in native_files().items():
+        for name in definition.findall(text):
+            places[name].append(path)
     assert len(places) > 20
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 

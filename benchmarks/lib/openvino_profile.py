@@ -1,7 +1,7 @@
 """Where OpenVINO spends its time, and whether it runs as fast as it can.
 
 The profile comes from a request of its own, which is never timed. The exporter names the graph's
-operations after our layers, so the profile can be compared with the layer table.
+operations after our layers, so the profile can be compared with the graph.
 
 Health: a comparison is only fair if OpenVINO does its dense work about as fast as the CPU can. On a
 two-core Zen 5, OpenVINO reached 93 to 99 % of the measured f32 peak in the dense part of r101-c4:
@@ -32,8 +32,7 @@ from lib.machine import peak_gflops
 from lib.peers import openvino_backend
 from numpy.typing import NDArray
 
-from sparsedet.model.c4 import build_graph
-from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import Config, build_graph
 from sparsedet.model.file import ModelFile
 from sparsedet.model.presets import preset
 
@@ -95,7 +94,7 @@ class Profiler:
         return profile
 
 
-def is_void(config: ModelConfig, precision: str, fraction: float | None) -> bool:
+def is_void(config: Config, precision: str, fraction: float | None) -> bool:
     """Whether a run with this fraction of the peak is void; False where no rule applies."""
     if (
         precision not in ("f32", "bf16")

@@ -15,7 +15,7 @@ import numpy as np
 
 import sparsedet
 from sparsedet.images.letterbox import to_network_input
-from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import Config
 from sparsedet.model.file import ModelFile
 from sparsedet.pruning.patterns import PATTERNS, UNSTRUCTURED
 from sparsedet.testing import calibrated_random_tensors
@@ -66,7 +66,7 @@ def models(arguments: argparse.Namespace, image: np.ndarray) -> Iterator[ModelFi
         yield ModelFile(config, tensors, {"weights": f"random{zeros}"}, "float32")
 
 
-def calibration_inputs(config: ModelConfig) -> list[np.ndarray]:
+def calibration_inputs(config: Config) -> list[np.ndarray]:
     """Network inputs that calibrate int8 of both sides: each example image, and a crop of it."""
     network_inputs = []
     for path in sorted(IMAGE.parent.glob("*.jpg")):

@@ -74,17 +74,21 @@ class NativeEngine {
     const auto* conv = std::get_if<ConvolutionAttributes>(&spec.attributes);
     if (!conv) throw std::invalid_argument(spec.name + ": has no weights");
     if (nb::isinstance<nb::tuple>(weight)) {
-      const auto [mask, values] =
-          nb::cast<std::pair<Array<uint8_t, nb::ndim<1>>,
-                             nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>>>(
-              weight);
+      std::pair<Array<uint8_t, nb::ndim<1>>,
+                nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>>
+          pair;
+      if (!nb::try_cast(weight, pair))
+        throw std::invalid_argument(spec.name + ": weight is no pair of a mask and values");
+      const auto& [mask, values] = pair;
       const bool half = values.dtype() == nb::dlpack::dtype{2, 16, 1};
       if (!half && values.dtype() != nb::dtype<float>())
         throw std::invalid_argument(spec.name + ": values are neither float32 nor float16");
       const Weights weights{{mask.data(), mask.size()}, values.data(), values.size(), half};
       return add(&weights);
     }
-    const auto dense = nb::cast<Array<float, nb::shape<-1, -1, -1, -1>>>(weight);
+    Array<float, nb::shape<-1, -1, -1, -1>> dense;
+    if (!nb::try_cast(weight, dense, false))
+      throw std::invalid_argument(spec.name + ": weight is no float32 array [out][in][kh][kw]");
     const int shape[] = {conv->out_channels, conv->in_channels, conv->kernel[0], conv->kernel[1]};
     for (int i = 0; i < 4; i++)
       if (dense.shape(i) != size_t(shape[i]))
@@ -200,6 +204,8 @@ class NativeEngine {
 
  private:
   static const Kernels& choose(const std::string& isa, const std::string& precision) {
+    if (precision != "f32" && precision != "bf16" && precision != "int8")
+      throw std::invalid_argument("unknown precision '" + precision + "'");
     const Kernels& kernels = choose_kernels(isa);
     if ((precision == "bf16" && !has_bfloat16(kernels)) ||
         (precision == "int8" && !has_int8(kernels)))

@@ -61,9 +61,11 @@ class Fields {
   }
   bool relu() { return choice("activation", {"none", "relu"}) == 1; }
   void finish() const {
-    for (auto [key, value] : values_)
-      if (!read_.count(nb::cast<std::string>(key)))
-        throw std::invalid_argument("unknown field '" + nb::cast<std::string>(key) + "'");
+    for (auto [key, value] : values_) {
+      std::string name;
+      if (!nb::try_cast(key, name) || !read_.count(name))
+        throw std::invalid_argument("unknown field '" + name + "'");
+    }
   }
 
  private:
@@ -173,9 +175,9 @@ OperationSpec to_spec(nb::dict values) {
   Fields fields(values);
   OperationSpec spec;
   spec.name = fields.get<std::string>("name");
-  spec.inputs = fields.get<std::vector<std::string>>("inputs");
-  const auto kind = fields.get<std::string>("kind");
   try {
+    spec.inputs = fields.get<std::vector<std::string>>("inputs");
+    const auto kind = fields.get<std::string>("kind");
     if (kind == "normalise")
       spec.attributes = normalise(fields);
     else if (kind == "conv")

@@ -41,7 +41,9 @@ Executor::Executor(const Kernels& kernels, int threads, bool pin, int height, in
       context_{kernels_, pool_, scratch_},
       shared_nodes_(std::make_shared<std::vector<Node>>()),
       formats_{{}},
-      shapes_{{Domain::image, 3, height, width}} {}
+      shapes_{{Domain::image, 3, height, width}} {
+  check_size(height, width);
+}
 
 Executor::Executor(const Executor& other, int threads)
     : kernels_(other.kernels_),
@@ -62,6 +64,8 @@ int Executor::value_of(const std::string& name) const {
 }
 
 std::vector<int> Executor::begin(const OperationSpec& spec) const {
+  if (shared_nodes_.use_count() > 1)
+    throw std::invalid_argument("another executor shares the operations: they cannot change");
   if (spec.name.empty() || spec.name == "image")
     throw std::invalid_argument("an operation cannot be named '" + spec.name + "'");
   for (const Node& node : nodes_)
@@ -77,6 +81,10 @@ void Executor::append(const OperationSpec& spec, const std::vector<int>& inputs,
                       std::shared_ptr<const Operation> operation) {
   const auto shape = operation->shape(pick(shapes_, inputs));
   const auto format = operation->format(pick(formats_, inputs));
+  const bool pairs = format.type == ElementType::bfloat16 || format.type == ElementType::pixels;
+  if ((pairs && !kernels_.bf16) || (format.type == ElementType::int8 && !kernels_.int8))
+    throw std::invalid_argument(std::string("there are no kernels of that type with '") +
+                                kernels_.isa + "'");
   shapes_.push_back(shape);
   formats_.push_back(format);
   nodes_.push_back({spec.name, inputs, std::move(operation)});
@@ -232,7 +240,11 @@ void Executor::run_node(int node, const Part* part) {
   } else {
     Timer timer(timings_, nodes_[node].name);
     const std::vector<Value*> inputs = inputs_of(nodes_[node]);
-    operation.run(context_, {inputs, out, 0, 0, node_scratch_[node], nullptr});
+    try {
+      operation.run(context_, {inputs, out, 0, 0, node_scratch_[node], nullptr});
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(nodes_[node].name + ": " + error.what());
+    }
   }
   if (part && part->wanted.count(value)) take(out, 0, *part->wanted.at(value));
 }
@@ -259,11 +271,29 @@ void Executor::run_block(const Loop& loop, int first, int count, const Part* par
   }
 }
 
-void Executor::run_loop(const Loop& loop, const Part* part) {
+// Number of RoIs: that of the boxes, or of RoIs that are given.
+int Executor::count_of(const Loop& loop, const Part* part) const {
   const Value& boxes = values_[loop.boxes];
-  int count = static_cast<int>(boxes.shape.domain == Domain::rows ? boxes.detections.size()
-                                                                  : boxes.boxes.size());
-  if (part && part->rois >= 0) count = part->rois;
+  const size_t all =
+      boxes.shape.domain == Domain::rows ? boxes.detections.size() : boxes.boxes.size();
+  if (!part) return static_cast<int>(all);
+  bool known = part->given.count(loop.boxes) || part->needed[loop.boxes - 1];
+  size_t count = known ? all : 0;
+  for (int node = loop.first; node < loop.last; node++) {
+    const auto given = part->given.find(node + 1);
+    if (given == part->given.end()) continue;
+    const size_t rois = given->second->shape[0];
+    if (known && rois != count)
+      throw std::invalid_argument(nodes_[node].name + ": " + std::to_string(rois) +
+                                  " RoIs are given, expected " + std::to_string(count));
+    known = true;
+    count = rois;
+  }
+  return static_cast<int>(count);
+}
+
+void Executor::run_loop(const Loop& loop, const Part* part) {
+  const int count = count_of(loop, part);
   for (int node = loop.first; node < loop.last; node++)
     if (tables_[node + 1])
       values_[node + 1].table.assign(size_t(count) * values_[node + 1].shape.channels, 0.0f);
@@ -294,14 +324,14 @@ void Executor::run_nodes(const Part* part) {
 template <class T>
 const std::vector<Detection>& Executor::run(const T* image, int height, int width,
                                             std::pair<int, int> content) {
+  if (shapes_.back().domain != Domain::rows)
+    throw std::invalid_argument("the graph does not end in detections");
   plan(height, width);
   values_[0].content_height = content.first;
   values_[0].content_width = content.second;
   values_[0].pixels = image;
   values_[0].float_pixels = std::is_same_v<T, float>;
   run_nodes(nullptr);
-  if (values_.back().shape.domain != Domain::rows)
-    throw std::invalid_argument("the graph does not end in detections");
   return values_.back().detections;
 }
 

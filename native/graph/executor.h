@@ -38,7 +38,7 @@ class Executor {
   // height, width: the size of network inputs to begin with.
   Executor(const Kernels& kernels, int threads, bool pin, int height, int width);
   // Shares the packed weights of `other`, but has its own threads and activations: both may run at
-  // the same time. Call no add() on `other` afterwards.
+  // the same time. Neither takes further operations while both exist.
   Executor(const Executor& other, int threads);
 
   // Adds an operation. weights, bias: of a convolution, [out][in][kh][kw] and [out]; bias of a
@@ -100,7 +100,6 @@ class Executor {
     std::vector<bool> needed;            // by node
     std::map<int, const Tensor*> given;  // by value
     std::map<int, Tensor*> wanted;       // by value
-    int rois = -1;                       // number of RoIs, if they are given
   };
 
   template <class T>
@@ -112,6 +111,7 @@ class Executor {
   }
 
   int value_of(const std::string& name) const;
+  static void check_size(int height, int width);
   const Convolution* convolution(int value) const;
   std::vector<int> begin(const OperationSpec& spec) const;
   void append(const OperationSpec& spec, const std::vector<int>& inputs,
@@ -131,6 +131,7 @@ class Executor {
   void prepare_border(const FeatureMap& map);
   void run_node(int node, const Part* part);
   void run_block(const Loop& loop, int first, int count, const Part* part);
+  int count_of(const Loop& loop, const Part* part) const;
   void run_loop(const Loop& loop, const Part* part);
   void run_nodes(const Part* part);
   void give(Value& value, const Tensor& tensor, int first, int count);

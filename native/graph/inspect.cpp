@@ -90,7 +90,6 @@ std::vector<Tensor> Executor::run_between(const std::map<std::string, Tensor>& g
     const bool counted = v.shape.domain == Domain::rois || v.shape.domain == Domain::boxes;
     const int count = counted && !tensor.shape.empty() ? static_cast<int>(tensor.shape[0]) : 0;
     fit(tensor.shape == shape_of(v, count), name);
-    if (v.shape.domain == Domain::rois) part.rois = count;
     if (value > 0) part.given[value] = &tensor;
   }
   values_[0].pixels = nullptr;
@@ -135,14 +134,20 @@ Tensor Executor::run_operation(const std::string& name, const std::vector<Tensor
     const std::vector<size_t>& s = inputs[i].shape;
     const bool rois = known.domain == Domain::rois;
     fit((rois || known.domain == Domain::map) && s.size() == 4 && s[0] >= 1 &&
-            (rois || s[0] == 1) &&
+            (rois || s[0] == 1) && s[1] == size_t(known.channels) &&
             std::all_of(s.begin(), s.end(), [](size_t n) { return n >= 1 && n <= 1 << 20; }) &&
             inputs[i].data.size() == floats_of(s),
         name);
     shapes.push_back({known.domain, static_cast<int>(s[1]), static_cast<int>(s[2]),
                       static_cast<int>(s[3]), static_cast<int>(s[0])});
   }
-  const Shape out_shape = operation.shape(shapes);
+  const Shape out_shape = [&] {
+    try {
+      return operation.shape(shapes);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(name + ": " + error.what());
+    }
+  }();
   fit(out_shape.height >= 1 && out_shape.width >= 1, name);
   while (shapes.size() < sources.size())
     shapes.push_back(out_shape);  // zeros are added
@@ -165,6 +170,12 @@ Tensor Executor::run_operation(const std::string& name, const std::vector<Tensor
     give(v, i < inputs.size() ? inputs[i] : zeros, 0, v.shape.count);
   }
   Value& out = values.back();
+  if (const int first = operation.view(); first >= 0) {
+    if (out_shape.domain == Domain::map)
+      out.map = values[0].map.view(first, out_shape.channels);
+    else
+      out.rois = values[0].rois.view(first, out_shape.channels);
+  }
   memory.back().reserve(operation.scratch_floats(out) + 1);
   operation.run(context_, {pointers, out, 0, out_shape.count, memory.back().data(), nullptr});
   Tensor result;

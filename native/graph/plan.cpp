@@ -12,8 +12,14 @@ std::vector<Executor::Loop> Executor::find_loops() const {
   std::vector<Loop> loops;
   std::vector<int> boxes_of(nodes_.size() + 1, -1), loop_of(nodes_.size() + 1, -1);
   for (int node = 0; node < static_cast<int>(nodes_.size()); node++) {
-    if (shapes_[node + 1].domain != Domain::rois) continue;
     const std::vector<int>& inputs = nodes_[node].inputs;
+    if (shapes_[node + 1].domain != Domain::rois) {
+      for (int v : inputs)
+        for (int boxes : inputs)
+          if (boxes_of[v] >= 0 && boxes != boxes_of[v] && shapes_[boxes].domain == Domain::boxes)
+            throw std::invalid_argument(nodes_[node].name + ": reads RoIs of other boxes");
+      continue;
+    }
     const auto of_rois = std::find_if(inputs.begin(), inputs.end(),
                                       [&](int v) { return shapes_[v].domain == Domain::rois; });
     const int boxes = of_rois == inputs.end() ? inputs.back() : boxes_of[*of_rois];
@@ -195,7 +201,14 @@ void Executor::choose_blocks() {
   }
 }
 
+void Executor::check_size(int height, int width) {
+  if (std::min(height, width) < 1 || std::max(height, width) > 1 << 20)
+    throw std::invalid_argument("network input " + std::to_string(height) + "x" +
+                                std::to_string(width) + " is out of range");
+}
+
 void Executor::plan(int height, int width) {
+  check_size(height, width);
   if (height == height_ && width == width_) return;
   height_ = width_ = 0;
   pack_scratch_ = {};

@@ -9,6 +9,17 @@ double density_of(ElementType type, int64_t nonzero, const ConvShape& shape) {
   return type != ElementType::float32 ? 1 - (1 - density) * (1 - density) : density;
 }
 
+// Whether every window along one axis has a tap inside the input.
+bool reads_inside(int length, int out, int kernel, int stride, int before, int dilation) {
+  for (int i = 0; i < out; i++) {
+    int tap = 0;
+    while (tap < kernel && i * stride - before + tap * dilation < 0)
+      tap++;
+    if (tap == kernel || i * stride - before + tap * dilation >= length) return false;
+  }
+  return true;
+}
+
 void check_eligible(const Algorithm& algorithm, const ConvProblem& problem) {
   if (!algorithm.eligible(problem))
     throw std::invalid_argument(std::string("algorithm '") + algorithm.name +
@@ -22,6 +33,8 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
     : a_(attributes) {
   const Shape out = shape(shapes);
   const ElementType in = formats[0].type;
+  if (in == ElementType::int8 && formats[0].quantization.zero_point)
+    throw std::invalid_argument("reads int8 values that may be negative");
   ConvShape& s = problem_.shape;
   s.in_channels = a_.in_channels;
   s.out_channels = a_.out_channels;
@@ -38,7 +51,11 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
                                                                : ElementType::bfloat16;
   s.in_quantization = formats[0].quantization;
   s.out_quantization = quantization_of(a_.clipping_threshold, !a_.relu);
-  if (formats.size() > 1) s.residual_quantization = formats[1].quantization;
+  if (formats.size() > 1) {
+    if (formats[1].type != s.out_type)
+      throw std::invalid_argument("the tensor that is added has another type than the output");
+    s.residual_quantization = formats[1].quantization;
+  }
   if (in == ElementType::pixels && (s.stride % 2 || s.dilation != 1))
     throw std::invalid_argument("bfloat16 needs an even stride here");
   problem_.rois = out.domain == Domain::rois;
@@ -109,7 +126,8 @@ bool Convolution::same_problem(const Convolution& other) const {
 }
 
 Shape Convolution::shape(std::span<const Shape> inputs) const {
-  if (inputs.empty() || (inputs[0].domain != Domain::map && inputs[0].domain != Domain::rois))
+  expect_count(inputs, 1, 2);
+  if (inputs[0].domain != Domain::map && inputs[0].domain != Domain::rois)
     throw std::invalid_argument("a convolution reads a feature map or RoIs");
   const Shape& in = inputs[0];
   if (in.channels != a_.in_channels)
@@ -120,6 +138,10 @@ Shape Convolution::shape(std::span<const Shape> inputs) const {
       output_length(in.height, a_.kernel[0], a_.stride, a_.padding[0], a_.padding[2], a_.dilation),
       output_length(in.width, a_.kernel[1], a_.stride, a_.padding[1], a_.padding[3], a_.dilation),
       in.count};
+  if (in.domain == Domain::rois &&
+      !(reads_inside(in.height, out.height, a_.kernel[0], a_.stride, a_.padding[0], a_.dilation) &&
+        reads_inside(in.width, out.width, a_.kernel[1], a_.stride, a_.padding[1], a_.dilation)))
+    throw std::invalid_argument("on RoIs, no window may lie in the padding as a whole");
   if (inputs.size() > 1 && (inputs[1].domain != out.domain || inputs[1].channels != out.channels ||
                             inputs[1].height != out.height || inputs[1].width != out.width))
     throw std::invalid_argument("the tensor that is added has another shape than the output");

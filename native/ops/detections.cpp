@@ -3,6 +3,7 @@
 namespace sparsedet {
 
 Shape Detections::shape(std::span<const Shape> inputs) const {
+  expect_count(inputs, 4, 4);
   const Shape& logits = expect(inputs, 0, Domain::rois);
   const Shape& deltas = expect(inputs, 1, Domain::rois);
   expect(inputs, 2, Domain::boxes);
@@ -22,15 +23,18 @@ void Detections::run(Context&, const Step& step) const {
   const auto width = static_cast<float>(image.content_width);
   const int classes = a_.num_classes, columns = classes + 1;
   const int box_columns = classes + a_.background_deltas;
+  if (step.inputs[0]->table.size() != rois.size() * columns ||
+      step.inputs[1]->table.size() != rois.size() * box_columns * 4)
+    throw std::invalid_argument("there are not as many RoIs as boxes");
   const bool background_first = a_.background == Background::first;
   const int first_logit = background_first ? 1 : 0;
   const int first_box = background_first && a_.background_deltas ? 1 : 0;
 
-  struct Candidate {
+  struct ScoredRoi {
     int roi, label;  // label from 0
     float score;
   };
-  std::vector<Candidate> candidates;
+  std::vector<ScoredRoi> candidates;
   std::vector<float> exps(columns);
   for (size_t r = 0; r < rois.size(); r++) {
     const float* row = logits + r * columns;
@@ -44,12 +48,12 @@ void Detections::run(Context&, const Step& step) const {
     }
   }
   std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.score > b.score; });
+                   [](const ScoredRoi& a, const ScoredRoi& b) { return a.score > b.score; });
 
   std::vector<Suppressor> suppressors(classes, Suppressor(a_.nms_threshold));
   std::vector<Detection>& found = step.out.detections;
   found.clear();
-  for (const Candidate& c : candidates) {
+  for (const ScoredRoi& c : candidates) {
     if (found.size() == static_cast<size_t>(a_.max_detections)) break;
     const float* d = deltas + (static_cast<size_t>(c.roi) * box_columns + first_box + c.label) * 4;
     const Box box = decode(d, rois[c.roi], a_.box_weights, a_.delta_clamp, height, width);

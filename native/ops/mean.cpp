@@ -27,6 +27,7 @@ void mean_rois(Context& context, const Rois& in, const Rois& out) {
 }
 
 Shape Mean::shape(std::span<const Shape> inputs) const {
+  expect_count(inputs, 1, 1);
   const Shape& in = expect(inputs, 0, Domain::rois);
   return {Domain::rois, in.channels, 1, 1, in.count};
 }

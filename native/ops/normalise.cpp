@@ -34,12 +34,14 @@ template void normalise(Context&, const float*, int, const float[3], const float
                         const FeatureMap&);
 
 Shape Normalise::shape(std::span<const Shape> inputs) const {
+  expect_count(inputs, 1, 1);
   const Shape& image = expect(inputs, 0, Domain::image);
   return {Domain::map, 3, image.height, image.width};
 }
 
 void Normalise::run(Context& context, const Step& step) const {
   const Value& in = *step.inputs[0];
+  if (!in.pixels) throw std::invalid_argument("the image is needed, and not given");
   if (in.float_pixels)
     normalise(context, static_cast<const float*>(in.pixels), in.shape.width, a_.mean, a_.std,
               step.out.map);

@@ -48,10 +48,10 @@ struct Needs {
 struct Value {
   Shape shape;
   Format format;
-  FeatureMap map;             // map
-  Rois rois;                  // rois: the blocks that are in flight
-  const void* pixels;         // image
-  bool float_pixels = false;  // else they are uint8
+  FeatureMap map;                // map
+  Rois rois;                     // rois: the blocks that are in flight
+  const void* pixels = nullptr;  // image
+  bool float_pixels = false;     // else they are uint8
   int content_height = 0, content_width = 0;  // image: of what is in its upper left corner
   std::vector<Box> boxes;
   std::vector<Detection> detections;
@@ -89,6 +89,14 @@ class Operation {
   virtual void prepare(Context&, std::span<Value* const> /*inputs*/, float* /*prepared*/) const {}
   virtual void run(Context& context, const Step& step) const = 0;
 };
+
+// Throws std::invalid_argument unless there are that many inputs.
+inline void expect_count(std::span<const Shape> inputs, size_t least, size_t most) {
+  if (inputs.size() < least || inputs.size() > most)
+    throw std::invalid_argument("has " + std::to_string(inputs.size()) + " inputs, expected " +
+                                std::to_string(least) +
+                                (most > least ? ".." + std::to_string(most) : ""));
+}
 
 // Throws std::invalid_argument unless the value is of that domain.
 inline const Shape& expect(std::span<const Shape> inputs, size_t input, Domain domain) {

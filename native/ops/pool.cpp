@@ -47,10 +47,19 @@ static void pool_plain(Context& context, const FeatureMap& in, const MaxPoolAttr
 }
 
 Shape MaxPool::shape(std::span<const Shape> inputs) const {
+  expect_count(inputs, 1, 1);
   const Shape& in = expect(inputs, 0, Domain::map);
   return {Domain::map, in.channels,
           output_length(in.height, a_.kernel, a_.stride, a_.padding[0], a_.padding[2]),
           output_length(in.width, a_.kernel, a_.stride, a_.padding[1], a_.padding[3])};
+}
+
+Format MaxPool::format(std::span<const Format> inputs) const {
+  if (a_.type == inputs[0].type) return inputs[0];
+  if (inputs[0].type != ElementType::float32 || a_.type != ElementType::int8)
+    throw std::invalid_argument(
+        "max pooling keeps the type of its input, or makes int8 of float32");
+  return {a_.type, quantization_of(a_.clipping_threshold, false)};
 }
 
 Needs MaxPool::needs(std::span<const Shape> inputs, size_t) const {

@@ -15,10 +15,7 @@ class MaxPool : public Operation {
  public:
   explicit MaxPool(const MaxPoolAttributes& attributes) : a_(attributes) {}
   Shape shape(std::span<const Shape> inputs) const override;
-  Format format(std::span<const Format> inputs) const override {
-    if (a_.type == inputs[0].type) return inputs[0];
-    return {a_.type, quantization_of(a_.clipping_threshold, false)};
-  }
+  Format format(std::span<const Format> inputs) const override;
   Needs needs(std::span<const Shape> inputs, size_t input) const override;
   void run(Context& context, const Step& step) const override;
 

@@ -75,6 +75,7 @@ void find_level(const ProposalsAttributes& attributes, const ProposalsLevel& lev
 
 Shape Proposals::shape(std::span<const Shape> inputs) const {
   const size_t levels = a_.levels.size();
+  expect_count(inputs, 2 * levels + 1, 2 * levels + 1);
   expect(inputs, 2 * levels, Domain::image);
   for (size_t i = 0; i < levels; i++) {
     const Shape& logits = expect(inputs, i, Domain::map);
@@ -85,6 +86,13 @@ Shape Proposals::shape(std::span<const Shape> inputs) const {
       throw std::invalid_argument("logits and deltas do not fit the anchors");
   }
   return {Domain::boxes, 4, 1, 1, a_.count};
+}
+
+Format Proposals::format(std::span<const Format> inputs) const {
+  for (const Format& format : inputs)
+    if (format.type != ElementType::float32)
+      throw std::invalid_argument("logits and deltas are not float32");
+  return {};
 }
 
 void Proposals::run(Context&, const Step& step) const {

@@ -27,7 +27,7 @@ class Proposals : public Operation {
  public:
   explicit Proposals(const ProposalsAttributes& attributes) : a_(attributes) {}
   Shape shape(std::span<const Shape> inputs) const override;
-  Format format(std::span<const Format>) const override { return {}; }
+  Format format(std::span<const Format> inputs) const override;
   void run(Context& context, const Step& step) const override;
 
  private:

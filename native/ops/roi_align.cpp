@@ -124,6 +124,13 @@ Shape RoiAlign::shape(std::span<const Shape> inputs) const {
 
 // It interpolates: its values stay in the range of its input.
 Format RoiAlign::format(std::span<const Format> inputs) const {
+  const Format& map = inputs[0];
+  for (const Format& other : inputs.first(inputs.size() - 1))
+    if (other.type != map.type || other.quantization.scale != map.quantization.scale ||
+        other.quantization.zero_point != map.quantization.zero_point)
+      throw std::invalid_argument("the feature maps of RoIAlign differ in type");
+  if (a_.type != map.type && (map.type != ElementType::float32 || a_.type != ElementType::int8))
+    throw std::invalid_argument("RoIAlign keeps the type of its maps, or makes int8 of float32");
   if (a_.clipping_threshold) return {a_.type, quantization_of(*a_.clipping_threshold, !a_.relu)};
   return {a_.type, inputs[0].quantization};
 }

@@ -12,8 +12,10 @@ class Slice : public Operation {
  public:
   explicit Slice(const SliceAttributes& attributes) : a_(attributes) {}
   Shape shape(std::span<const Shape> inputs) const override {
-    if (inputs.empty() || a_.first < 0 || a_.channels < 1 ||
-        a_.first > inputs[0].channels - a_.channels)
+    expect_count(inputs, 1, 1);
+    if (inputs[0].domain != Domain::map && inputs[0].domain != Domain::rois)
+      throw std::invalid_argument("a slice reads a feature map or RoIs");
+    if (a_.first < 0 || a_.channels < 1 || a_.first > inputs[0].channels - a_.channels)
       throw std::invalid_argument("a slice reaches beyond the channels of its input");
     Shape shape = inputs[0];
     shape.channels = a_.channels;

@@ -103,7 +103,7 @@ def calibrated_random_tensors(
 
     Args:
         network_input: (H, W, 3) uint8 BGR.
-        regions: RoIs that res5 and the predictors are scaled on.
+        regions: RoIs that the RoI head is scaled on.
         sparsity, seed, pattern: as in `random_tensors`.
     """
     tensors = random_tensors(config, sparsity, seed, pattern)

@@ -17,16 +17,15 @@ from sparsedet.model.c4 import build_graph
 from sparsedet.model.file import load_model
 
 
-def test_the_work_is_that_of_the_layer_table(small_model: Path) -> None:
+def test_the_work_is_that_of_the_graph(small_model: Path) -> None:
     model = load_model(small_model)
-    every = [name for name, *_ in Engine(SMALL, model.tensors, threads=1).native.planned_ops]
+    every = [name for name, *_ in Engine(SMALL, model.tensors, threads=1).native.convolutions]
     dense = Engine(
         SMALL, model.tensors, threads=1, hoist=False, algorithms=dict.fromkeys(every, "dense")
     )
     rows = {row.name: row for row in measure(dense)}
-    network = build_graph(SMALL)
-    for layer in network.weighted:
-        if layer.name in rows and layer.component != "roi":
+    for layer in build_graph(SMALL).layers:
+        if layer.name in rows and not layer.per_roi:
             assert rows[layer.name].gflop == pytest.approx(2e-9 * layer.macs)
             assert rows[layer.name].seconds > 0 and rows[layer.name].expected > 0
     plan = dict.fromkeys(every, "sparse")
@@ -48,7 +47,7 @@ def test_show_tune_and_use(
     tuned = Detector.load(small_model, threads=1, tuning=plan)
     usual = Detector.load(small_model, threads=1)
     assert isinstance(tuned.engine, Engine)
-    used = {name: algorithm for name, algorithm, *_ in tuned.engine.native.planned_ops}
+    used = {name: algorithm for name, algorithm, *_ in tuned.engine.native.convolutions}
     assert used == load_tuning(plan)
     assert np.allclose(tuned(photo).scores, usual(photo).scores, atol=1e-4)
     assert main(["info", str(small_model), "--autotune", str(plan)]) == 1

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from helpers.parts import EngineParts
 from helpers.small import SMALL
 from helpers.small import picture as image
 from numpy.typing import NDArray
@@ -22,13 +23,12 @@ from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
 from sparsedet.engine import Engine, choose_precision
 from sparsedet.engine.calibrate import _clipping_threshold, calibrate, quantize_file
-from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.file import int8_layers, save_model
-from sparsedet.model.graph import Layer
+from sparsedet.model.graph import Conv, MaxPool, RoiAlign, Shape
 from sparsedet.testing import random_tensors
 
 INT8_ISAS = [isa for isa in _native.available_isas() if _native.has_int8(isa)]
@@ -64,15 +64,17 @@ class QuantizationSteps:
     make the outputs."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.features = build_graph(config).features
+        graph = build_graph(config)
+        # RoIAlign keeps the steps of its map.
+        self.same = {o.name: o.inputs[0] for o, _ in graph.of_kind(RoiAlign)}
         self.relu: dict[str, bool] = {}
         self.steps: dict[str, float] = {}
-        for layer in build_graph(config).layers:
-            if layer.name in int8_layers(config):
-                self.relu[layer.name] = layer.relu or not layer.weights
-                self.steps[layer.name] = {"pool": 0.25, "shortcut": 2.0}.get(
-                    layer.name.split(".")[-1], 1.0
-                )
+        for operation in graph.operations:
+            name, attributes = operation.name, operation.attributes
+            if name in int8_layers(config):
+                assert isinstance(attributes, Conv | MaxPool)
+                self.relu[name] = isinstance(attributes, MaxPool) or attributes.activation == "relu"
+                self.steps[name] = {"pool": 0.25, "shortcut": 2.0}.get(name.split(".")[-1], 1.0)
 
     @property
     def clipping_thresholds(self) -> dict[str, float]:
@@ -80,7 +82,7 @@ class QuantizationSteps:
 
     def values(self, name: str, shape: tuple[int, ...], rng: Any) -> NDArray[np.float32]:
         """Random values of a tensor."""
-        name = self.features if name == "rois" else name
+        name = self.same.get(name, name)
         if name not in self.steps:
             return np.asarray(rng.integers(0, 41, shape), np.float32)
         low, high = (0, 256) if self.relu[name] else (-128, 128)
@@ -94,42 +96,40 @@ class QuantizationSteps:
         return ((exact / self.steps[name]).round().clamp(low, high) * self.steps[name]).float()
 
 
-def check_exact(config: ModelConfig, isa: str, sizes: Any, reference: Any) -> None:
+def check_exact(config: ModelConfig, isa: str, sizes: Any) -> None:
     import torch
+    from helpers.engine import by_torch, unhoisted, windows
 
+    graph = unhoisted(config)
     tensors, steps, rng = whole_numbers(config), QuantizationSteps(config), np.random.default_rng(1)
     engine = Engine(
         config,
         tensors,
         threads=1,
         isa=isa,
-        hoist=False,
+        graph=graph,
         precision="int8",
         clipping_thresholds=steps.clipping_thresholds,
     ).native
-    model = reference(config, tensors).double()
-    for layer, _, _ in lower(config, tensors):
-        for batch, height, width in sizes(layer):
-            x = steps.values(layer.source, (batch, layer.in_channels, height, width), rng)
-            shaped = torch.from_numpy(x).double()
-            if not layer.weights:
-                padded = torch.nn.functional.pad(shaped, layer.padding * 2)
-                expected = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
-            else:
-                members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
-                shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
-                expected = torch.cat([member(shaped) for member in members], dim=1)
-                expected = expected[..., None, None] if layer.kind == "linear" else expected
-            got = engine.run_op(layer.name, x)
-            assert np.array_equal(got, steps.rounded(layer.name, expected)), (layer.name, x.shape)
+    for operation, _ in windows(graph):
+        name, (source, *residual) = operation.name, operation.inputs
+        shape = graph.shapes[source]
+        for batch, height, width in sizes(shape):
+            x = steps.values(source, (batch, shape.channels, height, width), rng)
+            exact = torch.from_numpy(x).double()
+            expected = by_torch(operation, tensors, exact)
+            got = engine.run_operation(name, [x])
+            assert np.array_equal(got, steps.rounded(name, expected)), (name, x.shape)
             assert got.size < 500 or len(np.unique(got)) > 20  # not all zero or cut off
-            if layer.residual:
-                y = steps.values(layer.residual, tuple(expected.shape), rng)
-                expected = steps.rounded(
-                    layer.name, members[0](shaped, torch.from_numpy(y).double())
+            for other in residual:
+                y = steps.values(other, tuple(expected.shape), rng)
+                expected = by_torch(operation, tensors, exact, torch.from_numpy(y).double())
+                got = engine.run_operation(name, [x, y])
+                assert np.array_equal(got, steps.rounded(name, expected)), (
+                    name,
+                    "with a residual",
+                    x.shape,
                 )
-                got = engine.run_op(layer.name, x, y)
-                assert np.array_equal(got, expected), (layer.name, "with a residual", x.shape)
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)
@@ -138,7 +138,7 @@ def check_exact(config: ModelConfig, isa: str, sizes: Any, reference: Any) -> No
 def test_operations(family: str, isa: str) -> None:
     from helpers import engine as helper
 
-    check_exact(helper.small(family), isa, helper.own_size, helper.torch_reference)
+    check_exact(helper.small(family), isa, helper.own_size)
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)
@@ -153,28 +153,30 @@ def test_several_blocks_of_columns_and_chunks_of_rows(isa: str) -> None:
         stage_channels=(421, 20, 600, 421),
     )
 
-    def size(layer: Layer) -> list[tuple[int, ...]]:
-        batch = 3 if layer.component == "roi" else 1
-        return [(batch, 1, 1) if layer.kind == "linear" else (batch, 7, 9)]
+    def size(shape: Shape) -> list[tuple[int, ...]]:
+        batch = 3 if shape.domain == "rois" else 1
+        return [(batch, 1, 1) if shape.size == (1, 1) else (batch, 7, 9)]
 
-    check_exact(config, isa, size, helper.torch_reference)
+    check_exact(config, isa, size)
 
 
 @pytest.mark.parametrize("isa", INT8_ISAS)
 @pytest.mark.parametrize("hoist", [True, False])
 def test_stages_are_near_float32(small_model: Path, hoist: bool, isa: str) -> None:
     tensors = load_model(small_model).tensors
-    thresholds, network_input = calibrated(tensors), network_input_of().astype(np.float32)
-    exact = Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist).native
-    engine = Engine(
-        SMALL,
-        tensors,
-        threads=2,
-        isa=isa,
-        hoist=hoist,
-        precision="int8",
-        clipping_thresholds=thresholds,
-    ).native
+    thresholds, network_input = calibrated(tensors), network_input_of()
+    exact = EngineParts(Engine(SMALL, tensors, threads=2, isa=isa, hoist=hoist))
+    engine = EngineParts(
+        Engine(
+            SMALL,
+            tensors,
+            threads=2,
+            isa=isa,
+            hoist=hoist,
+            precision="int8",
+            clipping_thresholds=thresholds,
+        )
+    )
     features = exact.features(network_input)
 
     def near(got: NDArray[Any], expected: NDArray[Any], share: float) -> None:
@@ -389,7 +391,7 @@ def test_blocks_of_zeros_are_left_out() -> None:
         native = Engine(
             FOURS, tensors, isa="scalar", precision="int8", clipping_thresholds=thresholds
         ).native
-        density = {name: value for name, _, _, _, value, *_ in native.planned_ops}
+        density = {name: value for name, _, _, _, value, *_ in native.convolutions}
         assert density["res4.0.conv2"] == pytest.approx(expected, abs=0.05)
     with pytest.raises(InputError, match="a multiple of 4 input channels"):
         random_tensors(SMALL, 0.5, pattern="1x4")

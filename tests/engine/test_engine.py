@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 
 from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine
-from sparsedet.engine.lower import MERGED, lower
 from sparsedet.errors import InputError
 from sparsedet.evaluation.agreement import pair
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.images.read import read_image
 from sparsedet.model import boxes as np_boxes
-from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import load_model
-from sparsedet.model.graph import Layer
+from sparsedet.model.graph import Conv, Shape
 from sparsedet.model.presets import preset
 from sparsedet.testing import calibrated_random_tensors, random_tensors
 
@@ -37,6 +36,7 @@ from helpers.engine import (  # noqa: E402
     ISAS,
     Tensors,
     as_batch,
+    by_torch,
     check_stages,
     deviation,
     families,
@@ -45,11 +45,13 @@ from helpers.engine import (  # noqa: E402
     small,
     synthetic_image,
     torch_reference,
+    unhoisted,
+    windows,
 )
+from helpers.parts import F32, EngineParts  # noqa: E402
 
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
 
-F32 = NDArray[np.float32]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -66,32 +68,28 @@ def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def check_operations(
-    config: ModelConfig, tensors: Tensors, isa: str, sizes: Callable[[Layer], list[tuple[int, ...]]]
+    config: ModelConfig, tensors: Tensors, isa: str, sizes: Callable[[Shape], list[tuple[int, ...]]]
 ) -> None:
-    """Every operation on random inputs (batch, rows, columns) against the torch layer."""
-    engine = Engine(config, tensors, threads=1, isa=isa, hoist=False).native
-    model = torch_reference(config, tensors)
+    """Every operation on random inputs (batch, rows, columns) against torch's own functions."""
+    graph = unhoisted(config)
+    engine = Engine(config, tensors, threads=1, isa=isa, graph=graph).native
     rng = np.random.default_rng(1)
-    for layer, _, _ in lower(config, tensors):
-        for batch, height, width in sizes(layer):
-            x = rng.standard_normal((batch, layer.in_channels, height, width), dtype=np.float32)
-            if not layer.weights:  # pooling reads what left a ReLU
+    for operation, attributes in windows(graph):
+        name, shape = operation.name, graph.shapes[operation.inputs[0]]
+        for batch, height, width in sizes(shape):
+            x = rng.standard_normal((batch, shape.channels, height, width), dtype=np.float32)
+            if not isinstance(attributes, Conv):  # pooling reads what left a ReLU
                 x = np.maximum(x, 0)
-                padded = torch.nn.functional.pad(torch.from_numpy(x), layer.padding * 2)
-                expected = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
-                assert np.array_equal(engine.run_op(layer.name, x), expected), layer.name
+                expected = by_torch(operation, tensors, torch.from_numpy(x))
+                assert np.array_equal(engine.run_operation(name, [x]), expected), name
                 continue
-            members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
-            shaped = torch.from_numpy(x)
-            shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
-            expected = torch.cat([member(shaped) for member in members], dim=1)
-            expected = expected[..., None, None] if layer.kind == "linear" else expected
-            assert deviation(engine.run_op(layer.name, x), expected) < 1e-5, (layer.name, x.shape)
-            if layer.residual:
+            expected = by_torch(operation, tensors, torch.from_numpy(x))
+            assert deviation(engine.run_operation(name, [x]), expected) < 1e-5, (name, x.shape)
+            if operation.inputs[1:]:
                 y = rng.standard_normal(expected.shape, dtype=np.float32)
-                expected = members[0](shaped, torch.from_numpy(y))
-                got = engine.run_op(layer.name, x, y)
-                assert deviation(got, expected) < 1e-5, (layer.name, "with a residual", x.shape)
+                expected = by_torch(operation, tensors, torch.from_numpy(x), torch.from_numpy(y))
+                got = engine.run_operation(name, [x, y])
+                assert deviation(got, expected) < 1e-5, (name, "with a residual", x.shape)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -111,10 +109,10 @@ def test_operations_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) 
     )
     tensors = random_tensors(config, 0.6)
 
-    def size(layer: Layer) -> list[tuple[int, ...]]:
-        if layer.kind == "linear":
+    def size(shape: Shape) -> list[tuple[int, ...]]:
+        if shape.size == (1, 1):
             return [(3, 1, 1)]
-        return [(3 if layer.component == "roi" else 1, 7, 9)]
+        return [(3 if shape.domain == "rois" else 1, 7, 9)]
 
     check_operations(config, tensors, isa, size)
 
@@ -212,7 +210,7 @@ def check_end_to_end(
 
     Where the proposals differ for a reason, the rest of the way is compared on ours.
     """
-    config, native = engine.config, engine.native
+    config, parts = require_c4(engine.config, "compared"), EngineParts(engine)
     size, batch = network_input.shape[:2], as_batch(network_input)
     scale = np.array([size[1], size[0]] * 2, np.float32)
     ours, theirs = engine.run(network_input), model(batch)[0].numpy()
@@ -234,8 +232,8 @@ def check_end_to_end(
         index = [int(np.abs(decoded - box).max(axis=1).argmin()) for box in boxes]
         return Boxes(boxes, logits[index], np.zeros(len(boxes)))
 
-    outputs = native.rpn(native.features(network_input))
-    our_proposals = native.proposals(*outputs)
+    outputs = parts.rpn(parts.features(network_input))
+    our_proposals = parts.proposals(*outputs)
     logits, deltas = (t[0] for t in model.rpn_outputs(features))
     their_proposals = model.proposals(logits, deltas, anchors, *size).numpy()
     lines = differences(
@@ -311,7 +309,7 @@ def test_variants(family: str, variant: str, hoist: bool) -> None:
     if variant == "1000 proposals":
         features = model.features(as_batch(network_input))
         logits, deltas = (t[0].numpy() for t in model.rpn_outputs(features))
-        assert len(engine.native.proposals(logits, deltas)) == 1000
+        assert len(EngineParts(engine, (160, 208)).proposals(logits, deltas)) == 1000
 
 
 SIZES = [(97, 131), (16, 16), (160, 208), (82, 128), (17, 400), (50, 96), (18, 32), (333, 16)]
@@ -334,12 +332,12 @@ def test_one_engine_serves_inputs_of_any_size_in_any_order(
         network_input = synthetic_image(*size, seed=sum(size))
         if size not in own:
             fresh = Engine(config, tensors, threads=1, isa=isa, hoist=hoist)
-            own[size] = fresh.native.features(network_input), fresh.run(network_input)
+            own[size] = EngineParts(fresh).features(network_input), fresh.run(network_input)
             features = model.features(as_batch(network_input))[0]
             assert deviation(own[size][0], features) < 1e-4, size
             assert np.array_equal(fresh.run(network_input), own[size][1]), size
         assert np.array_equal(engine.run(network_input), own[size][1]), (i, size)
-        assert np.array_equal(engine.native.features(network_input), own[size][0]), (i, size)
+        assert np.array_equal(EngineParts(engine).features(network_input), own[size][0]), (i, size)
 
 
 # ------------------------------------------------------------------------- the same every time
@@ -349,8 +347,10 @@ def test_one_engine_serves_inputs_of_any_size_in_any_order(
 def test_hoisting_changes_nothing_but_rounding(family: str) -> None:
     config, tensors = small(family, proposals=150), lively(family)
     network_input = synthetic_image(160, 208)
-    hoisted, plain = (Engine(config, tensors, threads=2, hoist=h).native for h in (True, False))
-    hoisted.plan_memory(*network_input.shape[:2])
+    hoisted, plain = (
+        EngineParts(Engine(config, tensors, threads=2, hoist=hoist), (160, 208))
+        for hoist in (True, False)
+    )
     features = plain.features(network_input)
     rois = plain.proposals(*plain.rpn(features))
     # With boxes outside the map and without any area.
@@ -387,11 +387,11 @@ def test_a_run_is_its_stages_one_after_the_other() -> None:
         Engine(small("r101-c4"), lively("r101-c4"), threads=2),
         synthetic_image(97, 131),
     )
-    native = engine.native
+    parts = EngineParts(engine)
     rows = engine.run(network_input)
-    features = native.features(network_input)
-    proposals = native.proposals(*native.rpn(features))
-    assert np.array_equal(native.detect(*native.roi_head(features, proposals), proposals), rows)
+    features = parts.features(network_input)
+    proposals = parts.proposals(*parts.rpn(features))
+    assert np.array_equal(parts.detect(*parts.roi_head(features, proposals), proposals), rows)
 
 
 def test_inputs_as_floats_or_in_another_order_of_memory() -> None:
@@ -448,17 +448,15 @@ def test_bad_numbers_of_threads(threads: int) -> None:
 # --------------------------------------------------------------------------------------- boxes
 
 
-def box_engine(**changes: Any) -> Any:
-    """A core for boxes only: one 48-pixel anchor a cell, 160x208 network input."""
+def box_engine(**changes: Any) -> tuple[ModelConfig, EngineParts]:
+    """An engine for boxes only: one 48-pixel anchor a cell, 160x208 network input."""
     config = small(
         "r101-c4",
         cell_anchors=((-24.0, -24.0, 24.0, 24.0),),
         score_threshold=0.0,
         **{"max_detections": 10_000, **changes},
     )
-    native = Engine(config, random_tensors(config, 0.0), threads=1).native
-    native.plan_memory(160, 208)
-    return config, native
+    return config, EngineParts(Engine(config, random_tensors(config, 0.0), threads=1), (160, 208))
 
 
 def crowd(kind: str, count: int, seed: int = 0) -> F32:
@@ -487,7 +485,7 @@ KINDS = ("any", "equal", "empty", "steps")
 def test_proposals_are_those_of_torchvisions_nms(
     kind: str, threshold: float, inclusive: bool, remove_empty: bool
 ) -> None:
-    config, native = box_engine(
+    config, parts = box_engine(
         rpn_nms_threshold=threshold,
         proposals=70,
         rpn_pre_nms=110,
@@ -495,7 +493,7 @@ def test_proposals_are_those_of_torchvisions_nms(
         rpn_inclusive=inclusive,
     )
     cells = np_boxes.cell_anchors(config)
-    anchors = np_boxes.grid_anchors(cells, build_graph(config, (160, 208)).feature_size, 16)
+    anchors = np_boxes.grid_anchors(cells, (10, 13), 16)
     boxes = crowd(kind, len(anchors))
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-30)  # the logarithm of an empty box
     shift = (boxes[:, :2] + boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2
@@ -509,7 +507,7 @@ def test_proposals_are_those_of_torchvisions_nms(
     assert (len(order) < 110) == (remove_empty and kind == "empty")
     covered = decoded + np.array([0, 0, inclusive, inclusive], np.float32)
     kept = ops.nms(*(torch.from_numpy(v[order]) for v in (covered, logits)), threshold)
-    got = native.proposals(logits, deltas)
+    got = parts.proposals(logits, deltas)
     expected = decoded[order][kept.numpy()[:70]]
     assert (
         len(expected) > 15 and got.shape == expected.shape and np.abs(got - expected).max() < 1e-3
@@ -532,13 +530,13 @@ def test_no_proposals_and_no_detections() -> None:
 def test_detections_are_those_of_torchvisions_nms(
     kind: str, background_deltas: bool, background: str
 ) -> None:
-    config, native = box_engine(background=background, background_deltas=background_deltas)
+    config, parts = box_engine(background=background, background_deltas=background_deltas)
     rng, count, classes = np.random.default_rng(2), 90, config.num_classes
     rois = crowd(kind, count)
     logits = rng.standard_normal((count, classes + 1)).astype(np.float32)
     logits[::2] = logits[0]  # equal scores
     deltas = np.zeros((count, classes + background_deltas, 4), np.float32)
-    rows = native.detect(logits, deltas, rois)
+    rows = parts.detect(logits, deltas, rois)
     first = int(background == "first")
     scores = torch.from_numpy(logits).softmax(dim=1)[:, first : first + classes].T.reshape(-1)
     boxes, labels = torch.from_numpy(rois).repeat(classes, 1), torch.arange(classes)
@@ -576,7 +574,7 @@ def test_the_published_network_at_full_size() -> None:
 @pytest.mark.parametrize("name", ["beach.jpg", "frisbee.jpg"])
 def test_the_embedded_model_on_photographs(name: str) -> None:
     file = load_model(embedded_model())
-    config = file.config
+    config = require_c4(file.config, "compared")
     network_input, _ = to_network_input(
         read_image(EXAMPLES / name), config.input_height, config.input_width
     )

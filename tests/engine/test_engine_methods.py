@@ -14,6 +14,7 @@ import pytest
 from helpers.engine import (
     ISAS,
     as_batch,
+    by_torch,
     check_stages,
     deviation,
     families,
@@ -22,15 +23,20 @@ from helpers.engine import (
     small,
     synthetic_image,
     torch_reference,
+    unhoisted,
+    windows,
 )
+from helpers.parts import EngineParts
 from numpy.typing import NDArray
 
 from sparsedet import _native
 from sparsedet.engine import PRECISIONS, Engine, choose_precision
-from sparsedet.engine.lower import MERGED, OUTPUTS, lower
+from sparsedet.engine.lower import lowered
 from sparsedet.errors import InputError
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
-from sparsedet.model.graph import Layer
+from sparsedet.model.graph import Conv, Shape
+from sparsedet.model.rewrite import is_predictor
 from sparsedet.testing import random_tensors
 
 torch = pytest.importorskip("torch")
@@ -52,35 +58,28 @@ def rounded(values: Any) -> Any:
 
 def check_exact(config: ModelConfig, isa: str, sizes: Any) -> None:
     """Every operation in bfloat16 against torch, to the bit."""
-    tensors = whole_numbers(config)
-    engine = Engine(config, tensors, threads=1, isa=isa, hoist=False, precision="bf16").native
-    model = torch_reference(config, tensors)
+    tensors, graph = whole_numbers(config), unhoisted(config)
+    engine = Engine(config, tensors, threads=1, isa=isa, graph=graph, precision="bf16").native
     rng = np.random.default_rng(1)
-    for layer, _, _ in lower(config, tensors):
-        for batch, height, width in sizes(layer):
-            shape = (batch, layer.in_channels, height, width)
+    for operation, attributes in windows(graph):
+        name, of_input = operation.name, graph.shapes[operation.inputs[0]]
+        for batch, height, width in sizes(of_input):
+            shape = (batch, of_input.channels, height, width)
             x = rng.integers(-4, 5, shape).astype(np.float32)
-            if not layer.weights:  # reads what left a ReLU
+            if not isinstance(attributes, Conv):  # reads what left a ReLU
                 x = np.abs(x) + rng.random(shape, dtype=np.float32)
                 x = rounded(torch.from_numpy(x)).numpy()
-                padded = torch.nn.functional.pad(torch.from_numpy(x), layer.padding * 2)
-                expected = torch.nn.functional.max_pool2d(padded, layer.kernel, layer.stride)
-                assert np.array_equal(engine.run_op(layer.name, x), expected), layer.name
+                expected = by_torch(operation, tensors, torch.from_numpy(x))
+                assert np.array_equal(engine.run_operation(name, [x]), expected), name
                 continue
-            members = [model.layers[name] for name in MERGED.get(layer.name, (layer.name,))]
-            shaped = torch.from_numpy(x)
-            shaped = shaped.flatten(1) if layer.kind == "linear" else shaped
-            expected = torch.cat([member(shaped) for member in members], dim=1)
-            expected = expected[..., None, None] if layer.kind == "linear" else expected
-            expected = expected if layer.name in OUTPUTS else rounded(expected)
-            assert np.array_equal(engine.run_op(layer.name, x), expected), (layer.name, shape)
-            if layer.residual:
+            expected = by_torch(operation, tensors, torch.from_numpy(x))
+            expected = expected if is_predictor(graph, name) else rounded(expected)
+            assert np.array_equal(engine.run_operation(name, [x]), expected), (name, shape)
+            if operation.inputs[1:]:
                 y = rng.integers(-9, 10, expected.shape).astype(np.float32)
-                expected = rounded(members[0](shaped, torch.from_numpy(y)))
-                assert np.array_equal(engine.run_op(layer.name, x, y), expected), (
-                    layer.name,
-                    shape,
-                )
+                given = torch.from_numpy(x), torch.from_numpy(y)
+                expected = rounded(by_torch(operation, tensors, *given))
+                assert np.array_equal(engine.run_operation(name, [x, y]), expected), (name, shape)
 
 
 @pytest.mark.parametrize("isa", BF16_ISAS)
@@ -98,9 +97,9 @@ def test_bfloat16_with_several_blocks_of_columns_and_chunks_of_rows(isa: str) ->
         stage_channels=(421, 20, 600, 421),
     )
 
-    def size(layer: Layer) -> list[tuple[int, ...]]:
-        batch = 3 if layer.component == "roi" else 1
-        return [(batch, 1, 1) if layer.kind == "linear" else (batch, 7, 9)]
+    def size(shape: Shape) -> list[tuple[int, ...]]:
+        batch = 3 if shape.domain == "rois" else 1
+        return [(batch, 1, 1) if shape.size == (1, 1) else (batch, 7, 9)]
 
     check_exact(config, isa, size)
 
@@ -112,13 +111,12 @@ def test_bfloat16_stages_are_near(family: str, hoist: bool, isa: str) -> None:
     """Rounded after each layer, so within some units of 2^-8 of the largest value."""
     config, tensors = small(family), lively(family)
     network_input = synthetic_image(97, 131)
-    engine = Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16").native
+    engine = EngineParts(Engine(config, tensors, threads=2, isa=isa, hoist=hoist, precision="bf16"))
     model = torch_reference(config, tensors)
     features = np.asarray(model.features(as_batch(network_input))[0])
-    assert deviation(engine.features(network_input.astype(np.float32)), features) < 0.04
+    assert deviation(engine.features(network_input), features) < 0.04
     boxes = np.array([[3, 5, 60, 70], [0, 0, 131, 97], [40, 20, 44, 90]], dtype=np.float32)
-    exact = Engine(config, tensors, threads=2, isa=isa, hoist=hoist).native
-    exact.plan_memory(97, 131)
+    exact = EngineParts(Engine(config, tensors, threads=2, isa=isa, hoist=hoist), (97, 131))
     for got, expected in zip(
         engine.roi_head(features, boxes), exact.roi_head(features, boxes), strict=True
     ):
@@ -173,14 +171,14 @@ def test_bfloat16_where_there_is_none() -> None:
 
 
 def algorithms(engine: Engine) -> dict[str, str]:
-    return {name: algorithm for name, algorithm, *_ in engine.native.planned_ops}
+    return {name: algorithm for name, algorithm, *_ in engine.native.convolutions}
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("algorithm", ["sparse", "dense", "winograd"])
 def test_algorithms_agree(isa: str, algorithm: str) -> None:
     config, tensors = small("r101-c4"), lively("r101-c4")
-    names = [layer.name for layer, weight, _ in lower(config, tensors) if weight is not None]
+    names = [operation.name for operation, _ in lowered(build_graph(config)).of_kind(Conv)]
     if algorithm == "winograd":
         names = [f"res5.{i}.conv2" for i in range(1, config.blocks[3])]
     engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, algorithm))

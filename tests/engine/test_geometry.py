@@ -36,6 +36,7 @@ from helpers.engine import (  # noqa: E402
     synthetic_image,
     torch_reference,
 )
+from helpers.parts import EngineParts  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -86,17 +87,16 @@ def test_the_paddings_tried_are_all_there_are() -> None:
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
 def test_every_padding_of_the_stem(padding: tuple[int, int], isa: str) -> None:
     config = replace(TINY, stem_padding=padding)
-    model, native = (
+    model, engine = (
         torch_reference(config, tensors()),
-        Engine(config, tensors(), threads=1, isa=isa, hoist=False).native,
+        Engine(config, tensors(), threads=1, isa=isa, hoist=False),
     )
     for size in [size for size in SIZES if runs(config, size)]:
         image = synthetic_image(*size)
-        native.plan_memory(*size)
         expected = model.features(as_batch(image))[0]
-        assert deviation(native.features(image.astype(np.float32)), expected) < 1e-4, size
+        assert deviation(EngineParts(engine).features(image), expected) < 1e-4, size
         x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
-        got = native.run_op("stem.conv", x)
+        got = engine.native.run_operation("stem.conv", [x])
         assert deviation(got, model.layers["stem.conv"](torch.from_numpy(x))) < 1e-5, size
 
 
@@ -114,24 +114,23 @@ def test_every_padding_of_the_stem_in_low_precision(precision: Any, isa: str) ->
         thresholds = (
             calibrate(config, tensors(), [image], threads=1) if precision == "int8" else None
         )
-        native = Engine(
+        engine = Engine(
             config,
             tensors(),
             threads=1,
             isa=isa,
             precision=precision,
             clipping_thresholds=thresholds,
-        ).native
-        native.plan_memory(33, 45)
+        )
         expected = torch_reference(config, tensors()).features(as_batch(image))[0]
-        assert deviation(native.features(image.astype(np.float32)), expected) < 0.1, padding
+        assert deviation(EngineParts(engine).features(image), expected) < 0.1, padding
         if precision == "bf16":  # whole numbers that bfloat16 holds: the sums are exact
             rng = np.random.default_rng(1)
             x = rng.integers(-8, 9, (1, 3, 18, 45)).astype(np.float32)
             whole = {k: np.round(v * 8).clip(-8, 8) for k, v in tensors().items()}
             exact = Engine(config, whole, threads=1, isa=isa, precision="bf16").native
             sums = torch_reference(config, whole).layers["stem.conv"](torch.from_numpy(x))
-            got = exact.run_op("stem.conv", x)
+            got = exact.run_operation("stem.conv", [x])
             assert np.array_equal(got, sums.to(torch.bfloat16).float().numpy()), padding
 
 

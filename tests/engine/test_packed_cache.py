@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -56,7 +57,7 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def streams(engine: Backend) -> dict[str, tuple[str, int, int, bytes]]:
     assert isinstance(engine, Engine)
     out = {}
-    for name, *_ in engine.native.planned_ops:
+    for name, *_ in engine.native.convolutions:
         algorithm, nonzero, checksum, pieces = engine.native.packed(name)
         out[name] = algorithm, nonzero, checksum, b"".join(pieces)
     return out
@@ -85,12 +86,10 @@ def test_the_same_streams_as_from_arrays(
         pytest.skip("no bfloat16 here")
     options: dict[str, Any] = {"isa": isa, "precision": precision}
     tensors = dict(load_model(wide).tensors)
-    names = Engine(WIDE, tensors, **options).native.planned_ops
+    names = Engine(WIDE, tensors, **options).native.convolutions
     if algorithm == "winograd" and precision == "bf16":
         pytest.skip("Winograd runs in float32 only")
-    chosen = {
-        name: algorithm for name, *_, can in names if algorithm and (algorithm != "winograd" or can)
-    }
+    chosen = {name: algorithm for name, *_, eligible in names if algorithm in eligible}
     expected = streams(Engine(WIDE, tensors, threads=1, algorithms=chosen, **options))
     assert {a for a, *_ in expected.values()} >= ({algorithm} if algorithm else {"sparse"})
     for threads in (1, 2, 5):
@@ -149,23 +148,27 @@ def test_the_file_may_go_but_not_change(small_model: Path, tmp_path: Path) -> No
 
 def test_what_the_core_refuses(small_model: Path) -> None:
     engine = Engine(SMALL, load_model(small_model).tensors, threads=1).native
+    number = itertools.count()
+    five = {"name": "five", "kind": "slice", "inputs": ["stem.conv"], "first": 0, "channels": 5}
+    engine.add(five)  # 15 weights: the last bit of a mask is none
 
     def add(mask: list[int], values: NDArray[Any], bias: int = 3) -> None:
-        engine.add(
-            "x",
-            "stem.conv",
-            "",
-            "backbone",
-            5,
-            3,
-            1,
-            1,
-            (0, 0),
-            False,
-            False,
-            (np.array(mask, np.uint8), values),
-            np.zeros(bias, np.float32),
-        )
+        fields = {
+            "name": f"x{next(number)}",
+            "kind": "conv",
+            "inputs": ["five"],
+            "in_channels": 5,
+            "out_channels": 3,
+            "kernel": (1, 1),
+            "stride": 1,
+            "padding": (0, 0, 0, 0),
+            "dilation": 1,
+            "activation": "none",
+            "type": "f32",
+            "clipping_threshold": 0.0,
+        }
+        weight = np.array(mask, np.uint8), values
+        engine.add(fields, weight=weight, bias=np.zeros(bias, np.float32))
 
     two = np.ones(2, np.float32)
     add([1, 64], two)

@@ -1,9 +1,9 @@
-"""Small networks, lively weights, and the comparison of an engine's stages with the torch model."""
+"""Small networks, lively weights, and the comparison of an engine with torch."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helpers.parts import EngineParts
 from sparsedet.engine import Engine, available_isas
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import COCO_NAMES, ModelConfig
-from sparsedet.model.graph import Layer
+from sparsedet.model.graph import Conv, Graph, MaxPool, Operation, Shape
 from sparsedet.model.presets import preset
+from sparsedet.model.rewrite import merge_predictors
 from sparsedet.testing import calibrated_random_tensors, outlines_on_blobs
 
 try:
     import torch
+    from torch.nn import functional as F
 
     from sparsedet.torch_model import FasterRCNN
 except ImportError:
@@ -85,44 +89,97 @@ def deviation(got: NDArray[Any], expected: NDArray[Any] | torch.Tensor) -> float
     return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
-def own_size(layer: Layer) -> list[tuple[int, ...]]:
-    """Sizes (batch, rows, columns) to run a layer on: its own and small ones, or some RoIs."""
-    if layer.component == "roi":
-        return [(batch, *layer.in_size) for batch in (1, 3, 64, 67)]
-    return [(1, *size) for size in (layer.in_size, (2, 2), (5, 16), (16, 5), (9, 33))]
+# --------------------------------------------------------------------------- one operation
+
+
+def unhoisted(config: ModelConfig) -> Graph:
+    """The graph with every operation of the engine: whole RoIs, their strides, merged predictors.
+
+    `lowered` would skip the bins of RoIAlign that nobody reads, and strides on RoIs with them.
+    """
+    return merge_predictors(build_graph(config))
+
+
+def windows(graph: Graph) -> Iterator[tuple[Operation, Conv | MaxPool]]:
+    """Convolutions, fully connected layers and pooling with their attributes."""
+    for operation in graph.operations:
+        if isinstance(operation.attributes, Conv | MaxPool):
+            yield operation, operation.attributes
+
+
+def by_torch(
+    operation: Operation,
+    tensors: Mapping[str, NDArray[Any]],
+    x: torch.Tensor,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The value of an operation of `windows`, by torch's own functions, in the precision of x."""
+    attributes = operation.attributes
+    assert isinstance(attributes, Conv | MaxPool)
+    top, left, bottom, right = attributes.padding
+    x = F.pad(x, (left, right, top, bottom))
+    if isinstance(attributes, MaxPool):
+        return F.max_pool2d(x, attributes.kernel, attributes.stride)
+
+    def of_layers(part: str) -> torch.Tensor:
+        parts = [np.asarray(tensors[f"{layer}.{part}"]) for layer in attributes.layers]
+        return torch.from_numpy(np.concatenate(parts)).to(x.dtype)
+
+    weight = of_layers("weight")
+    weight = weight.view(*weight.shape[:2], *attributes.kernel)
+    out = F.conv2d(x, weight, of_layers("bias"), attributes.stride, 0, attributes.dilation)
+    if residual is not None:
+        out = out + residual
+    return F.relu(out) if attributes.activation == "relu" else out
+
+
+def own_size(shape: Shape) -> list[tuple[int, ...]]:
+    """Sizes (batch, rows, columns) to run an operation on whose input has this shape: its own and
+    small ones, or some RoIs."""
+    if shape.domain == "rois":
+        return [(batch, *shape.size) for batch in (1, 3, 64, 67)]
+    return [(1, *size) for size in (shape.size, (2, 2), (5, 16), (16, 5), (9, 33))]
+
+
+# ------------------------------------------------------------------------------ all stages
 
 
 def check_stages(
     engine: Engine, model: FasterRCNN, network_input: NDArray[np.uint8], tolerance: float
 ) -> None:
     """Compare each stage with the torch model, on the torch model's input of that stage."""
-    native, (height, width) = engine.native, network_input.shape[:2]
-    native.plan_memory(height, width)
+    ours, (height, width) = EngineParts(engine), network_input.shape[:2]
     features = model.features(as_batch(network_input))
-    assert deviation(native.features(network_input), features[0]) < tolerance
-    flat = np.ascontiguousarray(features[0])
+    assert deviation(ours.features(network_input), features[0]) < tolerance
+    flat = features[0].numpy()
 
     logits, deltas = (t[0] for t in model.rpn_outputs(features))
-    our_logits, our_deltas = native.rpn(flat)
+    our_logits, our_deltas = ours.rpn(flat)
     assert deviation(our_logits, logits) < tolerance and deviation(our_deltas, deltas) < tolerance
 
     proposals = model.proposals(logits, deltas, model.anchors(features), height, width)
-    ours = native.proposals(logits.numpy(), deltas.numpy())
-    assert ours.shape == proposals.shape and len(ours) > 0
-    assert np.abs(ours - proposals.numpy()).max() < 1e-3
+    boxes = ours.proposals(logits.numpy(), deltas.numpy())
+    assert boxes.shape == proposals.shape and len(boxes) > 0
+    assert np.abs(boxes - proposals.numpy()).max() < 1e-3
 
-    aligned = model.roi_features(features, [proposals])
-    rois = proposals.numpy()
-    assert deviation(native.roi_features(flat, rois), aligned) < tolerance
+    aligned, rois = model.roi_features(features, [proposals]), proposals.numpy()
+    if ours.hoisted:  # each RoIAlign ends a layer
+        layers = [ours.layer_of(name) for name in ours.aligned]
+        theirs = model.run({model.rois: aligned}, layers)
+        values = ours.between({ours.feature_map: flat, ours.boxes: rois}, *ours.aligned)
+        for got, expected in zip(values, theirs, strict=True):
+            assert deviation(got, expected) < tolerance
+    else:
+        assert deviation(ours.roi_features(flat, rois), aligned) < tolerance
 
     class_logits, box_deltas = model.head(aligned)
-    our_logits, our_deltas = native.roi_head(flat, rois)
+    our_logits, our_deltas = ours.roi_head(flat, rois)
     assert deviation(our_logits, class_logits) < tolerance
     assert deviation(our_deltas, box_deltas) < tolerance
 
     scale = np.array([width, height] * 2, np.float32)
-    boxes, scores, labels = model.detect(class_logits, box_deltas, proposals, height, width)
-    rows = native.detect(class_logits.numpy(), box_deltas.numpy(), rois)
+    found, scores, labels = model.detect(class_logits, box_deltas, proposals, height, width)
+    rows = ours.detect(class_logits.numpy(), box_deltas.numpy(), rois)
     assert np.array_equal(rows[:, 1], labels) and (rows[:, 0] == 0).all()
     assert np.abs(rows[:, 2] - scores.numpy()).max(initial=0) < 1e-6
-    assert np.abs(rows[:, 3:] * scale - boxes.numpy()).max(initial=0) < 1e-3
+    assert np.abs(rows[:, 3:] * scale - found.numpy()).max(initial=0) < 1e-3

@@ -24,6 +24,7 @@ from helpers.exports import SMALL, edges_image
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.model.boxes import legacy_cell_anchors
 from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import load_model, save_model
 from sparsedet.model.presets import PRESETS
 from sparsedet.testing import calibrated_random_tensors
@@ -131,7 +132,7 @@ def main(folder: Path) -> None:
         file = folder / f"form_{name}.xml"
         graph = published_form.build(legacy, variants)
         ov.save_model(graph, file, compress_to_fp16="half" in variants)
-        run(file, legacy.config)
+        run(file, require_c4(legacy.config, "read"))
     others(folder)
 
 

@@ -19,13 +19,14 @@ import openvino as ov
 from openvino import opset8 as op
 
 from sparsedet.model.c4 import build_graph
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import ModelFile, load_model
-from sparsedet.model.graph import Component, Layer
+from sparsedet.model.graph import IMAGE, MaxPool, Operation, RoiAlign, typed
 
 
 def build(model: ModelFile, variants: set[str]) -> ov.Model:
-    config, tensors = model.config, model.tensors
-    network = build_graph(config)
+    config, tensors = require_c4(model.config, "written"), model.tensors
+    graph = build_graph(config)
     height, width = config.input_height, config.input_width
 
     def floats(value: Any) -> Any:
@@ -44,14 +45,19 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         mean, std = mean[::-1], std[::-1]
     x = op.add(x, floats(-mean.reshape(1, 3, 1, 1)))
     x = op.multiply(x, floats(1 / std.reshape(1, 3, 1, 1)))
-    values = {"input": x}
+    values = {IMAGE: x}
     rng = np.random.default_rng(0)
 
-    def run(layer: Layer) -> Any:
-        x = values[layer.source]
-        if layer.kind == "maxpool":
-            before, after = layer.padding
+    def run(operation: Operation) -> Any:
+        x, *residual = [values[name] for name in operation.inputs]
+        if operation.kind == "normalise":
+            return x
+        if operation.kind == "max_pool":
+            before, after = typed(operation, MaxPool).padding[1:3]
             return op.max_pool(x, [2, 2], [1, 1], [before] * 2, [after] * 2, [3, 3]).output(0)
+        if operation.kind == "mean":
+            return op.reduce_mean(x, ints(2, 3), False)
+        layer = graph.layer[operation.name]
         weight, bias = tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"]
         if layer.name == "stem.conv" and "reversed" in variants:
             weight = weight[:, ::-1]
@@ -80,14 +86,15 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         if layer.norm and "norms" in variants:
             x = op.multiply(x, floats(factor.reshape(1, -1, 1, 1)))
         x = op.add(x, floats(bias.reshape(1, -1, 1, 1)))
-        if layer.residual:
-            x = op.add(x, values[layer.residual])
+        for other in residual:
+            x = op.add(x, other)
         return op.relu(x) if layer.relu else x
 
-    components: tuple[Component, ...] = ("backbone", "rpn")
-    for component in components:
-        for layer in network.of_component(component):
-            values[layer.name] = run(layer)
+    align = graph.only(RoiAlign)[0]
+    order = list(graph.operations)
+    boxes_at, rois_at = order.index(graph.by_name[align.inputs[1]]), order.index(align)
+    for operation in order[:boxes_at]:
+        values[operation.name] = run(operation)
     if "image_info" in variants:
         info = op.parameter([1, 3], np.float32, name="image_info")
         parameters.append(info)
@@ -116,13 +123,10 @@ def build(model: ModelFile, variants: set[str]) -> ov.Model:
         attributes,
     ).output(0)
     bins = config.roi_size * 2
-    pooled = op.roi_pooling(values[network.features], rois, [bins, bins], 1.0, "bilinear")
-    values["rois"] = op.avg_pool(pooled, [2, 2], [0, 0], [0, 0], [2, 2], True)
-    for layer in network.of_component("roi"):
-        if layer.source == "pooled" and "pooled" not in values:
-            last = values[f"res5.{config.blocks[3] - 1}.conv3"]
-            values["pooled"] = op.reduce_mean(last, ints(2, 3), False)
-        values[layer.name] = run(layer)
+    pooled = op.roi_pooling(values[align.inputs[0]], rois, [bins, bins], 1.0, "bilinear")
+    values[align.name] = op.avg_pool(pooled, [2, 2], [0, 0], [0, 0], [2, 2], True)
+    for operation in order[rois_at + 1 : -1]:
+        values[operation.name] = run(operation)
     count, classes = config.proposals, config.num_classes + 1
     boxes = op.strided_slice(rois, ints(0, 1), ints(0, 5), ints(1, 1), [1, 0], [1, 0])
     boxes = op.reshape(boxes, ints(1, 1, count * 4), False)

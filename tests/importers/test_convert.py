@@ -312,11 +312,9 @@ def test_the_published_names_cover_the_reference() -> None:
         (detectron2, "r101-c4-detectron2", 52_784_220),
         (tensorpack, "r101-c4", 52_792_416),
     ):
-        network = build_graph(preset(name))
-        assert network.parameters == parameters
-        assert len({module.layer_name(layer) for layer in network.weighted}) == len(
-            network.weighted
-        )
+        graph = build_graph(preset(name))
+        assert graph.parameters == parameters
+        assert len({module.layer_name(layer) for layer in graph.layers}) == len(graph.layers)
 
 
 # -------------------------------------------------------------------------- hostile files

@@ -14,6 +14,7 @@ from sparsedet import InputError
 from sparsedet.cli import main
 from sparsedet.importers import load_foreign
 from sparsedet.model.boxes import cell_anchors
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import load_model
 from sparsedet.model.presets import preset
 
@@ -124,7 +125,7 @@ def test_settings_become_fields(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "settings of config.yaml: RGB images" in text and "assumed" not in text
     assert "Detectron2 itself resizes to short side 400, at most 600" in text
     model = load_model(output)
-    config = model.config
+    config = require_c4(model.config, "read")
     assert (config.input_height, config.input_width) == (400, 600)
     assert config.pixel_mean == (100.0, 110.0, 120.0) and config.pixel_std == (1.0, 2.0, 3.0)
     assert config.stride_in == "conv2"

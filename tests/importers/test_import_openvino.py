@@ -26,6 +26,7 @@ from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.openvino_ir.graph import IR
 from sparsedet.importers.openvino_ir.verify import synthetic_image
 from sparsedet.model.boxes import legacy_cell_anchors
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import load_model
 from sparsedet.model.sparsity import sparsity_report
 
@@ -107,7 +108,7 @@ def test_the_graph_is_enough_without_our_metadata(folder: Path, copy: Path) -> N
     start, end = text.index("<sparsedet>"), text.index("</sparsedet>") + len("</sparsedet>")
     copy.write_text(text[:start] + text[end:])
     model, back = load_model(folder / "tensorpack.safetensors"), load_foreign(copy)
-    expected, got = model.config.to_dict(), back.config.to_dict()
+    expected, got = (require_c4(m.config, "read").to_dict() for m in (model, back))
     # Sizes and ratios are not in the graph, the anchors themselves are.
     for key in ("name", "anchor_sizes", "cell_anchors", "category_ids"):
         expected.pop(key), got.pop(key)
@@ -123,8 +124,9 @@ def test_the_published_form(folder: Path, name: str) -> None:
     """Proposal, ROIPooling, DetectionOutput: attributes become configuration."""
     model = load_model(folder / "legacy.safetensors")
     imported = load_foreign(folder / f"form_{name}.xml")
-    config = imported.config
-    anchors = legacy_cell_anchors(model.config.anchor_sizes)
+    config = require_c4(imported.config, "read")
+    legacy = require_c4(model.config, "read")
+    anchors = legacy_cell_anchors(legacy.anchor_sizes)
     np.testing.assert_allclose(np.array(config.cell_anchors), anchors, atol=1e-4)
     same = (
         "pixel_mean",
@@ -151,7 +153,7 @@ def test_the_published_form(folder: Path, name: str) -> None:
     )
     tolerance = 1e-3 if name == "compressed" else 1e-6
     for field in same:
-        expected, got = getattr(model.config, field), getattr(config, field)
+        expected, got = getattr(legacy, field), getattr(config, field)
         if isinstance(expected, str | bool):
             assert got == expected, field
         else:
@@ -161,7 +163,7 @@ def test_the_published_form(folder: Path, name: str) -> None:
         if key.startswith("box.deltas"):  # weights of deltas may be inside
             weights = np.tile(config.box_weights, len(value) // 4)
             got = (got.T / weights).T * 1.0
-            value = (value.T / np.tile(model.config.box_weights, len(value) // 4)).T
+            value = (value.T / np.tile(legacy.box_weights, len(value) // 4)).T
         np.testing.assert_allclose(got, value, rtol=tolerance, atol=1e-4 * tolerance + 1e-7)
     ours = Engine(config, imported.tensors, threads=1).run(read_image(folder / "legacy.png"))
     result = compare_rows(rows_of(folder / f"form_{name}.xml"), ours, 0.05, 100)
@@ -175,19 +177,17 @@ import numpy as np, openvino as ov, torch
 from torchvision import ops
 from sparsedet.evaluation.agreement import compare_rows
 from sparsedet.images.read import read_image
-from sparsedet.torch_model import FasterRCNN
+from sparsedet.torch_model import FasterRCNN, operations
 from sparsedet.model.file import load_model
 warnings.filterwarnings("ignore")
 
-class Traced(FasterRCNN):
-    def roi_features(self, features, rois, step=1):  # the operator, not its faster equal
-        size, ratio = self.config.roi_size, self.config.roi_sampling_ratio
-        scale = 1 / self.config.anchor_stride
-        return ops.roi_align(features, rois, size, scale, ratio, True)[:, :, ::step, ::step]
+def by_operator(features, rois, size, scale, ratio, step):  # not its faster equal
+    return ops.roi_align(features, rois, size, scale, ratio, True)[:, :, ::step, ::step]
 
+operations.roi_align_matmul = by_operator
 source, image, target = sys.argv[1:]
 model = load_model(source)
-network = Traced(model.config).eval()
+network = FasterRCNN(model.config).eval()
 network.load_tensors(model.tensors)
 x = torch.from_numpy(read_image(image)).permute(2, 0, 1)[None].float()
 graph = ov.convert_model(network, example_input=x, input=list(x.shape))
@@ -213,7 +213,7 @@ def test_torch_graphs_that_openvino_converted(folder: Path, name: str, tmp_path:
     for key, value in model.tensors.items():
         np.testing.assert_allclose(back.tensors[key], value, rtol=1e-6, err_msg=key)
     left_out = {"name", "anchor_sizes", "cell_anchors"}
-    ours, theirs = (m.config.to_dict() for m in (model, back))
+    ours, theirs = (require_c4(m.config, "read").to_dict() for m in (model, back))
     assert {k: v for k, v in theirs.items() if k not in left_out} == {
         k: v for k, v in ours.items() if k not in left_out
     }

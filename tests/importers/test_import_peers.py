@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.parity import SETTINGS, config_yaml
+from helpers.parts import EngineParts
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine, available_isas
@@ -103,21 +104,24 @@ def test_stages(peer: str) -> None:
     """Each stage given the peer's own input to it."""
     one = golden(peer)
     out, network_input = one.outputs, one.network_inputs["c0"]
-    native = Engine(one.imported.config, one.imported.tensors).native
-    native.plan_memory(*network_input.shape[:2])
-    assert deviation(native.features(network_input.astype(np.float32)), out["c0/features"]) < 1e-4
-    logits, deltas = native.rpn(out["c0/features"])
+    config, tensors = one.imported.config, one.imported.tensors
+    # Hoisting leaves no RoI features behind.
+    parts, plain = (EngineParts(Engine(config, tensors, hoist=hoist)) for hoist in (True, False))
+    for ours in (parts, plain):
+        assert deviation(ours.features(network_input), out["c0/features"]) < 1e-4
+    logits, deltas = parts.rpn(out["c0/features"])
     assert deviation(logits, out["c0/objectness"]) < 1e-4
     assert deviation(deltas, out["c0/deltas"]) < 1e-4
-    proposals = native.proposals(out["c0/objectness"], out["c0/deltas"])
+    proposals = parts.proposals(out["c0/objectness"], out["c0/deltas"])
     assert deviation(proposals, out["c0/proposals"]) < 1e-5  # the same ones, in the same order
-    rois = native.roi_features(out["c0/features"], out["c0/proposals"])
+    rois = plain.roi_features(out["c0/features"], out["c0/proposals"])
     bins = rois.shape[-1]  # every second one, where res5 reads no others
     assert deviation(rois[::60, ::4], out["c0/rois"][:, :, :: 14 // bins, :: 14 // bins]) < 1e-4
-    class_logits, box_deltas = native.roi_head(out["c0/features"], out["c0/proposals"])
-    for ours, name in ((class_logits, "class_logits"), (box_deltas, "box_deltas")):
-        theirs = out[f"c0/{name}"]
-        assert deviation(ours.reshape(len(ours), -1)[::8], theirs) < 1e-4
+    for head in (parts, plain):
+        outputs = head.roi_head(out["c0/features"], out["c0/proposals"])
+        for values, name in zip(outputs, ("class_logits", "box_deltas"), strict=True):
+            theirs = out[f"c0/{name}"]
+            assert deviation(values.reshape(len(values), -1)[::8], theirs) < 1e-4
 
 
 @peers

@@ -72,9 +72,8 @@ def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) ->
         theirs = resnet.layer3(resnet.layer2(resnet.layer1(x)))
         ours = model.features(photo)
         res5 = resnet.layer4(region)
-        tensors = {"rois": region}
-        model.run_component("roi", tensors)
-    for own, other in ((ours, theirs), (tensors["res5.0.conv3"], res5)):
+        (own_res5,) = model.run({model.rois: region}, ["res5.0.conv3"])
+    for own, other in ((ours, theirs), (own_res5, res5)):
         assert own.shape == other.shape and other.abs().max() > 1
         assert (own - other).abs().max() <= 2e-5 * other.abs().max()
     assert not any(name.startswith(("rpn", "box")) for name in start.tensors(SHALLOW))

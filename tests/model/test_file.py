@@ -19,6 +19,7 @@ from sparsedet.errors import InputError
 from sparsedet.model.batch_norm import fold_batch_norm
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import (
     StorageDtype,
     Tensors,
@@ -168,16 +169,17 @@ def test_biases_keep_float32(tmp_path: Path) -> None:
 
 def test_published_network_is_at_most_50_mb(tmp_path: Path) -> None:
     """r101-c4 at 60 % of all parameters, float16: the size depends on counts alone."""
-    network = build_graph(preset("r101-c4"))
-    zeros = uniform_zeros(network, prunable_layers(network), 0.6)
+    config = preset("r101-c4")
+    graph = build_graph(config)
+    zeros = uniform_zeros(graph, prunable_layers(graph), 0.6)
     tensors: Tensors = {}
-    for name, shape in tensor_shapes(network.config).items():
+    for name, shape in tensor_shapes(config).items():
         tensors[name] = np.ones(shape, np.float32)
         tensors[name].reshape(-1)[: zeros.get(name.removesuffix(".weight"), 0)] = 0
     path = tmp_path / "m"
-    save_model(path, network.config, tensors, {})
+    save_model(path, config, tensors, {})
     assert path.stat().st_size <= 50_000_000
-    report = sparsity_report(network.config, load_model(path).tensors)
+    report = sparsity_report(config, load_model(path).tensors)
     assert report.parameters == 52_792_416
     assert 0.6 <= report.sparsity < 0.6001
 
@@ -395,7 +397,11 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
     "metadata a list": (lambda p: p.header.update(__metadata__=[]), "not a table of strings"),
     "metadata a number": (_meta("format_version", 1), "not a table of strings"),
     "another program's": (_meta("format", "pt"), "not a sparsedet model"),
-    "newer version": (_meta("format_version", "2"), "format version '2', this program reads '1'"),
+    "newer version": (
+        _meta("format_version", "3"),
+        "format version '3', this program reads '1' and '2'",
+    ),
+    "version 2 without a graph": (_meta("format_version", "2"), "no 'graph'"),
     "no config": (lambda p: p.meta.pop("config"), "no 'config'"),
     "no sparse list": (lambda p: p.meta.pop("sparse"), "no 'sparse'"),
     "no provenance": (lambda p: p.meta.pop("provenance"), "no 'provenance'"),
@@ -423,7 +429,7 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Any], str]] = {
         lambda p: p.header[LAST]["data_offsets"].__setitem__(1, 10**12),
         "truncated: has",
     ),
-    # tensors against the layer table
+    # tensors against the graph
     "bias of another type": (_entry(BIAS, dtype="U8"), "is 'U8', expected 'F32'"),
     "unknown type": (_entry(BIAS, dtype="F8_E4M3"), "is 'F8_E4M3', expected 'F32'"),
     "type no text": (_entry(BIAS, dtype={"a": 1}), "expected 'F32'"),
@@ -699,8 +705,8 @@ def test_sparsity_report() -> None:
     tensors["rpn.conv.bias"][0] = 0
     tensors["box.logits.weight"][0] = 0  # 9 of 27
     report = sparsity_report(TINY, tensors, rois=10)
-    network = build_graph(TINY)
-    assert [row.name for row in report.layers] == [layer.name for layer in network.weighted]
+    graph = build_graph(TINY)
+    assert [row.name for row in report.layers] == [layer.name for layer in graph.layers]
     rows = {row.name: row for row in report.layers}
     conv, logits = rows["rpn.conv"], rows["box.logits"]
     assert (conv.shape, conv.parameters, conv.zeros) == ((3, 7, 3, 3), 192, 101)
@@ -708,9 +714,9 @@ def test_sparsity_report() -> None:
     assert (conv.macs, conv.sparse_macs) == (189 * 20 * 30, 89 * 20 * 30)
     assert (logits.macs, logits.sparse_macs) == (270, 180)
     assert rows["stem.conv"].zeros == 0
-    assert report.parameters == network.parameters
-    assert report.zeros == 110 and report.sparsity == 110 / network.parameters
-    assert report.gflops == pytest.approx(network.flops(10) * 1e-9)
+    assert report.parameters == graph.parameters
+    assert report.zeros == 110 and report.sparsity == 110 / graph.parameters
+    assert report.gflops == pytest.approx(graph.flops(10) * 1e-9)
     saved = 2e-9 * (100 * 600 + 90)
     assert report.sparse_gflops == pytest.approx(report.gflops - saved)
     assert sparsity_report(TINY, tensors).rois == TINY.proposals
@@ -724,7 +730,7 @@ def test_torch_takes_the_tensors_as_they_are(tmp_path: Path) -> None:
     tensors = random_tensors(TINY, 0.5)
     save_model(tmp_path / "m", TINY, tensors, PROVENANCE, dtype="float32")
     model = load_model(tmp_path / "m")
-    reference = FasterRCNN(model.config)
+    reference = FasterRCNN(require_c4(model.config, "trained"))
     reference.load_tensors(model.tensors)
     folded = reference.folded_tensors()
     assert all(np.array_equal(folded[name], tensors[name]) for name in tensors)

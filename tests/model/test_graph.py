@@ -1,4 +1,4 @@
-"""The layer table: the published figures, and torch's own counts for many other shapes."""
+"""The graph: its checks, the published figures, and torch's own counts for many other shapes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,27 @@ from typing import Any
 
 import pytest
 
+from sparsedet.errors import InputError
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig
-from sparsedet.model.graph import Component, Network, output_length
+from sparsedet.model.graph import (
+    IMAGE,
+    KINDS,
+    Attributes,
+    Conv,
+    DetectionOutput,
+    Graph,
+    Layer,
+    MaxPool,
+    Mean,
+    Normalise,
+    Operation,
+    Proposals,
+    RoiAlign,
+    Shape,
+    Slice,
+    output_length,
+)
 from sparsedet.model.presets import PRESETS, preset
 
 R101 = PRESETS["r101-c4"]
@@ -19,9 +37,21 @@ R101 = PRESETS["r101-c4"]
 # ------------------------------------------------------------------ published figures
 
 
-def parameters(network: Network, *prefixes: str) -> tuple[int, int]:
+def of_part(graph: Graph, part: str) -> list[Layer]:
+    """The layers of the "backbone", of the "rpn", or those that run once per RoI ("roi")."""
+    prefixes = {"backbone": ("stem", "res"), "rpn": ("rpn",), "roi": ("res5", "box")}[part]
+    found = [layer for layer in graph.layers if layer.name.startswith(prefixes)]
+    return [layer for layer in found if layer.per_roi == (part == "roi")]
+
+
+def feature_size(graph: Graph) -> tuple[int, int]:
+    """Rows and columns of the map that RoIAlign reads."""
+    return graph.shapes[graph.only(RoiAlign)[0].inputs[0]].size
+
+
+def parameters(graph: Graph, *prefixes: str) -> tuple[int, int]:
     """(weights, biases) of the layers whose names start so."""
-    mine = [layer for layer in network.weighted if layer.name.startswith(prefixes)]
+    mine = [layer for layer in graph.layers if layer.name.startswith(prefixes)]
     return sum(layer.weights for layer in mine), sum(layer.out_channels for layer in mine)
 
 
@@ -41,60 +71,165 @@ def test_cost_of_the_published_network() -> None:
     assert round(network.flops(300) / 1e9, 2) == 847.46
     assert round(network.flops(1) / 1e9, 2) == 363.04
     macs = {
-        part: sum(layer.macs for layer in network.of_component(part))
-        for part in ("backbone", "rpn")
+        part: sum(layer.macs for layer in of_part(network, part)) for part in ("backbone", "rpn")
     }
     assert round(macs["backbone"] / 1e9, 3) == 142.655
     assert round(macs["rpn"] / 1e9, 3) == 38.056
     region = {
-        name: sum(
-            layer.macs for layer in network.of_component("roi") if layer.name.startswith(name)
-        )
+        name: sum(layer.macs for layer in of_part(network, "roi") if layer.name.startswith(name))
         for name in ("res5", "box")
     }
     assert round(region["res5"] / 1e9, 5) == 0.80924
     assert round(region["box"] / 1e9, 5) == 0.00083
     assert round(sum(region.values()) / 1e9, 5) == 0.81007
     assert network.macs(0) == macs["backbone"] + macs["rpn"]
-    assert network.feature_size == (50, 80)
+    assert feature_size(network) == (50, 80)
 
 
 def test_detectron2_form() -> None:
     network = build_graph(PRESETS["r101-c4-detectron2"])
     assert network.parameters == 52_784_220
-    assert network.by_name["box.deltas"].out_channels == 320
-    assert network.by_name["res3.0.conv1"].stride == 2
-    assert network.by_name["res3.0.conv2"].stride == 1
+    assert network.layer["box.deltas"].out_channels == 320
+    assert network.layer["res3.0.conv1"].stride == 2
+    assert network.layer["res3.0.conv2"].stride == 1
 
 
-# --------------------------------------------------------------------- the table's form
+# -------------------------------------------------------------------- the graph's form
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
-def test_the_table_is_a_runnable_order(config: ModelConfig) -> None:
-    network = build_graph(config)
-    assert len(network.by_name) == len(network.layers)
-    shapes: dict[str, tuple[int, tuple[int, int]]] = {
-        "input": (3, (config.input_height, config.input_width)),
-        "rois": (config.stage_channels[2], (config.roi_size, config.roi_size)),
-        "pooled": (config.stage_channels[3], (1, 1)),
-    }
-    for layer in network.layers:
-        assert shapes[layer.source] == (layer.in_channels, layer.in_size)
+def test_the_graph_is_a_runnable_order(config: ModelConfig) -> None:
+    graph = build_graph(config)
+    assert len(graph.by_name) == len(graph.operations) and len(graph.layer) == len(graph.layers)
+    known = {IMAGE}
+    for operation in graph.operations:
+        assert known >= set(operation.inputs)
+        known.add(operation.name)
+        assert type(operation.attributes) is KINDS[operation.kind]
+    for name, readers in graph.readers.items():
+        assert readers == tuple(o for o in graph.operations if name in o.inputs)
+    assert graph.output == graph.only(DetectionOutput)[0].name and not graph.readers[graph.output]
+    for layer in graph.layers:
+        source = graph.shapes[layer.source]
+        assert (source.channels, source.size) == (layer.in_channels, layer.in_size)
         if layer.residual is not None:
-            assert shapes[layer.residual] == (layer.out_channels, layer.out_size)
-        shapes[layer.name] = (layer.out_channels, layer.out_size)
-    assert shapes[network.features] == (config.stage_channels[2], network.feature_size)
-    assert network.layers == sum((network.of_component(p) for p in ("backbone", "rpn", "roi")), ())
+            assert graph.shapes[layer.residual] == layer.output
+        assert layer.output.count == (config.proposals if layer.per_roi else 1)
+    size = (config.roi_size, config.roi_size)
+    aligned = graph.shapes[graph.only(RoiAlign)[0].name]
+    assert aligned == Shape("rois", config.stage_channels[2], *size, config.proposals)
+    pooled = graph.shapes[graph.only(Mean)[0].name]
+    assert pooled == Shape("rois", config.stage_channels[3], count=config.proposals)
+    features = graph.shapes[graph.only(RoiAlign)[0].inputs[0]]
+    assert features == Shape("map", config.stage_channels[2], *feature_size(graph))
+    parts = (of_part(graph, part) for part in ("backbone", "rpn", "roi"))
+    assert list(graph.layers) == [layer for part in parts for layer in part]
+
+
+def test_resized_is_the_graph_of_the_other_size() -> None:
+    config = replace(R101, blocks=(1, 2, 1, 1))
+    for size in ((16, 16), (33, 90), (801, 640)):
+        assert build_graph(config).resized(*size) == build_graph(config, size)
+    with pytest.raises(InputError, match=r"^network input 1x90 is too small: .* would be empty$"):
+        build_graph(config).resized(1, 90)
+
+
+# -------------------------------------------------------------------------- what is refused
+
+MAP = Conv(4, (3, 3), ("a",), padding=(1, 1, 1, 1))
+START = [Operation("normalise", (IMAGE,), Normalise((0, 0, 0), (1, 1, 1)))]
+START += [Operation("a", ("normalise",), MAP)]
+PROPOSALS = Proposals((((0, 0, 8, 8),),), (8,), (1, 1, 1, 1), 4.0, 9, 5, 0.5, True, False)
+START += [Operation("logits", ("a",), replace(MAP, out_channels=1))]
+START += [Operation("boxes", ("logits", "a", IMAGE), PROPOSALS)]
+ALIGN = RoiAlign((0.5,), 6, 2, "aligned")
+START += [Operation("rois", ("a", "boxes"), ALIGN), Operation("mean", ("rois",), Mean())]
+DETECTIONS = DetectionOutput(3, "first", False, (1, 1, 1, 1), 4.0, 0.1, 0.5, 7)
+
+
+def test_domains_and_sizes_of_a_small_graph() -> None:
+    shapes = Graph(Shape(IMAGE, 3, 9, 20), tuple(START)).shapes
+    assert shapes["a"] == Shape("map", 4, 9, 20) and shapes["boxes"] == Shape("boxes", 4, count=5)
+    assert shapes["rois"] == Shape("rois", 4, 6, 6, 5) and shapes["mean"].size == (1, 1)
+    other: list[tuple[Attributes, tuple[str, ...], tuple[int, int]]] = [
+        (replace(MAP, kernel=(2, 5), padding=(0, 1, 2, -3), stride=2), ("a",), (5, 7)),
+        (replace(MAP, dilation=3), ("a",), (5, 16)),
+        (replace(ALIGN, step=4), ("a", "boxes"), (2, 2)),
+        (replace(ALIGN, scales=(0.5, 0.25)), ("a", "a", "boxes"), (6, 6)),
+        (MaxPool(3, 2, (0, 0, 1, 1)), ("a",), (4, 10)),
+    ]
+    for attributes, inputs, size in other:
+        graph = Graph(Shape(IMAGE, 3, 9, 20), (*START, Operation("x", inputs, attributes)))
+        assert graph.shapes["x"].size == size, attributes
+        assert graph.output == "x"
+
+
+REFUSED: list[tuple[Attributes, tuple[str, ...], str]] = [
+    (MAP, ("b",), "operation 'x' reads 'b', which no earlier makes"),
+    (MAP, ("x",), "operation 'x' reads 'x', which no earlier makes"),
+    (MAP, (IMAGE,), "operation 'x' reads a map or RoIs"),
+    (MAP, ("boxes",), "operation 'x' reads a map or RoIs"),
+    (MAP, ("a", "a", "a"), "operation 'x' reads a map or RoIs"),
+    (MAP, (), "operation 'x' reads a map or RoIs"),
+    (MAP, ("a", "logits"), "operation 'x' adds a value of another shape than its output"),
+    (MAP, ("rois", "a"), "operation 'x' adds a value of another shape than its output"),
+    (replace(MAP, kernel=(12, 1)), ("a",), "network input 9x20 is too small: x would be empty"),
+    (replace(MAP, padding=(-9, 0, 0, 0)), ("a",), "network input 9x20 is too small: x would be"),
+    (Normalise((0, 0, 0), (1, 1, 1)), ("a",), "operation 'x' reads the image"),
+    (MaxPool(3, 2, (0, 0, 0, 0)), ("rois",), "operation 'x' reads a map"),
+    (MaxPool(3, 2, (0, 0, 0, 0)), ("a", "a"), "operation 'x' reads a map"),
+    (Mean(), ("a",), "operation 'x' reads RoIs"),
+    (Slice(2, 3), ("a",), "operation 'x' reaches beyond the channels of its input"),
+    (Slice(-1, 3), ("a",), "operation 'x' reaches beyond the channels of its input"),
+    (Slice(0, 0), ("a",), "operation 'x' reaches beyond the channels of its input"),
+    (Slice(0, 2), ("boxes",), "operation 'x' reads a map or RoIs"),
+    (PROPOSALS, ("logits", "a"), "operation 'x' reads maps and the image"),
+    (PROPOSALS, ("a", "logits", IMAGE), "operation 'x' has maps that do not fit its anchors"),
+    (
+        replace(PROPOSALS, strides=(8, 16)),
+        ("logits", "logits", "a", "a", IMAGE),
+        "operation 'x' needs a stride for each set of anchors",
+    ),
+    (ALIGN, ("a", "rois"), "operation 'x' reads maps and boxes"),
+    (ALIGN, ("a", "a", "boxes"), "operation 'x' reads maps and boxes"),
+    (
+        replace(ALIGN, scales=(0.5, 0.5)),
+        ("a", "logits", "boxes"),
+        "operation 'x' reads maps that differ in channels",
+    ),
+    (DETECTIONS, ("mean", "mean", "boxes"), "operation 'x' reads RoIs, boxes and the image"),
+    (DETECTIONS, ("rois", "rois", "boxes", IMAGE), "operation 'x' does not fit its logits and"),
+    (DETECTIONS, ("mean", "mean", "boxes", IMAGE), "operation 'x' does not fit its logits and"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "inputs", "message"), REFUSED)
+def test_what_a_graph_refuses(
+    attributes: Attributes, inputs: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        Graph(Shape(IMAGE, 3, 9, 20), (*START, Operation("x", inputs, attributes)))
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a", "boxes", IMAGE])
+def test_a_name_that_is_used_twice(name: str) -> None:
+    with pytest.raises(InputError, match=f"^the graph has two values '{name}'$"):
+        Graph(Shape(IMAGE, 3, 9, 20), (*START, Operation(name, ("a",), MAP)))
+
+
+def test_layers_are_those_of_the_first_operation_that_has_them() -> None:
+    twice = Operation("b", ("a",), replace(MAP, layers=("a", "other"), out_channels=8))
+    graph = Graph(Shape(IMAGE, 3, 9, 20), (*START[:2], twice))
+    assert [layer.name for layer in graph.layers] == ["a", "other"]
+    assert graph.layer["a"].operation.name == "a" and graph.layer["other"].operation is twice
 
 
 def test_the_canvas_changes_sizes_and_nothing_else() -> None:
     small, large = build_graph(R101, (320, 480)), build_graph(R101, (640, 960))
     assert small.parameters == large.parameters == 52_792_416
     # RoI cost does not depend on the network input; the rest grows with its area.
-    assert sum(x.macs for x in small.of_component("roi")) == sum(
-        x.macs for x in large.of_component("roi")
-    )
+    assert sum(x.macs for x in of_part(small, "roi")) == sum(x.macs for x in of_part(large, "roi"))
     assert large.macs(0) == 4 * small.macs(0)
 
 
@@ -150,21 +285,30 @@ def test_torch_counts_the_same(
     network = build_graph(config, input_size)
     with torch.device("meta"):  # shapes and costs without arithmetic
         model = FasterRCNN(config)
-        regions = torch.empty(3, config.stage_channels[2], config.roi_size, config.roi_size)
-        tensors = {"input": torch.empty(1, 3, *input_size), "rois": regions}
+        step = model.graph.only(RoiAlign)[1].step  # only these bins are read
+        bins = -(-config.roi_size // step)
+        regions = torch.empty(3, config.stage_channels[2], bins, bins)
+        image = torch.empty(1, 3, *input_size)
+        boxes = [torch.empty(3, 4)]
     assert sum(p.numel() for p in model.parameters()) == network.parameters
 
-    components: dict[Component, int] = {"backbone": 1, "rpn": 1, "roi": len(regions)}
-    for part, times in components.items():
+    tensors: dict[str, Any] = {}
+    for part, times in (("backbone", 1), ("rpn", 1), ("roi", len(regions))):
+        names = [layer.name for layer in of_part(network, part)]
+        given = {
+            "backbone": {IMAGE: image},
+            "rpn": {model.feature_map: tensors.get(model.feature_map)},
+            "roi": {model.rois: regions, model.boxes: boxes},
+        }[part]
         with FlopCounterMode(display=False) as counter:
-            model.run_component(part, tensors)
-        macs = sum(layer.macs for layer in network.of_component(part))
-        assert dense_macs(counter) == times * macs
+            tensors |= zip(names, model.run(given, names), strict=True)
+        assert dense_macs(counter) == times * sum(layer.macs for layer in of_part(network, part))
     for layer in network.layers:
         size = () if layer.kind == "linear" else layer.out_size
         assert tuple(tensors[layer.name].shape[1:]) == (layer.out_channels, *size), layer.name
-    anchors = network.feature_size[0] * network.feature_size[1] * config.anchors_per_cell
-    logits, deltas = model.rpn_outputs(tensors[network.features])
+    height, width = feature_size(network)
+    anchors = height * width * config.anchors_per_cell
+    logits, deltas = model.rpn_outputs(tensors[model.feature_map])
     assert (logits.shape, deltas.shape) == ((1, anchors), (1, anchors, 4))
     logits, deltas = model.head(regions)
     assert logits.shape == (3, config.num_classes + 1)
@@ -203,11 +347,11 @@ def test_torchvisions_resnet_is_the_same_backbone(
     with FlopCounterMode(display=False) as counter:
         x = theirs.maxpool(theirs.conv1(image))
         features = theirs.layer3(theirs.layer2(theirs.layer1(x)))
-    assert tuple(features.shape) == (1, 1024, *network.feature_size)
-    assert dense_macs(counter) == sum(layer.macs for layer in network.of_component("backbone"))
+    assert tuple(features.shape) == (1, 1024, *feature_size(network))
+    assert dense_macs(counter) == sum(layer.macs for layer in of_part(network, "backbone"))
     with FlopCounterMode(display=False) as counter:
         theirs.layer4(region)
-    res5 = [layer for layer in network.of_component("roi") if layer.name.startswith("res5")]
+    res5 = [layer for layer in of_part(network, "roi") if layer.name.startswith("res5")]
     assert dense_macs(counter) == sum(layer.macs for layer in res5)
 
 

@@ -10,7 +10,9 @@ from helpers.small import SMALL
 
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
+from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
+from sparsedet.model.graph import RoiAlign
 from sparsedet.testing import random_tensors
 
 CORNERS = replace(SMALL, roi_sampling="corners", input_height=80, input_width=112)
@@ -58,14 +60,20 @@ def features(config: ModelConfig) -> np.ndarray:
 @pytest.mark.parametrize("ratio", [1, 2])
 def test_engine_is_crop_and_resize(ratio: int) -> None:
     config = replace(CORNERS, roi_sampling_ratio=ratio)
-    engine = Engine(config, random_tensors(config, 0.0), hoist=False, threads=1).native
-    engine.plan_memory(config.input_height, config.input_width)
+
+    def aligned(config: ModelConfig) -> np.ndarray:
+        """All bins, also those that no layer reads."""
+        graph = build_graph(config)
+        engine = Engine(config, random_tensors(config, 0.0), graph=graph, threads=1).native
+        engine.plan(config.input_height, config.input_width)
+        align = graph.only(RoiAlign)[0]
+        given = dict(zip(align.inputs, (features(config), BOXES), strict=True))
+        return engine.run_between(given, [align.name])[0]
+
     x = features(config)
-    np.testing.assert_allclose(engine.roi_features(x, BOXES), expected(config, x), atol=2e-5)
+    np.testing.assert_allclose(aligned(config), expected(config, x), atol=2e-5)
     other = replace(config, roi_sampling="aligned")
-    aligned = Engine(other, random_tensors(other, 0.0), hoist=False, threads=1).native
-    aligned.plan_memory(config.input_height, config.input_width)
-    assert abs(aligned.roi_features(x, BOXES) - expected(config, x)).max() > 0.1
+    assert abs(aligned(other) - expected(config, x)).max() > 0.1
 
 
 @pytest.mark.slow
@@ -74,17 +82,17 @@ def test_torch_is_crop_and_resize(operator: bool, monkeypatch: pytest.MonkeyPatc
     torch = pytest.importorskip("torch")
     from torchvision import ops
 
-    from sparsedet import torch_model as reference
+    from sparsedet.torch_model import operations
 
     if operator:  # which it takes for large maps
 
         def by_operator(x, rois, size, scale, ratio, step):  # type: ignore[no-untyped-def]
             return ops.roi_align(x, rois, size, scale, ratio, True)[:, :, ::step, ::step]
 
-        monkeypatch.setattr(reference, "roi_align_matmul", by_operator)
-    model = reference.FasterRCNN(CORNERS)
+        monkeypatch.setattr(operations, "roi_align_matmul", by_operator)
+    align = build_graph(CORNERS).only(RoiAlign)[1]  # all bins, also those that no layer reads
     x = features(CORNERS)
-    got = model.roi_features(torch.from_numpy(x)[None], [torch.from_numpy(BOXES)])
+    got = operations.roi_align(align, torch.from_numpy(x)[None], [torch.from_numpy(BOXES)])
     np.testing.assert_allclose(got.numpy(), expected(CORNERS, x), atol=2e-5)
 
 

@@ -48,22 +48,22 @@ def gradient(made: FasterRCNN, name: str) -> Tensor:
 def test_every_update_reaches_exactly_the_scheduled_zeros(allocation: Allocation) -> None:
     made = model()
     pruner = GradualPruner(made, SCHEDULE, allocation)
-    layers = prunable_layers(made.network)
+    layers = prunable_layers(made.graph)
     updates, seen = [], []
     for step in range(25):
         jitter(made, step)
         observe_gradients(made, pruner, step)
         if pruner.update(step):
             updates.append(step)
-            planned = uniform_zeros(made.network, layers, SCHEDULE.sparsity(step))
+            planned = uniform_zeros(made.graph, layers, SCHEDULE.sparsity(step))
             zeros = zero_weights(made)
             assert sum(zeros.values()) == sum(planned.values())
             if allocation == "uniform":
                 assert {name: zeros[name] for name in layers} == planned
             # Over ALL parameters, at most one weight for each layer more than asked for.
-            excess = sum(zeros.values()) - SCHEDULE.sparsity(step) * made.network.parameters
+            excess = sum(zeros.values()) - SCHEDULE.sparsity(step) * made.graph.parameters
             assert 0 <= excess + 1e-6 < len(layers) + 1
-            assert pruner.sparsity() == sum(zeros.values()) / made.network.parameters
+            assert pruner.sparsity() == sum(zeros.values()) / made.graph.parameters
         seen.append(sum(zero_weights(made).values()))
     assert updates == [2, 7, 12, 17, 20]
     assert seen == sorted(seen) and seen[1] == 0 and len(set(seen)) == 5  # the first asks for none
@@ -150,7 +150,7 @@ def test_sensitivity_of_the_loss_is_ranked() -> None:
     for name in frozen:
         made.layers[name].weight.requires_grad_(False)
     pruner = GradualPruner(made, CubicSchedule(final=0.5, end=1), "sensitivity")
-    layers = prunable_layers(made.network)
+    layers = prunable_layers(made.graph)
     trained = [name for name in layers if name not in frozen]
     means: dict[str, Any] = {name: 0.0 for name in trained}
     for seed in range(3):
@@ -164,7 +164,7 @@ def test_sensitivity_of_the_loss_is_ranked() -> None:
         factored = torch.outer(rows, columns) / rows.sum()
         costs[name] = to_matrix(made.layers[name].weight.detach()).double().square() * factored
     pruner.update(1)
-    planned = uniform_zeros(made.network, layers, 0.5)
+    planned = uniform_zeros(made.graph, layers, 0.5)
     zeros = zero_weights(made)
     assert {name: zeros[name] for name in frozen} == {name: planned[name] for name in frozen}
     assert sum(zeros[name] for name in trained) == sum(planned[name] for name in trained)
@@ -265,7 +265,7 @@ def test_the_saved_file_counts_at_least_the_target(
     pruner.update(1)
     save_model(tmp_path / "m", CONFIG, made.folded_tensors(), {}, dtype=dtype)
     report = sparsity_report(CONFIG, load_model(tmp_path / "m").tensors)
-    assert report.parameters == made.network.parameters
+    assert report.parameters == made.graph.parameters
     assert report.sparsity >= 0.6
     # Beside the masked weights only the biases that start at zero count.
     biases = sum(int((t == 0).sum()) for n, t in made.folded_tensors().items() if "bias" in n)

@@ -21,6 +21,7 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.c4 import build_graph  # noqa: E402
+from sparsedet.model.detector_config import require_c4  # noqa: E402
 from sparsedet.pruning.allocation import pattern_sparsity, prunable_layers  # noqa: E402
 from sparsedet.pruning.calibration import calibration_input  # noqa: E402
 from sparsedet.pruning.masks import GradualPruner  # noqa: E402
@@ -73,11 +74,11 @@ def dense() -> FasterRCNN:
 def check(model: FasterRCNN, pattern: Pattern, sparsity: float) -> None:
     """Every pruned layer fits the pattern, and the whole network has the zeros."""
     zeros = 0
-    for name in prunable_layers(model.network):
+    for name in prunable_layers(model.graph):
         keep_mask = to_matrix(model.layers[name].weight) != 0
         assert pattern.fits(keep_mask), name
         zeros += int((~keep_mask).sum())
-    assert sparsity <= zeros / model.network.parameters < sparsity + 0.02
+    assert sparsity <= zeros / model.graph.parameters < sparsity + 0.02
 
 
 def target(pattern: Pattern) -> float:
@@ -154,7 +155,7 @@ def test_the_command_line_takes_it(
     flags = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
     assert main(["prune", *flags, "--prune-end", "3"]) == 0
     saved = load_model(tmp_path / "run" / "model.safetensors")
-    model = FasterRCNN(saved.config)
+    model = FasterRCNN(require_c4(saved.config, "trained"))
     model.load_tensors(saved.tensors)
     check(model, pattern, target(pattern))
 
@@ -170,6 +171,6 @@ def test_random_weights(pattern: Pattern) -> None:
 
 
 def test_layers_that_do_not_fit() -> None:
-    layer = build_graph(replace(CONFIG, rpn_channels=22)).by_name["rpn.conv"]
+    layer = build_graph(replace(CONFIG, rpn_channels=22)).layer["rpn.conv"]
     with pytest.raises(InputError, match=r"a multiple of 4 output channels, but rpn\.conv has 22"):
         Pattern(name="4x1", help="", rows=4).check_layer(layer)

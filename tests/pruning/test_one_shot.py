@@ -24,6 +24,7 @@ from sparsedet.cli import main  # noqa: E402
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.model.file import load_model, save_model  # noqa: E402
+from sparsedet.model.graph import IMAGE  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.pruning.allocation import LEAST_DENSITY, Allocation, erk_zeros, prunable_layers  # noqa: E402
 from sparsedet.pruning.calibration import calibration_input  # noqa: E402
@@ -76,7 +77,7 @@ def test_reconstruction_beats_magnitude_in_every_layer(
     # than columns reconstruction overfits the images, and loses to magnitude.
     many = [calibration_input(picture(seed=seed), dense) for seed in range(30)]
     _, report = pruned(dense, many, sparsity=0.6, allocation=allocation)
-    assert {row.name for row in report.layers} == set(prunable_layers(dense.network))
+    assert {row.name for row in report.layers} == set(prunable_layers(dense.graph))
     assert all(0 < row.error < row.magnitude_error for row in report.layers)
 
 
@@ -102,12 +103,10 @@ def test_counts_and_patterns_are_exact(
 def test_channel_means_are_kept(dense: FasterRCNN, network_inputs: list[Tensor]) -> None:
     # The first pruned layer reads the same as before; all of its positions are sampled.
     made, _ = pruned(dense, network_inputs, method="magnitude", sparsity=0.6)
-    layer = dense.network.by_name["res2.0.conv1"]
+    layer = dense.graph.layer["res2.0.conv1"]
     generator, inputs = torch.Generator(), []
     for network_input in network_inputs[:4]:
-        stem = dense.layers["stem.conv"](dense.normalise(network_input))
-        state = {"stem.conv": stem}
-        pool = dense.run_layer(dense.network.by_name["stem.pool"], state)
+        (pool,) = dense.run({IMAGE: network_input}, [layer.source])
         inputs.append(patches(layer, pool, random_positions(layer, pool, 10**6, generator)))
     x = torch.cat(inputs)
     means = [
@@ -125,7 +124,8 @@ def test_patches_are_what_the_convolution_reads(dense: FasterRCNN) -> None:
         x = torch.randn(2, conv.layer.in_channels, 12, 10)
         positions = random_positions(conv.layer, x, 10**6, torch.Generator())
         outputs = patches(conv.layer, x, positions) @ to_matrix(conv.weight).T
-        plain = replace(conv.layer, relu=False)
+        linear = replace(conv.layer.attributes, activation="none")
+        plain = replace(conv.layer, attributes=linear)
         expected = conv.forward(x) if not conv.layer.relu else None
         if expected is None:
             twin = copy.deepcopy(conv)
@@ -151,16 +151,16 @@ def test_the_target_counts_all_parameters_without_excluded_layers(
 ) -> None:
     settings = OneShotConfig(sparsity=0.4, allocation=allocation, exclude=("rpn.conv",))
     weights = {name: conv.weight for name, conv in dense.layers.items()}
-    zeros = plan_zeros(dense.network, weights, settings)
+    zeros = plan_zeros(dense.graph, weights, settings)
     assert "rpn.conv" not in zeros
-    excess = sum(zeros.values()) - 0.4 * dense.network.parameters
+    excess = sum(zeros.values()) - 0.4 * dense.graph.parameters
     assert 0 <= excess < len(zeros) + 1
 
 
 def test_erk_follows_its_formula(dense: FasterRCNN) -> None:
-    layers = prunable_layers(dense.network)
-    shapes = dense.network.by_name
-    kept = {n: shapes[n].weights - z for n, z in erk_zeros(dense.network, layers, 0.6).items()}
+    layers = prunable_layers(dense.graph)
+    shapes = dense.graph.layer
+    kept = {n: shapes[n].weights - z for n, z in erk_zeros(dense.graph, layers, 0.6).items()}
     free = [n for n in layers if kept[n] < shapes[n].weights]
     factors = [
         kept[n] / (shapes[n].in_channels + shapes[n].out_channels + 2 * shapes[n].kernel)
@@ -172,7 +172,7 @@ def test_erk_follows_its_formula(dense: FasterRCNN) -> None:
 
 @pytest.mark.parametrize("pattern", ["unstructured", "1x4"])
 def test_the_cheapest_weights_are_pruned_wherever_they_are(dense: FasterRCNN, pattern: str) -> None:
-    names = prunable_layers(dense.network)
+    names = prunable_layers(dense.graph)
     generator = torch.Generator().manual_seed(0)
     weights = {name: dense.layers[name].weight.detach() for name in names}
     matrices = {name: to_matrix(weight) for name, weight in weights.items()}
@@ -183,8 +183,8 @@ def test_the_cheapest_weights_are_pruned_wherever_they_are(dense: FasterRCNN, pa
     size = 4 if pattern == "1x4" else 1
     settings = OneShotConfig(sparsity=0.5, pattern=pattern)
     assert settings.allocation == "sensitivity"  # the default
-    zeros = plan_zeros(dense.network, weights, settings, importance, variances)
-    assert 0 <= sum(zeros.values()) - 0.5 * dense.network.parameters < size
+    zeros = plan_zeros(dense.graph, weights, settings, importance, variances)
+    assert 0 <= sum(zeros.values()) - 0.5 * dense.graph.parameters < size
     costs = {
         name: (matrix.square() * importance[name][:, None] * variances[name])
         .reshape(-1, size)
@@ -215,7 +215,7 @@ def test_progress_counts_every_step_from_the_first(
         held_out=2,
         progress=lambda *step: reported.append(step),
     )
-    layers = list(prunable_layers(dense.network))
+    layers = list(prunable_layers(dense.graph))
     steps = [f"measuring {name}" for name in layers] + [f"pruning {name}" for name in layers]
     if method == "reconstruct":  # by sensitivity, on the images that are not held out
         steps = [f"gradients of image {n + 1}" for n in range(len(network_inputs) - 2)] + steps

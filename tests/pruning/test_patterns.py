@@ -74,7 +74,7 @@ def test_blocks_of_four_follow_the_schedule(allocation: Allocation) -> None:
     made = model()
     schedule = CubicSchedule(final=0.6, begin=2, end=20, every=5)
     pruner = GradualPruner(made, schedule, allocation, pattern=PATTERNS["1x4"])
-    layers = prunable_layers(made.network)
+    layers = prunable_layers(made.graph)
     before: dict[str, Any] = {}
     allocate = erk_zeros if allocation == "erk" else uniform_zeros
     for step in range(21):
@@ -87,7 +87,7 @@ def test_blocks_of_four_follow_the_schedule(allocation: Allocation) -> None:
             assert ((dead == 0) | (dead == 4)).all()
             assert (dead >= before.get(name, dead)).all()  # pruned blocks stay pruned
             before[name] = dead
-        planned = allocate(made.network, layers, schedule.sparsity(step))
+        planned = allocate(made.graph, layers, schedule.sparsity(step))
         zeros = zero_weights(made)
         excess = [zeros[name] - planned[name] for name in layers]
         if allocation in ("global", "sensitivity"):
@@ -101,7 +101,7 @@ def test_the_smallest_blocks_are_pruned() -> None:
     made = model()
     folded = {name: to_matrix(conv.folded()[0].detach()) for name, conv in made.layers.items()}
     GradualPruner(made, CubicSchedule(final=0.5, end=1), pattern=PATTERNS["1x4"]).update(1)
-    for name in prunable_layers(made.network):
+    for name in prunable_layers(made.graph):
         sizes = folded[name].square().view(len(folded[name]), -1, 4).sum(dim=2)
         dead = zeros_of_blocks(made, name) == 4
         assert sizes[dead].max() <= sizes[~dead].min()
@@ -109,8 +109,8 @@ def test_the_smallest_blocks_are_pruned() -> None:
 
 def test_two_of_four_grows_to_every_block() -> None:
     made = model()
-    layers = prunable_layers(made.network)
-    final = pattern_sparsity(made.network, layers, PATTERNS["2:4"])
+    layers = prunable_layers(made.graph)
+    final = pattern_sparsity(made.graph, layers, PATTERNS["2:4"])
     folded = {name: to_matrix(conv.folded()[0].detach()) for name, conv in made.layers.items()}
     schedule = CubicSchedule(final=final, end=4, every=2)
     pruner = GradualPruner(made, schedule, pattern=PATTERNS["2:4"])
@@ -202,10 +202,10 @@ def test_a_run_prunes_in_a_pattern(
     saved = load_model(tmp_path / "out" / "model.safetensors")
     made = FasterRCNN(FIT)
     made.load_tensors(saved.tensors)
-    dead = torch.cat([zeros_of_blocks(made, n).flatten() for n in prunable_layers(made.network)])
+    dead = torch.cat([zeros_of_blocks(made, n).flatten() for n in prunable_layers(made.graph)])
     assert (dead == 2).all() if pattern == "2:4" else ((dead == 0) | (dead == 4)).all()
-    layers = prunable_layers(made.network)
-    least = pattern_sparsity(made.network, layers, PATTERNS["2:4"]) if pattern == "2:4" else 0.4
+    layers = prunable_layers(made.graph)
+    least = pattern_sparsity(made.graph, layers, PATTERNS["2:4"]) if pattern == "2:4" else 0.4
     assert sparsity_report(FIT, saved.tensors).sparsity >= least
 
 
@@ -241,7 +241,7 @@ def test_zeros_stay_in_weights_averages_and_over_a_resume(
 ) -> None:
     zeros = {name: conv.weight == 0 for name, conv in sparse_model().layers.items()}
     whole = keeping(dataset, tmp_path / "whole", sparse_model())
-    kept = set(prunable_layers(whole.model.network))
+    kept = set(prunable_layers(whole.model.graph))
     assert whole.run()
     stopped = keeping(dataset, tmp_path / "stopped", sparse_model(), steps=4)
     stopped.run()
@@ -333,7 +333,7 @@ def test_pruned_at_once_then_trained(
         == 0
     )
     before, after = (load_model(folder / "model.safetensors") for folder in (once, more))
-    for name in prunable_layers(FasterRCNN(TINY).network):
+    for name in prunable_layers(FasterRCNN(TINY).graph):
         a, b = (file.tensors[f"{name}.weight"] for file in (before, after))
         assert ((a == 0) <= (b == 0)).all() and (a != b).any(), name
     assert sparsity_report(TINY, after.tensors).sparsity >= 0.5

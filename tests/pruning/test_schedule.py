@@ -93,51 +93,51 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_zeros_reach_the_target_of_all_parameters(config: ModelConfig) -> None:
-    network = build_graph(config)
-    layers = prunable_layers(network)
-    most = sum(network.by_name[name].weights for name in layers) / network.parameters
+    graph = build_graph(config)
+    layers = prunable_layers(graph)
+    most = sum(graph.layer[name].weights for name in layers) / graph.parameters
     for sparsity in (0.0, 1e-9, 0.1, 1 / 3, 0.6 * most, 0.9 * most, most):
-        zeros = uniform_zeros(network, layers, sparsity)
+        zeros = uniform_zeros(graph, layers, sparsity)
         assert tuple(zeros) == layers
-        needed = sparsity * network.parameters
+        needed = sparsity * graph.parameters
         # At least the target, and less than one weight for each layer too many.
         assert needed <= sum(zeros.values()) + 1e-6 < needed + len(layers) + 1
-        layer_sparsity = needed / (most * network.parameters)
+        layer_sparsity = needed / (most * graph.parameters)
         for name, count in zeros.items():
-            weights = network.by_name[name].weights
+            weights = graph.layer[name].weights
             exact = layer_sparsity * weights
             assert exact - 1e-6 <= count <= min(weights, exact + 2)
 
 
 def test_the_published_target() -> None:
-    network = build_graph(PRESETS["r101-c4"])
-    layers = prunable_layers(network)
-    zeros = sum(uniform_zeros(network, layers, 0.6).values())
+    graph = build_graph(PRESETS["r101-c4"])
+    layers = prunable_layers(graph)
+    zeros = sum(uniform_zeros(graph, layers, 0.6).values())
     assert zeros >= 31_675_450  # 60 % of 52,792,416
     assert zeros / 52_792_416 == pytest.approx(0.6, abs=1e-5)
-    convolutions = sum(network.by_name[name].weights for name in layers)
+    convolutions = sum(graph.layer[name].weights for name in layers)
     assert zeros / convolutions == pytest.approx(0.61, abs=0.005)
 
 
 def test_stem_predictors_and_exclusions_stay_dense() -> None:
-    network = build_graph(PRESETS["r50half-c4"])
-    dense = {layer.name for layer in network.weighted} - set(prunable_layers(network))
+    graph = build_graph(PRESETS["r50half-c4"])
+    dense = {layer.name for layer in graph.layers} - set(prunable_layers(graph))
     assert dense == {"stem.conv", "rpn.objectness", "rpn.deltas", "box.logits", "box.deltas"}
-    fewer = prunable_layers(network, exclude=["res2.0.conv1", "rpn.conv"])
-    assert set(prunable_layers(network)) - set(fewer) == {"res2.0.conv1", "rpn.conv"}
+    fewer = prunable_layers(graph, exclude=["res2.0.conv1", "rpn.conv"])
+    assert set(prunable_layers(graph)) - set(fewer) == {"res2.0.conv1", "rpn.conv"}
     # With fewer layers to prune, the others have more zeros.
-    usual = uniform_zeros(network, prunable_layers(network), 0.5)
-    raised = uniform_zeros(network, fewer, 0.5)
+    usual = uniform_zeros(graph, prunable_layers(graph), 0.5)
+    raised = uniform_zeros(graph, fewer, 0.5)
     assert all(count > usual[name] for name, count in raised.items())
 
 
 def test_impossible_requests() -> None:
-    network = build_graph(PRESETS["r50half-c4"])
+    graph = build_graph(PRESETS["r50half-c4"])
     with pytest.raises(ValueError, match=r"needs \d+ zeros"):
-        uniform_zeros(network, ["res2.0.conv1"], 0.6)
+        uniform_zeros(graph, ["res2.0.conv1"], 0.6)
     with pytest.raises(ValueError, match=r"needs \d+ zeros"):
-        uniform_zeros(network, prunable_layers(network), 0.9999)
+        uniform_zeros(graph, prunable_layers(graph), 0.9999)
     with pytest.raises(ValueError, match="res9"):
-        prunable_layers(network, exclude=["res9"])
+        prunable_layers(graph, exclude=["res9"])
     with pytest.raises(ValueError, match="every prunable layer"):
-        prunable_layers(network, exclude=[layer.name for layer in network.weighted])
+        prunable_layers(graph, exclude=[layer.name for layer in graph.layers])

@@ -75,9 +75,9 @@ def test_predicts_how_far_noise_moves_the_predictions(
     generator = torch.Generator().manual_seed(0)
     conv, plain = dense.layers[name], dense.head(regions)
 
-    def noisy(x: Tensor, residual: Tensor | None = None, stride: int | None = None) -> Any:
+    def noisy(x: Tensor, residual: Tensor | None = None) -> Any:
         out = torch.nn.functional.conv2d(
-            x, conv.weight, conv.bias, stride or conv.layer.stride, conv.layer.padding[0]
+            x, conv.weight, conv.bias, conv.layer.stride, conv.layer.padding[0]
         )
         return torch.relu(out + size * torch.randn(out.shape, generator=generator))
 

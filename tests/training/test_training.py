@@ -37,6 +37,8 @@ from sparsedet.importers.open_nsfw import load_open_nsfw  # noqa: E402
 from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.model.checkpoint import checkpoints  # noqa: E402
 from sparsedet.model.config import ModelConfig  # noqa: E402
+from sparsedet.model.detector_config import require_c4  # noqa: E402
+from sparsedet.model.graph import MaxPool, RoiAlign  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN, decode, encode  # noqa: E402
 from sparsedet.training import run_folder, start  # noqa: E402
@@ -802,7 +804,8 @@ def test_other_classes_than_the_initial_models(
     printed = capsys.readouterr()
     assert "other classes: the box predictors are initialised randomly" in printed.out
     assert "unknown category" in printed.err
-    config = load_model(tmp_path / "second" / "model.safetensors").config
+    saved = load_model(tmp_path / "second" / "model.safetensors")
+    config = require_c4(saved.config, "compared")
     assert config.class_names == ("ball", "cube") and config.blocks == TINY.blocks
 
 
@@ -880,23 +883,26 @@ def onnx_backbone(
         return output
 
     network = build_graph(config, input_size)
-    outputs = {"input": apply("Transpose", ["input"], "nchw", perm=[0, 3, 1, 2]), "rois": "region"}
-    outputs["input"] = apply("Cast", ["nchw"], "cast", to=TensorProto.FLOAT)
-    for layer in network.layers:
-        if not layer.name.startswith(("stem", "res")):
+    align = network.only(RoiAlign)[0]
+    apply("Transpose", ["input"], "nchw", perm=[0, 3, 1, 2])
+    outputs = {align.name: "region"}
+    outputs["normalise"] = apply("Cast", ["nchw"], "cast", to=TensorProto.FLOAT)
+    for operation in network.operations:
+        if not operation.name.startswith(("stem", "res")):
             continue
-        x = outputs[layer.source]
-        before, after = layer.padding
-        if layer.kind == "maxpool":
-            outputs[layer.name] = apply(
+        x = outputs[operation.inputs[0]]
+        if isinstance(operation.attributes, MaxPool):
+            outputs[operation.name] = apply(
                 "MaxPool",
                 [x],
-                layer.name,
+                operation.name,
                 kernel_shape=[3, 3],
                 strides=[2, 2],
-                pads=[before, before, after, after],
+                pads=list(operation.attributes.padding),
             )
             continue
+        layer = network.layer[operation.name]
+        before, after = layer.padding
         weight = constant(f"{layer.name}.w", rng.normal(0, 0.3, layer.weight_shape))
         weight = apply("Identity", [weight], f"{layer.name}.w_read")
         x = apply(
@@ -925,12 +931,12 @@ def onnx_backbone(
             values("input", TensorProto.FLOAT, [1, *input_size, 3]),
             values("region", TensorProto.FLOAT, [1, channels, 14, 14]),
         ],
-        [values(outputs[name], TensorProto.FLOAT, None) for name in (network.features, last)],
+        [values(outputs[name], TensorProto.FLOAT, None) for name in (align.inputs[0], last)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     path = folder / "classifier.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
-    return path, {"features": outputs[network.features], "res5": outputs[last]}
+    return path, {"features": outputs[align.inputs[0]], "res5": outputs[last]}
 
 
 def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
@@ -949,12 +955,12 @@ def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
     model = start.build_model(TINY, load_open_nsfw(path, TINY))
     with torch.no_grad():
         ours = model.features(torch.from_numpy(network_input).permute(0, 3, 1, 2)).numpy()
-        tensors = {"rois": torch.from_numpy(region)}
-        model.run_component("roi", tensors)
+        step = model.graph.only(RoiAlign)[1].step  # only these bins are read
+        bins = torch.from_numpy(region)[:, :, ::step, ::step]
+        (our_res5,) = model.run({model.rois: bins}, ["res5.0.conv3"])
     assert ours.shape == features.shape and np.abs(features).max() > 1
     assert np.abs(ours - features).max() <= 1e-5 * np.abs(features).max()
-    our_res5 = tensors["res5.0.conv3"].numpy()
-    assert np.abs(our_res5 - res5).max() <= 1e-5 * np.abs(res5).max()
+    assert np.abs(our_res5.numpy() - res5).max() <= 1e-5 * np.abs(res5).max()
     assert "rpn.conv.weight" not in load_open_nsfw(path, TINY)
 
 

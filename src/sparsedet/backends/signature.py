@@ -133,9 +133,7 @@ class Signature:
 def refuse_content(content: tuple[int, int] | None) -> None:
     """Raise InputError if boxes shall end inside the network input: a graph does not know."""
     if content is not None:
-        raise InputError(
-            "an exported graph does not know where an image ends"
-        )
+        raise InputError("an exported graph does not know where an image ends")
 
 
 def is_nhwc(image: Port) -> bool:

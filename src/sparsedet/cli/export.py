@@ -61,8 +61,8 @@ def register(command: Command) -> None:
     form.add_argument(
         "--hoist",
         action="store_true",
-        help="run res5's first linear layers once on the feature map, not for each RoI: the same "
-        "detections",
+        help="run the RoI head's first linear layers once on the feature map, not for each RoI: "
+        "the same detections",
     )
     form.add_argument(
         "--dynamic-batch",

@@ -210,8 +210,8 @@ def _costs(config: Config, rois: int) -> str:
     if config == preset("r101-c4"):
         text += (
             "\nPublished: 52.79 M parameters; 849.91 GFLOPs (current description) and 364.21 "
-            "(first one).\nBoth are this network: the first counts res5 and the predictors for "
-            "300 regions, the second\nfor one; the rest, 2.4 and 1.2 GFLOPs, is element-wise "
-            "work that is not counted here."
+            "(first one).\nBoth are this network: the first counts the RoI head for 300 regions, "
+            "the second for one;\nthe rest, 2.4 and 1.2 GFLOPs, is element-wise work that is not "
+            "counted here."
         )
     return text

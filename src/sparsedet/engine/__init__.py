@@ -76,7 +76,7 @@ class Engine:
         isa: instruction set, one of `available_isas()`; default: SPARSEDET_ISA from the
             environment, else the best that the CPU supports.
         pin: keep each worker thread on one CPU.
-        hoist: run the first linear layers of res5 once on the feature map, before RoIAlign,
+        hoist: run the RoI head's first linear layers once on the feature map, before RoIAlign,
             instead of once for each RoI; the same results up to rounding.
         graph: the graph to run, from `lower.lowered`; default: that of `config`.
         precision: precision of weights and of the activations between layers; sums are float32,

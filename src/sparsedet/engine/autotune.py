@@ -100,7 +100,7 @@ def _noise(config: Config) -> NDArray[np.uint8]:
 
 def _inside_fraction(conv: Conv, source: Shape, out: Shape) -> float:
     """Fraction of the filter's taps inside the input; RoIs skip the taps in the padding."""
-    if out.domain != "rois":
+    if out.domain == "map":
         return 1.0
     fraction = 1.0
     for size, length, kernel, before in zip(

@@ -1,7 +1,7 @@
 """Calibration for int8: the clipping threshold of each layer's output, from calibration images.
 
 An int8 activation is a byte; the step between two bytes is fixed for each tensor beforehand. The
-layer table runs in float32 on each calibration image, layer by layer, with a histogram of the
+graph runs in float32 on each calibration image, operation by operation, with a histogram of the
 magnitudes of each tensor. The clipping threshold is the value with the least squared error: a
 larger one rounds all values more coarsely, a smaller one clips the largest values. Weights need no
 images: the engine rounds them when it packs them.
@@ -106,7 +106,7 @@ def calibrate(
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Measure the clipping threshold of each layer with int8 output, in the layer table's order.
+    """Measure the clipping threshold of each layer with int8 output, in the graph's order.
 
     Args:
         config: configuration of the model.

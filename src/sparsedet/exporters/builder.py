@@ -24,7 +24,7 @@ from ..model.detector_config import Config, build_graph
 from ..model.graph import (
     IMAGE,
     Conv,
-    Detections,
+    DetectionOutput,
     Layer,
     MaxPool,
     Normalise,
@@ -334,7 +334,7 @@ class GraphBuilder(Interpreter[Any], ABC):
         image: Any,
     ) -> Any:
         """The best D rows [D, 7] of the contract, padded."""
-        attributes, (boxes, valid, _) = typed(operation, Detections), proposals
+        attributes, (boxes, valid, _) = typed(operation, DetectionOutput), proposals
         classes, limit = attributes.num_classes, attributes.max_detections
         rois = self.graph.shapes[operation.inputs[0]].count
         first = 1 if attributes.background == "first" else 0

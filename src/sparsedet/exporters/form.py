@@ -24,7 +24,7 @@ class Form:
             float32. float16 rounds weights to 11 bits.
         image_info: add an input `image_info` [1, 3] that nothing reads: Open Model Zoo's accuracy
             checker feeds (height, width, 1) and stops if there is no such input.
-        hoist: run res5's first linear layers once on the feature map, before RoIAlign, instead of
+        hoist: run the RoI head's first linear layers once on the feature map, before RoIAlign, not
             once for each RoI: the same up to rounding, because both are linear.
 
     Raises:

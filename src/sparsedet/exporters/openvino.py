@@ -1,7 +1,7 @@
 """A model as an OpenVINO graph: one network input -> rows, the whole network inside.
 
 Writes each operation of `builder` with OpenVINO's own operations. Operations with weights have
-their layers' names, so that a profile can be compared with the layer table. Needs the `openvino`
+their layers' names, so that a profile can be compared with the graph. Needs the `openvino`
 package (`pip install 'sparsedet[export]'`).
 """
 

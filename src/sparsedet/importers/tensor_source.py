@@ -221,7 +221,7 @@ def resolve_config(
         raise source.error(f"has {classes} classes, class_names gives {len(given_names)}")
     try:
         config = ModelConfig.from_dict(values)
-        if sum(config.blocks) > 1000:  # each block is a few rows of the layer table
+        if sum(config.blocks) > 1000:  # each block is a few operations of the graph
             raise InputError(f"blocks is {config.blocks}, expected at most 1000 together")
         parameters = build_graph(config).parameters
     except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import InputError
 from . import boxes
 from .config import ModelConfig
-from .graph import IMAGE, Detections, Graph, Mean, Normalise, Proposals, RoiAlign
+from .graph import IMAGE, DetectionOutput, Graph, Mean, Normalise, Proposals, RoiAlign
 from .resnet import GraphParts
 
 
@@ -81,7 +81,7 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
     add(
         "detections",
         (logits, deltas, proposals, IMAGE),
-        Detections(
+        DetectionOutput(
             num_classes=classes,
             background=config.background,
             background_deltas=config.background_deltas,

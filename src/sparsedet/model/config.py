@@ -2,7 +2,7 @@
 
 Every number on which the two families of existing weights differ (TensorPack, which made the
 published network, and Detectron2) is a field here, never a branch elsewhere. This module computes
-nothing: `model.c4` makes the layer table, `model.boxes` anchors and deltas.
+nothing: `model.c4` makes the graph, `model.boxes` anchors and deltas.
 """
 
 from __future__ import annotations

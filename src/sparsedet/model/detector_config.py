@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 from ..errors import InputError
 from . import c4, graph_json
 from .config import ModelConfig, check_names, coerce
-from .graph import Detections, Graph, Normalise
+from .graph import DetectionOutput, Graph, Normalise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class DetectorConfig:
             if not 1 <= value <= high:
                 raise InputError(f"{field} is {value}, expected 1..{high}")
         check_names(self.name, self.class_names, self.category_ids)
-        if not isinstance(self.graph.operations[-1].attributes, Detections):
+        if not isinstance(self.graph.operations[-1].attributes, DetectionOutput):
             raise InputError("the graph does not end in detections")
         if self._detections.num_classes != self.num_classes:
             raise InputError(
@@ -62,9 +62,9 @@ class DetectorConfig:
             )
 
     @property
-    def _detections(self) -> Detections:
+    def _detections(self) -> DetectionOutput:
         attributes = self.graph.operations[-1].attributes
-        assert isinstance(attributes, Detections)
+        assert isinstance(attributes, DetectionOutput)
         return attributes
 
     @property

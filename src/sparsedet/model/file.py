@@ -1,10 +1,10 @@
 """The model file: configuration, weights and provenance in one safetensors file.
 
 `docs/format.md` describes the bytes. The reader does not trust the file: whatever the bytes, it
-returns a complete model or raises an InputError, and it allocates no more than the layer table
+returns a complete model or raises an InputError, and it allocates no more than the graph
 needs and the file can fill.
 
-Tensors are `NAME.weight` and `NAME.bias` of each weighted layer NAME of the layer table, float32,
+Tensors are `NAME.weight` and `NAME.bias` of each layer NAME of the graph, float32,
 batch norm folded.
 """
 
@@ -93,7 +93,7 @@ def check_clipping_thresholds(config: Config, clipping_thresholds: Mapping[str, 
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every folded tensor of the model, in the layer table's order."""
+    """Name -> shape of every folded tensor of the model, in the graph's order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in build_graph(config).layers:
         shapes[f"{layer.name}.weight"] = layer.weight_shape

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from .graph import IMAGE, Detections, Graph, MaxPool, Normalise, Proposals, Resize, RoiAlign
+from .graph import IMAGE, DetectionOutput, Graph, MaxPool, Normalise, Proposals, Resize, RoiAlign
 from .resnet import GraphParts
 
 CellAnchors = tuple[tuple[tuple[float, float, float, float], ...], ...]
@@ -35,7 +35,7 @@ class FasterRCNNFPN:
         head_channels: of the fully connected layers.
         cell_anchors, strides, pre_nms, proposals, rpn_nms_threshold, rpn_min_size: of `Proposals`.
         roi_size, roi_sampling_ratio, roi_sampling: of `RoiAlign`.
-        num_classes and the following: of `Detections`.
+        num_classes and the following: of `DetectionOutput`.
     """
 
     mean: tuple[float, float, float]
@@ -113,7 +113,7 @@ def build_faster_rcnn_fpn(family: FasterRCNNFPN, input_size: tuple[int, int]) ->
     add(
         "detections",
         (logits, deltas, proposals, IMAGE),
-        Detections(
+        DetectionOutput(
             num_classes=family.num_classes,
             background=family.background,
             background_deltas=family.background_deltas,

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from .graph import Conv, Detections, Graph, Operation, Proposals, RoiAlign, Slice
+from .graph import Conv, DetectionOutput, Graph, Operation, Proposals, RoiAlign, Slice
 
 HOISTED = "roialign."
 """Prefix of the RoIAlign after a hoisted layer."""
@@ -42,7 +42,7 @@ def is_predictor(graph: Graph, name: str) -> bool:
     """Whether a value is read by proposals or detections alone: it stays float32."""
     readers = graph.readers[name]
     return bool(readers) and all(
-        isinstance(reader.attributes, Proposals | Detections)
+        isinstance(reader.attributes, Proposals | DetectionOutput)
         or (isinstance(reader.attributes, Slice) and is_predictor(graph, reader.name))
         for reader in readers
     )
@@ -55,10 +55,7 @@ def merge_predictors(graph: Graph) -> Graph:
         if is_predictor(graph, operation.name):
             form = replace(conv, out_channels=0, layers=())
             groups.setdefault((operation.inputs, form), []).append(operation)
-    merged: dict[str, list[Operation]] = {}  # by the last member of a group
-    for members in groups.values():
-        if len(members) > 1:
-            merged[members[-1].name] = members
+    merged = {members[0].name: members for members in groups.values() if len(members) > 1}
     inner = {member.name for members in merged.values() for member in members}
     operations: list[Operation] = []
     for operation in graph.operations:
@@ -94,14 +91,17 @@ def _merge(graph: Graph, members: list[Operation]) -> list[Operation]:
 
 
 def _pointwise(graph: Graph, align: Operation) -> list[tuple[Operation, Conv]]:
-    """The readers of a RoIAlign, if all are 1x1 convolutions that add nothing; else none."""
+    """The readers of a RoIAlign, if all are 1x1 convolutions that add nothing and read every
+    stride-th bin, the first one included; else none."""
     readers = [(reader, reader.attributes) for reader in graph.readers[align.name]]
+    bins = graph.shapes[align.name].height
     found = [
         (reader, conv)
         for reader, conv in readers
         if isinstance(conv, Conv)
         and conv.kernel == (1, 1)
         and conv.padding[:2] == (0, 0)
+        and graph.shapes[reader.name].size == (-(-bins // conv.stride),) * 2
         and len(reader.inputs) == 1
     ]
     return found if len(found) == len(readers) else []
@@ -116,10 +116,7 @@ def skip_bins(graph: Graph) -> Graph:
     for operation, align in graph.of_kind(RoiAlign):
         readers = _pointwise(graph, operation)
         strides = {conv.stride for _, conv in readers}
-        bins = graph.shapes[operation.name].height
-        if len(strides) != 1 or any(
-            graph.shapes[reader.name].height != -(-bins // conv.stride) for reader, conv in readers
-        ):
+        if len(strides) != 1:
             continue
         step = align.step * strides.pop()
         changed[operation.name] = replace(operation, attributes=replace(align, step=step))
@@ -141,6 +138,8 @@ def hoist(graph: Graph) -> Graph:
     for operation, align in graph.of_kind(RoiAlign):
         readers = _pointwise(graph, operation)
         if not readers or len(align.scales) > 1 or align.bias_of or align.activation != "none":
+            continue
+        if any(len(conv.layers) > 1 or not conv.bias for _, conv in readers):
             continue
         source, boxes = operation.inputs
         before[operation.name] = []

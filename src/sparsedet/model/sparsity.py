@@ -41,7 +41,7 @@ class SparsityReport:
     """Zeros and cost of a model; totals are over all folded weights and biases.
 
     Attributes:
-        layers: one row for each weighted layer, in the layer table's order.
+        layers: one row for each weighted layer, in the graph's order.
         rois: RoIs per image that the costs assume.
     """
 

@@ -1,6 +1,6 @@
 """Inputs of each layer on calibration images, measured while its predecessors are already pruned.
 
-The layer table is walked twice: once before anything is pruned, to record the outputs of each layer
+The graph is walked twice: once before anything is pruned, to record the outputs of each layer
 at some positions, and once while its layers are pruned. The live activations of every image are
 kept (float16: for 128 images at r101-c4's network input up to 4 GB, and 2 GB of recorded outputs).
 A layer's inputs are sampled and yielded, the caller prunes the layer, then the layer runs on all

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError, UsageError
 from ..model.graph import Graph
-from ..torch_model import Conv, FasterRCNN
+from ..torch_model import ConvModule, FasterRCNN
 from .allocation import (
     LEAST_DENSITY,
     Allocation,
@@ -226,7 +226,11 @@ def prune_once(
 
 
 def _prune_layer(
-    conv: Conv, inputs: LayerInputs, zeros: int, settings: OneShotConfig, importance: Tensor | None
+    conv: ConvModule,
+    inputs: LayerInputs,
+    zeros: int,
+    settings: OneShotConfig,
+    importance: Tensor | None,
 ) -> LayerPruning:
     """Replace a layer's weight and bias."""
     pattern = PATTERNS[settings.pattern]

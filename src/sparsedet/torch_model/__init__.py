@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..model.c4 import build_graph
 from ..model.config import ModelConfig
-from ..model.graph import IMAGE, Detections, Normalise, Proposals, RoiAlign
+from ..model.graph import IMAGE, DetectionOutput, Normalise, Proposals, RoiAlign
 from .boxes import clip, decode, encode
-from .graph_module import Conv, FrozenBatchNorm, GraphModule
+from .graph_module import ConvModule, FrozenBatchNorm, GraphModule
 from .operations import (
     TorchInterpreter,
     detect,
@@ -31,7 +31,7 @@ from .operations import (
 from .roi_align import roi_align_matmul
 
 __all__ = [
-    "Conv",
+    "ConvModule",
     "FasterRCNN",
     "FrozenBatchNorm",
     "GraphModule",
@@ -60,7 +60,7 @@ class FasterRCNN(GraphModule):
         self.objectness, self.deltas = operation.inputs[:2]
         operation, self._align = self.graph.only(RoiAlign)
         self.rois, (self.feature_map, self.boxes) = operation.name, operation.inputs
-        operation, self._detections = self.graph.only(Detections)
+        operation, self._detections = self.graph.only(DetectionOutput)
         self.class_logits, self.box_deltas = operation.inputs[:2]
         self.reset_parameters()
 

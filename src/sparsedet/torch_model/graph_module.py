@@ -34,7 +34,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
 
-class Conv(nn.Module):
+class ConvModule(nn.Module):
     """One layer of the graph, with or without its batch norm."""
 
     def __init__(self, layer: Layer, norm: bool) -> None:
@@ -85,9 +85,9 @@ class GraphModule(nn.Module):
         super().__init__()
         self.name = name
         self.graph = skip_bins(graph)
-        self.layers: dict[str, Conv] = {}
+        self.layers: dict[str, ConvModule] = {}
         for layer in self.graph.layers:
-            self.layers[layer.name] = conv = Conv(layer, norm)
+            self.layers[layer.name] = conv = ConvModule(layer, norm)
             parent: nn.Module = self
             *path, leaf = layer.name.split(".")
             for part in path:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..model import boxes as np_boxes
 from ..model.graph import (
     Conv,
-    Detections,
+    DetectionOutput,
     MaxPool,
     Normalise,
     Operation,
@@ -145,7 +145,7 @@ def _roi_align(attributes: RoiAlign, level: int, features: Tensor, rois: list[Te
 
 
 def detect(
-    attributes: Detections,
+    attributes: DetectionOutput,
     logits: Tensor,
     deltas: Tensor,
     proposals: Tensor,
@@ -257,7 +257,7 @@ class TorchInterpreter(Interpreter[Any]):
         boxes: list[Tensor],
         image: Tensor,
     ) -> Tensor:
-        attributes = typed(operation, Detections)
+        attributes = typed(operation, DetectionOutput)
         rows = torch.zeros(len(boxes), attributes.max_detections, 7, device=image.device)
         rows[:, :, 0] = -1
         height, width = image.shape[2:]

@@ -210,7 +210,7 @@ HELP = {
     "decay": "of the rate: to zero along a cosine, by 10 at each milestone, or none",
     "milestones": "steps at which decay 'step' divides the rate by 10",
     "clip_gradient": "largest norm of all gradients together; 0: no limit",
-    "backbone_rate": "factor of the rate for stem and res2 to res5",
+    "backbone_rate": "factor of the rate for the stem and all residual stages",
     "freeze_at": "freeze the stem (1), res2 (2), ... up to this stage; 0: train all",
     "amp": "type of the convolutions' arithmetic in automatic mixed precision",
     "ema": "decay of the moving average of the weights, which is validated and saved; 0: none",

@@ -8,6 +8,7 @@ forms that release 0.1 writes: float32 and float16, sparse (masks) and dense, wi
 int8 for the file with ranges. Later programs must read these files for ever.
 """
 
+# mypy: ignore-errors
 from __future__ import annotations
 
 import sys
@@ -15,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from sparsedet.config import preset
+from sparsedet.pruning.synthetic import lively_tensors
+from sparsedet.quantize import calibrate
+from sparsedet.weights import load_model, save_model
+
 import sparsedet
 from sparsedet.engine import Engine
-from sparsedet.config import preset  # type: ignore[import-not-found]
-from sparsedet.pruning.synthetic import lively_tensors  # type: ignore[import-not-found]
-from sparsedet.quantize import calibrate  # type: ignore[import-not-found]
-from sparsedet.weights import load_model, save_model  # type: ignore[import-not-found]
 
 OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
 NAMES = ("person", "bicycle", "car", "bus", "dog")

@@ -38,6 +38,7 @@ from detectron2.data.detection_utils import (  # type: ignore[import-not-found] 
 )
 from detectron2.modeling import build_model  # type: ignore[import-not-found]  # noqa: E402
 from helpers.parity import SETTINGS  # noqa: E402
+from helpers.parts import EngineParts  # noqa: E402
 from importers.test_import_peers import (  # noqa: E402
     deviation,
     rgb_agnostic,
@@ -212,24 +213,25 @@ def photos(paths: list[Path]) -> None:
         imported = load_foreign(Path(folder) / "model_final.pth")
     assert imported.config == config and imported.ignored == ()
     engine = Engine(imported.config, imported.tensors)
+    plain = Engine(imported.config, imported.tensors, hoist=False)  # which has RoI features
     for path, network_input in zip(paths, network_inputs, strict=True):
         theirs = stages(model, network_input)
         assert len(set(theirs["labels"].tolist())) >= 10
         boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in theirs.items()}, "x")
-        native = engine.native
-        native.plan_memory(*network_input.shape[:2])
-        logits, deltas = native.rpn(theirs["features"])
-        class_logits, box_deltas = native.roi_head(theirs["features"], theirs["proposals"])
-        rois = native.roi_features(theirs["features"], theirs["proposals"])
+        parts = EngineParts(engine)
+        features = parts.features(network_input)
+        logits, deltas = parts.rpn(theirs["features"])
+        class_logits, box_deltas = parts.roi_head(theirs["features"], theirs["proposals"])
+        rois = EngineParts(plain, parts.size).roi_features(theirs["features"], theirs["proposals"])
         step = 14 // rois.shape[-1]
         ours = {
-            "features": native.features(network_input.astype(np.float32)),
+            "features": features,
             "objectness": logits,
             "deltas": deltas,
             "rois": rois,
             "class_logits": class_logits,
-            "proposals": native.proposals(theirs["objectness"], theirs["deltas"]),
+            "proposals": parts.proposals(theirs["objectness"], theirs["deltas"]),
             "box_deltas": box_deltas.reshape(len(box_deltas), -1),
         }
         theirs["rois"] = theirs["rois"][:, :, ::step, ::step]

@@ -174,6 +174,7 @@ def run_one(size: str, folder: Path, checkout: Path, variant: str) -> None:
 
 def compare(size: str, folder: Path) -> None:
     sys.path.insert(0, str(HERE.parents[1]))
+    from helpers.parts import EngineParts
     from importers.test_import_peers import deviation, run, same_detections
 
     from sparsedet.engine import Engine
@@ -183,22 +184,26 @@ def compare(size: str, folder: Path) -> None:
     imported = load_foreign(folder / "weights.npz", base=preset("r101-c4"))
     assert size == "small" or imported.config == preset("r101-c4")
     engine = Engine(imported.config, imported.tensors)
+    plain = Engine(imported.config, imported.tensors, hoist=False)  # which has RoI features
     theirs = np.load(folder / "outputs_.npz")
     for key, network_input in np.load(folder / "canvases.npz").items():
         out = {name: theirs[f"{key}/{name}"] for name in OUTPUTS}
         boxes, scores, labels = run(engine, network_input)
         same_detections(boxes, scores, labels, {f"x/{k}": v for k, v in out.items()}, "x")
         assert size == "small" or len(set(out["labels"].tolist())) >= 10
-        native = engine.native
-        native.plan_memory(*network_input.shape[:2])
-        logits, deltas = native.rpn(out["features"])
-        class_logits, box_deltas = native.roi_head(out["features"], out["proposals"])
+        parts = EngineParts(engine)
+        features = parts.features(network_input)
+        logits, deltas = parts.rpn(out["features"])
+        class_logits, box_deltas = parts.roi_head(out["features"], out["proposals"])
+        rois = EngineParts(plain, parts.size).roi_features(out["features"], out["proposals"])
+        step = 14 // rois.shape[-1]
+        out["rois"] = out["rois"][:, :, ::step, ::step]
         ours = {
-            "features": native.features(network_input.astype(np.float32)),
+            "features": features,
             "objectness": logits,
             "deltas": deltas,
-            "proposals": native.proposals(out["objectness"], out["deltas"]),
-            "rois": native.roi_features(out["features"], out["proposals"]),
+            "proposals": parts.proposals(out["objectness"], out["deltas"]),
+            "rois": rois,
             "class_logits": class_logits,
             "box_deltas": box_deltas.reshape(len(box_deltas), -1),
         }

@@ -165,7 +165,7 @@ def _has_odd_map(network: ImportedNetwork) -> bool:
 
 
 def _tensors(ir: IR, config: ModelConfig, network: ImportedNetwork) -> Tensors:
-    """Our tensors; checks every layer against the layer table."""
+    """Our tensors; checks every layer against the graph."""
     tensors: Tensors = {}
     for layer in build_graph(config).layers:
         affine = network.layers.pop(layer.name, None)
@@ -186,7 +186,7 @@ def _tensors(ir: IR, config: ModelConfig, network: ImportedNetwork) -> Tensors:
 
 
 def _check_geometry(ir: IR, layer: Layer, affine: AffineOp) -> None:
-    """Raise InputError unless stride, padding and output size are those of the layer table."""
+    """Raise InputError unless stride, padding and output size are those of the graph."""
     size = affine.node.shape[2:]
     stride = affine.stride == layer.stride or layer.kind == "linear"
     padding = affine.padding[0] == layer.padding[0] or layer.kind == "linear"
