@@ -36,7 +36,7 @@ from lib.openvino_profile import Profile, Profiler, is_void
 import sparsedet
 from sparsedet.engine import Engine
 from sparsedet.engine.lower import lowered
-from sparsedet.images.letterbox import to_network_input
+from sparsedet.images.letterbox import prepare
 from sparsedet.model.detector_config import build_graph
 from sparsedet.model.file import ModelFile
 from sparsedet.model.graph import Conv, Graph, Layer, Shape
@@ -166,9 +166,7 @@ def measure(model: ModelFile, image: np.ndarray, arguments: argparse.Namespace) 
     """Measure one model: one row for each shape, and the other work."""
     config = model.config
     ops = operations(build_graph(config))
-    network_input, _ = to_network_input(
-        image, config.input_height, config.input_width, config.resize
-    )
+    network_input, _ = prepare(image, config)
     engine = Engine(config, model.tensors, threads=arguments.threads, isa=arguments.isa)
     profiler = Profiler(model, arguments.threads, "f32")
     run_engine(engine, network_input)  # the first run of either does not count

@@ -30,7 +30,7 @@ import sparsedet
 from sparsedet.detections import Detections, from_rows
 from sparsedet.evaluation.agreement import exact
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.images.letterbox import to_network_input
+from sparsedet.images.letterbox import prepare
 from sparsedet.model.file import ModelFile
 from sparsedet.model.sparsity import sparsity_report
 
@@ -113,12 +113,7 @@ def measure(model: ModelFile, arguments: argparse.Namespace, folder: Path) -> di
     memory: dict[str, list[float]] = {name: [] for name in commands}
     for command in commands.values():  # fills the file system's cache
         whole_process(*command)
-    _, letterbox = to_network_input(
-        sparsedet.read_image(arguments.image),
-        config.input_height,
-        config.input_width,
-        config.resize,
-    )
+    _, letterbox = prepare(sparsedet.read_image(arguments.image), config)
     whole_process(*commands["cached"])  # reads the file that the first one wrote
     detections = {
         name: from_rows(np.load(path), letterbox, config.class_names, config.category_ids)

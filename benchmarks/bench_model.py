@@ -43,7 +43,7 @@ from sparsedet.evaluation.agreement import (
     loose,
     refuse_to_time,
 )
-from sparsedet.images.letterbox import to_network_input
+from sparsedet.images.letterbox import prepare
 from sparsedet.model.detector_config import build_graph
 from sparsedet.model.file import ModelFile
 from sparsedet.model.graph import IMAGE, RoiAlign
@@ -65,9 +65,7 @@ def detection(model: ModelFile, image: np.ndarray, rows: Rows) -> Run:
     config = model.config
 
     def run() -> Detections:
-        network_input, letterbox = to_network_input(
-            image, config.input_height, config.input_width, config.resize
-        )
+        network_input, letterbox = prepare(image, config)
         return from_rows(rows(network_input), letterbox, config.class_names, config.category_ids)
 
     return run
@@ -140,13 +138,12 @@ class RuntimeComparison:
         if self.arguments.precision != "int8" or not has_random_weights:
             return None
         config = self.model.config
-        size = (config.input_height, config.input_width)
-        network_input = to_network_input(self.image, *size, config.resize)[0].astype(np.float32)
+        network_input = prepare(self.image, config)[0].astype(np.float32)
         reference = Engine(config, self.model.tensors, threads=self.arguments.threads)
         name = build_graph(config).only(RoiAlign)[0].inputs[0]
 
         def features(engine: Engine) -> NDArray[np.float32]:
-            engine.native.plan(*size)
+            engine.native.plan(config.input_height, config.input_width)
             return engine.native.run_between({IMAGE: network_input}, [name])[0]
 
         return features_error(features(reference), features(self.engine))
@@ -202,9 +199,7 @@ class RuntimeComparison:
         gc.collect()
         self.add_variants()
         report = sparsity_report(config, self.model.tensors)
-        network_input, _ = to_network_input(
-            self.image, config.input_height, config.input_width, config.resize
-        )
+        network_input, _ = prepare(self.image, config)
         precisions = sorted({"f32", *self.precisions.values()}, reverse=True)
         healths = [
             health(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 import sparsedet
 from sparsedet.detector import embedded_model
 from sparsedet.engine import Engine
-from sparsedet.images.letterbox import to_network_input
+from sparsedet.images.letterbox import prepare
 
 MARK = "<!-- pattern table: benchmarks/bench_patterns.py -->"
 TILE_ROWS = 5
@@ -68,9 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     conditions = machine.describe("", arguments.threads)
     model = sparsedet.load_model(arguments.model)
     config, image = model.config, sparsedet.read_image(arguments.image)
-    network_input, _ = to_network_input(
-        image, config.input_height, config.input_width, config.resize
-    )
+    network_input, _ = prepare(image, config)
     variants = {"its own zeros": dict(model.tensors), "shuffled zeros": shuffled(model.tensors)}
     engines = {
         name: Engine(config, tensors, threads=arguments.threads)

@@ -43,7 +43,7 @@ from sparsedet.evaluation.agreement import (
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.exporters.onnx import save_onnx
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.images.letterbox import to_network_input
+from sparsedet.images.letterbox import prepare
 from sparsedet.importers import load_foreign
 from sparsedet.model.file import ModelFile
 from sparsedet.model.sparsity import sparsity_report
@@ -79,8 +79,7 @@ def detector(model: ModelFile, rows: Rows) -> Callable[[np.ndarray], Detections]
     config = model.config
 
     def detect(image: np.ndarray) -> Detections:
-        size = (config.input_height, config.input_width)
-        network_input, letterbox = to_network_input(image, *size, config.resize)
+        network_input, letterbox = prepare(image, config)
         return from_rows(
             rows(network_input).reshape(-1, 7), letterbox, config.class_names, config.category_ids
         )

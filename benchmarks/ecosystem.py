@@ -33,7 +33,7 @@ import sparsedet
 from sparsedet.detector import embedded_model
 from sparsedet.evaluation.agreement import distances
 from sparsedet.exporters.openvino import save_openvino
-from sparsedet.images.letterbox import to_network_input
+from sparsedet.images.letterbox import prepare
 
 DetectFunction = Callable[[NDArray[np.uint8]], tuple[list[str], Any, Any]]
 """An image -> names, scores (N,) and boxes (N, 4) in pixels."""
@@ -132,8 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     detector = sparsedet.Detector.load(arguments.model, threads=arguments.threads)
     config = detector.config
     images = [sparsedet.read_image(path) for path in arguments.images]
-    size = (config.input_height, config.input_width)
-    network_inputs = [to_network_input(image, *size, config.resize)[0] for image in images]
+    network_inputs = [prepare(image, config)[0] for image in images]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         save_openvino(path, config, detector.model.tensors, layout=arguments.layout)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import sparsedet
-from sparsedet.images.letterbox import to_network_input
+from sparsedet.images.letterbox import prepare
 from sparsedet.model.detector_config import Config
 from sparsedet.model.file import ModelFile
 from sparsedet.pruning.patterns import PATTERNS, UNSTRUCTURED
@@ -55,9 +55,7 @@ def models(arguments: argparse.Namespace, image: np.ndarray) -> Iterator[ModelFi
         yield sparsedet.load_model(arguments.model)
         return
     config = sparsedet.preset(arguments.preset)
-    network_input, _ = to_network_input(
-        image, config.input_height, config.input_width, config.resize
-    )
+    network_input, _ = prepare(image, config)
     for sparsity in arguments.sparsity:
         tensors = calibrated_random_tensors(
             config, sparsity, network_input, pattern=arguments.pattern
@@ -74,7 +72,5 @@ def calibration_inputs(config: Config) -> list[np.ndarray]:
         height, width = image.shape[:2]
         crop = np.ascontiguousarray(image[height // 4 :, width // 4 :])
         for array in (image, crop):
-            network_inputs.append(
-                to_network_input(array, config.input_height, config.input_width, config.resize)[0]
-            )
+            network_inputs.append(prepare(array, config)[0])
     return network_inputs

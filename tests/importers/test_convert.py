@@ -24,6 +24,7 @@ from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.containers import open_source
 from sparsedet.model.boxes import cell_anchors
 from sparsedet.model.c4 import build_graph
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import load_model, save_model
 from sparsedet.model.presets import preset
 from sparsedet.model.sparsity import sparsity_report
@@ -87,7 +88,7 @@ def test_convert_writes_the_imported_model(
     imported, written = load_foreign(source), load_model(output)
     assert written.config == imported.config and written.storage_dtype == "float32"
     assert all(np.array_equal(written.tensors[n], v) for n, v in imported.tensors.items())
-    parameters = build_graph(imported.config).parameters
+    parameters = build_graph(require_c4(imported.config, "read")).parameters
     assert f"{parameters:,} parameters" in text and source.name in str(written.provenance)
 
     before = output.read_bytes()
@@ -203,16 +204,18 @@ def test_tensors_outside_of_the_network_are_listed(
 
 
 def test_what_an_older_checkpoint_states_is_used(state: Arrays, tmp_path: Path) -> None:
-    config = load_foreign(DETECTRON2).config
+    config = require_c4(load_foreign(DETECTRON2).config, "read")
     anchors = "proposal_generator.anchor_generator.cell_anchors.0"
     usual = cell_anchors(config)
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((1, 2, 3), (4, 5, 6)))
     stated = {**state, "pixel_mean": mean, "pixel_std": std, anchors: usual}
     imported = load_foreign(zoo(tmp_path, stated))
-    assert imported.config.pixel_mean == (1, 2, 3) and imported.config.pixel_std == (4, 5, 6)
-    assert imported.config.cell_anchors is None and imported.ignored == ()
+    assert require_c4(imported.config, "read").pixel_mean == (1, 2, 3) and require_c4(
+        imported.config, "read"
+    ).pixel_std == (4, 5, 6)
+    assert require_c4(imported.config, "read").cell_anchors is None and imported.ignored == ()
     imported = load_foreign(zoo(tmp_path, {**stated, anchors: usual + np.float32(1)}))
-    assert np.array_equal(cell_anchors(imported.config), usual + np.float32(1))
+    assert np.array_equal(cell_anchors(require_c4(imported.config, "read")), usual + np.float32(1))
     assert any("anchors" in note for note in imported.notes)
     refused(zoo(tmp_path, {**stated, anchors: usual[:3]}), r"shape \(3, 4\), expected \(15, 4\)")
 
@@ -247,15 +250,20 @@ def test_a_model_of_rgb_images(
     imported = load_foreign(zoo(tmp_path, reversed_), rgb=True)
     np.testing.assert_array_equal(imported.tensors["stem.conv.weight"], expected)
     usual = preset("r101-c4")  # Detectron2's recipe for torchvision's weights
-    assert imported.config.pixel_mean == usual.pixel_mean
-    assert imported.config.pixel_std == usual.pixel_std and imported.config.stride_in == "conv2"
+    assert require_c4(imported.config, "read").pixel_mean == usual.pixel_mean
+    assert (
+        require_c4(imported.config, "read").pixel_std == usual.pixel_std
+        and require_c4(imported.config, "read").stride_in == "conv2"
+    )
     fields = {"stride_in": "conv1", "pixel_std": [1.0, 1.0, 1.0], "pixel_mean": [1.0, 2.0, 3.0]}
     imported = load_foreign(zoo(tmp_path, reversed_), rgb=True, fields=fields)
-    assert imported.config.stride_in == "conv1" and imported.config.pixel_mean == (1, 2, 3)  # BGR
+    assert require_c4(imported.config, "read").stride_in == "conv1" and require_c4(
+        imported.config, "read"
+    ).pixel_mean == (1, 2, 3)  # BGR
     stated = {"pixel_mean": np.array([9, 8, 7], np.float32).reshape(3, 1, 1)}  # in its own order
     path = zoo(tmp_path, {**reversed_, **stated})
-    assert load_foreign(path, rgb=True).config.pixel_mean == (7, 8, 9)
-    assert load_foreign(path).config.pixel_mean == (9, 8, 7)
+    assert require_c4(load_foreign(path, rgb=True).config, "read").pixel_mean == (7, 8, 9)
+    assert require_c4(load_foreign(path).config, "read").pixel_mean == (9, 8, 7)
     assert main(["convert", str(path), "-o", str(output), "--rgb"]) == 0
     assert "RGB images of mean (7.0, 8.0, 9.0), std (57.375" in capsys.readouterr().out
     np.testing.assert_array_equal(load_model(output).tensors["stem.conv.weight"], expected)

@@ -179,7 +179,7 @@ def test_settings_replace_what_an_old_checkpoint_states(tmp_path: Path) -> None:
     stated = settings(
         tmp_path, {"MODEL.PIXEL_MEAN": [9.0, 8.0, 7.0], "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0}
     )
-    config = load_foreign(path, config=stated).config
+    config = require_c4(load_foreign(path, config=stated).config, "read")
     assert config.pixel_mean == (9, 8, 7) and np.array_equal(cell_anchors(config), usual)
 
 

@@ -22,6 +22,7 @@ from sparsedet.evaluation.agreement import pair
 from sparsedet.importers import Imported, load_foreign
 from sparsedet.importers.containers import open_source
 from sparsedet.model import boxes as np_boxes
+from sparsedet.model.detector_config import require_c4
 from sparsedet.model.presets import preset
 
 DATA = Path(__file__).parents[1] / "data" / "parity"
@@ -194,7 +195,7 @@ def test_the_torch_reference_agrees_too(peer: str, one_torch_thread: None) -> No
     from sparsedet.torch_model import FasterRCNN
 
     one = golden(peer)
-    model = FasterRCNN(one.imported.config)
+    model = FasterRCNN(require_c4(one.imported.config, "read"))
     model.load_tensors(one.imported.tensors)
     for key, network_input in one.network_inputs.items():
         image = torch.from_numpy(network_input.transpose(2, 0, 1)[None].copy())

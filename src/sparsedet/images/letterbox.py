@@ -130,19 +130,19 @@ def resize_bilinear(image: U8, height: int, width: int) -> F32:
     """
 
     def axis(length: int, out: int) -> tuple[NDArray[np.intp], NDArray[np.intp], F32]:
-        scale = np.float64(np.float32(length) / np.float32(out))
-        at = (scale * (np.arange(out) + 0.5) - 0.5).astype(np.float32)  # rounded once
-        at = np.maximum(at, np.float32(0))
+        scale = float(np.float32(length) / np.float32(out))
+        exact = np.maximum(scale * (np.arange(out) + 0.5) - 0.5, 0)
+        at: F32 = exact.astype(np.float32)  # rounded once
         low = at.astype(np.intp)
-        return low, np.minimum(low + 1, length - 1), at - low.astype(np.float32)
+        part: F32 = at - low.astype(np.float32)
+        return low, np.minimum(low + 1, length - 1), part
 
     left, right, x = axis(image.shape[1], width)
     top, bottom, y = axis(image.shape[0], height)
-    x, y = x[None, :, None], y[:, None, None]
+    across, down = x[None, :, None], y[:, None, None]
     pixels = image.astype(np.float32)
-    rows = pixels[:, left] * (1 - x) + pixels[:, right] * x
-    out: F32 = rows[top] * (1 - y) + rows[bottom] * y
-    return out
+    rows = pixels[:, left] * (1 - across) + pixels[:, right] * across
+    return np.asarray(rows[top] * (1 - down) + rows[bottom] * down, dtype=np.float32)
 
 
 class Preparation(Protocol):
