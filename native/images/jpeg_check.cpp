@@ -231,7 +231,11 @@ class Checker {
       for (const Channel& c : channels_)
         if (!c.has_dc) note("a colour channel is missing");
     } catch (const Damage& damage) {
-      note(damage.what);
+      if (whole_ == 0) note(damage.what);
+      // What follows a whole image cannot change it. Some cameras write no end marker, but data of
+      // their own.
+      if (whole_ > 0) out_.resize(whole_);
+      result_.odd |= whole_ > 0;
     } catch (const Unsupported& kind) {
       result_.unsupported = kind.what;
       out_.clear();
@@ -462,6 +466,11 @@ class Checker {
       if (scan.first == 0) part.channel->has_dc = true;
     complete_ = !progressive_ && count == channels_.size();
     intervals(scan);
+    // Of a progressive image nobody knows how many scans there should be.
+    if (!progressive_ && filled_ &&
+        std::all_of(channels_.begin(), channels_.end(),
+                    [](const Channel& channel) { return channel.has_dc; }))
+      whole_ = out_.size();
   }
 
   // The order of progressive scans (annex G.1.1.1), of which libjpeg warns.
@@ -515,10 +524,15 @@ class Checker {
   void one_interval(const Scan& scan, uint64_t& done, uint64_t end) {
     unstuff();
     size_t bits = 0;
+    filled_ = false;
     try {
       decode(scan, done, end, bits);
       const size_t bytes = (bits + 7) / 8;
       append_raw(bytes);
+      // The last byte is filled up with ones. Zeros after a cut are codes as well, but end in zeros.
+      const uint8_t last = bytes > 0 ? buffer_[bytes - 1] : 0,
+                    filling = (1 << (bytes * 8 - bits)) - 1;
+      filled_ = last != 0 && (last & filling) == filling;
       // Stray bytes after a scan are common, inside of one they tell of lost blocks.
       if (end < scan.mcus && !std::all_of(
                                  buffer_.get() + bytes, buffer_.get() + buffered_,
@@ -781,9 +795,11 @@ class Checker {
 
   size_t at_ = 0;
   bool progressive_ = false, complete_ = false, hopeless_ = false;
+  bool filled_ = false;  // the last interval ends as an encoder ends it
   uint32_t height_ = 0, width_ = 0;
   int h_ = 1, v_ = 1, scans_ = 0;
   uint32_t interval_ = 0;
+  size_t whole_ = 0;  // of out_ once every pixel of a sequential image is there
   size_t adobe_ = 0;
   std::vector<Channel> channels_;
   std::array<HuffmanTable, 8> tables_;  // four of DC, four of AC

@@ -197,6 +197,36 @@ def test_what_libjpeg_only_warns_of_is_taken_out(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err == ""
 
 
+TRAILER = b"\0\0\x01\x0aImage_UTC_Data" + bytes(range(256)) * 20 + b"\xff\xd8\xff\xe1\xff\xff"
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_whole_jpeg_needs_no_end_marker(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = JPEGS[kind]()
+    expected = decode_image(data, "x")
+    # Nothing; a camera's own data (libjpeg fails there); a second image; a damaged segment.
+    for end in (b"", b"\xff", bytes(64), TRAILER, data, b"\xff\xe1\xff\xff", b"\xff\xda\0\3\0"):
+        if "progressive" in kind:  # a scan may be missing
+            assert "end-of-image" in refused(data[:-2])
+        else:
+            assert np.array_equal(decode_image(data[:-2] + end, "x"), expected), end[:8]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_jpeg_in_several_scans_is_whole_after_the_last() -> None:
+    first, second = (saved(scene(seed=n).convert("L"), "JPEG") for n in (0, 1))
+    scan = second[second.index(b"\xff\xda") : -2].replace(
+        b"\xff\xda\0\x08\1\1", b"\xff\xda\0\x08\1\2"
+    )
+    frame = first.index(b"\xff\xc0")
+    three = first[:frame] + b"\xff\xc0\0\x11" + first[frame + 4 : frame + 9] + b"\3"
+    three += b"".join(bytes((n, 0x11, 0)) for n in (1, 2, 3)) + first[frame + 13 : -2]
+    third = scan.replace(b"\xff\xda\0\x08\1\2", b"\xff\xda\0\x08\1\3")
+    whole = decode_image(three + scan + third + b"\xff\xd9", "x")
+    assert np.array_equal(decode_image(three + scan + third + TRAILER, "x"), whole)
+    assert "truncated or damaged" in refused(three + scan)
+
+
 def test_zeros_that_fill_up_an_interval_are_no_damage() -> None:
     data = jpeg(restart_marker_blocks=4)
     at = data.index(b"\xff\xd1")
