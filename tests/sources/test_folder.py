@@ -23,6 +23,20 @@ def test_images_are_found_at_any_depth_and_sorted(folder: Path) -> None:
     assert names == ["B.PNG", "a.jpg", "b/c.jpeg", "b/deep/d.JPG"]
 
 
+def test_all_formats_of_photographs_but_no_hidden_files_and_no_folders(folder: Path) -> None:
+    for name in ("f.webp", "g.TIF", "h.tiff", "i.bmp", "j.avif", "k.HEIC", "l.heif"):
+        (folder / "b" / name).touch()
+    expected = find_images(folder)
+    assert len(expected) == 11
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7")  # macOS keeps attributes so
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "a.jpg").touch()
+    (folder / "b" / "album.jpg").mkdir()
+    assert find_images(folder) == expected
+    hidden = folder / ".thumbnails"  # asked for by name
+    assert find_images(hidden) == [hidden / "a.jpg"]
+
+
 def test_a_sample_follows_from_names_and_seed(folder: Path) -> None:
     samples = [sample_images(folder, 2, seed=seed) for seed in range(20)]
     assert samples == [sample_images(folder, 2, seed=seed) for seed in range(20)]
