@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -213,3 +214,34 @@ run()
             [sys.executable, "-c", program, str(number), "env"], capture_output=True
         )
         assert (done.returncode, done.stdout, done.stderr) == (130, b"", b""), number
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_process_that_is_stopped_leaves_no_half_written_file(
+    name: str, small_model: Path, photo: Path
+) -> None:
+    before = sorted(photo.parent.iterdir())
+    program = f"""
+import os, signal, sys
+from sparsedet.__main__ import run
+os.fsync = lambda _: os.kill(os.getpid(), signal.{name})
+run()
+"""
+    done = python(program, "detect", str(photo), "--model", str(small_model))
+    assert done.returncode == 128 + getattr(signal, name) and done.stderr == b""
+    assert sorted(photo.parent.iterdir()) == before
+    ignored = program.replace("run()", f"signal.signal(signal.{name}, signal.SIG_IGN); run()")
+    done = python(ignored, "detect", str(photo), "--model", str(small_model))  # as nohup does
+    assert done.returncode == 0 and len(list(photo.parent.iterdir())) == len(before) + 1
+
+
+def test_a_folder_or_a_pointer_given_as_an_image_is_named(small_model: Path, photo: Path) -> None:
+    pointer = photo.with_name("lfs.jpg")
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    arguments = [str(photo.parent), str(pointer), "--model", str(small_model), "--no-save"]
+    done = python(MAIN, "detect", *arguments)
+    assert done.returncode == 1
+    assert (
+        b"not a file but a folder, expected an image" in done.stderr
+        and b"git lfs pull" in done.stderr
+    )

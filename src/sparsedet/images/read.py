@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..files import what_it_is
 from . import bmp, gif, heif, jpeg, png, tiff, webp
 from .opencv import U8, DamagedImage, UnsupportedImage, quiet_opencv
 
@@ -87,6 +88,8 @@ def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 def _read_file(path: str | os.PathLike[str]) -> bytes:
     try:
         status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path}: not a file but a folder, expected an image; give its files")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: not a file, expected an image")
         if status.st_size > MAX_FILE_BYTES:
@@ -163,7 +166,9 @@ def _header(data: bytes, name: str, max_pixels: int) -> tuple[_Format, int, int]
         raise InputError(f"{name}: the file is empty, expected an image")
     form = next((form for form in _FORMATS if form.magic.match(data)), None)
     if form is None:
-        raise InputError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIF image")
+        kind = what_it_is(data[:128])
+        kind = kind or "not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIF image"
+        raise InputError(f"{name}: {kind}")
     try:
         height, width = form.size(data)
     except UnsupportedImage as kind:
