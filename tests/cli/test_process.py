@@ -12,6 +12,8 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from helpers.commands import ENVIRONMENT, MAIN, python
 from helpers.small import encoded, picture
@@ -245,3 +247,25 @@ def test_a_folder_or_a_pointer_given_as_an_image_is_named(small_model: Path, pho
         b"not a file but a folder, expected an image" in done.stderr
         and b"git lfs pull" in done.stderr
     )
+
+
+def test_an_image_that_memory_does_not_hold_is_one_line(small_model: Path, photo: Path) -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux")
+    large = photo.with_name("large.png")
+    cv2.imwrite(str(large), np.zeros((9000, 9000, 3), np.uint8))
+    program = f"""
+import resource, sys
+import numpy, cv2, sparsedet.cli, sparsedet.images.read, sparsedet.sinks.picture
+from sparsedet import Detector
+Detector.load({str(small_model)!r}, threads=1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+sys.exit(sparsedet.cli.main(sys.argv[1:]))
+"""
+    arguments = [str(large), str(photo), "--model", str(small_model), "--no-save", "--threads", "1"]
+    done = python(program, "detect", *arguments)
+    lines = done.stderr.decode().splitlines()
+    assert lines[0] == f"sparsedet: {large}: not enough memory for its 9000x9000 pixels"
+    assert lines[1:] == ["sparsedet: 1 of 2 images failed"] and done.returncode == 1
+    assert b"street.png: " in done.stdout

@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:  # OSError: a full disk, a name too long
         complain(error)
         return 2 if isinstance(error, UsageError) else 1
+    except MemoryError as error:
+        complain(f"not enough memory {error}".rstrip())
+        return 1
     except KeyboardInterrupt:
         return 130
     finally:

@@ -101,6 +101,8 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
             return file.read()
     except InputError:
         raise
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory for its {status.st_size} bytes") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -143,7 +145,7 @@ def decode_image(
 
 
 def _decode(data: bytes, name: str, max_pixels: int, keep_damaged: bool) -> U8:
-    form, _, _ = _header(data, name, max_pixels)
+    form, height, width = _header(data, name, max_pixels)
     try:
         image, damage = form.decode(data, keep_damaged)
     except UnsupportedImage as kind:
@@ -152,6 +154,8 @@ def _decode(data: bytes, name: str, max_pixels: int, keep_damaged: bool) -> U8:
         raise InputError(f"{name}: the image is truncated or damaged ({error})") from None
     except struct.error:
         raise InputError(f"{name}: the image is truncated or damaged (a header is cut)") from None
+    except MemoryError:
+        raise InputError(f"{name}: not enough memory for its {width}x{height} pixels") from None
     if damage:
         warnings.warn(
             f"{name}: the image is truncated or damaged ({damage}); what could be decoded is used",
