@@ -283,7 +283,7 @@ class FasterRCNN(nn.Module):
         tensors = {"rois": roi_features}
         self.run_component("roi", tensors, subsampled)
         deltas = tensors["box.deltas"].float()
-        return tensors["box.logits"].float(), deltas.view(len(deltas), -1, 4)
+        return tensors["box.logits"].float(), deltas.view(len(deltas), deltas.shape[1] // 4, 4)
 
     @property
     def roi_step(self) -> int:
