@@ -93,20 +93,24 @@ class Checker {
       application(code, body, length - 2);
     else if (code == 0xda)
       scan(body, length - 2);
-    else if (code != 0xfe && code != 0xdc && code != 0xcc)
-      header(code, body, length - 2);  // not a comment, lines, arithmetic conditioning
+    else if (code == 0xcc)  // of arithmetic coding; libjpeg looks at it even so
+      findings_.odd(true);
+    else if (code != 0xfe && code != 0xdc)  // a comment, a number of lines
+      header(code, body, length - 2);
     return true;
   }
 
   void header(int code, const uint8_t* body, size_t bytes) {
     if (code == 0xc4) {
-      tables_.read(body, bytes);
+      tables_.read_huffman(body, bytes);
+    } else if (code == 0xdb) {
+      tables_.read_quantisation(body, bytes);
     } else if (code >= 0xc0 && code <= 0xcf && code != 0xc8) {
       frame_.read(code, body, bytes, max_pixels_);
     } else if (code == 0xdd) {
       if (bytes != 2) throw Damage{"a bad restart interval"};
       interval_ = body[0] << 8 | body[1];
-    } else if (code != 0xdb) {
+    } else {
       throw Damage{"an unknown marker"};
     }
     copy(code, body, bytes);

@@ -26,7 +26,7 @@ void HuffmanTable::define(const uint8_t* counts, const uint8_t* values, size_t s
   symbols.assign(values, values + size);
   if (dc && std::any_of(symbols.begin(), symbols.end(), [](uint8_t value) { return value > 15; }))
     throw Damage{"a bad Huffman table"};
-  std::array<Start, 1 << kFastBits> first{};
+  has_start = has_fast = false;
   int code = 0, index = 0;
   for (int length = 1; length <= 16; length++, code <<= 1) {
     const int count = counts[length - 1];
@@ -34,16 +34,25 @@ void HuffmanTable::define(const uint8_t* counts, const uint8_t* values, size_t s
     if (count > 0 && code + count >= 1 << length) throw Damage{"a bad Huffman table"};
     first_symbol[length] = index - code;
     last_code[length] = count > 0 ? code + count - 1 : -1;
-    for (int i = 0; i < count; i++, code++, index++)
-      if (const int spare = kFastBits - length; spare >= 0)
-        std::fill_n(first.begin() + (code << spare), size_t{1} << spare,
-                    Start{static_cast<uint8_t>(length), symbols[index]});
+    code += count;
+    index += count;
   }
+}
+
+void HuffmanTable::prepare(bool ac) {
+  if (!defined || (has_start && (has_fast || !ac))) return;
+  std::array<Start, 1 << kFastBits> first{};
+  for (int length = 1, code = 0, index = 0; length <= kFastBits; length++, code <<= 1)
+    for (const int spare = kFastBits - length; code <= last_code[length]; code++, index++)
+      std::fill_n(first.begin() + (code << spare), size_t{1} << spare,
+                  Start{static_cast<uint8_t>(length), symbols[index]});
   for (size_t i = 0; i < start.size(); i++) {
     start[i] = first[i << (kFastBits - kStartBits)];
     if (start[i].length > kStartBits) start[i] = {};
   }
-  if (!dc)
+  has_start = true;
+  has_fast = ac;
+  if (ac)
     for (uint32_t bits = 0; bits < fast.size(); bits++)
       fast[bits] = all_codes(first, bits);
 }

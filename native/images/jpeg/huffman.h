@@ -26,7 +26,7 @@ struct HuffmanTable {
   // the sum is at least kEnd + 1, and without an end it is at most kEnd.
   static constexpr int kEnd = 79;
 
-  bool defined = false;
+  bool defined = false, has_start = false, has_fast = false;
   std::array<int, 17> last_code{};  // largest code of each length, -1: none
   std::array<int, 17> first_symbol{};
   std::vector<uint8_t> symbols;
@@ -41,10 +41,13 @@ struct HuffmanTable {
     return (symbol & 15) != 0 || run == 15 ? run + 1 : kEnd;
   }
 
-  // counts: of the codes of length 1..16.
+  // counts: of the codes of length 1..16. Throws Damage.
   void define(const uint8_t* counts, const uint8_t* values, size_t size, bool dc);
   // Table 0 or 1 of annex K.3, which Motion JPEG leaves out and decoders know.
   void define_standard(int index, bool dc);
+  // Fills `start`, and `fast` if ac: before a scan that needs them, since a file may define more
+  // tables than it uses.
+  void prepare(bool ac);
 
   // Of the code on top of 64 bits.
   Code find(uint64_t bits) const {

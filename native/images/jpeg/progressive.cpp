@@ -86,8 +86,9 @@ void refining_scan(const Scan& scan, Bits bits, uint64_t end, Progress& progress
       k++;
     }
     if (ends > 0) {
-      for (; k <= scan.last; k++)
-        if (block >> k & 1) bits.take(1);
+      if (block != 0)
+        for (; k <= scan.last; k++)
+          if (block >> k & 1) bits.take(1);
       ends--;
     }
     bits.check();

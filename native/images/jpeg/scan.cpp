@@ -21,7 +21,9 @@ void note_precision(const Scan& scan) {
     auto& precision = part.channel->precision;
     if (ac && precision[0] < 0) throw Damage{"scans in a wrong order"};
     for (int k = scan.first; k <= scan.last; k++) {
-      if (scan.high != std::max<int>(precision[k], 0)) throw Damage{"scans in a wrong order"};
+      const bool first = precision[k] < 0;
+      if (first ? scan.high != 0 : scan.high == 0 || scan.high != precision[k])
+        throw Damage{"scans in a wrong order"};
       precision[k] = static_cast<int8_t>(scan.low);
     }
   }
@@ -34,8 +36,16 @@ ScanPart read_part(const uint8_t* bytes, Frame& frame, Tables& tables) {
     if (c.id == bytes[0]) channel = &c;
   const int dc = bytes[1] >> 4, ac = bytes[1] & 15;
   if (channel == nullptr || dc > 3 || ac > 3) throw Damage{"a bad scan header"};
-  if (dc < 2 && !tables.dc[dc].defined) tables.dc[dc].define_standard(dc, true);
-  if (ac < 2 && !tables.ac[ac].defined) tables.ac[ac].define_standard(ac, false);
+  // Once is enough, and a short file must not ask for the work of a hundred scans.
+  if (!frame.progressive && channel->has_dc) throw Damage{"a further scan of a colour channel"};
+  if ((tables.quantisation >> channel->quantisation & 1) == 0)
+    throw Damage{"a quantisation table is missing"};
+  if (!frame.progressive) {
+    if (dc < 2 && !tables.dc[dc].defined) tables.dc[dc].define_standard(dc, true);
+    if (ac < 2 && !tables.ac[ac].defined) tables.ac[ac].define_standard(ac, false);
+  }
+  tables.dc[dc].prepare(false);
+  tables.ac[ac].prepare(!frame.progressive);
   return {channel, &tables.dc[dc], &tables.ac[ac]};
 }
 
@@ -63,7 +73,7 @@ void Frame::read(int code, const uint8_t* body, size_t bytes, uint64_t max_pixel
     v = std::max(v, c_v);
     for (const Channel& other : channels)
       if (other.id == c[0]) throw Damage{"a bad frame header"};
-    channels.push_back({c[0], c_h, c_v, 0, 0, false, {}, {}});
+    channels.push_back({c[0], c_h, c_v, c[2], 0, 0, false, {}, {}});
   }
   for (Channel& c : channels) {
     c.columns = ceil_div(width * c.h, h * 8);
@@ -73,7 +83,7 @@ void Frame::read(int code, const uint8_t* body, size_t bytes, uint64_t max_pixel
   }
 }
 
-void Tables::read(const uint8_t* body, size_t bytes) {
+void Tables::read_huffman(const uint8_t* body, size_t bytes) {
   while (bytes > 0) {
     if (bytes < 17) throw Damage{"a bad Huffman table"};
     const int kind = body[0] >> 4, index = body[0] & 15;
@@ -85,6 +95,17 @@ void Tables::read(const uint8_t* body, size_t bytes) {
     (kind == 0 ? dc : ac)[index].define(body + 1, body + 17, count, kind == 0);
     body += 17 + count;
     bytes -= 17 + count;
+  }
+}
+
+void Tables::read_quantisation(const uint8_t* body, size_t bytes) {
+  while (bytes > 0) {
+    const int kind = body[0] >> 4, index = body[0] & 15;
+    const size_t length = kind == 0 ? 65 : 129;  // of 64 numbers of 8 or 16 bits
+    if (kind > 1 || index > 3 || length > bytes) throw Damage{"a bad quantisation table"};
+    quantisation |= 1u << index;
+    body += length;
+    bytes -= length;
   }
 }
 

@@ -11,7 +11,7 @@
 namespace sparsedet::jpeg {
 
 struct Channel {
-  int id, h, v;
+  int id, h, v, quantisation;
   uint32_t columns, rows;            // blocks, without those that fill up the last MCU
   bool has_dc = false;               // of any scan
   std::array<int8_t, 64> precision;  // progressive: lowest bit read of each coefficient, -1: none
@@ -30,9 +30,11 @@ struct Frame {
 
 struct Tables {
   std::array<HuffmanTable, 4> dc, ac;
+  unsigned quantisation = 0;  // one bit for each table that is defined; no value matters here
 
-  // Throws Damage.
-  void read(const uint8_t* body, size_t bytes);
+  // Both throw Damage.
+  void read_huffman(const uint8_t* body, size_t bytes);
+  void read_quantisation(const uint8_t* body, size_t bytes);
 };
 
 struct ScanPart {
