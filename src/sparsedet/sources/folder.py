@@ -6,13 +6,11 @@ import random
 from pathlib import Path
 
 from ..errors import InputError, UsageError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Files with these suffixes, in either case, are taken for images."""
+from ..images.read import IMAGE_SUFFIXES
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images of a folder and its subfolders, sorted by path.
+    """All images of a folder and its subfolders, sorted by path; their suffixes tell them.
 
     Raises:
         InputError: it is not a folder, or holds no image.
@@ -21,7 +19,7 @@ def find_images(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: not a folder of images")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise InputError(f"{folder}: holds no images (JPEG or PNG)")
+        raise InputError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 
