@@ -51,7 +51,7 @@ def quantize_file(
 
     Args:
         model: the model file.
-        images: folder of images, JPEG or PNG, searched with its subfolders.
+        images: folder of images, searched with its subfolders.
         output: the file to write; must not exist.
         calibration_images: number of images to draw at random, at least 1; the same draw each
             time, and all images if there are fewer.

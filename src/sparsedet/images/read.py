@@ -26,6 +26,8 @@ MAX_FILE_BYTES = 1 << 30
 
 
 class _Format(NamedTuple):
+    suffixes: tuple[str, ...]
+    """Of its files, in a folder that is searched; how a file is read depends on its content."""
     magic: re.Pattern[bytes]
     size: Callable[[bytes], tuple[int, int]]
     """Height and width, from the header."""
@@ -36,19 +38,32 @@ class _Format(NamedTuple):
 
 
 _FORMATS = (
-    _Format(re.compile(rb"\xff\xd8\xff"), jpeg.size, jpeg.decode),
-    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), png.size, png.decode, png.damaged_chunks),
-    _Format(re.compile(rb"RIFF(?s:.{4})WEBP"), webp.size, webp.decode),
-    _Format(re.compile(rb"BM"), bmp.size, bmp.decode),
-    _Format(re.compile(rb"GIF8[79]a"), gif.size, gif.decode),
-    _Format(re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), tiff.size, tiff.decode),
-    _Format(re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?avi[fs]"), heif.size, heif.decode_avif),
     _Format(
+        (".jpg", ".jpeg", ".jpe", ".jfif"), re.compile(rb"\xff\xd8\xff"), jpeg.size, jpeg.decode
+    ),
+    _Format((".png",), re.compile(rb"\x89PNG\r\n\x1a\n"), png.size, png.decode, png.damaged_chunks),
+    _Format((".webp",), re.compile(rb"RIFF(?s:.{4})WEBP"), webp.size, webp.decode),
+    _Format((".bmp", ".dib"), re.compile(rb"BM"), bmp.size, bmp.decode),
+    _Format((".gif",), re.compile(rb"GIF8[79]a"), gif.size, gif.decode),
+    _Format(
+        (".tif", ".tiff"), re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), tiff.size, tiff.decode
+    ),
+    _Format(
+        (".avif",),
+        re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?avi[fs]"),
+        heif.size,
+        heif.decode_avif,
+    ),
+    _Format(
+        (".heic", ".heif"),
         re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?(?:he[iv][cxms]|m[is]f1)"),
         heif.size,
         heif.decode_heif,
     ),
 )
+
+IMAGE_SUFFIXES = tuple(suffix for form in _FORMATS for suffix in form.suffixes)
+"""Files of a folder with these suffixes, in either case, are taken for images."""
 
 
 def read_image(
@@ -194,6 +209,7 @@ def _header(data: bytes, name: str, max_pixels: int) -> tuple[_Format, int, int]
 
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "MAX_FILE_BYTES",
     "MAX_PIXELS",
     "U8",

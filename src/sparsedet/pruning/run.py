@@ -43,7 +43,7 @@ def prune_files(
 
     Args:
         model: file to prune.
-        images: folder of images, JPEG or PNG, searched with its subfolders.
+        images: folder of images, searched with its subfolders.
         output: folder to create; must not hold results yet.
         calibration_images: number of images that are used, at least 2; chosen by the settings'
             seed and the file names. An eighth of them only measures the error.

@@ -6,24 +6,11 @@ import random
 from pathlib import Path
 
 from ..errors import InputError, UsageError
-
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-)
-"""Files with these suffixes, in either case, are taken for images. GIFs are hardly photographs."""
+from ..images.read import IMAGE_SUFFIXES
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images of a folder and its subfolders, sorted by path.
+    """All images of a folder and its subfolders, sorted by path; their suffixes tell them.
 
     Hidden files and folders are left out: macOS writes `._street.jpg`, which is no image, beside
     images on foreign drives, and cameras and viewers keep thumbnails in hidden folders.
