@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedet import InputError
-from sparsedet.evaluation.coco import id_key
+from sparsedet.evaluation.coco_fields import id_key
 from sparsedet.files import check_output, make_folder, read_json, write_atomic
 
 Data = dict[str, Any]
