@@ -179,10 +179,9 @@ struct RoiConv {
         a.residual = residual ? residual->at(b, y, x, row) : nullptr;
         a.partial = partial + (position - first) * waiting;
         const bool wraps = position + 1 == last;
-        const float* next =
-            block + wraps < blocks
-                ? source(wraps ? first : position + 1, conv.segments[block + wraps][0])
-                : nullptr;
+        const float* next = block + wraps < blocks ? source(wraps ? first : position + 1,
+                                                            conv.segments[block + wraps][0])
+                                                   : nullptr;
         a.prefetch = reinterpret_cast<const char*>(next);
         a.prefetch_rows = divide_up(segment.count, a.row_tiles);
         a.prefetch_stride = out.lanes * static_cast<ptrdiff_t>(sizeof(float));

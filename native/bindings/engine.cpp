@@ -137,8 +137,8 @@ class NativeEngine {
     std::vector<float> rows;
     {
       const WithoutLock unlocked;
-      for (const Detection& d : executor_.run(
-               network_input.data(), height, width, content.value_or(std::pair{height, width})))
+      for (const Detection& d : executor_.run(network_input.data(), height, width,
+                                              content.value_or(std::pair{height, width})))
         rows.insert(rows.end(),
                     {0.0f, static_cast<float>(d.label), d.score, d.box[0] / float(width),
                      d.box[1] / float(height), d.box[2] / float(width), d.box[3] / float(height)});

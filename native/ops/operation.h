@@ -48,10 +48,10 @@ struct Needs {
 struct Value {
   Shape shape;
   Format format;
-  FeatureMap map;                // map
-  Rois rois;                     // rois: the blocks that are in flight
-  const void* pixels = nullptr;  // image
-  bool float_pixels = false;     // else they are uint8
+  FeatureMap map;                             // map
+  Rois rois;                                  // rois: the blocks that are in flight
+  const void* pixels = nullptr;               // image
+  bool float_pixels = false;                  // else they are uint8
   int content_height = 0, content_width = 0;  // image: of what is in its upper left corner
   std::vector<Box> boxes;
   std::vector<Detection> detections;

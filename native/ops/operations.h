@@ -19,9 +19,9 @@ namespace sparsedet {
 
 struct MeanAttributes {};
 
-using Attributes =
-    std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, MeanAttributes, ResizeAttributes,
-                 SliceAttributes, RoiAlignAttributes, ProposalsAttributes, DetectionsAttributes>;
+using Attributes = std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes,
+                                MeanAttributes, ResizeAttributes, SliceAttributes,
+                                RoiAlignAttributes, ProposalsAttributes, DetectionsAttributes>;
 
 struct OperationSpec {
   std::string name;                 // of the operation and of the value that it makes

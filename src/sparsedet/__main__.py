@@ -4,6 +4,10 @@ import os
 import sys
 
 
+def _stop(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def run() -> None:
     """Run the command line and exit; Ctrl-C is silent from the first import to the end."""
     try:
@@ -13,6 +17,9 @@ def run() -> None:
         heeded = usual is signal.default_int_handler  # else ignored, as after nohup
         if heeded:  # numpy would turn a KeyboardInterrupt into an ImportError
             signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:  # half-written files are deleted
+                signal.signal(number, _stop)
         try:
             from .cli import main
         except ImportError as error:

@@ -207,15 +207,33 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def what_it_is(start: bytes) -> str:
+    """What a file is that should be another, by its first bytes, and what to do; "": unknown."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file itself: download the file"
+    if start.startswith(b"PK\3\4"):
+        return "is a ZIP file: unpack it first"
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")):
+        return "is a compressed file: unpack it first"
+    return ""
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON file's content.
+    """A JSON file's content. UTF-8, UTF-16 and UTF-32 are told apart, as Windows tools write them.
 
     Raises:
         InputError: it cannot be read or is not JSON.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:  # Windows tools write a byte order mark
-            return json.load(file)
+        data = Path(path).read_bytes()
+        if kind := what_it_is(data[:128]):
+            raise InputError(f"{path}: {kind}")
+        return json.loads(data)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number too long to hold

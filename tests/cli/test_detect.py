@@ -456,5 +456,21 @@ def test_what_argparse_refuses(run: Run, arguments: tuple[str, ...]) -> None:
     assert re.match(r"sparsedet.*: error: ", outcome.err.splitlines()[-1])
 
 
+def test_files_whose_names_look_like_flags(
+    detect: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("-x.png", "-o.png", "--x.png"):
+        Path(name).write_bytes(photo.read_bytes())
+        for given in ((name,), (photo, name)):
+            outcome = detect("--no-save", *given)
+            if name != "-o.png" or photo not in given:  # -o and its value
+                assert outcome.code == 2
+                assert f"write ./{name}, or -- before it" in outcome.err.splitlines()[-1]
+        assert detect("--no-save", f"./{name}").code == 0
+        assert detect("--no-save", photo, "--", name).code == 0
+    assert "or --" not in detect(photo, "--none").err
+
+
 def test_version(run: Run) -> None:
     assert run("--version").out == f"sparsedet {sparsedet.__version__}\n"

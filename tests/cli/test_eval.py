@@ -77,7 +77,11 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
     "no width": ({"images": [{"id": 1, "file_name": "1.png", "height": 90}]}, "'width'"),
     "other classes": ({"categories": [{"id": 1, "name": "zebra"}]}, "none of its categories"),
     "missing photograph": (
-        {"images": [{"id": n, "file_name": "9.png", "width": 120, "height": 90} for n in (1, 2)]},
+        {
+            "images": [
+                {"id": n, "file_name": f"{n + 8}.png", "width": 120, "height": 90} for n in (1, 2)
+            ]
+        },
         "2 of 2 images are missing, first '9.png'",
     ),
 }

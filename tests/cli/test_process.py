@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from helpers.commands import ENVIRONMENT, MAIN, python
 from helpers.small import encoded, picture
@@ -97,8 +100,7 @@ def test_a_full_disk(small_model: Path, photo: Path) -> None:
         with open("/dev/full", "wb") as full:
             done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=PIPE, **SETTINGS)
         assert done.returncode == 1, done.stderr
-        assert done.stderr.startswith(b"sparsedet: ") and done.stderr.count(b"\n") == 1
-        assert b"No space left on device" in done.stderr
+        assert done.stderr == b"sparsedet: standard output: No space left on device\n"
     with open("/dev/full", "wb") as full:
         done = subprocess.run([*COMMAND, "detect", "none.png"], stdout=PIPE, stderr=full)
     assert done.returncode == 1
@@ -213,3 +215,56 @@ run()
             [sys.executable, "-c", program, str(number), "env"], capture_output=True
         )
         assert (done.returncode, done.stdout, done.stderr) == (130, b"", b""), number
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_process_that_is_stopped_leaves_no_half_written_file(
+    name: str, small_model: Path, photo: Path
+) -> None:
+    before = sorted(photo.parent.iterdir())
+    program = f"""
+import os, signal, sys
+from sparsedet.__main__ import run
+os.fsync = lambda _: os.kill(os.getpid(), signal.{name})
+run()
+"""
+    done = python(program, "detect", str(photo), "--model", str(small_model))
+    assert done.returncode == 128 + getattr(signal, name) and done.stderr == b""
+    assert sorted(photo.parent.iterdir()) == before
+    ignored = program.replace("run()", f"signal.signal(signal.{name}, signal.SIG_IGN); run()")
+    done = python(ignored, "detect", str(photo), "--model", str(small_model))  # as nohup does
+    assert done.returncode == 0 and len(list(photo.parent.iterdir())) == len(before) + 1
+
+
+def test_a_folder_or_a_pointer_given_as_an_image_is_named(small_model: Path, photo: Path) -> None:
+    pointer = photo.with_name("lfs.jpg")
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    arguments = [str(photo.parent), str(pointer), "--model", str(small_model), "--no-save"]
+    done = python(MAIN, "detect", *arguments)
+    assert done.returncode == 1
+    assert (
+        b"not a file but a folder, expected an image" in done.stderr
+        and b"git lfs pull" in done.stderr
+    )
+
+
+def test_an_image_that_memory_does_not_hold_is_one_line(small_model: Path, photo: Path) -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux")
+    large = photo.with_name("large.png")
+    cv2.imwrite(str(large), np.zeros((9000, 9000, 3), np.uint8))
+    program = f"""
+import resource, sys
+import numpy, cv2, sparsedet.cli, sparsedet.images.read, sparsedet.sinks.picture
+from sparsedet import Detector
+Detector.load({str(small_model)!r}, threads=1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+sys.exit(sparsedet.cli.main(sys.argv[1:]))
+"""
+    arguments = [str(large), str(photo), "--model", str(small_model), "--no-save", "--threads", "1"]
+    done = python(program, "detect", *arguments)
+    lines = done.stderr.decode().splitlines()
+    assert lines[0] == f"sparsedet: {large}: not enough memory for its 9000x9000 pixels"
+    assert lines[1:] == ["sparsedet: 1 of 2 images failed"] and done.returncode == 1
+    assert b"street.png: " in done.stdout

@@ -15,13 +15,13 @@ from sparsedet.evaluation.coco import (
     BAD_CROWD,
     NO_CATEGORY_ID,
     NO_IMAGE_ID,
+    SAME_FILE,
+    TWO_IDS,
     CocoDataset,
-    Id,
-    finite_numbers,
-    id_key,
-    id_order,
     load_coco,
 )
+from sparsedet.evaluation.coco_fields import Id, finite_numbers, id_key, id_order
+from sparsedet.evaluation.results import validate_results
 from sparsedet.files import read_json
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
@@ -338,7 +338,6 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}
         (document(images=[{**IMAGE, "file_name": 5}], annotations=[]), "images.file_name is 5"),
         (document(categories=[{"id": 1}]), "'categories' has no 'name'"),
         (document(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category 1 'b'"),
-        (document(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "category 2 'a'"),
         (document(categories=[{"id": -1, "name": "a"}]), "negative"),
     ],
 )
@@ -392,3 +391,87 @@ def test_finite_numbers() -> None:
         assert finite_numbers(bad, 2) is None
     for text in ("two", "inf", "nan", "", "1_0", "0x1", "1e999", "\u0663"):
         assert finite_numbers([1, text], 2) is None
+
+
+# ------------------------------------------------------------------- what exporters write
+
+
+def test_a_category_listed_twice_is_one_class(tmp_path: Path) -> None:
+    group = {"id": 0, "name": "dog", "supercategory": "none"}  # of Roboflow: no objects of its own
+    dog, cat = document()["categories"]
+    data = load(tmp_path, document(categories=[group, dog, cat]))
+    assert (data.class_names, data.category_ids) == (("cat", "dog"), (10, 20))
+    assert dict(data.problems) == {TWO_IDS: 1} and data.examples[TWO_IDS] == "category 0 'dog'"
+    assert data.images[0].labels.tolist() == [2, 1]
+    repeated = load(tmp_path, document(categories=[dog, cat, dog, dog]))  # of renderers
+    assert repeated.class_names == ("cat", "dog") and not repeated.problems
+
+
+def test_objects_and_results_of_both_ids_count_for_the_class(tmp_path: Path) -> None:
+    content = document(categories=[{"id": i, "name": "cat"} for i in (10, "20")])
+    data = load(tmp_path, content)
+    assert (data.class_names, data.category_ids) == (("cat",), (10,))  # the first that is used
+    assert data.images[0].labels.tolist() == [1, 1]
+    box = {"image_id": 7, "bbox": [0, 0, 9, 9], "score": 0.5}
+    checked = validate_results(data, [{**box, "category_id": id_} for id_ in (10, 20)])
+    assert [r["category_id"] for r in checked.results] == [10, 10] and not checked.warnings
+    assert {entry["category_id"] for entry in checked.ground_truth} == {10}
+    assert len(checked.ground_truth) == 3
+    only = load(tmp_path, content, ["cat", "horse"])
+    assert only.category_ids == (10, -1) and len(only.images[0].labels) == 2
+
+
+def test_images_that_share_a_file_are_told(tmp_path: Path) -> None:
+    first, second = document()["images"]
+    for name in ("a.jpg", "./a.jpg", "x\\..\\a.jpg"):
+        data = load(tmp_path, document(images=[first, {**second, "file_name": name}]))
+        assert dict(data.problems) == {SAME_FILE: 1} and len(data.images) == 2
+        assert data.examples[SAME_FILE].startswith("image 3 ")
+    assert not load(tmp_path, document(images=[first, {**second, "file_name": "b/a.jpg"}])).problems
+
+
+@pytest.mark.parametrize("written", ["a%20b%20%C3%A9.jpg", ".\\a%20b%20%C3%A9.jpg", "a b é.jpg"])
+def test_names_in_the_form_of_web_addresses(tmp_path: Path, written: str) -> None:
+    image = {"id": 7, "file_name": written, "width": 10, "height": 10}
+    data = load(tmp_path, document(images=[image]))
+    assert not data.image_path(data.images[0]).exists()
+    (tmp_path / "a b é.jpg").touch()
+    data.require_images()
+    exact = tmp_path / written
+    if "\\" not in written:  # a file of that very name comes first
+        exact.touch()
+        assert data.image_path(data.images[0]) == exact
+
+
+def test_a_folder_of_images_given_one_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    (tmp_path / "d.json").write_text(
+        json.dumps(document(images=[{**document()["images"][0], "file_name": "images\\a.jpg"}]))
+    )
+    load_coco(tmp_path / "d.json", tmp_path).require_images()
+    with pytest.raises(InputError, match=r"1 of 1 images are missing.*; give --images ") as caught:
+        load_coco(tmp_path / "d.json", tmp_path / "images").require_images()
+    assert str(caught.value).endswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
+def test_json_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_text('{"name": "é\\u00e9"}\r\n', encoding=encoding)
+    assert read_json(path) == {"name": "éé"}
+
+
+def test_what_is_given_in_place_of_json_is_named(tmp_path: Path) -> None:
+    for start, match in (
+        (b"PK\3\4\x14\0", "is a ZIP file: unpack it"),
+        (b"\x1f\x8b\x08\0", "is a compressed file"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ):
+        (tmp_path / "data.json").write_bytes(start + bytes(99))
+        with pytest.raises(InputError, match=match) as caught:
+            read_json(tmp_path / "data.json")
+        assert str(caught.value).startswith(str(tmp_path / "data.json"))

@@ -516,3 +516,21 @@ def test_heif_without_a_reader_says_what_to_install(monkeypatch: pytest.MonkeyPa
         InputError, match=r"a\.heic: HEIF is not read here; pip install pillow-heif"
     ):
         decode_image(data, "a.heic")
+
+
+@pytest.mark.parametrize("screen", [(0, 0), (1, 1), (33, 7), (500, 1)])
+def test_the_first_frame_of_a_gif_enlarges_a_screen_that_is_too_small(
+    screen: tuple[int, int],
+) -> None:
+    """As in Pillow and in browsers."""
+    data = saved(PALETTE, "GIF")
+    changed = data[:6] + struct.pack("<HH", *screen) + data[10:]
+    expected = np.asarray(PALETTE.convert("RGB"))[..., ::-1]
+    height, width = expected.shape[:2]
+    image = decode_image(changed, "x")
+    assert image.shape == (max(height, screen[1]), max(width, screen[0]), 3)
+    assert np.array_equal(image[:height, :width], expected)
+    at = changed.index(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1))
+    wide = changed[: at + 1] + b"\xff" * 8 + changed[at + 9 :]
+    with pytest.raises(InputError, match="131070x131070"):
+        decode_image(wide, "x")

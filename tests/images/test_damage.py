@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -171,6 +172,45 @@ def test_headers_that_libjpeg_would_stumble_over(
     assert capfd.readouterr().err == ""
 
 
+def test_quantisation_tables_are_whole_and_there() -> None:
+    """libjpeg gives nothing of a file with a bad one, not even what came before."""
+    data = jpeg(progressive=True)
+    table = data.index(b"\xff\xdb")
+    for bad in (b"\xff\xdb\0\x13\0" + bytes(16), b"\xff\xdb\0\x43\x09" + bytes(64)):
+        assert "a bad quantisation table" in refused(data[:table] + bad + data[table:])
+        late = data.rindex(b"\xff\xda")
+        with pytest.warns(UserWarning, match="a bad quantisation table"):
+            kept = decode_image(data[:late] + bad + data[late:], "x", keep_damaged=True)
+        assert np.abs(kept.astype(int) - decode_image(data, "x")).mean() < 8
+    without = data.replace(b"\xff\xdb", b"\xff\xfe")
+    assert "a quantisation table is missing" in refused(without)
+
+
+def test_progressive_jpegs_have_no_standard_tables() -> None:
+    data = jpeg(progressive=True)
+    first = data[: data.index(b"\xff\xc4")] + data[data.index(b"\xff\xda") :]
+    assert "a Huffman table is missing" in refused(first)
+
+
+def test_a_short_jpeg_asks_for_no_work_of_a_hundred_scans() -> None:
+    """Further scans of a channel that is whole, and tables that no scan uses."""
+    data = jpeg(subsampling=0, restart_marker_blocks=1)
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    large = data[: frame + 5] + struct.pack(">HH", 10_000, 10_000) + data[frame + 9 : scan]
+    one = b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+    repeated = large + one + data[scan + 14 : scan + 40] + (one + b"\0\0") * 250 + b"\xff\xd9"
+    table = b"\xff\xc4" + struct.pack(">H", 2 + 18 * 3600) + (b"\x10\1" + bytes(16)) * 3600
+    progressive = jpeg(progressive=True)
+    first = progressive.index(b"\xff\xda")
+    start = progressive.index(b"\xff\xc4", first)
+    twice = progressive[:-2] + progressive[first:start] + b"\xff\xd9"
+    begin = time.process_time()
+    assert _native.check_jpeg(repeated, 10**8, False)[0].startswith("stray bytes")
+    assert _native.check_jpeg(data[:2] + table * 64 + data[2:], 10**8, False)[0] == ""
+    assert _native.check_jpeg(twice, 10**8, False)[0] == "scans in a wrong order"
+    assert time.process_time() - begin < 3  # it was half a minute
+
+
 # -------------------------------------------------------------------- JPEG: harmless oddities
 
 
@@ -185,6 +225,7 @@ def test_what_libjpeg_only_warns_of_is_taken_out(capfd: pytest.CaptureFixture[st
         "restart markers outside": data[:table] + b"\xff\xd3\xff\x01" + data[table:],
         "unknown JFIF version": data[:11] + b"\x09" + data[12:],
         "scan fields": data[: scan + 11] + b"\0\0\0" + data[scan + 14 :],
+        "arithmetic conditioning": data[:table] + b"\xff\xcc\0\4\x77\x77" + data[table:],
         "filling before the end": data[:-2] + b"\xff" * 9 + data[-2:],
         "unknown Adobe transform": data[:2]
         + data[20:table]
@@ -195,6 +236,36 @@ def test_what_libjpeg_only_warns_of_is_taken_out(capfd: pytest.CaptureFixture[st
         assert changed != data
         assert np.array_equal(decode_image(changed, "x"), expected), name
     assert capfd.readouterr().err == ""
+
+
+TRAILER = b"\0\0\x01\x0aImage_UTC_Data" + bytes(range(256)) * 20 + b"\xff\xd8\xff\xe1\xff\xff"
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_whole_jpeg_needs_no_end_marker(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = JPEGS[kind]()
+    expected = decode_image(data, "x")
+    # Nothing; a camera's own data (libjpeg fails there); a second image; a damaged segment.
+    for end in (b"", b"\xff", bytes(64), TRAILER, data, b"\xff\xe1\xff\xff", b"\xff\xda\0\3\0"):
+        if "progressive" in kind:  # a scan may be missing
+            assert "end-of-image" in refused(data[:-2])
+        else:
+            assert np.array_equal(decode_image(data[:-2] + end, "x"), expected), end[:8]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_jpeg_in_several_scans_is_whole_after_the_last() -> None:
+    first, second = (saved(scene(seed=n).convert("L"), "JPEG") for n in (0, 1))
+    scan = second[second.index(b"\xff\xda") : -2].replace(
+        b"\xff\xda\0\x08\1\1", b"\xff\xda\0\x08\1\2"
+    )
+    frame = first.index(b"\xff\xc0")
+    three = first[:frame] + b"\xff\xc0\0\x11" + first[frame + 4 : frame + 9] + b"\3"
+    three += b"".join(bytes((n, 0x11, 0)) for n in (1, 2, 3)) + first[frame + 13 : -2]
+    third = scan.replace(b"\xff\xda\0\x08\1\2", b"\xff\xda\0\x08\1\3")
+    whole = decode_image(three + scan + third + b"\xff\xd9", "x")
+    assert np.array_equal(decode_image(three + scan + third + TRAILER, "x"), whole)
+    assert "truncated or damaged" in refused(three + scan)
 
 
 def test_zeros_that_fill_up_an_interval_are_no_damage() -> None:
@@ -230,6 +301,7 @@ def test_jpegs_of_separate_scans_are_read() -> None:
     joined += b"\xff\xd9"
     expected = np.asarray(Image.open(io.BytesIO(joined)).convert("RGB"))[..., ::-1]
     assert np.abs(decode_image(joined, "x").astype(int) - expected).max() <= 2
+    assert "a further scan" in refused(joined[:-2] + joined[joined.rindex(b"\xff\xda") :])
     missing = joined[: joined.rindex(b"\xff\xda")] + b"\xff\xd9"
     assert "a colour channel is missing" in refused(missing)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -100,6 +101,30 @@ def test_safetensors_with_prefixes_and_long_metadata(state: Arrays, tmp_path: Pa
     header = data[8 : 8 + length].replace(b'"pt"', b'"pt","config":"' + b"x" * (2 << 20) + b'"')
     path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
     assert load_foreign(path).ignored == ()
+
+
+def test_a_type_of_safetensors_that_numpy_lacks_matters_only_where_it_is_needed(
+    state: Arrays, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+
+    def write(kind: str, item: int, beside: str) -> None:
+        extra = np.zeros(4 * item, np.uint8)
+        arrays = {name: value.astype(np.float32) for name, value in state.items()}
+        data = container({}, {**arrays, beside: extra})
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header[beside].update(dtype=kind, shape=[4])
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    for kind, item in (("U16", 2), ("U32", 4), ("U64", 8), ("C64", 8), ("F8_E4M3", 1)):
+        write(kind, item, "optimizer.step")
+        assert load_foreign(path).ignored == ("optimizer.step",)
+    name = "roi_heads.box_predictor.cls_score.bias"
+    write("F8_E4M3", 1, name)
+    with pytest.raises(InputError, match=f"{name}' is a tensor of type F8_E4M3, expected"):
+        load_foreign(path)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +273,7 @@ def test_a_cut_or_wrong_file_says_so(tmp_path: Path) -> None:
         ("half.pth", data[: len(data) // 2], "truncated or damaged"),
         ("end.pth", data[:-30], "truncated or damaged"),
         ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("packed.pth", b"\x1f\x8b\x08\0" + bytes(60), "is a compressed file"),
         ("page.pth", b"<!DOCTYPE html>\n<html><body>404</body></html>", "is a web page"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "b"}}', "index lists the parts"),
         ("model-00001-of-00003.safetensors", data, "is part 1 of 3 of a model"),

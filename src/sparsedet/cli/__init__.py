@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import InputError, UsageError
 from . import (
@@ -61,9 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # `sparsedet info | head`
         return 0
-    except (InputError, OSError) as error:  # OSError: a full disk, a name too long
+    except InputError as error:
         complain(error)
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:  # a full disk, a name too long
+        complain(f"standard output: {error.strerror}" if _is_of_stdout(error) else error)
+        return 1
+    except MemoryError as error:
+        complain(f"not enough memory {error}".rstrip())
+        return 1
     except KeyboardInterrupt:
         return 130
     finally:
@@ -80,6 +86,14 @@ def _run(argv: list[str]) -> int:
         warnings.filterwarnings("always", category=UserWarning, module=r"sparsedet\b")
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         return int(arguments.run(arguments))
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    try:
+        sys.stdout.flush()  # what it could not write it still holds
+    except OSError as again:
+        return again.errno == error.errno and error.filename is None
+    return False
 
 
 def _open_closed_streams() -> None:
@@ -112,11 +126,28 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return text if silent or not action.option_strings else f"{text} (default: %(default)s)"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says of files whose names look like flags how to give them."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = args or ()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        for name in self._given:
+            if name.startswith("-") and len(name) > 2 and os.path.isfile(name):
+                message += f" (to give the file {name}, write ./{name}, or -- before it)"
+                break
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     from ..version import VERSION
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sparsedet",
         description="Pruned object detectors, fast on CPUs: run, evaluate, train, prune, convert.",
         epilog="sparsedet COMMAND --help explains a command and gives examples.",

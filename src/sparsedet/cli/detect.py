@@ -75,8 +75,8 @@ def run_detect(arguments: argparse.Namespace) -> int:
             start = time.perf_counter()
             detections = detector(image, arguments.score_threshold)
             seconds = time.perf_counter() - start
-        except (InputError, OSError) as error:
-            complain(error)
+        except (InputError, OSError, MemoryError) as error:
+            complain(f"{path}: not enough memory" if isinstance(error, MemoryError) else error)
             failed += 1
             if arguments.bad_images == "stop":
                 break

@@ -29,7 +29,8 @@ from ..errors import InputError
 from ..files import read_json
 from ..images.check import BadImages
 from .average_precision import Matches, average_precision, class_matches
-from .coco import UNUSABLE, CocoDataset, Id, load_coco
+from .coco import UNUSABLE, CocoDataset, load_coco
+from .coco_fields import Id
 from .images import chosen, read_images
 from .omz_metric import omz_matches
 from .results import ValidatedResults, validate_results

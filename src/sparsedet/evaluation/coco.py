@@ -13,32 +13,29 @@ file's own. Boxes are xyxy float pixels of the image. An id's *key* is what ids 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, UsageError
 from ..files import read_json
-
-Id = int | str
-"""Of an image or a category; text where the file has text."""
+from .coco_fields import Id, finite_numbers, get, get_id, id_key, id_order
 
 NO_IMAGE_ID = "annotations without a usable image_id skipped"
 NO_CATEGORY_ID = "annotations without a usable category_id skipped"
 BAD_BOX = "annotations whose bbox is not four numbers skipped"
 BAD_CROWD = "annotations whose iscrowd is neither 0 nor 1 skipped"
+TWO_IDS = "categories with the name of another one taken for the same class"
+SAME_FILE = "images with the file of another image (one of them may have wrong annotations)"
 UNUSABLE = (NO_IMAGE_ID, NO_CATEGORY_ID, BAD_BOX, BAD_CROWD)
 """Kinds of annotations that neither training nor scoring can use."""
 
-_WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")
-_NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*")
 _CROWD = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
@@ -71,8 +68,9 @@ class CocoDataset:
         root: folder of the images.
         images: in the file's order.
         class_names, category_ids: of label 1, 2, ... K; -1 for a class that the file lacks.
-        problems: kind of annotations skipped or corrected -> count.
-        examples: the same kind -> which annotation was the first.
+        problems: kind of entries skipped or corrected -> count.
+        examples: the same kind -> which entry was the first.
+        same_class: key of a further category id of a class -> the class's id in `category_ids`.
     """
 
     path: Path
@@ -82,11 +80,16 @@ class CocoDataset:
     category_ids: tuple[Id, ...]
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    same_class: dict[Id, Id] = field(default_factory=dict)
 
     def image_path(self, image: CocoImage) -> Path:
         path = self.root / image.file_name
-        if "\\" in image.file_name and not os.path.isfile(path):  # written on Windows
-            return self.root / image.file_name.replace("\\", "/")
+        if ("\\" in image.file_name or "%" in image.file_name) and not os.path.isfile(path):
+            slashes = image.file_name.replace("\\", "/")  # written on Windows
+            for name in (slashes, unquote(image.file_name), unquote(slashes)):  # web tools
+                if os.path.isfile(self.root / name):
+                    return self.root / name
+            return self.root / slashes
         return path
 
     def whole_category_ids(self) -> tuple[int, ...]:
@@ -128,9 +131,11 @@ class CocoDataset:
         # os.path.isfile also answers for names that the file system refuses; Path.is_file raises.
         missing = [i.file_name for i in self.images if not os.path.isfile(self.image_path(i))]
         if missing:
+            above, first = self.root.absolute().parent, missing[0].replace("\\", "/")
+            way = f"; give --images {above}" if os.path.isfile(above / first) else ""
             raise InputError(
                 f"{self.root}: {len(missing)} of {len(self.images)} images are missing, "
-                f"first {missing[0]!r}"
+                f"first {missing[0]!r}{way}"
             )
 
 
@@ -161,17 +166,14 @@ def load_coco(
     if not data["images"]:
         raise InputError(f"{path}: the data set has no images")
 
-    by_name: dict[str, Id] = {}
-    known: set[Id] = set()
-    for entry in data["categories"]:
-        category = _get_id(path, "categories", entry)
-        key = id_key(category)
-        assert key is not None
-        name = _get(path, "categories", entry, "name", str)
-        if (isinstance(key, int) and key < 0) or name in by_name or key in known:
-            raise InputError(f"{path}: category {category} {name!r} is negative or appears twice")
-        by_name[name] = category
-        known.add(key)
+    problems: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    names_of, same_class = _categories(path, data)
+    for further in same_class:
+        problems[TWO_IDS] += 1
+        examples.setdefault(TWO_IDS, f"category {further} {names_of[further][1]!r}")
+    known = set(names_of)
+    by_name = {name: id_ for key, (id_, name) in names_of.items() if key not in same_class}
     in_order = sorted(by_name, key=lambda name: id_order(by_name[name]))
     names = tuple(class_names) if class_names else tuple(in_order)
     if len(set(names)) < len(names):
@@ -183,20 +185,21 @@ def load_coco(
         )
     ids = tuple(by_name.get(name, -1) for name in names)
     label_of = {id_key(id_): label for label, id_ in enumerate(ids, start=1) if id_ != -1}
+    label_of |= {
+        key: label_of[id_key(id_)] for key, id_ in same_class.items() if id_key(id_) in label_of
+    }
 
     sizes: dict[Id | None, tuple[int, int]] = {}
     for entry in data["images"]:
-        image_id = _get_id(path, "images", entry)
+        image_id = get_id(path, "images", entry)
         if id_key(image_id) in sizes:
             raise InputError(f"{path}: image id {image_id} appears twice")
-        width = _get(path, "images", entry, "width", int)
-        height = _get(path, "images", entry, "height", int)
+        width = get(path, "images", entry, "width", int)
+        height = get(path, "images", entry, "height", int)
         if not (1 <= width <= 1_000_000 and 1 <= height <= 1_000_000):
             raise InputError(f"{path}: image {image_id} has size {width}x{height}")
         sizes[id_key(image_id)] = (width, height)
 
-    problems: Counter[str] = Counter()
-    examples: dict[str, str] = {}
     rows: dict[Id | None, list[tuple[list[float], int, bool]]] = {key: [] for key in sizes}
     for index, entry in enumerate(data["annotations"]):
         image, category_key = annotation_keys(entry)
@@ -224,18 +227,58 @@ def load_coco(
             rows[image].append(row)
 
     result = []
+    files: set[str] = set()
     for entry, (key, image_rows) in zip(data["images"], rows.items(), strict=True):
+        file_name = get(path, "images", entry, "file_name", str)
+        file = os.path.normpath(file_name.replace("\\", "/"))
+        if file in files:
+            problems[SAME_FILE] += 1
+            examples.setdefault(SAME_FILE, f"image {key} {file_name!r}")
+        files.add(file)
         result.append(
             CocoImage(
-                _get_id(path, "images", entry),
-                _get(path, "images", entry, "file_name", str),
+                get_id(path, "images", entry),
+                file_name,
                 *sizes[key],
                 np.array([b for b, _, _ in image_rows], dtype=np.float32).reshape(-1, 4),
                 np.array([label for _, label, _ in image_rows], dtype=np.int64),
                 np.array([c for _, _, c in image_rows], dtype=np.bool_),
             )
         )
-    return CocoDataset(path, Path(images), tuple(result), names, ids, problems, examples)
+    return CocoDataset(
+        path, Path(images), tuple(result), names, ids, problems, examples, same_class
+    )
+
+
+def _categories(path: Path, data: dict[str, Any]) -> tuple[dict[Id, tuple[Id, str]], dict[Id, Id]]:
+    """Key of each category -> its id and name; and `CocoDataset.same_class`.
+
+    Some exporters list a group and a class in it under one name, or a category once for each of
+    its objects. Of several ids the first that an annotation uses is the class's.
+    """
+    names_of: dict[Id, tuple[Id, str]] = {}
+    keys_of: dict[str, list[Id]] = {}
+    for entry in data["categories"]:
+        category = get_id(path, "categories", entry)
+        key = id_key(category)
+        assert key is not None
+        name = get(path, "categories", entry, "name", str)
+        if isinstance(key, int) and key < 0:
+            raise InputError(f"{path}: category {category} {name!r} is negative")
+        if key in names_of and names_of[key][1] != name:
+            other = names_of[key][1]
+            raise InputError(f"{path}: category {category} {name!r} has the id of {other!r}")
+        if key not in names_of:
+            names_of[key] = (category, name)
+            keys_of.setdefault(name, []).append(key)
+    if len(keys_of) == len(names_of):
+        return names_of, {}
+    used = {annotation_keys(entry)[1] for entry in data["annotations"]}
+    same_class: dict[Id, Id] = {}
+    for keys in keys_of.values():
+        first = next((key for key in keys if key in used), keys[0])
+        same_class |= {key: names_of[first][0] for key in keys if key != first}
+    return names_of, same_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,68 +343,3 @@ def _example(entry: Any, index: int) -> str:
     if isinstance(entry, dict) and isinstance(id_ := entry.get("id"), int | float | str):
         return f"annotation {str(id_)[:40]}"
     return f"number {index + 1} of the list"
-
-
-def id_key(value: Any) -> Id | None:
-    """What an id is compared by: an int for a whole number in any form, else the text.
-
-    Text that is not how an int is written, as "007", stays text: it may be a file's name.
-    None: not an id.
-    """
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        return int(value) if _WHOLE.fullmatch(value) else value or None
-    if isinstance(value, Integral):
-        return int(value)
-    number = finite_numbers([value], 1)
-    return int(number[0]) if number and number[0].is_integer() else None
-
-
-def id_order(id_: Id) -> tuple[bool, int, str]:
-    """Sorts ids: numbers ascending, then text."""
-    key = id_key(id_)
-    return (False, key, "") if isinstance(key, int) else (True, 0, str(key))
-
-
-def finite_numbers(value: Any, count: int) -> list[float] | None:
-    """A JSON list of exactly `count` finite numbers, or their text, as floats; else None."""
-    if not isinstance(value, list | tuple) or len(value) != count:
-        return None
-    if not all(
-        (isinstance(v, Real) and not isinstance(v, bool))
-        or (isinstance(v, str) and _NUMBER.fullmatch(v))
-        for v in value
-    ):
-        return None
-    try:
-        numbers = [float(v) for v in value]
-    except OverflowError:  # JSON's integers have no upper limit
-        return None
-    return numbers if np.isfinite(numbers).all() else None
-
-
-def _get_id(path: Path, section: str, entry: Any) -> Id:
-    """`entry["id"]` as the file has it; whole floats become integers."""
-    value = _field(path, section, entry, "id")
-    key = id_key(value)
-    if key is None:
-        raise InputError(f"{path}: {section}.id is {value!r}, expected a whole number or text")
-    return value if isinstance(value, str) else key
-
-
-def _get(path: Path, section: str, entry: Any, key: str, expected: type) -> Any:
-    """`entry[key]` of the expected type; whole floats and their text pass as integers."""
-    value = _field(path, section, entry, key)
-    if expected is int and not isinstance(value, bool):
-        number = finite_numbers([value], 1)
-        value = int(number[0]) if number and number[0].is_integer() else value
-    if not isinstance(value, expected) or isinstance(value, bool):
-        raise InputError(f"{path}: {section}.{key} is {value!r}, expected {expected.__name__}")
-    return value
-
-
-def _field(path: Path, section: str, entry: Any, key: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"{path}: an entry of {section!r} has no {key!r}")
-    return entry[key]

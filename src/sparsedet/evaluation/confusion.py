@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .coco import CocoDataset, Id, id_order
+from .coco import CocoDataset
+from .coco_fields import Id, id_order
 from .results import ValidatedResults, overlaps
 
 BACKGROUND = "background"

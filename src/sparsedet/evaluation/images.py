@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ..errors import InputError, warn_renamed
 from ..images.check import BadImages, check_choice, find_bad, read_usable, refuse_bad
 from ..images.read import read_image
-from .coco import CocoDataset, CocoImage, Id
+from .coco import CocoDataset, CocoImage
+from .coco_fields import Id
 
 
 def chosen(bad_images: BadImages, skip_bad: bool | None) -> BadImages:

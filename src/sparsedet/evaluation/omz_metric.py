@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .average_precision import IOU_THRESHOLDS, Matches, class_matches
-from .coco import Id
+from .coco_fields import Id
 from .results import ValidatedResults, overlaps
 
 MAX_DETECTIONS = 100

@@ -19,15 +19,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import read_json
 from ..model.boxes import iou
-from .coco import (
-    CocoDataset,
-    Id,
-    annotated_object,
-    annotation_keys,
-    finite_numbers,
-    id_key,
-    id_order,
-)
+from .coco import CocoDataset, annotated_object, annotation_keys
+from .coco_fields import Id, finite_numbers, id_key, id_order
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ def validate_results(
     scored = [(id_, name) for id_, name in pairs if id_ != -1]
     names = dict(sorted(scored, key=lambda pair: id_order(pair[0])))
     categories = {id_key(id_): id_ for id_ in names}
+    categories |= {key: id_ for key, id_ in dataset.same_class.items() if id_ in names}
     ground_truth, annotated = _ground_truth(dataset, image_ids, categories)
     if not isinstance(results, list):
         raise InputError(f"{where}: no COCO results ({type(results).__name__}, expected a list)")

@@ -42,13 +42,14 @@ def decode(data: bytes, keep: bool) -> tuple[U8, str]:
             palette_at += 12 if compression == _BIT_FIELDS else 16
     start = max(start, palette_at) if start else palette_at
     row_bytes = (width * bits + 31) // 32 * 4
-    packed = np.frombuffer(data[start : start + height * row_bytes], np.uint8)
+    packed = np.frombuffer(memoryview(data)[start : start + height * row_bytes], np.uint8)
     damage = ""
     if len(packed) < height * row_bytes:
         damage = f"it ends after {len(packed) // row_bytes} of {height} rows"
         if not keep or len(packed) < row_bytes:
             raise DamagedImage(damage)
-    rows = np.pad(packed, (0, height * row_bytes - len(packed))).reshape(height, row_bytes)
+        packed = np.pad(packed, (0, height * row_bytes - len(packed)))
+    rows = packed.reshape(height, row_bytes)
     if not old and struct.unpack_from("<i", data, 22)[0] < 0:
         rows = rows[::-1]
     rows = rows[::-1]
@@ -62,10 +63,10 @@ def decode(data: bytes, keep: bool) -> tuple[U8, str]:
         palette[: len(colours)] = colours
         return palette[unpack_bits(rows, bits)[:, :width]], damage
     if bits == 24:
-        return np.ascontiguousarray(rows[:, : 3 * width].reshape(height, width, 3)), damage
+        return np.array(rows[:, : 3 * width], order="C").reshape(height, width, 3), damage
     pixels = np.ascontiguousarray(rows).view(f"<u{bits // 8}")[:, :width]
     if bits == 32 and masks == [0xFF0000, 0xFF00, 0xFF]:
-        return np.ascontiguousarray(rows.reshape(height, -1, 4)[:, :width, :3]), damage
+        return np.array(rows.reshape(height, -1, 4)[:, :width, :3], order="C"), damage
     return np.dstack([_channel(pixels, mask) for mask in reversed(masks)]), damage
 
 

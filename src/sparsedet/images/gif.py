@@ -10,12 +10,6 @@ from .._native import unpack
 from .opencv import U8, DamagedImage
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the canvas."""
-    width, height = struct.unpack_from("<HH", data, 6)
-    return height, width
-
-
 class _Reader:
     """Reads blocks one after the other; what is past the end raises DamagedImage."""
 
@@ -41,6 +35,23 @@ class _Reader:
         while length := self.take(1)[0]:
             parts.append(self._data[self._at : self._at + length])
             self.take(length)
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """(height, width) of the canvas; the first frame enlarges it, as files state too little."""
+    width, height = struct.unpack_from("<HH", data, 6)
+    reader = _Reader(data, 10)
+    try:
+        reader.palette(reader.take(3)[0])
+        while (kind := reader.take(1)) == b"!":
+            reader.take(1)
+            reader.packed([])
+        if kind == b",":
+            x, y, columns, rows = struct.unpack("<4H", reader.take(8))
+            width, height = max(width, x + columns), max(height, y + rows)
+    except DamagedImage:
+        pass  # `decode` finds it as well
+    return height, width
 
 
 def decode(data: bytes, keep: bool) -> tuple[U8, str]:
@@ -76,8 +87,8 @@ def decode(data: bytes, keep: bool) -> tuple[U8, str]:
         raise DamagedImage(damage or "it holds no picture")
     palette = common if palette is None else palette
     x, y, columns, rows = struct.unpack_from("<4H", frame)
-    if palette is None or columns < 1 or rows < 1 or x + columns > width or y + rows > height:
-        raise DamagedImage("its first frame has no palette or is outside of the canvas")
+    if palette is None or columns < 1 or rows < 1:
+        raise DamagedImage("its first frame has no palette or no pixels")
     count = rows * columns
     unpacked = unpack("gif", b"".join(parts[1:]), count, parts[0][0])
     if len(unpacked) < count:

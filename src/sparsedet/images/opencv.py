@@ -67,7 +67,9 @@ def decode_with_opencv(data: bytes | bytearray, flags: int = cv2.IMREAD_COLOR) -
             image: Any = cv2.imdecode(
                 np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION
             )
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
         image = None
     if image is None:
         raise DamagedImage(f"or of a kind that OpenCV {cv2.__version__} cannot decode")

@@ -47,11 +47,12 @@ def inflate(data: bytes, expected: int, spare: int = 0) -> tuple[bytes, bool]:
     """
     stream = zlib.decompressobj()
     try:
-        out = stream.decompress(data, expected)
-        whole, more = len(out) == expected, b""
+        out = stream.decompress(data, expected + 1)  # one more, so that it reaches the checksum
+        whole, more = len(out) >= expected, b""
         if whole and not stream.eof:
-            more = stream.decompress(stream.unconsumed_tail, max(1, spare))  # up to the checksum
-        return out, whole and (not spare or stream.eof or len(more) == spare)
+            more = stream.decompress(stream.unconsumed_tail, max(1, spare))
+        whole = whole and (not spare or stream.eof or len(more) == spare)
+        return out if len(out) <= expected else out[:expected], whole
     except zlib.error:
         pass
     stream, parts, missing = zlib.decompressobj(), [], expected
@@ -133,9 +134,23 @@ def _passes(height: int, width: int, interlaced: int) -> Iterator[tuple[int, int
             yield rows, columns
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    checksum = zlib.crc32(body, zlib.crc32(kind))
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+def _chunk(kind: bytes, *body: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    """A chunk in parts: joined once, since copies of large ones cost as much as their checksum."""
+    checksum = zlib.crc32(kind)
+    for part in body:
+        checksum = zlib.crc32(part, checksum)
+    return struct.pack(">I", sum(map(len, body))), kind, *body, struct.pack(">I", checksum)
+
+
+def _stored(raw: bytes) -> Iterator[bytes | memoryview]:
+    """A zlib stream that holds data as they are, in parts: what level 0 gives."""
+    yield b"\x78\x01"
+    view = memoryview(raw)
+    for at in range(0, len(raw), 65535):
+        part = view[at : at + 65535]
+        yield struct.pack("<BHH", at + 65535 >= len(raw), len(part), 65535 - len(part))
+        yield part
+    yield struct.pack(">I", zlib.adler32(raw))
 
 
 def decode(data: bytes, keep: bool) -> tuple[U8, str]:
@@ -175,7 +190,7 @@ def decode(data: bytes, keep: bool) -> tuple[U8, str]:
         at += rows * row
     if damage and not keep:
         raise DamagedImage(damage)
-    palette = b""
+    palette: tuple[bytes | memoryview, ...] = ()
     if kind == 3:  # filled up with black: libpng complains of indices past the end
         length = 3 << depth
         palette = _chunk(b"PLTE", chunks.palette[:length].ljust(length, b"\0"))
@@ -183,10 +198,10 @@ def decode(data: bytes, keep: bool) -> tuple[U8, str]:
     clean = b"".join(
         (
             _SIGNATURE,
-            _chunk(b"IHDR", chunks.header),
-            palette,
-            _chunk(b"IDAT", zlib.compress(raw, 0)),
-            _chunk(b"IEND", b""),
+            *_chunk(b"IHDR", chunks.header),
+            *palette,
+            *_chunk(b"IDAT", *_stored(raw)),
+            *_chunk(b"IEND"),
         )
     )
     image = decode_with_opencv(clean, DEEP)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..files import what_it_is
 from . import bmp, gif, heif, jpeg, png, tiff, webp
 from .opencv import U8, DamagedImage, UnsupportedImage, quiet_opencv
 
@@ -25,6 +26,8 @@ MAX_FILE_BYTES = 1 << 30
 
 
 class _Format(NamedTuple):
+    suffixes: tuple[str, ...]
+    """Of its files, in a folder that is searched; how a file is read depends on its content."""
     magic: re.Pattern[bytes]
     size: Callable[[bytes], tuple[int, int]]
     """Height and width, from the header."""
@@ -35,19 +38,32 @@ class _Format(NamedTuple):
 
 
 _FORMATS = (
-    _Format(re.compile(rb"\xff\xd8\xff"), jpeg.size, jpeg.decode),
-    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), png.size, png.decode, png.damaged_chunks),
-    _Format(re.compile(rb"RIFF(?s:.{4})WEBP"), webp.size, webp.decode),
-    _Format(re.compile(rb"BM"), bmp.size, bmp.decode),
-    _Format(re.compile(rb"GIF8[79]a"), gif.size, gif.decode),
-    _Format(re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), tiff.size, tiff.decode),
-    _Format(re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?avi[fs]"), heif.size, heif.decode_avif),
     _Format(
+        (".jpg", ".jpeg", ".jpe", ".jfif"), re.compile(rb"\xff\xd8\xff"), jpeg.size, jpeg.decode
+    ),
+    _Format((".png",), re.compile(rb"\x89PNG\r\n\x1a\n"), png.size, png.decode, png.damaged_chunks),
+    _Format((".webp",), re.compile(rb"RIFF(?s:.{4})WEBP"), webp.size, webp.decode),
+    _Format((".bmp", ".dib"), re.compile(rb"BM"), bmp.size, bmp.decode),
+    _Format((".gif",), re.compile(rb"GIF8[79]a"), gif.size, gif.decode),
+    _Format(
+        (".tif", ".tiff"), re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), tiff.size, tiff.decode
+    ),
+    _Format(
+        (".avif",),
+        re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?avi[fs]"),
+        heif.size,
+        heif.decode_avif,
+    ),
+    _Format(
+        (".heic", ".heif"),
         re.compile(rb"(?s:.{4})ftyp(?s:.{4}){0,15}?(?:he[iv][cxms]|m[is]f1)"),
         heif.size,
         heif.decode_heif,
     ),
 )
+
+IMAGE_SUFFIXES = tuple(suffix for form in _FORMATS for suffix in form.suffixes)
+"""Files of a folder with these suffixes, in either case, are taken for images."""
 
 
 def read_image(
@@ -87,6 +103,8 @@ def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 def _read_file(path: str | os.PathLike[str]) -> bytes:
     try:
         status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path}: not a file but a folder, expected an image; give its files")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: not a file, expected an image")
         if status.st_size > MAX_FILE_BYTES:
@@ -98,6 +116,8 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
             return file.read()
     except InputError:
         raise
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory for its {status.st_size} bytes") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -140,7 +160,7 @@ def decode_image(
 
 
 def _decode(data: bytes, name: str, max_pixels: int, keep_damaged: bool) -> U8:
-    form, _, _ = _header(data, name, max_pixels)
+    form, height, width = _header(data, name, max_pixels)
     try:
         image, damage = form.decode(data, keep_damaged)
     except UnsupportedImage as kind:
@@ -149,6 +169,8 @@ def _decode(data: bytes, name: str, max_pixels: int, keep_damaged: bool) -> U8:
         raise InputError(f"{name}: the image is truncated or damaged ({error})") from None
     except struct.error:
         raise InputError(f"{name}: the image is truncated or damaged (a header is cut)") from None
+    except MemoryError:
+        raise InputError(f"{name}: not enough memory for its {width}x{height} pixels") from None
     if damage:
         warnings.warn(
             f"{name}: the image is truncated or damaged ({damage}); what could be decoded is used",
@@ -163,7 +185,9 @@ def _header(data: bytes, name: str, max_pixels: int) -> tuple[_Format, int, int]
         raise InputError(f"{name}: the file is empty, expected an image")
     form = next((form for form in _FORMATS if form.magic.match(data)), None)
     if form is None:
-        raise InputError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIF image")
+        kind = what_it_is(data[:128])
+        kind = kind or "not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIF image"
+        raise InputError(f"{name}: {kind}")
     try:
         height, width = form.size(data)
     except UnsupportedImage as kind:
@@ -185,6 +209,7 @@ def _header(data: bytes, name: str, max_pixels: int) -> tuple[_Format, int, int]
 
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "MAX_FILE_BYTES",
     "MAX_PIXELS",
     "U8",

@@ -249,7 +249,7 @@ class Colours:
             block = block * np.uint8(255 // most)
         pixels = to_eight_bits(np.ascontiguousarray(block)).reshape(block.shape)
         if self.kind == RGB:
-            return pixels[..., ::-1]
+            return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
         if self.kind == CMYK:
             ink, light = (
                 pixels[..., 2::-1].astype(np.uint16),

@@ -21,6 +21,7 @@ from ..model.config import ModelConfig, current_names
 from .containers import open_source
 from .tensor_source import Imported
 
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".npz")
 _LEAVES = ("weight", "bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 
 
@@ -42,12 +43,9 @@ def load_checkpoint(
     newest = read_newest(path, lambda file: _load(file, fields or {}))
     if newest is not None:
         return newest
-    if (path / "model.safetensors").exists():
-        raise InputError(
-            f"{path}: has no checkpoint of a training run; its model.safetensors is "
-            "a model file already"
-        )
-    raise InputError(f"{path}: has no checkpoint of a training run")
+    weights = sorted(f.name for end in _WEIGHTS for f in path.glob(f"*{end}") if f.is_file())
+    way = f"; give the file of a model, as {path / weights[0]}" if weights else ""
+    raise InputError(f"{path}: has no checkpoint of a training run{way}")
 
 
 def _load(path: Path, fields: Mapping[str, Any]) -> Imported:

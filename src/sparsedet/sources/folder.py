@@ -6,22 +6,29 @@ import random
 from pathlib import Path
 
 from ..errors import InputError, UsageError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Files with these suffixes, in either case, are taken for images."""
+from ..images.read import IMAGE_SUFFIXES
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images of a folder and its subfolders, sorted by path.
+    """All images of a folder and its subfolders, sorted by path; their suffixes tell them.
+
+    Hidden files and folders are left out: macOS writes `._street.jpg`, which is no image, beside
+    images on foreign drives, and cameras and viewers keep thumbnails in hidden folders.
 
     Raises:
         InputError: it is not a folder, or holds no image.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder of images")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.is_dir()
+    )
     if not found:
-        raise InputError(f"{folder}: holds no images (JPEG or PNG)")
+        raise InputError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 

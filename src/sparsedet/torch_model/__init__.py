@@ -124,7 +124,7 @@ class FasterRCNN(GraphModule):
     def head(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [R, K + 1] and deltas [R, K (+ 1), 4] of `roi_features`."""
         logits, deltas = self.run({self.rois: roi_features}, [self.class_logits, self.box_deltas])
-        return logits.float(), deltas.float().view(len(deltas), -1, 4)
+        return logits.float(), deltas.float().view(len(deltas), deltas.shape[1] // 4, 4)
 
     def regions(self, features: Tensor, rois: list[Tensor]) -> tuple[Tensor, Tensor]:
         """`roi_features` and `head` together."""

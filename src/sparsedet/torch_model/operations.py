@@ -267,7 +267,7 @@ class TorchInterpreter(Interpreter[Any]):
         for i, (of_class, of_box) in enumerate(zip(*of_images, strict=True)):
             if not counts[i]:
                 continue
-            of_box = of_box.view(counts[i], -1, 4)
+            of_box = of_box.view(counts[i], of_box.shape[1] // 4, 4)
             end = self.content or (height, width)
             found, scores, labels = detect(attributes, of_class, of_box, boxes[i], *end)
             n = len(found)

@@ -1,9 +1,9 @@
-"""Images and ground truth -> micro-batches, repeatable from (seed, epoch, image).
+"""Images and ground truth -> micro-batches, repeatable from (seed, epoch, image, repetition).
 
-Each image is resized, mirrored at random, and placed in the upper left corner on raw zeros, as in
-inference. The batch of a step is cut into micro-batches, each with a network input of its own, and
-the processes share them. A micro-batch does not depend on the process that computes it, so the
-number of processes changes nothing.
+Each image is augmented as the recipe says, resized, mirrored at random, and placed in the upper
+left corner on raw zeros, as in inference. The batch of a step is cut into micro-batches, each with
+a network input of its own, and the processes share them. A micro-batch does not depend on the
+process that computes it, so the number of processes changes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,8 +27,10 @@ from ..images.check import BadImages
 from ..images.letterbox import to_network_input
 from ..images.read import read_image
 from ..model.config import ModelConfig
+from .augment import View, after_resizing, areas_of, before_resizing, mirrored
 from .distributed import Ranks
 from .losses import Target
+from .rare_classes import repeated
 from .recipe import Recipe
 from .signals import leave_group
 
@@ -93,10 +96,12 @@ def epoch_batches(dataset: CocoDataset, recipe: Recipe, epoch: int) -> list[list
 
     Images without boxes are left out, as in TensorPack and Detectron2. The rest of both
     orientations at the end of the epoch is mixed; images that then do not fill a batch are dropped,
-    unless the epoch has no full batch.
+    unless the epoch has no full batch. With `repeat_threshold`, images with rare classes appear
+    several times.
     """
     rng = random.Random(f"{recipe.seed}/{epoch}")
     order = [i for i, image in enumerate(dataset.images) if (~image.crowd).any()]
+    order = repeated(order, dataset.images, recipe.repeat_threshold, rng)
     rng.shuffle(order)
     landscape: list[int] = []
     portrait: list[int] = []
@@ -129,6 +134,18 @@ def read_annotated_image(
     return image
 
 
+def read_view(dataset: CocoDataset, annotated: CocoImage, bad_images: BadImages = "stop") -> View:
+    """An image of the data set with its objects and crowds, in pixels of the image.
+
+    Raises:
+        InputError: as `read_annotated_image`.
+    """
+    image = read_annotated_image(dataset, annotated, bad_images)
+    boxes = annotated.boxes
+    view = View(image, boxes, annotated.labels, annotated.crowd, areas_of(boxes))
+    return view.scaled(image, annotated.height, annotated.width)
+
+
 def load_sample(
     dataset: CocoDataset,
     annotated: CocoImage,
@@ -136,37 +153,55 @@ def load_sample(
     recipe: Recipe,
     epoch: int,
     bad_images: BadImages = "stop",
+    repetition: int = 0,
 ) -> tuple[NDArray[np.uint8], Target]:
-    """One augmented image (H, W, 3) uint8 BGR and its target."""
-    rng = random.Random(f"{recipe.seed}/{epoch}/{annotated.id}")
-    image = read_annotated_image(dataset, annotated, bad_images)
+    """One augmented image (H, W, 3) uint8 BGR and its target.
+
+    Args:
+        repetition: how often the epoch has drawn the image before.
+    """
+    key = f"{recipe.seed}/{epoch}/{annotated.id}" + (f"/{repetition}" if repetition else "")
+    rng, for_augmentation = random.Random(key), random.Random(f"augment/{key}")
+
+    view = whole = read_view(dataset, annotated, bad_images)
+
+    def other(rng: random.Random) -> View:
+        for image in (rng.choice(dataset.images) for _ in range(100)):
+            if image.crowd.all():
+                continue
+            try:
+                return read_view(dataset, image, bad_images)
+            except InputError as error:
+                if bad_images == "stop":
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
+        return whole  # hardly any other can be used
+
+    view = before_resizing(view, recipe, for_augmentation, config.pixel_mean, other)
     if recipe.short_sides:
-        short, long = sorted((annotated.height, annotated.width))
+        short, long = sorted((view.height, view.width))
         scale = min(rng.choice(recipe.short_sides) / short, recipe.long_side / long)
-        window = (
-            max(1, round(annotated.height * scale)),
-            max(1, round(annotated.width * scale)),
-        )
+        window = (max(1, round(view.height * scale)), max(1, round(view.width * scale)))
     else:
         scale = rng.uniform(recipe.scale_low, recipe.scale_high)
         window = (round(config.input_height * scale), round(config.input_width * scale))
-    resized, letterbox = to_network_input(image, *window)
-    height, width = letterbox.resized_height, letterbox.resized_width
-    resized = resized[:height, :width]
-    single = ~annotated.crowd
-    factor = np.array([width / annotated.width, height / annotated.height] * 2)
-    boxes = (annotated.boxes[single] * factor).astype(np.float32)
+    resized, letterbox = to_network_input(view.image, *window)
+    resized = resized[: letterbox.resized_height, : letterbox.resized_width]
+    view = view.scaled(resized, view.height, view.width)
+    size = config.input_height, config.input_width
+    view = after_resizing(view, recipe, for_augmentation, *size)
     if rng.random() < recipe.flip:
-        resized = resized[:, ::-1]
-        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        view = mirrored(view)
+    single = ~view.ignored
     target = Target(
-        torch.from_numpy(boxes),
-        torch.from_numpy(annotated.labels[single]),
-        height,
-        width,
+        torch.from_numpy(view.boxes[single]),
+        torch.from_numpy(view.labels[single]),
+        view.height,
+        view.width,
         rng.getrandbits(48),
+        torch.from_numpy(view.boxes[view.ignored]),
     )
-    return resized, target
+    return view.image, target
 
 
 def load_or_replace(
@@ -176,6 +211,7 @@ def load_or_replace(
     recipe: Recipe,
     epoch: int,
     bad_images: BadImages,
+    repetition: int = 0,
 ) -> tuple[tuple[NDArray[np.uint8], Target], list[str]]:
     """`load_sample`, of the next good image instead of a bad one that does not stop the run.
 
@@ -195,7 +231,9 @@ def load_or_replace(
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                sample = load_sample(dataset, annotated, config, recipe, epoch, bad_images)
+                sample = load_sample(
+                    dataset, annotated, config, recipe, epoch, bad_images, repetition
+                )
         except InputError as error:
             if bad_images == "stop":
                 raise
@@ -213,12 +251,18 @@ def load_micro_batch(
     epoch: int,
     bad_images: BadImages = "stop",
     told: list[str] | None = None,
+    repetitions: Sequence[int] = (),
 ) -> tuple[Tensor, list[Target]]:
     """A network input uint8 [B, 3, H, W], the smallest with multiples of 16 that holds the images,
-    and their targets; `told` gets a line for each bad image."""
+    and their targets.
+
+    Args:
+        told: gets a line for each bad image.
+        repetitions: how often the epoch has drawn each image before; default: not yet.
+    """
     samples = []
-    for i in indices:
-        sample, lines = load_or_replace(dataset, i, config, recipe, epoch, bad_images)
+    for i, repetition in zip(indices, repetitions or [0] * len(indices), strict=True):
+        sample, lines = load_or_replace(dataset, i, config, recipe, epoch, bad_images, repetition)
         samples.append(sample)
         if told is not None:
             told += lines
@@ -256,25 +300,39 @@ class MicroBatches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number, (epoch, batch, indices) in enumerate(self._indices()):
+        for number, (epoch, batch, part, repetitions) in enumerate(self._indices()):
             if number % stride == first:
                 told: list[str] = []
+                indices = batch[part]
                 network_input, targets = load_micro_batch(
-                    self.dataset, indices, self.config, self.recipe, epoch, self.bad_images, told
+                    self.dataset,
+                    indices,
+                    self.config,
+                    self.recipe,
+                    epoch,
+                    self.bad_images,
+                    told,
+                    repetitions[part],
                 )
                 ids = [self.dataset.images[i].id for i in batch]
                 weight = len(indices) / len(batch)
                 yield MicroBatch(network_input, targets, weight, ids, tuple(told))
 
-    def _indices(self) -> Iterator[tuple[int, list[int], list[int]]]:
-        """The epoch, the whole batch and this process's micro-batch of it."""
+    def _indices(self) -> Iterator[tuple[int, list[int], slice, list[int]]]:
+        """The epoch, the whole batch, this process's micro-batch as a part of it, and how often the
+        epoch has drawn each image of the batch before."""
         step, epoch, count = 0, 0, self.recipe.accumulate
         while True:
+            drawn: Counter[int] = Counter()
             for batch in epoch_batches(self.dataset, self.recipe, epoch):
+                repetitions = []
+                for index in batch:
+                    repetitions.append(drawn[index])
+                    drawn[index] += 1
                 if step >= self.start:
                     for number in range(self.rank, count, self.world):
                         low, high = (len(batch) * n // count for n in (number, number + 1))
-                        yield epoch, batch, batch[low:high]
+                        yield epoch, batch, slice(low, high), repetitions
                 step += 1
             epoch += 1
 

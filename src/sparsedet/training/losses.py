@@ -13,7 +13,7 @@ Source: Faster R-CNN (arXiv 1506.01497), with the settings listed in docs/model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torchvision.ops as ops
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..torch_model import FasterRCNN, encode
+from .crowds import without_regions
 from .distill import Teacher, distillation, weights
 from .recipe import Recipe
 
@@ -34,6 +35,8 @@ class Target:
         labels: [G], 1..K.
         height, width: size of the resized image on the network input, pixels.
         seed: for this image's sampling.
+        ignored: [C, 4] regions that are neither object nor background: crowds, and objects that
+            were left out.
     """
 
     boxes: Tensor
@@ -41,10 +44,16 @@ class Target:
     height: int
     width: int
     seed: int
+    ignored: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
 
     def to(self, device: torch.device) -> Target:
         """The same with its tensors on `device`."""
-        return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device))
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            labels=self.labels.to(device),
+            ignored=self.ignored.to(device),
+        )
 
 
 def match(
@@ -132,6 +141,9 @@ def rpn_losses(
     regression = logits.new_zeros(())
     for logit, delta, target in zip(logits, deltas, targets, strict=True):
         index, matched_label = match(anchors, target.boxes, 0.7, 0.3, low_quality=True)
+        matched_label = without_regions(
+            matched_label, anchors, target.ignored, recipe.crowd_overlap
+        )
         if recipe.rpn_anchors_inside:
             limit = anchors.new_tensor([target.width, target.height])
             inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] <= limit).all(1)
@@ -167,6 +179,7 @@ def sample_rois(
     boxes = torch.cat([proposals, target.boxes])
     boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)]
     index, matched_label = match(boxes, target.boxes, 0.5, 0.5, low_quality=False)
+    matched_label = without_regions(matched_label, boxes, target.ignored, recipe.crowd_overlap)
     positives, negatives = sample(
         matched_label, recipe.roi_batch, recipe.roi_positive, target.seed + 1
     )

@@ -19,7 +19,7 @@ class Pulse:
         silent: whether something else shows it, as a progress bar on a terminal.
     """
 
-    def __init__(self, first: float = 8.0, every: float = 45.0) -> None:
+    def __init__(self, first: float = 5.0, every: float = 45.0) -> None:
         self.first, self.every = first, every
         self.doing, self.silent = "starting", False
         self._spoken = 0.0

@@ -58,6 +58,15 @@ class Recipe:
     scale_high: float = 1.0
     short_sides: tuple[int, ...] = ()
     long_side: int = 1333
+    crop: bool = False
+    zoom_out: float = 0.0
+    iou_crop: float = 0.0
+    mosaic: float = 0.0
+    colour: float = 0.0
+    min_box: float = 1.0
+    min_visible: float = 0.1
+    repeat_threshold: float = 0.0
+    crowd_overlap: float = 0.0
     workers: int = 0
 
     # --- sampling and losses
@@ -139,6 +148,7 @@ class Recipe:
             "long_side",
             "at least the largest of short_sides",
         )
+        require(not (self.crop and self.short_sides), "crop", "False beside short_sides")
         require(self.val_fraction < 1, "val_fraction", "less than 1")
         require(not self.patience or self.val_fraction > 0, "patience", "0 without val_fraction")
         require(self.pattern in PATTERNS, "pattern", f"one of {', '.join(PATTERNS)}")
@@ -166,6 +176,11 @@ class Recipe:
     def prunes(self) -> bool:
         """Whether the run prunes gradually."""
         return self.sparsity > 0 or PATTERNS[self.pattern].fixed_sparsity is not None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether augmentation cuts objects off or makes them smaller than scale_low does."""
+        return self.crop or max(self.zoom_out, self.iou_crop, self.mosaic) > 0
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, 0..steps - 1: linear warm-up, then the decay."""
@@ -221,6 +236,19 @@ HELP = {
     "short_sides": "lengths of the shorter side, pixels, one drawn for each image as in "
     "Detectron2; instead of scale_low..scale_high",
     "long_side": "limit of the longer side, with short_sides",
+    "crop": "cut a random window of the network input's size out of images that are larger; with "
+    "scale_low 0.1 and scale_high 2 it is large scale jitter (Ghiasi et al., arXiv 2012.07177)",
+    "zoom_out": "fraction of images outside mosaics on a canvas of up to 4 times their sides (SSD, "
+    "torchvision)",
+    "iou_crop": "fraction of images cropped around an object (SSD, torchvision)",
+    "mosaic": "fraction of images joined with three others (YOLOv4)",
+    "colour": "fraction of images with changed colours (SSD, torchvision's photometric distortion)",
+    "min_box": "with crops, zoom-out or mosaic: objects with a shorter side, pixels, are left out",
+    "min_visible": "objects of which a smaller fraction is left after such a cut are left out",
+    "repeat_threshold": "images with a class that a smaller fraction of all images shows are drawn "
+    "more often (LVIS, arXiv 1908.03195; 0.001 there); 0: each once an epoch",
+    "crowd_overlap": "no background is learnt from boxes of which this fraction lies in a crowd or "
+    "in an object that was left out; Detectron has 0.7; 0: crowds are background",
     "workers": "processes that load images, for each process that trains",
     "rpn_batch": "anchors sampled from each image",
     "rpn_beta": "beta of the anchors' smooth L1; 0: L1",
@@ -276,6 +304,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "scale_high": (0.05, 8),
     "short_sides": (16, 8192),
     "long_side": (16, 8192),
+    "zoom_out": (0, 1),
+    "iou_crop": (0, 1),
+    "mosaic": (0, 1),
+    "colour": (0, 1),
+    "min_box": (0, 8192),
+    "min_visible": (0, 1),
+    "repeat_threshold": (0, 1),
+    "crowd_overlap": (0, 1),
     "workers": (0, 256),
     "rpn_batch": (1, 1e6),
     "rpn_beta": (0, 1e3),

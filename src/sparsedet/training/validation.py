@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ..detections import Detections, from_rows
 from ..errors import InputError
 from ..evaluation import score_results
-from ..evaluation.coco import CocoDataset, CocoImage, annotation_keys, id_key, id_order
+from ..evaluation.coco import CocoDataset, CocoImage, annotation_keys
+from ..evaluation.coco_fields import id_key, id_order
 from ..files import read_json, write_atomic
 from ..images.check import BadImages
 from ..images.letterbox import to_network_input

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...files import what_it_is
 from ...model.safetensors import read_header
 from ..tensor_source import Source, SourceTensor, printable
 from .pickle import STORAGES, NotPlain, Storage, StorageType, flatten, read_pickle, widen
@@ -157,12 +158,9 @@ def open_source(path: Path, weights: str | None = None) -> tuple[dict[str, str],
 
 def _not_weights(start: bytes) -> str:
     """What a file is that has none of the containers, by its first bytes."""
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
-    if text[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return "is a web page, not a model: download the file itself"
-    if text.startswith(b"{"):
+    if kind := what_it_is(start):
+        return kind
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return "is JSON, not weights; an index lists the parts of a model, which must be one file"
     return "is not a pickle, PyTorch, .npz, safetensors or .xml file"
 
@@ -350,6 +348,9 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, SourceTenso
         "I32": "<i4",
         "I16": "<i2",
         "I8": "i1",
+        "U64": "<u8",
+        "U32": "<u4",
+        "U16": "<u2",
         "U8": "u1",
         "BOOL": "?",
     }
@@ -358,8 +359,10 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, SourceTenso
         start = file.tell()
     tensors = {}
     for name, entry in entries.items():
-        if entry.dtype not in dtypes:
-            raise ValueError(f"tensor {name!r} has type {entry.dtype!r}, which is not supported")
+        if entry.dtype not in dtypes:  # as of 8-bit floats; the network may not need it
+            what = f"a tensor of type {printable(entry.dtype)}"
+            tensors[name] = SourceTensor(tuple(entry.shape), "V", lambda: np.empty(0), what)
+            continue
         dtype, shape, half = (
             np.dtype(dtypes[entry.dtype]),
             tuple(entry.shape),
