@@ -117,7 +117,7 @@ def test_gradual_pruning(dense: FasterRCNN, pattern: Pattern) -> None:
 @pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
 def test_one_shot_pruning(dense: FasterRCNN, pattern: Pattern, method: Method) -> None:
     model = copy.deepcopy(dense)
-    inputs = [calibration_input(rectangles_on_noise(seed=seed), model) for seed in range(12)]
+    inputs = [calibration_input(rectangles_on_noise(seed=seed), model.config) for seed in range(12)]
     sparsity = 0.5 if pattern.fixed_sparsity is None else None
     settings = OneShotConfig(method=method, pattern=pattern.name, sparsity=sparsity)
     report = prune_once(model, inputs, settings, held_out=2)

@@ -60,7 +60,7 @@ def dense() -> FasterRCNN:
 
 @pytest.fixture(scope="module")
 def network_inputs(dense: FasterRCNN) -> list[Tensor]:
-    return [calibration_input(picture(seed=seed), dense) for seed in range(6)]
+    return [calibration_input(picture(seed=seed), dense.config) for seed in range(6)]
 
 
 def pruned(dense: FasterRCNN, network_inputs: list[Tensor], **settings: Any) -> tuple[Any, Any]:
@@ -75,7 +75,7 @@ def test_reconstruction_beats_magnitude_in_every_layer(
 ) -> None:
     # 28 small images give 672 positions for the widest layer's 216 columns. With fewer positions
     # than columns reconstruction overfits the images, and loses to magnitude.
-    many = [calibration_input(picture(seed=seed), dense) for seed in range(30)]
+    many = [calibration_input(picture(seed=seed), dense.config) for seed in range(30)]
     _, report = pruned(dense, many, sparsity=0.6, allocation=allocation)
     assert {row.name for row in report.layers} == set(prunable_layers(dense.graph))
     assert all(0 < row.error < row.magnitude_error for row in report.layers)
@@ -225,8 +225,8 @@ def test_progress_counts_every_step_from_the_first(
 def test_sensitivity_keeps_the_predictions_better_than_pruning_all_layers_alike(
     dense: FasterRCNN,
 ) -> None:
-    many = [calibration_input(picture(seed=seed), dense) for seed in range(30)]
-    unseen = [calibration_input(picture(seed=seed), dense) for seed in range(30, 40)]
+    many = [calibration_input(picture(seed=seed), dense.config) for seed in range(30)]
+    unseen = [calibration_input(picture(seed=seed), dense.config) for seed in range(30, 40)]
 
     def divergence(made: FasterRCNN) -> float:
         """Divergence of the class scores of the same RoIs from the unpruned network's."""

@@ -67,7 +67,7 @@ def divergence(
 def test_predicts_how_far_noise_moves_the_predictions(
     dense: FasterRCNN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network_input = calibration_input(picture(), dense)
+    network_input = calibration_input(picture(), dense.config)
     name, size = "res5.1.conv2" if "res5.1.conv2" in dense.layers else "res5.0.conv2", 0.02
     draws = [output_importance(dense, [network_input], seed=s)[name] for s in range(60)]
     importance = torch.stack(draws).mean(dim=0)
@@ -89,7 +89,7 @@ def test_predicts_how_far_noise_moves_the_predictions(
 
 
 def test_importance_of_the_predictors_follows_from_their_scores(dense: FasterRCNN) -> None:
-    network_input = calibration_input(picture(), dense)
+    network_input = calibration_input(picture(), dense.config)
     draws = [output_importance(dense, [network_input], seed=s) for s in range(200)]
     regions, best = second_stage(dense, network_input)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_importance_of_the_predictors_follows_from_their_scores(dense: FasterRCN
 def test_a_channel_that_is_never_active_does_not_matter_and_the_model_is_unchanged(
     dense: FasterRCNN,
 ) -> None:
-    network_inputs = [calibration_input(picture(seed=s), dense) for s in range(2)]
+    network_inputs = [calibration_input(picture(seed=s), dense.config) for s in range(2)]
     bias = dense.layers["res3.0.conv1"].bias
     assert bias is not None
     kept = bias.detach().clone()

@@ -48,6 +48,25 @@ def register(command: Command) -> None:
         help="Detectron2: the model was trained with INPUT.FORMAT RGB",
     )
     source.add_argument(
+        "--eps",
+        type=float,
+        metavar="E",
+        help="torchvision: epsilon of the batch norms (default: 1e-5; torchvision's published "
+        "COCO_V1 weights run with 0)",
+    )
+    source.add_argument(
+        "--min-size",
+        type=int,
+        metavar="PIXELS",
+        help="torchvision: shorter side of the resized image (default: 800)",
+    )
+    source.add_argument(
+        "--max-size",
+        type=int,
+        metavar="PIXELS",
+        help="torchvision: longest side of the resized image (default: 1333)",
+    )
+    source.add_argument(
         "--probe",
         type=Path,
         metavar="IMAGE",
@@ -75,6 +94,11 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from ..model.presets import preset
 
     base = preset(arguments.preset) if arguments.preset else None
+    stated = {
+        key: value
+        for key in ("eps", "min_size", "max_size")
+        if (value := getattr(arguments, key)) is not None
+    }
     return convert_file(
         arguments.source,
         arguments.output,
@@ -83,6 +107,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         config=arguments.config or (),
         rgb=arguments.rgb,
         weights=arguments.weights,
+        torchvision=stated,
         dtype=arguments.dtype,
         probe=arguments.probe,
         force=arguments.force,
@@ -101,6 +126,7 @@ def convert_file(
     config: Sequence[Path] = (),
     rgb: bool = False,
     weights: str | None = None,
+    torchvision: dict[str, Any] | None = None,
     dtype: StorageDtype = "float32",
     probe: Path | None = None,
     force: bool = False,
@@ -112,7 +138,7 @@ def convert_file(
     Args:
         source, output: files; the source may be a run folder.
         form: a key of `importers.FORMATS`; default: detected by content.
-        base, fields, config, rgb, weights: as `importers.load_foreign` takes them.
+        base, fields, config, rgb, weights, torchvision: as `importers.load_foreign` takes them.
         probe, force: of an OpenVINO source, see `--probe` and `--force`.
 
     Raises:
@@ -126,7 +152,14 @@ def convert_file(
     check_outputs(overwrite, output)
     form = form or detect_format(source, weights)
     imported = load_foreign(
-        source, form, base=base, fields=fields, rgb=rgb, config=config, weights=weights
+        source,
+        form,
+        base=base,
+        fields=fields,
+        rgb=rgb,
+        config=config,
+        weights=weights,
+        torchvision=torchvision,
     )
     if form == "openvino":
         _probe(source, imported, probe, force)

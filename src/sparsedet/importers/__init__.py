@@ -59,6 +59,7 @@ def load_foreign(
     rgb: bool = False,
     config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     weights: str | None = None,
+    torchvision: Mapping[str, Any] | None = None,
 ) -> Imported:
     """Read a model of another project, or a training run of this one.
 
@@ -73,6 +74,8 @@ def load_foreign(
             override earlier ones and `fields` override all, and Detectron2's own config.yaml.
         weights: the name of one of several models in a PyTorch checkpoint, or a part of it, as
             "ema"; default: the one that its project's own loader takes.
+        torchvision: fields of `torchvision_detectors.TorchvisionSettings`: what a detector of
+            torchvision does not state.
 
     Raises:
         InputError: the file cannot be read, or is not a model that this project runs.
@@ -92,6 +95,8 @@ def load_foreign(
         )
     if weights is not None and format not in ("detectron2", "torchvision"):
         raise InputError(f"{path}: --weights applies to PyTorch checkpoints of several models")
+    if torchvision and format != "torchvision-detector":
+        raise InputError(f"{path}: --{min(torchvision)} applies to detectors of torchvision only")
     match format:
         case "model":
             raise InputError(f"{path}: is a sparsedet model file already")
@@ -108,9 +113,9 @@ def load_foreign(
 
             return load_checkpoint(path, fields)
         case "torchvision-detector":
-            from .torchvision_detectors import load_torchvision_detector
+            from .torchvision_detectors import TorchvisionSettings, load_torchvision_detector
 
-            return load_torchvision_detector(path)
+            return load_torchvision_detector(path, TorchvisionSettings(**(torchvision or {})))
         case "torchvision":
             raise InputError(
                 f"{path}: is a ResNet classifier, not a detector: start a detector's training "

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..model.batch_norm import fold_batch_norm
 from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES
 from ..model.detector_config import DetectorConfig
@@ -53,12 +53,13 @@ class TorchvisionSettings:
     nms_threshold: float = 0.5
     max_detections: int = 100
 
-
-def is_torchvision_detector(names: set[str]) -> bool:
-    """Whether these are the tensors of a detector with an FPN."""
-    return "backbone.body.conv1.weight" in names and any(
-        name.startswith("backbone.fpn.") for name in names
-    )
+    def __post_init__(self) -> None:
+        for field, low, high in (("eps", 0, 1), ("min_size", 32, 8192), ("max_size", 32, 8192)):
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise UsageError(f"{field} is {value}, expected {low}..{high}")
+        if self.min_size > self.max_size:
+            raise UsageError(f"min_size is {self.min_size}, above max_size, {self.max_size}")
 
 
 def load_torchvision_detector(

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..images.letterbox import to_network_input
-from ..model.graph import IMAGE, Layer
+from ..images.letterbox import prepare
+from ..model.detector_config import Config
+from ..model.graph import IMAGE, Layer, Proposals
 from ..model.interpreter import walk
-from ..torch_model import FasterRCNN, flat_outputs
+from ..torch_model import GraphModule
 from .positions import Positions, patches, positions_of_images, sample_counts
 from .selection import to_matrix
 
@@ -84,27 +85,26 @@ class DenseOutputs:
     regions: list[Tensor]
 
 
-def calibration_input(image: NDArray[np.uint8], model: FasterRCNN) -> Tensor:
+def calibration_input(image: NDArray[np.uint8], config: Config) -> Tensor:
     """The network input of an image, without the empty margin of the letterbox.
 
     Args:
         image: (H, W, 3) uint8 BGR.
 
     Returns:
-        uint8 [1, 3, h, w], h and w multiples of 16.
+        [1, 3, h, w], h and w multiples of 16, unless the network input is none.
     """
-    config = model.config
-    network_input, letterbox = to_network_input(
-        image, config.input_height, config.input_width, config.resize
-    )
-    height = min(math.ceil(letterbox.resized_height / 16) * 16, config.input_height)
-    width = min(math.ceil(letterbox.resized_width / 16) * 16, config.input_width)
+    network_input, letterbox = prepare(image, config)
+    height = min(math.ceil(letterbox.resized_height / 16) * 16, network_input.shape[0])
+    width = min(math.ceil(letterbox.resized_width / 16) * 16, network_input.shape[1])
+    if config.resize == "shorter":  # it has no such margin
+        height, width = network_input.shape[:2]
     return torch.from_numpy(network_input[:height, :width].copy()).permute(2, 0, 1)[None]
 
 
 @torch.no_grad()
 def dense_outputs(
-    model: FasterRCNN,
+    model: GraphModule,
     network_inputs: Sequence[Tensor],
     layers: Sequence[str],
     *,
@@ -158,7 +158,7 @@ def dense_outputs(
 
 @torch.no_grad()
 def layer_inputs(
-    model: FasterRCNN,
+    model: GraphModule,
     network_inputs: Sequence[Tensor],
     layers: Sequence[str],
     dense: DenseOutputs,
@@ -198,7 +198,7 @@ def layer_inputs(
 
 
 def _walk(
-    model: FasterRCNN,
+    model: GraphModule,
     network_inputs: Sequence[Tensor],
     layers: Sequence[str],
     regions: list[Tensor],
@@ -209,19 +209,22 @@ def _walk(
         regions: RoIs of each image; filled if the list is empty.
     """
     activations: list[dict[str, Any]] = [{IMAGE: image} for image in network_inputs]
+    boxes_name = model.graph.only(Proposals)[0].name
     for image, boxes in zip(activations, regions, strict=False):
-        image[model.boxes] = [boxes]
+        image[boxes_name] = [boxes]
     interpreter = model.interpreter()
-    for operation, dead in walk(model.graph, tuple(activations[0]), layers, keep=()):
-        if operation.name in layers:
-            yield model.graph.layer[operation.name], activations
+    # Layers that several operations share are calibrated on the first one.
+    first = {layer.operation.name: layer for layer in model.graph.layers if layer.name in layers}
+    for operation, dead in walk(model.graph, tuple(activations[0]), tuple(first), keep=()):
+        if operation.name in first:
+            yield first[operation.name], activations
         for image in activations:
-            if operation.name == model.boxes:
-                regions.append(_regions(model, image))
+            inputs = [_to_float(image[name]) for name in operation.inputs]
+            value = interpreter.execute(operation, inputs)
+            if operation.name == boxes_name:
+                regions.append(some_proposals(value[0], REGIONS))
                 image[operation.name] = [regions[-1]]
             else:
-                inputs = [_to_float(image[name]) for name in operation.inputs]
-                value = interpreter.execute(operation, inputs)
                 image[operation.name] = _to_half(operation.name, value)
             for name in dead:
                 del image[name]
@@ -253,15 +256,15 @@ def _to_half(name: str, value: Tensor) -> Tensor:
     return half
 
 
-def _regions(model: FasterRCNN, activations: dict[str, Tensor]) -> Tensor:
-    """Evenly spaced proposals of one image, [<= REGIONS, 4]."""
-    objectness = activations[model.objectness]
-    logits, deltas = flat_outputs(objectness, activations[model.deltas])
-    height, width = activations[IMAGE].shape[2:]
-    proposals = model.proposals(logits[0], deltas[0], model.anchors(objectness), height, width)
+def some_proposals(proposals: Tensor, count: int) -> Tensor:
+    """Evenly spaced proposals of one image, [<= count, 4].
+
+    Raises:
+        InputError: there are none.
+    """
     if not len(proposals):
         raise InputError("the RPN proposes nothing on a calibration image")
-    return evenly_spaced(proposals, REGIONS)
+    return evenly_spaced(proposals, count)
 
 
 def evenly_spaced(proposals: Tensor, count: int) -> Tensor:

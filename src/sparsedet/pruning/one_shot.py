@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError, UsageError
 from ..model.graph import Graph
-from ..torch_model import ConvModule, FasterRCNN
+from ..torch_model import ConvModule, GraphModule
 from .allocation import (
     LEAST_DENSITY,
     Allocation,
@@ -156,7 +156,7 @@ def plan_zeros(
 
 @torch.no_grad()
 def prune_once(
-    model: FasterRCNN,
+    model: GraphModule,
     network_inputs: Sequence[Tensor],
     settings: OneShotConfig,
     *,

@@ -48,9 +48,8 @@ def random_positions(layer: Layer, x: Tensor, count: int, generator: torch.Gener
         x: the layer's input [B, C, H, W].
         count: how many; all, if the output has fewer.
     """
-    rows, columns = (
-        (n + sum(layer.padding) - layer.kernel) // layer.stride + 1 for n in x.shape[2:]
-    )
+    size = tuple(x.shape[2:]) or (1, 1)
+    rows, columns = ((n + sum(layer.padding) - layer.kernel) // layer.stride + 1 for n in size)
     chosen = torch.randperm(len(x) * rows * columns, generator=generator)[:count]
     image, pixel = chosen // (rows * columns), chosen % (rows * columns)
     return image, pixel // columns, pixel % columns
@@ -65,6 +64,8 @@ def patches(layer: Layer, x: Tensor, positions: Positions) -> Tensor:
     Returns:
         float32 [count, columns].
     """
+    if layer.kind == "linear":  # it reads all cells
+        return x.flatten(1)[positions[0]].float()
     before, after = layer.padding
     x = F.pad(x, (before, after, before, after))
     image, row, column = positions

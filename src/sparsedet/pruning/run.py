@@ -15,11 +15,11 @@ from ..errors import InputError, UsageError
 from ..files import check_output, make_folder, sha256_of, weights_file, write_atomic
 from ..images.check import BadImages, read_images
 from ..model.batch_norm import fold_batch_norm
-from ..model.detector_config import require_c4
+from ..model.detector_config import build_graph
 from ..model.file import ModelFile, load_model, save_model
 from ..model.sparsity import sparsity_report
 from ..sources.folder import sample_images
-from ..torch_model import FasterRCNN
+from ..torch_model import GraphModule
 from .calibration import calibration_input
 from .one_shot import OneShotConfig, prune_once, pruned_layers
 from .report import PruningReport, require_matplotlib
@@ -69,13 +69,13 @@ def prune_files(
             f"{calibration_images}; give fewer"
         )
     file = load(model)
-    network = FasterRCNN(require_c4(file.config, "pruned"))
+    network = GraphModule(file.config.name, build_graph(file.config))
     pruned_layers(network.graph, settings)  # refuses the impossible now
     make_folder(output)
     network.load_tensors(fold_batch_norm(file.tensors, file.config))
     network.eval()
     network_inputs = [
-        calibration_input(image, network) for _, image in read_images(paths, bad_images)
+        calibration_input(image, file.config) for _, image in read_images(paths, bad_images)
     ]
     count = len(network_inputs)
     if count < 2:

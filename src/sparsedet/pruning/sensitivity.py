@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
-from ..model.graph import IMAGE, Normalise
+from ..model.graph import IMAGE, Conv, DetectionOutput, Normalise, Proposals
 from ..model.interpreter import walk
-from ..torch_model import FasterRCNN, flat_outputs
-from .calibration import evenly_spaced
+from ..torch_model import GraphModule, flat_outputs
+from .calibration import some_proposals
 
 ANCHORS = 256
 """Best anchors of an image that are used, as many as training samples."""
@@ -32,7 +31,7 @@ REGIONS = 32
 
 
 def output_importance(
-    model: FasterRCNN,
+    model: GraphModule,
     network_inputs: Sequence[Tensor],
     *,
     seed: int = 0,
@@ -70,7 +69,7 @@ def output_importance(
     return importance
 
 
-def _run(model: FasterRCNN, tensors: dict[str, Any], wanted: list[str]) -> None:
+def _run(model: GraphModule, tensors: dict[str, Any], wanted: list[str]) -> None:
     """Run the graph from the tensors that are there to the wanted ones, and keep all."""
     interpreter = model.interpreter()
     for operation, _ in walk(model.graph, tuple(tensors), wanted):
@@ -82,23 +81,28 @@ def _run(model: FasterRCNN, tensors: dict[str, Any], wanted: list[str]) -> None:
 
 
 def _squared_gradients(
-    model: FasterRCNN, network_input: Tensor, generator: torch.Generator
+    model: GraphModule, network_input: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """By layer [out]: squared gradients of one image, summed over positions."""
+    graph = model.graph
+    proposed, proposals = graph.only(Proposals)
+    detected, detections = graph.only(DetectionOutput)
+    levels = len(proposals.strides)
     tensors: dict[str, Any] = {IMAGE: network_input}
-    names = list(model.layers)
-    _run(model, tensors, [name for name in names if not model.graph.layer[name].per_roi])
-    objectness = tensors[model.objectness]
-    logits, deltas = (x[0] for x in flat_outputs(objectness, tensors[model.deltas]))
-    height, width = network_input.shape[2:]
-    proposals = model.proposals(
-        logits.detach(), deltas.detach(), model.anchors(objectness), height, width
-    )
-    if not len(proposals):
-        raise InputError("the RPN proposes nothing on a calibration image")
-    rois = evenly_spaced(proposals, REGIONS)
-    tensors[model.boxes] = [rois]
-    _run(model, tensors, names)
+    _run(model, tensors, list(proposed.inputs[:-1]))
+    of_levels = [
+        flat_outputs(tensors[objectness], tensors[offsets])
+        for objectness, offsets in zip(
+            proposed.inputs[:levels], proposed.inputs[levels:-1], strict=True
+        )
+    ]
+    logits, deltas = (torch.cat([x[0] for x in part]) for part in zip(*of_levels, strict=True))
+    with torch.no_grad():
+        inputs = [tensors[name].detach() for name in proposed.inputs]
+        boxes = model.interpreter().execute(proposed, inputs)[0]
+    rois = some_proposals(boxes, REGIONS)
+    tensors[proposed.name] = [rois]
+    _run(model, tensors, list(detected.inputs[:2]))
 
     best = logits.detach().topk(min(ANCHORS, len(logits))).indices
     probability = logits[best].detach().sigmoid()
@@ -107,24 +111,25 @@ def _squared_gradients(
     noise = torch.randn(len(best), 4, generator=generator) * drawn[:, None]
     loss = (loss + (deltas[best] * noise).sum()) / len(best) ** 0.5
 
-    class_logits, class_deltas = tensors[model.class_logits], tensors[model.box_deltas]
+    class_logits, class_deltas = (tensors[name] for name in detected.inputs[:2])
     probabilities = class_logits.detach().softmax(dim=1)
     column = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-    config = model.config
-    first = 1 if config.background == "first" else 0
-    is_object = (column >= first) & (column < first + config.num_classes)
-    delta_column = column if config.background_deltas else column - first
+    first = 1 if detections.background == "first" else 0
+    is_object = (column >= first) & (column < first + detections.num_classes)
+    delta_column = column if detections.background_deltas else column - first
     own = class_deltas.view(len(class_deltas), -1, 4)
     own = own[torch.arange(len(own)), delta_column.clamp(0, own.shape[1] - 1)]
     noise = torch.randn(own.shape, generator=generator) * is_object[:, None]
     roi_loss = F.cross_entropy(class_logits, column, reduction="sum") + (own * noise).sum()
     loss = loss + roi_loss / len(rois) ** 0.5
 
-    gradients = torch.autograd.grad(loss, [tensors[name] for name in names])
-    squares = {}
-    for name, gradient in zip(names, gradients, strict=True):
-        if model.layers[name].layer.relu:
-            gradient = gradient * (tensors[name] > 0)
+    convs = [(operation, conv) for operation, conv in graph.of_kind(Conv)]
+    gradients = torch.autograd.grad(loss, [tensors[operation.name] for operation, _ in convs])
+    squares: dict[str, Tensor] = {}
+    for (operation, conv), gradient in zip(convs, gradients, strict=True):
+        if conv.activation == "relu":
+            gradient = gradient * (tensors[operation.name] > 0)
         dims = [d for d in range(gradient.dim()) if d != 1]
-        squares[name] = gradient.detach().square().sum(dim=dims)
+        (name,) = conv.layers
+        squares[name] = squares.get(name, 0.0) + gradient.detach().square().sum(dim=dims)
     return squares
