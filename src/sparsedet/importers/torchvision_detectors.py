@@ -102,7 +102,7 @@ def load_torchvision_detector(
         f"images of {settings.min_size} to {settings.max_size} pixels, score threshold "
         f"{settings.score_threshold:g}",
     )
-    return Imported(config, fold_batch_norm(tensors, config), provenance, notes)
+    return Imported(config, fold_batch_norm(tensors, config), provenance, notes=notes)
 
 
 def _divisible(length: int) -> int:

@@ -1,0 +1,150 @@
+"""Graphs in a model file: what is written is read again, and nothing else is."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsedet.errors import InputError
+from sparsedet.model.c4 import build_graph
+from sparsedet.model.detector_config import as_detector_config, config_from_json, config_to_json
+from sparsedet.model.file import load_model, save_model
+from sparsedet.model.fpn import FasterRCNNFPN, build_faster_rcnn_fpn, rounded_cell_anchors
+from sparsedet.model.graph_json import from_json, to_json
+from sparsedet.model.presets import PRESETS
+from sparsedet.testing import random_tensors
+
+FOLDER = Path(__file__).parents[1] / "data" / "model_v1"
+FPN = FasterRCNNFPN(
+    mean=(1.0, 2.0, 3.0),
+    std=(4.0, 5.0, 6.0),
+    cell_anchors=rounded_cell_anchors((32.0, 64.0, 128.0, 256.0, 512.0)),
+)
+
+
+def small() -> dict[str, Any]:
+    """The graph of a small file, as JSON has it."""
+    config = load_model(FOLDER / "r101-c4-float32-sparse.safetensors").config
+    values: dict[str, Any] = json.loads(json.dumps(to_json(as_detector_config(config).graph)))
+    return values
+
+
+def test_every_graph_is_read_as_it_was_written() -> None:
+    graphs = [build_graph(config) for config in PRESETS.values()]
+    graphs.append(build_faster_rcnn_fpn(FPN, (800, 1344)))
+    for graph in graphs:
+        text = json.dumps(to_json(graph))
+        assert from_json(json.loads(text)) == graph
+        assert len(text) < 120_000
+
+
+def operation(values: dict[str, Any], name: str) -> list[Any]:
+    found: list[Any] = next(o for o in values["operations"] if o[1] == name)
+    return found
+
+
+def change(name: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: operation(values, name)[3].update({key: value})
+
+
+def put(name: str, position: int, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: operation(values, name).__setitem__(position, value)
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "an unknown kind": (put("stem.conv", 0, "exec"), "unknown kind 'exec'"),
+    "a kind that is no text": (put("stem.conv", 0, 7), "unknown kind 7"),
+    "no name": (put("stem.conv", 1, ""), "has no name"),
+    "a name with a control character": (put("stem.conv", 1, "a\x1b"), "has no name"),
+    "a name twice": (put("stem.pool", 1, "stem.conv"), "two values 'stem.conv'"),
+    "a cycle": (put("stem.conv", 2, ["stem.pool"]), "reads 'stem.pool', which no earlier"),
+    "inputs that are no list": (put("stem.conv", 2, "normalise"), "not a list of names"),
+    "no inputs": (put("stem.conv", 2, []), "not a list of names"),
+    "an unknown attribute": (change("stem.conv", "evil", 1), "unknown attribute 'evil'"),
+    "a missing attribute": (lambda v: operation(v, "stem.conv")[3].pop("kernel"), "'kernel' is"),
+    "a wrong type": (change("stem.conv", "stride", "2"), "stride is '2', expected int"),
+    "a bool for a number": (change("stem.conv", "stride", True), "stride is True"),
+    "a huge kernel": (change("stem.conv", "kernel", [1000, 1]), "expected 1..64"),
+    "a stride of zero": (change("stem.conv", "stride", 0), "stride is 0, expected 1..2"),
+    "many channels": (change("stem.conv", "out_channels", 10**9), "expected 1..65536"),
+    "NaN": (change("normalise", "mean", [float("nan"), 0.0, 0.0]), "mean is"),
+    "a shape that does not fit": (change("box.logits", "out_channels", 3), "does not fit"),
+    "an unknown activation": (change("stem.conv", "activation", "eval"), "expected one of none"),
+    "a layer that is shared among outputs": (change("stem.conv", "layers", ["a", "b"]), "one name"),
+    "millions of proposals": (change("proposals", "count", 10**9), "expected 1..1e+06"),
+    "no operations": (lambda v: v.update(operations=[]), "has no operations"),
+    "operations that are no list": (lambda v: v.update(operations={}), "has no operations"),
+    "an operation that is no list": (lambda v: v.update(operations=[3]), "not [kind, name"),
+    "another output": (lambda v: v.update(outputs=["stem.conv"]), "is not its last operation"),
+    "a huge image": (lambda v: v.update(inputs=[["image", 3, 10**6, 16]]), "no image"),
+    "two images": (lambda v: v["inputs"].append(["x", 3, 16, 16]), "has not one input"),
+    "another key": (lambda v: v.update(code="x"), "unknown or no key 'code'"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_graph_is_refused_in_one_line(what: str) -> None:
+    values = copy.deepcopy(small())
+    edit, text = HOSTILE[what]
+    edit(values)
+    with pytest.raises(InputError) as error:
+        from_json(values)
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_too_many_operations_and_too_large_values() -> None:
+    values = small()
+    values["operations"] *= 1000
+    with pytest.raises(InputError, match="more than 10000 operations"):
+        from_json(values)
+    values = small()
+    values["inputs"] = [["image", 3, 8192, 8192]]
+    operation(values, "stem.conv")[3]["out_channels"] = 65536
+    with pytest.raises(InputError, match=r"'stem\.conv' of the graph would have"):
+        from_json(values)
+    others: list[Any] = [None, [], "x", 3, {"operations": []}]
+    for wrong in others:
+        with pytest.raises(InputError):
+            from_json(wrong)
+
+
+def test_a_file_of_version_2_gives_the_same_detector(tmp_path: Path) -> None:
+    model = load_model(FOLDER / "r101-c4-float16-ranges.safetensors")
+    config = as_detector_config(model.config)
+    path = tmp_path / "model.safetensors"
+    save_model(path, config, model.tensors, {}, clipping_thresholds=model.clipping_thresholds)
+    again = load_model(path)
+    assert again.config == config and again.clipping_thresholds == model.clipping_thresholds
+    assert all(np.array_equal(again.tensors[name], model.tensors[name]) for name in model.tensors)
+    assert config_from_json(config_to_json(config)) == config
+    assert config_from_json(config_to_json(model.config)) == model.config
+
+
+def test_a_file_whose_graph_asks_for_other_tensors_is_refused(tmp_path: Path) -> None:
+    model = load_model(FOLDER / "r101-c4-float32-dense.safetensors")
+    path = tmp_path / "model.safetensors"
+    save_model(path, as_detector_config(model.config), model.tensors, {}, dtype="float32")
+    data = path.read_bytes()
+    for before, after in (
+        (b'[\\"rpn.conv\\"]', b'[\\"rpn.conx\\"]'),
+        (b'\\"out_channels\\":16', b'\\"out_channels\\":17'),
+    ):
+        assert before in data
+        path.write_bytes(data.replace(before, after, 1))
+        with pytest.raises(InputError) as error:
+            load_model(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_random_tensors_of_a_graph() -> None:
+    config = as_detector_config(load_model(FOLDER / "r101-c4-float32-dense.safetensors").config)
+    tensors = random_tensors(config, 0.5)
+    assert set(tensors) == {
+        f"{layer.name}.{leaf}" for layer in config.graph.layers for leaf in ("weight", "bias")
+    }
