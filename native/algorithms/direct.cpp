@@ -1,6 +1,7 @@
 #include "algorithms/direct.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace sparsedet {
 
@@ -50,37 +51,73 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   return a;
 }
 
-}  // namespace
+// A convolution of a feature map. Vectors count those of all rows of the output.
+struct MapConv {
+  const PackedConv& conv;
+  const FeatureMap &in, *residual, &out;
 
-void conv_map(Context& context, const PackedConv& conv, const FeatureMap& in,
-              const FeatureMap* residual, const FeatureMap& out) {
-  const int lanes = out.lanes, row_vectors = divide_up(out.width, lanes);
-  const int vectors = row_vectors * out.height, tiles = divide_up(vectors, kVectors);
-  const int sweeps =
-      count_sweeps(tiles, sweep_tiles(conv, kVectors * lanes), conv.chunks, context.pool.size());
-  size_t panel_floats = 0;
-  for (size_t b = 0; b < conv.segments.size(); b++)
-    panel_floats = std::max(panel_floats, size_t(conv.columns(b)) * kVectors * lanes);
-  const size_t partial_floats = size_t(conv.chunk_row_tiles) * conv.tile_rows * kVectors * lanes;
-  const auto kernel = sparse_kernel(context, conv);
+  const int row_vectors = divide_up(out.width, out.lanes), vectors = row_vectors * out.height;
+  // Stride along x in elements: elements of two pixels have the stride 2 built in.
+  const int stride = conv.shape.stride / (in.type == ElementType::pixels ? 2 : 1);
 
-  context.pool.parallel(sweeps * conv.chunks, [&](int unit, int worker) {
-    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks;
-    const int first = static_cast<int>(int64_t(tiles) * sweep / sweeps);
-    const int last = static_cast<int>(int64_t(tiles) * (sweep + 1) / sweeps);
+  size_t panel_floats() const {
+    size_t most = 0;
+    for (size_t b = 0; b < conv.segments.size(); b++)
+      most = std::max(most, size_t(conv.columns(b)) * kVectors * out.lanes);
+    return most;
+  }
+  size_t partial_floats() const {
+    return size_t(conv.chunk_row_tiles) * conv.tile_rows * kVectors * out.lanes;
+  }
+
+  // Address of the first pixel of vector v, at filter tap (dy, dx) of a channel.
+  const float* source(int v, int dy, int dx, int channel) const {
+    const int y = v / row_vectors, x = v % row_vectors * out.lanes;
+    return in.at(y * conv.shape.stride + dy, channel, x * stride + dx);
+  }
+
+  void pack_panel(Context& context, size_t block, int first, int count, float* panel) const {
+    PackArgs pack{};
+    pack.channel_stride = in.stride();
+    pack.vectors = count;
+    pack.stride = stride;
+    pack.panel = panel;
+    for (const Segment& s : conv.segments[block]) {
+      for (int p = 0; p < count; p++)
+        pack.source[p] = source(first + p, s.dy, s.dx, s.channel);
+      pack.count = s.count;
+      context.kernels.pack(pack);
+      pack.panel += s.count * kVectors * out.lanes;
+    }
+  }
+
+  void set_outputs(int first, SparseArgs& a) const {
+    for (int p = 0; p < a.vectors; p++) {
+      const int y = (first + p) / row_vectors, x = (first + p) % row_vectors * out.lanes;
+      a.offset[p] = y * out.row() + x;
+      a.valid[p] = std::min(out.lanes, out.width - x);
+    }
+  }
+
+  // Prefetch what is packed next: `tile` of a block.
+  void set_prefetch(size_t block, int tile, SparseArgs& a) const {
+    a.prefetch = nullptr;
+    if (!conv.shape.pointwise() || block == conv.segments.size()) return;
+    const Segment& s = conv.segments[block][0];
+    a.prefetch = reinterpret_cast<const char*>(source(tile * kVectors, 0, 0, s.channel));
+    a.prefetch_rows = divide_up(s.count, a.row_tiles);
+    a.prefetch_stride = in.stride() * static_cast<ptrdiff_t>(sizeof(float));
+  }
+
+  // A chunk of rows at the tiles [first, last).
+  void unit(Context& context, int worker, int chunk, int first, int last) const {
+    const auto kernel = sparse_kernel(context, conv);
     // Sums of each tile that wait for another block; a single block stores its sums at once.
-    const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
-    float* panel =
-        context.scratch.get(worker, panel_floats + partial_floats + waiting * (last - first - 1));
-    float* partial = panel + panel_floats;
+    const size_t waiting = conv.segments.size() > 1 ? partial_floats() : 0;
+    float* panel = context.scratch.get(
+        worker, panel_floats() + partial_floats() + waiting * (last - first - 1));
+    float* partial = panel + panel_floats();
     const ptrdiff_t chunk_offset = conv.out_row(chunk) * out.stride();
-    // Stride along x in elements: elements of two pixels have the stride 2 built in.
-    const int stride = in.type == ElementType::pixels ? conv.shape.stride / 2 : conv.shape.stride;
-    // Address of the first pixel of vector v, at filter tap (dy, dx) of a channel.
-    auto source = [&](int v, int dy, int dx, int channel) {
-      const int y = v / row_vectors, x = v % row_vectors * lanes;
-      return in.at(y * conv.shape.stride + dy, channel, x * stride + dx);
-    };
     for (size_t block = 0; block < conv.segments.size(); block++) {
       SparseArgs a = chunk_args(conv, block, chunk);
       a.panel = panel;
@@ -90,41 +127,32 @@ void conv_map(Context& context, const PackedConv& conv, const FeatureMap& in,
       a.out = out.at(0, 0, 0) + chunk_offset;
       a.row_stride = out.stride();
       for (int tile = first; tile < last; tile++) {
-        const int v0 = tile * kVectors;
-        a.vectors = std::min(kVectors, vectors - v0);
+        a.vectors = std::min(kVectors, vectors - tile * kVectors);
         a.partial = partial + (tile - first) * waiting;
-        PackArgs pack{};
-        pack.channel_stride = in.stride();
-        pack.vectors = a.vectors;
-        pack.stride = stride;
-        pack.panel = panel;
-        for (const Segment& s : conv.segments[block]) {
-          for (int p = 0; p < a.vectors; p++)
-            pack.source[p] = source(v0 + p, s.dy, s.dx, s.channel);
-          pack.count = s.count;
-          context.kernels.pack(pack);
-          pack.panel += s.count * kVectors * lanes;
-        }
-        for (int p = 0; p < a.vectors; p++) {
-          const int y = (v0 + p) / row_vectors, x = (v0 + p) % row_vectors * lanes;
-          a.offset[p] = y * out.row() + x;
-          a.valid[p] = std::min(lanes, out.width - x);
-        }
-        // Prefetch what is packed next: the next tile of this block, or the first of the next
-        // block.
+        pack_panel(context, block, tile * kVectors, a.vectors, panel);
+        set_outputs(tile * kVectors, a);
         const bool wraps = tile + 1 == last;
-        const size_t next_block = block + wraps;
-        a.prefetch = nullptr;
-        if (conv.shape.pointwise() && next_block < conv.segments.size()) {
-          const Segment& s = conv.segments[next_block][0];
-          a.prefetch = reinterpret_cast<const char*>(
-              source((wraps ? first : tile + 1) * kVectors, 0, 0, s.channel));
-          a.prefetch_rows = divide_up(s.count, a.row_tiles);
-          a.prefetch_stride = in.stride() * static_cast<ptrdiff_t>(sizeof(float));
-        }
+        set_prefetch(block + wraps, wraps ? first : tile + 1, a);
         kernel(a);
       }
     }
+  }
+};
+
+}  // namespace
+
+void conv_map(Context& context, const PackedConv& conv, const FeatureMap& in,
+              const FeatureMap* residual, const FeatureMap& out) {
+  if (residual && (residual->row() != out.row() || residual->stride() != out.stride()))
+    throw std::invalid_argument("a tensor is added that lies in memory otherwise than the output");
+  const MapConv job{conv, in, residual, out};
+  const int tiles = divide_up(job.vectors, kVectors);
+  const int longest = sweep_tiles(conv, kVectors * out.lanes);
+  const int sweeps = count_sweeps(tiles, longest, conv.chunks, context.pool.size());
+  context.pool.parallel(sweeps * conv.chunks, [&](int unit, int worker) {
+    const int chunk = unit % conv.chunks, sweep = unit / conv.chunks;
+    job.unit(context, worker, chunk, static_cast<int>(int64_t(tiles) * sweep / sweeps),
+             static_cast<int>(int64_t(tiles) * (sweep + 1) / sweeps));
   });
 }
 
