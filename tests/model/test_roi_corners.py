@@ -92,7 +92,7 @@ def test_torch_is_crop_and_resize(operator: bool, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(operations, "roi_align_matmul", by_operator)
     align = build_graph(CORNERS).only(RoiAlign)[1]  # all bins, also those that no layer reads
     x = features(CORNERS)
-    got = operations.roi_align(align, torch.from_numpy(x)[None], [torch.from_numpy(BOXES)])
+    got = operations.roi_align(align, [torch.from_numpy(x)[None]], [torch.from_numpy(BOXES)])
     np.testing.assert_allclose(got.numpy(), expected(CORNERS, x), atol=2e-5)
 
 
