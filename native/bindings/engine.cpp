@@ -139,9 +139,7 @@ class NativeEngine {
       const WithoutLock unlocked;
       for (const Detection& d : executor_.run(network_input.data(), height, width,
                                               content.value_or(std::pair{height, width})))
-        rows.insert(rows.end(),
-                    {0.0f, static_cast<float>(d.label), d.score, d.box[0] / float(width),
-                     d.box[1] / float(height), d.box[2] / float(width), d.box[3] / float(height)});
+        append_row(d, height, width, rows);
     }
     return to_numpy(rows, {rows.size() / 7, 7});
   }

@@ -72,10 +72,8 @@ void Executor::take(const Value& value, int count, Tensor& out) const {
     for (const Box& box : value.boxes)
       out.data.insert(out.data.end(), box.begin(), box.end());
   } else {
-    const auto height = static_cast<float>(height_), width = static_cast<float>(width_);
     for (const Detection& d : value.detections)
-      out.data.insert(out.data.end(), {0.0f, static_cast<float>(d.label), d.score, d.box[0] / width,
-                                       d.box[1] / height, d.box[2] / width, d.box[3] / height});
+      append_row(d, height_, width_, out.data);
   }
 }
 

@@ -30,6 +30,14 @@ inline Box decode(const float* d, const Box& box, const Box& weights, float clam
           std::clamp(x + half_w, 0.0f, width), std::clamp(y + half_h, 0.0f, height)};
 }
 
+// Appends the seven numbers of a detection: image 0, label, score, the box in fractions of the
+// network input's size.
+inline void append_row(const Detection& d, int height, int width, std::vector<float>& rows) {
+  const auto h = static_cast<float>(height), w = static_cast<float>(width);
+  rows.insert(rows.end(), {0.0f, static_cast<float>(d.label), d.score, d.box[0] / w, d.box[1] / h,
+                           d.box[2] / w, d.box[3] / h});
+}
+
 inline bool at_least(const Box& box, float size) {
   return box[2] - box[0] >= size && box[3] - box[1] >= size;
 }

@@ -46,7 +46,6 @@ class Convolution : public Operation {
   void run(Context& context, const Step& step) const override;
 
   const ConvProblem& problem() const { return problem_; }
-  const ConvolutionAttributes& attributes() const { return a_; }
   const Algorithm& algorithm() const { return *algorithm_; }
   const PackedConvolution& packed() const { return *packed_; }
   int64_t nonzero() const { return nonzero_; }
