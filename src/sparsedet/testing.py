@@ -71,13 +71,16 @@ def random_tensors(
                     layer.out_channels // block.rows, 1, -1, 1, layer.kernel**2
                 )
         density = 1 - pruned * block.size / weight.size
-        fan_in = layer.in_channels * layer.kernel**2 * density
+        fan_in = layer.weights / layer.out_channels * density
         gain = 0.3 if layer.residual else 1.4  # a residual branch adds little to its trunk
         weight *= np.float32(gain / np.sqrt(max(fan_in, 1.0)))
         tensors[f"{layer.name}.weight"] = weight.reshape(layer.weight_shape)
         tensors[f"{layer.name}.bias"] = rng.standard_normal(layer.out_channels).astype(
             np.float32
         ) * np.float32(0.05)
+    for name, channels in graph.norms.items():
+        noise = rng.standard_normal((2, channels)).astype(np.float32) * np.float32(0.05)
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = 1 + noise[0], noise[1]
     return tensors
 
 

@@ -178,7 +178,7 @@ REFUSED: list[tuple[Attributes, tuple[str, ...], str]] = [
     (Normalise((0, 0, 0), (1, 1, 1)), ("a",), "operation 'x' reads the image"),
     (MaxPool(3, 2, (0, 0, 0, 0)), ("rois",), "operation 'x' reads a map"),
     (MaxPool(3, 2, (0, 0, 0, 0)), ("a", "a"), "operation 'x' reads a map"),
-    (Mean(), ("a",), "operation 'x' reads RoIs"),
+    (Mean(), (IMAGE,), "operation 'x' reads a map or RoIs"),
     (Slice(2, 3), ("a",), "operation 'x' reaches beyond the channels of its input"),
     (Slice(-1, 3), ("a",), "operation 'x' reaches beyond the channels of its input"),
     (Slice(0, 0), ("a",), "operation 'x' reaches beyond the channels of its input"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.graph import Conv, Graph, MaxPool, Normalise, Operation, RoiAlign
+from ..model.graph import Conv, Graph, GroupNorm, MaxPool, Normalise, Operation, RoiAlign
 from ..model.rewrite import hoist, is_predictor, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
 
@@ -47,8 +47,9 @@ def operations(
         weights: whether to yield weights; False: None instead of each.
 
     Yields:
-        Fields of the operation, weight float32 [out, in, k, k], bias float32 [out], and the earlier
-        operation that has the same layers and whose weights it shares, or "". A sparse weight
+        Fields of the operation, weight float32 [out, in, k, k], of a group norm [channels], bias
+        float32 [out], and the earlier operation that has the same layers and whose weights it
+        shares, or "". A sparse weight
         of a model file that is not merged is yielded in its stored form, [out, in, k, k] or
         [out, in], and is valid until the next operation.
     """
@@ -86,6 +87,9 @@ def operations(
                 np.concatenate(bias) if bias else None,
                 shared,
             )
+        elif isinstance(attributes, GroupNorm):
+            scale, offset = (array(f"{attributes.layer}.{leaf}") for leaf in ("weight", "bias"))
+            yield fields, scale, offset, ""
         elif isinstance(attributes, RoiAlign) and attributes.bias_of:
             yield fields, None, array(f"{attributes.bias_of}.bias"), ""
         else:
@@ -113,6 +117,8 @@ def _fields(
         exact = is_predictor(graph, operation.name) or (precision == "int8" and not attributes.bias)
         fields["type"] = "f32" if exact else precision
         fields["clipping_threshold"] = clipping_thresholds.get(attributes.layers[0], 0.0)
+    elif isinstance(attributes, GroupNorm):
+        del fields["layer"]
     elif isinstance(attributes, RoiAlign):
         layer = fields.pop("bias_of")
         fields["type"] = precision

@@ -33,7 +33,8 @@ def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: Config) -> Tens
         return value
 
     folded: Tensors = {}
-    for layer in build_graph(config).layers:
+    graph = build_graph(config)
+    for layer in graph.layers:
         channels = (layer.out_channels,)
         weight = take(f"{layer.name}.weight", layer.weight_shape)
         norm = f"{layer.name}.norm"
@@ -49,6 +50,9 @@ def fold_batch_norm(tensors: Mapping[str, NDArray[Any]], config: Config) -> Tens
         with np.errstate(over="ignore"):  # reported below
             folded[f"{layer.name}.weight"] = weight.astype(np.float32)
             folded[f"{layer.name}.bias"] = bias.astype(np.float32)
+    for name, count in graph.norms.items():  # group norms depend on the image: they stay
+        for tensor in (f"{name}.weight", f"{name}.bias"):
+            folded[tensor] = take(tensor, (count,)).astype(np.float32)
     if rest:
         raise InputError(f"tensor {min(rest)!r} belongs to no layer of {config.name!r}")
     check_tensors(config, folded)

@@ -95,10 +95,13 @@ def check_clipping_thresholds(config: Config, clipping_thresholds: Mapping[str, 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every folded tensor of the model, in the graph's order."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in build_graph(config).layers:
+    graph = build_graph(config)
+    for layer in graph.layers:
         shapes[f"{layer.name}.weight"] = layer.weight_shape
         # index(), because a hand-written configuration may say 64.0 channels.
         shapes[f"{layer.name}.bias"] = (operator.index(layer.out_channels),)
+    for name, channels in graph.norms.items():
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (channels,)
     return shapes
 
 

@@ -12,10 +12,18 @@ from typing import Literal
 
 import numpy as np
 
-from .graph import IMAGE, DetectionOutput, Graph, MaxPool, Normalise, Proposals, Resize, RoiAlign
+from .graph import (
+    IMAGE,
+    CellAnchors,
+    DetectionOutput,
+    Graph,
+    MaxPool,
+    Normalise,
+    Proposals,
+    Resize,
+    RoiAlign,
+)
 from .resnet import GraphParts
-
-CellAnchors = tuple[tuple[tuple[float, float, float, float], ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

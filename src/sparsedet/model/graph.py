@@ -20,19 +20,28 @@ from ..errors import InputError
 from .operations import (
     IMAGE,
     KINDS,
+    Activate,
     Activation,
     Attributes,
+    CellAnchors,
     Conv,
+    DepthToSpace,
+    Detecting,
     DetectionOutput,
     Domain,
+    FcosOutput,
+    GroupNorm,
     Kind,
+    MaskOutput,
     MaxPool,
     Mean,
+    Multiply,
     Normalise,
     Operation,
     Padding,
     Proposals,
     Resize,
+    RetinaNetOutput,
     RoiAlign,
     Shape,
     Slice,
@@ -43,21 +52,30 @@ from .operations import (
 __all__ = [
     "IMAGE",
     "KINDS",
+    "Activate",
     "Activation",
     "Attributes",
+    "CellAnchors",
     "Conv",
+    "DepthToSpace",
+    "Detecting",
     "DetectionOutput",
     "Domain",
+    "FcosOutput",
     "Graph",
+    "GroupNorm",
     "Kind",
     "Layer",
+    "MaskOutput",
     "MaxPool",
     "Mean",
+    "Multiply",
     "Normalise",
     "Operation",
     "Padding",
     "Proposals",
     "Resize",
+    "RetinaNetOutput",
     "RoiAlign",
     "Shape",
     "Slice",
@@ -148,13 +166,14 @@ class Layer:
         """(out, in, k, k), or (out, in * k * k) for a fully connected layer."""
         if self.attributes.linear:
             return (self.out_channels, self.weights // self.out_channels)
-        return (self.out_channels, self.in_channels, *self.attributes.kernel)
+        groups = self.attributes.groups
+        return (self.out_channels, self.in_channels // groups, *self.attributes.kernel)
 
     @property
     def weights(self) -> int:
         """Number of weights without the bias."""
         height, width = self.attributes.kernel
-        return self.out_channels * self.in_channels * height * width
+        return self.out_channels * (self.in_channels // self.attributes.groups) * height * width
 
     @property
     def parameters(self) -> int:
@@ -265,6 +284,14 @@ class Graph:
         """The layers by name."""
         return {layer.name: layer for layer in self.layers}
 
+    @cached_property
+    def norms(self) -> dict[str, int]:
+        """Channels of the group norms by the name of their tensors."""
+        return {
+            norm.layer: self.shapes[operation.name].channels
+            for operation, norm in self.of_kind(GroupNorm)
+        }
+
     def resized(self, height: int, width: int) -> Graph:
         """The same network for another size of the network input, in pixels."""
         return Graph(replace(self.image, height=height, width=width), self.operations)
@@ -279,7 +306,7 @@ class Graph:
     @property
     def parameters(self) -> int:
         """Weights and biases of the whole network, batch norm folded."""
-        return sum(layer.parameters for layer in self.layers)
+        return sum(layer.parameters for layer in self.layers) + 2 * sum(self.norms.values())
 
     def macs(self, rois: int) -> int:
         """Dense MACs of one image with that number of RoIs."""

@@ -7,11 +7,11 @@ size is bounded, before a graph is made of them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from ..errors import InputError
 from .config import coerce
-from .graph import IMAGE, KINDS, Attributes, Graph, Operation, Shape
+from .graph import IMAGE, KINDS, Activation, Attributes, Graph, Operation, Shape
 
 MOST_OPERATIONS = 10_000
 MOST_ELEMENTS = 2**31
@@ -20,10 +20,12 @@ MOST_ELEMENTS = 2**31
 _RANGES: dict[str, tuple[float, float]] = {
     "mean": (-1000, 1000), "std": (1e-3, 1000),
     "out_channels": (1, 65536), "kernel": (1, 64), "stride": (1, 2), "padding": (-64, 64),
-    "dilation": (1, 64), "eps": (0, 1), "first": (0, 65536), "channels": (1, 65536),
+    "dilation": (1, 64), "groups": (1, 65536), "block": (2, 8), "eps": (0, 1),
+    "first": (0, 65536), "channels": (1, 65536),
     "cell_anchors": (-1e5, 1e5), "strides": (0, 1024), "box_weights": (1e-3, 1e3),
     "delta_clamp": (0, 20), "pre_nms": (1, 1e6), "count": (1, 1e6), "nms_threshold": (0, 1),
-    "scales": (1e-4, 1), "size": (1, 64), "sampling_ratio": (0, 16), "step": (1, 64),
+    "scales": (1e-4, 1), "sizes": (1, 1e5), "size": (1, 64), "sampling_ratio": (0, 16),
+    "step": (1, 64),
     "canonical_size": (1, 1e5), "canonical_level": (0, 16), "first_level": (0, 16),
     "num_classes": (1, 65535), "score_threshold": (0, 1), "max_detections": (1, 1e6),
     "min_size": (0, 1e4),
@@ -31,7 +33,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 """Range of each attribute, and of each number in it (inclusive)."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "activation": ("none", "relu"),
+    "activation": get_args(Activation),
     "sampling": ("aligned", "legacy", "corners"),
     "background": ("first", "last"),
 }
@@ -138,6 +140,7 @@ def _check(key: str, value: Any) -> None:
         numbers = _numbers(value)
         inside = numbers != [] and all(low <= number <= high for number in numbers)
         _expect(inside, f"{key} is {value!r}, expected {low:g}..{high:g}")
-    if key == "layers":
-        ok = len(value) == 1 and all(name.isprintable() and name for name in value)
+    if key in ("layer", "layers"):
+        names = (value,) if key == "layer" else value
+        ok = len(names) == 1 and all(name.isprintable() and name for name in names)
         _expect(ok, f"{key} is {value!r}, expected one name")

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from .graph import Conv, DetectionOutput, Graph, Operation, Proposals, RoiAlign, Slice
+from .graph import Conv, Detecting, Graph, MaskOutput, Operation, Proposals, RoiAlign, Slice
 
 HOISTED = "roialign."
 """Prefix of the RoIAlign after a hoisted layer."""
@@ -42,7 +42,7 @@ def is_predictor(graph: Graph, name: str) -> bool:
     """Whether a value is read by proposals or detections alone: it stays float32."""
     readers = graph.readers[name]
     return bool(readers) and all(
-        isinstance(reader.attributes, Proposals | DetectionOutput)
+        isinstance(reader.attributes, Proposals | Detecting | MaskOutput)
         or (isinstance(reader.attributes, Slice) and is_predictor(graph, reader.name))
         for reader in readers
     )

@@ -87,13 +87,15 @@ def sparsity_report(
     check_tensors(config, tensors)
     rois = config.proposals if rois is None else rois
     rows = []
-    for layer in build_graph(config).layers:
-        weights, biases = (
-            tensors.nonzero(name)
-            if isinstance(tensors, LazyTensors)
-            else int(np.count_nonzero(tensors[name]))
-            for name in (f"{layer.name}.weight", f"{layer.name}.bias")
-        )
+    graph = build_graph(config)
+
+    def nonzero(name: str) -> int:
+        if isinstance(tensors, LazyTensors):
+            return tensors.nonzero(name)
+        return int(np.count_nonzero(tensors[name]))
+
+    for layer in graph.layers:
+        weights, biases = nonzero(f"{layer.name}.weight"), nonzero(f"{layer.name}.bias")
         runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.per_roi else 1)
         rows.append(
             LayerSparsity(
@@ -105,4 +107,7 @@ def sparsity_report(
                 weights * runs,
             )
         )
+    for name, channels in graph.norms.items():
+        zeros = 2 * channels - nonzero(f"{name}.weight") - nonzero(f"{name}.bias")
+        rows.append(LayerSparsity(name, (channels,), 2 * channels, zeros, 0, 0))
     return SparsityReport(tuple(rows), rois)

@@ -17,13 +17,12 @@ from torch import Tensor
 from ..model.c4 import build_graph
 from ..model.config import ModelConfig
 from ..model.graph import IMAGE, DetectionOutput, Normalise, Proposals, RoiAlign
+from .anchors import flat_outputs, level_anchors
 from .boxes import clip, decode, encode
+from .detections import detect
 from .graph_module import ConvModule, FrozenBatchNorm, GraphModule
 from .operations import (
     TorchInterpreter,
-    detect,
-    flat_outputs,
-    level_anchors,
     level_proposals,
     normalise,
     roi_align,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..model.graph import IMAGE, Graph, Layer, RoiAlign
 from ..model.rewrite import skip_bins
-from .operations import TorchInterpreter
+from .operations import TorchInterpreter, activate
 
 
 class FrozenBatchNorm(nn.Module):
@@ -57,17 +57,27 @@ class ConvModule(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         layer = self.layer
         weight, bias = self.folded()
+        attributes = layer.attributes
         if layer.kind == "linear":
-            x = F.linear(x.flatten(1), weight, bias)
-            return F.relu(x) if layer.relu else x
-        before, after = layer.padding
+            return activate(F.linear(x.flatten(1), weight, bias), attributes.activation)
+        (before, after), padding = layer.padding, 0
         if before == after:
-            x = F.conv2d(x, weight, bias, layer.stride, before)
+            padding = before
         else:
-            x = F.conv2d(F.pad(x, (before, after, before, after)), weight, bias, layer.stride)
+            x = F.pad(x, (before, after, before, after))
+        x = F.conv2d(x, weight, bias, layer.stride, padding, attributes.dilation, attributes.groups)
         if residual is not None:
             x = x + residual
-        return F.relu(x) if layer.relu else x
+        return activate(x, attributes.activation)
+
+
+class GroupNormModule(nn.Module):
+    """Scale and offset of a group norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
 
 class GraphModule(nn.Module):
@@ -86,15 +96,19 @@ class GraphModule(nn.Module):
         self.name = name
         self.graph = skip_bins(graph)
         self.layers: dict[str, ConvModule] = {}
+        self.norms: dict[str, GroupNormModule] = {}
         for layer in self.graph.layers:
-            self.layers[layer.name] = conv = ConvModule(layer, norm)
+            self.layers[layer.name] = ConvModule(layer, norm)
+        for name, channels in self.graph.norms.items():
+            self.norms[name] = GroupNormModule(channels)
+        for name, module in (*self.layers.items(), *self.norms.items()):
             parent: nn.Module = self
-            *path, leaf = layer.name.split(".")
+            *path, leaf = name.split(".")
             for part in path:
                 if part not in parent._modules:
                     parent.add_module(part, nn.Module())
                 parent = parent.get_submodule(part)
-            parent.add_module(leaf, conv)
+            parent.add_module(leaf, module)
 
     def load_tensors(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Copy arrays into the parameters of the same names.
@@ -117,18 +131,21 @@ class GraphModule(nn.Module):
         self.load_state_dict(state)
 
     def folded_tensors(self) -> dict[str, np.ndarray]:
-        """`NAME.weight` and `NAME.bias` of every layer, batch norm folded, float32."""
+        """The model's tensors, batch norm folded, float32."""
         out = {}
         with torch.no_grad():
             for name, conv in self.layers.items():
                 weight, bias = conv.folded()
                 out[f"{name}.weight"] = weight.float().contiguous().cpu().numpy()
                 out[f"{name}.bias"] = bias.float().cpu().numpy()
+            for name, norm in self.norms.items():
+                out[f"{name}.weight"] = norm.weight.float().cpu().numpy()
+                out[f"{name}.bias"] = norm.bias.float().cpu().numpy()
         return out
 
     def interpreter(self, content: tuple[int, int] | None = None) -> TorchInterpreter:
         """Runs the graph with this module's layers."""
-        return TorchInterpreter(self.layers, content)
+        return TorchInterpreter(self.layers, content, self.norms)
 
     def run(
         self,

@@ -1,7 +1,8 @@
 """What each operation of a graph does in torch.
 
-Maps are [B, C, H, W]; RoIs [R, C, h, w], or [R, C] after the mean; boxes a list of B tensors
-[R_i, 4], xyxy pixels of the network input; rows [B, N, 7].
+Maps are [B, C, H, W]; RoIs [R, C, h, w], or [R, C] after a linear layer; boxes a list of B tensors
+[R_i, 4], xyxy pixels of the network input; rows [B, N, 7], whose image is -1 beyond the last;
+masks [R, h, w].
 """
 
 from __future__ import annotations
@@ -16,18 +17,27 @@ from torch.nn import functional as F
 
 from ..model import boxes as np_boxes
 from ..model.graph import (
+    Activate,
+    Activation,
     Conv,
+    DepthToSpace,
     DetectionOutput,
+    FcosOutput,
+    GroupNorm,
+    MaskOutput,
     MaxPool,
     Normalise,
     Operation,
     Proposals,
+    RetinaNetOutput,
     RoiAlign,
     Slice,
     typed,
 )
 from ..model.interpreter import Interpreter
+from .anchors import flat_outputs, level_anchors
 from .boxes import clip, decode
+from .detections import detect, fcos_detections, retinanet_detections, to_rows
 from .roi_align import roi_align_matmul
 
 
@@ -38,27 +48,10 @@ def normalise(attributes: Normalise, image: Tensor) -> Tensor:
     return (image.float() - mean) / std
 
 
-def flat_outputs(objectness: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [B, A, H, W] and [B, 4 A, H, W] -> logits [B, H*W*A] and deltas [B, H*W*A, 4]."""
-    batch = len(objectness)
-    logits = objectness.permute(0, 2, 3, 1).reshape(batch, -1)
-    return logits.float(), deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4).float()
-
-
-def level_anchors(
-    attributes: Proposals, level: int, objectness: Tensor, image: tuple[int, int] = (0, 0)
-) -> Tensor:
-    """All anchors of one level, [H*W*A, 4], for its map of logits [B, A, H, W].
-
-    Args:
-        image: height and width of the network input; read where a stride is 0.
-    """
-    cells = torch.tensor(attributes.cell_anchors[level], dtype=torch.float32).numpy()
-    size = (objectness.shape[2], objectness.shape[3])
-    stride = attributes.strides[level]
-    steps = (stride, stride) if stride else (image[0] // size[0], image[1] // size[1])
-    grid = np_boxes.grid_anchors(cells, size, steps)
-    return torch.from_numpy(grid).to(objectness.device)
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation of a tensor."""
+    functions = {"relu": F.relu, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid}
+    return x if activation == "none" else functions[activation](x)
 
 
 @torch.no_grad()
@@ -144,65 +137,27 @@ def _roi_align(attributes: RoiAlign, level: int, features: Tensor, rois: list[Te
     return out[:, :, ::step, ::step].to(features.dtype)
 
 
-def detect(
-    attributes: DetectionOutput,
-    logits: Tensor,
-    deltas: Tensor,
-    proposals: Tensor,
-    height: int,
-    width: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The detections of one image, best first.
-
-    Args:
-        logits, deltas: [R, K + 1] and [R, K (+ 1), 4].
-        proposals: [R, 4].
-        height, width: boxes are clipped to these.
-
-    Returns:
-        boxes [N, 4], scores [N], labels [N] in 1..K; N <= max_detections.
-    """
-    classes = attributes.num_classes
-    first = 1 if attributes.background == "first" else 0
-    scores = logits.softmax(dim=1)[:, first : first + classes]
-    if attributes.background_deltas:
-        deltas = deltas[:, first : first + classes]
-    decoded = decode(deltas, proposals[:, None], attributes.box_weights, attributes.delta_clamp)
-    decoded = clip(decoded, height, width)  # [R, K, 4]
-    roi, label = (scores > attributes.score_threshold).nonzero(as_tuple=True)
-    decoded, scores = decoded[roi, label], scores[roi, label]
-    if attributes.min_size:
-        keep = ops.remove_small_boxes(decoded, attributes.min_size)
-        decoded, scores, label = decoded[keep], scores[keep], label[keep]
-    order = scores.argsort(descending=True, stable=True)
-    kept = []
-    for k in range(classes):
-        candidates = order[label[order] == k]
-        keep = ops.nms(decoded[candidates], scores[candidates], attributes.nms_threshold)
-        kept.append(candidates[keep])
-    if kept:
-        survivors = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-        survivors[torch.cat(kept)] = True
-        order = order[survivors[order]]
-    order = order[: attributes.max_detections]
-    return decoded[order], scores[order], label[order] + 1
-
-
 class TorchInterpreter(Interpreter[Any]):
     """Runs a graph in torch.
 
     Args:
         layers: the module of each layer by its name.
+        norms: scale and offset of each group norm, `weight` and `bias`, by its name.
         content: height and width of what is in the network input's upper left corner, where boxes
             end; default: all of it.
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], content: tuple[int, int] | None = None
+        self,
+        layers: Mapping[str, nn.Module],
+        content: tuple[int, int] | None = None,
+        norms: Mapping[str, Any] | None = None,
     ) -> None:
-        self.layers, self.content = layers, content
+        self.layers, self.content, self.norms = layers, content, norms or {}
+        self.image_size = (0, 0)  # of the network input
 
     def normalise(self, operation: Operation, image: Tensor) -> Tensor:
+        self.image_size = _size(image)
         x = normalise(typed(operation, Normalise), image)
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -216,8 +171,26 @@ class TorchInterpreter(Interpreter[Any]):
         top, left, bottom, right = pool.padding  # zeros equal -inf: the input is never negative
         return F.max_pool2d(F.pad(x, (left, right, top, bottom)), pool.kernel, pool.stride)
 
+    def group_norm(self, operation: Operation, x: Tensor) -> Tensor:
+        norm = typed(operation, GroupNorm)
+        module = self.norms[norm.layer]
+        x = F.group_norm(x, norm.groups, module.weight, module.bias, norm.eps)
+        return activate(x, norm.activation)
+
+    def activate(self, operation: Operation, x: Tensor) -> Tensor:
+        return activate(x, typed(operation, Activate).activation)
+
+    def multiply(self, operation: Operation, x: Tensor, factors: Tensor) -> Tensor:
+        return x * factors
+
+    def depth_to_space(self, operation: Operation, x: Tensor) -> Tensor:
+        block = typed(operation, DepthToSpace).block
+        count, channels, height, width = x.shape
+        x = x.view(count, block, block, channels // block**2, height, width)
+        return x.permute(0, 3, 4, 1, 5, 2).reshape(count, -1, height * block, width * block)
+
     def mean(self, operation: Operation, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
+        return x.mean(dim=(2, 3), keepdim=True)
 
     def resize(self, operation: Operation, x: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(x, size=like.shape[2:], mode="nearest")
@@ -229,8 +202,7 @@ class TorchInterpreter(Interpreter[Any]):
     def proposals(self, operation: Operation, *inputs: Tensor) -> list[Tensor]:
         attributes = typed(operation, Proposals)
         levels = len(attributes.strides)
-        image_size = inputs[-1].shape[2], inputs[-1].shape[3]
-        height, width = self.content or image_size
+        image_size, (height, width) = _size(inputs[-1]), self._end(inputs[-1])
         outputs = [flat_outputs(inputs[i], inputs[levels + i]) for i in range(levels)]
         anchors = [level_anchors(attributes, i, inputs[i], image_size) for i in range(levels)]
         found = []
@@ -247,7 +219,12 @@ class TorchInterpreter(Interpreter[Any]):
         return found
 
     def roi_align(self, operation: Operation, *inputs: Any) -> Tensor:
-        return roi_align(typed(operation, RoiAlign), inputs[:-1], inputs[-1])
+        *maps, boxes = inputs
+        if isinstance(boxes, Tensor):  # rows
+            boxes = [rows[rows[:, 0] >= 0][:, 3:] for rows in boxes]
+            height, width = self.image_size
+            boxes = [b * b.new_tensor([width, height, width, height]) for b in boxes]
+        return roi_align(typed(operation, RoiAlign), maps, boxes)
 
     def detections(
         self,
@@ -258,21 +235,35 @@ class TorchInterpreter(Interpreter[Any]):
         image: Tensor,
     ) -> Tensor:
         attributes = typed(operation, DetectionOutput)
-        rows = torch.zeros(len(boxes), attributes.max_detections, 7, device=image.device)
-        rows[:, :, 0] = -1
-        height, width = image.shape[2:]
-        scale = rows.new_tensor([width, height, width, height])
         counts = [len(b) for b in boxes]
-        of_images = (torch.split(x.float(), counts) for x in (logits, deltas))
-        for i, (of_class, of_box) in enumerate(zip(*of_images, strict=True)):
-            if not counts[i]:
-                continue
-            of_box = of_box.view(counts[i], of_box.shape[1] // 4, 4)
-            end = self.content or (height, width)
-            found, scores, labels = detect(attributes, of_class, of_box, boxes[i], *end)
-            n = len(found)
-            rows[i, :n, 0] = i
-            rows[i, :n, 1] = labels.float()
-            rows[i, :n, 2] = scores
-            rows[i, :n, 3:] = found / scale
-        return rows
+        logits, deltas = logits.flatten(1).float(), deltas.flatten(1).float()
+        deltas = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
+        end = self._end(image)
+        of_images = zip(*(torch.split(x, counts) for x in (logits, deltas)), strict=True)
+        found = [
+            detect(attributes, of_class, of_box, of_image, *end)
+            for (of_class, of_box), of_image in zip(of_images, boxes, strict=True)
+        ]
+        return to_rows(found, attributes.max_detections, image)
+
+    def retinanet_detections(self, operation: Operation, *inputs: Tensor) -> Tensor:
+        attributes, image = typed(operation, RetinaNetOutput), inputs[-1]
+        found = retinanet_detections(attributes, inputs[:-1], _size(image), self._end(image))
+        return to_rows(found, attributes.max_detections, image)
+
+    def fcos_detections(self, operation: Operation, *inputs: Tensor) -> Tensor:
+        attributes, image = typed(operation, FcosOutput), inputs[-1]
+        found = fcos_detections(attributes, inputs[:-1], _size(image), self._end(image))
+        return to_rows(found, attributes.max_detections, image)
+
+    def masks(self, operation: Operation, logits: Tensor, rows: Tensor) -> Tensor:
+        labels = rows[rows[:, :, 0] >= 0][:, 1].long()
+        channels = labels - (not typed(operation, MaskOutput).background)
+        return logits[torch.arange(len(logits)), channels].float().sigmoid()
+
+    def _end(self, image: Tensor) -> tuple[int, int]:
+        return self.content or _size(image)
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[2], image.shape[3]

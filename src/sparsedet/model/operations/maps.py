@@ -1,0 +1,194 @@
+"""Operations that make feature maps, of the image or of RoIs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from .shape import IMAGE, Padding, Shape, expect, window
+
+Activation = Literal["none", "relu", "hardswish", "hardsigmoid"]
+"""relu is max(x, 0), hardsigmoid clip(x / 6 + 1/2, 0, 1), hardswish x * hardsigmoid(x)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normalise:
+    """image -> map: (pixel - mean) / std of each colour, BGR, 0..255."""
+
+    kind: ClassVar = "normalise"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == [IMAGE], "reads the image")
+        return Shape("map", 3, *inputs[0].size)
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution or fully connected layer: bias, then `residual` if there is one, activation.
+
+    Inputs: x, and the value that is added before the activation, or not.
+
+    Attributes:
+        layers: the layers whose tensors it has, `NAME.weight` and `NAME.bias`, one after the other
+            along the output channels.
+        bias: whether it adds the bias of `layers`.
+        groups: the input channels are cut into so many parts, and each part of the output channels
+            reads its own; as many as channels: a depthwise convolution.
+        linear: its weights are stored as (out, columns): a fully connected layer, which reads all
+            cells of its input.
+        norm: batch norm follows in training; for inference it is folded.
+        eps: of the batch norm.
+        prunable: pruned by default; stem and predictors are not.
+    """
+
+    kind: ClassVar = "conv"
+    out_channels: int
+    kernel: tuple[int, int]
+    layers: tuple[str, ...]
+    stride: int = 1
+    padding: Padding = (0, 0, 0, 0)
+    dilation: int = 1
+    groups: int = 1
+    activation: Activation = "none"
+    bias: bool = True
+    linear: bool = False
+    norm: bool = False
+    eps: float = 1e-5
+    prunable: bool = False
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        ok = 1 <= len(inputs) <= 2 and inputs[0].domain in ("map", "rois")
+        expect(ok, "reads a map or RoIs")
+        x = inputs[0]
+        divisible = x.channels % self.groups == self.out_channels % self.groups == 0
+        expect(divisible, f"has channels that {self.groups} groups do not divide")
+        size = window(x, self.kernel, self.stride, self.padding, self.dilation)
+        out = Shape(x.domain, self.out_channels, *size, x.count)
+        expect(inputs[1:] in ([], [out]), "adds a value of another shape than its output")
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool:
+    """map -> map: the largest value of each window. Padding is zeros: the input is not negative."""
+
+    kind: ClassVar = "max_pool"
+    kernel: int
+    stride: int
+    padding: Padding
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map"], "reads a map")
+        x = inputs[0]
+        height, width = window(x, (self.kernel, self.kernel), self.stride, self.padding)
+        return replace(x, height=height, width=width)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm:
+    """map -> map: each group of channels gets mean 0 and variance 1 over the whole map, then scale
+    and offset of each channel, then activation.
+
+    Attributes:
+        layer: whose tensors it has, the scales `NAME.weight` and the offsets `NAME.bias`.
+        groups: of neighbouring channels.
+        eps: is added to the variance.
+    """
+
+    kind: ClassVar = "group_norm"
+    layer: str
+    groups: int
+    eps: float = 1e-5
+    activation: Activation = "none"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map"], "reads a map")
+        expect(inputs[0].channels % self.groups == 0, "has channels that its groups do not divide")
+        return inputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """map -> map: an activation that no convolution could take, as others read its input, too."""
+
+    kind: ClassVar = "activate"
+    activation: Activation
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map"], "reads a map")
+        return inputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Multiply:
+    """map and a map of 1x1 -> map: each channel times its factor (squeeze and excitation)."""
+
+    kind: ClassVar = "multiply"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map", "map"], "reads two maps")
+        x, factors = inputs
+        expect(factors == Shape("map", x.channels), "reads factors that do not fit its map")
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A map or RoIs -> the same of 1x1: the mean over all cells."""
+
+    kind: ClassVar = "mean"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        ok = len(inputs) == 1 and inputs[0].domain in ("map", "rois")
+        expect(ok, "reads a map or RoIs")
+        return replace(inputs[0], height=1, width=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """map -> map: the nearest cell, at the size of the second input (torch's mode "nearest")."""
+
+    kind: ClassVar = "resize"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map", "map"], "reads two maps")
+        return replace(inputs[0], height=inputs[1].height, width=inputs[1].width)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The channels [first, first + channels) of a map or of RoIs."""
+
+    kind: ClassVar = "slice"
+    first: int
+    channels: int
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        ok = len(inputs) == 1 and inputs[0].domain in ("map", "rois")
+        expect(ok, "reads a map or RoIs")
+        inside = self.first >= 0 and 0 < self.channels <= inputs[0].channels - self.first
+        expect(inside, "reaches beyond the channels of its input")
+        return replace(inputs[0], channels=self.channels)
+
+
+@dataclass(frozen=True, slots=True)
+class DepthToSpace:
+    """RoIs -> RoIs: channels become cells.
+
+    The cell (y * block + i, x * block + j) of channel c is the cell (y, x) of channel
+    (i * block + j) * C + c, where C are the channels of the output (ONNX's mode "DCR").
+    """
+
+    kind: ClassVar = "depth_to_space"
+    block: int
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["rois"], "reads RoIs")
+        x, cells = inputs[0], self.block**2
+        expect(x.channels % cells == 0, f"has channels that {cells} cells do not divide")
+        return Shape(
+            "rois", x.channels // cells, x.height * self.block, x.width * self.block, x.count
+        )
