@@ -153,6 +153,7 @@ ProposalsAttributes proposals(Fields& f) {
   a.remove_empty = f.get<bool>("remove_empty");
   a.min_size = f.get<float>("min_size");
   a.inclusive = f.get<bool>("inclusive");
+  a.score_threshold = f.get<float>("score_threshold");
   return a;
 }
 

@@ -30,6 +30,10 @@ struct Outputs {
   }
 };
 
+float score(float logit) {
+  return 1 / (1 + std::exp(-logit));
+}
+
 // Appends the boxes of one level that survive NMS, best first.
 void find_level(const ProposalsAttributes& attributes, const ProposalsLevel& level,
                 const Outputs& outputs, int width, const Value& image,
@@ -67,6 +71,8 @@ void find_level(const ProposalsAttributes& attributes, const ProposalsLevel& lev
                            attributes.box_weights, attributes.delta_clamp, bottom, right);
     if (attributes.remove_empty && !(box[2] > box[0] && box[3] > box[1])) continue;
     if (attributes.min_size > 0 && !at_least(box, attributes.min_size)) continue;
+    if (attributes.score_threshold > 0 && !(score(logits[index]) >= attributes.score_threshold))
+      break;  // the next ones have no higher score
     if (suppressor.keep(box)) kept.push_back({box, logits[index]});
   }
 }

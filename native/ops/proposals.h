@@ -18,8 +18,9 @@ struct ProposalsAttributes {
   int count;          // boxes after NMS, of all levels
   float nms_threshold;
   bool remove_empty;
-  float min_size;  // shorter or narrower boxes are dropped; 0: none
-  bool inclusive;  // clipping and NMS count the last pixel as part of the proposal
+  float min_size;         // shorter or narrower boxes are dropped; 0: none
+  float score_threshold;  // boxes whose objectness is less are dropped; 0: none
+  bool inclusive;         // clipping and NMS count the last pixel as part of the proposal
 };
 
 // Inputs: the logits of each level [anchors], the deltas of each level [4 * anchors], the image.

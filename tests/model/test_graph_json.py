@@ -14,8 +14,9 @@ import pytest
 from sparsedet.errors import InputError
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.detector_config import as_detector_config, config_from_json, config_to_json
+from sparsedet.model.faster_rcnn import FasterRCNNFPN, build_faster_rcnn_fpn
 from sparsedet.model.file import load_model, save_model
-from sparsedet.model.fpn import FasterRCNNFPN, build_faster_rcnn_fpn, rounded_cell_anchors
+from sparsedet.model.fpn import rounded_cell_anchors
 from sparsedet.model.graph_json import from_json, to_json
 from sparsedet.model.presets import PRESETS
 from sparsedet.testing import random_tensors
@@ -24,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "model_v1"
 FPN = FasterRCNNFPN(
     mean=(1.0, 2.0, 3.0),
     std=(4.0, 5.0, 6.0),
-    cell_anchors=rounded_cell_anchors((32.0, 64.0, 128.0, 256.0, 512.0)),
+    cell_anchors=rounded_cell_anchors([[size] for size in (32, 64, 128, 256, 512)]),
 )
 
 

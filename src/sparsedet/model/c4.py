@@ -46,7 +46,9 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
     features = x
 
     anchors = config.anchors_per_cell
-    x = conv("rpn.conv", features, config.rpn_channels, 3, 1, (1, 1), relu=True, prunable=True)
+    x = conv(
+        "rpn.conv", features, config.rpn_channels, 3, 1, (1, 1), activation="relu", prunable=True
+    )
     objectness = conv("rpn.objectness", x, anchors)
     deltas = conv("rpn.deltas", x, 4 * anchors)
     cell_anchors = tuple(tuple(box) for box in boxes.cell_anchors(config).tolist())

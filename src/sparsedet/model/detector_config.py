@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 from ..errors import InputError
 from . import c4, graph_json
 from .config import ModelConfig, check_names, coerce
-from .graph import DetectionOutput, Graph, Normalise
+from .graph import Detecting, Graph, MaskOutput, Normalise, Operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,10 @@ class DetectorConfig:
             if not 1 <= value <= high:
                 raise InputError(f"{field} is {value}, expected 1..{high}")
         check_names(self.name, self.class_names, self.category_ids)
-        if not isinstance(self.graph.operations[-1].attributes, DetectionOutput):
+        rows = [o.name for o in self.graph.operations if isinstance(o.attributes, Detecting)]
+        last = self.graph.operations[-1]
+        ends = isinstance(last.attributes, MaskOutput) or [last.name] == rows
+        if len(rows) != 1 or not ends:
             raise InputError("the graph does not end in detections")
         if self._detections.num_classes != self.num_classes:
             raise InputError(
@@ -62,10 +65,15 @@ class DetectorConfig:
             )
 
     @property
-    def _detections(self) -> DetectionOutput:
-        attributes = self.graph.operations[-1].attributes
-        assert isinstance(attributes, DetectionOutput)
+    def _detections(self) -> Detecting:
+        attributes = rows_of(self.graph).attributes
+        assert isinstance(attributes, Detecting)
         return attributes
+
+    @property
+    def masks(self) -> bool:
+        """Whether detections have masks."""
+        return isinstance(self.graph.operations[-1].attributes, MaskOutput)
 
     @property
     def fill(self) -> tuple[float, float, float]:
@@ -120,6 +128,11 @@ class DetectorConfig:
             raise InputError(f"unknown or no configuration key {unknown[0]!r}")
         known = {key: coerce(key, value, hints[key]) for key, value in values.items()}
         return cls(graph=graph, **known)
+
+
+def rows_of(graph: Graph) -> Operation:
+    """The operation that makes the rows."""
+    return next(o for o in graph.operations if isinstance(o.attributes, Detecting))
 
 
 Config: TypeAlias = ModelConfig | DetectorConfig
@@ -190,8 +203,9 @@ def with_form(
     graph = config.graph if input_size is None else config.graph.resized(*input_size)
     if max_detections is not None:
         attributes = dataclasses.replace(config._detections, max_detections=max_detections)
-        last = dataclasses.replace(graph.operations[-1], attributes=attributes)
-        graph = Graph(graph.image, (*graph.operations[:-1], last))
+        rows = rows_of(graph)
+        changed = dataclasses.replace(rows, attributes=attributes)
+        graph = Graph(graph.image, tuple(changed if o is rows else o for o in graph.operations))
     return dataclasses.replace(config, graph=graph, **changes)
 
 

@@ -1,4 +1,4 @@
-"""Parts of graphs that several families share: convolutions, residual stages, a ResNet's stem."""
+"""Parts of graphs that several families share: convolutions, residual stages, a whole ResNet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .graph import Attributes, Conv, Graph, MaxPool, Operation, Padding, Shape
+from .graph import Activation, Attributes, Conv, Graph, MaxPool, Operation, Padding, Shape
 
 
 def both(before: int, after: int) -> Padding:
@@ -39,7 +39,8 @@ class GraphParts:
         stride: int = 1,
         padding: tuple[int, int] = (0, 0),
         *,
-        relu: bool = False,
+        activation: Activation = "none",
+        groups: int = 1,
         residual: str | None = None,
         linear: bool = False,
         norm: bool = False,
@@ -59,7 +60,8 @@ class GraphParts:
             (layer or name,),
             stride,
             both(*padding),
-            activation="relu" if relu else "none",
+            groups=groups,
+            activation=activation,
             linear=linear,
             norm=norm,
             eps=self.eps,
@@ -71,7 +73,7 @@ class GraphParts:
         self, source: str, channels: int, padding: tuple[int, int], pool_padding: tuple[int, int]
     ) -> str:
         """A ResNet's 7x7 convolution of stride 2 and max pooling; returns its output's name."""
-        x = self.conv("stem.conv", source, channels, 7, 2, padding, relu=True, norm=True)
+        x = self.conv("stem.conv", source, channels, 7, 2, padding, activation="relu", norm=True)
         return self.add("stem.pool", (x,), MaxPool(3, 2, both(*pool_padding)))
 
     def stage(
@@ -102,10 +104,26 @@ class GraphParts:
             pad1 = conv1_padding if first > 1 else (0, 0)
             pad2 = conv2_padding if second > 1 else (1, 1)
             x = self.conv(
-                f"{block}.conv1", source, width, 1, first, pad1, relu=True, norm=True, prunable=True
+                f"{block}.conv1",
+                source,
+                width,
+                1,
+                first,
+                pad1,
+                activation="relu",
+                norm=True,
+                prunable=True,
             )
             x = self.conv(
-                f"{block}.conv2", x, width, 3, second, pad2, relu=True, norm=True, prunable=True
+                f"{block}.conv2",
+                x,
+                width,
+                3,
+                second,
+                pad2,
+                activation="relu",
+                norm=True,
+                prunable=True,
             )
             residual = source
             if number == 0:
@@ -114,10 +132,45 @@ class GraphParts:
                     f"{block}.shortcut", source, out, 1, step, pad, norm=True, prunable=True
                 )
             source = self.conv(
-                f"{block}.conv3", x, out, relu=True, residual=residual, norm=True, prunable=True
+                f"{block}.conv3",
+                x,
+                out,
+                activation="relu",
+                residual=residual,
+                norm=True,
+                prunable=True,
             )
         return source
 
     def graph(self, input_size: tuple[int, int]) -> Graph:
         """The graph of the operations."""
         return Graph(Shape("image", 3, *input_size), tuple(self.operations))
+
+
+@dataclass(frozen=True, slots=True)
+class ResNet:
+    """A ResNet of bottlenecks without its classifier, as a backbone.
+
+    Attributes:
+        blocks, bottleneck_channels, stage_channels, stem_channels: of its stages and stem.
+        stride_in: the convolution of a bottleneck that has the stride.
+    """
+
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    stem_channels: int = 64
+    bottleneck_channels: tuple[int, int, int, int] = (64, 128, 256, 512)
+    stage_channels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
+    stride_in: Literal["conv1", "conv2"] = "conv2"
+
+    def build(self, parts: GraphParts, source: str) -> list[str]:
+        """Adds its operations; returns the names of the outputs of res2 .. res5."""
+        x = parts.stem(source, self.stem_channels, (3, 3), (1, 1))
+        stages = []
+        for i, stride in enumerate((1, 2, 2, 2)):
+            sizes = self.blocks[i], self.bottleneck_channels[i], self.stage_channels[i]
+            x = parts.stage(f"res{i + 2}", x, *sizes, stride, stride_in=self.stride_in)
+            stages.append(x)
+        return stages
+
+
+RESNET_50 = ResNet()

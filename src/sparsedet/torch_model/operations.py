@@ -86,6 +86,9 @@ def level_proposals(
     if attributes.min_size:
         keep = ops.remove_small_boxes(decoded, attributes.min_size)
         decoded, scores = decoded[keep], scores[keep]
+    if attributes.score_threshold:
+        keep = scores.sigmoid() >= attributes.score_threshold
+        decoded, scores = decoded[keep], scores[keep]
     covered = decoded + decoded.new_tensor([0.0, 0.0, last, last])
     keep = ops.nms(covered, scores, attributes.nms_threshold)[: count or attributes.count]
     return decoded[keep], scores[keep]
@@ -258,7 +261,7 @@ class TorchInterpreter(Interpreter[Any]):
 
     def masks(self, operation: Operation, logits: Tensor, rows: Tensor) -> Tensor:
         labels = rows[rows[:, :, 0] >= 0][:, 1].long()
-        channels = labels - (not typed(operation, MaskOutput).background)
+        channels = labels - int(not typed(operation, MaskOutput).background)
         return logits[torch.arange(len(logits)), channels].float().sigmoid()
 
     def _end(self, image: Tensor) -> tuple[int, int]:

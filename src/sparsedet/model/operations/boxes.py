@@ -30,6 +30,7 @@ class Proposals:
         count: boxes after NMS, at most.
         remove_empty, inclusive: as `ModelConfig.rpn_remove_empty` and `rpn_inclusive`.
         min_size: boxes with a shorter side, in pixels, are dropped; 0: none.
+        score_threshold: boxes whose objectness, the sigmoid of the logit, is less are dropped.
     """
 
     kind: ClassVar = "proposals"
@@ -43,6 +44,7 @@ class Proposals:
     remove_empty: bool
     inclusive: bool
     min_size: float = 0.0
+    score_threshold: float = 0.0
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         levels = len(self.strides)
