@@ -28,6 +28,7 @@ models = pytest.importorskip("torchvision.models.detection")
 
 from sparsedet.torch_model import GraphModule  # noqa: E402
 
+LAYERS = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZE = {"min_size": 192, "max_size": 300}
 KINDS = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2")
@@ -55,13 +56,22 @@ def set_norm(name: str, norm: Any, x: Any) -> None:
     norm.bias.copy_(0.1 * torch.randn(len(norm.bias)))
 
 
-def set_layer(deviation: float, layer: Any, out: Any) -> Any:
-    """A random bias, and weights that give outputs of that deviation; returns the new output."""
+def set_layer(name: str, layer: Any, out: Any) -> Any:
+    """A random bias, and weights that give outputs of a fixed deviation; returns the new output.
+
+    A layer that runs on several levels is set on the first. Of a single cell nothing is known.
+    """
+    if hasattr(layer, "is_set") or out.numel() == out.shape[1]:
+        return out
+    layer.is_set = True
+    deviation = next((d for part, d in DEVIATIONS.items() if part in name), 1.0)
+    rare = -4.0 if "classification_head.cls_logits" in name else 0.0
     dims = [d for d in range(out.dim()) if d != 1]
     shape = [1, -1] + [1] * (out.dim() - 2)
     factor = deviation / out.std(dim=dims).clamp(min=1e-6)
-    mean, bias = out.mean(dim=dims), 0.1 * deviation * torch.randn(out.shape[1])
-    layer.weight *= factor.view(-1, *[1] * (layer.weight.dim() - 1))
+    mean, bias = out.mean(dim=dims), rare + 0.1 * deviation * torch.randn(out.shape[1])
+    side = [1, -1] if isinstance(layer, torch.nn.ConvTranspose2d) else [-1, 1]
+    layer.weight *= factor.view(*side, *[1] * (layer.weight.dim() - 2))
     layer.bias.copy_((layer.bias - mean) * factor + bias)
     return (out - mean.view(shape)) * factor.view(shape) + bias.view(shape)
 
@@ -79,11 +89,10 @@ def confident(kind: str, image: U8, **settings: Any) -> Any:
                     lambda norm, inputs, name=name: set_norm(name, norm, inputs[0])
                 )
             )
-        elif getattr(module, "bias", None) is not None and hasattr(module, "weight"):
-            deviation = next((d for part, d in DEVIATIONS.items() if part in name), 1.0)
+        elif isinstance(module, LAYERS) and module.bias is not None:
             hooks.append(
                 module.register_forward_hook(
-                    lambda layer, _, out, deviation=deviation: set_layer(deviation, layer, out)
+                    lambda layer, _, out, name=name: set_layer(name, layer, out)
                 )
             )
     model([as_input(image)])

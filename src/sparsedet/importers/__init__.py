@@ -25,7 +25,7 @@ FORMATS: dict[str, str] = {
     "tensorpack": "TensorPack's C4 models (.npz)",
     "openvino": "OpenVINO IR of a C4 model (.xml beside its .bin)",
     "checkpoint": "a training run's folder or checkpoint of this project",
-    "torchvision-detector": "torchvision's Faster R-CNN FPN (.pth, .safetensors)",
+    "torchvision-detector": "torchvision's Faster and Mask R-CNN FPN, RetinaNet, FCOS (.pth)",
     "torchvision": "a ResNet classifier of torchvision or timm (.pth, .safetensors)",
 }
 """Name of a format, as `--from` takes it -> description."""

@@ -133,6 +133,17 @@ class Source:
             raise self.error(f"tensor {name!r} holds NaN or infinite values")
         return value
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give tensors other names.
+
+        Raises:
+            InputError: two tensors would have one name.
+        """
+        left = {names.get(name, name): tensor for name, tensor in self.left.items()}
+        if len(left) < len(self.left):
+            raise self.error("has tensors of two releases of its project")
+        self.left = left
+
     def ignore(self, *patterns: str) -> list[str]:
         """Ignore the tensors whose whole name matches one of the regular expressions."""
         names = [n for n in self.left if any(re.fullmatch(p, n) for p in patterns)]

@@ -2,12 +2,13 @@
 
 A state dict does not say which sizes images are resized to, which thresholds hold and which epsilon
 its batch norms have: these are torchvision's defaults, or what the caller says. torchvision's
-published weights (COCO_V1) of Faster R-CNN and Mask R-CNN run with an epsilon of 0, models made new
-with 1e-5.
+published weights (COCO_V1) of Faster R-CNN, Mask R-CNN and RetinaNet with ResNet-50 run with an
+epsilon of 0, models made new with 1e-5.
 
 Conventions, met here and nowhere else: RGB images of 0..1 become BGR of 0..255, by the order of the
 stem's channels and the scale of the pixel statistics. Label k is COCO's category_id k; ten of the
-90 are unused.
+90 are unused. RetinaNet and FCOS have a class 0, which is never an object: it is the first label
+here, and has the category_id 0.
 """
 
 from __future__ import annotations
@@ -17,22 +18,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from ..model.batch_norm import fold_batch_norm
 from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES
 from ..model.detector_config import DetectorConfig
-from ..model.fpn import FasterRCNNFPN, build_faster_rcnn_fpn, rounded_cell_anchors
-from ..model.graph import Layer
+from ..model.faster_rcnn import FasterRCNNFPN, build_faster_rcnn_fpn
+from ..model.fpn import rounded_cell_anchors
+from ..model.mobilenet import MobileNetV3
+from ..model.one_stage import OneStage, build_one_stage
+from ..model.resnet import ResNet
 from .containers import open_source
 from .tensor_source import Imported, Source, count_blocks
 from .torchvision import MEAN, STD
+from .torchvision_names import rename_first_releases, take_tensors
 
-Arrays = dict[str, NDArray[np.float32]]
-
-_NORM = ("weight", "bias", "running_mean", "running_var")
 _STAGES = tuple(rf"backbone\.body\.layer{n}\.(\d+)\." for n in (1, 2, 3, 4))
 
 
@@ -43,23 +42,40 @@ class TorchvisionSettings:
     Attributes:
         eps: of batch norms.
         min_size, max_size: of the resized image's shorter and longer side, pixels.
-        score_threshold, nms_threshold, max_detections: of the detections.
+        proposals: before and after the RPN's non-maximum suppression; default: 1000.
+            fasterrcnn_mobilenet_v3_large_320_fpn has 150 (and sizes of 320 and 640).
+        score_threshold, nms_threshold, max_detections: of the detections; default: 0.05, 0.5 and
+            100, of RetinaNet 0.05, 0.5 and 300, of FCOS 0.2, 0.6 and 100.
     """
 
     eps: float = 1e-5
     min_size: int = 800
     max_size: int = 1333
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    max_detections: int = 100
+    proposals: int = 1000
+    score_threshold: float | None = None
+    nms_threshold: float | None = None
+    max_detections: int | None = None
 
     def __post_init__(self) -> None:
-        for field, low, high in (("eps", 0, 1), ("min_size", 32, 8192), ("max_size", 32, 8192)):
+        for field, low, high in (
+            ("eps", 0, 1),
+            ("min_size", 32, 8192),
+            ("max_size", 32, 8192),
+            ("proposals", 1, 100_000),
+        ):
             value = getattr(self, field)
             if not low <= value <= high:
                 raise UsageError(f"{field} is {value}, expected {low}..{high}")
         if self.min_size > self.max_size:
             raise UsageError(f"min_size is {self.min_size}, above max_size, {self.max_size}")
+
+    def thresholds(self, score: float, nms: float, detections: int) -> tuple[float, float, int]:
+        """Score, IoU of non-maximum suppression and number of detections, with these defaults."""
+        return (
+            score if self.score_threshold is None else self.score_threshold,
+            nms if self.nms_threshold is None else self.nms_threshold,
+            detections if self.max_detections is None else self.max_detections,
+        )
 
 
 def load_torchvision_detector(
@@ -79,13 +95,19 @@ def load_torchvision_detector(
     """
     settings = settings or TorchvisionSettings()
     _, source = open_source(Path(path))
-    family = _family(source, settings)
-    names, ids = _classes(source, family.num_classes, class_names)
+    rename_first_releases(source)
     # The size only fixes the graph's own shapes: images are resized to their own.
     size = _divisible(settings.min_size), _divisible(settings.max_size)
-    graph = build_faster_rcnn_fpn(family, size)
+    family = _family(source, settings)
+    if isinstance(family, OneStage):
+        graph, first_label = build_one_stage(family, size), 0
+        kind = "retinanet" if family.cell_anchors else "fcos"
+    else:
+        graph, first_label = build_faster_rcnn_fpn(family, size), 1
+        kind = "mask-rcnn-fpn" if family.mask_convs else "faster-rcnn-fpn"
+    names, ids = _classes(source, family.num_classes, first_label, class_names)
     config = DetectorConfig(
-        name="torchvision-faster-rcnn-fpn",
+        name=f"torchvision-{kind}",
         graph=graph,
         resize="shorter",
         min_size=settings.min_size,
@@ -93,14 +115,14 @@ def load_torchvision_detector(
         class_names=names,
         category_ids=ids,
     )
-    tensors = _take(source, graph.layers, family)
+    tensors = take_tensors(source, graph)
     source.ignore(r".*num_batches_tracked")
     source.finish(config.name)
     provenance = {"source": {"format": "torchvision", "name": Path(path).name}}
     notes = (
         f"assumed what a state dict does not say: batch norm eps {settings.eps:g}, "
         f"images of {settings.min_size} to {settings.max_size} pixels, score threshold "
-        f"{settings.score_threshold:g}",
+        f"{config.score_threshold:g}",
     )
     return Imported(config, fold_batch_norm(tensors, config), provenance, notes=notes)
 
@@ -109,94 +131,110 @@ def _divisible(length: int) -> int:
     return -(-length // 32) * 32
 
 
-def _family(source: Source, settings: TorchvisionSettings) -> FasterRCNNFPN:
+def _family(source: Source, settings: TorchvisionSettings) -> FasterRCNNFPN | OneStage:
     left = source.left
-    if not any(name.startswith("roi_heads.box_head.") for name in left):
-        raise source.error("is a detector of torchvision of another kind than Faster R-CNN FPN")
-    convs = {m[1] for name in left if (m := re.match(r"roi_heads\.box_head\.(\d+)\.0\.", name))}
-    rpn = {m[1] for name in left if (m := re.match(r"rpn\.head\.conv\.(\d+)\.0\.weight", name))}
-    fpn = source.length("backbone.fpn.inner_blocks.0.0.weight", 0)
-    classes = source.length("roi_heads.box_predictor.cls_score.weight", 0) - 1
+    for prefix, what in (
+        ("roi_heads.keypoint_head.", "Keypoint R-CNN"),
+        ("head.classification_head.module_list.", "SSD"),
+    ):
+        if any(name.startswith(prefix) for name in left):
+            raise source.error(f"is a {what} of torchvision, which cannot be run here yet")
+    if "head.classification_head.cls_logits.weight" in left:
+        return _one_stage(source, settings)
+    if any(name.startswith("roi_heads.box_head.") for name in left):
+        return _two_stage(source, settings)
+    raise source.error("is a model of torchvision, but none of its detectors that are run here")
+
+
+def _numbers(source: Source, pattern: str) -> set[str]:
+    """The first groups of all names that begin with the pattern."""
+    return {m[1] for name in source.left if (m := re.match(pattern, name))}
+
+
+def _resnet(source: Source) -> ResNet:
+    return ResNet(blocks=count_blocks(source.left, _STAGES))
+
+
+def _two_stage(source: Source, settings: TorchvisionSettings) -> FasterRCNNFPN:
+    convs = _numbers(source, r"roi_heads\.box_head\.(\d+)\.0\.")
+    masks = _numbers(source, r"roi_heads\.mask_head\.(\d+)\.0\.")
+    score, nms, detections = settings.thresholds(0.05, 0.5, 100)
+    mobile = "backbone.body.0.0.weight" in source
+    sizes = (32, 64, 128, 256, 512)
     return FasterRCNNFPN(
         mean=MEAN,
         std=STD,
-        blocks=count_blocks(left, _STAGES),
+        backbone=MobileNetV3() if mobile else _resnet(source),
+        first_level=5 if mobile else 2,
+        roi_levels=1 if mobile else 4,
         eps=settings.eps,
-        fpn_channels=fpn,
-        fpn_norm="backbone.fpn.inner_blocks.0.1.weight" in left,
-        rpn_convs=len(rpn),
+        fpn_channels=source.length("backbone.fpn.inner_blocks.0.0.weight", 0),
+        fpn_norm="backbone.fpn.inner_blocks.0.1.weight" in source,
+        rpn_convs=len(_numbers(source, r"rpn\.head\.conv\.(\d+)\.0\.weight")),
         head_convs=len(convs),
         head_layers=1 if convs else 2,
-        cell_anchors=rounded_cell_anchors((32.0, 64.0, 128.0, 256.0, 512.0)),
+        cell_anchors=rounded_cell_anchors([sizes] * 3 if mobile else [[size] for size in sizes]),
+        strides=(0,) * (3 if mobile else 5),
+        pre_nms=settings.proposals,
+        proposals=settings.proposals,
         rpn_min_size=1e-3,
-        num_classes=classes,
-        score_threshold=settings.score_threshold,
-        nms_threshold=settings.nms_threshold,
-        max_detections=settings.max_detections,
+        rpn_score_threshold=0.05 if mobile else 0.0,
+        num_classes=source.length("roi_heads.box_predictor.cls_score.weight", 0) - 1,
+        score_threshold=score,
+        nms_threshold=nms,
+        max_detections=detections,
         min_size=1e-2,
+        mask_convs=len(masks),
+        mask_norm="roi_heads.mask_head.0.1.weight" in source,
     )
 
 
+def _one_stage(source: Source, settings: TorchvisionSettings) -> OneStage:
+    fcos = "head.regression_head.bbox_ctrness.weight" in source
+    anchors = 1 if fcos else source.length("head.regression_head.bbox_reg.weight", 0) // 4
+    classes = source.length("head.classification_head.cls_logits.weight", 0) // max(anchors, 1)
+    top = "backbone.fpn.extra_blocks.p6.weight"
+    norms = _numbers(source, r"head\.classification_head\.conv\.(\d+)\.1\.weight")
+    score, nms, detections = settings.thresholds(*((0.2, 0.6, 100) if fcos else (0.05, 0.5, 300)))
+    sides = [[size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))] for size in _SIZES]
+    return OneStage(
+        mean=MEAN,
+        std=STD,
+        backbone=_resnet(source),
+        eps=settings.eps,
+        top="output" if source.length(top, 0) == source.length(top, 1) else "source",
+        channels=source.length(top, 0),
+        tower=len(_numbers(source, r"head\.classification_head\.conv\.(\d+)\."))
+        // (2 if fcos else 1),
+        tower_groups=32 if fcos or norms else 0,
+        cell_anchors=() if fcos else rounded_cell_anchors(sides),
+        sizes=tuple(float(size // 4) for size in _SIZES) if fcos else (),
+        num_classes=classes,
+        score_threshold=score,
+        nms_threshold=nms,
+        max_detections=detections,
+    )
+
+
+_SIZES = (32, 64, 128, 256, 512)
+"""Sides of the anchors of each level; FCOS' boxes are in quarters of them."""
+
+
 def _classes(
-    source: Source, count: int, names: tuple[str, ...] | None
+    source: Source, count: int, first: int, names: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    if names is None and count == 90:  # labels are COCO's ids
+    """Names and category_ids of the labels.
+
+    Args:
+        first: what torchvision calls the first one.
+    """
+    ids = tuple(range(first, first + count))
+    objects = count - 1 + first
+    if names is None and objects == 90:  # labels are COCO's ids
         known = dict(zip(COCO_CATEGORY_IDS, COCO_NAMES, strict=True))
-        ids = tuple(range(1, 91))
         return tuple(known.get(i, f"unused {i}") for i in ids), ids
     if names is None:
-        names = tuple(f"class {i}" for i in range(1, count + 1))
-    if len(names) != count:
-        raise source.error(f"has {count} classes, but {len(names)} class names are given")
-    return names, tuple(range(1, count + 1))
-
-
-def _take(source: Source, layers: tuple[Layer, ...], family: FasterRCNNFPN) -> Arrays:
-    tensors: Arrays = {}
-    for layer in layers:
-        convolution, norm = _names(layer.name, family)
-        shape = layer.weight_shape
-        tensors[f"{layer.name}.weight"] = source.take(f"{convolution}.weight", shape)
-        channels = (layer.out_channels,)
-        if layer.norm:
-            for leaf in _NORM:
-                tensors[f"{layer.name}.norm.{leaf}"] = source.take(f"{norm}.{leaf}", channels)
-        else:
-            tensors[f"{layer.name}.bias"] = source.take(f"{convolution}.bias", channels)
-    stem = tensors["stem.conv.weight"]
-    tensors["stem.conv.weight"] = np.ascontiguousarray(stem[:, ::-1])  # RGB -> BGR
-    return tensors
-
-
-_FIXED = {
-    "stem.conv": ("backbone.body.conv1", "backbone.body.bn1"),
-    "rpn.objectness": ("rpn.head.cls_logits", ""),
-    "rpn.deltas": ("rpn.head.bbox_pred", ""),
-    "box.logits": ("roi_heads.box_predictor.cls_score", ""),
-    "box.deltas": ("roi_heads.box_predictor.bbox_pred", ""),
-}
-
-
-def _names(name: str, family: FasterRCNNFPN) -> tuple[str, str]:
-    """torchvision's names of a layer's convolution and its batch norm."""
-    if name in _FIXED:
-        return _FIXED[name]
-    if found := re.fullmatch(r"res(\d)\.(\d+)\.(conv(\d)|shortcut)", name):
-        prefix = f"backbone.body.layer{int(found[1]) - 1}.{found[2]}"
-        if found[3] == "shortcut":
-            return f"{prefix}.downsample.0", f"{prefix}.downsample.1"
-        return f"{prefix}.{found[3]}", f"{prefix}.bn{found[4]}"
-    if found := re.fullmatch(r"fpn\.(lateral|output)(\d)", name):
-        blocks = {"lateral": "inner_blocks", "output": "layer_blocks"}[found[1]]
-        prefix = f"backbone.fpn.{blocks}.{int(found[2]) - 2}"
-        return f"{prefix}.0", f"{prefix}.1"
-    if found := re.fullmatch(r"rpn\.conv(\d*)", name):
-        return f"rpn.head.conv.{found[1] or 0}.0", ""
-    if found := re.fullmatch(r"box\.conv(\d)", name):
-        prefix = f"roi_heads.box_head.{found[1]}"
-        return f"{prefix}.0", f"{prefix}.1"
-    if found := re.fullmatch(r"box\.fc(\d)", name):
-        if family.head_convs:  # then comes Flatten
-            return f"roi_heads.box_head.{family.head_convs + 1}", ""
-        return f"roi_heads.box_head.fc{int(found[1]) + 6}", ""
-    raise InputError(f"layer {name!r} has no name in torchvision")
+        names = tuple(f"class {i}" for i in range(1, objects + 1))
+    if len(names) != objects:
+        raise source.error(f"has {objects} classes, but {len(names)} class names are given")
+    return (names if first else ("unused 0", *names)), ids

@@ -61,7 +61,7 @@ def sniff(path: Path, weights: str | None = None) -> str:
         return "model"
     names = list(source.left)
     if any(n.startswith("backbone.body.") for n in names) and any(
-        n.startswith("roi_heads.box_head.") for n in names
+        n.startswith(("roi_heads.box_head.", "head.classification_head.")) for n in names
     ):
         return "torchvision-detector"
     other = _other_model(names)
