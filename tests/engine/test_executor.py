@@ -43,6 +43,7 @@ def conv(name: str, inputs: list[str], ins: int, out: int, **changes: Any) -> Fi
         "padding": (1, 1, 1, 1),
         "stride": 1,
         "dilation": 1,
+        "groups": 1,
         "activation": "none",
         "type": "f32",
         "clipping_threshold": 0.0,

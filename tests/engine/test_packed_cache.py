@@ -163,6 +163,7 @@ def test_what_the_core_refuses(small_model: Path) -> None:
             "stride": 1,
             "padding": (0, 0, 0, 0),
             "dilation": 1,
+            "groups": 1,
             "activation": "none",
             "type": "f32",
             "clipping_threshold": 0.0,
