@@ -47,7 +47,7 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   a.rows =
       std::min(element_count(conv.shape.out_type, conv.shape.out_channels) - conv.out_row(chunk),
                a.row_tiles * conv.tile_rows / channels_per_element(conv.shape.out_type));
-  a.relu = conv.shape.relu;
+  a.activation = conv.shape.activation;
   return a;
 }
 

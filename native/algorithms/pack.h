@@ -21,7 +21,7 @@ struct ConvShape {
   int in_channels, out_channels;
   int kernel_height, kernel_width, stride;
   int padding_top, padding_left;  // bottom and right follow from the size of the output
-  bool relu = false;
+  Activation activation = Activation::none;
   int dilation = 1;
   ElementType in_type = ElementType::float32, out_type = ElementType::float32;
   // int8: quantization of input, output and residual; the input has no negative values.

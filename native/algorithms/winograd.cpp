@@ -28,7 +28,7 @@ class WinogradConvolution : public PackedConvolution {
  public:
   WinogradConvolution(const ConvShape& shape, const float* bias)
       : bias_(shape.out_channels, 0.0f),
-        relu_(shape.relu),
+        relu_(shape.activation == Activation::relu),
         in_channels_(shape.in_channels),
         out_channels_(shape.out_channels) {
     if (bias) bias_.assign(bias, bias + shape.out_channels);
@@ -181,7 +181,8 @@ std::unique_ptr<PackedConvolution> unpack(const Kernels& kernels, const ConvProb
 
 bool eligible(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  return p.rois && !p.residual && s.in_type == ElementType::float32 &&
+  const bool plain = s.activation == Activation::none || s.activation == Activation::relu;
+  return plain && p.rois && !p.residual && s.in_type == ElementType::float32 &&
          s.out_type == ElementType::float32 && s.kernel_height == 3 && s.kernel_width == 3 &&
          s.stride == 1 && s.dilation == 1 && s.padding_top == 1 && s.padding_left == 1 &&
          p.out_height == p.in_height && p.out_width == p.in_width;

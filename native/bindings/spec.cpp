@@ -59,7 +59,11 @@ class Fields {
       if (sides[i] < -64 || sides[i] > 64) throw std::invalid_argument("padding is out of range");
     std::copy(sides.begin(), sides.end(), to);
   }
-  bool relu() { return choice("activation", {"none", "relu"}) == 1; }
+  Activation activation() {
+    constexpr Activation all[] = {Activation::none, Activation::relu, Activation::hardswish,
+                                  Activation::hardsigmoid};
+    return all[choice("activation", {"none", "relu", "hardswish", "hardsigmoid"})];
+  }
   void finish() const {
     for (auto [key, value] : values_) {
       std::string name;
@@ -95,7 +99,7 @@ ConvolutionAttributes convolution(Fields& f) {
   a.stride = f.integer("stride", 1, 2);
   a.dilation = f.integer("dilation", 1, 64);
   if (f.integer("groups", 1) != 1) throw std::invalid_argument("has groups");
-  a.relu = f.relu();
+  a.activation = f.activation();
   a.float32_output = f.type("type") == ElementType::float32;
   a.clipping_threshold = f.get<float>("clipping_threshold");
   return a;
@@ -125,7 +129,7 @@ RoiAlignAttributes roi_align(Fields& f) {
   a.first_level = f.integer("first_level", 0, 64);
   a.type = f.type("type");
   a.clipping_threshold = f.get<std::optional<float>>("clipping_threshold");
-  a.relu = f.relu();
+  a.relu = f.choice("activation", {"none", "relu"}) == 1;
   return a;
 }
 

@@ -101,7 +101,7 @@ __attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
       if (row + r >= a.rows) break;
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
-        V v = a.relu ? relu(sum[r][p]) : sum[r][p];
+        V v = a.activation == Activation::relu ? relu(sum[r][p]) : sum[r][p];
         if (a.valid[p] < L) v = keep(v, a.valid[p]);
         store(a.out + (row + r) * a.row_stride + a.offset[p], v);
       }

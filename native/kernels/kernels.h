@@ -40,6 +40,13 @@ constexpr int kVectors = 4;  // vectors in a panel column
 constexpr int kMaxLanes = 16;
 constexpr int kMaxTileRows = 6;
 
+// What is applied to a result, element by element. No step can be fused with another one, so that
+// all kernels give equal bits:
+//   relu         max(x, 0)
+//   hardsigmoid  clip(x + 3, 0, 6) * (1 / 6)
+//   hardswish    x * hardsigmoid(x)
+enum class Activation { none, relu, hardswish, hardsigmoid };
+
 // One panel times the packed weights of `row_tiles` row tiles.
 struct SparseArgs {
   const float* panel;
@@ -54,13 +61,13 @@ struct SparseArgs {
   // Read when `first` (int8: when `last`): one value for each row, R * row_tiles values.
   const float* bias;
   // Read when `last`:
-  const float* residual;  // added before the ReLU, or null; strides as `out`; may be `out`
+  const float* residual;  // added before the activation, or null; strides as `out`; may be `out`
   float* out;             // row r, vector v at out + r * row_stride + offset[v]
   ptrdiff_t row_stride;   // floats
   int rows;               // rows to store: 0 < rows <= R * row_tiles
   ptrdiff_t offset[kVectors];
-  int valid[kVectors];  // lanes of each vector that exist, 1..L; the others are stored as zero
-  bool relu;
+  int valid[kVectors];    // lanes of each vector that exist, 1..L; the others are stored as zero
+  Activation activation;  // int8: none or relu
   // Whether the rows of `out` and `residual` are packed elements instead of float32; always false
   // for float32. `rows` and `row_stride` then count elements.
   // bfloat16: row tile 2h holds the even and row tile 2h + 1 the odd channels of R elements;

@@ -7,6 +7,14 @@ namespace {
 
 constexpr int L = 4;
 
+float activated(float x, Activation activation) {
+  if (activation == Activation::none) return x;
+  if (activation == Activation::relu) return x > 0 ? x : 0;
+  const float above = x + 3 > 0 ? x + 3 : 0;
+  const float sigmoid = (above < 6 ? above : 6) * (1.0f / 6);
+  return activation == Activation::hardswish ? x * sigmoid : sigmoid;
+}
+
 struct ScalarFloat32 {
   static void add_product(float& sum, float weight, float x) { sum += weight * x; }
 };
@@ -71,12 +79,10 @@ void sparse(const SparseArgs& a) {
           if (a.packed_output) {
             float low = (partial - R)[r][p][l];
             if (a.residual) low += even_of(residual), v += odd_of(residual);
-            if (a.relu && !(low > 0)) low = 0;
-            if (a.relu && !(v > 0)) v = 0;
-            v = join_bfloat16(low, v);
+            v = join_bfloat16(activated(low, a.activation), activated(v, a.activation));
           } else {
             if (a.residual) v += residual;
-            if (a.relu && !(v > 0)) v = 0;
+            v = activated(v, a.activation);
           }
           a.out[at] = l < a.valid[p] ? v : 0;
         }
@@ -114,7 +120,7 @@ void sparse_int8(const SparseArgs& a) {
           channels[r] = to_byte(v);
           if (!a.packed_output && row < a.rows)
             a.out[row * a.row_stride + a.offset[p] + l] =
-                l >= a.valid[p] || (a.relu && !(v > 0)) ? 0 : v;
+                l < a.valid[p] ? activated(v, a.activation) : 0;
         }
         if (a.last && a.packed_output && tile < a.rows)
           a.out[at] = l < a.valid[p] ? join_bytes(channels) : 0;

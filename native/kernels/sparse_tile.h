@@ -88,16 +88,20 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
           const int out_row = tile / 2 * R + r;
           if (out_row >= a.rows) break;
           const ptrdiff_t at = out_row * a.row_stride;
+          V low[P];
 #pragma GCC unroll 8
           for (int p = 0; p < P; p++) {
-            V low = even[r * kVectors + p], high = sum[r][p];
-            if (a.residual) {
-              const V elements = load(a.residual + at + a.offset[p]);
-              low += Product::even(elements);
-              high += Product::odd(elements);
-            }
-            if (a.relu) low = relu(low), high = relu(high);
-            V v = Product::join(low, high);
+            low[p] = even[r * kVectors + p];
+            if (!a.residual) continue;
+            const V elements = load(a.residual + at + a.offset[p]);
+            low[p] += Product::even(elements);
+            sum[r][p] += Product::odd(elements);
+          }
+          activate(low, a.activation);
+          activate(sum[r], a.activation);
+#pragma GCC unroll 8
+          for (int p = 0; p < P; p++) {
+            V v = Product::join(low[p], sum[r][p]);
             if (a.valid[p] < L) v = keep(v, a.valid[p]);
             store(a.out + at + a.offset[p], v);
           }
@@ -108,11 +112,14 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
     for (int r = 0; r < R; r++) {
       if (row + r >= a.rows) break;
       const ptrdiff_t at = (row + r) * a.row_stride;
+      if (a.residual)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; p++)
+          sum[r][p] += load(a.residual + at + a.offset[p]);
+      activate(sum[r], a.activation);
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
         V v = sum[r][p];
-        if (a.residual) v += load(a.residual + at + a.offset[p]);
-        if (a.relu) v = relu(v);
         if (a.valid[p] < L) v = keep(v, a.valid[p]);
         store(a.out + at + a.offset[p], v);
       }

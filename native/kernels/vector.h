@@ -42,6 +42,24 @@ SPARSEDET_INLINE V relu(V v) {
   return v > 0 ? v : (V){};
 }
 
+// Applies an activation to N vectors; one branch decides for all of them.
+template <int N>
+SPARSEDET_INLINE void activate(V (&v)[N], Activation activation) {
+  if (activation == Activation::none) return;
+  if (activation == Activation::relu) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++)
+      v[i] = relu(v[i]);
+    return;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) {
+    const V six = broadcast(6.0f), above = relu(v[i] + 3.0f);
+    const V sigmoid = (above < six ? above : six) * (1.0f / 6);
+    v[i] = activation == Activation::hardswish ? v[i] * sigmoid : sigmoid;
+  }
+}
+
 SPARSEDET_INLINE I iota() {
   I i;
   for (int k = 0; k < L; k++)

@@ -35,6 +35,8 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
   const ElementType in = formats[0].type;
   if (in == ElementType::int8 && formats[0].quantization.zero_point)
     throw std::invalid_argument("reads int8 values that may be negative");
+  if (in == ElementType::int8 && a_.activation > Activation::relu)
+    throw std::invalid_argument("reads int8: its activation can only be a ReLU");
   ConvShape& s = problem_.shape;
   s.in_channels = a_.in_channels;
   s.out_channels = a_.out_channels;
@@ -43,14 +45,14 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
   s.stride = a_.stride;
   s.padding_top = a_.padding[0];
   s.padding_left = a_.padding[1];
-  s.relu = a_.relu;
+  s.activation = a_.activation;
   s.dilation = a_.dilation;
   s.in_type = in;
   s.out_type = a_.float32_output || in == ElementType::float32 ? ElementType::float32
                : in == ElementType::int8                       ? in
                                                                : ElementType::bfloat16;
   s.in_quantization = formats[0].quantization;
-  s.out_quantization = quantization_of(a_.clipping_threshold, !a_.relu);
+  s.out_quantization = quantization_of(a_.clipping_threshold, a_.activation != Activation::relu);
   if (formats.size() > 1) {
     if (formats[1].type != s.out_type)
       throw std::invalid_argument("the tensor that is added has another type than the output");
@@ -117,8 +119,8 @@ bool Convolution::same_problem(const Convolution& other) const {
   return s.in_channels == t.in_channels && s.out_channels == t.out_channels &&
          s.kernel_height == t.kernel_height && s.kernel_width == t.kernel_width &&
          s.stride == t.stride && s.padding_top == t.padding_top &&
-         s.padding_left == t.padding_left && s.relu == t.relu && s.dilation == t.dilation &&
-         s.in_type == t.in_type && s.out_type == t.out_type &&
+         s.padding_left == t.padding_left && s.activation == t.activation &&
+         s.dilation == t.dilation && s.in_type == t.in_type && s.out_type == t.out_type &&
          same(s.in_quantization, t.in_quantization) &&
          same(s.out_quantization, t.out_quantization) &&
          same(s.residual_quantization, t.residual_quantization) &&

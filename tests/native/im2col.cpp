@@ -27,7 +27,7 @@ class Im2col : public PackedConvolution {
           for (size_t i = 0; i < column.size(); i++)
             sum += weights_[o * column.size() + i] * column[i];
           if (residual) sum += *residual->at(y, o, x);
-          *out.at(y, o, x) = shape_.relu && sum < 0 ? 0 : sum;
+          *out.at(y, o, x) = shape_.activation == Activation::relu && sum < 0 ? 0 : sum;
         }
       }
   }

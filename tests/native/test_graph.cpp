@@ -87,7 +87,8 @@ bool test_cost_model() {
 
 ConvolutionAttributes conv(int in, int out, int kernel, int stride, bool relu) {
   const int pad = kernel / 2;
-  return {in, out, {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, relu, false, 0};
+  const Activation activation = relu ? Activation::relu : Activation::none;
+  return {in, out, {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, activation, false, 0};
 }
 
 struct Plain {
@@ -116,7 +117,7 @@ Plain expected(const Plain& in, const ConvolutionAttributes& a, const std::vecto
               sum += *w++ *
                      in.at(c, y * a.stride - a.padding[0] + ky, x * a.stride - a.padding[1] + kx);
         if (residual) sum += residual->at(o, y, x);
-        out.values.push_back(a.relu && sum < 0 ? 0 : sum);
+        out.values.push_back(a.activation == Activation::relu && sum < 0 ? 0 : sum);
       }
   return out;
 }

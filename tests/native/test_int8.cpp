@@ -149,7 +149,7 @@ bool sparse_case(const Kernels& k, const Int8Case& c) {
   a.first = c.first;
   a.last = c.last;
   a.packed_output = c.packed_output;
-  a.relu = c.relu;
+  a.activation = c.relu ? Activation::relu : Activation::none;
   a.partial = c.first && c.last ? nullptr : partial.data();
   a.bias = bias.data();
   a.scale = scale.data();
