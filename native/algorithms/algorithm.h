@@ -62,7 +62,7 @@ struct Algorithm {
 std::span<const Algorithm* const> algorithms();
 // Throws std::invalid_argument for an unknown name.
 const Algorithm& find_algorithm(const std::string& name);
-// The algorithm of the least expected time.
+// The algorithm of the least expected time. Throws std::invalid_argument if none is eligible.
 const Algorithm& choose_algorithm(const ConvProblem& problem, double element_density);
 
 // Taps of the filter at all outputs of a RoI, without those in the padding; on a feature map, whose

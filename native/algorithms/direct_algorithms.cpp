@@ -39,8 +39,8 @@ std::unique_ptr<PackedConvolution> unpack(const Kernels& kernels, const ConvProb
       unpack_conv(kernels, problem.shape, packed, std::move(owner), bias, problem.rois));
 }
 
-bool always(const ConvProblem&) {
-  return true;
+bool eligible(const ConvProblem& p) {
+  return !p.shape.depthwise();
 }
 
 // Zeros save multiplications, but finding the other weights takes time, and the fewer rows share
@@ -65,9 +65,9 @@ double dense_time(const ConvProblem& p, double) {
 }  // namespace
 
 extern const Algorithm sparse_algorithm, dense_algorithm;
-constexpr Algorithm sparse_algorithm{"sparse",    always,      sparse_fraction,
+constexpr Algorithm sparse_algorithm{"sparse",    eligible,    sparse_fraction,
                                      sparse_time, pack<false>, unpack};
-constexpr Algorithm dense_algorithm{"dense",    always,     dense_fraction,
+constexpr Algorithm dense_algorithm{"dense",    eligible,   dense_fraction,
                                     dense_time, pack<true>, unpack};
 
 }  // namespace sparsedet

@@ -1,5 +1,5 @@
 // A new algorithm NAME is a file that defines NAME_algorithm, and X(NAME) in this line:
-#define SPARSEDET_ALGORITHMS(X) X(sparse) X(dense) X(winograd)
+#define SPARSEDET_ALGORITHMS(X) X(sparse) X(dense) X(depthwise) X(winograd)
 
 #include <stdexcept>
 
@@ -28,6 +28,7 @@ const Algorithm& choose_algorithm(const ConvProblem& problem, double element_den
     if (a->eligible(problem) &&
         (!best || a->time(problem, element_density) < best->time(problem, element_density)))
       best = a;
+  if (!best) throw std::invalid_argument("no algorithm can run this operation");
   return *best;
 }
 

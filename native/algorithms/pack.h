@@ -23,13 +23,17 @@ struct ConvShape {
   int padding_top, padding_left;  // bottom and right follow from the size of the output
   Activation activation = Activation::none;
   int dilation = 1;
+  int groups = 1;  // 1, or as many as channels: depthwise
   ElementType in_type = ElementType::float32, out_type = ElementType::float32;
   // int8: quantization of input, output and residual; the input has no negative values.
   Quantization in_quantization = {}, out_quantization = {}, residual_quantization = {};
 
   int taps() const { return kernel_height * kernel_width; }
   bool pointwise() const { return taps() == 1 && stride == 1; }
-  int64_t weights() const { return int64_t{out_channels} * in_channels * taps(); }
+  bool depthwise() const { return groups > 1; }
+  // Input channels that an output channel reads.
+  int channels_read() const { return in_channels / groups; }
+  int64_t weights() const { return int64_t{out_channels} * channels_read() * taps(); }
 };
 
 // Source of the columns of a block: elements [channel, channel + count) at one filter tap.

@@ -182,7 +182,7 @@ std::unique_ptr<PackedConvolution> unpack(const Kernels& kernels, const ConvProb
 bool eligible(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   const bool plain = s.activation == Activation::none || s.activation == Activation::relu;
-  return plain && p.rois && !p.residual && s.in_type == ElementType::float32 &&
+  return plain && !s.depthwise() && p.rois && !p.residual && s.in_type == ElementType::float32 &&
          s.out_type == ElementType::float32 && s.kernel_height == 3 && s.kernel_width == 3 &&
          s.stride == 1 && s.dilation == 1 && s.padding_top == 1 && s.padding_left == 1 &&
          p.out_height == p.in_height && p.out_width == p.in_width;

@@ -88,8 +88,10 @@ class NativeEngine {
     }
     Array<float, nb::shape<-1, -1, -1, -1>> dense;
     if (!nb::try_cast(weight, dense, false))
-      throw std::invalid_argument(spec.name + ": weight is no float32 array [out][in][kh][kw]");
-    const int shape[] = {conv->out_channels, conv->in_channels, conv->kernel[0], conv->kernel[1]};
+      throw std::invalid_argument(spec.name +
+                                  ": weight is no float32 array [out][in / groups][kh][kw]");
+    const int shape[] = {conv->out_channels, conv->in_channels / conv->groups, conv->kernel[0],
+                         conv->kernel[1]};
     for (int i = 0; i < 4; i++)
       if (dense.shape(i) != size_t(shape[i]))
         throw std::invalid_argument(spec.name + ": weight has the wrong shape");

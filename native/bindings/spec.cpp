@@ -98,7 +98,7 @@ ConvolutionAttributes convolution(Fields& f) {
   f.padding(a.padding);
   a.stride = f.integer("stride", 1, 2);
   a.dilation = f.integer("dilation", 1, 64);
-  if (f.integer("groups", 1) != 1) throw std::invalid_argument("has groups");
+  a.groups = f.integer("groups", 1);
   a.activation = f.activation();
   a.float32_output = f.type("type") == ElementType::float32;
   a.clipping_threshold = f.get<float>("clipping_threshold");

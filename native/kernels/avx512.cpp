@@ -20,6 +20,7 @@ const Kernels kernels_avx512 = {
     transpose,
     roi,
     mean,
+    depthwise<VectorFloat32>,
     winograd_input,
     winograd_output,
     peak,

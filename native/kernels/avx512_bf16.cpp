@@ -1,7 +1,7 @@
 // bfloat16 with AVX-512's dot product of pairs (AVX512_BF16), which flushes denormals to zero.
 #include <immintrin.h>
 #define SPARSEDET_LANES 16
-#include "kernels/sparse_tile.h"
+#include "kernels/row_kernels.h"
 
 namespace sparsedet {
 namespace {
@@ -103,7 +103,11 @@ bool supported() {
 
 }  // namespace
 const LowPrecisionKernels kernels_avx512_bf16 = {
-    supported, {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
-    pool,      roi,
-    mean,      low_precision_peak<VectorBfloat16, 4>};
+    supported,
+    {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
+    pool,
+    roi,
+    mean,
+    depthwise<VectorBfloat16>,
+    low_precision_peak<VectorBfloat16, 4>};
 }  // namespace sparsedet

@@ -194,7 +194,11 @@ bool supported() {
 
 }  // namespace
 const LowPrecisionKernels kernels_avx512_vnni = {
-    supported, {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr},
-    pool,      roi,
-    mean,      low_precision_peak<VectorInt8, 8>};
+    supported,
+    {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr},
+    pool,
+    roi,
+    mean,
+    nullptr,
+    low_precision_peak<VectorInt8, 8>};
 }  // namespace sparsedet

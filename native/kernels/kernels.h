@@ -96,6 +96,22 @@ struct PackArgs {
   float* panel;                   // where the first channel goes; aligned
 };
 
+// A depthwise convolution: one output row of one element, each of whose channels reads the same
+// channel of the input.
+struct DepthwiseArgs {
+  const float* source;   // first tap of output pixel 0; any alignment
+  ptrdiff_t row_stride;  // floats from one row of taps to the next
+  ptrdiff_t tap_stride;  // floats from one tap of a row to the next
+  int kernel_height, kernel_width;
+  int stride;             // 1 or 2
+  const float* weights;   // [channels of the element][kernel_height][kernel_width] float32
+  const float* bias;      // [channels of the element]
+  const float* residual;  // added before the activation, or null; may be `out`
+  float* out;             // rounded up to whole vectors; lanes from `width` on are set to zero
+  int width;              // output pixels
+  Activation activation;
+};
+
 // 3x3 max pooling of stride 2: one output row of one element. Values in packed elements are not
 // negative.
 struct PoolArgs {
@@ -172,6 +188,7 @@ struct LowPrecisionKernels {
   void (*pool)(const PoolArgs&);                        // packed (int8: float32) in, packed out
   void (*roi)(const RoiArgs&);                          // packed (int8: or float32) in, packed out
   void (*mean)(const MeanArgs&);                        // packed in, float32 out
+  void (*depthwise)(const DepthwiseArgs&);              // packed in and out; int8: null
   int64_t (*peak)(const PeakArgs&);
 };
 
@@ -185,6 +202,7 @@ struct Kernels {
   void (*transpose)(const TransposeArgs&);
   void (*roi)(const RoiArgs&);
   void (*mean)(const MeanArgs&);
+  void (*depthwise)(const DepthwiseArgs&);
   void (*winograd_input)(const WinogradArgs&);   // pixels -> points
   void (*winograd_output)(const WinogradArgs&);  // points -> pixels
   int64_t (*peak)(const PeakArgs&);

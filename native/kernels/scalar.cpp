@@ -135,6 +135,37 @@ void pack(const PackArgs& a) {
         a.panel[(c * kVectors + p) * L + l] = a.source[p][c * a.channel_stride + l * a.stride];
 }
 
+struct RowFloat32 {
+  static constexpr int channels = 1;  // of an element
+  static float read(float element, int) { return element; }
+  static float join(const float* v) { return v[0]; }
+};
+
+struct RowBfloat16 {
+  static constexpr int channels = 2;
+  static float read(float element, int c) { return c ? odd_of(element) : even_of(element); }
+  static float join(const float* v) { return join_bfloat16(v[0], v[1]); }
+};
+
+template <class Row>
+void depthwise(const DepthwiseArgs& a) {
+  const int taps = a.kernel_height * a.kernel_width;
+  for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
+    float v[Row::channels];
+    for (int c = 0; c < Row::channels; c++) {
+      v[c] = a.bias[c];
+      for (int i = 0; i < taps; i++)
+        v[c] += a.weights[c * taps + i] *
+                Row::read(a.source[i / a.kernel_width * a.row_stride +
+                                   i % a.kernel_width * a.tap_stride + x * a.stride],
+                          c);
+      if (a.residual) v[c] += Row::read(a.residual[x], c);
+      v[c] = activated(v[c], a.activation);
+    }
+    a.out[x] = x < a.width ? Row::join(v) : 0;
+  }
+}
+
 // read(element): one value of a packed element.
 template <class Read>
 float largest(const PoolArgs& a, int x, Read read, int channel = 0) {
@@ -298,12 +329,17 @@ const LowPrecisionKernels bf16 = {supported,
                                   pool_bf16,
                                   roi_bf16,
                                   mean_bf16,
+                                  depthwise<RowBfloat16>,
                                   peak<ScalarBfloat16, float, 4>};
 
 const LowPrecisionKernels int8 = {
-    supported, {nullptr, nullptr, nullptr, nullptr, sparse_int8, nullptr, nullptr},
-    pool_int8, roi_int8,
-    mean_int8, peak<ScalarInt8, int32_t, 8>};
+    supported,
+    {nullptr, nullptr, nullptr, nullptr, sparse_int8, nullptr, nullptr},
+    pool_int8,
+    roi_int8,
+    mean_int8,
+    nullptr,
+    peak<ScalarInt8, int32_t, 8>};
 
 }  // namespace
 const Kernels kernels_scalar = {"scalar",
@@ -316,6 +352,7 @@ const Kernels kernels_scalar = {"scalar",
                                 transpose,
                                 roi,
                                 mean,
+                                depthwise<RowFloat32>,
                                 winograd_input,
                                 winograd_output,
                                 peak<ScalarFloat32, float, 2>,

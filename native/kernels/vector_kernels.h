@@ -1,6 +1,6 @@
 // The float32 kernels, for any vector length. vector.h says how a source file includes this.
 #pragma once
-#include "kernels/sparse_tile.h"
+#include "kernels/row_kernels.h"
 
 namespace sparsedet {
 namespace {

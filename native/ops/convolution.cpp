@@ -37,6 +37,10 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
     throw std::invalid_argument("reads int8 values that may be negative");
   if (in == ElementType::int8 && a_.activation > Activation::relu)
     throw std::invalid_argument("reads int8: its activation can only be a ReLU");
+  if (a_.groups > 1 && (a_.groups != a_.in_channels || a_.groups != a_.out_channels))
+    throw std::invalid_argument("has groups, but not as many as channels");
+  if (a_.groups > 1 && (in == ElementType::int8 || in == ElementType::pixels))
+    throw std::invalid_argument("a depthwise convolution reads float32 or bfloat16");
   ConvShape& s = problem_.shape;
   s.in_channels = a_.in_channels;
   s.out_channels = a_.out_channels;
@@ -47,6 +51,7 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
   s.padding_left = a_.padding[1];
   s.activation = a_.activation;
   s.dilation = a_.dilation;
+  s.groups = a_.groups;
   s.in_type = in;
   s.out_type = a_.float32_output || in == ElementType::float32 ? ElementType::float32
                : in == ElementType::int8                       ? in
@@ -83,8 +88,8 @@ void Convolution::pack(const Kernels& kernels, const Weights& weights, const flo
   packed_ = algorithm_->pack(kernels, problem_, weights, bias, packer);
   if (!int8) return;
   // Whether zeros come in blocks shows only in the packed weights.
-  const double elements =
-      double(element_count(shape.in_type, shape.in_channels)) * shape.taps() * shape.out_channels;
+  const double elements = double(element_count(shape.in_type, shape.channels_read())) *
+                          shape.taps() * shape.out_channels;
   element_density_ = double(packed_->nonzero_elements()) / elements;
   const Algorithm& better = choose_algorithm(problem_, element_density_);
   if (algorithm || &better == algorithm_) return;
@@ -120,8 +125,8 @@ bool Convolution::same_problem(const Convolution& other) const {
          s.kernel_height == t.kernel_height && s.kernel_width == t.kernel_width &&
          s.stride == t.stride && s.padding_top == t.padding_top &&
          s.padding_left == t.padding_left && s.activation == t.activation &&
-         s.dilation == t.dilation && s.in_type == t.in_type && s.out_type == t.out_type &&
-         same(s.in_quantization, t.in_quantization) &&
+         s.dilation == t.dilation && s.groups == t.groups && s.in_type == t.in_type &&
+         s.out_type == t.out_type && same(s.in_quantization, t.in_quantization) &&
          same(s.out_quantization, t.out_quantization) &&
          same(s.residual_quantization, t.residual_quantization) &&
          problem_.rois == other.problem_.rois && problem_.residual == other.problem_.residual;

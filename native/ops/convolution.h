@@ -13,6 +13,7 @@ struct ConvolutionAttributes {
   int kernel[2];   // height, width
   int padding[4];  // top, left, bottom, right; a negative one drops rows or columns
   int stride, dilation;
+  int groups;                // 1, or as many as input and output channels: depthwise
   Activation activation;     // reading int8: none or relu
   bool float32_output;       // also if the input is not
   float clipping_threshold;  // int8: of the output

@@ -14,6 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sparsedet._native import NativeEngine, available_isas, has_bfloat16, has_int8
+from sparsedet.engine.lower import operations
+from sparsedet.model.graph import Conv, Graph, Normalise, Operation, Shape
+from sparsedet.model.tensors import StoredTensor
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -55,9 +58,10 @@ def with_map(isa: str, precision: str, channels: int, threads: int = 1) -> Nativ
     return native
 
 
-def integers(*shape: int, seed: int = 0, limit: int = 4) -> F32:
+def integers(*shape: int, seed: int = 0, per: int = 1) -> F32:
+    """Integers from -4 to 4, divided by `per`, a power of two."""
     rng = np.random.default_rng(seed)
-    return rng.integers(-limit, limit + 1, shape).astype(np.float32)
+    return (rng.integers(-4, 5, shape) / per).astype(np.float32)
 
 
 def close(got: F32, expected: Any, precision: str, tolerance: float = 2e-6) -> bool:
@@ -87,17 +91,20 @@ def test_activations_of_convolutions(isa: str, precision: str, activation: str) 
             continue  # another type than the map that is added
         inputs = ["m", "m"] if residual else ["m"]
         fields = conv("x", inputs, channels, channels, activation=activation, type=output)
-        weight, bias = integers(channels, channels, 1, 1, seed=1), integers(channels, seed=2)
+        weight, bias = (
+            integers(channels, channels, 1, 1, seed=1, per=4),
+            integers(channels, seed=2, per=4),
+        )
         results = []
         for threads in (1, 2, 3):
             native = with_map(isa, precision, channels, threads)
-            native.add(fields, weight / 4, bias / 4)
+            native.add(fields, weight, bias)
             results.append(
                 [native.run_operation("x", [x, x][: 1 + residual]) for x in maps(channels)]
             )
         for x, *got in zip(maps(channels), *results, strict=True):
             y = torch.from_numpy(x)
-            expected = F.conv2d(y, torch.from_numpy(weight / 4), torch.from_numpy(bias / 4))
+            expected = F.conv2d(y, torch.from_numpy(weight), torch.from_numpy(bias))
             expected = ACTIVATIONS[activation](expected + y if residual else expected)
             assert close(got[0], expected, output)
             assert np.array_equal(got[0], got[1]) and np.array_equal(got[0], got[2])
@@ -109,7 +116,7 @@ def test_activations_are_equal_to_the_bit_on_all_instruction_sets(activation: st
     results = []
     for isa in available_isas():
         native = with_map(isa, "f32", 20)
-        native.add(fields, integers(20, 20, 1, 1, seed=1) / 8, integers(20, seed=2) / 8)
+        native.add(fields, integers(20, 20, 1, 1, seed=1, per=8), integers(20, seed=2, per=8))
         results.append([native.run_operation("x", [x]) for x in maps(20)])
     for first, *others in zip(*results, strict=True):
         assert all(np.array_equal(first, other) for other in others)
@@ -126,3 +133,150 @@ def test_int8_takes_no_other_activation_than_relu(activation: str) -> None:
         fields = conv("x", ["q"], 4, 4, activation=activation, type=output)
         with pytest.raises(ValueError, match="x: reads int8: its activation can only be a ReLU"):
             native.add(fields, weight)
+
+
+# ------------------------------------------------------------------- depthwise convolutions
+
+WINDOWS: list[Fields] = [
+    {"kernel": (3, 3), "padding": (1, 1, 1, 1)},
+    {"kernel": (3, 3), "padding": (1, 1, 1, 1), "stride": 2, "activation": "relu"},
+    {"kernel": (5, 5), "padding": (2, 2, 2, 2), "activation": "hardswish"},
+    {"kernel": (5, 5), "padding": (2, 2, 2, 2), "stride": 2},
+    {"kernel": (1, 1), "padding": (0, 0, 0, 0), "activation": "hardsigmoid"},
+    {"kernel": (2, 4), "padding": (1, 0, 2, 3), "stride": 2},
+    {"kernel": (3, 3), "padding": (0, 1, 1, 0)},
+    {"kernel": (3, 3), "padding": (-1, 2, 3, -1)},
+    {"kernel": (3, 2), "padding": (2, 2, 2, 2), "dilation": 2, "activation": "relu"},
+    {"kernel": (7, 7), "padding": (3, 30, 3, 30)},
+]
+
+
+def depthwise(name: str, channels: int, inputs: list[str], **changes: Any) -> Fields:
+    return conv(name, inputs, channels, channels, **{"groups": channels, **changes})
+
+
+def by_torch(fields: Fields, x: F32, weight: F32, bias: F32, residual: F32 | None = None) -> Any:
+    top, left, bottom, right = fields["padding"]
+    padded = F.pad(torch.from_numpy(x), (left, right, top, bottom))
+    step, groups = fields["dilation"], fields["groups"]
+    parts = torch.from_numpy(weight), torch.from_numpy(bias)
+    y = F.conv2d(padded, *parts, fields["stride"], 0, step, groups)
+    y = y if residual is None else y + torch.from_numpy(residual)
+    return ACTIVATIONS[fields["activation"]](y)
+
+
+def fits(fields: Fields, x: F32) -> bool:
+    top, left, bottom, right = fields["padding"]
+    reach = [(k - 1) * fields["dilation"] + 1 for k in fields["kernel"]]
+    return bool(x.shape[2] + top + bottom >= reach[0] and x.shape[3] + left + right >= reach[1])
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@kinds
+def test_depthwise_convolutions(isa: str, precision: str, window: Fields) -> None:
+    for channels in (2, 3, 16, 20, 37):
+        fields = depthwise("x", channels, ["m"], type=precision, **window)
+        weight = integers(channels, 1, *fields["kernel"], seed=1, per=4)
+        bias = integers(channels, seed=2, per=4)
+        results = []
+        for threads in (1, 2, 3):
+            native = with_map(isa, precision, channels, threads)
+            native.add(fields, weight, bias)
+            assert native.convolutions[-1][1] == "depthwise"
+            assert native.convolutions[-1][3] == np.count_nonzero(weight)
+            xs = [x for x in maps(channels) if fits(fields, x)]
+            results.append([native.run_operation("x", [x]) for x in xs])
+        for x, *got in zip(xs, *results, strict=True):
+            assert close(got[0], by_torch(fields, x, weight, bias), precision)
+            assert np.array_equal(got[0], got[1]) and np.array_equal(got[0], got[2])
+
+
+@activations
+@kinds
+def test_a_depthwise_convolution_adds_a_residual(isa: str, precision: str, activation: str) -> None:
+    """Without a bias, and with weights in the form of the model file."""
+    native = with_map(isa, precision, 5)
+    window: Fields = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "activation": activation}
+    fields = depthwise("x", 5, ["m", "m"], type=precision, **window)
+    weight = integers(5, 1, 3, 3, seed=1)
+    mask = np.packbits(weight.ravel() != 0, bitorder="little")
+    native.add(fields, (mask, weight[weight != 0]))
+    for x, y in zip(maps(5), maps(5), strict=True):
+        y = y[:, ::-1].copy()
+        expected = by_torch(fields, x, weight, np.zeros(5, np.float32), y)
+        assert close(native.run_operation("x", [x, y]), expected, precision)
+
+
+@kinds
+def test_packed_weights_of_a_depthwise_convolution(isa: str, precision: str) -> None:
+    native, other = with_map(isa, precision, 5), with_map(isa, precision, 5)
+    fields = depthwise("x", 5, ["m"], type=precision, kernel=(3, 3), padding=(1, 1, 1, 1))
+    bias = integers(5)
+    native.add(fields, integers(5, 1, 3, 3, seed=1), bias)
+    algorithm, nonzero, checksum, pieces = native.packed("x")
+    packed = np.frombuffer(b"".join(pieces), np.uint8)
+    room = np.empty(len(packed) + 64, np.uint8)
+    aligned = room[-room.ctypes.data % 64 :][: len(packed)]
+    aligned[:] = packed
+    assert len(packed) % 64 == 0 and algorithm == "depthwise"
+    with pytest.raises(ValueError, match="its packed weights are damaged"):
+        other.add_packed(fields, aligned[:64], bias, algorithm, nonzero, checksum)
+    other.add_packed(fields, aligned, bias, algorithm, nonzero, checksum)
+    (x,) = itertools.islice(maps(5), 3, 4)
+    assert np.array_equal(native.run_operation("x", [x]), other.run_operation("x", [x]))
+
+
+def test_what_a_depthwise_convolution_refuses() -> None:
+    native = with_map("", "f32", 4)
+    pool = {"name": "q", "kind": "max_pool", "inputs": ["m"], "kernel": 3, "stride": 2}
+    cases: list[tuple[Fields, str, str]] = [
+        (conv("x", ["m"], 4, 4, groups=2), "", "has groups, but not as many as channels"),
+        (conv("x", ["m"], 4, 8, groups=4), "", "has groups, but not as many as channels"),
+        (depthwise("x", 4, ["m"]), "sparse", "algorithm 'sparse' cannot run this operation"),
+        (depthwise("x", 4, ["m"]), "winograd", "algorithm 'winograd' cannot run this operation"),
+        (conv("x", ["m"], 4, 4), "depthwise", "algorithm 'depthwise' cannot run this operation"),
+    ]
+    if has_int8():
+        native.add({**pool, "padding": (1,) * 4, "type": "int8", "clipping_threshold": 9.0})
+        said = "a depthwise convolution reads float32 or bfloat16"
+        cases.append((depthwise("x", 4, ["q"], type="int8"), "", said))
+    for fields, algorithm, said in cases:
+        read = fields["in_channels"] // fields["groups"]
+        weight = np.ones((fields["out_channels"], read, 1, 1), np.float32)
+        with pytest.raises(ValueError, match=f"^x: {said}$"):
+            native.add(fields, weight, algorithm=algorithm)
+    with pytest.raises(ValueError, match=r"^x: weight has the wrong shape$"):
+        native.add(depthwise("x", 4, ["m"]), np.ones((4, 4, 1, 1), np.float32))
+    native.add(depthwise("x", 4, ["m"]), np.ones((4, 1, 1, 1), np.float32))
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6])
+@kinds
+def test_convolutions_with_groups(isa: str, precision: str, groups: int) -> None:
+    """Those that are no depthwise ones get zeros where an output channel does not read."""
+    same = (1, 1, 1, 1)
+    graph = Graph(
+        Shape("image", 3, 20, 24),
+        (
+            Operation("n", ("image",), Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+            Operation("a", ("n",), Conv(6, (3, 3), ("a",), 2, same)),
+            Operation("b", ("a",), Conv(12, (3, 3), ("b",), 1, same, groups=groups)),
+            Operation("c", ("b",), Conv(12, (3, 3), ("c",), 1, same, groups=12)),
+        ),
+    )
+    tensors = {"a.weight": integers(6, 3, 3, 3), "a.bias": integers(6)}
+    tensors |= {"b.weight": integers(12, 6 // groups, 3, 3, seed=1), "b.bias": integers(12)}
+    tensors |= {"c.weight": integers(12, 1, 3, 3, seed=1), "c.bias": integers(12)}
+    native = NativeEngine(isa, 2, False, precision, (20, 24))
+    for fields, given, offset, _ in operations(
+        graph, tensors, precision=precision, clipping_thresholds={}
+    ):
+        assert not isinstance(given, StoredTensor)
+        native.add(fields, given, offset)
+    assert [row[1] for row in native.convolutions][2] == "depthwise"
+    native.plan(20, 24)
+    x = np.abs(integers(6, 10, 12))
+    (b,) = native.run_between({"a": x}, ["b"])
+    weight, bias = torch.from_numpy(tensors["b.weight"]), torch.from_numpy(tensors["b.bias"])
+    expected = F.conv2d(torch.from_numpy(x), weight, bias, padding=1, groups=groups)
+    assert close(b, expected, precision)

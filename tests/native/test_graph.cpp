@@ -88,7 +88,7 @@ bool test_cost_model() {
 ConvolutionAttributes conv(int in, int out, int kernel, int stride, bool relu) {
   const int pad = kernel / 2;
   const Activation activation = relu ? Activation::relu : Activation::none;
-  return {in, out, {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, activation, false, 0};
+  return {in, out, {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, 1, activation, false, 0};
 }
 
 struct Plain {

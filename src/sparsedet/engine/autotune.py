@@ -35,7 +35,7 @@ class PlannedOp:
 
     Attributes:
         name: of the operation.
-        algorithm: "sparse", "dense" or "winograd".
+        algorithm: "sparse", "dense", "depthwise" or "winograd".
         sparsity: fraction of zeros among its weights, 0..1.
         element_density: fraction of its weight elements (1 weight, 2 of bf16 or 4 of int8) that are
             not zero, 0..1; the kernels skip only elements that are zero as a whole.
@@ -75,10 +75,11 @@ def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[P
     for name, algorithm, fraction, nonzero, density, _ in engine.native.convolutions:
         conv = typed(graph.by_name[name], Conv)
         source, out = graph.shapes[graph.by_name[name].inputs[0]], graph.shapes[name]
-        weights = math.prod((source.channels, conv.out_channels, *conv.kernel))
+        read = source.channels // conv.groups if algorithm == "depthwise" else source.channels
+        weights = math.prod((read, conv.out_channels, *conv.kernel))
         cells = out.height * out.width * out.count * _inside_fraction(conv, source, out)
         stored = density * weights if engine.precision == "int8" else nonzero
-        multiplied = {"sparse": stored, "dense": weights, "winograd": weights / 4}[algorithm]
+        multiplied = {"sparse": stored, "winograd": weights / 4}.get(algorithm, weights)
         rows.append(
             PlannedOp(
                 name,

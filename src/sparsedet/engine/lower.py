@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.graph import Conv, Graph, GroupNorm, MaxPool, Normalise, Operation, RoiAlign
+from ..model.graph import Conv, Graph, GroupNorm, MaxPool, Normalise, Operation, RoiAlign, typed
 from ..model.rewrite import hoist, is_predictor, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
 
@@ -47,10 +47,10 @@ def operations(
         weights: whether to yield weights; False: None instead of each.
 
     Yields:
-        Fields of the operation, weight float32 [out, in, k, k], of a group norm [channels], bias
-        float32 [out], and the earlier operation that has the same layers and whose weights it
-        shares, or "". A sparse weight
-        of a model file that is not merged is yielded in its stored form, [out, in, k, k] or
+        Fields of the operation, weight float32 [out, in / groups, k, k], of a group norm
+        [channels], bias float32 [out], and the earlier operation that has the same layers and whose
+        weights it shares, or "". A sparse weight of a model file that is neither merged nor cut
+        into groups is yielded in its stored form, [out, in, k, k] or
         [out, in], and is valid until the next operation.
     """
     size = tensors.largest if isinstance(tensors, LazyTensors) and weights else 0
@@ -73,6 +73,14 @@ def operations(
         parts = [array(f"{layer}.weight") for layer in conv.layers]
         return np.concatenate([p.reshape(len(p), -1, *conv.kernel) for p in parts])
 
+    def grouped(operation: Operation, conv: Conv) -> F32 | StoredTensor:
+        """The weights of a convolution, with zeros where the core knows no groups."""
+        weight = weight_of(conv)
+        if conv.groups == 1 or _depthwise(graph, operation):
+            return weight
+        dense = weight.dense() if isinstance(weight, StoredTensor) else weight
+        return _block_diagonal(dense, conv.groups)
+
     owners: dict[tuple[str, ...], str] = {}  # of weights, by layers
     for operation in graph.operations:
         attributes = operation.attributes
@@ -83,7 +91,7 @@ def operations(
             shared = owner if owner != operation.name else ""
             yield (
                 fields,
-                weight_of(attributes) if weights and not shared else None,
+                grouped(operation, attributes) if weights and not shared else None,
                 np.concatenate(bias) if bias else None,
                 shared,
             )
@@ -94,6 +102,22 @@ def operations(
             yield fields, None, array(f"{attributes.bias_of}.bias"), ""
         else:
             yield fields, None, None, ""
+
+
+def _depthwise(graph: Graph, operation: Operation) -> bool:
+    """Whether the core runs a convolution channel by channel: on maps, within one type."""
+    conv, x = typed(operation, Conv), graph.shapes[operation.inputs[0]]
+    every = 1 < conv.groups == x.channels == conv.out_channels
+    return every and x.domain == "map" and not is_predictor(graph, operation.name)
+
+
+def _block_diagonal(weight: F32, groups: int) -> F32:
+    """[out, in / groups, k, k] -> [out, in, k, k], zero where an output channel does not read."""
+    out, channels, *kernel = weight.shape
+    whole = np.zeros((groups, out // groups, groups, channels, *kernel), np.float32)
+    for i, part in enumerate(weight.reshape(groups, out // groups, channels, *kernel)):
+        whole[i, :, i] = part
+    return whole.reshape(out, groups * channels, *kernel)
 
 
 def _fields(
@@ -112,6 +136,7 @@ def _fields(
     elif isinstance(attributes, Conv):
         for name in ("layers", "bias", "linear", "norm", "eps", "prunable"):
             del fields[name]
+        fields["groups"] = attributes.groups if _depthwise(graph, operation) else 1
         fields["in_channels"] = graph.shapes[operation.inputs[0]].channels
         # The RoIAlign after a hoisted layer makes int8 of its float32 output.
         exact = is_predictor(graph, operation.name) or (precision == "int8" and not attributes.bias)
