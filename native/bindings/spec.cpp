@@ -138,17 +138,31 @@ Box box(const std::vector<float>& values) {
   return {values[0], values[1], values[2], values[3]};
 }
 
+// Of each level.
+std::vector<int> strides_of(Fields& f, size_t levels, const char* other) {
+  const auto strides = f.get<std::vector<int>>("strides");
+  if (levels != strides.size())
+    throw std::invalid_argument(std::string(other) + " and strides differ in length");
+  for (int stride : strides)
+    if (stride < 0 || stride > 1 << 11) throw std::invalid_argument("strides are out of range");
+  return strides;
+}
+
+std::vector<AnchorLevel> anchor_levels(Fields& f) {
+  const auto anchors = f.get<std::vector<std::vector<std::vector<float>>>>("cell_anchors");
+  const auto strides = strides_of(f, anchors.size(), "cell_anchors");
+  std::vector<AnchorLevel> levels;
+  for (size_t i = 0; i < anchors.size(); i++) {
+    levels.push_back({{}, strides[i]});
+    for (const auto& anchor : anchors[i])
+      levels[i].cell_anchors.push_back(box(anchor));
+  }
+  return levels;
+}
+
 ProposalsAttributes proposals(Fields& f) {
   ProposalsAttributes a{};
-  const auto anchors = f.get<std::vector<std::vector<std::vector<float>>>>("cell_anchors");
-  const auto strides = f.get<std::vector<int>>("strides");
-  if (anchors.size() != strides.size())
-    throw std::invalid_argument("cell_anchors and strides differ in length");
-  for (size_t i = 0; i < anchors.size(); i++) {
-    a.levels.push_back({{}, strides[i]});
-    for (const auto& anchor : anchors[i])
-      a.levels[i].cell_anchors.push_back(box(anchor));
-  }
+  a.levels = anchor_levels(f);
   a.box_weights = box(f.get<std::vector<float>>("box_weights"));
   a.delta_clamp = f.get<float>("delta_clamp");
   a.pre_nms = f.integer("pre_nms", 1);
@@ -172,6 +186,33 @@ DetectionsAttributes detections(Fields& f) {
   a.nms_threshold = f.get<float>("nms_threshold");
   a.max_detections = f.integer("max_detections", 1);
   a.min_size = f.get<float>("min_size");
+  return a;
+}
+
+RetinaNetAttributes retinanet_detections(Fields& f) {
+  RetinaNetAttributes a{};
+  a.num_classes = f.integer("num_classes", 1);
+  a.levels = anchor_levels(f);
+  a.box_weights = box(f.get<std::vector<float>>("box_weights"));
+  a.delta_clamp = f.get<float>("delta_clamp");
+  a.pre_nms = f.integer("pre_nms", 1);
+  a.score_threshold = f.get<float>("score_threshold");
+  a.nms_threshold = f.get<float>("nms_threshold");
+  a.max_detections = f.integer("max_detections", 1);
+  return a;
+}
+
+FcosAttributes fcos_detections(Fields& f) {
+  FcosAttributes a{};
+  a.num_classes = f.integer("num_classes", 1);
+  const auto sizes = f.get<std::vector<float>>("sizes");
+  const auto strides = strides_of(f, sizes.size(), "sizes");
+  for (size_t i = 0; i < sizes.size(); i++)
+    a.levels.push_back({sizes[i], strides[i]});
+  a.pre_nms = f.integer("pre_nms", 1);
+  a.score_threshold = f.get<float>("score_threshold");
+  a.nms_threshold = f.get<float>("nms_threshold");
+  a.max_detections = f.integer("max_detections", 1);
   return a;
 }
 
@@ -202,6 +243,10 @@ OperationSpec to_spec(nb::dict values) {
       spec.attributes = proposals(fields);
     else if (kind == "detections")
       spec.attributes = detections(fields);
+    else if (kind == "retinanet_detections")
+      spec.attributes = retinanet_detections(fields);
+    else if (kind == "fcos_detections")
+      spec.attributes = fcos_detections(fields);
     else
       throw std::invalid_argument("unknown kind '" + kind + "'");
     fields.finish();

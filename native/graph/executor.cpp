@@ -139,6 +139,12 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         [](const DetectionsAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<Detections>(a);
         },
+        [](const RetinaNetAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<RetinaNetDetections>(a);
+        },
+        [](const FcosAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<FcosDetections>(a);
+        },
     };
     append(spec, inputs, std::visit(make, spec.attributes));
   } catch (const std::invalid_argument& error) {

@@ -17,6 +17,31 @@ struct Detection {
   Box box;
 };
 
+inline Box clipped(const Box& box, float height, float width) {
+  return {std::clamp(box[0], 0.0f, width), std::clamp(box[1], 0.0f, height),
+          std::clamp(box[2], 0.0f, width), std::clamp(box[3], 0.0f, height)};
+}
+
+// Where the cells of one level lie in the network input.
+struct Grid {
+  int x, y;  // pixels between two cells
+
+  // stride: pixels between two cells on both axes; 0: those of the network input over those of the
+  // map.
+  Grid(int stride, int image_height, int image_width, int height, int width)
+      : x(stride ? stride : image_width / width), y(stride ? stride : image_height / height) {}
+};
+
+// The anchors of one level.
+struct AnchorLevel {
+  std::vector<Box> cell_anchors;  // of the cell at the origin
+  int stride;                     // see Grid
+};
+
+inline Box shifted(const Box& box, float x, float y) {
+  return {box[0] + x, box[1] + y, box[2] + x, box[3] + y};
+}
+
 // The box that deltas make of a box, clipped to height and width. weights: divisors of the deltas;
 // clamp: largest dw and dh.
 inline Box decode(const float* d, const Box& box, const Box& weights, float clamp, float height,
@@ -26,8 +51,7 @@ inline Box decode(const float* d, const Box& box, const Box& weights, float clam
   const float x = d[0] / weights[0] * w + cx, y = d[1] / weights[1] * h + cy;
   const float half_w = 0.5f * (std::exp(std::min(d[2] / weights[2], clamp)) * w);
   const float half_h = 0.5f * (std::exp(std::min(d[3] / weights[3], clamp)) * h);
-  return {std::clamp(x - half_w, 0.0f, width), std::clamp(y - half_h, 0.0f, height),
-          std::clamp(x + half_w, 0.0f, width), std::clamp(y + half_h, 0.0f, height)};
+  return clipped({x - half_w, y - half_h, x + half_w, y + half_h}, height, width);
 }
 
 // Appends the seven numbers of a detection: image 0, label, score, the box in fractions of the

@@ -7,11 +7,13 @@
 
 #include "ops/convolution.h"
 #include "ops/detections.h"
+#include "ops/fcos_detections.h"
 #include "ops/mean.h"
 #include "ops/normalise.h"
 #include "ops/pool.h"
 #include "ops/proposals.h"
 #include "ops/resize.h"
+#include "ops/retinanet_detections.h"
 #include "ops/roi_align.h"
 #include "ops/slice.h"
 
@@ -19,9 +21,10 @@ namespace sparsedet {
 
 struct MeanAttributes {};
 
-using Attributes = std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes,
-                                MeanAttributes, ResizeAttributes, SliceAttributes,
-                                RoiAlignAttributes, ProposalsAttributes, DetectionsAttributes>;
+using Attributes =
+    std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, MeanAttributes,
+                 ResizeAttributes, SliceAttributes, RoiAlignAttributes, ProposalsAttributes,
+                 DetectionsAttributes, RetinaNetAttributes, FcosAttributes>;
 
 struct OperationSpec {
   std::string name;                 // of the operation and of the value that it makes

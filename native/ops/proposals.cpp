@@ -35,7 +35,7 @@ float score(float logit) {
 }
 
 // Appends the boxes of one level that survive NMS, best first.
-void find_level(const ProposalsAttributes& attributes, const ProposalsLevel& level,
+void find_level(const ProposalsAttributes& attributes, const AnchorLevel& level,
                 const Outputs& outputs, int width, const Value& image,
                 std::vector<Candidate>& kept) {
   const std::vector<float>& logits = outputs.logits;
@@ -58,15 +58,13 @@ void find_level(const ProposalsAttributes& attributes, const ProposalsLevel& lev
   const float bottom = static_cast<float>(image.content_height) - last;
   const size_t enough = kept.size() + attributes.count;
   const int height = static_cast<int>(logits.size()) / (width * anchors);
-  const int stride_x = level.stride ? level.stride : image.shape.width / width;
-  const int stride_y = level.stride ? level.stride : image.shape.height / height;
+  const Grid grid(level.stride, image.shape.height, image.shape.width, height, width);
   Suppressor suppressor(attributes.nms_threshold, last);
   for (size_t i = 0; i < count && kept.size() < enough; i++) {
     const int index = order[i], cell = index / anchors;
-    const auto x = static_cast<float>(cell % width * stride_x);
-    const auto y = static_cast<float>(cell / width * stride_y);
-    Box anchor = level.cell_anchors[index % anchors];
-    anchor = {anchor[0] + x, anchor[1] + y, anchor[2] + x, anchor[3] + y};
+    const auto x = static_cast<float>(cell % width * grid.x);
+    const auto y = static_cast<float>(cell / width * grid.y);
+    const Box anchor = shifted(level.cell_anchors[index % anchors], x, y);
     const Box box = decode(&outputs.deltas[static_cast<size_t>(index) * 4], anchor,
                            attributes.box_weights, attributes.delta_clamp, bottom, right);
     if (attributes.remove_empty && !(box[2] > box[0] && box[3] > box[1])) continue;

@@ -5,13 +5,8 @@
 
 namespace sparsedet {
 
-struct ProposalsLevel {
-  std::vector<Box> cell_anchors;  // anchors of the cell at the origin
-  int stride;  // network input pixels between two cells; 0: the input's size over the map's
-};
-
 struct ProposalsAttributes {
-  std::vector<ProposalsLevel> levels;
+  std::vector<AnchorLevel> levels;
   Box box_weights;    // divisors of the deltas
   float delta_clamp;  // largest dw and dh
   int pre_nms;        // boxes of each level before NMS

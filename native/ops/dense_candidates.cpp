@@ -1,0 +1,112 @@
+#include "ops/dense_candidates.h"
+
+#include <limits>
+
+namespace sparsedet {
+
+namespace {
+
+// A total order: the result does not depend on the order in which candidates are found.
+bool better(const DenseCandidate& a, const DenseCandidate& b) {
+  if (a.score != b.score) return a.score > b.score;
+  if (a.y != b.y) return a.y < b.y;
+  return a.x != b.x ? a.x < b.x : a.channel < b.channel;
+}
+
+void keep_best(std::vector<DenseCandidate>& found, size_t most) {
+  if (found.size() <= most) return;
+  std::nth_element(found.begin(), found.begin() + (most - 1), found.end(), better);
+  found.resize(most);
+}
+
+// No smaller logit has a score above the threshold. It is a little lower than exact arithmetic
+// needs, as scores are rounded to float32.
+float lowest_logit(float score_threshold, bool root) {
+  double least = score_threshold;
+  if (root) least *= std::abs(least);
+  least -= 1e-6 * std::abs(least);
+  if (!(least > 0)) return -std::numeric_limits<float>::infinity();
+  if (least >= 1) return std::numeric_limits<float>::infinity();
+  return static_cast<float>(std::log(least / (1 - least)) - 1e-5);
+}
+
+// Whether a number reaches the bound: NaN does not. One pass without branches, in vectors.
+bool any_reaches(const float* from, int count, float bound) {
+  int any = 0;
+  for (int i = 0; i < count; i++)
+    any |= from[i] >= bound;
+  return any;
+}
+
+}  // namespace
+
+std::vector<DenseCandidate> best_candidates(
+    Context& context, const FeatureMap& logits, const CandidateRule& rule, bool root,
+    const std::function<float(float logit, int y, int x)>& score) {
+  const float bound = lowest_logit(rule.score_threshold, root);
+  const auto most = static_cast<size_t>(rule.most);
+  std::vector<std::vector<DenseCandidate>> rows(logits.height);
+  context.pool.parallel(logits.height, [&](int y, int) {
+    std::vector<DenseCandidate>& found = rows[y];
+    float least = -std::numeric_limits<float>::infinity();  // of those that are kept, if all are
+    for (int channel = 0; channel < logits.channels; channel++) {
+      const float* row = logits.at(y, channel, 0);
+      if (!any_reaches(row, logits.width, bound)) continue;
+      for (int x = 0; x < logits.width; x++) {
+        if (!(row[x] >= bound)) continue;
+        const float s = score(row[x], y, x);
+        if (!(s > rule.score_threshold) || s < least) continue;
+        found.push_back({s, y, x, channel});
+        if (found.size() < 2 * most) continue;
+        keep_best(found, most);  // so that a low threshold costs little memory
+        least = found.back().score;
+        for (const DenseCandidate& c : found)
+          least = std::min(least, c.score);
+      }
+    }
+    keep_best(found, most);
+  });
+  std::vector<DenseCandidate> all;
+  for (const auto& row : rows)
+    all.insert(all.end(), row.begin(), row.end());
+  keep_best(all, most);
+  std::sort(all.begin(), all.end(), better);
+  return all;
+}
+
+std::vector<Detection> suppress(std::vector<Detection> candidates, int num_classes,
+                                float nms_threshold, int max_detections) {
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Detection& a, const Detection& b) { return a.score > b.score; });
+  std::vector<Suppressor> suppressors(num_classes, Suppressor(nms_threshold));
+  std::vector<Detection> found;
+  for (const Detection& d : candidates) {
+    if (found.size() == static_cast<size_t>(max_detections)) break;
+    if (suppressors[d.label - 1].keep(d.box)) found.push_back(d);
+  }
+  return found;
+}
+
+void expect_levels(std::span<const Shape> inputs,
+                   const std::vector<std::vector<int64_t>>& channels) {
+  const size_t kinds = channels.size(), levels = channels[0].size();
+  if (levels == 0) throw std::invalid_argument("there are no levels");
+  expect_count(inputs, kinds * levels + 1, kinds * levels + 1);
+  for (size_t kind = 0; kind < kinds; kind++)
+    for (size_t level = 0; level < levels; level++) {
+      const Shape& map = expect(inputs, kind * levels + level, Domain::map);
+      if (map.channels != channels[kind][level] || map.height != inputs[level].height ||
+          map.width != inputs[level].width)
+        throw std::invalid_argument("the maps do not fit each other, the anchors or classes");
+    }
+  expect(inputs, kinds * levels, Domain::image);
+}
+
+Format expect_float32(std::span<const Format> inputs) {
+  for (const Format& format : inputs)
+    if (format.type != ElementType::float32)
+      throw std::invalid_argument("the maps that it reads are not float32");
+  return {};
+}
+
+}  // namespace sparsedet
