@@ -8,6 +8,7 @@ after what they show; results of tests depend on their exact pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +21,12 @@ from .engine.interpreter import NativeInterpreter
 from .engine.lower import lowered
 from .errors import InputError
 from .model.detector_config import Config, build_graph
-from .model.graph import IMAGE, Conv, Graph, Layer, Mean, Normalise, Proposals
+from .model.graph import IMAGE, Activation, Conv, Graph, Layer, Mean, Normalise, Proposals
 from .model.interpreter import walk
 from .pruning.allocation import prunable_layers, uniform_zeros
 from .pruning.patterns import PATTERNS, UNSTRUCTURED, Pattern
+
+F32 = NDArray[np.float32]
 
 
 def random_tensors(
@@ -113,23 +116,24 @@ def calibrated_random_tensors(
     size = network_input.shape[0], network_input.shape[1]
     graph = lowered(build_graph(config, size), hoisted=False, merged=False)
     linear = NativeInterpreter(Engine(config, tensors, graph=_linear(graph)), network_input)
-    live: dict[str, NDArray[np.float32]] = {IMAGE: linear.image}
-    for operation, dead in walk(graph, (IMAGE,), [layer.name for layer in graph.layers], ()):
+    live: dict[str, F32] = {IMAGE: linear.image}
+    scaled: dict[str, tuple[F32, F32]] = {}
+    wanted = [operation.name for operation, _ in graph.of_kind(Conv)]
+    for operation, dead in walk(graph, (IMAGE,), wanted, ()):
         inputs = [live[name] for name in operation.inputs]
         conv = operation.attributes
-        if isinstance(conv, Conv):  # residual and ReLU are added here
-            weight, bias = tensors[f"{operation.name}.weight"], tensors[f"{operation.name}.bias"]
+        if isinstance(conv, Conv):  # residual and activation are added here
             y = linear.value(linear.graph.by_name[operation.name], inputs[:1])
-            deviation = _DEVIATIONS.get(operation.name, 0.3 if inputs[1:] else 1.0)
-            factor = (deviation / np.maximum(y.std(axis=(0, 2, 3)), 1e-6)).astype(np.float32)
-            shift = -y.mean(axis=(0, 2, 3)) * factor + bias
-            scale = factor.reshape((-1,) + (1,) * (weight.ndim - 1))
-            tensors[f"{operation.name}.weight"] = weight * scale
-            tensors[f"{operation.name}.bias"] = (bias * factor + shift).astype(np.float32)
+            (layer,) = conv.layers
+            if layer not in scaled:  # on the first of its levels
+                factor, shift = _scaling(layer, conv, y, len(inputs) > 1)
+                scaled[layer] = factor, shift + tensors[f"{layer}.bias"]
+                _rescale(tensors, layer, *scaled[layer])
+            factor, shift = scaled[layer]
             y = y * factor[:, None, None] + shift[:, None, None]
             for residual in inputs[1:]:
                 y = y + residual
-            value = np.maximum(y, 0) if conv.activation == "relu" else y
+            value = _ACTIVATIONS[conv.activation](y)
         elif isinstance(conv, Normalise):
             mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (conv.mean, conv.std))
             value = np.ascontiguousarray(((inputs[0] - mean) / std).transpose(2, 0, 1)[None])
@@ -139,10 +143,40 @@ def calibrated_random_tensors(
             value = linear.value(operation, inputs)
             if isinstance(conv, Proposals):
                 value = value[:regions]
-        live[operation.name] = value
+        live[operation.name] = np.asarray(value, dtype=np.float32)
         for name in dead:
             del live[name]
     return tensors
+
+
+def _scaling(layer: str, conv: Conv, y: F32, residual: bool) -> tuple[F32, F32]:
+    """Factor and shift of each channel of a layer's linear output."""
+    if y.shape[0] * y.shape[2] * y.shape[3] == 1:  # one cell has no deviation
+        return np.ones(y.shape[1], np.float32), np.zeros(y.shape[1], np.float32)
+    deviation = _DEVIATIONS.get(layer, 0.3 if residual else 1.0)
+    factor = (deviation / np.maximum(y.std(axis=(0, 2, 3)), 1e-6)).astype(np.float32)
+    mean = -4.0 if layer == "class.logits" else 0.0  # of all cells few have an object
+    if layer == "box.deltas" and conv.activation == "relu":  # distances
+        mean = 2.0
+    return factor, (mean - y.mean(axis=(0, 2, 3)) * factor).astype(np.float32)
+
+
+def _rescale(tensors: dict[str, NDArray[Any]], layer: str, factor: F32, shift: F32) -> None:
+    weight, bias = tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]
+    tensors[f"{layer}.weight"] = weight * factor.reshape((-1,) + (1,) * (weight.ndim - 1))
+    tensors[f"{layer}.bias"] = (bias * factor + shift).astype(np.float32)
+
+
+def _hardsigmoid(x: F32) -> F32:
+    return np.clip(x / 6 + 0.5, 0, 1)
+
+
+_ACTIVATIONS: dict[Activation, Callable[[F32], F32]] = {
+    "none": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "hardsigmoid": _hardsigmoid,
+    "hardswish": lambda x: x * _hardsigmoid(x),
+}
 
 
 def _linear(graph: Graph) -> Graph:
