@@ -61,7 +61,8 @@ class NativeEngine {
 
   NativeEngine(const NativeEngine& other, int threads) : executor_(other.executor_, threads) {}
 
-  // weight: an array [out, in, kh, kw], the pair (mask, values) of the model file, or None.
+  // weight: an array [out, in / groups, kh, kw], the pair (mask, values) of the model file, or None;
+  // of a group norm, the scales [channels].
   void add(nb::dict operation, nb::object weight, const Bias& bias, const std::string& algorithm,
            const std::string& weights_of) {
     const OperationSpec spec = to_spec(operation);
@@ -71,6 +72,14 @@ class NativeEngine {
       executor_.add(spec, weights, offset ? &*offset : nullptr, algorithm, weights_of);
     };
     if (weight.is_none()) return add(nullptr);
+    if (std::holds_alternative<GroupNormAttributes>(spec.attributes)) {
+      Array<float, nb::ndim<1>> scales;
+      if (!nb::try_cast(weight, scales, false))
+        throw std::invalid_argument(spec.name + ": weight is no float32 array [channels]");
+      Weights weights(scales.data());
+      weights.count = scales.size();
+      return add(&weights);
+    }
     const auto* conv = std::get_if<ConvolutionAttributes>(&spec.attributes);
     if (!conv) throw std::invalid_argument(spec.name + ": has no weights");
     if (nb::isinstance<nb::tuple>(weight)) {

@@ -115,6 +115,15 @@ MaxPoolAttributes max_pool(Fields& f) {
   return a;
 }
 
+GroupNormAttributes group_norm(Fields& f) {
+  GroupNormAttributes a{};
+  a.groups = f.integer("groups", 1);
+  a.eps = f.get<float>("eps");
+  if (!(a.eps >= 0)) throw std::invalid_argument("eps is negative");
+  a.activation = f.activation();
+  return a;
+}
+
 RoiAlignAttributes roi_align(Fields& f) {
   RoiAlignAttributes a{};
   a.scales = f.get<std::vector<float>>("scales");
@@ -231,6 +240,12 @@ OperationSpec to_spec(nb::dict values) {
       spec.attributes = convolution(fields);
     else if (kind == "max_pool")
       spec.attributes = max_pool(fields);
+    else if (kind == "group_norm")
+      spec.attributes = group_norm(fields);
+    else if (kind == "activate")
+      spec.attributes = ActivateAttributes{fields.activation()};
+    else if (kind == "multiply")
+      spec.attributes = MultiplyAttributes{};
     else if (kind == "mean")
       spec.attributes = MeanAttributes{};
     else if (kind == "resize")

@@ -124,8 +124,21 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         [](const MaxPoolAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<MaxPool>(a);
         },
-        [](const MeanAttributes&) -> std::shared_ptr<const Operation> {
-          return std::make_shared<Mean>();
+        [&](const GroupNormAttributes& a) -> std::shared_ptr<const Operation> {
+          if (!weights || !weights->dense || !bias)
+            throw std::invalid_argument("a group norm needs scales and offsets");
+          const float* scales = weights->dense;
+          return std::make_shared<GroupNorm>(a, std::vector<float>(scales, scales + weights->count),
+                                             *bias);
+        },
+        [](const ActivateAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Activate>(a);
+        },
+        [](const MultiplyAttributes&) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Multiply>();
+        },
+        [&](const MeanAttributes&) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Mean>(inputs.empty() ? Domain::rois : shapes_[inputs[0]].domain);
         },
         [](const ResizeAttributes&) -> std::shared_ptr<const Operation> {
           return std::make_shared<Resize>();

@@ -41,8 +41,8 @@ class Executor {
   // the same time. Neither takes further operations while both exist.
   Executor(const Executor& other, int threads);
 
-  // Adds an operation. weights, bias: of a convolution, [out][in][kh][kw] and [out]; bias of a
-  // RoIAlign, or null for none. algorithm: "" for the choice of the cost model. Weights of an
+  // Adds an operation. weights, bias: of a convolution, [out][in / groups][kh][kw] and [out]; of a
+  // group norm, `count` scales and offsets; bias of a RoIAlign, or null for none. algorithm: "" for the choice of the cost model. Weights of an
   // earlier convolution are shared if `weights_of` names it.
   // Throws std::invalid_argument, and adds nothing, if something does not fit.
   void add(const OperationSpec& spec, const Weights* weights, const std::vector<float>* bias,

@@ -21,6 +21,8 @@ const Kernels kernels_avx512 = {
     roi,
     mean,
     depthwise<VectorFloat32>,
+    sums<VectorFloat32>,
+    affine<VectorFloat32>,
     winograd_input,
     winograd_output,
     peak,

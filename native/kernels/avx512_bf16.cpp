@@ -109,5 +109,7 @@ const LowPrecisionKernels kernels_avx512_bf16 = {
     roi,
     mean,
     depthwise<VectorBfloat16>,
+    sums<VectorBfloat16>,
+    affine<VectorBfloat16>,
     low_precision_peak<VectorBfloat16, 4>};
 }  // namespace sparsedet

@@ -200,5 +200,7 @@ const LowPrecisionKernels kernels_avx512_vnni = {
     roi,
     mean,
     nullptr,
+    nullptr,
+    nullptr,
     low_precision_peak<VectorInt8, 8>};
 }  // namespace sparsedet

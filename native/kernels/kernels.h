@@ -112,6 +112,23 @@ struct DepthwiseArgs {
   Activation activation;
 };
 
+// Sums of one row of one element.
+struct SumsArgs {
+  const float* source;  // rounded up to whole vectors; zero from `width` on
+  int width;            // pixels
+  double* sums;  // [channels of the element][2]: adds the sum of the values, and of their squares
+};
+
+// One row of one element: value * factor + offset, then the activation.
+struct AffineArgs {
+  const float* source;
+  float*
+      out;    // may be `source`; rounded up to whole vectors; lanes from `width` on are set to zero
+  int width;  // pixels
+  const float *factor, *offset;  // [channels of the element]
+  Activation activation;
+};
+
 // 3x3 max pooling of stride 2: one output row of one element. Values in packed elements are not
 // negative.
 struct PoolArgs {
@@ -189,6 +206,8 @@ struct LowPrecisionKernels {
   void (*roi)(const RoiArgs&);                          // packed (int8: or float32) in, packed out
   void (*mean)(const MeanArgs&);                        // packed in, float32 out
   void (*depthwise)(const DepthwiseArgs&);              // packed in and out; int8: null
+  void (*sums)(const SumsArgs&);                        // packed in; int8: null
+  void (*affine)(const AffineArgs&);                    // packed in and out; int8: null
   int64_t (*peak)(const PeakArgs&);
 };
 
@@ -203,6 +222,8 @@ struct Kernels {
   void (*roi)(const RoiArgs&);
   void (*mean)(const MeanArgs&);
   void (*depthwise)(const DepthwiseArgs&);
+  void (*sums)(const SumsArgs&);
+  void (*affine)(const AffineArgs&);
   void (*winograd_input)(const WinogradArgs&);   // pixels -> points
   void (*winograd_output)(const WinogradArgs&);  // points -> pixels
   int64_t (*peak)(const PeakArgs&);

@@ -64,6 +64,56 @@ SPARSEDET_INLINE void depthwise_vectors(const DepthwiseArgs& a, int x) {
 }
 
 template <class Product>
+void sums(const SumsArgs& a) {
+  // Halves of vectors, because a double takes the room of two floats.
+  typedef float Half __attribute__((vector_size(L * 2)));
+  typedef int32_t HalfBits __attribute__((vector_size(L * 2), aligned(4), may_alias));
+  typedef double D __attribute__((vector_size(L * 4)));
+  constexpr int C = kChannels<Product>;
+  D sum[C][2] = {}, squares[C][2] = {};
+  for (int x = 0; x < a.width; x += L)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      const HalfBits bits = *reinterpret_cast<const HalfBits*>(a.source + x + h * L / 2);
+#pragma GCC unroll 2
+      for (int c = 0; c < C; c++) {
+        // A bfloat16 is the upper half of a float32.
+        const Half v = (Half)(C == 1 ? bits : c ? bits & -65536 : bits << 16);
+        const D d = __builtin_convertvector(v, D);
+        sum[c][h] += d;
+        squares[c][h] += d * d;
+      }
+    }
+  for (int c = 0; c < C; c++) {
+    const D all = sum[c][0] + sum[c][1], all_squares = squares[c][0] + squares[c][1];
+    for (int i = 0; i < L / 2; i++) {
+      a.sums[2 * c] += all[i];
+      a.sums[2 * c + 1] += all_squares[i];
+    }
+  }
+}
+
+template <class Product, int P>
+SPARSEDET_INLINE void affine_vectors(const AffineArgs& a, int x) {
+  constexpr int C = kChannels<Product>;
+  V v[C][P];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++) {
+    const V elements = load(a.source + x + p * L);
+#pragma GCC unroll 2
+    for (int c = 0; c < C; c++)
+      v[c][p] = channel_of<Product>(elements, c) * broadcast(a.factor[c]) + broadcast(a.offset[c]);
+  }
+  store_row<Product, P>(v, a.activation, a.out, x, a.width);
+}
+
+template <class Product>
+void affine(const AffineArgs& a) {
+  for (int x = 0; x < a.width; x += kVectors * L)
+    with_vectors((a.width - x + L - 1) / L, [&]<int P>() { affine_vectors<Product, P>(a, x); });
+}
+
+template <class Product>
 void depthwise(const DepthwiseArgs& a) {
   for (int x = 0; x < a.width; x += kVectors * L)
     with_vectors((a.width - x + L - 1) / L, [&]<int P>() {

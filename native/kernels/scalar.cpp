@@ -166,6 +166,26 @@ void depthwise(const DepthwiseArgs& a) {
   }
 }
 
+template <class Row>
+void sums(const SumsArgs& a) {
+  for (int x = 0; x < a.width; x++)
+    for (int c = 0; c < Row::channels; c++) {
+      const double v = Row::read(a.source[x], c);
+      a.sums[2 * c] += v;
+      a.sums[2 * c + 1] += v * v;
+    }
+}
+
+template <class Row>
+void affine(const AffineArgs& a) {
+  for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
+    float v[Row::channels];
+    for (int c = 0; c < Row::channels; c++)
+      v[c] = activated(Row::read(a.source[x], c) * a.factor[c] + a.offset[c], a.activation);
+    a.out[x] = x < a.width ? Row::join(v) : 0;
+  }
+}
+
 // read(element): one value of a packed element.
 template <class Read>
 float largest(const PoolArgs& a, int x, Read read, int channel = 0) {
@@ -330,6 +350,8 @@ const LowPrecisionKernels bf16 = {supported,
                                   roi_bf16,
                                   mean_bf16,
                                   depthwise<RowBfloat16>,
+                                  sums<RowBfloat16>,
+                                  affine<RowBfloat16>,
                                   peak<ScalarBfloat16, float, 4>};
 
 const LowPrecisionKernels int8 = {
@@ -338,6 +360,8 @@ const LowPrecisionKernels int8 = {
     pool_int8,
     roi_int8,
     mean_int8,
+    nullptr,
+    nullptr,
     nullptr,
     peak<ScalarInt8, int32_t, 8>};
 
@@ -353,6 +377,8 @@ const Kernels kernels_scalar = {"scalar",
                                 roi,
                                 mean,
                                 depthwise<RowFloat32>,
+                                sums<RowFloat32>,
+                                affine<RowFloat32>,
                                 winograd_input,
                                 winograd_output,
                                 peak<ScalarFloat32, float, 2>,

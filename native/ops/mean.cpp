@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/rows.h"
+
 namespace sparsedet {
 
 void mean_rois(Context& context, const Rois& in, const Rois& out) {
@@ -26,13 +28,26 @@ void mean_rois(Context& context, const Rois& in, const Rois& out) {
   });
 }
 
+static void mean_map(Context& context, const FeatureMap& in, const FeatureMap& out) {
+  const std::vector<double> sums = sums_of(context, in);
+  std::vector<float> means(in.channels);
+  for (int c = 0; c < in.channels; c++)
+    means[c] = static_cast<float>(sums[size_t(c) * 2] / (double(in.height) * in.width));
+  fill_map(means.data(), 1, out);
+}
+
 Shape Mean::shape(std::span<const Shape> inputs) const {
   expect_count(inputs, 1, 1);
-  const Shape& in = expect(inputs, 0, Domain::rois);
-  return {Domain::rois, in.channels, 1, 1, in.count};
+  const Shape& in = expect(inputs, 0, domain_ == Domain::map ? Domain::map : Domain::rois);
+  return {in.domain, in.channels, 1, 1, in.count};
+}
+
+Format Mean::format(std::span<const Format> inputs) const {
+  return domain_ == Domain::map ? expect_fractions(inputs[0]) : Format{};
 }
 
 void Mean::run(Context& context, const Step& step) const {
+  if (domain_ == Domain::map) return mean_map(context, step.inputs[0]->map, step.out.map);
   mean_rois(context, step.inputs[0]->rois, step.out.rois);
 }
 

@@ -1,4 +1,4 @@
-// Mean over the feature map of each RoI.
+// Mean over the cells of a map, or of the feature map of each RoI.
 #pragma once
 #include "ops/operation.h"
 
@@ -6,9 +6,14 @@ namespace sparsedet {
 
 class Mean : public Operation {
  public:
+  explicit Mean(Domain domain) : domain_(domain) {}
   Shape shape(std::span<const Shape> inputs) const override;
-  Format format(std::span<const Format>) const override { return {}; }
+  // Of RoIs float32; a map keeps its type.
+  Format format(std::span<const Format> inputs) const override;
   void run(Context& context, const Step& step) const override;
+
+ private:
+  Domain domain_;
 };
 
 // As float32 [block][1][1][channel][lanes].

@@ -5,10 +5,13 @@
 #include <variant>
 #include <vector>
 
+#include "ops/activate.h"
 #include "ops/convolution.h"
 #include "ops/detections.h"
 #include "ops/fcos_detections.h"
+#include "ops/group_norm.h"
 #include "ops/mean.h"
+#include "ops/multiply.h"
 #include "ops/normalise.h"
 #include "ops/pool.h"
 #include "ops/proposals.h"
@@ -22,9 +25,10 @@ namespace sparsedet {
 struct MeanAttributes {};
 
 using Attributes =
-    std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, MeanAttributes,
-                 ResizeAttributes, SliceAttributes, RoiAlignAttributes, ProposalsAttributes,
-                 DetectionsAttributes, RetinaNetAttributes, FcosAttributes>;
+    std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, GroupNormAttributes,
+                 ActivateAttributes, MultiplyAttributes, MeanAttributes, ResizeAttributes,
+                 SliceAttributes, RoiAlignAttributes, ProposalsAttributes, DetectionsAttributes,
+                 RetinaNetAttributes, FcosAttributes>;
 
 struct OperationSpec {
   std::string name;                 // of the operation and of the value that it makes

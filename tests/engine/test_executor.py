@@ -122,6 +122,11 @@ def mean(name: str, inputs: list[str]) -> Fields:
     return {"name": name, "kind": "mean", "inputs": inputs}
 
 
+def group_norm(name: str, inputs: list[str]) -> Fields:
+    fields = {"name": name, "kind": "group_norm", "inputs": inputs, "groups": 2}
+    return {**fields, "eps": 1e-5, "activation": "none"}
+
+
 def weights(fields: Fields, seed: int = 0, sparsity: float = 0.5) -> tuple[F32, F32]:
     """Small integers, so that sums are exact."""
     rng = np.random.default_rng(seed)
@@ -131,10 +136,12 @@ def weights(fields: Fields, seed: int = 0, sparsity: float = 0.5) -> tuple[F32, 
 
 
 def add(native: NativeEngine, fields: Fields, seed: int = 0, **options: Any) -> None:
-    """With random weights if it is a convolution."""
+    """With random weights if it is a convolution; a group norm is one of six channels."""
     if fields["kind"] == "conv":
         weight, bias = weights(fields, seed)
         options = {"weight": weight, "bias": bias, **options}
+    if fields["kind"] == "group_norm":
+        options = {"weight": np.ones(6, np.float32), "bias": np.zeros(6, np.float32), **options}
     native.add(fields, **options)
 
 
@@ -441,6 +448,8 @@ GOOD: dict[str, Fields] = {
     "normalise": normalise("x"),
     "conv": conv("x", ["m"], 6, 4),
     "max_pool": pool("x", ["m"]),
+    "group_norm": group_norm("x", ["m"]),
+    "activate": {"name": "x", "kind": "activate", "inputs": ["m"], "activation": "hardswish"},
     "mean": mean("x", ["h"]),
     "slice": channels("x", ["m"], 2, 3),
     "proposals": proposals("x", ["l", "d", "image"]),
@@ -548,7 +557,8 @@ def test_every_wrong_input_and_number_of_inputs(kind: str) -> None:
         inputs = [*good[:place], other, *good[place + 1 :]]
         fits = {
             "slice": other in ("m", "r", "h", "p"),
-            "mean": other in ("r", "h", "p", "c", "b"),
+            "mean": other in ("n", "m", "l", "d", "r", "h", "p", "c", "b"),
+            "activate": other in ("n", "m", "l", "d"),
             "max_pool": other in ("n", "m", "l", "d"),
             "conv": other in ("m", "r"),
             "roi_align": place == 0 and other in ("n", "m", "l", "d"),

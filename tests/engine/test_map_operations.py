@@ -280,3 +280,128 @@ def test_convolutions_with_groups(isa: str, precision: str, groups: int) -> None
     weight, bias = torch.from_numpy(tensors["b.weight"]), torch.from_numpy(tensors["b.bias"])
     expected = F.conv2d(torch.from_numpy(x), weight, bias, padding=1, groups=groups)
     assert close(b, expected, precision)
+
+
+# --------------------------------------------- group norm, activation, mean, multiplication
+
+
+def of_threads(
+    isa: str, precision: str, channels: int, fields: Fields, **tensors: F32
+) -> list[F32]:
+    """Results of an operation on all maps, equal to the bit for any number of threads."""
+    results = []
+    for threads in (1, 2, 3):
+        native = with_map(isa, precision, channels, threads)
+        native.add(fields, tensors.get("weight"), tensors.get("bias"))
+        results.append([native.run_operation("x", [x]) for x in maps(channels)])
+    for first, *others in zip(*results, strict=True):
+        assert all(np.array_equal(first, other) for other in others)
+    return results[0]
+
+
+@activations
+@kinds
+def test_group_norm(isa: str, precision: str, activation: str) -> None:
+    for channels, groups in ((1, 1), (3, 1), (3, 3), (16, 4), (20, 4), (21, 7)):
+        scale, offset = integers(channels, seed=1, per=4), integers(channels, seed=2, per=4)
+        fields = {"name": "x", "kind": "group_norm", "inputs": ["m"], "groups": groups}
+        fields |= {"eps": 1e-3, "activation": activation}
+        got = of_threads(isa, precision, channels, fields, weight=scale, bias=offset)
+        tensors = torch.from_numpy(scale), torch.from_numpy(offset)
+        for value, x in zip(got, maps(channels), strict=True):
+            expected = torch.group_norm(torch.from_numpy(x), groups, *tensors, 1e-3)
+            assert close(value, ACTIVATIONS[activation](expected), precision, 1e-5)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_group_norm_of_values_far_from_zero(isa: str) -> None:
+    """A variance as the difference of two float32 sums would be noise here."""
+    native = with_map(isa, "f32", 6, 2)
+    fields = {"name": "x", "kind": "group_norm", "inputs": ["m"], "groups": 2}
+    ones, zeros = np.ones(6, np.float32), np.zeros(6, np.float32)
+    native.add({**fields, "eps": 0.0, "activation": "none"}, ones, zeros)
+    x = 4096 + np.random.default_rng(0).standard_normal((1, 6, 30, 33)).astype(np.float32)
+    parts = x.astype(np.float64).reshape(2, -1)
+    expected = (parts - parts.mean(1, keepdims=True)) / parts.std(1, keepdims=True)
+    got = native.run_operation("x", [x])
+    assert np.abs(got - expected.reshape(x.shape)).max() < 1e-3  # 4096 times 2**-24, some times
+
+
+@activations
+@kinds
+def test_activations_of_maps(isa: str, precision: str, activation: str) -> None:
+    fields = {"name": "x", "kind": "activate", "inputs": ["m"], "activation": activation}
+    for channels in CHANNELS:
+        got = of_threads(isa, precision, channels, fields)
+        for value, x in zip(got, maps(channels), strict=True):
+            assert close(value, ACTIVATIONS[activation](torch.from_numpy(x)), precision)
+
+
+@kinds
+def test_the_mean_of_a_map(isa: str, precision: str) -> None:
+    fields = {"name": "x", "kind": "mean", "inputs": ["m"]}
+    for channels in CHANNELS:
+        got = of_threads(isa, precision, channels, fields)
+        for value, x in zip(got, maps(channels), strict=True):
+            assert close(value, torch.from_numpy(x).mean((2, 3), keepdim=True), precision)
+
+
+@kinds
+def test_multiplication_of_channels(isa: str, precision: str) -> None:
+    """In a graph, as squeeze and excitation: of a value that others read, and of the last use."""
+    for channels, threads in itertools.product(CHANNELS, (1, 2, 3)):
+        native = with_map(isa, precision, channels, threads)
+        native.add({"name": "s", "kind": "mean", "inputs": ["m"]})
+        weight = integers(channels, channels, 1, 1, seed=1)
+        few = max(channels // 4, 1)
+        squeeze = conv("a", ["s"], channels, few, activation="relu", type=precision)
+        native.add(squeeze, weight[:few], integers(few, seed=2))
+        excite = conv("b", ["a"], few, channels, activation="hardsigmoid", type=precision)
+        native.add(excite, weight[:, :few].copy(), integers(channels, seed=3))
+        native.add({"name": "x", "kind": "multiply", "inputs": ["m", "b"]})
+        again = conv("y", ["x", "m"], channels, channels, type=precision)
+        native.add(again, weight, None)
+        native.add({"name": "z", "kind": "multiply", "inputs": ["y", "b"]})
+        for x in maps(channels):
+            native.plan(x.shape[2] * 2, x.shape[3] * 2)
+            names = ["s", "b", "x", "y", "z"]
+            s, b, product, y, z = native.run_between({"m": x[0]}, names)
+            assert close(s, torch.from_numpy(x[0]).mean((1, 2), keepdim=True), precision)
+            assert b.min() >= 0 and b.max() <= 1 and b.shape == (channels, 1, 1)
+            assert close(product, torch.from_numpy(x[0] * b), precision)
+            assert close(z, torch.from_numpy(y * b), precision)
+            (alone,) = native.run_between({"m": x[0]}, ["z"])
+            assert np.array_equal(alone, z)
+
+
+def test_what_operations_on_maps_refuse() -> None:
+    native = with_map("", "f32", 6)
+    native.add({"name": "one", "kind": "mean", "inputs": ["m"]})
+    native.add(conv("few", ["one"], 6, 5), np.ones((5, 6, 1, 1), np.float32))
+    norm = {"name": "x", "kind": "group_norm", "inputs": ["m"], "groups": 2, "eps": 0.1}
+    norm |= {"activation": "none"}
+    six = np.ones(6, np.float32)
+    cases: list[tuple[Fields, list[Any], str]] = [
+        (norm, [], "a group norm needs scales and offsets"),
+        (norm, [six], "a group norm needs scales and offsets"),
+        (norm, [six[:5], six], "needs a scale and an offset for each channel"),
+        (norm, [six, six[:5]], "needs a scale and an offset for each channel"),
+        (norm, [six[:, None], six], r"weight is no float32 array \[channels\]"),
+        ({**norm, "groups": 4}, [six, six], "has channels that its groups do not divide"),
+        ({**norm, "eps": -1.0}, [six, six], "eps is negative"),
+        ({"kind": "multiply", "inputs": ["m", "m"]}, [], "needs one factor for each channel"),
+        ({"kind": "multiply", "inputs": ["m", "few"]}, [], "needs one factor for each channel"),
+        ({"kind": "multiply", "inputs": ["m"]}, [], r"has 1 inputs, expected 2"),
+        ({"kind": "activate", "inputs": ["m"], "activation": "x"}, [], "activation: unknown .*"),
+    ]
+    if has_int8():
+        pool = {"name": "q", "kind": "max_pool", "inputs": ["m"], "kernel": 3, "stride": 2}
+        native.add({**pool, "padding": (1,) * 4, "type": "int8", "clipping_threshold": 9.0})
+        said = "runs in float32 and bfloat16 only"
+        cases.append(({**norm, "inputs": ["q"]}, [six, six], said))
+        cases.append(({"kind": "mean", "inputs": ["q"]}, [], said))
+        cases.append(({"kind": "activate", "inputs": ["q"], "activation": "relu"}, [], said))
+    for fields, given, said in cases:
+        with pytest.raises(ValueError, match=f"^x: {said}$"):
+            native.add({"name": "x", **fields}, *given)
+    native.add(norm, six, six)
