@@ -16,15 +16,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine
-from .engine.interpreter import NativeInterpreter
-from .engine.lower import lowered
-from .errors import InputError
-from .model.detector_config import Config, build_graph
-from .model.graph import IMAGE, Activation, Conv, Graph, Layer, Mean, Normalise, Proposals
-from .model.interpreter import walk
-from .pruning.allocation import prunable_layers, uniform_zeros
-from .pruning.patterns import PATTERNS, UNSTRUCTURED, Pattern
+from ..engine import Engine
+from ..engine.interpreter import NativeInterpreter
+from ..engine.lower import lowered
+from ..errors import InputError
+from ..model.detector_config import Config, build_graph
+from ..model.graph import IMAGE, Activation, Conv, Graph, Layer, Mean, Normalise, Proposals
+from ..model.interpreter import walk
+from ..pruning.allocation import prunable_layers, uniform_zeros
+from ..pruning.patterns import PATTERNS, UNSTRUCTURED, Pattern
 
 F32 = NDArray[np.float32]
 
