@@ -155,6 +155,11 @@ class NativeEngine {
     return to_numpy(rows, {rows.size() / 7, 7});
   }
 
+  nb::ndarray<nb::numpy, float> masks() const {
+    const Tensor masks = executor_.masks();
+    return to_numpy(masks.data, masks.shape);
+  }
+
   nb::list run_between(const std::map<std::string, FloatArray>& given,
                        const std::vector<std::string>& wanted) {
     std::map<std::string, Tensor> tensors;
@@ -240,6 +245,7 @@ void bind_engine(nb::module_& m) {
       .def("packed", &NativeEngine::packed, "name"_a)
       .def("run", &NativeEngine::run<uint8_t>, "network_input"_a, "content"_a = nb::none())
       .def("run", &NativeEngine::run<float>, "network_input"_a, "content"_a = nb::none())
+      .def("masks", &NativeEngine::masks)
       .def("run_between", &NativeEngine::run_between, "given"_a, "wanted"_a)
       .def("run_operation", &NativeEngine::run_operation, "name"_a, "inputs"_a)
       .def("plan", &NativeEngine::plan, "height"_a, "width"_a)

@@ -252,6 +252,10 @@ OperationSpec to_spec(nb::dict values) {
       spec.attributes = ResizeAttributes{};
     else if (kind == "slice")
       spec.attributes = SliceAttributes{fields.integer("first", 0), fields.integer("channels", 1)};
+    else if (kind == "depth_to_space")
+      spec.attributes = DepthToSpaceAttributes{fields.integer("block", 1, 64)};
+    else if (kind == "masks")
+      spec.attributes = MasksAttributes{fields.get<bool>("background")};
     else if (kind == "roi_align")
       spec.attributes = roi_align(fields);
     else if (kind == "proposals")

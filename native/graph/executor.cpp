@@ -152,6 +152,12 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         [](const DetectionsAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<Detections>(a);
         },
+        [&](const DepthToSpaceAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<DepthToSpace>(a, pick(shapes_, inputs), pick(formats_, inputs));
+        },
+        [](const MasksAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Masks>(a);
+        },
         [](const RetinaNetAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<RetinaNetDetections>(a);
         },
@@ -247,23 +253,29 @@ void Executor::prepare_border(const FeatureMap& map) {
   clean_.push_back(map);
 }
 
+// first, count: the RoIs in flight, of a loop.
+void Executor::execute(int node, int first, int count) {
+  Timer timer(timings_, nodes_[node].name);
+  const std::vector<Value*> inputs = inputs_of(nodes_[node]);
+  try {
+    nodes_[node].operation->run(
+        context_, {inputs, values_[node + 1], first, count, node_scratch_[node], prepared_[node]});
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(nodes_[node].name + ": " + error.what());
+  }
+}
+
 void Executor::run_node(int node, const Part* part) {
   const int value = node + 1;
   Value& out = values_[value];
   const bool given = part && part->given.count(value);
   if (part && !given && !part->needed[node]) return;
-  const Operation& operation = *nodes_[node].operation;
-  if (out.shape.domain == Domain::map && operation.view() < 0) prepare_border(out.map);
+  if (out.shape.domain == Domain::map && nodes_[node].operation->view() < 0)
+    prepare_border(out.map);
   if (given) {
     give(out, *part->given.at(value), 0, 0);
   } else {
-    Timer timer(timings_, nodes_[node].name);
-    const std::vector<Value*> inputs = inputs_of(nodes_[node]);
-    try {
-      operation.run(context_, {inputs, out, 0, 0, node_scratch_[node], nullptr});
-    } catch (const std::invalid_argument& error) {
-      throw std::invalid_argument(nodes_[node].name + ": " + error.what());
-    }
+    execute(node, 0, 0);
   }
   if (part && part->wanted.count(value)) take(out, 0, *part->wanted.at(value));
 }
@@ -275,14 +287,11 @@ void Executor::run_block(const Loop& loop, int first, int count, const Part* par
     const bool given = part && part->given.count(value);
     if (part && !given && !part->needed[node]) continue;
     Value& out = values_[value];
-    out.rois.blocks = divide_up(count, out.rois.lanes);
+    if (out.shape.domain == Domain::rois) out.rois.blocks = divide_up(count, out.rois.lanes);
     if (given) {
       give(out, *part->given.at(value), first, count);
     } else {
-      Timer timer(timings_, nodes_[node].name);
-      const std::vector<Value*> inputs = inputs_of(nodes_[node]);
-      nodes_[node].operation->run(
-          context_, {inputs, out, first, count, node_scratch_[node], prepared_[node]});
+      execute(node, first, count);
     }
     if (tables_[value])
       read_rois(out.rois, count, out.table.data() + size_t(first) * out.shape.channels);
@@ -313,9 +322,12 @@ int Executor::count_of(const Loop& loop, const Part* part) const {
 
 void Executor::run_loop(const Loop& loop, const Part* part) {
   const int count = count_of(loop, part);
-  for (int node = loop.first; node < loop.last; node++)
-    if (tables_[node + 1])
-      values_[node + 1].table.assign(size_t(count) * values_[node + 1].shape.channels, 0.0f);
+  for (int value = loop.first + 1; value <= loop.last; value++) {
+    const Shape& s = values_[value].shape;
+    if (tables_[value]) values_[value].table.assign(size_t(count) * s.channels, 0.0f);
+    if (s.domain == Domain::masks)
+      values_[value].masks.assign(size_t(count) * s.height * s.width, 0.0f);
+  }
   if (count == 0) return;
   clean_.clear();  // what is prepared, and RoIs, overwrite borders from here on
   for (int node = loop.first; node < loop.last; node++)
@@ -343,7 +355,9 @@ void Executor::run_nodes(const Part* part) {
 template <class T>
 const std::vector<Detection>& Executor::run(const T* image, int height, int width,
                                             std::pair<int, int> content) {
-  if (shapes_.back().domain != Domain::rows)
+  int rows = static_cast<int>(nodes_.size());
+  if (shapes_[rows].domain == Domain::masks) rows = nodes_.back().inputs[1];
+  if (shapes_[rows].domain != Domain::rows)
     throw std::invalid_argument("the graph does not end in detections");
   plan(height, width);
   values_[0].content_height = content.first;
@@ -351,7 +365,17 @@ const std::vector<Detection>& Executor::run(const T* image, int height, int widt
   values_[0].pixels = image;
   values_[0].float_pixels = std::is_same_v<T, float>;
   run_nodes(nullptr);
-  return values_.back().detections;
+  return values_[rows].detections;
+}
+
+Tensor Executor::masks() const {
+  const Shape& s = shapes_.back();
+  if (s.domain != Domain::masks) throw std::invalid_argument("the graph does not end in masks");
+  const size_t height = s.height, width = s.width;
+  Tensor out;
+  if (height_) out.data = values_.back().masks;
+  out.shape = {out.data.size() / (height * width), height, width};
+  return out;
 }
 
 template const std::vector<Detection>& Executor::run(const uint8_t*, int, int, std::pair<int, int>);

@@ -58,16 +58,20 @@ class Executor {
   void plan(int height, int width);
 
   // image: BGR [height][width][3], 0..255. content: height and width of what is in its upper left
-  // corner; boxes end there. Returns the detections of the last operation.
+  // corner; boxes end there. Returns the detections that the graph ends in, or those that its last
+  // operation makes masks of.
   template <class T>
   const std::vector<Detection>& run(const T* image, int height, int width,
                                     std::pair<int, int> content);
+
+  // The masks of the last run's detections, [detections][height][width].
+  Tensor masks() const;
 
   // ---- for tests and calibration; not fast
 
   // Runs what leads from the given values to the wanted ones, at the planned size. A map is
   // [channels][height][width], RoIs [count][channels][height][width], boxes [count][4], rows
-  // [count][7], the image [height][width][3].
+  // [count][7], masks [count][height][width], the image [height][width][3].
   std::vector<Tensor> run_between(const std::map<std::string, Tensor>& given,
                                   const std::vector<std::string>& wanted);
   // Runs one operation on maps [1][channels][height][width] or RoIs [count][...] of any size.
@@ -90,7 +94,7 @@ class Executor {
     std::vector<int> inputs;  // values; value 0 is the image, value i + 1 that of node i
     std::shared_ptr<const Operation> operation;
   };
-  // Nodes [first, last) on the RoIs of one value.
+  // Nodes [first, last) on the RoIs of one value, boxes or rows.
   struct Loop {
     int first, last, boxes;
     int in_flight;  // RoIs
@@ -129,6 +133,7 @@ class Executor {
 
   std::vector<Value*> inputs_of(const Node& node);
   void prepare_border(const FeatureMap& map);
+  void execute(int node, int first, int count);
   void run_node(int node, const Part* part);
   void run_block(const Loop& loop, int first, int count, const Part* part);
   int count_of(const Loop& loop, const Part* part) const;

@@ -1,5 +1,6 @@
 // Parts of a run, for tests and calibration: values as plain arrays.
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "graph/executor.h"
@@ -22,6 +23,8 @@ std::vector<size_t> shape_of(const Value& value, int count) {
       return {size(count), 4};
     case Domain::rows:
       return {size(count), 7};
+    case Domain::masks:
+      return {size(count), size(s.height), size(s.width)};
   }
   return {};
 }
@@ -37,9 +40,23 @@ void fit(bool fits, const std::string& name) {
   if (!fits) throw std::invalid_argument(name + ": the array has the wrong shape");
 }
 
+// The detections of rows [count][7]; height, width: of the network input.
+std::vector<Detection> detections_of(const Tensor& rows, int height, int width) {
+  std::vector<Detection> out;
+  const auto h = static_cast<float>(height), w = static_cast<float>(width);
+  for (size_t i = 0; i < rows.shape[0]; i++) {
+    const float* row = &rows.data[7 * i];
+    if (!(row[1] >= 1 && row[1] <= 1 << 24) || row[1] != std::floor(row[1]))
+      throw std::invalid_argument("a row has no label");
+    out.push_back(
+        {static_cast<int>(row[1]), row[2], {row[3] * w, row[4] * h, row[5] * w, row[6] * h}});
+  }
+  return out;
+}
+
 }  // namespace
 
-// Reads a value from an array; of RoIs only [first, first + count).
+// Reads a value from an array; of RoIs and masks only [first, first + count).
 void Executor::give(Value& value, const Tensor& tensor, int first, int count) {
   const Shape& s = value.shape;
   switch (s.domain) {
@@ -53,12 +70,21 @@ void Executor::give(Value& value, const Tensor& tensor, int first, int count) {
       for (size_t i = 0; i < value.boxes.size(); i++)
         std::copy_n(&tensor.data[4 * i], 4, value.boxes[i].begin());
       return;
-    default:
-      throw std::invalid_argument("only maps, RoIs and boxes can be given");
+    case Domain::rows:
+      value.detections = detections_of(tensor, height_, width_);
+      return;
+    case Domain::masks: {
+      const auto one = static_cast<ptrdiff_t>(s.height) * s.width;
+      std::copy_n(tensor.data.begin() + first * one, count * one,
+                  value.masks.begin() + first * one);
+      return;
+    }
+    case Domain::image:
+      return;
   }
 }
 
-// Appends a value to an array; of RoIs those in flight.
+// Appends a value to an array; of RoIs and masks those in flight.
 void Executor::take(const Value& value, int count, Tensor& out) const {
   const Shape& s = value.shape;
   const size_t before = out.data.size();
@@ -71,6 +97,9 @@ void Executor::take(const Value& value, int count, Tensor& out) const {
   } else if (s.domain == Domain::boxes) {
     for (const Box& box : value.boxes)
       out.data.insert(out.data.end(), box.begin(), box.end());
+  } else if (s.domain == Domain::masks) {  // those before are in the array already
+    const auto from = value.masks.begin() + static_cast<ptrdiff_t>(before);
+    out.data.insert(out.data.end(), from, from + ptrdiff_t(count) * s.height * s.width);
   } else {
     for (const Detection& d : value.detections)
       append_row(d, height_, width_, out.data);
@@ -85,7 +114,7 @@ std::vector<Tensor> Executor::run_between(const std::map<std::string, Tensor>& g
   for (const auto& [name, tensor] : given) {
     const int value = value_of(name);
     const Value& v = values_[value];
-    const bool counted = v.shape.domain == Domain::rois || v.shape.domain == Domain::boxes;
+    const bool counted = v.shape.domain != Domain::image && v.shape.domain != Domain::map;
     const int count = counted && !tensor.shape.empty() ? static_cast<int>(tensor.shape[0]) : 0;
     fit(tensor.shape == shape_of(v, count), name);
     if (value > 0) part.given[value] = &tensor;

@@ -7,19 +7,25 @@
 
 namespace sparsedet {
 
-// Loops over RoIs: neighbouring nodes whose values are RoIs of the same boxes.
+// Whether a loop over RoIs makes the value.
+static bool in_loop(const Shape& shape) {
+  return shape.domain == Domain::rois || shape.domain == Domain::masks;
+}
+
+// Loops over RoIs: neighbouring nodes whose values are RoIs, or masks, of the same boxes or rows.
 std::vector<Executor::Loop> Executor::find_loops() const {
   std::vector<Loop> loops;
   std::vector<int> boxes_of(nodes_.size() + 1, -1), loop_of(nodes_.size() + 1, -1);
   for (int node = 0; node < static_cast<int>(nodes_.size()); node++) {
     const std::vector<int>& inputs = nodes_[node].inputs;
-    if (shapes_[node + 1].domain != Domain::rois) {
-      for (int v : inputs)
-        for (int boxes : inputs)
-          if (boxes_of[v] >= 0 && boxes != boxes_of[v] && shapes_[boxes].domain == Domain::boxes)
-            throw std::invalid_argument(nodes_[node].name + ": reads RoIs of other boxes");
-      continue;
-    }
+    for (int v : inputs)
+      for (int other : inputs) {
+        const Domain domain = shapes_[other].domain;
+        if (boxes_of[v] >= 0 && other != boxes_of[v] &&
+            (domain == Domain::boxes || domain == Domain::rows))
+          throw std::invalid_argument(nodes_[node].name + ": reads RoIs of other boxes");
+      }
+    if (!in_loop(shapes_[node + 1])) continue;
     const auto of_rois = std::find_if(inputs.begin(), inputs.end(),
                                       [&](int v) { return shapes_[v].domain == Domain::rois; });
     const int boxes = of_rois == inputs.end() ? inputs.back() : boxes_of[*of_rois];
@@ -219,7 +225,7 @@ void Executor::plan(int height, int width) {
   for (const Node& node : nodes_)
     for (int v : node.inputs)
       if (values_[v].shape.domain == Domain::rois &&
-          values_[&node - nodes_.data() + 1].shape.domain != Domain::rois)
+          !in_loop(values_[&node - nodes_.data() + 1].shape))
         tables_[v] = true;
   choose_blocks();
   place_values();

@@ -17,6 +17,10 @@ struct Detection {
   Box box;
 };
 
+inline float sigmoid(float x) {
+  return 1.0f / (1.0f + std::exp(-x));
+}
+
 inline Box clipped(const Box& box, float height, float width) {
   return {std::clamp(box[0], 0.0f, width), std::clamp(box[1], 0.0f, height),
           std::clamp(box[2], 0.0f, width), std::clamp(box[3], 0.0f, height)};

@@ -102,11 +102,4 @@ void expect_levels(std::span<const Shape> inputs,
   expect(inputs, kinds * levels, Domain::image);
 }
 
-Format expect_float32(std::span<const Format> inputs) {
-  for (const Format& format : inputs)
-    if (format.type != ElementType::float32)
-      throw std::invalid_argument("the maps that it reads are not float32");
-  return {};
-}
-
 }  // namespace sparsedet

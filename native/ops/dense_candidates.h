@@ -21,10 +21,6 @@ struct DenseCandidate {
   int y, x, channel;
 };
 
-inline float sigmoid(float x) {
-  return 1.0f / (1.0f + std::exp(-x));
-}
-
 // The best candidates of one level, best first; equal scores in the order of y, x, channel.
 // score: of a logit at (y, x), never more than its sigmoid, or than the root of that if `root`.
 // Only logits whose sigmoid may be large enough get a score.
@@ -41,8 +37,5 @@ std::vector<Detection> suppress(std::vector<Detection> candidates, int num_class
 // the image. channels: of each kind, channels of each level.
 void expect_levels(std::span<const Shape> inputs,
                    const std::vector<std::vector<int64_t>>& channels);
-
-// The format of rows. Throws std::invalid_argument unless all inputs are float32.
-Format expect_float32(std::span<const Format> inputs);
 
 }  // namespace sparsedet

@@ -12,16 +12,18 @@
 
 namespace sparsedet {
 
-// What a value is. Operations on RoIs run in one loop over blocks of RoIs, all others once an
+// What a value is. Operations that make RoIs, or masks of them, run in one loop over blocks of RoIs, all others once an
 // image.
 //   image  BGR pixels [height][width][3], 0..255: the network input
 //   map    a feature map of the image
 //   rois   a feature map of each RoI
 //   boxes  proposals
 //   rows   detections
-enum class Domain { image, map, rois, boxes, rows };
+//   masks  one of each row
+enum class Domain { image, map, rois, boxes, rows, masks };
 
-// count: RoIs, boxes or rows, at most. height and width of a RoI do not depend on the image.
+// count: RoIs, boxes, rows or masks, at most. height and width of a RoI or mask do not depend on
+// the image.
 struct Shape {
   Domain domain;
   int channels = 0, height = 0, width = 0, count = 1;
@@ -57,6 +59,7 @@ struct Value {
   std::vector<Detection> detections;
   // Of RoIs with one cell, where an operation of another domain reads them: [RoIs][channels].
   std::vector<float> table;
+  std::vector<float> masks;  // [rows][height][width]
 };
 
 // One execution.
@@ -103,6 +106,15 @@ inline const Shape& expect(std::span<const Shape> inputs, size_t input, Domain d
   if (input >= inputs.size() || inputs[input].domain != domain)
     throw std::invalid_argument("an input is missing, or of the wrong domain");
   return inputs[input];
+}
+
+// The format of an output that is float32 and no tensor. Throws std::invalid_argument unless all
+// inputs are float32.
+inline Format expect_float32(std::span<const Format> inputs) {
+  for (const Format& format : inputs)
+    if (format.type != ElementType::float32)
+      throw std::invalid_argument("it reads values that are not float32");
+  return {};
 }
 
 // Rows (or columns) of a window operation's output; 0 if the window does not fit.

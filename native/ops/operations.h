@@ -7,9 +7,11 @@
 
 #include "ops/activate.h"
 #include "ops/convolution.h"
+#include "ops/depth_to_space.h"
 #include "ops/detections.h"
 #include "ops/fcos_detections.h"
 #include "ops/group_norm.h"
+#include "ops/masks.h"
 #include "ops/mean.h"
 #include "ops/multiply.h"
 #include "ops/normalise.h"
@@ -27,8 +29,8 @@ struct MeanAttributes {};
 using Attributes =
     std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, GroupNormAttributes,
                  ActivateAttributes, MultiplyAttributes, MeanAttributes, ResizeAttributes,
-                 SliceAttributes, RoiAlignAttributes, ProposalsAttributes, DetectionsAttributes,
-                 RetinaNetAttributes, FcosAttributes>;
+                 SliceAttributes, DepthToSpaceAttributes, RoiAlignAttributes, ProposalsAttributes,
+                 DetectionsAttributes, RetinaNetAttributes, FcosAttributes, MasksAttributes>;
 
 struct OperationSpec {
   std::string name;                 // of the operation and of the value that it makes

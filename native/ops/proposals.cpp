@@ -93,10 +93,7 @@ Shape Proposals::shape(std::span<const Shape> inputs) const {
 }
 
 Format Proposals::format(std::span<const Format> inputs) const {
-  for (const Format& format : inputs)
-    if (format.type != ElementType::float32)
-      throw std::invalid_argument("logits and deltas are not float32");
-  return {};
+  return expect_float32(inputs);
 }
 
 void Proposals::run(Context&, const Step& step) const {

@@ -325,5 +325,5 @@ def test_maps_that_are_not_float32_are_refused() -> None:
     weight = np.ones((4, 3, 1, 1), np.float32)
     native.add({**conv, "name": "m", "inputs": ["n"], "in_channels": 3, "out_channels": 4}, weight)
     fields = {"name": "rows", "kind": output.kind, "inputs": ["m", "m", "image"], **asdict(output)}
-    with pytest.raises(ValueError, match=r"rows: the maps that it reads are not float32"):
+    with pytest.raises(ValueError, match=r"rows: it reads values that are not float32"):
         native.add(fields)

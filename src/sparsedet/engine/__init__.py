@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from .precision import PRECISIONS, Precision, choose_precision
 from .process import remake_after_fork
 
 F32 = NDArray[np.float32]
+Result = TypeVar("Result")
 
 
 def check_threads(threads: int) -> None:
@@ -219,6 +220,36 @@ class Engine:
         Raises:
             InputError: the network input is too small for the network.
         """
+        return self._run(network_input, content, lambda rows: rows)
+
+    def run_with_masks(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> tuple[F32, F32]:
+        """Detect the objects in one network input, with their masks.
+
+        Args:
+            network_input, content: as of `run`.
+
+        Returns:
+            The rows of `run`, and (N, h, w) float32 masks: cell (y, x) of a mask is the probability
+            that the object covers it; the cells divide the row's box evenly.
+
+        Raises:
+            InputError: the network makes no masks, or as `run`.
+        """
+        if self.graph.shapes[self.graph.output].domain != "masks":
+            raise InputError(f"{self.config.name} makes no masks")
+        return self._run(
+            network_input, content, lambda rows: (rows, np.asarray(self.native.masks()))
+        )
+
+    def _run(
+        self,
+        network_input: NDArray[Any],
+        content: tuple[int, int] | None,
+        result: Callable[[F32], Result],
+    ) -> Result:
+        """The result of a run for its rows, made before another run may begin."""
         if network_input.shape[:2] != self._size:
             build_graph(self.config, network_input.shape[:2])  # refuses what is too small
             self._size = network_input.shape[:2]
@@ -229,7 +260,8 @@ class Engine:
                 threads = self.threads
                 self.native = _start(threads, lambda: NativeEngine(self.native, threads))
                 self._torn = False
-            return np.asarray(self.native.run(np.ascontiguousarray(network_input), content))
+            rows = self.native.run(np.ascontiguousarray(network_input), content)
+            return result(np.asarray(rows))
 
 
 def _start(threads: int, make: Callable[[], NativeEngine]) -> NativeEngine:

@@ -18,7 +18,7 @@ F32 = NDArray[np.float32]
 class NativeInterpreter:
     """The values of an engine's graph on one image, as float32 arrays.
 
-    Maps are (1, C, H, W), RoIs (R, C, h, w), boxes (R, 4), rows (N, 7).
+    Maps are (1, C, H, W), RoIs (R, C, h, w), boxes (R, 4), rows (N, 7), masks (N, h, w).
 
     Args:
         engine: its graph is run as it is; build it without hoisting to see the layers' outputs.
@@ -35,7 +35,8 @@ class NativeInterpreter:
 
         Args:
             wanted: names of values.
-            rois: RoIs that are run, evenly spread from the best proposal to the last; default: all.
+            rois: RoIs of proposals that are run, evenly spread from the best to the last; default:
+                all. RoIs of rows are all run.
         """
         live: dict[str, F32] = {IMAGE: self.image}
         for operation, dead in walk(self.graph, (IMAGE,), wanted, keep=()):
