@@ -40,7 +40,7 @@ class PackedWeights:
 
     Attributes:
         data: uint8 [bytes], 64-byte aligned; the engine keeps the array and does not copy it.
-        algorithm: "sparse", "dense" or "winograd".
+        algorithm: "sparse", "dense", "depthwise" or "winograd".
         nonzero: number of nonzero weights.
         checksum: checksum of `data`, computed by the core.
     """
