@@ -13,9 +13,14 @@
 #include <random>
 #include <vector>
 
+#include "algorithms/algorithm.h"
 #include "algorithms/direct.h"
 #include "ops/normalise.h"
 #include "ops/pool.h"
+
+namespace sparsedet {
+extern const Algorithm depthwise_algorithm;
+}
 
 namespace {
 
@@ -44,6 +49,7 @@ struct Case {
   int kernel, stride, before, after, height, width, in_channels, out_channels;
   bool pixels;  // the network input in bfloat16, which holds two pixels in an element
   bool pool;
+  bool depthwise = false;
 
   int out(int length) const { return (length + before + after - kernel) / stride + 1; }
 };
@@ -100,7 +106,8 @@ bool layer_case(const Kernels& k, const Case& c) {
   }
 
   const int taps = c.kernel * c.kernel;
-  std::vector<float> weight(c.out_channels * c.in_channels * taps), bias(c.out_channels);
+  const int read = c.depthwise ? 1 : c.in_channels;  // channels that an output channel reads
+  std::vector<float> weight(c.out_channels * read * taps), bias(c.out_channels);
   for (float& w : weight)
     w = rng() % 2 ? draw(-3, 3) : 0;
   for (float& b : bias)
@@ -111,19 +118,25 @@ bool layer_case(const Kernels& k, const Case& c) {
     ConvShape shape{c.in_channels, c.out_channels, c.kernel, c.kernel,
                     c.stride,      c.before,       c.before};
     shape.in_type = in.type;
-    conv_map(context, pack_conv(k, shape, weight.data(), bias.data(), false), in, nullptr, out);
+    if (c.depthwise) shape.groups = c.in_channels;
+    if (c.depthwise)
+      depthwise_algorithm.pack(k, {shape}, weight.data(), bias.data(), {})
+          ->run(context, in, nullptr, out);
+    else
+      conv_map(context, pack_conv(k, shape, weight.data(), bias.data(), false), in, nullptr, out);
   }
 
   for (int o = 0; o < c.out_channels; o++)
     for (int y = 0; y < oh; y++)
       for (int x = 0; x < divide_up(ow, k.lanes) * k.lanes; x++) {
         float expected = c.pool || x >= ow ? 0 : bias[o];
-        for (int i = 0; x < ow && i < c.in_channels * taps; i++) {
-          const int channel = i / taps, ty = i % taps / c.kernel, tx = i % c.kernel;
+        for (int i = 0; x < ow && i < read * taps; i++) {
+          const int channel = c.depthwise ? o : i / taps, ty = i % taps / c.kernel,
+                    tx = i % c.kernel;
           const float v =
               image.read(channel, y * c.stride - c.before + ty, x * c.stride - c.before + tx);
           if (!c.pool)
-            expected += weight[o * c.in_channels * taps + i] * v;
+            expected += weight[o * read * taps + i] * v;
           else if (channel == o)
             expected = std::max(expected, v);
         }
@@ -160,6 +173,9 @@ bool test_layers(const Kernels& k) {
           check({3, 2, before, after, height, width, 2, 7, false, false});
         }
       check({3, 1, 1, 1, height, width, 2, 7, false, false});
+      for (int kernel : {3, 5})
+        for (int stride : {1, 2})
+          check({kernel, stride, kernel / 2, kernel / 2, height, width, 7, 7, false, false, true});
       check({1, 1, 0, 0, height, width, 2, 7, false, false});
       for (int after : {-1, 0})
         check({1, 2, 0, after, height, width, 2, 7, false, false});

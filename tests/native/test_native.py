@@ -105,7 +105,10 @@ def test_kernels(tmp_path: Path) -> None:
         for name in ("test_kernels.cpp", "test_int8.cpp", "test_layers.cpp")
     ]
     parts = (
-        *(f"algorithms/{part}.cpp" for part in ("cut", "direct", "pack", "unpack", "weights")),
+        *(
+            f"algorithms/{part}.cpp"
+            for part in ("cut", "depthwise", "direct", "pack", "unpack", "weights")
+        ),
         "kernels/dispatch.cpp",
         "ops/normalise.cpp",
         "ops/pool.cpp",
