@@ -26,6 +26,7 @@ TORCH = {
     "torch_model",
     "training",
     "backends.torch",
+    "testing.torchvision",
     "pruning.calibration",
     "pruning.masks",
     "pruning.one_shot",

@@ -76,6 +76,7 @@ def proposals(name: str, inputs: list[str], **changes: Any) -> Fields:
         "remove_empty": False,
         "min_size": 0.0,
         "inclusive": False,
+        "score_threshold": 0.0,
         **changes,
     }
 
