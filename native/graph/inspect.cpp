@@ -40,14 +40,21 @@ void fit(bool fits, const std::string& name) {
   if (!fits) throw std::invalid_argument(name + ": the array has the wrong shape");
 }
 
+// Throws std::invalid_argument unless each row [7] has a label.
+void check_labels(const Tensor& rows, const std::string& name) {
+  for (size_t i = 0; i < rows.shape[0]; i++) {
+    const float label = rows.data[7 * i + 1];
+    if (!(label >= 1 && label <= 1 << 24) || label != std::floor(label))
+      throw std::invalid_argument(name + ": a row has no label");
+  }
+}
+
 // The detections of rows [count][7]; height, width: of the network input.
 std::vector<Detection> detections_of(const Tensor& rows, int height, int width) {
   std::vector<Detection> out;
   const auto h = static_cast<float>(height), w = static_cast<float>(width);
   for (size_t i = 0; i < rows.shape[0]; i++) {
     const float* row = &rows.data[7 * i];
-    if (!(row[1] >= 1 && row[1] <= 1 << 24) || row[1] != std::floor(row[1]))
-      throw std::invalid_argument("a row has no label");
     out.push_back(
         {static_cast<int>(row[1]), row[2], {row[3] * w, row[4] * h, row[5] * w, row[6] * h}});
   }
@@ -117,6 +124,7 @@ std::vector<Tensor> Executor::run_between(const std::map<std::string, Tensor>& g
     const bool counted = v.shape.domain != Domain::image && v.shape.domain != Domain::map;
     const int count = counted && !tensor.shape.empty() ? static_cast<int>(tensor.shape[0]) : 0;
     fit(tensor.shape == shape_of(v, count), name);
+    if (v.shape.domain == Domain::rows) check_labels(tensor, name);
     if (value > 0) part.given[value] = &tensor;
   }
   values_[0].pixels = nullptr;

@@ -116,6 +116,7 @@ def random_maps(output: Output, seed: int = 0, low: float = -6, high: float = 4)
     found = {}
     for name in graph_of(output).operations[-1].inputs[:-1]:
         shape = shapes[name].channels, *shapes[name].size
+        values: NDArray[Any]
         if name.startswith("m1"):
             values = rng.normal(size=shape)
             values = np.abs(values) if isinstance(output, FcosOutput) else values

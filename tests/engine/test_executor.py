@@ -769,7 +769,8 @@ def test_what_a_partial_run_refuses() -> None:
         ({"m": m}, ["x"], "no operation 'x'"),
         ({"m": m}, ["l", "l"], "l cannot be wanted"),
         ({"image": pixels}, ["image"], "image cannot be wanted"),
-        ({"rows": np.ones((2, 7), np.float32)}, ["rows"], "rows: the array has the wrong shape"),
+        ({"rows": np.ones((2, 6), np.float32)}, ["rows"], "rows: the array has the wrong shape"),
+        ({"rows": np.zeros((2, 7), np.float32)}, ["rows"], "rows: a row has no label"),
         # Numbers of boxes and RoIs that contradict each other.
         ({"c": c[:3], "b": b[:2], "boxes": boxes[:3]}, ["rows"], "b: 2 RoIs are given, expected 3"),
         ({"c": c, "b": b, "boxes": boxes[:3]}, ["rows"], f"c: {len(c)} RoIs are given, expected 3"),

@@ -316,10 +316,10 @@ def set_label(rows: F32, label: float) -> None:
     ("change", "said"),
     [
         (lambda rows: set_label(rows, 4), "masks: no channel is that of label 4"),
-        (lambda rows: set_label(rows, 0), "a row has no label"),
-        (lambda rows: set_label(rows, 1.5), "a row has no label"),
-        (lambda rows: set_label(rows, np.nan), "a row has no label"),
-        (lambda rows: set_label(rows, 1e30), "a row has no label"),
+        (lambda rows: set_label(rows, 0), "rows: a row has no label"),
+        (lambda rows: set_label(rows, 1.5), "rows: a row has no label"),
+        (lambda rows: set_label(rows, np.nan), "rows: a row has no label"),
+        (lambda rows: set_label(rows, 1e30), "rows: a row has no label"),
     ],
 )
 def test_rows_that_are_given_are_checked(change: Callable[[F32], None], said: str) -> None:
