@@ -1,11 +1,21 @@
-"""What the exporters' tests share: a small network, an image, and the comparison of rows."""
+"""What the exporters' tests share: small networks, an image, and the comparison of rows."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from sparsedet.model.detector_config import DetectorConfig, rows_of
+from sparsedet.model.faster_rcnn import FasterRCNNFPN, build_faster_rcnn_fpn
+from sparsedet.model.fpn import rounded_cell_anchors
+from sparsedet.model.graph import IMAGE, Conv, Detecting, Graph, Operation
+from sparsedet.model.interpreter import walk
+from sparsedet.model.mobilenet import InvertedResidual, MobileNetV3
+from sparsedet.model.one_stage import OneStage, build_one_stage
+from sparsedet.model.resnet import ResNet
 from sparsedet.testing import colour_gradients
 
 SMALL: dict[str, Any] = {
@@ -29,3 +39,173 @@ def assert_same_rows(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
     for row in ours:
         same = theirs[(theirs[:, 1] == row[1]) & (abs(theirs[:, 2] - row[2]) < 1e-4)]
         assert len(same) and abs(same[:, 3:] - row[3:]).max(axis=1).min() < 1e-4
+
+
+# ------------------------------------------------------------------- families of graphs
+
+CLASSES = 7
+_FAMILY: dict[str, Any] = {"mean": (104.0, 117.0, 124.0), "std": (57.0, 57.0, 58.0)}
+_RESNET = ResNet((1, 1, 1, 1), 16, (8, 8, 8, 16), (32, 32, 32, 64))
+_SIDES = (16.0, 32.0, 64.0, 96.0, 128.0)
+_FPN: dict[str, Any] = {
+    **_FAMILY,
+    "backbone": _RESNET,
+    "fpn_channels": 16,
+    "head_channels": 32,
+    "num_classes": CLASSES,
+    "cell_anchors": rounded_cell_anchors([[side] for side in _SIDES]),
+    "pre_nms": 150,
+    "proposals": 120,
+    "rpn_min_size": 4.0,
+    "min_size": 4.0,
+}
+_MOBILE = MobileNetV3(
+    8,
+    (
+        InvertedResidual(3, 8, 8, False, "relu"),
+        InvertedResidual(5, 24, 16, True, "hardswish", 2),
+        InvertedResidual(3, 32, 16, True, "relu", 2),
+        InvertedResidual(3, 32, 16, False, "hardswish"),
+    ),
+    24,
+)
+_ONE_STAGE: dict[str, Any] = {
+    **_FAMILY,
+    "backbone": _RESNET,
+    "channels": 16,
+    "tower": 1,
+    "num_classes": CLASSES,
+    "pre_nms": 100,
+    "max_detections": 100,
+}
+FAMILIES: dict[str, Any] = {
+    "faster-rcnn": FasterRCNNFPN(**_FPN),
+    "faster-rcnn-aligned": FasterRCNNFPN(
+        **_FPN
+        | {
+            "roi_sampling": "aligned",
+            "roi_sampling_ratio": 0,
+            "strides": (4, 8, 16, 32, 64),
+            "background": "last",
+            "background_deltas": False,
+        }
+    ),
+    "faster-rcnn-v2": FasterRCNNFPN(
+        **_FPN, fpn_norm=True, rpn_convs=2, head_convs=2, head_layers=1
+    ),
+    "faster-rcnn-mobilenet": FasterRCNNFPN(
+        **_FPN
+        | {
+            "backbone": _MOBILE,
+            "cell_anchors": rounded_cell_anchors([_SIDES] * 3),
+            "strides": (0, 0, 0),
+            "first_level": 3,
+            "roi_levels": 1,
+            "rpn_score_threshold": 0.4,
+        }
+    ),
+    "mask-rcnn": FasterRCNNFPN(**_FPN, mask_convs=1),
+    "retinanet": OneStage(
+        **_ONE_STAGE, cell_anchors=rounded_cell_anchors([[s, 1.3 * s] for s in _SIDES])
+    ),
+    "fcos": OneStage(**_ONE_STAGE, tower_groups=4, sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
+}
+"""Small families with all kinds of operations."""
+
+
+@dataclass
+class Network:
+    """A small network with weights that make it detect much on its image."""
+
+    config: DetectorConfig
+    tensors: dict[str, NDArray[np.float32]]
+    image: NDArray[np.uint8]
+
+    @property
+    def blob(self) -> NDArray[np.float32]:
+        """The image as NCHW."""
+        return np.ascontiguousarray(self.image.transpose(2, 0, 1)[None], dtype=np.float32)
+
+    def outputs(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Rows [N, 7] without padding and their masks, by torch."""
+        import torch
+
+        from sparsedet.torch_model import GraphModule
+
+        module = GraphModule("small", self.config.graph).eval()
+        module.load_tensors(self.tensors)
+        names = [rows_of(module.graph).name, module.graph.output]
+        with torch.no_grad():
+            rows, last = module.run({IMAGE: torch.from_numpy(self.blob)}, names)
+        found = rows[0][rows[0, :, 0] >= 0].numpy()
+        return found, last.numpy() if self.config.masks else None
+
+
+def small_network(family: str, size: tuple[int, int] = (160, 224)) -> Network:
+    """A network of `FAMILIES`."""
+    from sparsedet.testing import random_tensors
+
+    described = FAMILIES[family]
+    build: Any = build_one_stage if isinstance(described, OneStage) else build_faster_rcnn_fpn
+    config = DetectorConfig(
+        name=family,
+        graph=build(described, size),
+        class_names=tuple(f"class {k}" for k in range(CLASSES)),
+        category_ids=tuple(range(1, CLASSES + 1)),
+    )
+    image = edges_image(*size)
+    tensors = _lively(config.graph, random_tensors(config, 0.0), image)
+    return Network(config, tensors, image)
+
+
+_DEVIATIONS = {"logits": 3.0, "rpn.deltas": 0.2, "box.deltas": 0.4}
+"""Deviation of the outputs of layers with these names, else 1."""
+
+
+def _lively(
+    graph: Graph, tensors: dict[str, NDArray[np.float32]], image: NDArray[np.uint8]
+) -> dict[str, NDArray[np.float32]]:
+    """The tensors, each layer's scaled so that every channel differs between positions.
+
+    A layer of several operations is scaled for the first.
+    """
+    import torch
+
+    from sparsedet.torch_model import GraphModule
+
+    plain = tuple(_without_end(operation) for operation in graph.operations)
+    linear = GraphModule("linear", Graph(graph.image, plain)).eval()
+    linear.load_tensors(tensors)
+    whole = GraphModule("whole", graph).eval()
+    whole.load_tensors(tensors)
+    values: dict[str, Any] = {IMAGE: torch.from_numpy(image.transpose(2, 0, 1)[None].copy())}
+    run = whole.interpreter()
+    done: set[str] = set()
+    with torch.no_grad():
+        for operation, _ in walk(graph, (IMAGE,), [graph.output]):
+            inputs = [values[name] for name in operation.inputs]
+            conv = operation.attributes
+            if isinstance(conv, Conv) and conv.layers[0] not in done:
+                (name,) = conv.layers
+                done.add(name)
+                y = linear.interpreter().execute(linear.graph.by_name[operation.name], inputs[:1])
+                axes = [axis for axis in range(y.dim()) if axis != 1]
+                if y.numel() > y.shape[1]:  # of a single cell nothing is known
+                    wanted = next((d for part, d in _DEVIATIONS.items() if part in name), 1.0)
+                    wanted = 0.3 if inputs[1:] else wanted
+                    factor = wanted / y.std(dim=axes).clamp(min=1e-6)
+                    layer: Any = whole.layers[name]
+                    layer.weight *= factor.view(-1, *[1] * (layer.weight.dim() - 1))
+                    offset = layer.bias * wanted - y.mean(dim=axes) * factor
+                    layer.bias.copy_(layer.bias * factor + offset)
+            values[operation.name] = run.execute(operation, inputs)
+            if isinstance(conv, Detecting):
+                assert (values[operation.name][0, :, 0] >= 0).sum() >= 20
+    return whole.folded_tensors()
+
+
+def _without_end(operation: Operation) -> Operation:
+    if not isinstance(operation.attributes, Conv):
+        return operation
+    attributes = replace(operation.attributes, activation="none")
+    return replace(operation, inputs=operation.inputs[:1], attributes=attributes)

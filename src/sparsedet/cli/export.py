@@ -158,7 +158,8 @@ def _describe(arguments: argparse.Namespace, model: ModelFile, settings: dict[st
             print(f"{file}  {file.stat().st_size / 1e6:.1f} MB")
     info = " and image_info [1, 3]" if shape.image_info else ""
     print(f"input {shape.input_name} {shape.input_shape(model.config)}{info}, BGR, 0..255")
-    print(f"output detections {shape.output_shape(model.config)}")
+    for name, output in shape.output_shapes(model.config).items():
+        print(f"output {name} {output}")
     print(
         f"{report.zeros:,} of {report.parameters:,} parameters are zero "
         f"({100 * report.sparsity:.2f} %)"

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from ..errors import InputError, UsageError
 from ..files import check_output, is_stream, weights_file
-from ..model.detector_config import Config
+from ..model.detector_config import Config, build_graph
+from ..model.graph import MaskOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """Inputs, output and stored weights of an exported graph. D is `max_detections`.
+    """Inputs, outputs and stored weights of an exported graph. D is `max_detections`.
 
     Attributes:
         layout: input `input` [1, 3, H, W], or `image` [1, H, W, 3]; BGR, 0..255, float32.
@@ -55,9 +56,15 @@ class Form:
         size = (config.input_height, config.input_width)
         return [1, 3, *size] if self.layout == "NCHW" else [1, *size, 3]
 
-    def output_shape(self, config: Config) -> list[int]:
-        shape = [config.max_detections, 7]
-        return [1, 1, *shape] if self.rows == "4d" else shape
+    def output_shapes(self, config: Config) -> dict[str, list[int]]:
+        """Of `detections`, and of `masks` [D, h, w] if the model has any."""
+        rows = [config.max_detections, 7]
+        shapes = {"detections": [1, 1, *rows] if self.rows == "4d" else rows}
+        graph = build_graph(config)
+        for operation, _ in graph.of_kind(MaskOutput):
+            shape = graph.shapes[operation.name]
+            shapes["masks"] = [shape.count, *shape.size]
+        return shapes
 
 
 def model_info(config: Config) -> dict[str, str]:

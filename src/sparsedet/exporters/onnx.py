@@ -1,6 +1,6 @@
 """A model as an ONNX graph: one network input -> rows, the whole network inside.
 
-Writes each operation of `builder` with ONNX's standard operations; a value is the name of an
+Writes each of the `primitives` with ONNX's standard operations; a value is the name of an
 output. Needs the `onnx` package (`pip install 'sparsedet[export]'`); nothing is run here.
 """
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from ..files import write_atomic
 from ..model.detector_config import Config, config_to_json
-from ..model.graph import RoiAlign
-from .builder import Array, GraphBuilder
+from ..model.graph import Conv, RoiAlign
+from .builder import GraphBuilder
 from .form import Form, model_info, output_path, require_package
+from .primitives import Array
 
 OPSET, IR_VERSION = 21, 10
 """Supported by onnx 1.16 and ONNX Runtime 1.18, the oldest versions that the package accepts."""
@@ -35,8 +36,9 @@ def to_onnx(
         form: fields of `Form`.
 
     Returns:
-        `onnx.ModelProto` with one output `detections`; its metadata holds `model_info ...` for
-        Model API and `sparsedet config`, the whole configuration as JSON.
+        `onnx.ModelProto` with the output `detections`, and `masks` if it has any; its metadata
+        holds `model_info ...` for Model API and `sparsedet config`, the whole configuration as
+        JSON.
 
     Raises:
         InputError: the onnx package is not installed, or an option is unknown.
@@ -83,11 +85,13 @@ class OnnxBuilder(GraphBuilder):
         inputs = [helper.make_tensor_value_info(form.input_name, number, shape)]
         if form.image_info:
             inputs.append(helper.make_tensor_value_info("image_info", number, [1, 3]))
-        output = helper.make_tensor_value_info(
-            self.rows(network_input), number, form.output_shape(config)
-        )
+        shapes = form.output_shapes(config)
+        outputs = [
+            helper.make_tensor_value_info(name, number, shapes[name])
+            for name in self.outputs(network_input)
+        ]
         graph = helper.make_graph(
-            self.nodes, config.name, inputs, [output], list(self.constants.values())
+            self.nodes, config.name, inputs, outputs, list(self.constants.values())
         )
         model = helper.make_model(
             graph,
@@ -122,7 +126,12 @@ class OnnxBuilder(GraphBuilder):
     def to_float32(self, value: str) -> str:
         return self.add("Cast", value, to=self.onnx.TensorProto.FLOAT)
 
+    def to_int64(self, value: str) -> str:
+        return self.add("Cast", value, to=self.onnx.TensorProto.INT64)
+
     def unary(self, operation: str, x: str) -> str:
+        if operation == "HardSigmoid":
+            return self.add(operation, x, alpha=1 / 6, beta=0.5)
         return self.add(operation, x)
 
     def binary(self, operation: str, a: str, b: str) -> str:
@@ -147,11 +156,21 @@ class OnnxBuilder(GraphBuilder):
     def gather(self, x: str, index: str) -> str:
         return self.add("Gather", x, index)
 
+    def scatter(self, index: str, values: str, length: int) -> str:
+        start = self.constant(np.zeros(length, dtype=np.int64))
+        return self.add("ScatterElements", start, index, values)
+
+    def nonzero(self, x: str) -> str:
+        return self.reshape(self.add("NonZero", x), -1)
+
     def select(self, condition: str, a: str, b: str) -> str:
         return self.add("Where", condition, a, b)
 
-    def spatial_mean(self, x: str) -> str:
-        return self.add("ReduceMean", x, self.ints(2, 3), keepdims=0)
+    def spatial_mean(self, x: str, keep: bool) -> str:
+        return self.add("ReduceMean", x, self.ints(2, 3), keepdims=int(keep))
+
+    def max_over(self, x: str, axis: int) -> str:
+        return self.add("ReduceMax", x, self.ints(axis), keepdims=0)
 
     def softmax(self, x: str) -> str:
         return self.add("Softmax", x, axis=1)
@@ -170,18 +189,19 @@ class OnnxBuilder(GraphBuilder):
             self.scalar(score),
         )
 
-    def sample(self, align: RoiAlign, x: str, boxes: str) -> str:
+    def sample(self, align: RoiAlign, level: int, x: str, boxes: str, zeros: str) -> str:
+        shifted = align.sampling != "legacy"
         return self.add(
             "RoiAlign",
             x,
             boxes,
-            self.constant(np.zeros(self.rois, dtype=np.int64)),
-            coordinate_transformation_mode="half_pixel",
+            zeros,
+            coordinate_transformation_mode="half_pixel" if shifted else "output_half_pixel",
             mode="avg",
             output_height=align.size,
             output_width=align.size,
             sampling_ratio=align.sampling_ratio,
-            spatial_scale=align.scales[0],
+            spatial_scale=align.scales[level],
         )
 
     def convolution(
@@ -189,14 +209,19 @@ class OnnxBuilder(GraphBuilder):
         x: str,
         weight: str,
         bias: Array | None,
-        stride: int,
+        conv: Conv,
         padding: tuple[int, int],
         name: str,
     ) -> str:
         inputs = [x, weight]
         if bias is not None:
             inputs.append(self.constant(bias, f"{name}.bias"))
-        return self.add("Conv", *inputs, name=name, strides=[stride] * 2, pads=_pads(padding))
+        settings: dict[str, Any] = {} if conv.groups == 1 else {"group": conv.groups}
+        if conv.dilation != 1:
+            settings["dilations"] = [conv.dilation] * 2
+        return self.add(
+            "Conv", *inputs, name=name, strides=[conv.stride] * 2, pads=_pads(padding), **settings
+        )
 
     def linear(self, x: str, weight: str, bias: Array, name: str) -> str:
         constant = self.constant(bias, f"{name}.bias")
@@ -211,6 +236,38 @@ class OnnxBuilder(GraphBuilder):
             strides=[stride] * 2,
             pads=_pads(padding),
         )
+
+    def normalise_groups(
+        self, x: str, groups: int, eps: float, shape: tuple[int, ...], scale: Array, offset: Array
+    ) -> str:
+        # GroupNormalization changed its meaning between two versions; this has one meaning.
+        ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
+        x = self.add(
+            "InstanceNormalization",
+            self.reshape(x, 1, groups, -1),
+            self.constant(ones),
+            self.constant(zeros),
+            epsilon=eps,
+        )
+        factors, terms = (self.constant(v.reshape(1, -1, 1, 1)) for v in (scale, offset))
+        return self.binary("Add", self.binary("Mul", self.reshape(x, *shape), factors), terms)
+
+    def nearest(self, x: str, size: tuple[int, int], name: str) -> str:
+        return self.add(
+            "Resize",
+            x,
+            "",
+            "",
+            self.ints(*size),
+            name=name,
+            axes=[2, 3],
+            mode="nearest",
+            nearest_mode="floor",
+            coordinate_transformation_mode="asymmetric",
+        )
+
+    def channels_to_cells(self, x: str, block: int) -> str:
+        return self.add("DepthToSpace", x, blocksize=block, mode="DCR")
 
 
 def _pads(padding: tuple[int, int]) -> list[int]:

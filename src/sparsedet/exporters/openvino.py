@@ -1,6 +1,6 @@
 """A model as an OpenVINO graph: one network input -> rows, the whole network inside.
 
-Writes each operation of `builder` with OpenVINO's own operations. Operations with weights have
+Writes each of the `primitives` with OpenVINO's own operations. Operations with weights have
 their layers' names, so that a profile can be compared with the graph. Needs the `openvino`
 package (`pip install 'sparsedet[export]'`).
 """
@@ -17,9 +17,10 @@ import numpy as np
 
 from ..files import write_atomic
 from ..model.detector_config import Config, config_to_json
-from ..model.graph import RoiAlign
-from .builder import Array, GraphBuilder
+from ..model.graph import Conv, RoiAlign
+from .builder import GraphBuilder
 from .form import Form, model_info, output_path, require_package
+from .primitives import Array
 
 
 def to_openvino(config: Config, tensors: Mapping[str, Array], **form: Any) -> Any:
@@ -31,8 +32,8 @@ def to_openvino(config: Config, tensors: Mapping[str, Array], **form: Any) -> An
         form: fields of `Form`.
 
     Returns:
-        `openvino.Model` with one output `detections`; its rt_info holds `model_info` for Model API
-        and `sparsedet`, the whole configuration as JSON.
+        `openvino.Model` with the output `detections`, and `masks` if it has any; its rt_info holds
+        `model_info` for Model API and `sparsedet`, the whole configuration as JSON.
 
     Raises:
         InputError: OpenVINO is not installed, or an option is unknown.
@@ -84,6 +85,18 @@ class OpenvinoBuilder(GraphBuilder):
             "Min": op.minimum,
             "Max": op.maximum,
             "Greater": op.greater,
+            "GreaterOrEqual": op.greater_equal,
+            "Less": op.less,
+            "Equal": op.equal,
+            "And": op.logical_and,
+        }
+        self.unaries = {
+            "Exp": op.exp,
+            "Relu": op.relu,
+            "Sigmoid": op.sigmoid,
+            "Sqrt": op.sqrt,
+            "HardSwish": op.hswish,
+            "HardSigmoid": op.hsigmoid,
         }
 
     def build(self, ov: Any) -> Any:
@@ -93,11 +106,13 @@ class OpenvinoBuilder(GraphBuilder):
         parameters = [network_input]
         if form.image_info:
             parameters.append(op.parameter([1, 3], np.float32, name="image_info"))
-        result = op.result(self.rows(network_input), name="detections/result")
-        model = ov.Model([result], parameters, config.name)
+        outputs = self.outputs(network_input)
+        results = [op.result(value, name=f"{name}/result") for name, value in outputs.items()]
+        model = ov.Model(results, parameters, config.name)
         for port, parameter in zip(model.inputs, parameters, strict=True):
             port.tensor.set_names({parameter.get_friendly_name()})
-        model.outputs[0].tensor.set_names({"detections"})
+        for port, name in zip(model.outputs, outputs, strict=True):
+            port.tensor.set_names({name})
         for key, value in model_info(config).items():
             model.set_rt_info(value, ["model_info", key])
         model.set_rt_info(config_to_json(config), ["sparsedet", "config"])
@@ -112,8 +127,11 @@ class OpenvinoBuilder(GraphBuilder):
     def to_float32(self, value: Any) -> Any:
         return self.op.convert(value, "f32")
 
+    def to_int64(self, value: Any) -> Any:
+        return self.op.convert(value, "i64")
+
     def unary(self, operation: str, x: Any) -> Any:
-        return self.op.exp(x) if operation == "Exp" else self.op.relu(x)
+        return self.unaries[operation](x)
 
     def binary(self, operation: str, a: Any, b: Any) -> Any:
         return self.binaries[operation](a, b)
@@ -137,11 +155,21 @@ class OpenvinoBuilder(GraphBuilder):
     def gather(self, x: Any, index: Any) -> Any:
         return self.op.gather(x, index, self.integer(0))
 
+    def scatter(self, index: Any, values: Any, length: int) -> Any:
+        start = self.constant(np.zeros(length, dtype=np.int64))
+        return self.op.scatter_elements_update(start, index, values, self.integer(0))
+
+    def nonzero(self, x: Any) -> Any:
+        return self.reshape(self.op.non_zero(x, "i64"), -1)
+
     def select(self, condition: Any, a: Any, b: Any) -> Any:
         return self.op.select(condition, a, b)
 
-    def spatial_mean(self, x: Any) -> Any:
-        return self.op.reduce_mean(x, self.ints(2, 3), keep_dims=False)
+    def spatial_mean(self, x: Any, keep: bool) -> Any:
+        return self.op.reduce_mean(x, self.ints(2, 3), keep_dims=keep)
+
+    def max_over(self, x: Any, axis: int) -> Any:
+        return self.op.reduce_max(x, self.ints(axis), keep_dims=False)
 
     def softmax(self, x: Any) -> Any:
         return self.op.softmax(x, 1)
@@ -171,17 +199,18 @@ class OpenvinoBuilder(GraphBuilder):
             output_type="i64",
         ).output(0)
 
-    def sample(self, align: RoiAlign, x: Any, boxes: Any) -> Any:
+    def sample(self, align: RoiAlign, level: int, x: Any, boxes: Any, zeros: Any) -> Any:
         return self.op.roi_align(
             x,
             boxes,
-            self.constant(np.zeros(self.rois, dtype=np.int64)),
+            zeros,
             align.size,
             align.size,
             align.sampling_ratio,
-            align.scales[0],
+            align.scales[level],
             "avg",
-            aligned_mode="half_pixel_for_nn",  # "half_pixel" samples elsewhere; this is RoIAlign's
+            # "half_pixel" samples elsewhere; "half_pixel_for_nn" is RoIAlign's.
+            aligned_mode="asymmetric" if align.sampling == "legacy" else "half_pixel_for_nn",
         )
 
     # OpenVINO's profile names fused operations after the convolution, or after a product's bias.
@@ -191,14 +220,18 @@ class OpenvinoBuilder(GraphBuilder):
         x: Any,
         weight: Any,
         bias: Array | None,
-        stride: int,
+        conv: Conv,
         padding: tuple[int, int],
         name: str,
     ) -> Any:
         before, after = padding
-        x = self.op.convolution(
-            x, weight, [stride] * 2, [before] * 2, [after] * 2, [1, 1], name=name
-        )
+        settings = ([conv.stride] * 2, [before] * 2, [after] * 2, [conv.dilation] * 2)
+        if conv.groups == 1:
+            x = self.op.convolution(x, weight, *settings, name=name)
+        else:
+            out, *rest = weight.shape
+            weight = self.reshape(weight, conv.groups, out // conv.groups, *rest)
+            x = self.op.group_convolution(x, weight, *settings, name=name)
         if bias is None:
             return x
         return self.op.add(x, self.constant(bias.reshape(1, -1, 1, 1)))
@@ -212,3 +245,24 @@ class OpenvinoBuilder(GraphBuilder):
         return self.op.max_pool(
             x, [stride] * 2, [1, 1], [before] * 2, [after] * 2, [kernel] * 2, name=name
         ).output(0)
+
+    def normalise_groups(
+        self, x: Any, groups: int, eps: float, shape: tuple[int, ...], scale: Array, offset: Array
+    ) -> Any:
+        factors, terms = self.constant(scale), self.constant(offset)
+        return self.op.group_normalization(x, factors, terms, groups, eps)
+
+    def nearest(self, x: Any, size: tuple[int, int], name: str) -> Any:
+        return self.op.interpolate(
+            x,
+            self.ints(*size),
+            "nearest",
+            "sizes",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+            axes=self.ints(2, 3),
+            name=name,
+        )
+
+    def channels_to_cells(self, x: Any, block: int) -> Any:
+        return self.op.depth_to_space(x, "blocks_first", block)

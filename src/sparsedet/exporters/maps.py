@@ -1,0 +1,137 @@
+"""Feature maps in an exported graph: the operations on pixels, maps and RoIs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..model.graph import (
+    Activate,
+    Activation,
+    Conv,
+    DepthToSpace,
+    GroupNorm,
+    Layer,
+    MaxPool,
+    Normalise,
+    Operation,
+    Slice,
+    typed,
+)
+from .form import Form
+from .primitives import Array, Primitives, Unary
+
+_ACTIVATIONS: dict[Activation, Unary] = {
+    "relu": "Relu",
+    "hardswish": "HardSwish",
+    "hardsigmoid": "HardSigmoid",
+}
+
+
+class MapBuilder(Primitives):
+    """Operations that make maps.
+
+    Attributes:
+        tensors: folded weights by name.
+        weights: those that are in the exported graph already, by name.
+        flat: names of the model's values that are [R, C] here, not [R, C, 1, 1].
+    """
+
+    form: Form
+    tensors: Mapping[str, Array]
+    weights: dict[str, Any]
+    flat: set[str]
+
+    def normalise(self, operation: Operation, image: Any) -> Any:
+        attributes = typed(operation, Normalise)
+        mean, std = (
+            self.constant(np.asarray(numbers, dtype=np.float32).reshape(1, 3, 1, 1))
+            for numbers in (attributes.mean, attributes.std)
+        )
+        return self.binary("Div", self.binary("Sub", image, mean), std)
+
+    def conv(self, operation: Operation, x: Any, residual: Any = None) -> Any:
+        conv, source = typed(operation, Conv), operation.inputs[0]
+        shape = self.graph.shapes[source]
+        layer = Layer(conv.layers[0], operation, conv, shape, self.graph.shapes[operation.name])
+        weight, bias = self.weight(layer), self.bias(layer.name) if conv.bias else None
+        if conv.linear:
+            assert bias is not None
+            if source not in self.flat:
+                x = self.reshape(x, shape.count, layer.weight_shape[1])
+            self.flat.add(operation.name)
+            x = self.linear(x, weight, bias, operation.name)
+        else:
+            if layer.crop:
+                height, width = layer.in_size
+                x = self.crop(x, height - layer.crop, width - layer.crop)
+            padding = (layer.padding[0], max(layer.padding[1], 0))
+            x = self.convolution(x, weight, bias, conv, padding, operation.name)
+        if residual is not None:
+            x = self.binary("Add", x, residual)
+        return self.activated(x, conv.activation)
+
+    def activated(self, x: Any, activation: Activation) -> Any:
+        return x if activation == "none" else self.unary(_ACTIVATIONS[activation], x)
+
+    def activate(self, operation: Operation, x: Any) -> Any:
+        return self.activated(x, typed(operation, Activate).activation)
+
+    def group_norm(self, operation: Operation, x: Any) -> Any:
+        norm, shape = typed(operation, GroupNorm), self.graph.shapes[operation.name]
+        scale = np.asarray(self.tensors[f"{norm.layer}.weight"], dtype=np.float32)
+        whole = (1, shape.channels, *shape.size)
+        x = self.normalise_groups(x, norm.groups, norm.eps, whole, scale, self.bias(norm.layer))
+        return self.activated(x, norm.activation)
+
+    def multiply(self, operation: Operation, x: Any, factors: Any) -> Any:
+        return self.binary("Mul", x, factors)
+
+    def max_pool(self, operation: Operation, x: Any) -> Any:
+        pool = typed(operation, MaxPool)
+        return self.largest(x, pool.kernel, pool.stride, pool.padding[1:3], operation.name)
+
+    def mean(self, operation: Operation, x: Any) -> Any:
+        readers = self.graph.readers[operation.name]
+        flat = all(isinstance(r.attributes, Conv) and r.attributes.linear for r in readers)
+        if flat:
+            self.flat.add(operation.name)
+        return self.spatial_mean(x, keep=not flat)
+
+    def resize(self, operation: Operation, x: Any, like: Any) -> Any:
+        return self.nearest(x, self.graph.shapes[operation.name].size, operation.name)
+
+    def slice(self, operation: Operation, x: Any) -> Any:
+        part = typed(operation, Slice)
+        if operation.inputs[0] in self.flat:
+            self.flat.add(operation.name)
+        return self.part(x, part.first, part.first + part.channels, 1)
+
+    def depth_to_space(self, operation: Operation, x: Any) -> Any:
+        return self.channels_to_cells(x, typed(operation, DepthToSpace).block)
+
+    def weight(self, layer: Layer) -> Any:
+        """The weights of a layer, once for all its operations."""
+        name = f"{layer.name}.weight"
+        if name not in self.weights:
+            self.weights[name] = self._weight(name)
+        return self.weights[name]
+
+    def _weight(self, name: str) -> Any:
+        value = np.asarray(self.tensors[name], dtype=np.float32)
+        if self.form.dtype == "float32":
+            return self.constant(value, name)
+        with np.errstate(over="ignore"):
+            half = value.astype(np.float16)
+        if not np.isfinite(half).all():
+            peak = np.abs(value).max()
+            raise InputError(
+                f"tensor {name!r} holds {peak:.6g}, beyond the range of float16: use float32"
+            )
+        return self.to_float32(self.constant(half, name))
+
+    def bias(self, layer: str) -> Array:
+        return np.asarray(self.tensors[f"{layer}.bias"], dtype=np.float32)
