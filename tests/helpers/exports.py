@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsedet.engine import Engine
 from sparsedet.model.detector_config import DetectorConfig, rows_of
 from sparsedet.model.faster_rcnn import FasterRCNNFPN, build_faster_rcnn_fpn
 from sparsedet.model.fpn import rounded_cell_anchors
-from sparsedet.model.graph import IMAGE, Conv, Detecting, Graph, Operation
-from sparsedet.model.interpreter import walk
+from sparsedet.model.graph import IMAGE
 from sparsedet.model.mobilenet import InvertedResidual, MobileNetV3
 from sparsedet.model.one_stage import OneStage, build_one_stage
 from sparsedet.model.resnet import ResNet
-from sparsedet.testing import colour_gradients
+from sparsedet.testing import calibrated_random_tensors, colour_gradients
 
 SMALL: dict[str, Any] = {
     "blocks": (1, 1, 2, 1),
@@ -127,7 +127,14 @@ class Network:
         return np.ascontiguousarray(self.image.transpose(2, 0, 1)[None], dtype=np.float32)
 
     def outputs(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Rows [N, 7] without padding and their masks, by torch."""
+        """Rows [N, 7] without padding and their masks, by the engine."""
+        engine = Engine(self.config, self.tensors, threads=1)
+        if self.config.masks:
+            return engine.run_with_masks(self.image)
+        return engine.run(self.image), None
+
+    def outputs_of_torch(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """As `outputs`, by torch."""
         import torch
 
         from sparsedet.torch_model import GraphModule
@@ -143,8 +150,6 @@ class Network:
 
 def small_network(family: str, size: tuple[int, int] = (160, 224)) -> Network:
     """A network of `FAMILIES`."""
-    from sparsedet.testing import random_tensors
-
     described = FAMILIES[family]
     build: Any = build_one_stage if isinstance(described, OneStage) else build_faster_rcnn_fpn
     config = DetectorConfig(
@@ -154,58 +159,5 @@ def small_network(family: str, size: tuple[int, int] = (160, 224)) -> Network:
         category_ids=tuple(range(1, CLASSES + 1)),
     )
     image = edges_image(*size)
-    tensors = _lively(config.graph, random_tensors(config, 0.0), image)
+    tensors = calibrated_random_tensors(config, 0.3, image)
     return Network(config, tensors, image)
-
-
-_DEVIATIONS = {"logits": 3.0, "rpn.deltas": 0.2, "box.deltas": 0.4}
-"""Deviation of the outputs of layers with these names, else 1."""
-
-
-def _lively(
-    graph: Graph, tensors: dict[str, NDArray[np.float32]], image: NDArray[np.uint8]
-) -> dict[str, NDArray[np.float32]]:
-    """The tensors, each layer's scaled so that every channel differs between positions.
-
-    A layer of several operations is scaled for the first.
-    """
-    import torch
-
-    from sparsedet.torch_model import GraphModule
-
-    plain = tuple(_without_end(operation) for operation in graph.operations)
-    linear = GraphModule("linear", Graph(graph.image, plain)).eval()
-    linear.load_tensors(tensors)
-    whole = GraphModule("whole", graph).eval()
-    whole.load_tensors(tensors)
-    values: dict[str, Any] = {IMAGE: torch.from_numpy(image.transpose(2, 0, 1)[None].copy())}
-    run = whole.interpreter()
-    done: set[str] = set()
-    with torch.no_grad():
-        for operation, _ in walk(graph, (IMAGE,), [graph.output]):
-            inputs = [values[name] for name in operation.inputs]
-            conv = operation.attributes
-            if isinstance(conv, Conv) and conv.layers[0] not in done:
-                (name,) = conv.layers
-                done.add(name)
-                y = linear.interpreter().execute(linear.graph.by_name[operation.name], inputs[:1])
-                axes = [axis for axis in range(y.dim()) if axis != 1]
-                if y.numel() > y.shape[1]:  # of a single cell nothing is known
-                    wanted = next((d for part, d in _DEVIATIONS.items() if part in name), 1.0)
-                    wanted = 0.3 if inputs[1:] else wanted
-                    factor = wanted / y.std(dim=axes).clamp(min=1e-6)
-                    layer: Any = whole.layers[name]
-                    layer.weight *= factor.view(-1, *[1] * (layer.weight.dim() - 1))
-                    offset = layer.bias * wanted - y.mean(dim=axes) * factor
-                    layer.bias.copy_(layer.bias * factor + offset)
-            values[operation.name] = run.execute(operation, inputs)
-            if isinstance(conv, Detecting):
-                assert (values[operation.name][0, :, 0] >= 0).sum() >= 20
-    return whole.folded_tensors()
-
-
-def _without_end(operation: Operation) -> Operation:
-    if not isinstance(operation.attributes, Conv):
-        return operation
-    attributes = replace(operation.attributes, activation="none")
-    return replace(operation, inputs=operation.inputs[:1], attributes=attributes)
