@@ -1,6 +1,6 @@
 #include "ops/proposals.h"
 
-#include <numeric>
+#include <functional>
 
 namespace sparsedet {
 
@@ -11,68 +11,76 @@ struct Candidate {
   float logit;
 };
 
-// Logits [height * width * anchors] and deltas [...][4] of a level; anchors vary fastest.
-struct Outputs {
-  std::vector<float> logits, deltas;
+// Logits [height * width * anchors] of a level; anchors vary fastest.
+std::vector<float> flat_logits(const FeatureMap& map) {
+  const size_t anchors = map.channels;
+  std::vector<float> logits(anchors * map.height * map.width);
+  for (int y = 0; y < map.height; y++)
+    for (size_t a = 0; a < anchors; a++) {
+      const float* from = map.at(y, static_cast<int>(a), 0);
+      float* to = &logits[y * map.width * anchors + a];
+      for (int x = 0; x < map.width; x++)
+        to[x * anchors] = from[x];
+    }
+  return logits;
+}
 
-  Outputs(const FeatureMap& objectness, const FeatureMap& offsets) {
-    const int anchors = objectness.channels;
-    logits.resize(size_t(objectness.height) * objectness.width * anchors);
-    deltas.resize(logits.size() * 4);
-    size_t i = 0;
-    for (int y = 0; y < objectness.height; y++)
-      for (int x = 0; x < objectness.width; x++)
-        for (int a = 0; a < anchors; a++, i++) {
-          logits[i] = *objectness.at(y, a, x);
-          for (int d = 0; d < 4; d++)
-            deltas[i * 4 + d] = *offsets.at(y, a * 4 + d, x);
-        }
+// Indices of the `count` best logits, best first; equal ones by index, as a stable sort has them.
+// NaN comes last: std::sort needs a strict weak order, or it may read out of bounds.
+std::vector<int> best(const std::vector<float>& logits, size_t count) {
+  std::vector<float> values(logits.size());
+  std::transform(logits.begin(), logits.end(), values.begin(),
+                 [](float x) { return x == x ? x : -INFINITY; });
+  float least = -INFINITY;
+  if (count < values.size()) {
+    std::nth_element(values.begin(), values.begin() + count, values.end(), std::greater<>());
+    least = values[count];
   }
-};
+  std::vector<int> order;
+  for (size_t i = 0; i < logits.size(); i++)
+    if (!(logits[i] < least)) order.push_back(static_cast<int>(i));
+  std::sort(order.begin(), order.end(), [&](int a, int b) {
+    const bool number = logits[a] == logits[a];
+    if (number != (logits[b] == logits[b])) return number;
+    return number && logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
+  order.resize(std::min(order.size(), count));
+  return order;
+}
 
 float score(float logit) {
   return 1 / (1 + std::exp(-logit));
 }
 
-// Appends the boxes of one level that survive NMS, best first.
-void find_level(const ProposalsAttributes& attributes, const AnchorLevel& level,
-                const Outputs& outputs, int width, const Value& image,
-                std::vector<Candidate>& kept) {
-  const std::vector<float>& logits = outputs.logits;
-  const int anchors = static_cast<int>(level.cell_anchors.size());
-  std::vector<int> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  // Higher logits first, equal ones by index: the order of a stable sort. NaN sorts last: std::sort
-  // needs a strict weak order, or it may read out of bounds.
-  auto better = [&](int a, int b) {
-    const bool number = logits[a] == logits[a];
-    if (number != (logits[b] == logits[b])) return number;
-    return number && logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  };
-  const size_t count = std::min(order.size(), static_cast<size_t>(attributes.pre_nms));
-  std::nth_element(order.begin(), order.begin() + count, order.end(), better);
-  std::sort(order.begin(), order.begin() + count, better);
-
+// The boxes of one level that survive NMS, best first.
+std::vector<Candidate> find_level(const ProposalsAttributes& attributes, const AnchorLevel& level,
+                                  const FeatureMap& objectness, const FeatureMap& deltas,
+                                  const Value& image) {
+  const std::vector<float> logits = flat_logits(objectness);
+  const int anchors = objectness.channels, width = objectness.width;
   const float last = attributes.inclusive ? 1.0f : 0.0f;
   const float right = static_cast<float>(image.content_width) - last;
   const float bottom = static_cast<float>(image.content_height) - last;
-  const size_t enough = kept.size() + attributes.count;
-  const int height = static_cast<int>(logits.size()) / (width * anchors);
-  const Grid grid(level.stride, image.shape.height, image.shape.width, height, width);
+  const Grid grid(level.stride, image.shape.height, image.shape.width, objectness.height, width);
   Suppressor suppressor(attributes.nms_threshold, last);
-  for (size_t i = 0; i < count && kept.size() < enough; i++) {
-    const int index = order[i], cell = index / anchors;
-    const auto x = static_cast<float>(cell % width * grid.x);
-    const auto y = static_cast<float>(cell / width * grid.y);
-    const Box anchor = shifted(level.cell_anchors[index % anchors], x, y);
-    const Box box = decode(&outputs.deltas[static_cast<size_t>(index) * 4], anchor,
-                           attributes.box_weights, attributes.delta_clamp, bottom, right);
+  std::vector<Candidate> kept;
+  for (const int index : best(logits, attributes.pre_nms)) {
+    if (kept.size() == static_cast<size_t>(attributes.count)) break;
+    const int a = index % anchors, x = index / anchors % width, y = index / anchors / width;
+    const Box anchor = shifted(level.cell_anchors[a], static_cast<float>(x * grid.x),
+                               static_cast<float>(y * grid.y));
+    float delta[4];
+    for (int d = 0; d < 4; d++)
+      delta[d] = *deltas.at(y, a * 4 + d, x);
+    const Box box =
+        decode(delta, anchor, attributes.box_weights, attributes.delta_clamp, bottom, right);
     if (attributes.remove_empty && !(box[2] > box[0] && box[3] > box[1])) continue;
     if (attributes.min_size > 0 && !at_least(box, attributes.min_size)) continue;
     if (attributes.score_threshold > 0 && !(score(logits[index]) >= attributes.score_threshold))
       break;  // the next ones have no higher score
     if (suppressor.keep(box)) kept.push_back({box, logits[index]});
   }
+  return kept;
 }
 
 }  // namespace
@@ -96,14 +104,16 @@ Format Proposals::format(std::span<const Format> inputs) const {
   return expect_float32(inputs);
 }
 
-void Proposals::run(Context&, const Step& step) const {
+void Proposals::run(Context& context, const Step& step) const {
   const size_t levels = a_.levels.size();
+  std::vector<std::vector<Candidate>> found(levels);
+  context.pool.parallel(static_cast<int>(levels), [&](int i, int) {
+    found[i] = find_level(a_, a_.levels[i], step.inputs[i]->map, step.inputs[levels + i]->map,
+                          *step.inputs.back());
+  });
   std::vector<Candidate> kept;
-  for (size_t i = 0; i < levels; i++) {
-    const FeatureMap& logits = step.inputs[i]->map;
-    const Outputs outputs(logits, step.inputs[levels + i]->map);
-    find_level(a_, a_.levels[i], outputs, logits.width, *step.inputs.back(), kept);
-  }
+  for (const auto& of_level : found)
+    kept.insert(kept.end(), of_level.begin(), of_level.end());
   if (levels > 1)  // NaN, which no comparison orders, came last in its level
     std::stable_sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) {
       return (a.logit == a.logit) > (b.logit == b.logit) || a.logit > b.logit;
