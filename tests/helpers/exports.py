@@ -12,7 +12,7 @@ from sparsedet.engine import Engine
 from sparsedet.model.detector_config import DetectorConfig, rows_of
 from sparsedet.model.faster_rcnn import FasterRCNNFPN, build_faster_rcnn_fpn
 from sparsedet.model.fpn import rounded_cell_anchors
-from sparsedet.model.graph import IMAGE
+from sparsedet.model.graph import IMAGE, Graph
 from sparsedet.model.mobilenet import InvertedResidual, MobileNetV3
 from sparsedet.model.one_stage import OneStage, build_one_stage
 from sparsedet.model.resnet import ResNet
@@ -148,13 +148,19 @@ class Network:
         return found, last.numpy() if self.config.masks else None
 
 
-def small_network(family: str, size: tuple[int, int] = (160, 224)) -> Network:
-    """A network of `FAMILIES`."""
+def family_graph(family: str, size: tuple[int, int]) -> Graph:
+    """The graph of a family of `FAMILIES` for a network input of (height, width) pixels."""
     described = FAMILIES[family]
     build: Any = build_one_stage if isinstance(described, OneStage) else build_faster_rcnn_fpn
+    graph: Graph = build(described, size)
+    return graph
+
+
+def small_network(family: str, size: tuple[int, int] = (160, 224)) -> Network:
+    """A network of `FAMILIES`."""
     config = DetectorConfig(
         name=family,
-        graph=build(described, size),
+        graph=family_graph(family, size),
         class_names=tuple(f"class {k}" for k in range(CLASSES)),
         category_ids=tuple(range(1, CLASSES + 1)),
     )

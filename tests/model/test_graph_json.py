@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.exports import FAMILIES, family_graph
 
 from sparsedet.errors import InputError
 from sparsedet.model.c4 import build_graph
@@ -39,6 +40,7 @@ def small() -> dict[str, Any]:
 def test_every_graph_is_read_as_it_was_written() -> None:
     graphs = [build_graph(config) for config in PRESETS.values()]
     graphs.append(build_faster_rcnn_fpn(FPN, (800, 1344)))
+    graphs += [family_graph(family, (160, 224)) for family in FAMILIES]  # of all kinds
     for graph in graphs:
         text = json.dumps(to_json(graph))
         assert from_json(json.loads(text)) == graph

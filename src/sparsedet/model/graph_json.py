@@ -117,7 +117,8 @@ def _attributes(kind: type[Attributes], values: dict[str, Any]) -> Attributes:
     known = {}
     for key, value in values.items():
         known[key] = coerce(key, value, hints[key])
-        _check(key, known[key])
+        if hints[key] is not bool:
+            _check(key, known[key])
     try:
         return kind(**known)
     except TypeError:
