@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import cv2
 import numpy as np
 import pytest
+from helpers.exports import edges_image, small_network
 from helpers.small import SMALL, picture
 
 from sparsedet import Detector, InputError, backends, read_image
@@ -24,7 +26,7 @@ from sparsedet.backends.signature import Port, Signature, is_nhwc, plain_rows
 from sparsedet.detections import Detections
 from sparsedet.evaluation.agreement import exact
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
-from sparsedet.model.file import load_model
+from sparsedet.model.file import load_model, save_model
 from sparsedet.model.presets import preset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -148,6 +150,35 @@ def test_threads_of_torch(small_model: Path, photo: Path, one_torch_thread: None
     detector = Detector.load(small_model, backend="torch", threads=3)
     assert torch.get_num_threads() == 3
     same(Detector.load(small_model)(read_image(photo)), detector(read_image(photo)))
+
+
+@pytest.fixture
+def pyramid_model(tmp_path: Path) -> Path:
+    """A model file of a small Faster R-CNN FPN, whose images are resized by their shorter side."""
+    small = small_network("faster-rcnn")
+    config = replace(small.config, resize="shorter", min_size=160, max_size=224)
+    save_model(tmp_path / "fpn.safetensors", config, small.tensors, {}, dtype="float32")
+    return tmp_path / "fpn.safetensors"
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_pyramid_in_other_runtimes(backend: str, pyramid_model: Path, tmp_path: Path) -> None:
+    """Their network input has one size: images are letterboxed, in the exported file, too."""
+    pytest.importorskip(backend)
+    from sparsedet.exporters.onnx import save_onnx
+
+    model = load_model(pyramid_model)
+    graph = tmp_path / "fpn.onnx"
+    save_onnx(graph, model.config, model.tensors)
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), edges_image(150, 190))
+    ours = Detector.load(pyramid_model, threads=1, resize="letterbox")(read_image(photo))
+    for path in (pyramid_model, graph):
+        (got,), config, _ = elsewhere(
+            tmp_path, (photo,), path=str(path), backend=backend, threads=1
+        )
+        assert config == replace(model.config, resize="letterbox")
+        same(ours, got)
 
 
 def test_bare_network_inputs(small_model: Path) -> None:

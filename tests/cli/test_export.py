@@ -11,7 +11,7 @@ from helpers.small import picture
 
 from sparsedet.cli import main
 from sparsedet.importers import load_foreign
-from sparsedet.model.file import load_model
+from sparsedet.model.file import load_model, save_model
 
 pytest.importorskip("onnx")
 
@@ -133,12 +133,36 @@ def test_calibration_images_are_chosen_by_name(tmp_path: Path) -> None:
     assert (second.transpose(0, 3, 1, 2) == first).all()
 
 
+@pytest.fixture
+def pyramid_model(tmp_path: Path) -> Path:
+    """A model file of a small Mask R-CNN FPN, whose images are resized by their shorter side."""
+    from dataclasses import replace
+
+    from helpers.exports import small_network
+
+    small = small_network("mask-rcnn")
+    config = replace(small.config, resize="shorter", min_size=160, max_size=224)
+    save_model(tmp_path / "fpn.safetensors", config, small.tensors, {}, dtype="float32")
+    return tmp_path / "fpn.safetensors"
+
+
+def test_a_pyramid_with_masks(
+    pyramid_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(pyramid_model), "-o", str(tmp_path / "fpn.onnx")]) == 0
+    out = capsys.readouterr().out
+    assert "all images have one network input: they are letterboxed" in out
+    assert "output detections [1, 1, 100, 7]" in out and "output masks [100, 28, 28]" in out
+
+
 @pytest.mark.slow
-def test_int8_with_nncf(small_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["small_model", "pyramid_model"])
+def test_int8_with_nncf(file: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Where the package is: a graph that OpenVINO runs, smaller, with INT8 weights inside."""
     import subprocess
 
     pytest.importorskip("nncf")
+    small_model = request.getfixturevalue(file)
     for seed in range(4):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), picture(seed=seed))
     target = tmp_path / "m.xml"

@@ -11,6 +11,7 @@ Glossary: a network input is (H, W, 3) BGR, 0..255; rows are (N, 7), best first,
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def load(
         )
     choose_backend_precision(name, precision)  # before the file is read
     model = load_model(path)
-    return model, build_backend(name, model, threads=threads, streams=streams, precision=precision)
+    backend = build_backend(name, model, threads=threads, streams=streams, precision=precision)
+    return replace(model, config=backend.config), backend
 
 
 def build_backend(

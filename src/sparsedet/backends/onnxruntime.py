@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..exporters.onnx import to_onnx
-from ..model.detector_config import Config
+from ..model.detector_config import Config, with_fixed_input
 from ..model.file import ModelFile
 from .signature import Port, Signature, plain_rows, refuse_content
 
@@ -42,7 +42,8 @@ def from_model(model: ModelFile, threads: int, streams: int, precision: str) -> 
     """See `backends.build_backend`."""
     graph = to_onnx(model.config, model.tensors, layout="NHWC").SerializeToString()
     session = _session(graph, threads, streams)
-    return OnnxruntimeBackend(session, _signature(session), model.config, threads)
+    config = with_fixed_input(model.config)
+    return OnnxruntimeBackend(session, _signature(session), config, threads)
 
 
 def from_graph(

@@ -12,7 +12,7 @@ from openvino.frontend import FrontEndManager
 
 from ..errors import InputError
 from ..exporters.openvino import to_openvino
-from ..model.detector_config import Config
+from ..model.detector_config import Config, with_fixed_input
 from ..model.file import ModelFile
 from .signature import Port, Signature, plain_rows, refuse_content
 
@@ -68,7 +68,8 @@ def from_model(
     """See `backends.build_backend`; `settings` override those of `plugin_settings`."""
     graph = to_openvino(model.config, model.tensors, layout="NHWC")
     settings = plugin_settings(threads, streams, precision) | settings
-    return compile_graph(graph, graph_signature(graph), model.config, threads, settings)
+    config = with_fixed_input(model.config)
+    return compile_graph(graph, graph_signature(graph), config, threads, settings)
 
 
 def from_graph(

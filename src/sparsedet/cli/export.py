@@ -156,6 +156,10 @@ def _describe(arguments: argparse.Namespace, model: ModelFile, settings: dict[st
     for file in (arguments.output, arguments.output.with_suffix(".bin")):
         if file.exists() and (file == arguments.output or arguments.output.suffix == ".xml"):
             print(f"{file}  {file.stat().st_size / 1e6:.1f} MB")
+    if model.config.resize == "shorter":
+        print(
+            "all images have one network input: they are letterboxed, not resized by shorter side"
+        )
     info = " and image_info [1, 3]" if shape.image_info else ""
     print(f"input {shape.input_name} {shape.input_shape(model.config)}{info}, BGR, 0..255")
     for name, output in shape.output_shapes(model.config).items():

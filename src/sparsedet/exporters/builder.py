@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..model.detector_config import Config, build_graph, rows_of
+from ..model.detector_config import Config, build_graph, rows_of, with_fixed_input
 from ..model.graph import IMAGE, MaskOutput
 from ..model.interpreter import Interpreter
 from ..model.rewrite import hoist
@@ -30,7 +30,7 @@ class GraphBuilder(RoiBuilder, DetectionBuilder, Interpreter[Any]):
     """
 
     def __init__(self, config: Config, tensors: Mapping[str, Array], form: Form) -> None:
-        self.config, self.tensors, self.form = config, tensors, form
+        self.config, self.tensors, self.form = with_fixed_input(config), tensors, form
         graph = build_graph(config)
         self.graph = hoist(graph) if form.hoist else graph
         self.weights, self.flat, self.sampled = {}, set(), {}

@@ -20,11 +20,12 @@ from ..errors import InputError
 from ..images.check import BadImages, read_images
 from ..images.letterbox import prepare
 from ..images.read import read_image
-from ..model.detector_config import Config
+from ..model.detector_config import Config, build_graph, with_fixed_input
+from ..model.graph import Conv
+from ..model.rewrite import is_predictor
 from ..sources.folder import sample_images
 
 DEFAULT_IMAGES = 128
-PREDICTORS = ("rpn.objectness", "rpn.deltas", "box.logits", "box.deltas")
 
 
 def require_nncf() -> Any:
@@ -88,11 +89,13 @@ def quantize(model: Any, paths: Sequence[Path], config: Config, layout: str) -> 
         InputError: NNCF is not installed, or an image cannot be read.
     """
     nncf = require_nncf()
+    config, graph = with_fixed_input(config), build_graph(config)
+    predictors = [o.name for o, _ in graph.of_kind(Conv) if is_predictor(graph, o.name)]
     result = nncf.quantize(
         model,
         nncf.Dataset(list(paths), lambda path: next(iter(blobs([path], config, layout)))),
         subset_size=len(paths),
-        ignored_scope=nncf.IgnoredScope(names=_arithmetic(model), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=_arithmetic(model, predictors), validate=False),
     )
     for key in ("model_info", "sparsedet"):  # today NNCF keeps rt_info, undocumented
         if key in model.rt_info and key not in result.rt_info:
@@ -100,28 +103,44 @@ def quantize(model: Any, paths: Sequence[Path], config: Config, layout: str) -> 
     return result
 
 
-def _arithmetic(model: Any) -> list[str]:
+def _arithmetic(model: Any, predictors: Sequence[str]) -> list[str]:
     """Names of the operations on pixels (before the stem) and boxes (after the predictors)."""
     names: list[str] = []
-    by_name = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
-    pending = [by_name[name] for name in PREDICTORS]
-    seen = set(PREDICTORS)
+    nodes = model.get_ordered_ops()
+    by_name = {node.get_friendly_name(): node for node in nodes}
     pixels = [p.get_node() for p in model.inputs]
     while pixels:
         node = pixels.pop()
         if node.get_type_name() != "Convolution":
             names.append(node.get_friendly_name())
             pixels += _consumers(node)
-    while pending:
-        node = pending.pop()
-        for after in _consumers(node):
-            name = after.get_friendly_name()
-            bias = node.get_type_name() == "Convolution"  # belongs to the predictor
-            if after.get_type_name() != "ROIAlign" and name not in seen:
-                seen.add(name)
-                pending.append(after)
-                names += [] if bias else [name]
+    aligned = [node for node in nodes if node.get_type_name() == "ROIAlign"]
+    heads = {node.get_friendly_name() for node in [*aligned, *_after(aligned, set(predictors))]}
+    ends = [by_name[name] for name in predictors]
+    # The bias of a convolution belongs to the predictor.
+    biases = {
+        after.get_friendly_name()
+        for node in ends
+        if node.get_type_name() == "Convolution"
+        for after in _consumers(node)
+    }
+    for node in _after(ends, heads):
+        name = node.get_friendly_name()
+        if name not in heads and name not in biases and name not in predictors:
+            names.append(name)
     return names
+
+
+def _after(nodes: Sequence[Any], stop: set[str]) -> list[Any]:
+    """All that reads the nodes, directly or not, but nothing that lies behind those to stop at."""
+    pending, found = list(nodes), {}
+    while pending:
+        for node in _consumers(pending.pop()):
+            name = node.get_friendly_name()
+            if name not in found:
+                found[name] = node
+                pending += [] if name in stop else [node]
+    return list(found.values())
 
 
 def _consumers(node: Any) -> list[Any]:

@@ -209,6 +209,14 @@ def with_form(
     return dataclasses.replace(config, graph=graph, **changes)
 
 
+def with_fixed_input(config: Config) -> Config:
+    """The same detector with one size of network input for all images, for runtimes that need it.
+
+    An image that would be resized by its shorter side is put into the configuration's size.
+    """
+    return with_form(config, resize="letterbox") if config.resize == "shorter" else config
+
+
 def as_detector_config(config: Config) -> DetectorConfig:
     """The same detector, described by its graph."""
     if isinstance(config, DetectorConfig):
