@@ -20,7 +20,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def detection(model: ModelFile, image: np.ndarray, rows: Rows) -> Run:
     return run
 
 
-def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each run in each round; the first round does not count.
 
     Every round starts with another runtime, so that none is always the first.
@@ -192,8 +192,12 @@ class RuntimeComparison:
             self.runs[name] = detection(self.model, self.image, engine.run)
             self.runs[name]()
 
-    def result(self) -> dict[str, Any]:
-        """Compare detections, compare OpenVINO with the peak, time all runtimes in turn."""
+    def result(self, others: dict[str, Callable[[], Any]] | None = None) -> dict[str, Any]:
+        """Compare detections, compare OpenVINO with the peak, time all runtimes in turn.
+
+        Args:
+            others: more that is timed, without a comparison.
+        """
         arguments, config = self.arguments, self.model.config
         agreements = self.check()
         gc.collect()
@@ -212,7 +216,7 @@ class RuntimeComparison:
             )
             for precision in precisions
         ]
-        times = interleaved(self.runs, arguments.repeats)
+        times = interleaved({**self.runs, **(others or {})}, arguments.repeats)
         medians = {name: statistics.median(t) for name, t in times.items()}
         peak = statistics.median(next(h["peak_gflops"] for h in healths if h["precision"] == "f32"))
         judged = {self.precisions[n] for n in self.runs if n.startswith("openvino")} or {"f32"}

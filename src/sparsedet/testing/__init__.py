@@ -155,7 +155,7 @@ def _scaling(layer: str, conv: Conv, y: F32, residual: bool) -> tuple[F32, F32]:
         return np.ones(y.shape[1], np.float32), np.zeros(y.shape[1], np.float32)
     deviation = _DEVIATIONS.get(layer, 0.3 if residual else 1.0)
     factor = (deviation / np.maximum(y.std(axis=(0, 2, 3)), 1e-6)).astype(np.float32)
-    mean = -4.0 if layer == "class.logits" else 0.0  # of all cells few have an object
+    mean = -5.0 if layer == "class.logits" else 0.0  # of all cells few have an object
     if layer == "box.deltas" and conv.activation == "relu":  # distances
         mean = 2.0
     return factor, (mean - y.mean(axis=(0, 2, 3)) * factor).astype(np.float32)
