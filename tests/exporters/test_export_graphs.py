@@ -11,13 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.exports import FAMILIES, Network, assert_same_rows, small_network
+from helpers.exports import (
+    FAMILIES,
+    Network,
+    assert_same_rows,
+    family_graph,
+    network_of,
+    small_network,
+)
 from numpy.typing import NDArray
 
 from sparsedet.exporters.onnx import to_onnx
 from sparsedet.exporters.openvino import save_openvino
 from sparsedet.model.detector_config import rows_of
-from sparsedet.model.graph import Graph, RoiAlign
+from sparsedet.model.graph import Activate, Conv, Graph, MaxPool, Operation, Resize, RoiAlign
 
 # A process of its own, as in test_export_openvino.py.
 RUN = """
@@ -104,6 +111,27 @@ def test_odd_sizes(tmp_path: Path) -> None:
     odd = small_network("mask-rcnn", (113, 151))
     check(odd, by_onnxruntime(odd))
     check(odd, by_openvino(odd, tmp_path))
+
+
+def test_resizing_by_other_factors_than_two(tmp_path: Path) -> None:
+    """From 2 to 94 columns, where runtimes and torch round to other cells, column 47 among them."""
+    graph = family_graph("retinanet", (128, 188))
+    assert graph.shapes["fpn.output7"].width == 2 and graph.shapes["stem.conv"].width == 94
+    extra = (
+        Operation("up.relu", ("fpn.output7",), Activate("relu")),
+        Operation("up", ("up.relu", "stem.conv"), Resize()),
+        Operation("up.pool", ("up",), MaxPool(4, 4, (0, 0, 2, 2))),
+        Operation("mix", ("up.pool", "fpn.output3"), Conv(16, (1, 1), ("mix",))),
+    )
+    first = graph.operations.index(graph.by_name["class.conv0.p3"])
+    rest = [
+        replace(o, inputs=tuple("mix" if name == "fpn.output3" else name for name in o.inputs))
+        for o in graph.operations[first:]
+    ]
+    changed = Graph(graph.image, (*graph.operations[:first], *extra, *rest))
+    mixed = network_of(changed, "mixed")
+    check(mixed, by_onnxruntime(mixed))
+    check(mixed, by_openvino(mixed, tmp_path))
 
 
 def test_a_level_without_rois(tmp_path: Path) -> None:

@@ -158,12 +158,17 @@ def family_graph(family: str, size: tuple[int, int]) -> Graph:
 
 def small_network(family: str, size: tuple[int, int] = (160, 224)) -> Network:
     """A network of `FAMILIES`."""
+    return network_of(family_graph(family, size), family)
+
+
+def network_of(graph: Graph, name: str) -> Network:
+    """A graph of `CLASSES` with its weights."""
     config = DetectorConfig(
-        name=family,
-        graph=family_graph(family, size),
+        name=name,
+        graph=graph,
         class_names=tuple(f"class {k}" for k in range(CLASSES)),
         category_ids=tuple(range(1, CLASSES + 1)),
     )
-    image = edges_image(*size)
+    image = edges_image(*graph.image.size)
     tensors = calibrated_random_tensors(config, 0.3, image)
     return Network(config, tensors, image)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.graph import (
@@ -102,7 +103,16 @@ class MapBuilder(Primitives):
         return self.spatial_mean(x, keep=not flat)
 
     def resize(self, operation: Operation, x: Any, like: Any) -> Any:
-        return self.nearest(x, self.graph.shapes[operation.name].size, operation.name)
+        before = self.graph.shapes[operation.inputs[0]].size
+        size = self.graph.shapes[operation.name].size
+        axes = list(zip(before, size, strict=True))
+        if all(_rounds_alike(*axis) for axis in axes):
+            return self.nearest(x, size, operation.name)
+        rows, columns = (_cells(*axis) for axis in axes)
+        index = self.constant((rows[:, None] * before[1] + columns).reshape(-1))
+        cells = self.reshape(self.transpose(x, 2, 3, 0, 1), before[0] * before[1], -1)
+        cells = self.reshape(self.gather(cells, index), *size, 1, -1)
+        return self.transpose(cells, 2, 3, 0, 1)
 
     def slice(self, operation: Operation, x: Any) -> Any:
         part = typed(operation, Slice)
@@ -135,3 +145,22 @@ class MapBuilder(Primitives):
 
     def bias(self, layer: str) -> Array:
         return np.asarray(self.tensors[f"{layer}.bias"], dtype=np.float32)
+
+
+def _cells(length: int, out: int) -> NDArray[np.int64]:
+    """The cell, of `length`, that each of `out` cells reads: torch's, in float32."""
+    scale = np.float32(length) / np.float32(out)
+    positions = np.arange(out, dtype=np.float32) * scale
+    return np.minimum(positions.astype(np.int64), length - 1)
+
+
+def _rounds_alike(length: int, out: int) -> bool:
+    """Whether runtimes, which divide by the inverse of torch's scale, read the same cells.
+
+    So it is in every pyramid, whose lengths are halved from level to level.
+    """
+    scale = np.float32(out) / np.float32(length)
+    positions = np.arange(out, dtype=np.float32) / scale
+    cells = _cells(length, out)
+    exact = np.arange(out) * length // out
+    return bool((positions.astype(np.int64) == cells).all() and (exact == cells).all())
