@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "algorithms/algorithm.h"
 #include "algorithms/pack.h"
 #include "bindings/bindings.h"
 #include "bindings/lock.h"
@@ -50,6 +51,15 @@ static void bind_cpu(nb::module_& m) {
         return peak_gflops(kernels.bf16->peak, threads, seconds);
       },
       "isa"_a, "threads"_a, "seconds"_a);
+  m.def(
+      "fraction_of_peak",
+      [](const std::string& algorithm, const std::string& precision, double element_density) {
+        const ElementType type = precision == "int8"   ? ElementType::int8
+                                 : precision == "bf16" ? ElementType::bfloat16
+                                                       : ElementType::float32;
+        return find_algorithm(algorithm).fraction_of_peak(type, element_density);
+      },
+      "algorithm"_a, "precision"_a, "element_density"_a);
   m.def(
       "choose_isa", [](const std::string& isa) { return std::string(choose_kernels(isa).isa); },
       "isa"_a = "");

@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers.commands import Run, refused
 
 import sparsedet
+from sparsedet.cli.info import forecast_lines
 from sparsedet.model.file import save_model, tensor_shapes
+from sparsedet.model.graph import IMAGE, Conv, Graph, Normalise, Operation, Shape
 from sparsedet.model.presets import preset
 
 PUBLISHED = ("52,792,416", "847.46", "363.04", "849.91", "364.21")
@@ -74,3 +77,41 @@ def test_the_embedded_model(run: Run, photo: Path, embedded: Path) -> None:
     assert found and float(found[1]) >= 60.0
     assert str(embedded) in out
     assert run("detect", photo).code == 0
+
+
+def test_info_forecasts_what_zeros_would_give(run: Run, small_model: Path) -> None:
+    lines = run("info", small_model).out.splitlines()
+    (share,) = (line for line in lines if line.startswith("prunable layers: "))
+    assert re.search(r"\d+\.\d% of the parameters, \d+\.\d% of the multiplications; ", share)
+    at = next(i for i, line in enumerate(lines) if line.startswith("forecast of one detection"))
+    row = re.compile(r"  with(?:out)? .*? +(\d+\.\d+) s(?:   (\d+\.\d+)x)?")
+    found = [match for line in lines[at + 1 :] if (match := row.fullmatch(line))]
+    gains = [float(match[2] or 1) for match in found]
+    assert len(gains) == 5 and gains[0] < gains[2] <= gains[3] <= gains[4]
+    preset_lines = run("info", "--preset", "r101-c4").out
+    assert "with 80% zeros" in preset_lines and "zeros of now" not in preset_lines
+
+
+def test_info_of_a_foreign_checkpoint(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision.models.detection")
+    model = models.fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None)
+    path = tmp_path / "mobile.pth"
+    torch.save(model.state_dict(), path)
+    outcome = run("info", path)
+    assert outcome.code == 0 and "torchvision-faster-rcnn-fpn" in outcome.out
+    assert "batch norm eps 1e-05" in outcome.err
+    assert "with 90% zeros" in outcome.out
+
+
+def test_info_says_where_pruning_is_not_worth_it() -> None:
+    image = Shape("image", 3, 64, 64)
+    mean = Operation("n", (IMAGE,), Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    stem = Operation("a", ("n",), Conv(32, (3, 3), ("a",)))
+    small = Operation("b", ("a",), Conv(2, (1, 1), ("b",), prunable=True))
+
+    class Config:
+        graph = Graph(image, (mean, stem, small))
+
+    lines = forecast_lines(Config(), 0, None, "f32")  # type: ignore[arg-type]
+    assert lines[-1].startswith("pruning is not worth it here")

@@ -13,6 +13,7 @@ from .options import RUNNING, Command, add, add_old, group, output_file, warn
 if TYPE_CHECKING:
     from ..model.detector_config import Config
     from ..model.file import ModelFile
+    from ..model.sparsity import SparsityReport
 
 
 def register(command: Command) -> None:
@@ -24,11 +25,16 @@ def register(command: Command) -> None:
         usage="[MODEL] [OPTIONS]",
         examples=(
             "sparsedet info mine.safetensors",
+            "sparsedet info fasterrcnn_resnet50_fpn.pth",
             "sparsedet info mine.safetensors --autotune mine.tuning.json",
         ),
     )
     info.add_argument(
-        "file", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded one)"
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="model file, or a checkpoint that `convert` reads (default: the embedded model)",
     )
     add(info, "--preset", "--rois")
     running = group(info, RUNNING)
@@ -67,8 +73,8 @@ def run_info(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine import choose_isa
     from ..files import check_output
+    from ..importers import load_any
     from ..model.detector_config import build_graph
-    from ..model.file import load_model
     from ..model.presets import preset
     from ..model.sparsity import sparsity_report
 
@@ -85,22 +91,25 @@ def run_info(arguments: argparse.Namespace) -> int:
         rois = arguments.rois or config.proposals
         print(_describe(config))
         graph = build_graph(config)
+        cells = graph.cells(rois)
         rows = [
             (
                 layer.name,
                 layer.weight_shape,
                 layer.parameters,
                 None,
-                layer.macs * (rois if layer.per_roi else 1),
+                layer.weights * cells[layer.name],
                 None,
             )
             for layer in graph.layers
         ]
         print(_layer_table(rows, rois))
         print(_costs(config, rois))
+        print("\n".join(forecast_lines(config, rois, None, arguments.precision)))
         return 0
     path = file or embedded_model()
-    model = load_model(path)
+    model, notes = load_any(path)
+    warn(notes)
     try:
         isa = choose_isa()
     except ValueError as error:  # SPARSEDET_ISA
@@ -131,7 +140,57 @@ def run_info(arguments: argparse.Namespace) -> int:
     for key, value in model.provenance.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     print(f"instruction set here: {isa}")
+    print("\n".join(forecast_lines(model.config, report.rois, report, arguments.precision)))
     return 0
+
+
+_WORTH_IT = 1.3
+"""Times faster at 80 % zeros; a network that gains less is not worth pruning for speed."""
+
+
+def forecast_lines(
+    config: Config, rois: int, report: SparsityReport | None, precision: str
+) -> list[str]:
+    """How much can be pruned, and what zeros would give on this CPU.
+
+    Args:
+        report: zeros of the weights; None: there are no weights.
+    """
+    from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
+    from ..engine import choose_isa, choose_precision, default_threads
+    from ..engine.forecast import forecast, prunable_share
+    from ..model.detector_config import build_graph
+
+    graph, threads = build_graph(config), default_threads()
+    zeros = {r.name: r.zeros for r in report.layers} if report else None
+    share = prunable_share(graph, rois, zeros)
+    chosen = choose_precision(precision, "")
+    probes = {"f32": peak_gflops, "bf16": peak_gflops_bf16, "int8": peak_gflops_int8}
+    peak = probes[chosen](choose_isa(), threads, 0.3)
+    now = "" if share.zeros is None else f"; {share.zeros:.1%} of these weights are zero now"
+    lines = [
+        f"prunable layers: {share.parameters:.1%} of the parameters, "
+        f"{share.multiplications:.1%} of the multiplications{now}"
+    ]
+
+    def seconds(of: Any) -> float:
+        return forecast(graph, of, peak=peak, precision=chosen, rois=rois)
+
+    dense = seconds(0.0)
+    found = {f"with {share:.0%} zeros": seconds(share) for share in (0.6, 0.8, 0.9)}
+    pruned = dense / found["with 80% zeros"]
+    if report:
+        known = {r.name: r.zeros / max(r.parameters, 1) for r in report.layers}
+        found = {"with the zeros of now": seconds(known), **found}
+    lines.append(
+        f"forecast of one detection here ({choose_isa()}, {chosen}, {threads} threads that make "
+        f"{peak:.0f} GFLOP/s at present):"
+    )
+    lines.append(f"  {'without zeros':<24}{dense:>8.3f} s")
+    lines += [f"  {what:<24}{s:>8.3f} s   {dense / s:.2f}x" for what, s in found.items()]
+    if pruned < _WORTH_IT:
+        lines.append("pruning is not worth it here: too little of the time is in prunable layers")
+    return lines
 
 
 def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:

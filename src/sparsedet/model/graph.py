@@ -117,7 +117,7 @@ class Layer:
     @property
     def per_roi(self) -> bool:
         """Whether it runs once per RoI; all others run once per image."""
-        return self.output.domain == "rois"
+        return self.output.per_roi
 
     @property
     def in_channels(self) -> int:
@@ -193,7 +193,7 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Dense MACs per image (or per RoI), taps in the padding included."""
+        """Dense MACs per image (or per RoI) of one operation, taps in the padding included."""
         return self.weights * self.output.height * self.output.width
 
 
@@ -310,7 +310,21 @@ class Graph:
 
     def macs(self, rois: int) -> int:
         """Dense MACs of one image with that number of RoIs."""
-        return sum(layer.macs * (rois if layer.per_roi else 1) for layer in self.layers)
+        cells = self.cells(rois)
+        return sum(layer.weights * cells[layer.name] for layer in self.layers)
+
+    def cells(self, rois: int) -> dict[str, int]:
+        """Output cells of each layer for one image with that number of RoIs.
+
+        A layer may run on several levels. The RoIs of detections are no more than `rois`.
+        """
+        found = {layer.name: 0 for layer in self.layers}
+        for operation, conv in self.of_kind(Conv):
+            shape = self.shapes[operation.name]
+            count = rois if shape.count == self.rois else min(rois, shape.count)
+            for name in conv.layers:
+                found[name] += shape.height * shape.width * (count if shape.per_roi else 1)
+        return found
 
     def flops(self, rois: int) -> int:
         """FLOPs of convolutions and fully connected layers, 2 per MAC."""

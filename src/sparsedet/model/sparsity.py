@@ -88,6 +88,7 @@ def sparsity_report(
     rois = config.proposals if rois is None else rois
     rows = []
     graph = build_graph(config)
+    cells = graph.cells(rois)
 
     def nonzero(name: str) -> int:
         if isinstance(tensors, LazyTensors):
@@ -96,7 +97,7 @@ def sparsity_report(
 
     for layer in graph.layers:
         weights, biases = nonzero(f"{layer.name}.weight"), nonzero(f"{layer.name}.bias")
-        runs = layer.out_size[0] * layer.out_size[1] * (rois if layer.per_roi else 1)
+        runs = cells[layer.name]
         rows.append(
             LayerSparsity(
                 layer.name,

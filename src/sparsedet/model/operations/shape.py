@@ -36,6 +36,11 @@ class Shape:
     count: int = 1
 
     @property
+    def per_roi(self) -> bool:
+        """Whether there is one for each RoI."""
+        return self.domain == "rois"
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.height, self.width
