@@ -18,7 +18,7 @@ from ..model.file import ModelFile, load_model
 from .tensor_source import Imported
 
 if TYPE_CHECKING:
-    from .detectron2_config import Detectron2Settings
+    from .detectron2 import Detectron2Settings
 
 FORMATS: dict[str, str] = {
     "detectron2": "Detectron2's C4 models (.pkl, .pth)",
@@ -131,7 +131,7 @@ def _read_config(
     files: Sequence[str | os.PathLike[str]],
 ) -> tuple[Detectron2Settings | None, dict[str, Any]]:
     """Detectron2's settings, if one of the files has them, and the fields of all others."""
-    from .detectron2_config import Detectron2Settings, read_config_file
+    from .detectron2 import Detectron2Settings, read_config_file
 
     settings, fields = None, dict[str, Any]()
     for file in files:

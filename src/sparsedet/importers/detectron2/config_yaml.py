@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..files import read_json
-from ..model.config import ModelConfig
-from ..model.presets import preset
-from .containers.yaml import read_yaml
-from .tensor_source import printable
+from ...errors import InputError
+from ...files import read_json
+from ...model.config import ModelConfig
+from ...model.presets import preset
+from ..containers.yaml import read_yaml
+from ..tensor_source import printable
 
 # --------------------------------------------------------------------- what is taken
 

@@ -26,15 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from ..model import boxes
-from ..model.c4 import build_graph
-from ..model.config import ModelConfig
-from ..model.graph import Layer
-from ..model.presets import preset
-from .containers import open_source
-from .detectron2_config import Detectron2Settings
-from .tensor_source import Imported, Source, count_blocks, resolve_config
+from ...errors import InputError
+from ...model import boxes
+from ...model.c4 import build_graph
+from ...model.config import ModelConfig
+from ...model.graph import Layer
+from ...model.presets import preset
+from ..containers import open_source
+from .config_yaml import Detectron2Settings
+from ..tensor_source import Imported, Source, count_blocks, resolve_config
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _STAGES = (
