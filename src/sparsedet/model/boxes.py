@@ -8,6 +8,8 @@ Glossary: A anchors per cell; Hf, Wf rows and columns of the feature map; N, M b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,14 +29,27 @@ def cell_anchors(config: ModelConfig) -> F32:
     """
     if config.cell_anchors is not None:
         return np.asarray(config.cell_anchors, dtype=np.float32).reshape(-1, 4)
+    offset = config.anchor_offset * config.anchor_stride
+    return anchors_around(offset, config.anchor_sizes, config.anchor_ratios)
+
+
+def anchors_around(centre: float, sizes: Sequence[float], ratios: Sequence[float]) -> F32:
+    """Anchors around the point (centre, centre), pixels; sizes are the outer loop.
+
+    Args:
+        sizes: side lengths of squares with the anchors' areas.
+        ratios: heights over widths.
+
+    Returns:
+        (sizes * ratios, 4) float32 xyxy.
+    """
     rows = []
-    for size in config.anchor_sizes:
-        for ratio in config.anchor_ratios:
+    for size in sizes:
+        for ratio in ratios:
             width = np.sqrt(size * size / ratio)
             height = width * ratio
             rows.append((-width / 2, -height / 2, width / 2, height / 2))
-    offset = config.anchor_offset * config.anchor_stride
-    return (np.asarray(rows) + offset).astype(np.float32)
+    return (np.asarray(rows) + centre).astype(np.float32)
 
 
 def legacy_cell_anchors(

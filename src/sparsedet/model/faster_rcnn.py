@@ -42,13 +42,13 @@ class FasterRCNNFPN:
         head_convs, head_layers: 3x3 convolutions with batch norm and fully connected layers of the
             box head.
         head_channels: of the fully connected layers.
-        cell_anchors, strides, pre_nms, proposals, rpn_nms_threshold, rpn_min_size,
-            rpn_score_threshold: of `Proposals`.
+        cell_anchors, strides, pre_nms, proposals: of `Proposals`; so are those that begin with
+            `rpn_`.
         roi_size, roi_sampling_ratio, roi_sampling: of `RoiAlign`.
         num_classes and the following: of `DetectionOutput`.
         mask_convs: 3x3 convolutions of the mask head; 0: no masks.
         mask_norm: they have batch norms, and no bias before them.
-        mask_roi_size: of the mask head's `RoiAlign`.
+        mask_roi_size, mask_roi_sampling_ratio: of the mask head's `RoiAlign`.
     """
 
     mean: tuple[float, float, float]
@@ -67,7 +67,9 @@ class FasterRCNNFPN:
     strides: tuple[int, ...] = (0, 0, 0, 0, 0)
     pre_nms: int = 1000
     proposals: int = 1000
+    rpn_box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     rpn_nms_threshold: float = 0.7
+    rpn_remove_empty: bool = False
     rpn_min_size: float = 0.0
     rpn_score_threshold: float = 0.0
     roi_size: int = 7
@@ -76,6 +78,7 @@ class FasterRCNNFPN:
     num_classes: int = 90
     background: Literal["first", "last"] = "first"
     background_deltas: bool = True
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     delta_clamp: float = math.log(1000 / 16)
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
@@ -84,6 +87,7 @@ class FasterRCNNFPN:
     mask_convs: int = 0
     mask_norm: bool = False
     mask_roi_size: int = 14
+    mask_roi_sampling_ratio: int = 2
 
 
 def build_faster_rcnn_fpn(family: FasterRCNNFPN, input_size: tuple[int, int]) -> Graph:
@@ -106,7 +110,7 @@ def build_faster_rcnn_fpn(family: FasterRCNNFPN, input_size: tuple[int, int]) ->
             num_classes=family.num_classes,
             background=family.background,
             background_deltas=family.background_deltas,
-            box_weights=(10.0, 10.0, 5.0, 5.0),
+            box_weights=family.box_weights,
             delta_clamp=family.delta_clamp,
             score_threshold=family.score_threshold,
             nms_threshold=family.nms_threshold,
@@ -119,12 +123,12 @@ def build_faster_rcnn_fpn(family: FasterRCNNFPN, input_size: tuple[int, int]) ->
     return parts.graph(input_size)
 
 
-def _roi_align(family: FasterRCNNFPN, size: int) -> RoiAlign:
+def _roi_align(family: FasterRCNNFPN, size: int, ratio: int) -> RoiAlign:
     first = family.first_level
     return RoiAlign(
         scales=tuple(1 / (1 << (first + i)) for i in range(family.roi_levels)),
         size=size,
-        sampling_ratio=family.roi_sampling_ratio,
+        sampling_ratio=ratio,
         sampling=family.roi_sampling,
         first_level=first,
     )
@@ -161,12 +165,12 @@ def _proposals(parts: GraphParts, family: FasterRCNNFPN, levels: list[str]) -> s
         Proposals(
             cell_anchors=family.cell_anchors,
             strides=family.strides,
-            box_weights=(1.0, 1.0, 1.0, 1.0),
+            box_weights=family.rpn_box_weights,
             delta_clamp=family.delta_clamp,
             pre_nms=family.pre_nms,
             count=family.proposals,
             nms_threshold=family.rpn_nms_threshold,
-            remove_empty=False,
+            remove_empty=family.rpn_remove_empty,
             inclusive=False,
             min_size=family.rpn_min_size,
             score_threshold=family.rpn_score_threshold,
@@ -178,7 +182,8 @@ def _box_head(
     parts: GraphParts, family: FasterRCNNFPN, levels: list[str], proposals: str
 ) -> tuple[str, str]:
     """RoIAlign, convolutions, fully connected layers and predictors: class logits and deltas."""
-    x = parts.add("rois", (*levels, proposals), _roi_align(family, family.roi_size))
+    align = _roi_align(family, family.roi_size, family.roi_sampling_ratio)
+    x = parts.add("rois", (*levels, proposals), align)
     for i in range(family.head_convs):
         x = parts.conv(
             f"box.conv{i}",
@@ -211,7 +216,8 @@ def _box_head(
 
 def _mask_head(parts: GraphParts, family: FasterRCNNFPN, levels: list[str], rows: str) -> None:
     """RoIAlign of the detections, convolutions, twice the size, one mask for each class."""
-    x = parts.add("mask.rois", (*levels, rows), _roi_align(family, family.mask_roi_size))
+    align = _roi_align(family, family.mask_roi_size, family.mask_roi_sampling_ratio)
+    x = parts.add("mask.rois", (*levels, rows), align)
     channels = family.fpn_channels
     for i in range(family.mask_convs):
         x = parts.conv(
