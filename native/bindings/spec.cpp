@@ -208,6 +208,7 @@ RetinaNetAttributes retinanet_detections(Fields& f) {
   a.score_threshold = f.get<float>("score_threshold");
   a.nms_threshold = f.get<float>("nms_threshold");
   a.max_detections = f.integer("max_detections", 1);
+  a.clip_first = f.get<bool>("clip_first");
   return a;
 }
 

@@ -46,16 +46,20 @@ inline Box shifted(const Box& box, float x, float y) {
   return {box[0] + x, box[1] + y, box[2] + x, box[3] + y};
 }
 
-// The box that deltas make of a box, clipped to height and width. weights: divisors of the deltas;
-// clamp: largest dw and dh.
-inline Box decode(const float* d, const Box& box, const Box& weights, float clamp, float height,
-                  float width) {
+// The box that deltas make of a box. weights: divisors of the deltas; clamp: largest dw and dh.
+inline Box decode_unclipped(const float* d, const Box& box, const Box& weights, float clamp) {
   const float w = box[2] - box[0], h = box[3] - box[1];
   const float cx = box[0] + 0.5f * w, cy = box[1] + 0.5f * h;
   const float x = d[0] / weights[0] * w + cx, y = d[1] / weights[1] * h + cy;
   const float half_w = 0.5f * (std::exp(std::min(d[2] / weights[2], clamp)) * w);
   const float half_h = 0.5f * (std::exp(std::min(d[3] / weights[3], clamp)) * h);
-  return clipped({x - half_w, y - half_h, x + half_w, y + half_h}, height, width);
+  return {x - half_w, y - half_h, x + half_w, y + half_h};
+}
+
+// The same, clipped to height and width.
+inline Box decode(const float* d, const Box& box, const Box& weights, float clamp, float height,
+                  float width) {
+  return clipped(decode_unclipped(d, box, weights, clamp), height, width);
 }
 
 // Appends the seven numbers of a detection: image 0, label, score, the box in fractions of the

@@ -38,12 +38,15 @@ void RetinaNetDetections::run(Context& context, const Step& step) const {
       float deltas[4];
       for (int d = 0; d < 4; d++)
         deltas[d] = *maps.at(c.y, anchor * 4 + d, c.x);
+      const Box decoded = decode_unclipped(deltas, box, a_.box_weights, a_.delta_clamp);
       candidates.push_back({c.channel % a_.num_classes + 1, c.score,
-                            decode(deltas, box, a_.box_weights, a_.delta_clamp, bottom, right)});
+                            a_.clip_first ? clipped(decoded, bottom, right) : decoded});
     }
   }
   step.out.detections =
       suppress(std::move(candidates), a_.num_classes, a_.nms_threshold, a_.max_detections);
+  for (Detection& d : step.out.detections)
+    d.box = clipped(d.box, bottom, right);
 }
 
 }  // namespace sparsedet

@@ -13,6 +13,7 @@ struct RetinaNetAttributes {
   int pre_nms;
   float score_threshold, nms_threshold;
   int max_detections;
+  bool clip_first;
 };
 
 // Inputs: the logits of each level [anchors * num_classes], the deltas of each level [anchors * 4],

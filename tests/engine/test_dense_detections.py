@@ -160,6 +160,7 @@ CASES: list[Output] = [
     retinanet(5),
     retinanet(5, score_threshold=0.0, pre_nms=50),
     retinanet(3, score_threshold=0.0, pre_nms=1 << 20, max_detections=400),
+    retinanet(5, clip_first=False),
     retinanet(2, anchors=1, classes=1),
     retinanet(2, anchors=1, classes=40, pre_nms=1),
     retinanet(1, score_threshold=0.5),  # of a logit that occurs: such a score is not above it

@@ -40,6 +40,7 @@ class OneStage:
         strides, box_weights, delta_clamp: of RetinaNet's anchors and deltas, or FCOS' points.
         sizes: of FCOS, pixels in one unit of distance.
         num_classes, pre_nms, score_threshold, nms_threshold, max_detections: of the output.
+        clip_first: of RetinaNet's output.
 
     The class predictor is pruned by default: it has half the work of a tower.
     """
@@ -62,6 +63,7 @@ class OneStage:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 300
+    clip_first: bool = True
 
 
 def build_one_stage(family: OneStage, input_size: tuple[int, int]) -> Graph:
@@ -98,6 +100,7 @@ def build_one_stage(family: OneStage, input_size: tuple[int, int]) -> Graph:
             score_threshold=family.score_threshold,
             nms_threshold=family.nms_threshold,
             max_detections=family.max_detections,
+            clip_first=family.clip_first,
         )
     else:
         centerness = [

@@ -138,9 +138,10 @@ def retinanet_detections(
             boxes = decode(
                 of_image[rows], anchors[rows], attributes.box_weights, attributes.delta_clamp
             )
-            found.append((clip(boxes, *end), scores, labels))
+            found.append((clip(boxes, *end) if attributes.clip_first else boxes, scores, labels))
         levels.append(found)
-    return _collect(levels, attributes)
+    collected = _collect(levels, attributes)
+    return [(clip(boxes, *end), scores, labels) for boxes, scores, labels in collected]
 
 
 def fcos_detections(

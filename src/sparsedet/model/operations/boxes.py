@@ -157,6 +157,7 @@ class RetinaNetOutput:
     Attributes:
         cell_anchors, strides, box_weights, delta_clamp, pre_nms: as of `Proposals`.
         num_classes: logits of each anchor; the first one is label 1.
+        clip_first: boxes end at the image's edges before non-maximum suppression; else after it.
     """
 
     kind: ClassVar = "retinanet_detections"
@@ -169,6 +170,7 @@ class RetinaNetOutput:
     score_threshold: float
     nms_threshold: float
     max_detections: int
+    clip_first: bool = True
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         fits = len(self.cell_anchors) == len(self.strides)
