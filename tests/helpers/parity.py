@@ -9,6 +9,8 @@ from typing import Any
 
 DATA = Path(__file__).parents[1] / "data" / "parity"
 DETECTRON2, TENSORPACK = DATA / "detectron2.pth", DATA / "tensorpack.npz"
+PYRAMIDS = {"fpn": DATA / "detectron2_fpn.pth", "retinanet": DATA / "detectron2_retinanet.pth"}
+"""A small Mask R-CNN with a feature pyramid, and a small RetinaNet."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "thresholds": {
@@ -38,11 +40,76 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Settings with which Detectron2 itself ran the small network (with_detectron2.py config)."""
 
+_RATIOS = {"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.4, 1.0, 3.0]]}
+PYRAMID_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "fpn": {
+        "published": {},
+        "changed": {
+            "MODEL.ANCHOR_GENERATOR.SIZES": [[24], [50.5], [90], [150], [300]],
+            **_RATIOS,
+            "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+            "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [12.0, 12.0, 6.0, 6.0],
+            "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 11,
+            "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 3,
+            "MODEL.RPN.BBOX_REG_WEIGHTS": [1.2, 1.1, 1.0, 0.9],
+            "MODEL.RPN.NMS_THRESH": 0.6,
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
+            "MODEL.RPN.POST_NMS_TOPK_TEST": 150,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.02,
+            "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.4,
+            "TEST.DETECTIONS_PER_IMAGE": 60,
+        },
+        "rgb": SETTINGS["rgb"],
+    },
+    "retinanet": {
+        "published": {},
+        "changed": {
+            "MODEL.ANCHOR_GENERATOR.SIZES": [
+                [24, 30, 40],
+                [50, 60, 70.5],
+                [90, 100, 110],
+                [200, 220, 240],
+                [400, 440, 480],
+            ],
+            **_RATIOS,
+            "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+            "MODEL.RETINANET.BBOX_REG_WEIGHTS": [1.2, 1.1, 1.0, 0.9],
+            "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 100,
+            "MODEL.RETINANET.SCORE_THRESH_TEST": 0.1,
+            "MODEL.RETINANET.NMS_THRESH_TEST": 0.4,
+            "TEST.DETECTIONS_PER_IMAGE": 60,
+        },
+        "rgb": SETTINGS["rgb"],
+    },
+}
+"""Settings with which Detectron2 itself ran the small pyramids (with_detectron2_pyramids.py)."""
 
-def config_yaml(settings: Mapping[str, Any]) -> str:
-    """The small network's config.yaml with some settings, as {"MODEL.RPN.NMS_THRESH": 0.6}."""
+_OWN: dict[str, dict[str, Any]] = {
+    "c4": {"MODEL.ROI_HEADS.NUM_CLASSES": 20},
+    "fpn": {
+        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+        "MODEL.MASK_ON": True,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    },
+    "retinanet": {
+        "MODEL.META_ARCHITECTURE": "RetinaNet",
+        "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+        "MODEL.RETINANET.NUM_CLASSES": 20,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [
+            [side * 2 ** (part / 3) for part in range(3)] for side in (32, 64, 128, 256, 512)
+        ],
+    },
+}
+
+
+def config_yaml(settings: Mapping[str, Any], family: str = "c4") -> str:
+    """A small network's config.yaml with some settings, as {"MODEL.RPN.NMS_THRESH": 0.6}."""
     tree: dict[str, Any] = {}
-    own = {"VERSION": 2, "MODEL.ROI_HEADS.NUM_CLASSES": 20, "MODEL.RESNETS.DEPTH": 50}
+    own = {"VERSION": 2, "MODEL.RESNETS.DEPTH": 50, **_OWN[family]}
     for name, value in {**own, **settings}.items():
         *parts, leaf = name.split(".")
         node = tree

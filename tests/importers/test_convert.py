@@ -314,10 +314,11 @@ def test_the_users_fields_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_the_published_names_cover_the_reference() -> None:
     """Detectron2's R101-C4 and TensorPack's have as many tensors as their layers need."""
-    from sparsedet.importers import detectron2, tensorpack
+    from sparsedet.importers import tensorpack
+    from sparsedet.importers.detectron2 import names
 
     for module, name, parameters in (
-        (detectron2, "r101-c4-detectron2", 52_784_220),
+        (names, "r101-c4-detectron2", 52_784_220),
         (tensorpack, "r101-c4", 52_792_416),
     ):
         graph = build_graph(preset(name))
@@ -504,7 +505,7 @@ def test_other_models_are_named(
     w = np.zeros((2, 2), np.float32)
     fpn = {"backbone.bottom_up.stem.conv1.weight": w, "backbone.fpn_lateral2.weight": w}
     for names, match in (
-        (fpn, "feature pyramid"),
+        (fpn, "no box head"),
         ({"backbone.body.conv1.weight": w, "backbone.fpn.x": w}, "torchvision's|feature pyramid"),
         ({"model.0.conv.weight": w, "model.1.conv.weight": w}, "is a YOLO model"),
         ({"transformer.encoder.x": w}, "is a DETR model"),

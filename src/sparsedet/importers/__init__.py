@@ -18,10 +18,10 @@ from ..model.file import ModelFile, load_model
 from .tensor_source import Imported
 
 if TYPE_CHECKING:
-    from .detectron2 import Detectron2Settings
+    from .detectron2 import Detectron2Config
 
 FORMATS: dict[str, str] = {
-    "detectron2": "Detectron2's C4 models (.pkl, .pth)",
+    "detectron2": "Detectron2's Faster and Mask R-CNN (C4, FPN) and RetinaNet (.pkl, .pth)",
     "tensorpack": "TensorPack's C4 models (.npz)",
     "openvino": "OpenVINO IR of a C4 model (.xml beside its .bin)",
     "checkpoint": "a training run's folder or checkpoint of this project",
@@ -129,14 +129,14 @@ def load_foreign(
 
 def _read_config(
     files: Sequence[str | os.PathLike[str]],
-) -> tuple[Detectron2Settings | None, dict[str, Any]]:
+) -> tuple[Detectron2Config | None, dict[str, Any]]:
     """Detectron2's settings, if one of the files has them, and the fields of all others."""
-    from .detectron2 import Detectron2Settings, read_config_file
+    from .detectron2 import Detectron2Config, read_config_file
 
     settings, fields = None, dict[str, Any]()
     for file in files:
         content = read_config_file(Path(file))
-        if not isinstance(content, Detectron2Settings):
+        if not isinstance(content, Detectron2Config):
             fields |= content
         elif settings is not None:
             raise InputError(f"{file}: is the second configuration of Detectron2, expected one")

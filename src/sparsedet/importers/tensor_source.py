@@ -152,7 +152,7 @@ class Source:
         self.ignored += names
         return names
 
-    def fold(self, tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> Tensors:
+    def fold(self, tensors: Mapping[str, NDArray[Any]], config: Config) -> Tensors:
         """`fold_batch_norm`; its errors name the file."""
         try:
             return fold_batch_norm(tensors, config)
@@ -172,6 +172,24 @@ class Source:
             more = f" (and {len(self.left) - 1} more)" if len(self.left) > 1 else ""
             raise self.error(f"tensor {min(self.left)!r}{more} belongs to no layer of {name}")
         return tuple(sorted(self.ignored))
+
+
+def take_transposed(
+    source: Source, name: str, shape: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A transposed convolution of 2x2 and stride 2 as a 1x1 before `DepthToSpace`.
+
+    Args:
+        name: of the layer in the file.
+        shape: of the 1x1's weights.
+
+    Raises:
+        InputError: a tensor is missing or has the wrong shape or values.
+    """
+    channels = shape[0] // 4
+    weight = source.take(f"{name}.weight", (shape[1], channels, 2, 2))
+    weight = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(shape)
+    return weight, np.tile(source.take(f"{name}.bias", (channels,)), 4)
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.graph import Graph
-from .tensor_source import Source
+from .tensor_source import Source, take_transposed
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -63,7 +63,7 @@ def take_tensors(source: Source, graph: Graph) -> Arrays:
         convolution, norm = names.of_layer(layer.name)
         channels = (layer.out_channels,)
         if layer.name == "mask.upsample":
-            weight, bias = _transposed(source, convolution, layer.weight_shape)
+            weight, bias = take_transposed(source, convolution, layer.weight_shape)
             tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"] = weight, bias
             continue
         tensors[f"{layer.name}.weight"] = source.take(f"{convolution}.weight", layer.weight_shape)
@@ -80,16 +80,6 @@ def take_tensors(source: Source, graph: Graph) -> Arrays:
     stem = tensors["stem.conv.weight"]
     tensors["stem.conv.weight"] = np.ascontiguousarray(stem[:, ::-1])  # RGB -> BGR
     return tensors
-
-
-def _transposed(
-    source: Source, name: str, shape: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A transposed convolution of 2x2 and stride 2 as a 1x1 before `DepthToSpace`."""
-    channels = shape[0] // 4
-    weight = source.take(f"{name}.weight", (shape[1], channels, 2, 2))
-    weight = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(shape)
-    return weight, np.tile(source.take(f"{name}.bias", (channels,)), 4)
 
 
 class _Names:

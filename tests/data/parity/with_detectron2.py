@@ -48,7 +48,7 @@ from importers.test_import_peers import (  # noqa: E402
 
 from sparsedet.engine import Engine  # noqa: E402
 from sparsedet.importers import load_foreign  # noqa: E402
-from sparsedet.importers.detectron2 import layer_name  # noqa: E402
+from sparsedet.importers.detectron2.names import layer_name  # noqa: E402
 from sparsedet.model.c4 import build_graph  # noqa: E402
 from sparsedet.model.presets import preset  # noqa: E402
 from sparsedet.testing import calibrated_random_tensors  # noqa: E402

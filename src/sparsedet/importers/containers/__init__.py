@@ -64,6 +64,8 @@ def sniff(path: Path, weights: str | None = None) -> str:
         n.startswith(("roi_heads.box_head.", "head.classification_head.")) for n in names
     ):
         return "torchvision-detector"
+    if any(n.startswith(("backbone.bottom_up.", "head.cls_subnet.")) for n in names):
+        return "detectron2"
     other = _other_model(names)
     if other is not None:
         raise InputError(f"{path}: is {other}; {_EXPECTED}")
@@ -76,7 +78,10 @@ def sniff(path: Path, weights: str | None = None) -> str:
     raise InputError(f"{path}: unknown model format ({_examples(names)}); {_EXPECTED}")
 
 
-_EXPECTED = "expected a Faster R-CNN C4 of Detectron2, TensorPack or OpenVINO"
+_EXPECTED = (
+    "expected a detector of Detectron2 or torchvision, or a Faster R-CNN C4 of TensorPack or "
+    "OpenVINO"
+)
 
 _OTHERS = {
     r"(backbone\.)?fpn[_/.].*|backbone\.bottom_up\..*|neck\.fpn.*": (
@@ -87,7 +92,6 @@ _OTHERS = {
     r"backbone\.0\.body\..*|transformer\..*": "a DETR model",
     r"neck\..*|bbox_head\..*|roi_head\.bbox_head\..*": "a model of MMDetection",
     r"conv1_w.*|res2_0_branch2a.*|blobs\..*": "a Caffe2 model",
-    r"head\.(cls_subnet|bbox_subnet)\..*": "a RetinaNet of Detectron2",
     r"backbone\.net\..*": "a detector with a vision transformer",
 }
 """Names of tensors -> the kind of model that has them, after any prefix."""

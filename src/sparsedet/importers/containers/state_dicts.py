@@ -20,7 +20,7 @@ _TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrap
 
 _DETECTRON2 = re.compile(
     r"(.*?)(backbone\.(bottom_up\.)?(stem\.conv1|res2\.0\.conv1)|proposal_generator\.rpn_head\.conv"
-    r"|roi_heads\.box_predictor\.cls_score)\.weight"
+    r"|roi_heads\.box_predictor\.cls_score|head\.cls_score)\.weight"
 )
 _CLASSIFIER = re.compile(r"(.*?)layer1\.0\.conv1\.weight")
 _INSIDE = {"backbone", "body", "bottom_up"}  # a classifier's layers inside a detector

@@ -1,21 +1,17 @@
 """Detectron2's `config.yaml` -> fields of the configuration.
 
 The file is what its `default_setup` writes into OUTPUT_DIR: all settings of a run. Each setting
-that a Faster R-CNN C4 uses at test is either taken (`_FIELDS` and below) or must have the one value
-that this project runs (`_ONLY`); any other value is refused by name. Settings of training, data and
-other heads (`_NO_EFFECT`) do not change detections. What is none of these is not Detectron2's own,
-and is named in a note. A setting that the file lacks has Detectron2's default.
-
-Source: detectron2/config/defaults.py and the readers of its settings in detectron2/modeling, at
-commit 02b5c4e.
+that a model of a family uses at test is either taken or must have the one value that this project
+runs (see `keys`); any other value is refused by name. Settings of training, data and other heads do
+not change detections. What is none of these is not Detectron2's own, and is named in a note. A
+setting that the file lacks has Detectron2's default.
 """
 
 from __future__ import annotations
 
 import ast
-import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,99 +22,23 @@ from ...model.config import ModelConfig
 from ...model.presets import preset
 from ..containers.yaml import read_yaml
 from ..tensor_source import printable
-
-# --------------------------------------------------------------------- what is taken
-
-_FIELDS: dict[str, str] = {
-    "MODEL.RESNETS.STRIDE_IN_1X1": "stride_in",
-    "MODEL.ANCHOR_GENERATOR.SIZES": "anchor_sizes",
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "anchor_ratios",
-    "MODEL.ANCHOR_GENERATOR.OFFSET": "anchor_offset",
-    "MODEL.RPN.BBOX_REG_WEIGHTS": "rpn_box_weights",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": "rpn_pre_nms",
-    "MODEL.RPN.POST_NMS_TOPK_TEST": "proposals",
-    "MODEL.RPN.NMS_THRESH": "rpn_nms_threshold",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "roi_size",
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": "roi_sampling_ratio",
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "box_weights",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "score_threshold",
-    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "nms_threshold",
-    "TEST.DETECTIONS_PER_IMAGE": "max_detections",
-    "MODEL.PIXEL_MEAN": "pixel_mean",
-    "MODEL.PIXEL_STD": "pixel_std",
-}
-"""Setting -> field that holds it. Read besides: INPUT.FORMAT and the sizes of INPUT."""
+from .keys import DEPTHS, FAMILIES, OF_MASKS, FamilyName, known
+from .pyramid_settings import PyramidSettings
 
 _ANCHORS = ("anchor_sizes", "anchor_ratios")
-_CHECKED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RESNETS.DEPTH", "INPUT.FORMAT"}
-_CHECKED |= {
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
-}
 
 
-def _is(*allowed: Any) -> Callable[[Any], bool]:
-    return lambda value: any(type(value) is type(one) and value == one for one in allowed)
+@dataclass(frozen=True, slots=True)
+class Detectron2Config:
+    """A `config.yaml`.
 
+    Attributes:
+        path: the file, for messages.
+        values: its settings by their whole name, as "MODEL.RPN.NMS_THRESH".
+    """
 
-_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
-
-_ONLY: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "VERSION": (_is(2), "2"),
-    "MODEL.META_ARCHITECTURE": (_is("GeneralizedRCNN"), "GeneralizedRCNN"),
-    "MODEL.LOAD_PROPOSALS": (_is(False), "False: proposals come from the model's own RPN"),
-    "MODEL.KEYPOINT_ON": (_is(False), "False: there is no keypoint head"),
-    "MODEL.BACKBONE.NAME": (_is("build_resnet_backbone"), "build_resnet_backbone"),
-    "MODEL.RESNETS.OUT_FEATURES": (
-        lambda value: isinstance(value, list | tuple) and "res4" in value,
-        "['res4'], a C4 backbone",
-    ),
-    "MODEL.RESNETS.NUM_GROUPS": (_is(1), "1: a ResNet, not a ResNeXt"),
-    "MODEL.RESNETS.NORM": (_is(*_NORMS), f"one of {', '.join(_NORMS)}, which can be folded"),
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (
-        lambda value: isinstance(value, list | tuple) and not any(value),
-        "False in every stage: there are no deformable convolutions",
-    ),
-    "MODEL.PROPOSAL_GENERATOR.NAME": (_is("RPN"), "RPN"),
-    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (
-        lambda value: type(value) in (int, float) and value == 0,
-        "0: proposals of every size are kept",
-    ),
-    "MODEL.ANCHOR_GENERATOR.NAME": (_is("DefaultAnchorGenerator"), "DefaultAnchorGenerator"),
-    "MODEL.RPN.HEAD_NAME": (_is("StandardRPNHead"), "StandardRPNHead"),
-    "MODEL.RPN.IN_FEATURES": (_is(["res4"], ("res4",)), "['res4']"),
-    "MODEL.RPN.CONV_DIMS": (
-        lambda value: isinstance(value, list | tuple) and len(value) == 1,
-        "one number: the RPN has one convolution",
-    ),
-    "MODEL.ROI_HEADS.NAME": (_is("Res5ROIHeads"), "Res5ROIHeads, the head of C4 models"),
-    "MODEL.ROI_HEADS.IN_FEATURES": (_is(["res4"], ("res4",)), "['res4']"),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": (_is("ROIAlignV2"), "ROIAlignV2"),
-    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (_is(False), "False: scores are a softmax"),
-}
-"""Setting -> whether a value is the one that runs here, and that value in words."""
-
-_NO_EFFECT = re.compile(
-    # training, data, logs
-    r"SOLVER\..*|DATALOADER\..*|DATASETS\..*|GLOBAL\..*|OUTPUT_DIR|SEED|VIS_PERIOD"
-    r"|CUDNN_BENCHMARK|FLOAT32_PRECISION|MODEL\.DEVICE|MODEL\.WEIGHTS|MODEL\.BACKBONE\.FREEZE_AT"
-    r"|INPUT\.((MIN|MAX)_SIZE_TRAIN(_SAMPLING)?|CROP\..*|RANDOM_FLIP|MASK_FORMAT)"
-    r"|TEST\.(EXPECTED_RESULTS|EVAL_PERIOD|KEYPOINT_OKS_SIGMAS|(PRECISE_BN|AUG)\..*)"
-    r"|MODEL\.RPN\.(BATCH_SIZE_PER_IMAGE|POSITIVE_FRACTION|BOUNDARY_THRESH|BBOX_REG_LOSS_\w+"
-    r"|SMOOTH_L1_BETA|LOSS_WEIGHT|IOU_\w+|(PRE|POST)_NMS_TOPK_TRAIN)"
-    r"|MODEL\.ROI_HEADS\.(BATCH_SIZE_PER_IMAGE|POSITIVE_FRACTION|PROPOSAL_APPEND_GT|IOU_\w+)"
-    r"|MODEL\.ROI_BOX_HEAD\.(BBOX_REG_LOSS_\w+|SMOOTH_L1_BETA|TRAIN_ON_PRED_BOXES|\w*FED_LOSS\w*)"
-    # other heads: not a part of a C4 model, or, of a mask head, not of its boxes
-    r"|MODEL\.ROI_BOX_HEAD\.(NAME|NUM_FC|FC_DIM|NUM_CONV|CONV_DIM|NORM)|MODEL\.MASK_ON"
-    r"|MODEL\.(FPN|RETINANET|SEM_SEG_HEAD|PANOPTIC_FPN|ROI_BOX_CASCADE_HEAD|ROI_MASK_HEAD"
-    r"|ROI_KEYPOINT_HEAD)\..*|MODEL\.ANCHOR_GENERATOR\.ANGLES"
-    # read from the shapes of the tensors; res5 is the head's, which is never dilated
-    r"|MODEL\.RESNETS\.(WIDTH_PER_GROUP|RES2_OUT_CHANNELS|STEM_OUT_CHANNELS|RES5_DILATION"
-    r"|DEFORM_MODULATED|DEFORM_NUM_GROUPS)"
-)
-
-_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+    path: Path
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +47,12 @@ class Detectron2Settings:
 
     Attributes:
         path: the file, for messages.
-        fields: fields of the configuration; colours are in the model's own order.
+        fields: fields of `ModelConfig` or `PyramidSettings`; colours are in the model's own order.
         rgb: whether the model reads RGB.
         classes: number of classes; None: not stated.
         blocks: blocks of each stage; None: not stated.
         agnostic: whether all classes share one set of box deltas; None: not stated.
-        sizes: short side and longest side at test; None: Detectron2's 800 and 1333.
+        sizes: short side and longest side at test.
         notes: lines for the user.
     """
 
@@ -146,11 +66,11 @@ class Detectron2Settings:
     notes: tuple[str, ...]
 
 
-def read_config_file(path: Path) -> dict[str, Any] | Detectron2Settings:
-    """Fields of our configuration (JSON or YAML), or what a `config.yaml` of Detectron2 says.
+def read_config_file(path: Path) -> dict[str, Any] | Detectron2Config:
+    """Fields of our configuration (JSON or YAML), or a `config.yaml` of Detectron2.
 
     Raises:
-        InputError: the file cannot be read, is neither, or has settings that do not run here.
+        InputError: the file cannot be read, or is neither.
     """
     content: Any
     if path.suffix.lower() in (".yaml", ".yml") or not _begins_like_json(path):
@@ -158,7 +78,7 @@ def read_config_file(path: Path) -> dict[str, Any] | Detectron2Settings:
     else:
         content = read_json(path)
     if is_detectron2_config(content):
-        return read_detectron2_settings(content, path)
+        return _detectron2_config(content, path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(
             f"{path}: expected a JSON object of configuration fields, or Detectron2's config.yaml"
@@ -187,16 +107,7 @@ def is_detectron2_config(content: Any) -> bool:
     )
 
 
-def read_detectron2_settings(content: Mapping[Any, Any], path: Path) -> Detectron2Settings:
-    """Read the settings of a model.
-
-    Args:
-        content: the file's content, as `read_yaml` returns it.
-        path: the file, for messages.
-
-    Raises:
-        InputError: a setting has a value that does not run here, or no possible value.
-    """
+def _detectron2_config(content: Mapping[Any, Any], path: Path) -> Detectron2Config:
     if "_BASE_" in content:
         raise InputError(
             f"{path}: is a part of a configuration (_BASE_ is {_short(content['_BASE_'])}); give "
@@ -208,17 +119,32 @@ def read_detectron2_settings(content: Mapping[Any, Any], path: Path) -> Detectro
             f"{path}: has no MODEL section ({what} of Detectron2's configurations in YAML); state "
             "its settings as JSON fields instead (docs/weights.md)"
         )
-    values = _flatten(content, path)
+    return Detectron2Config(path, _flatten(content, path))
+
+
+def read_settings(config: Detectron2Config, family: FamilyName, masks: bool) -> Detectron2Settings:
+    """What a `config.yaml` says about a model.
+
+    Args:
+        family: of the model.
+        masks: whether its masks are imported.
+
+    Raises:
+        InputError: a setting has a value that does not run here, or no possible value.
+    """
+    path, keys = config.path, FAMILIES[family]
+    values = {**keys.defaults, **config.values}
+    rules = {**keys.only, **(OF_MASKS if masks else {})}
     wrong = [
         f"{key} is {_short(values[key])}, expected {expected}"
-        for key, (fits, expected) in _ONLY.items()
+        for key, (fits, expected) in rules.items()
         if key in values and not fits(values[key])
     ]
     image_format = values.get("INPUT.FORMAT", "BGR")
     if image_format not in ("BGR", "RGB"):
         wrong.append(f"INPUT.FORMAT is {_short(image_format)}, expected BGR or RGB")
     depth = values.get("MODEL.RESNETS.DEPTH")
-    if depth is not None and (type(depth) is not int or depth not in _BLOCKS):
+    if depth is not None and (type(depth) is not int or depth not in DEPTHS):
         wrong.append(f"MODEL.RESNETS.DEPTH is {_short(depth)}, expected 50, 101 or 152")
     if wrong:
         raise InputError(
@@ -226,10 +152,10 @@ def read_detectron2_settings(content: Mapping[Any, Any], path: Path) -> Detectro
             "train it with these, or run it in Detectron2"
         )
     fields: dict[str, Any] = {}
-    for key, field in _FIELDS.items():
+    for key, field in keys.fields.items():
         if key in values:
-            fields[field] = _field(path, key, field, values[key])
-    if set(fields) & {*_ANCHORS, "anchor_offset"}:
+            fields[field] = _field(path, key, field, values[key], family)
+    if family == "c4" and set(fields) & {*_ANCHORS, "anchor_offset"}:
         fields["cell_anchors"] = None  # also where an old checkpoint has others: as Detectron2 does
     notes = []
     if str(values.get("TEST.AUG.ENABLED")) == "True":
@@ -239,19 +165,47 @@ def read_detectron2_settings(content: Mapping[Any, Any], path: Path) -> Detectro
             f"{path.name}: not a setting of Detectron2's own, so not read: {', '.join(unknown)}; "
             "check that none changes detections"
         )
+    agnostic = values.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")
     return Detectron2Settings(
         path,
         fields,
         image_format == "RGB",
-        _number(path, values, "MODEL.ROI_HEADS.NUM_CLASSES", 1),
-        None if depth is None else _BLOCKS[depth],
-        values.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"),
+        _number(path, values, keys.classes, 1),
+        None if depth is None else DEPTHS[depth],
+        None if family == "retinanet" else agnostic,
         (
             _number(path, values, "INPUT.MIN_SIZE_TEST", 0, 800) or 0,
             _number(path, values, "INPUT.MAX_SIZE_TEST", 1, 1333) or 0,
         ),
         tuple(notes),
     )
+
+
+def check_weights(
+    settings: Detectron2Settings,
+    weights: Path,
+    family: FamilyName,
+    classes: int,
+    blocks: tuple[int, ...],
+    agnostic: bool,
+) -> None:
+    """Raise InputError if the settings are those of another model.
+
+    Args:
+        weights: the file with the weights, for messages.
+        classes, blocks, agnostic: as of `Detectron2Settings`, read from the weights.
+    """
+    what = ""
+    if settings.classes not in (None, classes):
+        what = f"{FAMILIES[family].classes} is {settings.classes}, the weights have {classes}"
+    elif settings.blocks not in (None, blocks):
+        what = f"MODEL.RESNETS.DEPTH is {sum(settings.blocks or ()) * 3 + 2}, the weights have "
+        what += f"{blocks} blocks"
+    elif settings.agnostic not in (None, agnostic) and classes > 1:
+        what = f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is {settings.agnostic}, the weights have "
+        what += "one set of box deltas" if agnostic else "a set for each class"
+    if what:
+        raise InputError(f"{settings.path}: {what}: it is of another model than {weights}")
 
 
 def _flatten(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
@@ -281,7 +235,7 @@ def _literal(value: Any) -> Any:
         return value
 
 
-def _field(path: Path, key: str, field: str, value: Any) -> Any:
+def _field(path: Path, key: str, field: str, value: Any, family: FamilyName) -> Any:
     """The value of a field, checked as the configuration does, in the terms of Detectron2."""
     given = value
     if field == "stride_in":
@@ -289,13 +243,15 @@ def _field(path: Path, key: str, field: str, value: Any) -> Any:
             raise InputError(f"{path}: {key} is {_short(given)}, expected True or False")
         return "conv1" if value else "conv2"
     nested = isinstance(value, list | tuple) and any(isinstance(v, list | tuple) for v in value)
-    if field in _ANCHORS and nested:
+    if field in _ANCHORS and family == "c4" and nested:
         if len(value) > 1:
             raise InputError(f"{path}: {key} has {len(value)} lists, expected one, for res4")
         value = value[0]
-    if isinstance(value, list | tuple):
-        value = [float(v) if type(v) is int and abs(v) < 2**53 else v for v in value]
+    elif field in _ANCHORS and family != "c4" and not nested:
+        value = [value]
     try:
+        if family != "c4":
+            return getattr(PyramidSettings.from_dict({field: value}), field)
         base = preset("r101-c4-detectron2").to_dict()
         config = ModelConfig.from_dict({**base, field: value})
     except InputError as error:
@@ -314,8 +270,7 @@ def _number(
 
 def _unknown(values: Mapping[str, Any]) -> list[str]:
     """Settings that Detectron2 does not have: of a fork, or misspelt."""
-    known = {*_FIELDS, *_ONLY, *_CHECKED}
-    names = [printable(k) for k in values if k not in known and not _NO_EFFECT.fullmatch(k)]
+    names = [printable(name) for name in values if not known(name)]
     return sorted(names)[:8] + (["..."] if len(names) > 8 else [])
 
 
