@@ -197,6 +197,7 @@ def golden(out: Path) -> None:
 
 def photos(paths: list[Path]) -> None:
     """Networks of full size with random weights, on Detectron2's own network inputs."""
+    DEVIATIONS["head.cls_score"] = 0.2  # with 1, the best scores of other photographs are all 1
     for file in ZOO:
         cfg = settings(file)
         resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
