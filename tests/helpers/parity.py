@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
+
+from sparsedet.importers.containers import open_source
+
+Arrays = dict[str, NDArray[Any]]
 
 DATA = Path(__file__).parents[1] / "data" / "parity"
 DETECTRON2, TENSORPACK = DATA / "detectron2.pth", DATA / "tensorpack.npz"
@@ -128,3 +135,15 @@ def config_yaml(settings: Mapping[str, Any], family: str = "c4") -> str:
         return out
 
     return "\n".join(lines(tree, "")) + "\n"
+
+
+def state_of(path: Path) -> Arrays:
+    """The tensors of a checkpoint by their names in it."""
+    return {name: tensor.read() for name, tensor in open_source(path)[1].left.items()}
+
+
+def zoo(folder: Path, state: Arrays) -> Path:
+    """A file in the form of Detectron2's model zoo."""
+    path = folder / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}))
+    return path
