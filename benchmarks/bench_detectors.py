@@ -19,7 +19,6 @@ import argparse
 import gc
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def random_model(config: Config, share: float, image: NDArray[np.uint8]) -> Mode
 def after_share(engine: Engine) -> float:
     """Fraction of the last run's time that post-processing took."""
     kinds = {operation.name: operation.kind for operation in engine.graph.operations}
-    seconds: Counter[bool] = Counter()
+    seconds: dict[bool, float] = {True: 0.0, False: 0.0}
     for name, value in engine.native.timings:
         seconds[kinds.get(name) in AFTER] += value
     return seconds[True] / (seconds[True] + seconds[False])

@@ -189,3 +189,21 @@ def test_openvino_reads_the_onnx_file(family: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", RUN, str(model), str(given), str(got)], check=True)
     with np.load(got) as content:
         check(small, dict(content))
+
+
+def test_boxes_that_end_at_the_edge_after_suppression(tmp_path: Path) -> None:
+    """Detectron2's RetinaNet: boxes that reach beyond the image overlap less than clipped ones."""
+    small = network("retinanet")
+    graph = small.config.graph
+    last = rows_of(graph)
+    attributes: Any = last.attributes
+    wide = replace(attributes, clip_first=False, box_weights=(0.3, 0.3, 0.5, 0.5))
+    later = replace(last, attributes=wide)
+    config = replace(small.config, graph=Graph(graph.image, (*graph.operations[:-1], later)))
+    changed = Network(config, small.tensors, small.image)
+    first = replace(last, attributes=replace(wide, clip_first=True))
+    other = replace(small.config, graph=Graph(graph.image, (*graph.operations[:-1], first)))
+    rows = [Network(c, small.tensors, small.image).outputs()[0] for c in (config, other)]
+    assert rows[0].shape != rows[1].shape or abs(rows[0] - rows[1]).max() > 1e-3
+    check(changed, by_onnxruntime(changed))
+    check(changed, by_openvino(changed, tmp_path))

@@ -39,14 +39,15 @@ class BoxBuilder(Primitives):
         boxes: Any,
         weights: tuple[float, ...],
         delta_clamp: float,
-        inside: float = 0.0,
+        inside: float | None = 0.0,
     ) -> Any:
         """Decode deltas [..., 4] of boxes (broadcast to them) -> xyxy boxes, clipped.
 
         Args:
             weights: the deltas are divided by these.
             delta_clamp: largest dw and dh.
-            inside: distance of the clipped boxes from the right and lower edge, pixels.
+            inside: distance of the clipped boxes from the right and lower edge, pixels; None: they
+                are not clipped.
         """
         scaled = self.binary("Div", deltas, self.constant(np.asarray(weights, dtype=np.float32)))
         low, high = self.part(boxes, 0, 2, -1), self.part(boxes, 2, 4, -1)
@@ -60,7 +61,7 @@ class BoxBuilder(Primitives):
         out = self.concat(
             self.binary("Sub", centre, reach), self.binary("Add", centre, reach), axis=-1
         )
-        return self.clip(out, inside)
+        return out if inside is None else self.clip(out, inside)
 
     def clip(self, boxes: Any, inside: float = 0.0) -> Any:
         """Boxes inside of the network input; `inside` as of `decode`."""

@@ -119,6 +119,7 @@ class DetectionBuilder(BoxBuilder):
                 self.gather(self.constant(by_anchor), rows),
                 attributes.box_weights,
                 attributes.delta_clamp,
+                0.0 if attributes.clip_first else None,
             )
             found.append((boxes, scores, label))
         return self._suppressed(operation, attributes, found)
@@ -214,6 +215,8 @@ class DetectionBuilder(BoxBuilder):
         names = self.reshape(self.binary("Add", label, self.integer(1)), count, 1)
         zeros = self.constant(np.zeros((count, 1), dtype=np.float32))
         fixed = self.concat(zeros, self.to_float32(names), axis=1)
+        if isinstance(attributes, RetinaNetOutput) and not attributes.clip_first:
+            boxes = self.clip(boxes)
         return self._rows(fixed, self.reshape(scores, count, 1), boxes, index, count, limit)
 
     # ----------------------------------------------------------------- masks
