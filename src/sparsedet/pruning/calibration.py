@@ -209,23 +209,27 @@ def _walk(
         regions: RoIs of each image; filled if the list is empty.
     """
     activations: list[dict[str, Any]] = [{IMAGE: image} for image in network_inputs]
-    boxes_name = model.graph.only(Proposals)[0].name
-    for image, boxes in zip(activations, regions, strict=False):
-        image[boxes_name] = [boxes]
-    interpreter = model.interpreter()
+    shapes = model.graph.shapes
+    for operation, _ in model.graph.of_kind(Proposals):
+        for image, boxes in zip(activations, regions, strict=False):
+            image[operation.name] = [boxes]
+    interpreters = [model.interpreter() for _ in network_inputs]
     # Layers that several operations share are calibrated on the first one.
     first = {layer.operation.name: layer for layer in model.graph.layers if layer.name in layers}
     for operation, dead in walk(model.graph, tuple(activations[0]), tuple(first), keep=()):
         if operation.name in first:
             yield first[operation.name], activations
-        for image in activations:
-            inputs = [_to_float(image[name]) for name in operation.inputs]
-            value = interpreter.execute(operation, inputs)
-            if operation.name == boxes_name:
-                regions.append(some_proposals(value[0], REGIONS))
-                image[operation.name] = [regions[-1]]
+        for number, (image, interpreter) in enumerate(zip(activations, interpreters, strict=True)):
+            if shapes[operation.name].domain == "rows":  # masks are calibrated on the same regions
+                image[operation.name] = rows_of_regions(regions[number], image[IMAGE])
             else:
-                image[operation.name] = _to_half(operation.name, value)
+                inputs = [_to_float(image[name]) for name in operation.inputs]
+                value = interpreter.execute(operation, inputs)
+                if shapes[operation.name].domain == "boxes":
+                    regions.append(some_proposals(value[0], REGIONS))
+                    image[operation.name] = [regions[-1]]
+                else:
+                    image[operation.name] = _to_half(operation.name, value)
             for name in dead:
                 del image[name]
         _return_freed_memory()
@@ -265,6 +269,14 @@ def some_proposals(proposals: Tensor, count: int) -> Tensor:
     if not len(proposals):
         raise InputError("the RPN proposes nothing on a calibration image")
     return evenly_spaced(proposals, count)
+
+
+def rows_of_regions(regions: Tensor, image: Tensor) -> Tensor:
+    """Rows [1, N, 7] of label 1 whose boxes are the regions [N, 4] of an image [1, 3, H, W]."""
+    height, width = image.shape[2:]
+    scale = regions.new_tensor([width, height, width, height])
+    fixed = regions.new_tensor([0.0, 1.0, 1.0]).expand(len(regions), 3)
+    return torch.cat([fixed, regions / scale], dim=1)[None]
 
 
 def evenly_spaced(proposals: Tensor, count: int) -> Tensor:

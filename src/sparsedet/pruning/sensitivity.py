@@ -19,10 +19,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.graph import IMAGE, Conv, DetectionOutput, Normalise, Proposals
+from ..model.graph import (
+    IMAGE,
+    Activation,
+    Conv,
+    Detecting,
+    DetectionOutput,
+    FcosOutput,
+    MaskOutput,
+    Normalise,
+    Proposals,
+    RetinaNetOutput,
+)
 from ..model.interpreter import walk
 from ..torch_model import GraphModule, flat_outputs
-from .calibration import some_proposals
+from .calibration import rows_of_regions, some_proposals
 
 ANCHORS = 256
 """Best anchors of an image that are used, as many as training samples."""
@@ -69,67 +80,120 @@ def output_importance(
     return importance
 
 
-def _run(model: GraphModule, tensors: dict[str, Any], wanted: list[str]) -> None:
-    """Run the graph from the tensors that are there to the wanted ones, and keep all."""
-    interpreter = model.interpreter()
-    for operation, _ in walk(model.graph, tuple(tensors), wanted):
-        tensors[operation.name] = interpreter.execute(
-            operation, [tensors[name] for name in operation.inputs]
-        )
-        if operation.kind == Normalise.kind:
-            tensors[operation.name].requires_grad_()
+class _Image:
+    """The values of one image, and outcomes that are drawn from its predictions."""
+
+    def __init__(self, model: GraphModule, image: Tensor, generator: torch.Generator) -> None:
+        self.graph, self.generator = model.graph, generator
+        self.interpreter = model.interpreter()
+        self.values: dict[str, Any] = {IMAGE: image}
+
+    def run(self, wanted: Sequence[str]) -> list[Tensor]:
+        """The wanted values, from those that are there; all are kept."""
+        for operation, _ in walk(self.graph, tuple(self.values), wanted):
+            value = self.interpreter.execute(operation, [self.values[n] for n in operation.inputs])
+            self.values[operation.name] = value
+            if operation.kind == Normalise.kind:
+                value.requires_grad_()
+        return [self.values[name] for name in wanted]
+
+    def binary(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of outcomes drawn from the sigmoids, and the outcomes."""
+        drawn = torch.bernoulli(logits.detach().sigmoid(), generator=self.generator)
+        return F.binary_cross_entropy_with_logits(logits, drawn, reduction="sum"), drawn
+
+    def boxes(self, deltas: Tensor, is_object: Tensor) -> Tensor:
+        """The same of boxes [N, 4] where there is an object [N]."""
+        noise = torch.randn(deltas.shape, generator=self.generator) * is_object[:, None]
+        return (deltas * noise).sum()
 
 
 def _squared_gradients(
     model: GraphModule, network_input: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """By layer [out]: squared gradients of one image, summed over positions."""
-    graph = model.graph
+    graph, image = model.graph, _Image(model, network_input, generator)
+    two_stages = list(graph.of_kind(Proposals))
+    loss = _two_stages(image, model) if two_stages else _one_stage(image)
+    for operation, _ in graph.of_kind(MaskOutput):
+        (logits,) = image.run(operation.inputs[:1])
+        loss = loss + image.binary(logits)[0] / logits[:, 0].numel() ** 0.5
+    convs = [(operation, conv) for operation, conv in graph.of_kind(Conv)]
+    values = image.values
+    gradients = torch.autograd.grad(loss, [values[operation.name] for operation, _ in convs])
+    squares: dict[str, Tensor] = {}
+    for (operation, conv), gradient in zip(convs, gradients, strict=True):
+        gradient = gradient * slope(conv.activation, values[operation.name])
+        dims = [d for d in range(gradient.dim()) if d != 1]
+        (name,) = conv.layers
+        squares[name] = squares.get(name, 0.0) + gradient.detach().square().sum(dim=dims)
+    return squares
+
+
+def slope(activation: Activation, value: Tensor) -> Tensor:
+    """Magnitude of an activation's derivative, where its value is known."""
+    if activation == "relu":
+        return (value > 0).to(value.dtype)
+    if activation == "hardsigmoid":
+        return ((value > 0) & (value < 1)).to(value.dtype) / 6
+    if activation == "hardswish":  # x (x + 3) / 6 between -3 and 3: two x of opposite slopes
+        between = (9 + 24 * value).clamp(min=0).sqrt() / 6
+        return torch.where(value == 0, 0.0, torch.where(value >= 3, 1.0, between))
+    return torch.ones_like(value)
+
+
+def _two_stages(image: _Image, model: GraphModule) -> Tensor:
+    """The loss of the best anchors and of some regions."""
+    graph = image.graph
     proposed, proposals = graph.only(Proposals)
     detected, detections = graph.only(DetectionOutput)
     levels = len(proposals.strides)
-    tensors: dict[str, Any] = {IMAGE: network_input}
-    _run(model, tensors, list(proposed.inputs[:-1]))
-    of_levels = [
-        flat_outputs(tensors[objectness], tensors[offsets])
-        for objectness, offsets in zip(
-            proposed.inputs[:levels], proposed.inputs[levels:-1], strict=True
-        )
-    ]
+    maps = image.run(proposed.inputs[:-1])
+    of_levels = [flat_outputs(*pair) for pair in zip(maps[:levels], maps[levels:], strict=True)]
     logits, deltas = (torch.cat([x[0] for x in part]) for part in zip(*of_levels, strict=True))
     with torch.no_grad():
-        inputs = [tensors[name].detach() for name in proposed.inputs]
+        inputs = [image.values[name].detach() for name in proposed.inputs]
         boxes = model.interpreter().execute(proposed, inputs)[0]
     rois = some_proposals(boxes, REGIONS)
-    tensors[proposed.name] = [rois]
-    _run(model, tensors, list(detected.inputs[:2]))
+    image.values[proposed.name] = [rois]
+    image.values[detected.name] = rows_of_regions(rois, image.values[IMAGE])
+    class_logits, class_deltas = image.run(detected.inputs[:2])
 
     best = logits.detach().topk(min(ANCHORS, len(logits))).indices
-    probability = logits[best].detach().sigmoid()
-    drawn = torch.bernoulli(probability, generator=generator)
-    loss = F.binary_cross_entropy_with_logits(logits[best], drawn, reduction="sum")
-    noise = torch.randn(len(best), 4, generator=generator) * drawn[:, None]
-    loss = (loss + (deltas[best] * noise).sum()) / len(best) ** 0.5
+    loss, drawn = image.binary(logits[best])
+    loss = (loss + image.boxes(deltas[best], drawn)) / len(best) ** 0.5
 
-    class_logits, class_deltas = (tensors[name] for name in detected.inputs[:2])
     probabilities = class_logits.detach().softmax(dim=1)
-    column = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    column = torch.multinomial(probabilities, 1, generator=image.generator)[:, 0]
     first = 1 if detections.background == "first" else 0
     is_object = (column >= first) & (column < first + detections.num_classes)
     delta_column = column if detections.background_deltas else column - first
     own = class_deltas.view(len(class_deltas), -1, 4)
     own = own[torch.arange(len(own)), delta_column.clamp(0, own.shape[1] - 1)]
-    noise = torch.randn(own.shape, generator=generator) * is_object[:, None]
-    roi_loss = F.cross_entropy(class_logits, column, reduction="sum") + (own * noise).sum()
-    loss = loss + roi_loss / len(rois) ** 0.5
+    roi_loss = F.cross_entropy(class_logits, column, reduction="sum") + image.boxes(own, is_object)
+    total: Tensor = loss + roi_loss / len(rois) ** 0.5
+    return total
 
-    convs = [(operation, conv) for operation, conv in graph.of_kind(Conv)]
-    gradients = torch.autograd.grad(loss, [tensors[operation.name] for operation, _ in convs])
-    squares: dict[str, Tensor] = {}
-    for (operation, conv), gradient in zip(convs, gradients, strict=True):
-        if conv.activation == "relu":
-            gradient = gradient * (tensors[operation.name] > 0)
-        dims = [d for d in range(gradient.dim()) if d != 1]
-        (name,) = conv.layers
-        squares[name] = squares.get(name, 0.0) + gradient.detach().square().sum(dim=dims)
-    return squares
+
+def _one_stage(image: _Image) -> Tensor:
+    """The loss of the best anchors or cells."""
+    graph = image.graph
+    (operation,) = (o for o in graph.operations if isinstance(o.attributes, Detecting))
+    attributes = operation.attributes
+    assert isinstance(attributes, RetinaNetOutput | FcosOutput)
+    levels = len(attributes.strides)
+    maps = image.run(operation.inputs[:-1])
+
+    def flat(kind: int, values: int) -> Tensor:
+        """The maps of a kind, [cells * anchors, values]."""
+        of_kind = maps[kind * levels : (kind + 1) * levels]
+        return torch.cat([m[0].permute(1, 2, 0).reshape(-1, values) for m in of_kind])
+
+    logits, deltas = flat(0, attributes.num_classes), flat(1, 4)
+    best = logits.detach().amax(dim=1).topk(min(ANCHORS, len(logits))).indices
+    loss, drawn = image.binary(logits[best])
+    loss = loss + image.boxes(deltas[best], drawn.amax(dim=1))
+    if isinstance(attributes, FcosOutput):
+        loss = loss + image.binary(flat(2, 1)[best])[0]
+    mean: Tensor = loss / len(best) ** 0.5
+    return mean
