@@ -75,7 +75,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     from ..files import check_output
     from ..importers import load_any
     from ..model.detector_config import build_graph
-    from ..model.presets import preset
+    from ..model.presets import detector_preset
     from ..model.sparsity import sparsity_report
 
     if arguments.rois is not None and arguments.rois < 1:
@@ -87,7 +87,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     if arguments.autotune:
         check_output(arguments.autotune, flag="")  # before the work, not after
     if arguments.preset:
-        config = preset(arguments.preset)
+        config = detector_preset(arguments.preset)
         rois = arguments.rois or config.proposals
         print(_describe(config))
         graph = build_graph(config)

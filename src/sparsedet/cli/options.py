@@ -112,7 +112,9 @@ FLAGS: dict[str, Flag] = {
     "--verbose": _switch(OUTPUT, "print every detail"),
     # --- model
     "--model": _path(MODEL, "model file (default: the embedded model)"),
-    "--preset": _value(MODEL, "model configuration: r101-c4, r50half-c4, ...", str, "NAME"),
+    "--preset": _value(
+        MODEL, "model configuration: r101-c4, r50half-c4, r50half-fpn, ...", str, "NAME"
+    ),
     "--init": _path(
         MODEL,
         "weights to start from: run folder, checkpoint, model file, detector of another project "

@@ -44,7 +44,7 @@ class FasterRCNNFPN:
         head_channels: of the fully connected layers.
         cell_anchors, strides, pre_nms, proposals: of `Proposals`; so are those that begin with
             `rpn_`.
-        roi_size, roi_sampling_ratio, roi_sampling: of `RoiAlign`.
+        roi_size, roi_sampling_ratio, roi_sampling, roi_canonical_size: of `RoiAlign`.
         num_classes and the following: of `DetectionOutput`.
         mask_convs: 3x3 convolutions of the mask head; 0: no masks.
         mask_norm: they have batch norms, and no bias before them.
@@ -75,6 +75,7 @@ class FasterRCNNFPN:
     roi_size: int = 7
     roi_sampling_ratio: int = 2
     roi_sampling: Literal["aligned", "legacy"] = "legacy"
+    roi_canonical_size: float = 224.0
     num_classes: int = 90
     background: Literal["first", "last"] = "first"
     background_deltas: bool = True
@@ -130,6 +131,7 @@ def _roi_align(family: FasterRCNNFPN, size: int, ratio: int) -> RoiAlign:
         size=size,
         sampling_ratio=ratio,
         sampling=family.roi_sampling,
+        canonical_size=family.roi_canonical_size,
         first_level=first,
     )
 

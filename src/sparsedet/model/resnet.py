@@ -154,6 +154,7 @@ class ResNet:
     Attributes:
         blocks, bottleneck_channels, stage_channels, stem_channels: of its stages and stem.
         stride_in: the convolution of a bottleneck that has the stride.
+        pool_padding: (before, after) of the max pooling after the stem, on both axes.
     """
 
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
@@ -161,10 +162,11 @@ class ResNet:
     bottleneck_channels: tuple[int, int, int, int] = (64, 128, 256, 512)
     stage_channels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
     stride_in: Literal["conv1", "conv2"] = "conv2"
+    pool_padding: tuple[int, int] = (1, 1)
 
     def build(self, parts: GraphParts, source: str) -> list[str]:
         """Adds its operations; returns the names of the outputs of res2 .. res5."""
-        x = parts.stem(source, self.stem_channels, (3, 3), (1, 1))
+        x = parts.stem(source, self.stem_channels, (3, 3), self.pool_padding)
         stages = []
         for i, stride in enumerate((1, 2, 2, 2)):
             sizes = self.blocks[i], self.bottleneck_channels[i], self.stage_channels[i]
