@@ -8,7 +8,7 @@ import torch
 
 from helpers.small import SMALL
 from sparsedet.pruning.masks import GradualPruner
-from sparsedet.torch_model import FasterRCNN
+from sparsedet.torch_model import FasterRCNN, TwoStageDetector
 
 # Large enough that rounding up a layer is far below a thousandth of all parameters.
 CONFIG = replace(
@@ -58,5 +58,5 @@ def observe_gradients(made: FasterRCNN, pruner: GradualPruner, seed: int) -> Non
     pruner.observe()
 
 
-def zero_weights(made: FasterRCNN) -> dict[str, int]:
+def zero_weights(made: TwoStageDetector) -> dict[str, int]:
     return {name: int((conv.weight == 0).sum()) for name, conv in made.layers.items()}

@@ -70,7 +70,7 @@ def test_features_equal_torchvisions(resnet: Any, path: Path, tmp_path: Path) ->
     with torch.no_grad():
         x = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1((rgb - mean) / std))))
         theirs = resnet.layer3(resnet.layer2(resnet.layer1(x)))
-        ours = model.features(photo)
+        ours = model.first_stage(photo).maps[0]
         res5 = resnet.layer4(region)
         (own_res5,) = model.run({model.rois: region}, ["res5.0.conv3"])
     for own, other in ((ours, theirs), (own_res5, res5)):

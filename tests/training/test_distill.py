@@ -167,8 +167,8 @@ def test_resuming_is_exact_and_needs_the_same_teacher(
 def test_teachers_that_do_not_fit(dataset: CocoDataset, tmp_path: Path) -> None:
     for changes, word in (
         ({"class_names": ("a", "b", "c")}, "teacher.safetensors: class_names"),
-        ({"anchor_sizes": (16.0, 32.0, 128.0)}, "anchor_sizes"),
-        ({"stage_channels": (8, 12, 24, 20)}, "24 channels, the student's 16"),
+        ({"anchor_sizes": (16.0, 32.0, 128.0)}, "cell_anchors"),
+        ({"stage_channels": (8, 12, 24, 20)}, "channels of feature maps is 24, the student's 16"),
         ({"background": "last"}, "background"),
     ):
         with pytest.raises(InputError, match=word):

@@ -954,7 +954,8 @@ def test_open_nsfw_features_equal_the_graphs(tmp_path: Path) -> None:
     features, res5 = outputs
     model = start.build_model(TINY, load_open_nsfw(path, TINY))
     with torch.no_grad():
-        ours = model.features(torch.from_numpy(network_input).permute(0, 3, 1, 2)).numpy()
+        given = torch.from_numpy(network_input).permute(0, 3, 1, 2)
+        ours = model.first_stage(given).maps[0].numpy()
         step = model.graph.only(RoiAlign)[1].step  # only these bins are read
         bins = torch.from_numpy(region)[:, :, ::step, ::step]
         (our_res5,) = model.run({model.rois: bins}, ["res5.0.conv3"])

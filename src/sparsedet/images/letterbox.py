@@ -96,7 +96,9 @@ def fit_letterbox(
     return Letterbox(height, width, *size, input_height, input_width)
 
 
-def fit_shorter(height: int, width: int, min_size: int, max_size: int, divisor: int) -> Letterbox:
+def fit_shorter(
+    height: int, width: int, min_size: float, max_size: float, divisor: int
+) -> Letterbox:
     """The letterbox of an image whose network input depends on its size.
 
     Args:

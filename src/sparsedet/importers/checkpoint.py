@@ -6,7 +6,6 @@ and lists their tensors. Averaged weights are taken where the run averages.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.c4 import build_graph
 from ..model.checkpoint import digest, read_newest
 from ..model.config import ModelConfig, current_names
+from ..model.detector_config import build_graph, config_from_json
 from .containers import open_source
 from .tensor_source import Imported
 
@@ -53,9 +52,12 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
     if "recipe" not in metadata:
         raise source.error("is not a checkpoint of a training run (its metadata has no recipe)")
     try:
-        own = ModelConfig.from_dict(json.loads(metadata["config"]))
-        config = ModelConfig.from_dict({**own.to_dict(), **current_names(fields)})
-        layers = build_graph(config).layers
+        config = config_from_json(metadata["config"])
+        if isinstance(config, ModelConfig):
+            config = ModelConfig.from_dict({**config.to_dict(), **current_names(fields)})
+        elif fields:
+            raise InputError(f"{min(fields)} is a field of the C4 family's configuration")
+        graph = build_graph(config)
         step = int(metadata["step"])
     except (KeyError, ValueError, RecursionError) as error:
         raise source.error(f"its metadata cannot be used: {error}") from None
@@ -65,7 +67,7 @@ def _load(path: Path, fields: Mapping[str, Any]) -> Imported:
             raise source.error("wrong checksum: the file is damaged")
     tensors: dict[str, NDArray[Any]] = {}
     averaged = 0
-    for layer in layers:
+    for layer in graph.layers:
         for leaf in _LEAVES:
             name = f"{layer.name}.{leaf}"
             if f"model/{name}" not in source:

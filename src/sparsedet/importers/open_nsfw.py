@@ -12,11 +12,10 @@ import os
 import numpy as np
 
 from ..errors import InputError
-from ..model.c4 import build_graph
-from ..model.config import ModelConfig
+from ..model.detector_config import Config, build_graph
 
 
-def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, np.ndarray]:
+def load_open_nsfw(path: str | os.PathLike[str], config: Config) -> dict[str, np.ndarray]:
     """Backbone and res5 tensors in training form.
 
     The running variance becomes 1 - eps, so that the norm's weight is the graph's scale.
@@ -64,7 +63,7 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
                 return after[0], constants[name].reshape(-1)
         raise InputError(f"{path}: {after[0].name!r} has no constant for {layer.name}'s channels")
 
-    layers = [layer for layer in build_graph(config).layers if layer.norm]
+    layers = [x for x in build_graph(config).layers if x.name.startswith(("stem.", "res"))]
     # Within a block the graph runs conv1, conv2, shortcut, conv3: the table's own order.
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     if len(convolutions) != len(layers):
@@ -88,6 +87,6 @@ def load_open_nsfw(path: str | os.PathLike[str], config: ModelConfig) -> dict[st
         tensors[f"{layer.name}.norm.bias"] = offset.astype(np.float32)
         tensors[f"{layer.name}.norm.running_mean"] = (mean - conv_bias).astype(np.float32)
         tensors[f"{layer.name}.norm.running_var"] = np.full(
-            layer.out_channels, 1.0 - config.batch_norm_eps, dtype=np.float32
+            layer.out_channels, 1.0 - layer.attributes.eps, dtype=np.float32
         )
     return tensors

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.c4 import build_graph
-from ..model.config import ModelConfig
-from ..model.graph import Layer
+from ..model.detector_config import Config, build_graph
+from ..model.graph import Graph, Layer, Normalise
 from ..model.presets import preset
 from .containers import open_source
 from .tensor_source import Source, count_blocks
@@ -35,7 +34,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 _STAGES = tuple(rf"layer{n}\.(\d+)\." for n in (1, 2, 3, 4))
 
 
-def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -> Arrays:
+def load_torchvision_resnet(path: str | os.PathLike[str], config: Config) -> Arrays:
     """Backbone and res5 tensors in training form.
 
     Args:
@@ -49,12 +48,13 @@ def load_torchvision_resnet(path: str | os.PathLike[str], config: ModelConfig) -
         InputError: the file is unreadable, not a state_dict, of another kind, depth or width than
             `config`, or has values that are not finite; or `config` has other conventions.
     """
-    _check_conventions(path, config)
+    graph = build_graph(config)
+    _check_conventions(path, config.name, graph)
     _, source = open_source(Path(path))
-    _check_kind(source, config)
+    _check_kind(source, config.name, graph)
     tensors: Arrays = {}
-    for layer in build_graph(config).layers:
-        if not layer.norm:
+    for layer in graph.layers:
+        if not layer.name.startswith(("stem.", "res")):
             continue
         convolution, norm = _names(layer)
         tensors[f"{layer.name}.weight"] = source.take(f"{convolution}.weight", layer.weight_shape)
@@ -77,24 +77,28 @@ def fitting_preset(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str,
     return name, tuple(source.notes)
 
 
-def _check_conventions(path: str | os.PathLike[str], config: ModelConfig) -> None:
-    if config.stride_in != "conv2":
+def _check_conventions(path: str | os.PathLike[str], name: str, graph: Graph) -> None:
+    first = graph.layer.get("res3.0.conv1")
+    if first is None:
+        raise InputError(f"{path}: is a ResNet, {name} has another backbone")
+    if first.stride > 1:
         raise InputError(
-            f"{path}: torchvision's ResNet strides in the 3x3 convolution, {config.name} in the "
-            "first 1x1; use r101-c4 or r50-c4"
+            f"{path}: torchvision's ResNet strides in the 3x3 convolution, {name} in the "
+            "first 1x1; use r101-c4, r50-c4 or r50-fpn"
         )
+    pixels = graph.only(Normalise)[1]
     for field, ours, theirs in (
-        ("pixel_mean", config.pixel_mean, MEAN),
-        ("pixel_std", config.pixel_std, STD),
+        ("pixel_mean", pixels.mean, MEAN),
+        ("pixel_std", pixels.std, STD),
     ):
         if not np.allclose(ours, theirs, atol=1e-2):
             raise InputError(
                 f"{path}: torchvision's ResNet needs {field} "
-                f"({', '.join(f'{x:.3f}' for x in theirs)}) BGR, {config.name} has {ours}"
+                f"({', '.join(f'{x:.3f}' for x in theirs)}) BGR, {name} has {ours}"
             )
 
 
-def _check_kind(source: Source, config: ModelConfig) -> None:
+def _check_kind(source: Source, name: str, graph: Graph) -> None:
     """Raise InputError, naming the kind of model, unless it is a classifier of this depth."""
     names = source.left
     if any(name.startswith(("proposal_generator.", "backbone.res")) for name in names):
@@ -108,8 +112,9 @@ def _check_kind(source: Source, config: ModelConfig) -> None:
     if "layer1.0.conv3.weight" not in source:
         raise source.error("is a ResNet of two-convolution blocks (18 or 34), expected 50+")
     blocks = count_blocks(names, _STAGES)
-    if blocks != config.blocks:
-        raise source.error(f"has {blocks} blocks a stage, {config.name} {config.blocks}")
+    own = count_blocks(graph.layer, tuple(rf"res{n}\.(\d+)\." for n in (2, 3, 4, 5)))
+    if blocks != own:
+        raise source.error(f"has {blocks} blocks a stage, {name} {own}")
 
 
 def _names(layer: Layer) -> tuple[str, str]:

@@ -155,6 +155,11 @@ class ModelConfig:
         return self.input_width
 
     @property
+    def fill(self) -> tuple[float, float, float]:
+        """The pixel, BGR, that normalisation makes zero."""
+        return self.pixel_mean
+
+    @property
     def num_classes(self) -> int:
         """Number of object classes, without the background."""
         return len(self.class_names)

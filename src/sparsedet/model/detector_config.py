@@ -15,7 +15,18 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 from ..errors import InputError
 from . import c4, graph_json
 from .config import ModelConfig, check_names, coerce
-from .graph import Detecting, Graph, MaskOutput, Normalise, Operation
+from .graph import (
+    Conv,
+    Detecting,
+    DetectionOutput,
+    Graph,
+    MaskOutput,
+    Normalise,
+    Operation,
+    Proposals,
+    RoiAlign,
+    typed,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +173,57 @@ def require_c4(config: Config, what: str) -> ModelConfig:
     if isinstance(config, ModelConfig):
         return config
     raise InputError(f"{config.name} is described by its graph, and cannot be {what} here yet")
+
+
+def require_faster_rcnn(config: Config) -> Graph:
+    """The graph of a Faster R-CNN, C4 or with a Feature Pyramid Network: what is trained here.
+
+    Raises:
+        InputError: it is another detector.
+    """
+    graph = build_graph(config)
+    kinds = (Proposals, RoiAlign, DetectionOutput)
+    if all(len(list(graph.of_kind(kind))) == 1 for kind in kinds) and graph.output == "detections":
+        operations = [graph.by_name[name] for name in graph.only(DetectionOutput)[0].inputs[:2]]
+        if all(
+            isinstance(o.attributes, Conv) and len(o.attributes.layers) == 1 for o in operations
+        ):
+            return graph
+    raise InputError(
+        f"{config.name} is no Faster R-CNN: RetinaNet, FCOS and Mask R-CNN are trained in their "
+        "owner's code and pruned at once here (sparsedet prune --method)"
+    )
+
+
+def predictors(graph: Graph) -> tuple[str, str]:
+    """The layers of a Faster R-CNN that make class logits and deltas of RoIs."""
+    logits, deltas = graph.only(DetectionOutput)[0].inputs[:2]
+    names = [typed(graph.by_name[name], Conv).layers[0] for name in (logits, deltas)]
+    return names[0], names[1]
+
+
+def with_classes(
+    config: Config, class_names: tuple[str, ...], category_ids: tuple[int, ...]
+) -> Config:
+    """The same Faster R-CNN for other classes."""
+    names: dict[str, Any] = {"class_names": class_names, "category_ids": category_ids}
+    if isinstance(config, ModelConfig):
+        return dataclasses.replace(config, **names)
+    graph, count = config.graph, len(class_names)
+    rows, output = graph.only(DetectionOutput)
+    outputs = dict(
+        zip(rows.inputs, (count + 1, 4 * (count + output.background_deltas)), strict=False)
+    )
+    changed = []
+    for operation in graph.operations:
+        attributes = operation.attributes
+        if operation.name in outputs:
+            conv = typed(operation, Conv)
+            attributes = dataclasses.replace(conv, out_channels=outputs[operation.name])
+        elif operation is rows:
+            attributes = dataclasses.replace(output, num_classes=count)
+        changed.append(dataclasses.replace(operation, attributes=attributes))
+    return dataclasses.replace(config, graph=Graph(graph.image, tuple(changed)), **names)
 
 
 def config_to_json(config: Config) -> str:

@@ -94,6 +94,29 @@ def level_proposals(
     return decoded[keep], scores[keep]
 
 
+@torch.no_grad()
+def image_proposals(
+    attributes: Proposals,
+    levels: Sequence[tuple[Tensor, Tensor, Tensor]],
+    height: float,
+    width: float,
+    pre_nms: int | None = None,
+    count: int | None = None,
+) -> Tensor:
+    """The proposals of one image, best first, [<= count, 4].
+
+    Args:
+        levels: of each level logits, deltas and anchors, as of `level_proposals`.
+        height, width, pre_nms, count: as of `level_proposals`.
+    """
+    parts = [level_proposals(attributes, *level, height, width, pre_nms, count) for level in levels]
+    boxes, scores = (torch.cat(part) for part in zip(*parts, strict=True))
+    if len(levels) > 1:
+        best = scores.argsort(descending=True, stable=True)[: count or attributes.count]
+        boxes = boxes[best]
+    return boxes
+
+
 def level_of(attributes: RoiAlign, rois: Tensor) -> Tensor:
     """Level of each RoI [R, 4], counted from the first map."""
     sides = rois[:, 2:] - rois[:, :2]
@@ -210,15 +233,11 @@ class TorchInterpreter(Interpreter[Any]):
         anchors = [level_anchors(attributes, i, inputs[i], image_size) for i in range(levels)]
         found = []
         for image in range(len(inputs[0])):
-            parts = [
-                level_proposals(attributes, logits[image], deltas[image], of_level, height, width)
+            of_image = [
+                (logits[image], deltas[image], of_level)
                 for (logits, deltas), of_level in zip(outputs, anchors, strict=True)
             ]
-            boxes, scores = (torch.cat(part) for part in zip(*parts, strict=True))
-            if levels > 1:
-                best = scores.argsort(descending=True, stable=True)[: attributes.count]
-                boxes = boxes[best]
-            found.append(boxes)
+            found.append(image_proposals(attributes, of_image, height, width))
         return found
 
     def roi_align(self, operation: Operation, *inputs: Any) -> Tensor:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,14 +32,14 @@ class View:
     """What an augmented image shows: one photograph, a part of it, or several.
 
     Attributes:
-        image: (H, W, 3) uint8 BGR.
+        image: (H, W, 3) uint8 BGR; float32 where resizing is not rounded ("shorter").
         boxes: (N, 4) float32 xyxy pixels, inside the image.
         labels: (N,) int64.
         ignored: (N,) bool: crowds, and objects of which too little is left.
         areas: (N,) float64, of the whole objects at this scale, with what was cut off.
     """
 
-    image: U8
+    image: NDArray[Any]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
@@ -52,7 +53,7 @@ class View:
     def width(self) -> int:
         return int(self.image.shape[1])
 
-    def scaled(self, image: U8, height: int, width: int) -> View:
+    def scaled(self, image: NDArray[Any], height: int, width: int) -> View:
         """The same on an image of another size.
 
         Args:
@@ -225,7 +226,8 @@ def after_resizing(view: View, recipe: Recipe, rng: random.Random, height: int, 
         view = random_window(view, height, width, rng)
     if rng.random() < recipe.colour:
         with _seeded(rng.getrandbits(48)):
-            view = replace(view, image=distort_colours(view.image))
+            whole = np.round(view.image).astype(np.uint8)  # "shorter" does not round
+            view = replace(view, image=distort_colours(whole))
     return settled(view, recipe) if recipe.cuts else view
 
 

@@ -1,9 +1,10 @@
 """Images and ground truth -> micro-batches, repeatable from (seed, epoch, image, repetition).
 
-Each image is augmented as the recipe says, resized, mirrored at random, and placed in the upper
-left corner on raw zeros, as in inference. The batch of a step is cut into micro-batches, each with
-a network input of its own, and the processes share them. A micro-batch does not depend on the
-process that computes it, so the number of processes changes nothing.
+Each image is augmented as the recipe says, resized as the configuration says, mirrored at random,
+and placed in the upper left corner on raw zeros ("shorter": on the mean), as in inference. The
+batch of a step is cut into micro-batches, each with a network input of its own, and the processes
+share them. A micro-batch does not depend on the process that computes it, so the number of
+processes changes nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +26,9 @@ from ..errors import InputError
 from ..evaluation.coco import CocoDataset, CocoImage
 from ..evaluation.images import shape_differs
 from ..images.check import BadImages
-from ..images.letterbox import to_network_input
+from ..images.letterbox import fit_shorter, resize_bilinear, to_network_input
 from ..images.read import read_image
-from ..model.config import ModelConfig
+from ..model.detector_config import Config, DetectorConfig
 from .augment import View, after_resizing, areas_of, before_resizing, mirrored
 from .distributed import Ranks
 from .losses import Target
@@ -40,7 +42,7 @@ class MicroBatch:
     """Some images of a step's batch, run through the network together.
 
     Attributes:
-        network_input: uint8 [B, 3, H, W], H and W multiples of 16.
+        network_input: [B, 3, H, W], uint8, or float32 with "shorter".
         targets: one for each image.
         loss_weight: B / images of the whole batch.
         image_ids: of the whole batch.
@@ -72,11 +74,12 @@ def held_out(dataset: CocoDataset, fraction: float) -> tuple[CocoDataset, CocoDa
     return train, val
 
 
-def check_images(dataset: CocoDataset, recipe: Recipe, processes: int) -> None:
+def check_images(dataset: CocoDataset, config: Config, recipe: Recipe, processes: int) -> None:
     """Check that the images fill the micro-batches, and the micro-batches the processes.
 
     Raises:
-        InputError: too few images have a box, or `accumulate` does not fit the processes.
+        InputError: too few images have a box, `accumulate` does not fit the processes, or `crop`
+            not the model.
     """
     usable = sum(not image.crowd.all() for image in dataset.images)
     if not usable:
@@ -84,6 +87,11 @@ def check_images(dataset: CocoDataset, recipe: Recipe, processes: int) -> None:
     if usable < recipe.accumulate:
         raise InputError(
             f"accumulate is {recipe.accumulate}, but only {usable} images have a box to train on"
+        )
+    if recipe.crop and config.resize == "shorter":
+        raise InputError(
+            f"crop cuts to the size of the network input, and {config.name} has none: its images "
+            "are resized to a shorter side"
         )
     if recipe.accumulate % processes:
         raise InputError(
@@ -149,13 +157,13 @@ def read_view(dataset: CocoDataset, annotated: CocoImage, bad_images: BadImages 
 def load_sample(
     dataset: CocoDataset,
     annotated: CocoImage,
-    config: ModelConfig,
+    config: Config,
     recipe: Recipe,
     epoch: int,
     bad_images: BadImages = "stop",
     repetition: int = 0,
-) -> tuple[NDArray[np.uint8], Target]:
-    """One augmented image (H, W, 3) uint8 BGR and its target.
+) -> tuple[NDArray[Any], Target]:
+    """One augmented image (H, W, 3) BGR and its target.
 
     Args:
         repetition: how often the epoch has drawn the image before.
@@ -177,17 +185,8 @@ def load_sample(
                 warnings.warn(f"left out: {error}", stacklevel=2)
         return whole  # hardly any other can be used
 
-    view = before_resizing(view, recipe, for_augmentation, config.pixel_mean, other)
-    if recipe.short_sides:
-        short, long = sorted((view.height, view.width))
-        scale = min(rng.choice(recipe.short_sides) / short, recipe.long_side / long)
-        window = (max(1, round(view.height * scale)), max(1, round(view.width * scale)))
-    else:
-        scale = rng.uniform(recipe.scale_low, recipe.scale_high)
-        window = (round(config.input_height * scale), round(config.input_width * scale))
-    resized, letterbox = to_network_input(view.image, *window)
-    resized = resized[: letterbox.resized_height, : letterbox.resized_width]
-    view = view.scaled(resized, view.height, view.width)
+    view = before_resizing(view, recipe, for_augmentation, config.fill, other)
+    view = view.scaled(_resized(view, config, recipe, rng), view.height, view.width)
     size = config.input_height, config.input_width
     view = after_resizing(view, recipe, for_augmentation, *size)
     if rng.random() < recipe.flip:
@@ -204,15 +203,35 @@ def load_sample(
     return view.image, target
 
 
+def _resized(view: View, config: Config, recipe: Recipe, rng: random.Random) -> NDArray[Any]:
+    """The image of a view in its size on the network input, by the configuration's own resizing."""
+    if recipe.short_sides:
+        short, long = sorted((view.height, view.width))
+        scale = min(rng.choice(recipe.short_sides) / short, recipe.long_side / long)
+        window = (max(1, round(view.height * scale)), max(1, round(view.width * scale)))
+    else:
+        scale = rng.uniform(recipe.scale_low, recipe.scale_high)
+        window = (round(config.input_height * scale), round(config.input_width * scale))
+    if isinstance(config, DetectorConfig) and config.resize == "shorter":
+        if not recipe.short_sides:
+            sides = config.min_size * scale, config.max_size * scale
+            fit = fit_shorter(view.height, view.width, *sides, 1)
+            window = fit.resized_height, fit.resized_width
+        return resize_bilinear(view.image, *window)
+    stretch = config.resize == "stretch" and not recipe.short_sides
+    resized, at = to_network_input(view.image, *window, "stretch" if stretch else "letterbox")
+    return resized[: at.resized_height, : at.resized_width]
+
+
 def load_or_replace(
     dataset: CocoDataset,
     index: int,
-    config: ModelConfig,
+    config: Config,
     recipe: Recipe,
     epoch: int,
     bad_images: BadImages,
     repetition: int = 0,
-) -> tuple[tuple[NDArray[np.uint8], Target], list[str]]:
+) -> tuple[tuple[NDArray[Any], Target], list[str]]:
     """`load_sample`, of the next good image instead of a bad one that does not stop the run.
 
     Headers are checked before the run (`evaluation.images`): bad are images damaged inside.
@@ -246,15 +265,17 @@ def load_or_replace(
 def load_micro_batch(
     dataset: CocoDataset,
     indices: list[int],
-    config: ModelConfig,
+    config: Config,
     recipe: Recipe,
     epoch: int,
     bad_images: BadImages = "stop",
     told: list[str] | None = None,
     repetitions: Sequence[int] = (),
 ) -> tuple[Tensor, list[Target]]:
-    """A network input uint8 [B, 3, H, W], the smallest with multiples of 16 that holds the images,
-    and their targets.
+    """A network input [B, 3, H, W] with the images' targets, uint8, or float32 with "shorter".
+
+    It is the smallest that holds the images, with multiples of 16, or of the configuration's
+    `divisor`.
 
     Args:
         told: gets a line for each bad image.
@@ -266,9 +287,13 @@ def load_micro_batch(
         samples.append(sample)
         if told is not None:
             told += lines
-    height = math.ceil(max(t.height for _, t in samples) / 16) * 16
-    width = math.ceil(max(t.width for _, t in samples) / 16) * 16
-    network_input = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
+    divisor = config.divisor if isinstance(config, DetectorConfig) else 16
+    height = math.ceil(max(t.height for _, t in samples) / divisor) * divisor
+    width = math.ceil(max(t.width for _, t in samples) / divisor) * divisor
+    if config.resize == "shorter":
+        network_input = torch.tensor(config.fill).repeat(len(samples), height, width, 1)
+    else:
+        network_input = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
     for i, (image, target) in enumerate(samples):
         network_input[i, : target.height, : target.width] = torch.from_numpy(
             np.ascontiguousarray(image)
@@ -287,7 +312,7 @@ class MicroBatches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     def __init__(
         self,
         dataset: CocoDataset,
-        config: ModelConfig,
+        config: Config,
         recipe: Recipe,
         start: int,
         rank: int = 0,
@@ -339,7 +364,7 @@ class MicroBatches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
 
 def micro_batches(
     dataset: CocoDataset,
-    config: ModelConfig,
+    config: Config,
     recipe: Recipe,
     start: int,
     ranks: Ranks,

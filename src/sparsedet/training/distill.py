@@ -9,9 +9,9 @@ Three outputs are compared. Each loss is exactly 0 where they are equal, and is 
   NeurIPS 2017, section 3.2, without their weight for the background).
 - `distill_rpn`: the same divergence of objectness, on the anchors with the teacher's highest
   logits, as many as the recipe samples; most of the others are background to both.
-- `distill_features`: squared error of the stride-16 feature map under the image, relative to its
-  mean square (hint learning: Romero et al., arXiv 1412.6550; for detectors Chen et al.,
-  section 3.4). No adaptation layer: both feature maps have the same channels.
+- `distill_features`: squared error of the feature maps that RoIAlign reads under the image,
+  relative to their mean square, mean over levels (hint learning: Romero et al., arXiv 1412.6550;
+  for detectors Chen et al., section 3.4). No adaptation layer: both have the same channels.
 
 Boxes are learnt from the ground truth alone. The teacher costs a forward pass and is not trained.
 """
@@ -19,30 +19,31 @@ Boxes are learnt from the ground truth alone. The teacher costs a forward pass a
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..model.config import ModelConfig
-from ..torch_model import FasterRCNN
+from ..torch_model import TwoStageDetector
 from .recipe import Recipe
 
-SHARED_FIELDS = (
-    "class_names",
-    "background",
-    "anchor_sizes",
-    "anchor_ratios",
-    "anchor_stride",
-    "anchor_offset",
-    "cell_anchors",
-    "roi_size",
-)
-"""Fields of the configuration in which teacher and student must agree, so that their outputs mean
-the same; so must the channels of the stride-16 feature map."""
+
+def shared(model: TwoStageDetector) -> dict[str, Any]:
+    """That in which teacher and student must agree, so that their outputs mean the same."""
+    return {
+        "class_names": model.config.class_names,
+        "background": model.detecting.background,
+        "strides": model.proposing.strides,
+        "cell_anchors": model.proposing.cell_anchors,
+        "roi_size": model.aligning.size,
+        "levels of RoIs": model.aligning.scales,
+        "channels of feature maps": model.graph.shapes[model.maps[0]].channels,
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,30 +55,24 @@ class Teacher:
         name, sha256: of its file.
     """
 
-    model: FasterRCNN
+    model: TwoStageDetector
     name: str
     sha256: str
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
 
-    def check(self, student: ModelConfig) -> None:
+    def check(self, student: TwoStageDetector) -> None:
         """Refuse a student whose outputs mean something else.
 
         Raises:
-            InputError: names the field in which they differ.
+            InputError: names that in which they differ.
         """
-        own = self.model.config
-        for field in SHARED_FIELDS:
-            mine, theirs = getattr(own, field), getattr(student, field)
-            if mine != theirs:
+        others = shared(student)
+        for field, value in shared(self.model).items():
+            if value != others[field]:
+                mine, theirs = reprlib.repr(value), reprlib.repr(others[field])
                 raise InputError(f"teacher {self.name}: {field} is {mine}, the student's {theirs}")
-        mine, theirs = own.stage_channels[2], student.stage_channels[2]
-        if mine != theirs:
-            raise InputError(
-                f"teacher {self.name}: its stride-16 feature map has {mine} channels, the "
-                f"student's {theirs}"
-            )
 
 
 LOSSES = ("distill_class", "distill_rpn", "distill_features")
@@ -132,7 +127,7 @@ def distillation(
     recipe: Recipe,
     network_input: Tensor,
     extents: list[tuple[int, int]],
-    features: Tensor,
+    maps: list[Tensor],
     objectness: Tensor,
     rois: list[Tensor],
     class_logits: Tensor,
@@ -142,17 +137,17 @@ def distillation(
     Args:
         network_input: [B, 3, H, W].
         extents: height and width of each image on it, pixels.
-        features, objectness: the student's, [B, C, Hf, Wf] and logits [B, A].
+        maps, objectness: the student's, of each level [B, C, H_l, W_l], and logits [B, A].
         rois: [R_i, 4] for each image.
         class_logits: the student's [R, K + 1].
     """
     factors = weights(recipe)
     with torch.no_grad():
-        teacher_features = teacher.model.features(network_input)
-        teacher_objectness, _ = teacher.model.rpn_outputs(teacher_features)
+        stage = teacher.model.first_stage(network_input)
+        teacher_objectness = torch.cat(stage.logits, dim=1)
         teacher_logits = None
         if "distill_class" in factors:
-            teacher_logits = teacher.model.regions(teacher_features, rois)[0]
+            teacher_logits = teacher.model.second_stage(stage.maps, rois)[0]
     losses = {}
     if teacher_logits is not None:
         losses["distill_class"] = class_loss(
@@ -161,9 +156,14 @@ def distillation(
     if "distill_rpn" in factors:
         losses["distill_rpn"] = objectness_loss(objectness, teacher_objectness, recipe.rpn_batch)
     if "distill_features" in factors:
-        stride = teacher.model.config.anchor_stride
-        sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in extents]
-        losses["distill_features"] = feature_loss(features, teacher_features, sizes)
+        total = maps[0].new_zeros((), dtype=torch.float32)
+        for scale, mine, theirs in zip(
+            teacher.model.aligning.scales, maps, stage.maps, strict=True
+        ):
+            stride = round(1 / scale)
+            sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in extents]
+            total = total + feature_loss(mine, theirs, sizes)
+        losses["distill_features"] = total / len(maps)
     return {name: factors[name] * loss for name, loss in losses.items()}
 
 

@@ -5,6 +5,15 @@ With a teacher, the losses of `distill` are added.
 Box arithmetic is float32 throughout, also under autocast. Sampling draws from a generator with a
 seed for each image, so that a step is repeatable on every machine.
 
+One code serves C4 and Feature Pyramid Networks: anchors, levels and conventions are those of the
+graph. With a pyramid it does what torchvision does: the anchors of all levels are matched and
+sampled together; of each level `rpn_pre_nms` boxes go into an NMS of their own, and the best
+`rpn_post_nms` of all levels are left; RoIs are read from the level of their size. What differs from
+torchvision, as for C4: batch norms have frozen statistics and trained scales; the RPN's losses are
+divided by the anchors asked for, not by those drawn, which are fewer in tiny images; the RoI
+head's losses are means of each image first; box losses are L1 where `rpn_beta` and `roi_beta` are
+0 (1/9: torchvision's); a target that overlaps no anchor makes none positive.
+
 Shapes: B images, A anchors of one image, G boxes of its ground truth, R sampled RoIs, K classes.
 Matched labels: 1 positive, 0 negative, -1 ignored.
 
@@ -20,7 +29,7 @@ import torchvision.ops as ops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..torch_model import FasterRCNN, encode
+from ..torch_model import TwoStageDetector, encode
 from .crowds import without_regions
 from .distill import Teacher, distillation, weights
 from .recipe import Recipe
@@ -123,7 +132,7 @@ def box_loss(
 
 
 def rpn_losses(
-    model: FasterRCNN,
+    model: TwoStageDetector,
     recipe: Recipe,
     logits: Tensor,
     deltas: Tensor,
@@ -155,7 +164,7 @@ def rpn_losses(
         )
         # Also without a positive: several processes need a gradient for every parameter.
         boxes = target.boxes[index[positives]] if len(positives) else anchors[:0]
-        target_deltas = encode(anchors[positives], boxes, model.config.rpn_box_weights)
+        target_deltas = encode(anchors[positives], boxes, model.proposing.box_weights)
         regression = regression + box_loss(delta[positives], target_deltas, recipe.rpn_beta)
     scale = 1.0 / (recipe.rpn_batch * len(targets))
     return objectness * scale, regression * scale
@@ -191,7 +200,7 @@ def sample_rois(
 
 
 def roi_losses(
-    model: FasterRCNN,
+    model: TwoStageDetector,
     recipe: Recipe,
     logits: Tensor,
     deltas: Tensor,
@@ -208,16 +217,16 @@ def roi_losses(
         logits, deltas: [R, K + 1] and [R, K (+ 1), 4] over the images in order.
         labels, target_deltas: of each image, from `sample_rois`.
     """
-    config = model.config
+    output = model.detecting
     label = torch.cat(labels)
     weight = torch.cat(
         [logits.new_full((len(x),), 1 / (max(len(x), 1) * len(labels))) for x in labels]
     )
-    # Labels are 1..K with 0 for background; columns follow the configuration's class order.
-    column = label if config.background == "first" else (label - 1) % (config.num_classes + 1)
+    # Labels are 1..K with 0 for background; columns follow the graph's class order.
+    column = label if output.background == "first" else (label - 1) % (output.num_classes + 1)
     classification = (weight * F.cross_entropy(logits, column, reduction="none")).sum()
     positive = label > 0
-    offset = 0 if config.background == "first" and config.background_deltas else 1
+    offset = 0 if output.background == "first" and output.background_deltas else 1
     predictions = deltas[positive, label[positive] - offset]
     regression = box_loss(
         predictions, torch.cat(target_deltas), recipe.roi_beta, weight[positive, None]
@@ -226,7 +235,7 @@ def roi_losses(
 
 
 def losses(
-    model: FasterRCNN,
+    model: TwoStageDetector,
     recipe: Recipe,
     network_input: Tensor,
     targets: list[Target],
@@ -243,26 +252,21 @@ def losses(
         `rpn_objectness`, `rpn_box`, `roi_class`, `roi_box`, and those of the teacher: scalars; the
         loss is their sum.
     """
-    features = model.features(network_input)
-    logits, deltas = model.rpn_outputs(features)
-    anchors = model.anchors(features)
+    stage = model.first_stage(network_input)
+    logits, deltas = torch.cat(stage.logits, dim=1), torch.cat(stage.deltas, dim=1)
+    anchors = torch.cat(stage.anchors)
     rpn_objectness, rpn_box = rpn_losses(model, recipe, logits, deltas, anchors, targets)
+    count = recipe.rpn_post_nms or (1000 if len(stage.anchors) == 1 else 2000)
     rois, labels, target_deltas = [], [], []
     for i, target in enumerate(targets):
-        proposals = model.proposals(
-            logits[i].detach(),
-            deltas[i].detach(),
-            anchors,
-            target.height,
-            target.width,
-            recipe.rpn_pre_nms,
-            recipe.rpn_post_nms,
+        proposals = model.proposals_of(
+            stage, i, target.height, target.width, recipe.rpn_pre_nms, count
         )
-        boxes, label, delta = sample_rois(recipe, proposals, target, model.config.box_weights)
+        boxes, label, delta = sample_rois(recipe, proposals, target, model.detecting.box_weights)
         rois.append(boxes)
         labels.append(label)
         target_deltas.append(delta)
-    class_logits, class_deltas = model.regions(features, rois)
+    class_logits, class_deltas = model.second_stage(stage.maps, rois)
     roi_class, roi_box = roi_losses(
         model, recipe, class_logits, class_deltas, labels, target_deltas
     )
@@ -275,7 +279,7 @@ def losses(
     if teacher is not None:
         extents = [(target.height, target.width) for target in targets]
         values |= distillation(
-            teacher, recipe, network_input, extents, features, logits, rois, class_logits
+            teacher, recipe, network_input, extents, stage.maps, logits, rois, class_logits
         )
     return values
 
@@ -287,7 +291,9 @@ class LossModule(nn.Module):
         names: of the losses, in the order of `forward`'s result.
     """
 
-    def __init__(self, model: FasterRCNN, recipe: Recipe, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self, model: TwoStageDetector, recipe: Recipe, teacher: Teacher | None = None
+    ) -> None:
         super().__init__()
         self.model, self.recipe, self.teacher = model, recipe, teacher
         self.names: tuple[str, ...] = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")

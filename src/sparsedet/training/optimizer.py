@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..torch_model import FasterRCNN
+from ..torch_model import TwoStageDetector
 from .recipe import Recipe
 
 
-def freeze(model: FasterRCNN, freeze_at: int) -> None:
+def freeze(model: TwoStageDetector, freeze_at: int) -> None:
     """Freeze the stem (1), res2 (2), ... up to stage `freeze_at`; 0: train everything."""
     frozen = ["stem.", *(f"res{n}." for n in range(2, freeze_at + 1))][: freeze_at or None]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(freeze_at == 0 or not name.startswith(tuple(frozen)))
 
 
-def build_optimizer(model: FasterRCNN, recipe: Recipe) -> torch.optim.Optimizer:
+def build_optimizer(model: TwoStageDetector, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD or AdamW, without weight decay on batch norms and biases.
 
     Each parameter group has its factor of the learning rate as `factor`.

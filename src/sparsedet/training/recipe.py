@@ -74,7 +74,7 @@ class Recipe:
     rpn_beta: float = 0.0
     rpn_anchors_inside: bool = False
     rpn_pre_nms: int = 2000
-    rpn_post_nms: int = 1000
+    rpn_post_nms: int = 0
     roi_batch: int = 512
     roi_positive: float = 0.25
     roi_beta: float = 0.0
@@ -253,14 +253,15 @@ HELP = {
     "rpn_batch": "anchors sampled from each image",
     "rpn_beta": "beta of the anchors' smooth L1; 0: L1",
     "rpn_anchors_inside": "leave out anchors that reach outside the image",
-    "rpn_pre_nms": "proposals of an image before NMS, in training",
-    "rpn_post_nms": "proposals of an image after NMS, in training",
+    "rpn_pre_nms": "proposals of each level of an image before NMS, in training",
+    "rpn_post_nms": "proposals of an image after NMS, in training; 0: 1000, with a feature pyramid "
+    "2000 as in torchvision",
     "roi_batch": "RoIs sampled from each image",
     "roi_positive": "largest fraction of them with an object",
     "roi_beta": "beta of the RoIs' smooth L1; 0: L1",
     "distill_class": "with a teacher, weight of the loss of class scores",
     "distill_rpn": "with a teacher, weight of the loss of objectness",
-    "distill_features": "with a teacher, weight of the loss of the stride-16 feature map",
+    "distill_features": "with a teacher, weight of the loss of the feature maps",
     "distill_temperature": "temperature of the class scores that are compared",
     "sparsity": "fraction of ALL parameters that becomes zero; 0 with a pattern that fixes it: "
     + ", ".join(p.name for p in PATTERNS.values() if p.fixed_sparsity is not None),
@@ -316,7 +317,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "rpn_batch": (1, 1e6),
     "rpn_beta": (0, 1e3),
     "rpn_pre_nms": (1, 1e6),
-    "rpn_post_nms": (1, 1e6),
+    "rpn_post_nms": (0, 1e6),
     "roi_batch": (1, 1e6),
     "roi_positive": (0, 1),
     "roi_beta": (0, 1e3),

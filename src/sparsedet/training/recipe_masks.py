@@ -6,11 +6,11 @@ from ..pruning.allocation import pattern_sparsity, prunable_layers
 from ..pruning.masks import FixedMasks, GradualPruner, Masks
 from ..pruning.patterns import PATTERNS
 from ..pruning.schedule import CubicSchedule
-from ..torch_model import FasterRCNN
+from ..torch_model import TwoStageDetector
 from .recipe import Recipe
 
 
-def build_masks(model: FasterRCNN, recipe: Recipe) -> Masks | None:
+def build_masks(model: TwoStageDetector, recipe: Recipe) -> Masks | None:
     """Masks for gradual pruning, fixed masks for `keep_zeros`, or None.
 
     Raises:

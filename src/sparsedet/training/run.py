@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,10 +13,12 @@ from ..evaluation.coco import CocoDataset, load_coco
 from ..evaluation.images import without_bad_images
 from ..files import sha256_of, weights_file
 from ..images.check import BadImages
-from ..model.config import COCO_NAMES, ModelConfig
-from ..model.presets import preset
+from ..model.config import COCO_NAMES
+from ..model.detector_config import Config, require_faster_rcnn, with_classes
+from ..model.presets import detector_preset
 from ..pruning.allocation import prunable_layers
 from . import distributed
+from .initial import initial_tensors
 from .pulse import Pulse
 from .recipe import Recipe
 from .start import build_model, check_folder, load_teacher, open_start, prepare_folder
@@ -70,18 +71,17 @@ def train(
         start = open_start(begin) if begin else None
         source = start.config if start else None
         if model:
-            config = preset(model)
+            config = detector_preset(model)
         else:
-            config = source or preset((start and start.preset) or "r50half-c4")
+            config = source or detector_preset((start and start.preset) or "r50half-c4")
+        require_faster_rcnn(config)
         if ranks.writes and os.path.isfile(annotations):
             megabytes = annotations.stat().st_size / 1e6
             if megabytes > _SLOW_TO_READ:  # nothing else can be printed while it is parsed
                 print(f"reading {annotations} ({megabytes:.0f} MB)", flush=True)
         dataset = _load_data(annotations, images, source if resume else None, output)
         # The data's own classes and ids; labels and predictors follow.
-        config = dataclasses.replace(
-            config, class_names=dataset.class_names, category_ids=dataset.whole_category_ids()
-        )
+        config = with_classes(config, dataset.class_names, dataset.whole_category_ids())
         if ranks.writes:
             for line in dataset.warnings():
                 warnings.warn(line, stacklevel=2)
@@ -102,14 +102,9 @@ def train(
             dataset = without_bad_images(dataset, bad_images, progress)
         if pulse:
             pulse.doing = "building the model"
-        initial = start.tensors(config) if start else {}
-        if source and source.class_names != config.class_names and not resume:
-            if ranks.writes:
-                print(
-                    f"{init} has other classes: the box predictors are initialised randomly",
-                    flush=True,
-                )
-            initial = {name: v for name, v in initial.items() if not name.startswith("box.")}
+        initial, note = initial_tensors(start, config) if start else ({}, "")
+        if note and ranks.writes:
+            print(f"{init} {note}", flush=True)
         origin = {}
         if init and not resume:
             assert start is not None
@@ -165,7 +160,7 @@ def train(
 
 
 def _load_data(
-    annotations: Path, images: Path, resumed: ModelConfig | None, folder: Path
+    annotations: Path, images: Path, resumed: Config | None, folder: Path
 ) -> CocoDataset:
     """The data set; COCO's classes in COCO's order, those of a resumed run in the run's.
 

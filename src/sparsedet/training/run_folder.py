@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..files import write_atomic
 from ..model.checkpoint import checkpoint_path, checkpoints, digest, read_newest
 from ..pruning.masks import Masks
-from ..torch_model import FasterRCNN
+from ..torch_model import TwoStageDetector
 from .ema import WeightAverage
 
 KEPT_CHECKPOINTS = 2
@@ -130,7 +130,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def run_tensors(
-    model: FasterRCNN,
+    model: TwoStageDetector,
     optimizer: torch.optim.Optimizer,
     pruner: Masks | None,
     average: WeightAverage | None,
@@ -151,7 +151,7 @@ def run_tensors(
 
 def restore_tensors(
     checkpoint: Checkpoint,
-    model: FasterRCNN,
+    model: TwoStageDetector,
     optimizer: torch.optim.Optimizer,
     pruner: Masks | None,
     average: WeightAverage | None,

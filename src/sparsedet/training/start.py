@@ -7,7 +7,6 @@ initialisation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +21,8 @@ from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
 from ..importers.torchvision import fitting_preset, load_torchvision_resnet
 from ..model.checkpoint import checkpoints
-from ..model.config import ModelConfig
-from ..model.detector_config import require_c4
-from ..torch_model import FasterRCNN
+from ..model.detector_config import Config, config_from_json, require_faster_rcnn
+from ..torch_model import TwoStageDetector
 from .distill import Teacher
 from .run_folder import Checkpoint, newest_checkpoint, read_checkpoint, remove_leftovers
 
@@ -77,8 +75,8 @@ class Start:
     """
 
     path: Path
-    config: ModelConfig | None
-    tensors: Callable[[ModelConfig], Mapping[str, np.ndarray]]
+    config: Config | None
+    tensors: Callable[[Config], Mapping[str, np.ndarray]]
     notes: tuple[str, ...] = ()
     preset: str | None = None
     checkpoint: Checkpoint | None = None
@@ -108,12 +106,13 @@ def open_start(path: Path) -> Start:
     if form == "checkpoint":
         return _start_of_checkpoint(read_checkpoint(path))
     model, notes = load_any(path, form)
-    return Start(path, require_c4(model.config, "trained"), lambda _: model.tensors, notes)
+    require_faster_rcnn(model.config)
+    return Start(path, model.config, lambda _: model.tensors, notes)
 
 
 def _start_of_checkpoint(checkpoint: Checkpoint) -> Start:
     try:
-        config = ModelConfig.from_dict(json.loads(checkpoint.metadata["config"]))
+        config = config_from_json(checkpoint.metadata["config"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{checkpoint.path}: its metadata cannot be used: {error}") from None
     weights = {name: value.numpy() for name, value in checkpoint.weights.items()}
@@ -135,7 +134,7 @@ def model_of_run(path: Path) -> Path:
     return finished if finished.exists() else newest_checkpoint(path).path
 
 
-def build_model(config: ModelConfig, initial: Mapping[str, np.ndarray]) -> FasterRCNN:
+def build_model(config: Config, initial: Mapping[str, np.ndarray]) -> TwoStageDetector:
     """A model to train, with separate batch norms if `initial` has them or is empty.
 
     Args:
@@ -145,7 +144,7 @@ def build_model(config: ModelConfig, initial: Mapping[str, np.ndarray]) -> Faste
         InputError: a tensor is not one of the model's or has the wrong shape.
     """
     norm = not initial or any(".norm." in name for name in initial)
-    model = FasterRCNN(config, norm=norm)
+    model = TwoStageDetector(config, norm=norm)
     own = model.state_dict()
     for name, value in initial.items():
         if name not in own or tuple(own[name].shape) != value.shape:

@@ -24,8 +24,9 @@ from ..errors import InputError
 from ..evaluation.coco import CocoDataset
 from ..files import write_atomic
 from ..images.check import BadImages
+from ..model.detector_config import config_to_json
 from ..model.file import load_model, save_model
-from ..torch_model import FasterRCNN
+from ..torch_model import TwoStageDetector
 from .data import MicroBatch, check_images, held_out, micro_batches
 from .distill import Teacher, check_recipe, check_resumed
 from .distributed import Ranks
@@ -72,7 +73,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: FasterRCNN,
+        model: TwoStageDetector,
         dataset: CocoDataset,
         recipe: Recipe,
         folder: Path,
@@ -88,7 +89,7 @@ class Trainer:
         self.model, self.recipe, self.folder = model.to(self.ranks.device), recipe, folder
         self.step = 0
         self.dataset, self.val = held_out(dataset, recipe.val_fraction)
-        check_images(self.dataset, recipe, self.ranks.world)
+        check_images(self.dataset, model.config, recipe, self.ranks.world)
         if recipe.val_fraction:
             check_validation(self.val)
         freeze(model, recipe.freeze_at)
@@ -98,7 +99,7 @@ class Trainer:
         self.average = WeightAverage(model, recipe.ema) if recipe.ema else None
         check_recipe(recipe, teacher is not None)
         if teacher is not None:
-            teacher.check(model.config)
+            teacher.check(model)
             teacher.model.to(self.ranks.device)
         module = LossModule(model, recipe, teacher)
         self.loss_names = module.names
@@ -114,7 +115,7 @@ class Trainer:
         if not self.ranks.writes:
             return
         settings = {
-            "config": self.model.config.to_stored(),
+            "config": json.loads(config_to_json(self.model.config)),
             "recipe": self.recipe.to_dict(),
             "annotations": str(self.dataset.path),
             "photographs": str(self.dataset.root),
@@ -143,7 +144,7 @@ class Trainer:
             self.step,
             run_tensors(self.model, self.optimizer, self.pruner, self.average),
             {
-                "config": json.dumps(self.model.config.to_stored()),
+                "config": config_to_json(self.model.config),
                 "recipe": json.dumps(self.recipe.to_dict()),
                 "state": json.dumps(state),
             },
@@ -391,8 +392,9 @@ class Trainer:
         path = self.folder / "model.safetensors"
         if self.best_step >= 0:
             best = load_model(self.folder / BEST)
-            provenance |= best.provenance
-            save_model(path, best.config, best.tensors, provenance, overwrite=True)
+            save_model(
+                path, best.config, best.tensors, provenance | best.provenance, overwrite=True
+            )
             return path
         with self.average.in_place() if self.average else nullcontext():
             tensors = self.model.folded_tensors()

@@ -24,9 +24,9 @@ from ..evaluation.coco import CocoDataset, CocoImage, annotation_keys
 from ..evaluation.coco_fields import id_key, id_order
 from ..files import read_json, write_atomic
 from ..images.check import BadImages
-from ..images.letterbox import to_network_input
+from ..images.letterbox import prepare
 from ..images.write import encode_image
-from ..torch_model import FasterRCNN
+from ..torch_model import TwoStageDetector
 from .data import read_annotated_image
 from .distributed import Ranks
 from .pulse import Pulse
@@ -38,13 +38,14 @@ LEAST_DRAWN_SCORE = 0.3
 """Least score of a drawn detection: a model early in its training has no high scores."""
 
 
-def detect(model: FasterRCNN, image: Any, device: torch.device) -> Detections:
+def detect(model: TwoStageDetector, image: Any, device: torch.device) -> Detections:
     """The torch model's detections in an image (H, W, 3) uint8 BGR."""
     config = model.config
-    network_input, letterbox = to_network_input(
-        image, config.input_height, config.input_width, config.resize
-    )
-    rows = model(torch.from_numpy(network_input).permute(2, 0, 1)[None].to(device))[0]
+    network_input, letterbox = prepare(image, config)
+    content = None
+    if config.resize == "shorter":  # as in `Detector`
+        content = letterbox.resized_height, letterbox.resized_width
+    rows = model(torch.from_numpy(network_input).permute(2, 0, 1)[None].to(device), content)[0]
     return from_rows(rows.cpu().numpy(), letterbox, config.class_names, config.category_ids)
 
 
@@ -72,7 +73,7 @@ def write_ground_truth(dataset: CocoDataset, path: Path) -> None:
 
 
 def validate(
-    model: FasterRCNN,
+    model: TwoStageDetector,
     dataset: CocoDataset,
     ground_truth: Path,
     ranks: Ranks,
@@ -118,7 +119,7 @@ def _read(dataset: CocoDataset, image: CocoImage, bad_images: BadImages) -> U8 |
 
 
 def draw_samples(
-    model: FasterRCNN,
+    model: TwoStageDetector,
     dataset: CocoDataset,
     images: tuple[CocoImage, ...],
     folder: Path,
