@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -353,6 +355,47 @@ def test_the_backbone_of_a_c4_begins_a_pyramid(
     other = tiny_fpn()
     with pytest.raises(InputError, match="which has another normalise"):
         initial_tensors(open_start(begin), other)
+
+
+def test_a_classifier_begins_a_pyramid(tmp_path: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    state = torchvision.models.resnet50().state_dict()
+    torch.save(state, tmp_path / "resnet.pth")
+    config = detector_preset("r50-fpn")
+    taken, note = initial_tensors(open_start(tmp_path / "resnet.pth"), config)
+    model = build_model(config, taken)
+    assert not note and model.layers["res5.2.conv3"].norm is not None
+    own = model.layers["res5.2.conv3"].weight
+    assert torch.equal(own, state["layer4.2.conv3.weight"])
+    assert not any(name.startswith(("fpn.", "rpn.", "box.")) for name in taken)
+    with pytest.raises(InputError, match="strides in the 3x3 convolution, r50half-fpn in"):
+        open_start(tmp_path / "resnet.pth").tensors(detector_preset("r50half-fpn"))
+
+
+def test_several_processes_and_mixed_precision_learn_the_same(
+    command: Callable[..., int], files: tuple[Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    begin = tmp_path / "begin.safetensors"
+    save_model(begin, tiny_fpn(), TwoStageDetector(tiny_fpn()).folded_tensors(), {})
+    flags = ("--init", begin, "--accumulate", 2)
+    assert command("train", "one", *flags) == 0
+    assert command("train", "bf16", *flags, "--amp", "bf16") == 0
+    given = ["--annotations", files[0], "--images", files[1], "--threads", 1, *flags]
+    given += ["--recipe", tmp_path / "recipe.json", "--output", tmp_path / "two"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, "sparsedet", "train", *map(str, given)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two, bf16 = (
+        load_model(tmp_path / name / "model.safetensors").tensors for name in ("one", "two", "bf16")
+    )
+    assert all(np.allclose(two[n], v, rtol=2e-3, atol=1e-5) for n, v in one.items())
+    assert all(np.allclose(bf16[n], v, rtol=0.1, atol=1e-2) for n, v in one.items())
 
 
 def test_predictors_keep_the_rows_of_known_classes(tmp_path: Path) -> None:

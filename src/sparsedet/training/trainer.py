@@ -354,15 +354,9 @@ class Trainer:
                     log.add_validation(self.step, stats)
                 self._keep_if_best(stats["AP"])
             if log and self.step % self.recipe.val_every == 0:
-                draw_samples(
-                    self.model,
-                    drawn,
-                    drawn.images[: self.recipe.samples],
-                    self.folder / "samples",
-                    self.step,
-                    self.ranks.device,
-                    self.bad_images,
-                )
+                images, folder = drawn.images[: self.recipe.samples], self.folder / "samples"
+                at = self.step, self.ranks.device, self.bad_images
+                draw_samples(self.model, drawn, images, folder, *at)
 
     def _keep_if_best(self, ap: float) -> None:
         """Save the model if it is the best so far, not counting any before pruning is complete."""
