@@ -19,6 +19,7 @@ from sparsedet.detections import Detections, contract_rows, from_rows, pad_rows
 from sparsedet.errors import InputError
 from sparsedet.images import draw
 from sparsedet.images.letterbox import fit_letterbox
+from sparsedet.images.run_lengths import decode_mask
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -196,6 +197,97 @@ def test_csv_and_json_say_the_same() -> None:
         assert entry["category_id"] == entry["label"] + 3
         assert abs(entry["score"] - score) <= 5.1e-5
         assert np.allclose([entry[k] for k in ("x0", "y0", "x1", "y1")], box, rtol=0, atol=5.1e-3)
+
+
+# -------------------------------------------------------------------- masks
+
+
+def with_masks(count: int) -> Detections:
+    """Detections whose masks are the left half of their boxes."""
+    masks = np.zeros((count, 28, 28), np.float32)
+    masks[:, :, :14] = 1
+    return from_rows(make_rows(count), LETTERBOX, COCO_NAMES, COCO_CATEGORY_IDS, None, masks)
+
+
+def test_masks_are_of_the_image_and_in_their_boxes() -> None:
+    found = with_masks(20)
+    masks = found.masks
+    assert masks is not None and masks.shape == (20, 427, 640) and masks.dtype == bool
+    assert np.array_equal(masks, list(found.each_mask()))
+    areas = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1)
+    inside = (found.boxes == found.unclipped).all(axis=1) & (areas > 5000)
+    assert inside.sum() > 5
+    for mask, box, area, is_inside in zip(masks, found.boxes, areas, inside, strict=True):
+        if is_inside:
+            assert mask.sum() == pytest.approx(area / 2, rel=0.1)
+        ys, xs = np.nonzero(mask)
+        assert ys.min() >= box[1] - 2 and ys.max() <= box[3] + 2
+        assert xs.min() >= box[0] - 2 and xs.max() <= box[2] + 2
+    assert detect(make_rows(3)).masks is None and not list(detect(make_rows(3)).each_mask())
+
+
+def test_masks_stay_with_their_detections() -> None:
+    rows = make_rows(30)
+    masks = np.random.default_rng(2).random((40, 28, 28)).astype(np.float32)
+    padded = pad_rows(rows, 40)
+    order = np.random.default_rng(3).permutation(40)
+    names = COCO_NAMES, COCO_CATEGORY_IDS
+    found = from_rows(padded[order], LETTERBOX, *names, None, masks[order])
+    assert np.array_equal(found.mask_probabilities, masks[:30])  # type: ignore[arg-type]
+    best = found.above(float(found.scores[6]))
+    assert best.masks is not None and found.masks is not None
+    assert np.array_equal(best.masks, found.masks[:7])
+    nothing = found.above(1.0)
+    assert nothing.masks is not None and nothing.masks.shape == (0, 427, 640)
+
+
+def test_masks_of_a_letterbox_end_where_the_image_does() -> None:
+    rows = np.array([[0, 1, 0.9, 0.5, 0.5, 1.0, 1.0]], np.float32)  # half of it is padding
+    letterbox = fit_letterbox(100, 50, 100, 100)
+    mask = np.zeros((1, 28, 28), np.float32)
+    mask[:, :, 14:] = 1  # in the padding
+    found = from_rows(rows, letterbox, COCO_NAMES, COCO_CATEGORY_IDS, None, mask)
+    assert found.masks is not None and not found.masks.any()
+
+
+def test_masks_as_run_lengths_in_both_forms_of_json() -> None:
+    found = with_masks(9)
+    results = json.loads(json.dumps(found.to_coco(5)))
+    records = json.loads(found.to_json())["detections"]
+    assert found.masks is not None
+    for result, record, mask in zip(results, records, found.masks, strict=True):
+        assert result["segmentation"] == record["segmentation"]
+        assert result["segmentation"]["size"] == [427, 640]
+        assert np.array_equal(decode_mask(result["segmentation"]), mask)
+    assert "segmentation" not in found.to_csv() + detect(make_rows(2)).to_json()
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (np.zeros((2, 28, 28)), r"masks have shape \[2, 28, 28\], expected \[3, h, w\]"),
+        (np.zeros((3, 28)), r"masks have shape \[3, 28\]"),
+        (np.zeros((3, 0, 28)), r"masks have shape \[3, 0, 28\]"),
+        (np.full((3, 4, 4), np.nan), "masks hold NaN"),
+    ],
+)
+def test_impossible_masks_are_refused(masks: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_rows(make_rows(3), LETTERBOX, COCO_NAMES, COCO_CATEGORY_IDS, None, masks)
+
+
+def test_masks_are_blended_in_the_colour_of_their_box() -> None:
+    rows = [[0, 3, 0.9, 0.2, 0.2, 0.8, 0.8], [0, 1, 0.5, 0.2, 0.2, 0.8, 0.8]]
+    names = COCO_NAMES, COCO_CATEGORY_IDS
+    letterbox = fit_letterbox(400, 400, 400, 400)
+    image = np.full((400, 400, 3), 100, np.uint8)
+    masks = np.zeros((2, 28, 28), np.float32)
+    masks[0, :14], masks[1] = 1, 1
+    out = from_rows(np.array(rows), letterbox, *names, None, masks).draw(image)
+    for y, label in ((160, 3), (280, 1)):  # the better one on top, and never both
+        expected = 100 + 0.45 * (np.array(draw._colour(label)) - 100)
+        assert abs(out[y, 200] - expected).max() <= 1
+    assert (out[20, 20] == 100).all() and (image == 100).all()
 
 
 # -------------------------------------------------------------------- drawing

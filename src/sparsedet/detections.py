@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from .errors import InputError, warn_renamed
 from .images.draw import draw_boxes
 from .images.letterbox import Letterbox, check_image
+from .images.masks import Patch, paste
+from .images.run_lengths import encode_mask
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -39,6 +41,8 @@ class Detections:
         labels: (N,) int64, 1..K.
         class_names, category_ids: names and ids of the labels 1, 2, ... K.
         letterbox: mapping from the network input to the image.
+        mask_probabilities: (N, h, w) float32, 0..1: how probable it is that the object covers each
+            cell of its box, which the cells divide evenly; None where the detector makes no masks.
     """
 
     normalised: F32
@@ -47,6 +51,7 @@ class Detections:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     letterbox: Letterbox
+    mask_probabilities: F32 | None = None
 
     @property
     def placement(self) -> Letterbox:
@@ -66,6 +71,44 @@ class Detections:
     def unclipped(self) -> F32:
         """As `boxes`, but as the network gives them, not clipped to the image."""
         return self.letterbox.to_image(self.normalised, clip=False)
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_] | None:
+        """(N, H, W) bool: the pixels of the image that each object covers; None without masks.
+
+        Made when first asked for, and kept: a byte for each pixel of each mask, which for 100
+        masks of 12 megapixels is 1.2 GB. `each_mask` makes one at a time; all other methods need
+        no more.
+        """
+        if self.mask_probabilities is None:
+            return None
+        masks = np.zeros((len(self), self.letterbox.height, self.letterbox.width), bool)
+        for mask, patch in zip(masks, self._patches(), strict=True):
+            mask[patch.place] = patch.inside
+        return masks
+
+    def each_mask(self) -> Iterator[NDArray[np.bool_]]:
+        """(H, W) bool, the mask of each detection, made when its turn comes; none without masks."""
+        for patch in self._patches():
+            mask = np.zeros((self.letterbox.height, self.letterbox.width), bool)
+            mask[patch.place] = patch.inside
+            yield mask
+
+    def _patches(self) -> Iterator[Patch]:
+        if self.mask_probabilities is None:
+            return iter(())
+        size = self.letterbox.height, self.letterbox.width
+        return paste(self.mask_probabilities, self.unclipped, *size)
+
+    def _run_lengths(self) -> list[dict[str, Any]]:
+        """`segmentation` of each detection in COCO's form, as a dictionary to merge; or {}."""
+        if self.mask_probabilities is None:
+            return [{} for _ in range(len(self))]
+        size = self.letterbox.height, self.letterbox.width
+        return [
+            {"segmentation": encode_mask(patch.inside, *size, patch.top, patch.left)}
+            for patch in self._patches()
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -87,11 +130,13 @@ class Detections:
         """
         check_threshold(threshold)
         keep = self.scores >= threshold
+        probabilities = self.mask_probabilities
         return replace(
             self,
             normalised=self.normalised[keep],
             scores=self.scores[keep],
             labels=self.labels[keep],
+            mask_probabilities=None if probabilities is None else probabilities[keep],
         )
 
     # ---------------------------------------------------------------- as data
@@ -111,7 +156,11 @@ class Detections:
         return rows if max_detections is None else pad_rows(rows, max_detections)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Entries of a COCO results file; `bbox` is [x, y, width, height] in pixels."""
+        """Entries of a COCO results file.
+
+        `bbox` is [x, y, width, height] in pixels; `segmentation`, where there are masks, is their
+        run lengths as pycocotools writes them, with text for its bytes.
+        """
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         return [
             {
@@ -119,9 +168,15 @@ class Detections:
                 "category_id": self.category_ids[label - 1],
                 "bbox": [round(v, 3) for v in (*box[:2].tolist(), *size.tolist())],
                 "score": score,
+                **mask,
             }
-            for label, score, box, size in zip(
-                self.labels, self.scores.tolist(), self.boxes, sizes, strict=True
+            for label, score, box, size, mask in zip(
+                self.labels,
+                self.scores.tolist(),
+                self.boxes,
+                sizes,
+                self._run_lengths(),
+                strict=True,
             )
         ]
 
@@ -139,7 +194,7 @@ class Detections:
         ]
 
     def to_csv(self) -> str:
-        """CSV: a header and one line per detection, in pixels of the image."""
+        """CSV: a header and one line per detection, in pixels of the image; no masks."""
         text = io.StringIO()
         fields = ("name", "label", "category_id", "score", *_CORNERS)
         writer = csv.DictWriter(text, fields, lineterminator="\n")
@@ -148,9 +203,13 @@ class Detections:
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
-        """The image's size and a list of detections, in pixels of the image; JSON-ready."""
+        """The image's size and a list of detections, in pixels of the image; JSON-ready.
+
+        A mask is the key `segmentation`, as in `to_coco`.
+        """
         size = {"width": self.letterbox.width, "height": self.letterbox.height}
-        return {**size, "detections": self._records()}
+        masks = zip(self._records(), self._run_lengths(), strict=True)
+        return {**size, "detections": [{**record, **mask} for record, mask in masks]}
 
     def to_json(self) -> str:
         """`to_dict` as one line."""
@@ -175,7 +234,7 @@ class Detections:
                 f"but the detections belong to an image of {width}x{height}"
             )
         texts = [f"{name} {score:.2f}" for name, score, _ in self]
-        return draw_boxes(image, self.boxes, self.labels, texts)
+        return draw_boxes(image, self.boxes, self.labels, texts, self._patches())
 
 
 def check_threshold(threshold: float) -> None:
@@ -197,6 +256,7 @@ def from_rows(
     class_names: tuple[str, ...],
     category_ids: tuple[int, ...],
     score_threshold: float | None = None,
+    masks: NDArray[Any] | None = None,
 ) -> Detections:
     """The detections in a model's output for one image.
 
@@ -206,15 +266,32 @@ def from_rows(
         letterbox: mapping from the network input to the image.
         class_names, category_ids: names and ids of the labels 1, 2, ... K.
         score_threshold: drop lower scores.
+        masks: mask probabilities of the rows, [N, h, w]; those of padding have no meaning.
 
     Raises:
         InputError: the rows have another shape, belong to several images, or hold values that no
-            detection can have; or the threshold is no number.
+            detection can have; masks are not one for each row, or not finite; or the threshold is
+            no number.
     """
     array = np.asarray(rows, dtype=np.float32)
     if array.shape[-1:] != (7,) or array.ndim not in (2, 4) or array.shape[:-2] not in ((), (1, 1)):
         raise InputError(f"rows have shape {list(array.shape)}, expected [N, 7] or [1, 1, N, 7]")
-    array = without_padding(array.reshape(-1, 7))  # keeps NaN, which the next test refuses
+    array = array.reshape(-1, 7)
+    kept = not_padding(array)  # keeps NaN, which the next test refuses
+    array, probabilities = array[kept], None
+    if masks is not None:
+        probabilities = np.asarray(masks, dtype=np.float32)
+        if (
+            probabilities.ndim != 3
+            or len(probabilities) != len(kept)
+            or not all(probabilities.shape[1:])
+        ):
+            raise InputError(
+                f"masks have shape {list(probabilities.shape)}, expected [{len(kept)}, h, w]"
+            )
+        probabilities = probabilities[kept]
+        if not np.isfinite(probabilities).all():
+            raise InputError("masks hold NaN or infinite values, expected finite numbers")
     if not np.isfinite(array).all():
         raise InputError("rows hold NaN or infinite values, expected finite numbers")
     if len(images := np.unique(array[:, 0])) > 1:
@@ -232,14 +309,14 @@ def from_rows(
         class_names,
         category_ids,
         letterbox,
+        None if probabilities is None else probabilities[order],
     )
     return detections if score_threshold is None else detections.above(score_threshold)
 
 
-def without_padding(rows: F32) -> F32:
-    """The rows [N, 7] without padding: image_id -1, or a confidence of 0 or less."""
-    kept: F32 = rows[(rows[:, 0] != -1) & ~(rows[:, 2] <= 0)]  # a NaN confidence stays
-    return kept
+def not_padding(rows: F32) -> NDArray[np.bool_]:
+    """Which of the rows [N, 7] are no padding: image_id -1, or a confidence of 0 or less."""
+    return np.asarray((rows[:, 0] != -1) & ~(rows[:, 2] <= 0))  # a NaN confidence stays
 
 
 def pad_rows(rows: F32, count: int) -> F32:

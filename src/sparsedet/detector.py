@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from queue import LifoQueue
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from .model.sparsity import sparsity_report
 
 if TYPE_CHECKING:
     import asyncio
+
+Result = TypeVar("Result")
 
 EMBEDDED = "r50half-c4-sparse-60.safetensors"
 """The model file inside the package."""
@@ -153,9 +156,8 @@ class Detector:
         }
         return detector
 
-    def _run(
-        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
-    ) -> NDArray[np.float32]:
+    def _run(self, run: Callable[[Backend], Result]) -> Result:
+        """What `run` makes of the engine of a free stream."""
         if self._broken:
             raise InputError(
                 f"this process was forked while the backend {self.backend!r} was detecting, and "
@@ -164,9 +166,7 @@ class Detector:
         free = self._free
         engine = free.get()
         try:
-            if content is None:
-                return engine.run(network_input)
-            return engine.run(network_input, content)
+            return run(engine)
         finally:
             free.put(engine)
 
@@ -237,8 +237,15 @@ class Detector:
         content = None
         if config.resize == "shorter":  # other conventions end boxes at the network input
             content = letterbox.resized_height, letterbox.resized_width
-        rows = self._run(network_input, content)
-        return from_rows(rows, letterbox, config.class_names, config.category_ids, score_threshold)
+
+        def run(engine: Backend) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+            if engine.masks:
+                return engine.run_with_masks(network_input, content)
+            return engine.run(network_input, content), None
+
+        rows, masks = self._run(run)
+        names = config.class_names, config.category_ids
+        return from_rows(rows, letterbox, *names, score_threshold, masks)
 
     def stream(
         self, images: Iterable[NDArray[np.uint8]], score_threshold: float | None = None
@@ -305,7 +312,7 @@ class Detector:
         batch = as_blob(blob)
         outputs = []
         for index, network_input in enumerate(batch):
-            rows = self._run(network_input)
+            rows = self._run(methodcaller("run", network_input))
             rows[:, 0] = index
             outputs.append(rows)
         return contract_rows(

@@ -181,6 +181,33 @@ def test_a_pyramid_in_other_runtimes(backend: str, pyramid_model: Path, tmp_path
         same(ours, got)
 
 
+@pytest.mark.parametrize(
+    "backend", ["openvino", "onnxruntime", pytest.param("torch", marks=pytest.mark.slow)]
+)
+def test_masks_by_every_backend(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend)
+    small = small_network("mask-rcnn")
+    model, photo = tmp_path / "masks.safetensors", tmp_path / "photo.png"
+    save_model(model, small.config, small.tensors, {}, dtype="float32")
+    cv2.imwrite(str(photo), edges_image(150, 190))
+    ours = Detector.load(model, threads=1)(read_image(photo))
+    paths = {model}
+    if backend == "onnxruntime":
+        from sparsedet.exporters.onnx import save_onnx
+
+        save_onnx(tmp_path / "masks.onnx", small.config, small.tensors)
+        paths.add(tmp_path / "masks.onnx")
+    for path in paths:
+        (got,), _, _ = elsewhere(tmp_path, (photo,), path=str(path), backend=backend, threads=1)
+        same(ours, got)
+        assert ours.masks is not None and got.masks is not None and ours.masks.any()
+        assert len(ours) == len(got)
+        for label, box, mask in zip(got.labels, got.boxes, got.masks, strict=True):
+            near = abs(ours.boxes - box).max(axis=1) < 0.1
+            there = np.flatnonzero((ours.labels == label) & near)
+            assert min((ours.masks[i] != mask).mean() for i in there) < 1e-3
+
+
 def test_bare_network_inputs(small_model: Path) -> None:
     pytest.importorskip("onnxruntime")
     ours = Detector.load(small_model)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sparsedet.detections import Detections
 from sparsedet.detector import Detector
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import fit_shorter, prepare, resize_bilinear
+from sparsedet.images.masks import paste
 from sparsedet.images.read import read_image
 from sparsedet.importers import load_foreign
 from sparsedet.model.detector_config import DetectorConfig, build_graph
@@ -66,11 +68,36 @@ def test_detections_are_those_of_torchvision(kind: str, tmp_path: Path) -> None:
         most = 1e-3 if "mobilenet" in kind else 1e-4
         assert box < 0.01 and score < most and missing <= 1, (box, score, missing)
 
+        assert_same_masks(ours, theirs)
         network_input, at = prepare(image, imported.config)
         batch = torch.from_numpy(network_input).permute(2, 0, 1)[None]
         rows = network(batch, (at.resized_height, at.resized_width))[0].numpy()
         rows = rows[rows[:, 0] >= 0]
         assert abs(np.sort(rows[:, 2]) - np.sort(ours.scores)).max() < 1e-3
+
+
+def assert_same_masks(ours: Detections, theirs: dict[str, Any]) -> None:
+    """Of each pasted probability before the threshold; where there are none, none here either."""
+    probabilities = ours.mask_probabilities
+    assert (probabilities is not None) == ("masks" in theirs)
+    if probabilities is None:
+        return
+    size = ours.letterbox.height, ours.letterbox.width
+    boxes, masks = theirs["boxes"].numpy(), theirs["masks"].numpy()[:, 0]
+    patches = list(paste(probabilities, ours.unclipped, *size))
+    covered = close = 0
+    for box, mask in zip(boxes, masks, strict=True):
+        found = np.flatnonzero(abs(ours.boxes - box).max(axis=1) < 0.02)
+        differences = [1.0]
+        for patch in (patches[i] for i in found):
+            pasted = np.zeros(size, np.float32)
+            pasted[patch.place] = patch.probabilities
+            differences.append(float(abs(pasted - mask).max()))
+        close += min(differences) < 1e-3
+        covered += int((mask >= 0.5).sum())
+    # A box that ends at a whole pixel up to rounding is one pixel larger or smaller.
+    assert close >= len(boxes) - 1 and covered > 1000, (close, len(boxes), covered)
+    assert ours.masks is not None and abs(int(ours.masks.sum()) - covered) < 0.001 * covered
 
 
 def first_release(name: str) -> str:

@@ -58,6 +58,18 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def masks(self) -> bool:
+        """Whether detections have masks, which `run_with_masks` makes."""
+        ...
+
+    def run_with_masks(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `run`, with masks: the rows, and (N, h, w) float32, 0..1, whose cells divide the
+        row's box evenly."""
+        ...
+
     def fork(self, threads: int) -> Backend:
         """Another backend with the same weights, to run beside this one on `threads` threads."""
         ...

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..exporters.onnx import to_onnx
 from ..model.detector_config import Config, with_fixed_input
 from ..model.file import ModelFile
-from .signature import Port, Signature, plain_rows, refuse_content
+from .signature import Port, Signature, plain_rows, refuse_content, rows_and_masks
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -33,6 +33,17 @@ class OnnxruntimeBackend:
         refuse_content(content)
         outputs = self.session.run(None, self.signature.feed(network_input))
         return plain_rows(outputs[self.signature.rows])
+
+    @property
+    def masks(self) -> bool:
+        return self.signature.masks is not None
+
+    def run_with_masks(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        refuse_content(content)
+        outputs = self.session.run(None, self.signature.feed(network_input))
+        return rows_and_masks(outputs[self.signature.rows], outputs[self.signature.masks])
 
     def fork(self, threads: int) -> OnnxruntimeBackend:
         return OnnxruntimeBackend(self.session, self.signature, self.config, threads)

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..exporters.openvino import to_openvino
 from ..model.detector_config import Config, with_fixed_input
 from ..model.file import ModelFile
-from .signature import Port, Signature, plain_rows, refuse_content
+from .signature import Port, Signature, plain_rows, refuse_content, rows_and_masks
 
 
 def plugin_settings(threads: int, streams: int, precision: str) -> dict[str, Any]:
@@ -57,6 +57,17 @@ class OpenvinoBackend:
         refuse_content(content)
         outputs = self.request.infer(self.signature.feed(network_input))
         return plain_rows(outputs[self.signature.rows])
+
+    @property
+    def masks(self) -> bool:
+        return self.signature.masks is not None
+
+    def run_with_masks(
+        self, network_input: NDArray[Any], content: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        refuse_content(content)
+        outputs = self.request.infer(self.signature.feed(network_input))
+        return rows_and_masks(outputs[self.signature.rows], outputs[self.signature.masks])
 
     def fork(self, threads: int) -> OpenvinoBackend:
         return OpenvinoBackend(self.compiled, self.signature, self.config, threads, self.precision)

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..detections import without_padding
+from ..detections import not_padding
 from ..errors import InputError
 from ..model.config import COCO_NAMES
 from ..model.detector_config import Config, config_from_json, with_form
 from ..model.presets import preset
+
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,14 @@ class Signature:
         info: optional input `image_info`, [1, 3] or [1, 6].
         rows: position of the output [D, 7] or [1, 1, D, 7].
         count: D, -1 where the graph leaves it open.
+        masks: position of the output [D, h, w], if there is one.
     """
 
     image: Port
     info: Port | None
     rows: int
     count: int
+    masks: int | None
 
     @classmethod
     def find(cls, inputs: Sequence[Port], outputs: Sequence[Port]) -> Signature:
@@ -73,7 +77,15 @@ class Signature:
                 f"has outputs {_shapes(outputs)}, expected one of rows of seven, [D, 7] or "
                 "[1, 1, D, 7]"
             )
-        signature = cls(images[0], infos[0] if infos else None, rows[0], outputs[rows[0]].shape[-2])
+        count = outputs[rows[0]].shape[-2]
+        masks = [k for k, p in enumerate(outputs) if len(p.shape) == 3 and p.shape[0] == count]
+        signature = cls(
+            images[0],
+            infos[0] if infos else None,
+            rows[0],
+            count,
+            masks[0] if len(masks) == 1 else None,
+        )
         if min(signature.size) < 1 or images[0].shape[0] not in (1, -1):
             raise InputError(
                 f"has input {_shapes(images)}, expected a fixed size and a batch of one image"
@@ -184,8 +196,21 @@ def plain_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
     Returns:
         (N, 7) float32, best first, without padding.
     """
-    rows = without_padding(np.asarray(rows, dtype=np.float32).reshape(-1, 7))
-    return rows[np.argsort(-rows[:, 2], kind="stable")]
+    return _sorted(rows)[0]
+
+
+def rows_and_masks(rows: NDArray[Any], masks: NDArray[Any]) -> tuple[F32, F32]:
+    """`plain_rows`, and the masks [D, h, w] of the rows: (N, h, w) float32."""
+    plain, order = _sorted(rows)
+    return plain, np.asarray(masks, dtype=np.float32)[order]
+
+
+def _sorted(rows: NDArray[Any]) -> tuple[F32, NDArray[np.intp]]:
+    """`plain_rows`, and which row each was."""
+    rows = np.asarray(rows, dtype=np.float32).reshape(-1, 7)
+    order = np.argsort(-rows[:, 2], kind="stable")
+    order = order[not_padding(rows[order])]
+    return rows[order], order
 
 
 def _shapes(ports: Sequence[Port]) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .._native import NativeEngine, available_isas, choose_isa
 from ..errors import InputError, UsageError
-from ..model.detector_config import Config, build_graph
+from ..model.detector_config import Config, build_graph, makes_masks
 from ..model.graph import Conv, Graph
 from ..model.tensors import StoredTensor
 from .cpus import default_threads
@@ -205,6 +205,11 @@ class Engine:
         """Number of CPU threads."""
         return int(self.native.threads)
 
+    @property
+    def masks(self) -> bool:
+        """Whether the network makes masks."""
+        return makes_masks(self.graph)
+
     def run(self, network_input: NDArray[Any], content: tuple[int, int] | None = None) -> F32:
         """Detect the objects in one network input.
 
@@ -237,7 +242,7 @@ class Engine:
         Raises:
             InputError: the network makes no masks, or as `run`.
         """
-        if self.graph.shapes[self.graph.output].domain != "masks":
+        if not self.masks:
             raise InputError(f"{self.config.name} makes no masks")
         return self._run(
             network_input, content, lambda rows: (rows, np.asarray(self.native.masks()))

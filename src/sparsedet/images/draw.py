@@ -1,14 +1,16 @@
-"""Boxes and labels drawn on an image."""
+"""Masks, boxes and labels drawn on an image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from .masks import Patch
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -26,21 +28,33 @@ _PALETTE = (
 )
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_MASK_SHARE = 0.45
+"""Share of a mask's colour in its pixels; the rest is the image."""
 
 
-def draw_boxes(image: U8, boxes: F32, class_labels: NDArray[Any], texts: Sequence[str]) -> U8:
+def draw_boxes(
+    image: U8,
+    boxes: F32,
+    class_labels: NDArray[Any],
+    texts: Sequence[str],
+    masks: Iterable[Patch] = (),
+) -> U8:
     """An annotated copy of an image.
 
-    Boxes are coloured by class; line width and text size follow the size of the image. Where
-    detections overlap, the better one is on top. Labels avoid each other as far as there is room.
+    Boxes and masks are coloured by class; line width and text size follow the size of the image.
+    Where detections overlap, the better one is on top; boxes are on top of masks. Labels avoid each
+    other as far as there is room.
 
     Args:
         image: (H, W, 3) uint8 BGR.
         boxes: (N, 4) xyxy pixels, best first.
         class_labels: (N,) contiguous labels 1..K; they choose the colours.
         texts: N labels, one beside each box.
+        masks: of the N detections, or none.
     """
     out = np.array(image, order="C")
+    colours = [_colour(label) for label in class_labels]
+    _draw_masks(out, colours, masks)
     height, width = image.shape[:2]
     extent = float(np.sqrt(height * width))
     line = max(1, round(extent / 260))
@@ -51,7 +65,6 @@ def draw_boxes(image: U8, boxes: F32, class_labels: NDArray[Any], texts: Sequenc
         at = label.place(box, taken, height, width, line)
         taken = np.vstack([taken, at])
         labels.append((label, at))
-    colours = [_colour(label) for label in class_labels]
     for colour, box in reversed(list(zip(colours, boxes, strict=True))):
         x0, y0 = np.floor(box[:2]).astype(int).tolist()
         x1, y1 = np.ceil(box[2:]).astype(int).tolist()
@@ -62,6 +75,22 @@ def draw_boxes(image: U8, boxes: F32, class_labels: NDArray[Any], texts: Sequenc
     for colour, (label, at) in reversed(list(zip(colours, labels, strict=True))):
         label.draw(out, at, colour)
     return out
+
+
+def _draw_masks(out: U8, colours: Sequence[tuple[int, int, int]], masks: Iterable[Patch]) -> None:
+    """Blend each pixel with the colour of the best mask around it, and line the masks' edges."""
+    free = np.ones(out.shape[:2], bool)
+    line = max(1, round(float(np.sqrt(free.size)) / 520))
+    for colour, patch in zip(colours, masks, strict=False):
+        at = patch.place
+        inside = patch.inside & free[at]
+        pixels = out[at][inside]
+        out[at][inside] = np.round(pixels + (np.array(colour) - pixels) * _MASK_SHARE)
+        edge = inside.astype(np.uint8)
+        if edge.size:
+            inner = cv2.erode(edge, np.ones((3, 3), np.uint8), iterations=line)
+            out[at][edge > inner] = colour
+        free[at] &= ~inside
 
 
 @dataclass(frozen=True, slots=True)

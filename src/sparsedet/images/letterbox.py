@@ -116,6 +116,28 @@ def fit_shorter(
     return Letterbox(height, width, *size, *padded)
 
 
+def bilinear_positions(
+    length: int, out: int, first: int = 0, last: int | None = None
+) -> tuple[NDArray[np.intp], NDArray[np.intp], F32]:
+    """Where bilinear interpolation without antialiasing reads along one axis.
+
+    Args:
+        length, out: number of pixels before and after.
+        first, last: only the new pixels first, ..., last - 1; default: all.
+
+    Returns:
+        The two pixels that each new one is between, and the share of the second, 0..1.
+
+    Source: torch, `upsample_bilinear2d` with align_corners=False; positions in float32.
+    """
+    scale = float(np.float32(length) / np.float32(out))
+    exact = np.maximum(scale * (np.arange(first, out if last is None else last) + 0.5) - 0.5, 0)
+    at: F32 = exact.astype(np.float32)  # rounded once
+    low = np.minimum(at.astype(np.intp), length - 1)
+    part: F32 = at - low.astype(np.float32)
+    return low, np.minimum(low + 1, length - 1), part
+
+
 def resize_bilinear(image: U8, height: int, width: int) -> F32:
     """The image in another size, by torch's bilinear interpolation without antialiasing.
 
@@ -128,19 +150,10 @@ def resize_bilinear(image: U8, height: int, width: int) -> F32:
     Returns:
         (height, width, 3) float32, not rounded.
 
-    Source: torch, `upsample_bilinear2d` with align_corners=False; positions in float32.
+    Source: as of `bilinear_positions`.
     """
-
-    def axis(length: int, out: int) -> tuple[NDArray[np.intp], NDArray[np.intp], F32]:
-        scale = float(np.float32(length) / np.float32(out))
-        exact = np.maximum(scale * (np.arange(out) + 0.5) - 0.5, 0)
-        at: F32 = exact.astype(np.float32)  # rounded once
-        low = at.astype(np.intp)
-        part: F32 = at - low.astype(np.float32)
-        return low, np.minimum(low + 1, length - 1), part
-
-    left, right, x = axis(image.shape[1], width)
-    top, bottom, y = axis(image.shape[0], height)
+    left, right, x = bilinear_positions(image.shape[1], width)
+    top, bottom, y = bilinear_positions(image.shape[0], height)
     across, down = x[None, :, None], y[:, None, None]
     pixels = image.astype(np.float32)
     rows = pixels[:, left] * (1 - across) + pixels[:, right] * across

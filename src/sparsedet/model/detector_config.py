@@ -84,7 +84,7 @@ class DetectorConfig:
     @property
     def masks(self) -> bool:
         """Whether detections have masks."""
-        return isinstance(self.graph.operations[-1].attributes, MaskOutput)
+        return makes_masks(self.graph)
 
     @property
     def fill(self) -> tuple[float, float, float]:
@@ -139,6 +139,11 @@ class DetectorConfig:
             raise InputError(f"unknown or no configuration key {unknown[0]!r}")
         known = {key: coerce(key, value, hints[key]) for key, value in values.items()}
         return cls(graph=graph, **known)
+
+
+def makes_masks(graph: Graph) -> bool:
+    """Whether a graph ends in masks, not in rows."""
+    return isinstance(graph.operations[-1].attributes, MaskOutput)
 
 
 def rows_of(graph: Graph) -> Operation:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..model.detector_config import rows_of
 from ..model.graph import IMAGE, Graph, Layer, RoiAlign
 from ..model.rewrite import skip_bins
 from .operations import TorchInterpreter, activate
@@ -169,7 +170,7 @@ class GraphModule(nn.Module):
         for i in range(len(network_input)):
             of_image = {name: value[i : i + 1] for name, value in outputs.items()}
             of_image[IMAGE] = network_input[i : i + 1]
-            rows = self.run(of_image, [self.graph.output], content)[0]
+            rows = self.run(of_image, [rows_of(self.graph).name], content)[0]
             rows[:, :, 0] += i * (rows[:, :, 0] >= 0)
             found.append(rows)
         return torch.cat(found)
