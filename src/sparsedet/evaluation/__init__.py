@@ -1,8 +1,9 @@
 """COCO detection scores of any callable image -> Detections.
 
 The figures are those of pycocotools, the reference implementation: IoU with crowd regions as COCO
-defines it, `area` from the file, at most 100 detections for each image and class. This module runs
-the detector and names the figures; beside them is AP as Open Model Zoo counts it. `results`
+defines it, `area` from the file, at most 100 detections for each image and class. Where results and
+ground truth have masks, there are figures of both boxes and masks. This module runs the detector
+and names the figures; beside them is AP as Open Model Zoo counts it. `results`
 validates the input, `analysis` computes curves and confusions.
 
 Glossary: AP is the mean over classes and IoU thresholds 0.50, 0.55, ... 0.95; s, m, l are
@@ -13,8 +14,6 @@ image pixels), score. A figure is -1 where there was nothing to measure.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,12 +24,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..files import read_json
 from ..images.check import BadImages
 from .average_precision import Matches, average_precision, class_matches
 from .coco import UNUSABLE, CocoDataset, load_coco
 from .coco_fields import Id
+from .cocoeval import counted, match, measured_mean, require_pycocotools
 from .images import chosen, read_images
 from .omz_metric import omz_matches
 from .results import ValidatedResults, validate_results
@@ -78,6 +77,8 @@ class CocoScores:
         images: number of images.
         detections: number of results that count.
         warnings: input that was left out, one line each.
+        mask_stats: the figures of `STAT_NAMES` for masks (pycocotools' "segm"); None where results
+            or annotations have none. A class then has "mask_AP" and "mask_AP50", too.
     """
 
     stats: dict[str, float]
@@ -86,6 +87,7 @@ class CocoScores:
     images: int
     detections: int
     warnings: tuple[str, ...] = ()
+    mask_stats: dict[str, float] | None = None
 
     def both(self) -> dict[str, float]:
         """The two definitions of average precision, by their full names."""
@@ -95,15 +97,19 @@ class CocoScores:
         """The figures as text, without the classes that have no ground truth."""
         lines = [f"{self.images} images, {self.detections} detections", ""]
         lines += [f"{label:<37}{_figure(value)}" for label, value in self.both().items()]
-        lines += ["", *(f"{name:<6}{_figure(value)}" for name, value in self.stats.items())]
+        kinds = [self.stats] if self.mask_stats is None else [self.stats, self.mask_stats]
+        masks = len(kinds) > 1
+        lines += ["", f"{'':<6}{'boxes':>7}{'masks':>7}"] if masks else [""]
+        for name in self.stats:
+            lines.append(f"{name:<6}" + "".join(_figure(figures[name]) for figures in kinds))
+        keys = ["AP", "AP50", *(["mask_AP", "mask_AP50"] if masks else [])]
+        titles = "".join(f"{key.replace('_', ' '):>{max(7, len(key) + 1)}}" for key in keys)
         width = max(map(len, self.per_class))
-        lines += ["", f"{'class':<{width}}{'AP':>7}{'AP50':>7}{'images':>8}{'boxes':>8}"]
+        lines += ["", f"{'class':<{width}}{titles}{'images':>8}{'boxes':>8}"]
         for name, row in self.per_class.items():
             if row["boxes"]:
-                lines.append(
-                    f"{name:<{width}}{_figure(row['AP'])}{_figure(row['AP50'])}"
-                    f"{row['images']:>8}{row['boxes']:>8}"
-                )
+                figures = "".join(f"{_figure(row[key]):>{max(7, len(key) + 1)}}" for key in keys)
+                lines.append(f"{name:<{width}}{figures}{row['images']:>8}{row['boxes']:>8}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def score_results(
             lacks a key, names an unknown image or has other values than finite numbers (the
             message names the entry).
     """
-    _pycocotools()
+    require_pycocotools()
     dataset = load_coco(ground_truth, Path(ground_truth).parent, class_names)
     where = "results"
     if isinstance(results, str | os.PathLike):
@@ -172,7 +178,7 @@ def evaluate(
     Raises:
         InputError: as `score_results`; or an image is bad and `bad_images` is "stop".
     """
-    _pycocotools()
+    require_pycocotools()
     dataset = dataset.first(limit)
     collected = Results(dataset)
     warnings = []
@@ -226,20 +232,6 @@ class Results:
         ]
 
 
-def _pycocotools() -> tuple[Any, Any]:
-    """Its classes COCO and COCOeval; called before inference, which may take hours.
-
-    Raises:
-        InputError: pycocotools is not installed.
-    """
-    try:
-        from pycocotools.coco import COCO  # type: ignore[import-untyped,unused-ignore]
-        from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped,unused-ignore]
-    except ImportError:
-        raise InputError("evaluation needs: pip install sparsedet[eval]") from None
-    return COCO, COCOeval
-
-
 def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches:
     """The matches of pycocotools, before it counts them: for curves and resampling.
 
@@ -251,7 +243,7 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
         InputError: as `score_results`.
     """
     validated = validate_results(dataset, results)
-    run = _match(validated, ("all",))
+    run = match(validated, ("all",))
     images = len(validated.image_ids)
     classes = []
     for k, category in enumerate(validated.names):
@@ -272,44 +264,6 @@ def coco_matches(dataset: CocoDataset, results: list[dict[str, Any]]) -> Matches
     return Matches(run.params.iouThrs, validated.image_ids, tuple(classes))
 
 
-def _match(
-    validated: ValidatedResults, areas: tuple[str, ...] = ("all", "small", "medium", "large")
-) -> Any:
-    """A COCOeval of pycocotools after its matching.
-
-    Images and categories get numbers in the order of `validated`, because ids may be text.
-    """
-    coco, evaluator = _pycocotools()
-    image_of = {id_: number for number, id_ in enumerate(validated.image_ids)}
-    category_of = {id_: number for number, id_ in enumerate(validated.names)}
-    both = []
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on stdout
-        for boxes in (validated.ground_truth, validated.results):
-            entries = coco()
-            # Ids from 1: pycocotools takes a match with annotation 0 for no match, and keeps only
-            # the last of annotations that share an id.
-            entries.dataset = {
-                "images": [{"id": number} for number in image_of.values()],
-                "categories": [{"id": number} for number in category_of.values()],
-                "annotations": [
-                    {
-                        **box,
-                        "id": number,
-                        "image_id": image_of[box["image_id"]],
-                        "category_id": category_of[box["category_id"]],
-                    }
-                    for number, box in enumerate(boxes, start=1)
-                ],
-            }
-            entries.createIndex()
-            both.append(entries)
-        run = evaluator(*both, "bbox")
-        run.params.areaRng = run.params.areaRng[: len(areas)]  # "all" comes first
-        run.params.areaRngLbl = list(areas)
-        run.evaluate()
-    return run
-
-
 def score(
     dataset: CocoDataset,
     results: Any,
@@ -324,10 +278,8 @@ def score(
             that of the results.
     """
     validated = validate_results(dataset, results, where)
-    run = _match(validated)
-    with contextlib.redirect_stdout(io.StringIO()):
-        run.accumulate()
-        run.summarize()
+    run = counted(match(validated))
+    masks, warnings = _mask_figures(dataset, results, where, validated)
     omz = average_precision(omz_matches(validated, unclipped))[0].mean(axis=0)  # [K]
 
     # precision: [10 IoU thresholds, 101 recalls, classes, all/s/m/l, 1/10/100 detections]
@@ -338,11 +290,12 @@ def score(
     images_of = Counter(id_ for _, id_ in {(box["image_id"], box["category_id"]) for box in plain})
     per_class = {
         name: {
-            "AP": _mean(precision[:, :, column[id_]]) if id_ in column else -1.0,
-            "AP50": _mean(precision[0, :, column[id_]]) if id_ in column else -1.0,
+            "AP": measured_mean(precision[:, :, column[id_]]) if id_ in column else -1.0,
+            "AP50": measured_mean(precision[0, :, column[id_]]) if id_ in column else -1.0,
             "coco_precision": float(omz[column[id_]]) if boxes_of[id_] else -1.0,
             "images": images_of[id_],
             "boxes": boxes_of[id_],
+            **_class_figures(masks, column.get(id_)),
         }
         for name, id_ in zip(dataset.class_names, dataset.category_ids, strict=True)
     }
@@ -354,14 +307,35 @@ def score(
         per_class,
         len(validated.image_ids),
         len(validated.results),
-        (*dataset.warnings(UNUSABLE), *validated.warnings),
+        (*dataset.warnings(UNUSABLE), *validated.warnings, *warnings),
+        None if masks is None else dict(zip(STAT_NAMES, map(float, masks.stats), strict=True)),
     )
 
 
-def _mean(precision: NDArray[np.float64]) -> float:
-    """Mean of the measured entries, -1 if there is none."""
-    measured = precision[precision > -1]
-    return float(measured.mean()) if measured.size else -1.0
+def _mask_figures(
+    dataset: CocoDataset, results: Any, where: str, validated: ValidatedResults
+) -> tuple[Any, list[str]]:
+    """A COCOeval of masks with its figures, None where there is no mask; and warnings."""
+    with_mask = sum(result["segmentation"] is not None for result in validated.results)
+    if not with_mask:
+        return None, []
+    if without := len(validated.results) - with_mask:
+        return None, [f"{where}: {without} have no segmentation: masks are not scored"]
+    if not any(entry["segmentation"] for entry in validated.ground_truth):
+        return None, [f"{dataset.path}: annotations have no masks: masks are not scored"]
+    masks = validate_results(dataset, results, where, masks=True)
+    new = [line for line in masks.warnings if line not in validated.warnings]
+    return counted(match(masks, kind="segm")), new
+
+
+def _class_figures(masks: Any, column: int | None) -> dict[str, float]:
+    """A class's figures of masks; none where masks are not scored."""
+    if masks is None:
+        return {}
+    if column is None:
+        return {"mask_AP": -1.0, "mask_AP50": -1.0}
+    precision = masks.eval["precision"][:, :, column, 0, 2]
+    return {"mask_AP": measured_mean(precision), "mask_AP50": measured_mean(precision[0])}
 
 
 def _figure(value: float) -> str:

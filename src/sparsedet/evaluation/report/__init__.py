@@ -104,6 +104,9 @@ def _figures(scores: CocoScores, analysis: Analysis) -> str:
         entry = analysis.intervals.get(name)
         return f"95 % interval {entry.low:.3f} to {entry.high:.3f}" if entry else "not measured"
 
+    def of_masks(name: str) -> str:
+        return "" if scores.mask_stats is None else f"<td>{_figure(scores.mask_stats[name])}</td>"
+
     best_note, f1 = "no object was found", -1.0
     if best := analysis.best_score():
         best_note = f"scores from {best[0]:.2f}: precision {best[1]:.2f}, recall {best[2]:.2f}"
@@ -117,9 +120,12 @@ def _figures(scores: CocoScores, analysis: Analysis) -> str:
         tile("Best F1", f1, best_note),
     ]
     rows = "".join(
-        f"<tr><th>{name}</th><td>{_figure(value)}</td><td>{_MEANING[name]}</td></tr>"
+        f"<tr><th>{name}</th><td>{_figure(value)}</td>{of_masks(name)}<td>{_MEANING[name]}</td>"
+        "</tr>"
         for name, value in scores.stats.items()
     )
+    if scores.mask_stats is not None:
+        rows = f"<tr><th></th><th>boxes</th><th>masks</th><th></th></tr>{rows}"
     true_positives, false_negatives, false_positives = analysis.counts()
     return (
         f'<section><div class="tiles">{"".join(tiles)}</div>'
