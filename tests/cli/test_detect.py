@@ -21,6 +21,7 @@ from helpers.small import SMALL, encoded, picture
 
 import sparsedet
 from sparsedet.images.read import read_image
+from sparsedet.images.run_lengths import decode_mask
 
 # ---------------------------------------------------------------------------- what it writes
 
@@ -137,6 +138,20 @@ def test_json_and_csv_say_the_same(detect: Run, photo: Path) -> None:
     flat = [{"photo": r["photo"], **d} for r in records for d in r["detections"]]
     assert rows == [{key: str(value) for key, value in row.items()} for row in flat]
     assert len(rows) >= 6 and {row["name"] for row in rows} <= set(SMALL.class_names)
+
+
+def test_masks_are_printed_and_drawn(run: Run, photo: Path, mask_model: Path) -> None:
+    flags = ("--model", mask_model, "--threads", 1, "--score-threshold", 0.1)
+    (record,) = map(json.loads, run("detect", photo, *flags, "--format", "json").out.splitlines())
+    sizes = [d["segmentation"]["size"] for d in record["detections"]]
+    assert len(sizes) >= 5 and all(size == [record["height"], record["width"]] for size in sizes)
+    masks = [decode_mask(d["segmentation"]) for d in record["detections"]]
+    drawn = read_image(photo.with_name(f"{photo.stem}_detected.png"))
+    changed = (drawn != read_image(photo)).any(axis=2)
+    covered = np.any(masks, axis=0)
+    assert covered.sum() > 100 and changed[covered].mean() > 0.95
+    csv_lines = run("detect", photo, *flags, "--no-save", "--format", "csv").out.splitlines()
+    assert len(csv_lines) == len(sizes) + 1 and "counts" not in csv_lines[0]
 
 
 def test_score_threshold(detect: Run, photo: Path) -> None:

@@ -13,6 +13,8 @@ from helpers.coco_files import coco
 from helpers.commands import Outcome, Run, refused, tree
 from helpers.small import SMALL
 
+from sparsedet.errors import InputError
+from sparsedet.evaluation import score_results
 from sparsedet.model.file import load_model, save_model
 
 
@@ -48,6 +50,39 @@ def test_eval(evaluate: Run, tmp_path: Path) -> None:
     assert len(results) == scores["detections"] > 10
     assert {r["image_id"] for r in results} == {1, 2}
     assert {r["category_id"] for r in results} <= set(SMALL.category_ids)
+
+
+def test_eval_of_masks(run: Run, tmp_path: Path, mask_model: Path) -> None:
+    pytest.importorskip("pycocotools")
+    annotations, images = coco(tmp_path)
+    document = json.loads(annotations.read_text())
+    document["categories"] = [{"id": 3, "name": "class 1"}]
+    for entry in document["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["category_id"] = 3
+        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    annotations.write_text(json.dumps(document))
+    out = tmp_path / "s.json", tmp_path / "r.json"
+    files = (
+        "--annotations",
+        annotations,
+        "--images",
+        images,
+        "--json",
+        out[0],
+        "--results",
+        out[1],
+    )
+    outcome = run("eval", "--model", mask_model, "--threads", 1, *files)
+    assert outcome.code == 0, outcome.err
+    assert "  boxes  masks\n" in outcome.out and "mask AP" in outcome.out
+    results = json.loads(out[1].read_text())
+    assert len(results) > 3 and all(r["segmentation"]["size"] == [90, 120] for r in results)
+    scores = json.loads(out[0].read_text())
+    assert score_results(annotations, results).mask_stats == scores["mask_stats"]
+    results[1]["segmentation"]["counts"] = "~"
+    with pytest.raises(InputError, match=r"results: entry 1: segmentation's counts"):
+        score_results(annotations, results)
 
 
 def test_single_bad_annotations_are_counted_warnings(evaluate: Run, tmp_path: Path) -> None:

@@ -84,12 +84,14 @@ def _draw_masks(out: U8, colours: Sequence[tuple[int, int, int]], masks: Iterabl
     for colour, patch in zip(colours, masks, strict=False):
         at = patch.place
         inside = patch.inside & free[at]
-        pixels = out[at][inside]
-        out[at][inside] = np.round(pixels + (np.array(colour) - pixels) * _MASK_SHARE)
+        if not inside.any():
+            continue
+        part = out[at]
+        tint = np.full_like(part, colour)
+        part[inside] = cv2.addWeighted(part, 1 - _MASK_SHARE, tint, _MASK_SHARE, 0)[inside]
         edge = inside.astype(np.uint8)
-        if edge.size:
-            inner = cv2.erode(edge, np.ones((3, 3), np.uint8), iterations=line)
-            out[at][edge > inner] = colour
+        inner = cv2.erode(edge, np.ones((3, 3), np.uint8), iterations=line)
+        part[edge > inner] = colour
         free[at] &= ~inside
 
 

@@ -32,8 +32,10 @@ def encode_mask(
     columns = np.zeros((inside.shape[1], inside.shape[0] + 2), np.int8)
     columns[:, 1:-1] = inside.T
     steps = np.diff(columns, axis=1)
-    at = (np.arange(len(columns)) + left)[:, None] * height + np.arange(steps.shape[1]) + top
-    starts, ends = at[steps == 1], at[steps == -1]
+    starts, ends = (
+        (column + left) * height + row + top
+        for column, row in (np.nonzero(steps == 1), np.nonzero(steps == -1))
+    )
     apart = starts[1:] != ends[:-1]  # a run may go on in the next column
     first, last = np.ones((2, len(starts)), bool)
     first[1:], last[:-1] = apart, apart
