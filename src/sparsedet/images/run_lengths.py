@@ -32,10 +32,10 @@ def encode_mask(
     columns = np.zeros((inside.shape[1], inside.shape[0] + 2), np.int8)
     columns[:, 1:-1] = inside.T
     steps = np.diff(columns, axis=1)
-    starts, ends = (
-        (column + left) * height + row + top
-        for column, row in (np.nonzero(steps == 1), np.nonzero(steps == -1))
-    )
+    starts, ends = (np.flatnonzero(steps == step) for step in (1, -1))
+    for at in starts, ends:  # in `steps`, and then in the image
+        column, row = np.divmod(at, steps.shape[1])
+        at[:] = (column + left) * height + row + top
     apart = starts[1:] != ends[:-1]  # a run may go on in the next column
     first, last = np.ones((2, len(starts)), bool)
     first[1:], last[:-1] = apart, apart
