@@ -25,12 +25,6 @@ pytest.importorskip("rich")
 
 from helpers.tiny_fpn import tiny_fpn  # noqa: E402
 from helpers.tiny_training import FAST, NAMES, TINY, make_data  # noqa: E402
-from importers.test_torchvision_detectors import (  # noqa: E402
-    SIZE,
-    as_input,
-    confident,
-    state_file,
-)
 
 from sparsedet import Detector, InputError, load_model, read_image  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
@@ -48,6 +42,7 @@ from sparsedet.model.one_stage import OneStage, build_one_stage  # noqa: E402
 from sparsedet.model.presets import FPN_PRESETS, PRESETS, detector_preset  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.pruning.allocation import Allocation  # noqa: E402
+from sparsedet.testing.torchvision import as_input, confident, save_state  # noqa: E402
 from sparsedet.torch_model import FasterRCNN, GraphModule, TwoStageDetector  # noqa: E402
 from sparsedet.training.data import load_micro_batch  # noqa: E402
 from sparsedet.training.distill import LOSSES, Teacher  # noqa: E402
@@ -71,6 +66,8 @@ ALL = replace(
     roi_beta=1 / 9,
 )
 """All anchors and RoIs are drawn: no random number matters."""
+
+SIZE = {"min_size": 192, "max_size": 300}
 
 
 # ------------------------------------------------------------------------ the losses
@@ -119,8 +116,8 @@ def theirs(model: Any, dataset: CocoDataset, indices: list[int]) -> tuple[dict[s
 def test_losses_equal_torchvision(kind: str, photographs: CocoDataset, tmp_path: Path) -> None:
     """From the image files on, so that resizing and padding are torchvision's, too."""
     first = read_image(photographs.image_path(photographs.images[0]))
-    model = confident(kind, first, num_classes=4)
-    imported = load_foreign(state_file(model, tmp_path / "state.pth"), torchvision=SIZE)
+    model = confident(kind, first, num_classes=4, **SIZE)
+    imported = load_foreign(save_state(model, tmp_path / "state.pth"), torchvision=SIZE)
     ours = build_model(imported.config, imported.tensors)
     for indices in ([0], [1], [0, 1, 2]):
         expected, drawn = theirs(model, photographs, indices)

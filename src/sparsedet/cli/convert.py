@@ -67,6 +67,13 @@ def register(command: Command) -> None:
         help="torchvision: longest side of the resized image (default: 1333)",
     )
     source.add_argument(
+        "--proposals",
+        type=int,
+        metavar="N",
+        help="torchvision: proposals before and after non-maximum suppression (default: 1000; "
+        "fasterrcnn_mobilenet_v3_large_320_fpn has 150)",
+    )
+    source.add_argument(
         "--probe",
         type=Path,
         metavar="IMAGE",
@@ -96,7 +103,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     base = preset(arguments.preset) if arguments.preset else None
     stated = {
         key: value
-        for key in ("eps", "min_size", "max_size")
+        for key in ("eps", "min_size", "max_size", "proposals")
         if (value := getattr(arguments, key)) is not None
     }
     return convert_file(
