@@ -20,7 +20,7 @@ from ..model.detector_config import Config, build_graph, makes_masks
 from ..model.graph import Conv, Graph
 from ..model.tensors import StoredTensor
 from .cpus import default_threads
-from .lower import lowered, operations
+from .lower import check_int8, lowered, operations
 from .precision import PRECISIONS, Precision, choose_precision
 from .process import remake_after_fork
 
@@ -116,6 +116,8 @@ class Engine:
         self.precision = choose_precision(precision, isa)
         self._prepare()
         self.graph = graph or lowered(build_graph(config), hoisted=hoist)
+        if self.precision == "int8":
+            check_int8(self.graph)
         size = self.graph.image.size
         self.native = _start(threads, lambda: NativeEngine(isa, threads, pin, self.precision, size))
         algorithms, clipping_thresholds = dict(algorithms or {}), clipping_thresholds or {}

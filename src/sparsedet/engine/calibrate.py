@@ -22,12 +22,13 @@ from ..errors import InputError
 from ..files import check_output
 from ..images.check import BadImages, read_images
 from ..images.letterbox import prepare
-from ..model.detector_config import Config
+from ..model.detector_config import Config, build_graph
 from ..model.file import int8_layers, load_model, save_model
 from ..model.graph import Conv
 from ..sources.folder import sample_images
 from . import Engine
 from .interpreter import NativeInterpreter
+from .lower import check_int8
 
 ROIS = 64
 """RoIs of each image, evenly spread from its best proposal to its last."""
@@ -69,8 +70,9 @@ def quantize_file(
     """
     check_output(output, flag="")
     file = load_model(model)
-    paths = sample_images(images, calibration_images, exact=False)
     config = file.config
+    check_int8(build_graph(config))  # before the work
+    paths = sample_images(images, calibration_images, exact=False)
     used = 0
 
     def network_inputs() -> Iterator[NDArray[np.uint8]]:

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.graph import Conv, Graph, GroupNorm, MaxPool, Normalise, Operation, RoiAlign, typed
+from ..errors import InputError
+from ..model.graph import (
+    IMAGE,
+    Activate,
+    Conv,
+    Graph,
+    GroupNorm,
+    MaxPool,
+    Normalise,
+    Operation,
+    RoiAlign,
+    typed,
+)
 from ..model.rewrite import hoist, is_predictor, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
 
@@ -27,6 +39,31 @@ def lowered(graph: Graph, *, hoisted: bool = True, merged: bool = True) -> Graph
     if merged:
         graph = merge_predictors(graph)
     return hoist(graph) if hoisted else graph
+
+
+def check_int8(graph: Graph) -> None:
+    """Refuse a graph that int8 cannot run: bytes are activations that are not negative.
+
+    Raises:
+        InputError: a convolution reads values that may be negative.
+    """
+    negative = {IMAGE: False}
+    for operation in graph.operations:
+        attributes = operation.attributes
+        activation = getattr(attributes, "activation", "none")
+        if isinstance(attributes, Normalise | Conv | GroupNorm | Activate):
+            negative[operation.name] = activation not in ("relu", "hardsigmoid")
+        else:
+            maps = [i for i in operation.inputs if graph.shapes[i].domain not in ("boxes", "rows")]
+            read = any(negative[name] for name in maps)
+            negative[operation.name] = read and activation != "relu"
+        source = operation.inputs[0]
+        first = isinstance(attributes, Conv) and source in graph.by_name
+        if first and graph.by_name[source].kind != Normalise.kind and negative[source]:
+            raise InputError(
+                f"precision 'int8' cannot run this network: {operation.name} reads values that "
+                "may be negative"
+            )
 
 
 def operations(
@@ -141,7 +178,8 @@ def _fields(
         # The RoIAlign after a hoisted layer makes int8 of its float32 output.
         exact = is_predictor(graph, operation.name) or (precision == "int8" and not attributes.bias)
         fields["type"] = "f32" if exact else precision
-        fields["clipping_threshold"] = clipping_thresholds.get(attributes.layers[0], 0.0)
+        threshold = clipping_thresholds.get(attributes.layers[0], 0.0)
+        fields["clipping_threshold"] = threshold if precision == "int8" else 0.0
     elif isinstance(attributes, GroupNorm):
         del fields["layer"]
     elif isinstance(attributes, RoiAlign):
