@@ -155,16 +155,23 @@ def test_old_spellings_work_and_warn_once(
     assert lines[0].endswith(f"is now {new}")
 
 
+def facts(outcome: Outcome) -> str:
+    """What info prints before its forecast, which follows the CPU's load."""
+    before, _, forecast = outcome.out.partition("forecast of one detection")
+    assert forecast
+    return before
+
+
 def test_a_presets_name_as_a_model_works_and_warns(run: Callable[..., Outcome]) -> None:
     old, new = run("info", "--model", "r101-c4"), run("info", "--preset", "r101-c4")
-    assert old.code == new.code == 0 and old.out == new.out
+    assert old.code == new.code == 0 and facts(old) == facts(new)
     assert old.err == "sparsedet: warning: --model r101-c4 is now --preset r101-c4\n"
 
 
 def test_info_takes_a_model_file_by_flag_as_well(
     run: Callable[..., Outcome], small_model: Path
 ) -> None:
-    assert run("info", "--model", small_model).out == run("info", small_model).out
+    assert facts(run("info", "--model", small_model)) == facts(run("info", small_model))
 
 
 class Terminal(io.StringIO):

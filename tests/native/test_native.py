@@ -107,7 +107,10 @@ def test_kernels(tmp_path: Path) -> None:
     parts = (
         *(
             f"algorithms/{part}.cpp"
-            for part in ("cut", "depthwise", "direct", "pack", "unpack", "weights")
+            for part in (
+                *("cut", "depthwise", "direct", "direct_algorithms", "list", "pack", "unpack"),
+                *("weights", "winograd"),
+            )
         ),
         "kernels/dispatch.cpp",
         "ops/normalise.cpp",

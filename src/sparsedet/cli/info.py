@@ -24,7 +24,6 @@ def register(command: Command) -> None:
         "Show layers, parameters, sparsity and cost of a model.",
         usage="[MODEL] [OPTIONS]",
         examples=(
-            "sparsedet info mine.safetensors",
             "sparsedet info fasterrcnn_resnet50_fpn.pth",
             "sparsedet info mine.safetensors --autotune mine.tuning.json",
         ),
