@@ -48,10 +48,6 @@ std::vector<int> best(const std::vector<float>& logits, size_t count) {
   return order;
 }
 
-float score(float logit) {
-  return 1 / (1 + std::exp(-logit));
-}
-
 // The boxes of one level that survive NMS, best first.
 std::vector<Candidate> find_level(const ProposalsAttributes& attributes, const AnchorLevel& level,
                                   const FeatureMap& objectness, const FeatureMap& deltas,
@@ -76,7 +72,7 @@ std::vector<Candidate> find_level(const ProposalsAttributes& attributes, const A
         decode(delta, anchor, attributes.box_weights, attributes.delta_clamp, bottom, right);
     if (attributes.remove_empty && !(box[2] > box[0] && box[3] > box[1])) continue;
     if (attributes.min_size > 0 && !at_least(box, attributes.min_size)) continue;
-    if (attributes.score_threshold > 0 && !(score(logits[index]) >= attributes.score_threshold))
+    if (attributes.score_threshold > 0 && !(sigmoid(logits[index]) >= attributes.score_threshold))
       break;  // the next ones have no higher score
     if (suppressor.keep(box)) kept.push_back({box, logits[index]});
   }

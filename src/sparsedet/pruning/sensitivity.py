@@ -33,6 +33,7 @@ from ..model.graph import (
 )
 from ..model.interpreter import walk
 from ..torch_model import GraphModule, flat_outputs
+from ..torch_model.anchors import cells
 from .calibration import rows_of_regions, some_proposals
 
 ANCHORS = 256
@@ -187,7 +188,7 @@ def _one_stage(image: _Image) -> Tensor:
     def flat(kind: int, values: int) -> Tensor:
         """The maps of a kind, [cells * anchors, values]."""
         of_kind = maps[kind * levels : (kind + 1) * levels]
-        return torch.cat([m[0].permute(1, 2, 0).reshape(-1, values) for m in of_kind])
+        return torch.cat([cells(m, values)[0] for m in of_kind])
 
     logits, deltas = flat(0, attributes.num_classes), flat(1, 4)
     best = logits.detach().amax(dim=1).topk(min(ANCHORS, len(logits))).indices

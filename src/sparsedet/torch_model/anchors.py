@@ -9,11 +9,14 @@ from ..model import boxes as np_boxes
 from ..model.graph import Proposals, RetinaNetOutput
 
 
+def cells(maps: Tensor, values: int) -> Tensor:
+    """Maps [B, A * values, H, W] -> [B, H*W*A, values]."""
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values).float()
+
+
 def flat_outputs(objectness: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
     """Maps [B, A, H, W] and [B, 4 A, H, W] -> logits [B, H*W*A] and deltas [B, H*W*A, 4]."""
-    batch = len(objectness)
-    logits = objectness.permute(0, 2, 3, 1).reshape(batch, -1)
-    return logits.float(), deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4).float()
+    return cells(objectness, 1)[..., 0], cells(deltas, 4)
 
 
 def level_anchors(

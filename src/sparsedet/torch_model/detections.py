@@ -9,7 +9,7 @@ import torchvision.ops as ops
 from torch import Tensor
 
 from ..model.graph import Detecting, DetectionOutput, FcosOutput, RetinaNetOutput
-from .anchors import level_anchors
+from .anchors import cells, level_anchors
 from .boxes import clip, decode
 
 Found = tuple[Tensor, Tensor, Tensor]
@@ -86,12 +86,6 @@ def detect(
     return suppress(attributes, decoded, scores, label)
 
 
-def _cells(maps: Tensor, values: int) -> Tensor:
-    """Maps [B, A * values, H, W] -> [B, H * W * A, values]."""
-    out = maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values)
-    return out.float()
-
-
 def _best(scores: Tensor, attributes: RetinaNetOutput | FcosOutput) -> Iterator[tuple[Tensor, ...]]:
     """Of each image's scores [N, K]: those of the best candidates, their rows and their labels."""
     for of_image in scores:
@@ -131,9 +125,9 @@ def retinanet_detections(
     levels = []
     for i, (logits, deltas) in enumerate(zip(maps[:count], maps[count:], strict=True)):
         anchors = level_anchors(attributes, i, logits, image)
-        of_boxes = _cells(deltas, 4)
+        of_boxes = cells(deltas, 4)
         found = []
-        best = _best(_cells(logits, attributes.num_classes).sigmoid(), attributes)
+        best = _best(cells(logits, attributes.num_classes).sigmoid(), attributes)
         for of_image, (scores, rows, labels) in zip(of_boxes, best, strict=True):
             boxes = decode(
                 of_image[rows], anchors[rows], attributes.box_weights, attributes.delta_clamp
@@ -162,8 +156,8 @@ def fcos_detections(
         y, x = torch.meshgrid(ys * down, xs * right, indexing="ij")
         points = torch.stack([x, y, x, y], dim=-1).reshape(-1, 4).float()
         sides = points.new_tensor([-1, -1, 1, 1]) * attributes.sizes[i]
-        of_boxes = _cells(distances, 4)
-        scores = _cells(logits, attributes.num_classes).sigmoid() * _cells(centerness, 1).sigmoid()
+        of_boxes = cells(distances, 4)
+        scores = cells(logits, attributes.num_classes).sigmoid() * cells(centerness, 1).sigmoid()
         found = []
         best = _best(scores.sqrt(), attributes)
         for of_image, (of_best, rows, labels) in zip(of_boxes, best, strict=True):
