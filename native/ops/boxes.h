@@ -85,30 +85,46 @@ class Suppressor {
     b[2] += extra_;
     b[3] += extra_;
     const float area = (b[2] - b[0]) * (b[3] - b[1]);
-    // By blocks without a branch, which compilers turn into vector instructions.
-    constexpr size_t block = 16;
-    for (size_t first = 0; first < area_.size(); first += block) {
-      const size_t last = std::min(first + block, area_.size());
-      bool overlaps = false;
-      for (size_t i = first; i < last; i++) {
-        const float w = std::min(b[2], x1_[i]) - std::max(b[0], x0_[i]);
-        const float h = std::min(b[3], y1_[i]) - std::max(b[1], y0_[i]);
+    // By whole blocks without a branch, and an int for the result: compilers turn this into vector
+    // instructions.
+    for (const Block& k : blocks_) {
+      int overlaps = 0;
+      for (size_t i = 0; i < kBlock; i++) {
+        const float w = std::min(b[2], k.x1[i]) - std::max(b[0], k.x0[i]);
+        const float h = std::min(b[3], k.y1[i]) - std::max(b[1], k.y0[i]);
         const float overlap = std::max(w, 0.0f) * std::max(h, 0.0f);
-        overlaps |= overlap / (area + area_[i] - overlap) > threshold_;
+        overlaps |= overlap / (area + k.area[i] - overlap) > threshold_;
       }
       if (overlaps) return false;
     }
-    x0_.push_back(b[0]);
-    y0_.push_back(b[1]);
-    x1_.push_back(b[2]);
-    y1_.push_back(b[3]);
-    area_.push_back(area);
+    const size_t i = kept_++ % kBlock;
+    if (i == 0) blocks_.emplace_back();
+    Block& to = blocks_.back();
+    to.x0[i] = b[0];
+    to.y0[i] = b[1];
+    to.x1[i] = b[2];
+    to.y1[i] = b[3];
+    to.area[i] = area;
     return true;
   }
 
  private:
+  static constexpr size_t kBlock = 16;
+  // Boxes that are kept; those that are not there yet overlap none.
+  struct Block {
+    float x0[kBlock], y0[kBlock], x1[kBlock], y1[kBlock], area[kBlock] = {};
+    Block() {
+      std::fill_n(x0, kBlock, 0.0f);
+      std::fill_n(y0, kBlock, 0.0f);
+      std::fill_n(x1, kBlock, -INFINITY);
+      std::fill_n(y1, kBlock, -INFINITY);
+    }
+  };
+
+ private:
   const float threshold_, extra_;
-  std::vector<float> x0_, y0_, x1_, y1_, area_;
+  size_t kept_ = 0;
+  std::vector<Block> blocks_;
 };
 
 }  // namespace sparsedet
