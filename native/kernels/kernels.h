@@ -96,14 +96,17 @@ struct PackArgs {
   float* panel;                   // where the first channel goes; aligned
 };
 
-// A depthwise convolution: one output row of one element, each of whose channels reads the same
-// channel of the input.
+// A depthwise convolution: some output rows of one element, each of whose channels reads the same
+// channel of the input. A sum takes its taps column by column of the filter, from top to bottom.
 struct DepthwiseArgs {
-  const float* source;   // first tap of output pixel 0; any alignment
+  const float* source;   // first tap of output pixel 0 of the first row; any alignment
   ptrdiff_t row_stride;  // floats from one row of taps to the next
   ptrdiff_t tap_stride;  // floats from one tap of a row to the next
   int kernel_height, kernel_width;
-  int stride;             // 1 or 2
+  int stride;                             // 1 or 2
+  int rows;                               // output rows
+  ptrdiff_t source_stride;                // floats between the first taps of two output rows
+  ptrdiff_t out_stride, residual_stride;  // floats between two rows
   const float* weights;   // [channels of the element][kernel_height][kernel_width] float32
   const float* bias;      // [channels of the element]
   const float* residual;  // added before the activation, or null; may be `out`
@@ -112,10 +115,11 @@ struct DepthwiseArgs {
   Activation activation;
 };
 
-// Sums of one row of one element.
+// Sums over some rows of one element.
 struct SumsArgs {
-  const float* source;  // rounded up to whole vectors; zero from `width` on
-  int width;            // pixels
+  const float* source;   // each row is rounded up to whole vectors; zero from `width` on
+  ptrdiff_t row_stride;  // floats between two rows
+  int rows, width;       // pixels
   double* sums;  // [channels of the element][2]: adds the sum of the values, and of their squares
 };
 

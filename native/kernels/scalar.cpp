@@ -150,30 +150,34 @@ struct RowBfloat16 {
 template <class Row>
 void depthwise(const DepthwiseArgs& a) {
   const int taps = a.kernel_height * a.kernel_width;
-  for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
-    float v[Row::channels];
-    for (int c = 0; c < Row::channels; c++) {
-      v[c] = a.bias[c];
-      for (int i = 0; i < taps; i++)
-        v[c] += a.weights[c * taps + i] *
-                Row::read(a.source[i / a.kernel_width * a.row_stride +
-                                   i % a.kernel_width * a.tap_stride + x * a.stride],
-                          c);
-      if (a.residual) v[c] += Row::read(a.residual[x], c);
-      v[c] = activated(v[c], a.activation);
+  for (int row = 0; row < a.rows; row++) {
+    const float* source = a.source + row * a.source_stride;
+    float* out = a.out + row * a.out_stride;
+    for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
+      float v[Row::channels];
+      for (int c = 0; c < Row::channels; c++) {
+        v[c] = a.bias[c];
+        for (int j = 0; j < a.kernel_width; j++)
+          for (int i = 0; i < a.kernel_height; i++)
+            v[c] += a.weights[c * taps + i * a.kernel_width + j] *
+                    Row::read(source[i * a.row_stride + j * a.tap_stride + x * a.stride], c);
+        if (a.residual) v[c] += Row::read(a.residual[row * a.residual_stride + x], c);
+        v[c] = activated(v[c], a.activation);
+      }
+      out[x] = x < a.width ? Row::join(v) : 0;
     }
-    a.out[x] = x < a.width ? Row::join(v) : 0;
   }
 }
 
 template <class Row>
 void sums(const SumsArgs& a) {
-  for (int x = 0; x < a.width; x++)
-    for (int c = 0; c < Row::channels; c++) {
-      const double v = Row::read(a.source[x], c);
-      a.sums[2 * c] += v;
-      a.sums[2 * c + 1] += v * v;
-    }
+  for (int y = 0; y < a.rows; y++)
+    for (int x = 0; x < a.width; x++)
+      for (int c = 0; c < Row::channels; c++) {
+        const double v = Row::read(a.source[y * a.row_stride + x], c);
+        a.sums[2 * c] += v;
+        a.sums[2 * c + 1] += v * v;
+      }
 }
 
 template <class Row>

@@ -28,9 +28,9 @@ inline std::vector<double> sums_of(Context& context, const FeatureMap& map) {
   constexpr int slice = 8;  // elements in one unit of work: neighbours in memory
   context.pool.parallel(divide_up(map.elements(), slice), [&](int unit, int) {
     const int last = std::min((unit + 1) * slice, map.elements());
-    for (int y = 0; y < map.height; y++)
-      for (int c = unit * slice; c < last; c++)
-        kernel({map.at(y, c, 0), map.width, &sums[size_t(c) * channels_per_element(map.type) * 2]});
+    for (int c = unit * slice; c < last; c++)
+      kernel({map.at(0, c, 0), map.row(), map.height, map.width,
+              &sums[size_t(c) * channels_per_element(map.type) * 2]});
   });
   return sums;
 }
