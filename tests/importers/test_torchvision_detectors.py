@@ -202,3 +202,15 @@ def test_images_are_resized_as_torchvision_does(size: tuple[int, int]) -> None:
     expected = images.tensors[0, :, : at.resized_height, : at.resized_width] * 255
     got = resize_bilinear(image, at.resized_height, at.resized_width)[:, :, ::-1]
     assert abs(got.transpose(2, 0, 1) - expected.numpy()).max() < 1e-3
+
+
+def test_sizes_are_torchvisions_for_all_images() -> None:
+    from torchvision.models.detection import transform
+
+    numbers = np.random.default_rng(1).integers(20, 3000, (60, 2)).tolist()
+    # The shorter side of the first two is 799 pixels, in float32 it would be 800.
+    for height, width in [(369, 494), (494, 369), *numbers]:
+        image = torch.empty(3, height, width, device="meta")  # sizes alone, no pixels
+        resized, _ = transform._resize_image_and_masks(image, 800, 1333)
+        at = fit_shorter(height, width, 800, 1333, 32)
+        assert (at.resized_height, at.resized_width) == tuple(resized.shape[1:])

@@ -106,12 +106,11 @@ def fit_shorter(
         min_size, max_size: of the resized image's shorter side, and at most of its longer one.
         divisor: height and width of the network input are its multiples.
 
-    Source: torchvision, `GeneralizedRCNNTransform`. Sizes are truncated products in
-    float32.
+    Source: torchvision, `GeneralizedRCNNTransform`, not scripted. Sizes are truncated products in
+    float64; in float32, as in its scripted form, some differ by a pixel.
     """
-    shorter, longer = np.float32(min(height, width)), np.float32(max(height, width))
-    scale = min(np.float32(min_size) / shorter, np.float32(max_size) / longer)
-    size = [max(1, int(np.float32(length) * scale)) for length in (height, width)]
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    size = [max(1, int(length * scale)) for length in (height, width)]
     padded = [-(-length // divisor) * divisor for length in size]
     return Letterbox(height, width, *size, *padded)
 
