@@ -56,7 +56,7 @@ __attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
           __builtin_prefetch(prefetch + p * L * 4, 0, 2);
     if (a.last && a.residual)  // the one that is added next; past the end is harmless
       for (int p = 0; p < P; p++)
-        __builtin_prefetch(a.residual + (tile + 1) * a.row_stride + a.offset[p], 1, 3);
+        __builtin_prefetch(a.residual + (tile + 1) * a.row_stride + first_pixel(a, p), 1, 3);
     V sum[R][P];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -83,16 +83,14 @@ __attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
         __m512i channels[4];
-        const V residual = a.residual ? load(a.residual + at + a.offset[p]) : (V){};
+        const V residual = a.residual ? load_pixels(a, a.residual + at, p) : (V){};
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
           V v = sum[r][p];
           if (a.residual) v = _mm512_fmadd_ps(byte_of(residual, r), broadcast(a.residual_scale), v);
           channels[r] = whole(v);
         }
-        V v = join(channels);
-        if (a.valid[p] < L) v = keep(v, a.valid[p]);
-        store(a.out + at + a.offset[p], v);
+        store_pixels(a, a.out + at, p, join(channels));
       }
       continue;
     }
@@ -102,8 +100,7 @@ __attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
         V v = a.activation == Activation::relu ? relu(sum[r][p]) : sum[r][p];
-        if (a.valid[p] < L) v = keep(v, a.valid[p]);
-        store(a.out + (row + r) * a.row_stride + a.offset[p], v);
+        store_pixels(a, a.out + (row + r) * a.row_stride, p, v);
       }
     }
   }

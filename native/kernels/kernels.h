@@ -39,6 +39,7 @@ namespace sparsedet {
 constexpr int kVectors = 4;  // vectors in a panel column
 constexpr int kMaxLanes = 16;
 constexpr int kMaxTileRows = 6;
+constexpr int kMaxRuns = 4;
 
 // What is applied to a result, element by element. No step can be fused with another one, so that
 // all kernels give equal bits:
@@ -46,6 +47,14 @@ constexpr int kMaxTileRows = 6;
 //   hardsigmoid  clip(x + 3, 0, 6) * (1 / 6)
 //   hardswish    x * hardsigmoid(x)
 enum class Activation { none, relu, hardswish, hardsigmoid };
+
+// A vector of pixels that takes them from several rows of a feature map: runs of lanes, each of them
+// neighbours in one row.
+struct LaneRuns {
+  int count;                   // 1..kMaxRuns
+  int end[kMaxRuns];           // run k has the lanes [end[k - 1], end[k]), the first one from 0 on
+  ptrdiff_t offset[kMaxRuns];  // lane 0 of run k, were it there: floats from a base
+};
 
 // One panel times the packed weights of `row_tiles` row tiles.
 struct SparseArgs {
@@ -67,6 +76,8 @@ struct SparseArgs {
   int rows;               // rows to store: 0 < rows <= R * row_tiles
   ptrdiff_t offset[kVectors];
   int valid[kVectors];    // lanes of each vector that exist, 1..L; the others are stored as zero
+  const LaneRuns* runs;   // [P], or null. Given: instead of `offset` and `valid`, from `out` on; a
+                          // lane without a run is not stored
   Activation activation;  // int8: none or relu
   // Whether the rows of `out` and `residual` are packed elements instead of float32; always false
   // for float32. `rows` and `row_stride` then count elements.
@@ -89,11 +100,13 @@ struct SparseArgs {
 // Gathers `count` channels of a feature map into a panel.
 struct PackArgs {
   const float* source[kVectors];  // first channel of each vector's first pixel; any alignment
-  ptrdiff_t channel_stride;       // floats between channels
-  int count;                      // channels
-  int vectors;                    // 1..kVectors
-  int stride;                     // 1 or 2: every or every second pixel; 2 * L floats are read
-  float* panel;                   // where the first channel goes; aligned
+  const LaneRuns* runs;      // [vectors], or null. Given: from source[0] on, lane i is i * stride
+                             // floats behind lane 0
+  ptrdiff_t channel_stride;  // floats between channels
+  int count;                 // channels
+  int vectors;               // 1..kVectors
+  int stride;                // 1 or 2: every or every second pixel; 2 * L floats are read
+  float* panel;              // where the first channel goes; aligned
 };
 
 // A depthwise convolution: some output rows of one element, each of whose channels reads the same

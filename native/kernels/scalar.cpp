@@ -19,6 +19,19 @@ struct ScalarFloat32 {
   static void add_product(float& sum, float weight, float x) { sum += weight * x; }
 };
 
+// Where lane l of vector p is, floats from the base; -1: nowhere.
+ptrdiff_t lane_of(const LaneRuns& runs, int l, int stride = 1) {
+  for (int k = 0; k < runs.count; k++)
+    if (l < runs.end[k]) return runs.offset[k] + l * stride;
+  return -1;
+}
+
+// The same for a row of the output. `exists`: whether it has a value there; else zero is stored.
+ptrdiff_t lane_of(const SparseArgs& a, int p, int l, bool& exists) {
+  exists = a.runs || l < a.valid[p];
+  return a.runs ? lane_of(a.runs[p], l) : a.offset[p] + l;
+}
+
 struct ScalarBfloat16 {
   static void add_product(float& sum, float weight, float x) {
     sum += odd_of(weight) * odd_of(x);
@@ -74,7 +87,9 @@ void sparse(const SparseArgs& a) {
           }
           const int row = a.packed_output ? tile / 2 * R + r : tile * R + r;
           if (row >= a.rows) continue;
-          const ptrdiff_t at = row * a.row_stride + a.offset[p] + l;
+          bool exists;
+          const ptrdiff_t lane = lane_of(a, p, l, exists), at = row * a.row_stride + lane;
+          if (lane < 0) continue;
           const float residual = a.residual ? a.residual[at] : 0;
           if (a.packed_output) {
             float low = (partial - R)[r][p][l];
@@ -84,7 +99,7 @@ void sparse(const SparseArgs& a) {
             if (a.residual) v += residual;
             v = activated(v, a.activation);
           }
-          a.out[at] = l < a.valid[p] ? v : 0;
+          a.out[at] = exists ? v : 0;
         }
   }
 }
@@ -107,23 +122,25 @@ void sparse_int8(const SparseArgs& a) {
     for (int p = 0; p < a.vectors; p++)
       for (int l = 0; l < L; l++) {
         uint32_t channels[R];
-        const ptrdiff_t at = tile * a.row_stride + a.offset[p] + l;  // of an element
+        bool exists;
+        const ptrdiff_t lane = lane_of(a, p, l, exists);
+        const ptrdiff_t at = tile * a.row_stride + lane;  // of an element
         for (int r = 0; r < R; r++) {
           const int row = tile * R + r;
           if (!a.last) {
             partial[(r * kVectors + p) * L + l] = __builtin_bit_cast(float, sum[r][p][l]);
             continue;
           }
+          if (lane < 0) continue;
           float v = __builtin_fmaf(static_cast<float>(sum[r][p][l]), a.scale[row], a.bias[row]);
           if (a.packed_output && tile < a.rows && a.residual)
             v = __builtin_fmaf(static_cast<float>(byte_of(a.residual[at], r)), a.residual_scale, v);
           channels[r] = to_byte(v);
           if (!a.packed_output && row < a.rows)
-            a.out[row * a.row_stride + a.offset[p] + l] =
-                l < a.valid[p] ? activated(v, a.activation) : 0;
+            a.out[row * a.row_stride + lane] = exists ? activated(v, a.activation) : 0;
         }
-        if (a.last && a.packed_output && tile < a.rows)
-          a.out[at] = l < a.valid[p] ? join_bytes(channels) : 0;
+        if (a.last && a.packed_output && tile < a.rows && lane >= 0)
+          a.out[at] = exists ? join_bytes(channels) : 0;
       }
   }
 }
@@ -131,8 +148,11 @@ void sparse_int8(const SparseArgs& a) {
 void pack(const PackArgs& a) {
   for (int c = 0; c < a.count; c++)
     for (int p = 0; p < a.vectors; p++)
-      for (int l = 0; l < L; l++)
-        a.panel[(c * kVectors + p) * L + l] = a.source[p][c * a.channel_stride + l * a.stride];
+      for (int l = 0; l < L; l++) {
+        const ptrdiff_t lane = a.runs ? lane_of(a.runs[p], l, a.stride) : l * a.stride;
+        const float* base = a.source[a.runs ? 0 : p] + c * a.channel_stride;
+        a.panel[(c * kVectors + p) * L + l] = lane < 0 ? 0 : base[lane];
+      }
 }
 
 struct RowFloat32 {

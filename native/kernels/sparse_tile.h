@@ -66,7 +66,7 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
       const int next = pairs ? tile / 2 * R : row + R;
       for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
-          __builtin_prefetch(a.residual + (next + r) * a.row_stride + a.offset[p], 1, 3);
+          __builtin_prefetch(a.residual + (next + r) * a.row_stride + first_pixel(a, p), 1, 3);
     }
     V sum[R][P];
 #pragma GCC unroll 8
@@ -93,7 +93,7 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
           for (int p = 0; p < P; p++) {
             low[p] = even[r * kVectors + p];
             if (!a.residual) continue;
-            const V elements = load(a.residual + at + a.offset[p]);
+            const V elements = load_pixels(a, a.residual + at, p);
             low[p] += Product::even(elements);
             sum[r][p] += Product::odd(elements);
           }
@@ -101,9 +101,7 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
           activate(sum[r], a.activation);
 #pragma GCC unroll 8
           for (int p = 0; p < P; p++) {
-            V v = Product::join(low[p], sum[r][p]);
-            if (a.valid[p] < L) v = keep(v, a.valid[p]);
-            store(a.out + at + a.offset[p], v);
+            store_pixels(a, a.out + at, p, Product::join(low[p], sum[r][p]));
           }
         }
         continue;
@@ -115,13 +113,11 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
       if (a.residual)
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++)
-          sum[r][p] += load(a.residual + at + a.offset[p]);
+          sum[r][p] += load_pixels(a, a.residual + at, p);
       activate(sum[r], a.activation);
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
-        V v = sum[r][p];
-        if (a.valid[p] < L) v = keep(v, a.valid[p]);
-        store(a.out + at + a.offset[p], v);
+        store_pixels(a, a.out + at, p, sum[r][p]);
       }
     }
   }

@@ -5,6 +5,10 @@
 #pragma once
 #include "kernels/kernels.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__x86_64__)
 #define SPARSEDET_REGISTER(v) "+v"(v)
 #else
@@ -71,6 +75,51 @@ SPARSEDET_INLINE I iota() {
 SPARSEDET_INLINE V keep(V v, int valid) {
   const I limit = valid - (I){};
   return iota() < limit ? v : (V){};
+}
+
+// Stores the lanes [first, end) alone.
+SPARSEDET_INLINE void store_lanes(float* p, V v, int first, int end) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << end) - (1u << first)), v);
+#elif defined(__AVX2__)
+  const I lane = iota(), low = first - (I){}, high = end - (I){};
+  _mm256_maskstore_ps(p, (__m256i)((lane >= low) & (lane < high)), v);
+#else
+  for (int i = first; i < end; i++)
+    p[i] = v[i];
+#endif
+}
+
+// A vector whose lanes are in runs. Lanes without a run have any value.
+SPARSEDET_INLINE V load_runs(const float* base, const LaneRuns& runs) {
+  V v = load(base + runs.offset[0]);
+#pragma GCC unroll 1
+  for (int k = 1; k < runs.count; k++) {
+    const I limit = runs.end[k - 1] - (I){};
+    v = iota() < limit ? v : load(base + runs.offset[k]);
+  }
+  return v;
+}
+
+SPARSEDET_INLINE void store_runs(float* base, const LaneRuns& runs, V v) {
+  if (runs.end[0] == L) return store(base + runs.offset[0], v);
+  int first = 0;
+#pragma GCC unroll 1
+  for (int k = 0; k < runs.count; first = runs.end[k++])
+    store_lanes(base + runs.offset[k], v, first, runs.end[k]);
+}
+
+SPARSEDET_INLINE ptrdiff_t first_pixel(const SparseArgs& a, int p) {
+  return a.runs ? a.runs[p].offset[0] : a.offset[p];
+}
+
+// The residual of vector p in a row of the output; and where its result is stored.
+SPARSEDET_INLINE V load_pixels(const SparseArgs& a, const float* row, int p) {
+  return a.runs ? load_runs(row, a.runs[p]) : load(row + a.offset[p]);
+}
+SPARSEDET_INLINE void store_pixels(const SparseArgs& a, float* row, int p, V v) {
+  if (a.runs) return store_runs(row, a.runs[p], v);
+  store(row + a.offset[p], a.valid[p] < L ? keep(v, a.valid[p]) : v);
 }
 
 SPARSEDET_INLINE V every_second(const float* p) {

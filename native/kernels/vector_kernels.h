@@ -33,7 +33,42 @@ SPARSEDET_INLINE void pack_vectors(const PackArgs& a) {
   }
 }
 
+template <int STRIDE>
+SPARSEDET_INLINE V load_every(const float* p) {
+  return STRIDE == 1 ? load(p) : every_second(p);
+}
+
+// All columns of one vector. RUNS: how many it has; 0: any number.
+template <int STRIDE, int RUNS>
+SPARSEDET_INLINE void pack_vector(const PackArgs& a, const LaneRuns& runs, V* to) {
+  const float* from = a.source[0];
+  const int count = RUNS ? RUNS : runs.count;
+  const I first = iota() < runs.end[0] - (I){};
+  for (int c = 0; c < a.count; c++, from += a.channel_stride, to += kVectors) {
+    V v = load_every<STRIDE>(from + runs.offset[0]);
+    if (count > 1) v = first ? v : load_every<STRIDE>(from + runs.offset[1]);
+    for (int k = 2; k < count; k++)
+      v = iota() < runs.end[k - 1] - (I){} ? v : load_every<STRIDE>(from + runs.offset[k]);
+    *to = v;
+  }
+}
+
+template <int STRIDE>
+void pack_runs(const PackArgs& a) {
+  for (int p = 0; p < a.vectors; p++) {
+    const LaneRuns& runs = a.runs[p];
+    V* to = reinterpret_cast<V*>(a.panel) + p;
+    if (runs.count == 1)
+      pack_vector<STRIDE, 1>(a, runs, to);
+    else if (runs.count == 2)
+      pack_vector<STRIDE, 2>(a, runs, to);
+    else
+      pack_vector<STRIDE, 0>(a, runs, to);
+  }
+}
+
 void pack(const PackArgs& a) {
+  if (a.runs) return a.stride == 1 ? pack_runs<1>(a) : pack_runs<2>(a);
   with_vectors(a.vectors, [&]<int P>() { pack_vectors<P>(a); });
 }
 

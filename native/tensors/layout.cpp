@@ -23,8 +23,11 @@ void clear_border(Context& context, const FeatureMap& map) {
   std::memset(map.data + (map.border + map.height) * map.row(), 0,
               (map.border * map.row() + 4 * map.lanes) * sizeof(float));
   context.pool.parallel(map.height, [&](int y, int) {
-    for (int c = 0; c < map.elements(); c++)
+    for (int c = 0; c < map.elements(); c++) {
       std::memset(map.at(y, c, -map.margin()), 0, map.margin() * sizeof(float));
+      const int excess = divide_up(map.width, map.lanes) * map.lanes - map.width;
+      std::memset(map.at(y, c, map.width), 0, excess * sizeof(float));
+    }
   });
 }
 

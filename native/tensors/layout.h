@@ -108,7 +108,8 @@ struct Context {
 // The kernels of bfloat16 or int8; null for float32.
 const LowPrecisionKernels* low_precision_kernels(const Context& context, ElementType type);
 
-// Sets the border of a feature map to zero; the operations leave it so.
+// Sets the border of a feature map to zero, and what follows the pixels of a row; the operations
+// leave it so.
 void clear_border(Context& context, const FeatureMap& map);
 
 // Elements rounded up to whole vectors.

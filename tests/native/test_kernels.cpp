@@ -103,10 +103,29 @@ struct Sum {
   double tolerance(bool fraction) const { return fraction ? (terms + 2) * 0x1p-24 * magnitude : 0; }
 };
 
+// Vectors of pixels from rows of `width`, one after the other; rows are `row` floats apart, and
+// neighbours in a row `pixel` floats.
+std::vector<LaneRuns> joined_rows(int L, int vectors, int pixels, int width, int row, int pixel) {
+  std::vector<LaneRuns> runs(vectors);
+  for (int n = 0; n < pixels; n++) {
+    LaneRuns& of = runs[n / L];
+    const int lane = n % L, y = n / width, x = n % width;
+    if (lane == 0 || x == 0) of.offset[of.count++] = y * row + (x - lane) * pixel;
+    of.end[of.count - 1] = lane + 1;
+  }
+  return runs;
+}
+
+// The narrowest rows that a vector may take its pixels from.
+int narrowest(int L) {
+  return divide_up(L - 1, kMaxRuns - 1);
+}
+
 // ------------------------------------------------------------------------------------ the sum
 
 struct SparseCase {
   int R, P, rows, columns, valid;
+  int run_width;  // of rows that vectors take their pixels from; 0: each vector is of one row
   double density;
   bool first, last, fraction;
   Activation activation;
@@ -145,19 +164,33 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
 
   // Vectors in descending order and rows with gaps, none of them aligned.
   SparseArgs a{};
+  constexpr int gap = 3;  // between two rows of pixels, and before the first one
+  std::vector<LaneRuns> runs;
   a.row_stride = kVectors * (L + 1) + 2;
   for (int p = 0; p < c.P; p++) {
     a.offset[p] = (c.P - 1 - p) * (L + 1) + 1;
     a.valid[p] = p == c.P - 1 ? c.valid : L;
   }
+  if (c.run_width) {
+    const int pixels = (c.P - 1) * L + c.valid;
+    runs = joined_rows(L, c.P, pixels, c.run_width, c.run_width + gap, 1);
+    a.row_stride = (divide_up(pixels, c.run_width) + 1) * (c.run_width + gap);
+    a.runs = runs.data();
+  }
+  // Where a pixel is, from the beginning of its row of the output.
+  const auto place = [&](int p, int l) -> ptrdiff_t {
+    const int n = p * L + l;
+    if (!c.run_width) return a.offset[p] + l;
+    return gap + n / c.run_width * (c.run_width + gap) + n % c.run_width;
+  };
   Output out(c.rows * a.row_stride), partial(static_cast<size_t>(row_tiles) * c.R * width);
-  std::vector<float> residual((c.rows - 1) * a.row_stride + a.offset[0] + L, kNaN);
+  std::vector<float> residual(c.rows * a.row_stride + (c.run_width ? 2 * L : 0), kNaN);
   for (int row = 0; row < row_tiles * c.R; row++)
     for (int p = 0; p < c.P; p++)
       for (int l = 0; l < L; l++) {
         Sum sum;
         const ptrdiff_t sum_at = row * width + p * L + l;
-        const ptrdiff_t at = row * a.row_stride + a.offset[p] + l;
+        const ptrdiff_t at = row * a.row_stride + place(p, l);
         if (!c.first) partial.put(sum_at, draw(c.fraction));
         sum.add(c.first ? bias[row] : partial.data()[sum_at]);
         for (int i = 0; i < c.columns; i++)
@@ -166,6 +199,7 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
           partial.expect(sum_at, sum.value, sum.tolerance(c.fraction));
         } else if (row < c.rows) {
           const bool exists = l < a.valid[p];
+          if (c.run_width && !exists) continue;  // nothing is stored
           if (c.residual && exists) sum.add(residual[at] = draw(c.fraction));
           if (c.residual == SparseCase::in_place) out.put(at, residual[at]);
           double tolerance = sum.tolerance(c.fraction);
@@ -185,8 +219,10 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
   a.partial = c.first && c.last ? nullptr : partial.data();
   a.bias = c.first ? bias.data() : nullptr;
   if (c.last) {
-    a.out = out.data();
-    if (c.residual) a.residual = c.residual == SparseCase::in_place ? out.data() : residual.data();
+    const int first = c.run_width ? gap : 0;
+    a.out = out.data() + first;
+    if (c.residual)
+      a.residual = (c.residual == SparseCase::in_place ? out.data() : residual.data()) + first;
     a.rows = c.rows;
     a.activation = c.activation;
   }
@@ -201,15 +237,23 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
 
 // ---------------------------------------------------------------------------- the other kernels
 
-bool pack_case(const Kernels& k, int stride, int vectors, int count) {
-  const int L = k.lanes, channel_stride = 2 * L + 5;
-  std::vector<float> source(3 * vectors + (count - 1) * channel_stride + stride * L);
+// run_width: as of SparseCase.
+bool pack_case(const Kernels& k, int stride, int vectors, int count, int run_width) {
+  const int L = k.lanes, row = stride * run_width + 1;
+  const int channel_stride = run_width ? divide_up(vectors * L, run_width) * row + 5 : 2 * L + 5;
+  std::vector<float> source(3 * vectors + count * channel_stride + 2 * stride * L);
   for (float& v : source)
     v = draw(false);
   Output panel(static_cast<size_t>(count) * kVectors * L);
   PackArgs a{};
   for (int p = 0; p < vectors; p++)
     a.source[p] = source.data() + 3 * (p + 1);
+  std::vector<LaneRuns> runs;
+  if (run_width) {
+    runs = joined_rows(L, vectors, vectors * L - 1, run_width, row, stride);
+    a.source[0] = source.data() + L;  // a run is read from before its first lane on
+    a.runs = runs.data();
+  }
   a.channel_stride = channel_stride;
   a.count = count;
   a.vectors = vectors;
@@ -217,8 +261,15 @@ bool pack_case(const Kernels& k, int stride, int vectors, int count) {
   a.panel = panel.data();
   for (int c = 0; c < count; c++)
     for (int p = 0; p < vectors; p++)
-      for (int l = 0; l < L; l++)
-        panel.expect((c * kVectors + p) * L + l, a.source[p][c * channel_stride + l * stride]);
+      for (int l = 0; l < L; l++) {
+        const int n = p * L + l, at = (c * kVectors + p) * L + l;
+        const int joined = run_width ? n / run_width * row + n % run_width * stride : 0;
+        const float* from = run_width ? a.source[0] + joined : a.source[p] + l * stride;
+        if (run_width && n == vectors * L - 1)
+          panel.expect(at, 0, INFINITY);  // no pixel
+        else
+          panel.expect(at, from[c * channel_stride]);
+      }
   k.pack(a);
   return panel.good();
 }
@@ -405,23 +456,26 @@ bool test_sparse(const Kernels& k, int R, bool fraction) {
       for (double density : {0.0, 0.4, 1.0})
         for (c.P = 1; c.P <= kVectors; c.P++)
           for (int valid : {1, L - 1, L})
-            for (int flags = 0; flags < 16; flags++)
-              for (int residual = 0; residual < 3; residual++) {
-                c.rows = rows;
-                c.columns = columns;
-                c.density = density;
-                c.valid = valid;
-                c.first = flags & 1;
-                c.last = flags & 2;
-                c.activation = static_cast<Activation>(flags / 4);
-                c.residual = static_cast<decltype(c.residual)>(residual);
-                if (!c.last && (flags / 4 || residual)) continue;  // they have no effect
-                group.check(sparse_case(k, c),
-                            "rows %d columns %d density %g P %d valid %d first %d last %d "
-                            "activation %d residual %d",
-                            rows, columns, density, c.P, valid, c.first, c.last, flags / 4,
-                            residual);
-              }
+            for (int run_width : {0, narrowest(L), L + 2})
+              for (int flags = 0; flags < 16; flags++)
+                for (int residual = 0; residual < 3; residual++) {
+                  c.rows = rows;
+                  c.columns = columns;
+                  c.density = density;
+                  c.valid = valid;
+                  c.run_width = run_width;
+                  c.first = flags & 1;
+                  c.last = flags & 2;
+                  c.activation = static_cast<Activation>(flags / 4);
+                  c.residual = static_cast<decltype(c.residual)>(residual);
+                  if (!c.last && (flags / 4 || residual)) continue;  // they have no effect
+                  group.check(
+                      sparse_case(k, c),
+                      "rows %d columns %d density %g P %d valid %d run width %d first %d last %d "
+                      "activation %d residual %d",
+                      rows, columns, density, c.P, valid, run_width, c.first, c.last, flags / 4,
+                      residual);
+                }
   return group.report();
 }
 
@@ -434,8 +488,10 @@ bool test_others(const Kernels& k) {
   for (int vectors = 1; vectors <= kVectors; vectors++)
     for (int stride : {1, 2})
       for (int count : {1, 5})
-        pack.check(pack_case(k, stride, vectors, count), "vectors %d stride %d count %d", vectors,
-                   stride, count);
+        for (int run_width : {0, narrowest(L), L + 2})
+          pack.check(pack_case(k, stride, vectors, count, run_width),
+                     "vectors %d stride %d count %d run width %d", vectors, stride, count,
+                     run_width);
   for (int a : lengths) {
     pool.check(pool_case(k, a), "width %d", a);
     for (int b : lengths)

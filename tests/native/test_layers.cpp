@@ -90,6 +90,7 @@ bool layer_case(const Kernels& k, const Case& c) {
   FeatureMap out{nullptr, c.out_channels, oh, ow, 0, k.lanes};
   const Buffer in_memory = allocate(in), out_memory = allocate(out);
   clear_border(context, in);
+  clear_border(context, out);
   if (c.in_channels == 3) {
     std::vector<float> bgr;
     for (int y = 0; y < c.height; y++)
