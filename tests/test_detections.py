@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ from sparsedet.detections import Detections, contract_rows, from_rows, pad_rows
 from sparsedet.errors import InputError
 from sparsedet.images import draw
 from sparsedet.images.letterbox import fit_letterbox
+from sparsedet.images.masks import paste
 from sparsedet.images.run_lengths import decode_mask
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 
@@ -248,6 +250,19 @@ def test_masks_of_a_letterbox_end_where_the_image_does() -> None:
     mask[:, :, 14:] = 1  # in the padding
     found = from_rows(rows, letterbox, COCO_NAMES, COCO_CATEGORY_IDS, None, mask)
     assert found.masks is not None and not found.masks.any()
+
+
+def test_masks_are_pasted_as_their_model_says() -> None:
+    whole = with_masks(9)
+    continuous = replace(whole, pasting="continuous")
+    assert whole.pasting == "whole" and continuous.above(0.0).pasting == "continuous"
+    patches = list(
+        paste(whole.mask_probabilities, whole.unclipped, 427, 640, "continuous")  # type: ignore[arg-type]
+    )
+    assert continuous.masks is not None and whole.masks is not None
+    for mask, other, patch in zip(continuous.masks, whole.masks, patches, strict=True):
+        assert np.array_equal(mask[patch.place], patch.inside)
+        assert mask.sum() == patch.inside.sum() and not np.array_equal(mask, other)
 
 
 def test_masks_as_run_lengths_in_both_forms_of_json() -> None:

@@ -24,6 +24,7 @@ from .images.draw import draw_boxes
 from .images.letterbox import Letterbox, check_image
 from .images.masks import Patch, paste
 from .images.run_lengths import encode_mask
+from .model.graph import Pasting
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -43,6 +44,7 @@ class Detections:
         letterbox: mapping from the network input to the image.
         mask_probabilities: (N, h, w) float32, 0..1: how probable it is that the object covers each
             cell of its box, which the cells divide evenly; None where the detector makes no masks.
+        pasting: how masks of the image are made of them, as `images.masks.paste` takes it.
     """
 
     normalised: F32
@@ -52,6 +54,7 @@ class Detections:
     category_ids: tuple[int, ...]
     letterbox: Letterbox
     mask_probabilities: F32 | None = None
+    pasting: Pasting = "whole"
 
     @property
     def placement(self) -> Letterbox:
@@ -98,7 +101,7 @@ class Detections:
         if self.mask_probabilities is None:
             return iter(())
         size = self.letterbox.height, self.letterbox.width
-        return paste(self.mask_probabilities, self.unclipped, *size)
+        return paste(self.mask_probabilities, self.unclipped, *size, self.pasting)
 
     def _run_lengths(self) -> list[dict[str, Any]]:
         """`segmentation` of each detection in COCO's form, as a dictionary to merge; or {}."""
@@ -257,6 +260,7 @@ def from_rows(
     category_ids: tuple[int, ...],
     score_threshold: float | None = None,
     masks: NDArray[Any] | None = None,
+    pasting: Pasting = "whole",
 ) -> Detections:
     """The detections in a model's output for one image.
 
@@ -267,6 +271,7 @@ def from_rows(
         class_names, category_ids: names and ids of the labels 1, 2, ... K.
         score_threshold: drop lower scores.
         masks: mask probabilities of the rows, [N, h, w]; those of padding have no meaning.
+        pasting: as of `Detections`.
 
     Raises:
         InputError: the rows have another shape, belong to several images, or hold values that no
@@ -310,6 +315,7 @@ def from_rows(
         category_ids,
         letterbox,
         None if probabilities is None else probabilities[order],
+        pasting,
     )
     return detections if score_threshold is None else detections.above(score_threshold)
 

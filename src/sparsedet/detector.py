@@ -21,7 +21,7 @@ from .engine import Precision, default_threads
 from .engine.process import finished_before_exit, remake_after_fork
 from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, prepare
-from .model.detector_config import Config, with_form
+from .model.detector_config import Config, mask_pasting, with_form
 from .model.file import ModelFile
 from .model.sparsity import sparsity_report
 
@@ -245,7 +245,7 @@ class Detector:
 
         rows, masks = self._run(run)
         names = config.class_names, config.category_ids
-        return from_rows(rows, letterbox, *names, score_threshold, masks)
+        return from_rows(rows, letterbox, *names, score_threshold, masks, mask_pasting(config))
 
     def stream(
         self, images: Iterable[NDArray[np.uint8]], score_threshold: float | None = None

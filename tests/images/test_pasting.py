@@ -51,6 +51,64 @@ def test_masks_are_pasted_as_torchvision_does(size: int) -> None:
         assert abs(whole(patch, height, width) - theirs).max() < 1e-5
 
 
+def sampled(probabilities: Any, boxes: Any, height: int, width: int) -> NDArray[np.float32]:
+    """Detectron2's formula by torch: each pixel's centre between the centres of cells."""
+    torch = pytest.importorskip("torch")
+    x0, y0, x1, y1 = torch.from_numpy(boxes)[:, :, None].unbind(1)
+    across = (torch.arange(width) + 0.5 - x0) / (x1 - x0) * 2 - 1
+    down = (torch.arange(height) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    grid = torch.stack(
+        [
+            across[:, None].expand(-1, height, -1),
+            down[:, :, None].expand(-1, -1, width),
+        ],
+        dim=3,
+    )
+    masks = torch.from_numpy(probabilities)[:, None]
+    out: NDArray[np.float32] = torch.nn.functional.grid_sample(masks, grid, align_corners=False)[
+        :, 0
+    ].numpy()
+    return out
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (14, 9), (1, 1)])
+def test_masks_in_continuous_coordinates_are_sampled_as_torch_does(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(shape[1])
+    height, width = 131, 77
+    probabilities = rng.uniform(0, 1, (100, *shape)).astype(np.float32)
+    corners = rng.uniform(-60, 190, (100, 2, 2)) * rng.choice([0.1, 1, 3], (100, 1, 1))
+    boxes = np.sort(corners, axis=1).reshape(100, 4).astype(np.float32)
+    expected = sampled(probabilities, boxes, height, width)
+    covered = 0
+    for patch, theirs, box in zip(
+        paste(probabilities, boxes, height, width, "continuous"), expected, boxes, strict=True
+    ):
+        assert abs(patch.probabilities - theirs[patch.place]).max(initial=0) < 1e-4
+        left = theirs.copy()
+        left[patch.place] = 0
+        assert (left < 0.5).all()  # no pixel of the mask is outside of the patch
+        near = box + np.array([-2, -2, 2, 2])
+        rows, columns = patch.place
+        if patch.probabilities.size:
+            assert near[1] <= rows.start and rows.stop <= near[3]
+            assert near[0] <= columns.start and columns.stop <= near[2]
+        covered += int(patch.inside.sum())
+    assert covered > 1000
+
+
+def test_boxes_without_area_have_no_mask_in_continuous_coordinates() -> None:
+    boxes = np.array([[5, 5, 5, 9], [9, 5, 3, 9], [np.nan] * 4, [np.inf, 0, -np.inf, 3]])
+    for patch in paste(np.ones((4, 3, 3), np.float32), boxes, 20, 30, "continuous"):
+        assert not patch.inside.any()
+
+
+@pytest.mark.parametrize("pasting", ["whole", "continuous"])
+def test_a_box_far_larger_than_the_image_fills_it(pasting: Any) -> None:
+    boxes = np.array([[-1e30, -1e30, 1e30, 1e30], [-1e5, -1e6, 1e5, 1e6]])
+    for patch in paste(np.ones((2, 28, 28), np.float32), boxes, 20, 30, pasting):
+        assert patch.inside.all() and patch.probabilities.shape == (20, 30)
+
+
 @pytest.mark.parametrize(
     "box",
     [

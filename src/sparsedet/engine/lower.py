@@ -16,6 +16,7 @@ from ..model.graph import (
     Conv,
     Graph,
     GroupNorm,
+    MaskOutput,
     MaxPool,
     Normalise,
     Operation,
@@ -182,6 +183,8 @@ def _fields(
         fields["clipping_threshold"] = threshold if precision == "int8" else 0.0
     elif isinstance(attributes, GroupNorm):
         del fields["layer"]
+    elif isinstance(attributes, MaskOutput):
+        del fields["pasting"]  # it is done outside of the network
     elif isinstance(attributes, RoiAlign):
         layer = fields.pop("bias_of")
         fields["type"] = precision

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model.graph import Pasting
 from .letterbox import bilinear_positions
 
 F32 = NDArray[np.float32]
@@ -53,7 +54,13 @@ class Patch:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def paste(probabilities: F32, boxes: NDArray[Any], height: int, width: int) -> Iterator[Patch]:
+def paste(
+    probabilities: F32,
+    boxes: NDArray[Any],
+    height: int,
+    width: int,
+    pasting: Pasting = "whole",
+) -> Iterator[Patch]:
     """Masks in an image.
 
     Args:
@@ -61,18 +68,26 @@ def paste(probabilities: F32, boxes: NDArray[Any], height: int, width: int) -> I
         boxes: (N, 4) xyxy in pixels of the image. Not clipped to it: the cells divide what the
             network gave.
         height, width: of the image.
+        pasting: "whole": a rim of one cell of zeros around the mask, the box expanded by as much
+            and truncated to whole pixels, the last of them inside. "continuous": the centres of
+            pixels between the centres of cells, with zeros around the mask; the box stays as it is.
 
     Yields:
         The patch of each mask.
 
-    Source: torchvision, `paste_masks_in_image`: a rim of one cell of zeros around the mask, the box
-    expanded by as much and truncated to whole pixels, the last of them inside.
+    Source: `paste_masks_in_image` of torchvision ("whole") and Detectron2 ("continuous").
     """
+    corners = np.asarray(boxes, np.float32).reshape(-1, 4)
+    if pasting == "whole":
+        return _paste_whole(probabilities, corners, height, width)
+    return _paste_continuous(probabilities, corners, height, width)
+
+
+def _paste_whole(probabilities: F32, corners: F32, height: int, width: int) -> Iterator[Patch]:
     _, rows, columns = probabilities.shape
     rimmed = np.pad(probabilities, ((0, 0), (1, 1), (1, 1)))
     scale = np.array([(columns + 2) / columns, (rows + 2) / rows], np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        corners = np.asarray(boxes, np.float32).reshape(-1, 4)
         half = (corners[:, 2:] - corners[:, :2]) * np.float32(0.5) * scale
         centre = (corners[:, 2:] + corners[:, :2]) * np.float32(0.5)
         expanded = np.nan_to_num(np.hstack([centre - half, centre + half]))
@@ -102,6 +117,39 @@ def _axis(length: int, low: int, high: int, limit: int) -> tuple[F32, int]:
     pixels = np.arange(last - first)
     shares[pixels, near] = 1 - part
     shares[pixels, far] += part
+    return shares, first
+
+
+def _paste_continuous(probabilities: F32, corners: F32, height: int, width: int) -> Iterator[Patch]:
+    _, rows, columns = probabilities.shape
+    finite = np.clip(np.nan_to_num(corners), -_FAR, _FAR)
+    for cells, (x0, y0, x1, y1) in zip(probabilities, finite, strict=True):
+        down, top = _continuous_axis(rows, y0, y1, height)
+        across, left = _continuous_axis(columns, x0, x1, width)
+        yield Patch(top, left, _product(down @ cells, across.T))
+
+
+def _continuous_axis(length: int, low: np.float32, high: np.float32, limit: int) -> tuple[F32, int]:
+    """As `_axis`, between the edges `low` and `high` of a box.
+
+    A pixel more on each side is made, as in Detectron2: beyond, where half a cell reaches further,
+    no probability is a half. The arithmetic is float32 in the order of torch's `grid_sample`.
+    """
+    first = min(max(int(np.floor(low)) - 1, 0), limit)
+    last = max(first, min(int(np.ceil(high)) + 1, limit))
+    if not high > low:
+        last = first
+    one, two = np.float32(1), np.float32(2)
+    centres = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
+    at = (centres - low) / (high - low) * two - one if last > first else centres
+    at = ((at + one) * np.float32(length) - one) / two
+    near = np.floor(at)
+    part = at - near
+    shares = np.zeros((last - first, length), np.float32)
+    pixels = np.arange(last - first)
+    for cell, share in ((near, one - part), (near + one, part)):
+        inside = (cell >= 0) & (cell < length)
+        shares[pixels[inside], cell[inside].astype(np.intp)] = share[inside]
     return shares, first
 
 

@@ -23,6 +23,7 @@ from .graph import (
     MaskOutput,
     Normalise,
     Operation,
+    Pasting,
     Proposals,
     RoiAlign,
     typed,
@@ -144,6 +145,13 @@ class DetectorConfig:
 def makes_masks(graph: Graph) -> bool:
     """Whether a graph ends in masks, not in rows."""
     return isinstance(graph.operations[-1].attributes, MaskOutput)
+
+
+def mask_pasting(config: Config) -> Pasting:
+    """How a detector's masks are pasted into images; without masks it has no meaning."""
+    if isinstance(config, DetectorConfig) and config.masks:
+        return typed(config.graph.operations[-1], MaskOutput).pasting
+    return "whole"
 
 
 def rows_of(graph: Graph) -> Operation:

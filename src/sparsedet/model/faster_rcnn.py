@@ -14,14 +14,14 @@ from .fpn import pyramid
 from .graph import (
     IMAGE,
     CellAnchors,
-    DepthToSpace,
     DetectionOutput,
     Graph,
-    MaskOutput,
     Normalise,
+    Pasting,
     Proposals,
     RoiAlign,
 )
+from .mask_head import MaskHead
 from .mobilenet import MobileNetV3
 from .resnet import RESNET_50, GraphParts, ResNet
 
@@ -49,6 +49,7 @@ class FasterRCNNFPN:
         mask_convs: 3x3 convolutions of the mask head; 0: no masks.
         mask_norm: they have batch norms, and no bias before them.
         mask_roi_size, mask_roi_sampling_ratio: of the mask head's `RoiAlign`.
+        mask_pasting: of `MaskOutput`.
     """
 
     mean: tuple[float, float, float]
@@ -89,6 +90,7 @@ class FasterRCNNFPN:
     mask_norm: bool = False
     mask_roi_size: int = 14
     mask_roi_sampling_ratio: int = 2
+    mask_pasting: Pasting = "whole"
 
 
 def build_faster_rcnn_fpn(family: FasterRCNNFPN, input_size: tuple[int, int]) -> Graph:
@@ -217,25 +219,13 @@ def _box_head(
 
 
 def _mask_head(parts: GraphParts, family: FasterRCNNFPN, levels: list[str], rows: str) -> None:
-    """RoIAlign of the detections, convolutions, twice the size, one mask for each class."""
+    """RoIAlign of the detections, and the mask head."""
     align = _roi_align(family, family.mask_roi_size, family.mask_roi_sampling_ratio)
     x = parts.add("mask.rois", (*levels, rows), align)
-    channels = family.fpn_channels
-    for i in range(family.mask_convs):
-        x = parts.conv(
-            f"mask.conv{i}",
-            x,
-            channels,
-            3,
-            1,
-            (1, 1),
-            activation="relu",
-            norm=family.mask_norm,
-            prunable=True,
-        )
-    # A transposed convolution of 2x2 and stride 2 is a 1x1 with four outputs for each cell.
-    x = parts.conv("mask.upsample", x, 4 * channels, activation="relu", prunable=True)
-    x = parts.add("mask.cells", (x,), DepthToSpace(2))
-    first = family.background == "first"
-    x = parts.conv("mask.logits", x, family.num_classes + first)
-    parts.add("masks", (x, rows), MaskOutput(background=first))
+    head = MaskHead(
+        channels=family.fpn_channels,
+        convs=family.mask_convs,
+        norm=family.mask_norm,
+        pasting=family.mask_pasting,
+    )
+    head.build(parts, x, rows, family.num_classes, family.background)

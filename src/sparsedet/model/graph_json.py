@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..errors import InputError
 from .config import coerce
-from .graph import IMAGE, KINDS, Activation, Attributes, Graph, Operation, Shape
+from .graph import IMAGE, KINDS, Activation, Attributes, Graph, Operation, Pasting, Shape
 
 MOST_OPERATIONS = 10_000
 MOST_ELEMENTS = 2**31
@@ -36,6 +36,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": get_args(Activation),
     "sampling": ("aligned", "legacy", "corners"),
     "background": ("first", "last"),
+    "pasting": get_args(Pasting),
 }
 
 

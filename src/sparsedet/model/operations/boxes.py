@@ -12,6 +12,10 @@ from .shape import IMAGE, Shape, expect
 CellAnchors = tuple[tuple[tuple[float, float, float, float], ...], ...]
 """Of each level, the anchors of the cell at the origin, xyxy pixels."""
 
+Pasting = Literal["whole", "continuous"]
+"""How masks are pasted into an image (`images.masks.paste`): over whole pixels, or in continuous
+coordinates."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
@@ -222,10 +226,12 @@ class MaskOutput:
 
     Attributes:
         background: whether the first channel is that of the background, which no label has.
+        pasting: how the masks are pasted into the image. It changes nothing in the network.
     """
 
     kind: ClassVar = "masks"
     background: bool
+    pasting: Pasting = "whole"
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         ok = [i.domain for i in inputs] == ["rois", "rows"] and inputs[0].count == inputs[1].count
