@@ -184,9 +184,12 @@ def test_a_pyramid_in_other_runtimes(backend: str, pyramid_model: Path, tmp_path
 @pytest.mark.parametrize(
     "backend", ["openvino", "onnxruntime", pytest.param("torch", marks=pytest.mark.slow)]
 )
-def test_masks_by_every_backend(backend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "pasting"), [("mask-rcnn", "whole"), ("mask-rcnn-c4", "continuous")]
+)
+def test_masks_by_every_backend(backend: str, family: str, pasting: str, tmp_path: Path) -> None:
     pytest.importorskip(backend)
-    small = small_network("mask-rcnn")
+    small = small_network(family)
     model, photo = tmp_path / "masks.safetensors", tmp_path / "photo.png"
     save_model(model, small.config, small.tensors, {}, dtype="float32")
     cv2.imwrite(str(photo), edges_image(150, 190))
@@ -201,6 +204,7 @@ def test_masks_by_every_backend(backend: str, tmp_path: Path) -> None:
         (got,), _, _ = elsewhere(tmp_path, (photo,), path=str(path), backend=backend, threads=1)
         same(ours, got)
         assert ours.masks is not None and got.masks is not None and ours.masks.any()
+        assert ours.pasting == got.pasting == pasting
         assert len(ours) == len(got)
         for label, box, mask in zip(got.labels, got.boxes, got.masks, strict=True):
             near = abs(ours.boxes - box).max(axis=1) < 0.1

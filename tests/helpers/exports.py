@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine
+from sparsedet.model import c4
 from sparsedet.model.detector_config import DetectorConfig, rows_of
 from sparsedet.model.faster_rcnn import FasterRCNNFPN, build_faster_rcnn_fpn
 from sparsedet.model.fpn import rounded_cell_anchors
 from sparsedet.model.graph import IMAGE, Graph
+from sparsedet.model.mask_head import MaskHead
 from sparsedet.model.mobilenet import InvertedResidual, MobileNetV3
 from sparsedet.model.one_stage import OneStage, build_one_stage
+from sparsedet.model.presets import preset
 from sparsedet.model.resnet import ResNet
 from sparsedet.testing import calibrated_random_tensors, colour_gradients
 
@@ -44,6 +47,7 @@ def assert_same_rows(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
 # ------------------------------------------------------------------- families of graphs
 
 CLASSES = 7
+_NAMES = tuple(f"class {k}" for k in range(CLASSES))
 _FAMILY: dict[str, Any] = {"mean": (104.0, 117.0, 124.0), "std": (57.0, 57.0, 58.0)}
 _RESNET = ResNet((1, 1, 1, 1), 16, (8, 8, 8, 16), (32, 32, 32, 64))
 _SIDES = (16.0, 32.0, 64.0, 96.0, 128.0)
@@ -105,12 +109,13 @@ FAMILIES: dict[str, Any] = {
         }
     ),
     "mask-rcnn": FasterRCNNFPN(**_FPN, mask_convs=1),
+    "mask-rcnn-c4": MaskHead(channels=16, pasting="continuous"),
     "retinanet": OneStage(
         **_ONE_STAGE, cell_anchors=rounded_cell_anchors([[s, 1.3 * s] for s in _SIDES])
     ),
     "fcos": OneStage(**_ONE_STAGE, tower_groups=4, sizes=(8.0, 16.0, 32.0, 64.0, 128.0)),
 }
-"""Small families with all kinds of operations."""
+"""Small families with all kinds of operations; a mask head alone stands on a C4 backbone."""
 
 
 @dataclass
@@ -151,6 +156,10 @@ class Network:
 def family_graph(family: str, size: tuple[int, int]) -> Graph:
     """The graph of a family of `FAMILIES` for a network input of (height, width) pixels."""
     described = FAMILIES[family]
+    if isinstance(described, MaskHead):
+        names = {"class_names": _NAMES, "category_ids": tuple(range(1, CLASSES + 1))}
+        config = replace(preset("r101-c4-detectron2"), **SMALL, **names)
+        return c4.build_graph(config, size, described)
     build: Any = build_one_stage if isinstance(described, OneStage) else build_faster_rcnn_fpn
     graph: Graph = build(described, size)
     return graph
@@ -166,7 +175,7 @@ def network_of(graph: Graph, name: str) -> Network:
     config = DetectorConfig(
         name=name,
         graph=graph,
-        class_names=tuple(f"class {k}" for k in range(CLASSES)),
+        class_names=_NAMES,
         category_ids=tuple(range(1, CLASSES + 1)),
     )
     image = edges_image(*graph.image.size)

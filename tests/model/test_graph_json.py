@@ -18,6 +18,7 @@ from sparsedet.model.detector_config import as_detector_config, config_from_json
 from sparsedet.model.faster_rcnn import FasterRCNNFPN, build_faster_rcnn_fpn
 from sparsedet.model.file import load_model, save_model
 from sparsedet.model.fpn import rounded_cell_anchors
+from sparsedet.model.graph import MaskOutput
 from sparsedet.model.graph_json import from_json, to_json
 from sparsedet.model.presets import PRESETS
 from sparsedet.testing import random_tensors
@@ -99,6 +100,20 @@ def test_a_hostile_graph_is_refused_in_one_line(what: str) -> None:
     with pytest.raises(InputError) as error:
         from_json(values)
     assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pasting_is_read_and_older_files_have_none() -> None:
+    values = to_json(family_graph("mask-rcnn-c4", (160, 224)))
+    attributes = operation(values, "masks")[3]
+    assert attributes == {"background": False, "pasting": "continuous"}
+    for pasting in ("whole", "continuous"):
+        attributes["pasting"] = pasting
+        assert from_json(values).only(MaskOutput)[1].pasting == pasting
+    del attributes["pasting"]
+    assert from_json(values).only(MaskOutput)[1].pasting == "whole"
+    attributes["pasting"] = "elsewhere"
+    with pytest.raises(InputError, match="pasting is 'elsewhere', expected one of whole, contin"):
+        from_json(values)
 
 
 def test_too_many_operations_and_too_large_values() -> None:

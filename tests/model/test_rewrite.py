@@ -35,11 +35,13 @@ from sparsedet.model.graph import (
     typed,
 )
 from sparsedet.model.interpreter import Interpreter
+from sparsedet.model.mask_head import MaskHead
 from sparsedet.model.rewrite import (
     HOISTED,
     fold_batch_norms,
     hoist,
     is_predictor,
+    merge_equal,
     merge_predictors,
     skip_bins,
 )
@@ -267,6 +269,32 @@ def test_hoisted_layers_compute_the_same(variant: str, skipped: bool) -> None:
     assert hoist(after) == after
 
 
+@variants
+def test_equal_operations_compute_the_same_once(variant: str) -> None:
+    """A Mask R-CNN C4 runs res5 twice; hoisted, both begin with the same work on the map."""
+    config, tensors = config_of(variant), tensors_of(variant)
+    whole = build_graph(config, masks=MaskHead(channels=8))
+    before = hoist(skip_bins(fold_batch_norms(whole)))
+    after = merge_equal(before)
+    first = ("res5.0.conv1", "res5.0.shortcut")
+    assert before.by_name.keys() - after.by_name.keys() == {f"mask.{name}" for name in first}
+    assert changed(before, after) == {f"{HOISTED}mask.{name}" for name in first}
+    assert [layer.name for layer in after.layers] == [layer.name for layer in before.layers]
+    saved = sum(before.layer[name].macs for name in first)
+    assert before.macs(9) - after.macs(9) == saved > 0
+
+    def run(graph: Graph) -> list[Tensor]:
+        given = {IMAGE: as_batch(synthetic_image(97, 131)), "proposals": BOXES}
+        given["detections"] = BOXES[1:] + 3
+        end = f"res5.{config.blocks[3] - 1}.conv3"
+        return Plain(config, tensors).run(graph, given, [end, f"mask.{end}"])
+
+    for a, b in zip(run(before), run(after), strict=True):
+        assert torch.equal(a, b) and float(a.abs().max()) > 0.1
+    assert merge_equal(after) == after
+    assert merge_equal(build_graph(config)) == build_graph(config)
+
+
 Rewrite = Callable[[Graph], Graph]
 ORDERS: dict[str, list[Rewrite]] = {
     "merge": [merge_predictors],
@@ -445,3 +473,25 @@ def test_a_value_that_nobody_reads_is_no_predictor() -> None:
     )
     assert not is_predictor(graph, "e") and not is_predictor(graph, "rows")
     assert typed(merge_predictors(graph).by_name["predictors"], Conv).layers == ("c", "b")
+
+
+def test_what_differs_in_an_input_or_attribute_is_not_merged() -> None:
+    """And what reads merged operations may be merged, too."""
+    pool: Attributes = replace(CONV, layers=("y",), stride=2)
+    graph = graph_of(
+        [
+            ("x", ("m",), layer("x")),
+            ("of another map", ("l",), layer("x")),
+            ("of other tensors", ("m",), layer("y")),
+            ("of another stride", ("m",), pool),
+            ("x again", ("m",), layer("x")),
+            ("y", ("x",), layer("y")),
+            ("y again", ("x again",), layer("y")),
+            ("both", ("y", "y again"), layer("z")),
+            ("the output", ("y", "y"), layer("z")),
+        ]
+    )
+    after = merge_equal(graph)
+    assert graph.by_name.keys() - after.by_name.keys() == {"x again", "y again"}
+    assert after.by_name["both"].inputs == ("y", "y")
+    assert after.output == "the output"

@@ -23,7 +23,7 @@ from ..model.graph import (
     RoiAlign,
     typed,
 )
-from ..model.rewrite import hoist, is_predictor, merge_predictors, skip_bins
+from ..model.rewrite import hoist, is_predictor, merge_equal, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
 
 F32 = NDArray[np.float32]
@@ -34,12 +34,13 @@ def lowered(graph: Graph, *, hoisted: bool = True, merged: bool = True) -> Graph
 
     Args:
         graph: as a family builds it.
-        hoisted, merged: whether `rewrite.hoist` and `rewrite.merge_predictors` are applied.
+        hoisted, merged: whether `rewrite.hoist` (and `rewrite.merge_equal` after it) and
+            `rewrite.merge_predictors` are applied.
     """
     graph = skip_bins(graph)
     if merged:
         graph = merge_predictors(graph)
-    return hoist(graph) if hoisted else graph
+    return merge_equal(hoist(graph)) if hoisted else graph
 
 
 def check_int8(graph: Graph) -> None:

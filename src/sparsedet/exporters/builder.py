@@ -13,7 +13,7 @@ from typing import Any
 from ..model.detector_config import Config, build_graph, rows_of, with_fixed_input
 from ..model.graph import IMAGE, MaskOutput
 from ..model.interpreter import Interpreter
-from ..model.rewrite import hoist
+from ..model.rewrite import hoist, merge_equal
 from .detections import DetectionBuilder
 from .form import Form
 from .primitives import Array
@@ -32,7 +32,7 @@ class GraphBuilder(RoiBuilder, DetectionBuilder, Interpreter[Any]):
     def __init__(self, config: Config, tensors: Mapping[str, Array], form: Form) -> None:
         self.config, self.tensors, self.form = with_fixed_input(config), tensors, form
         graph = build_graph(config)
-        self.graph = hoist(graph) if form.hoist else graph
+        self.graph = merge_equal(hoist(graph)) if form.hoist else graph
         self.weights, self.flat, self.sampled = {}, set(), {}
 
     def outputs(self, network_input: Any) -> dict[str, Any]:

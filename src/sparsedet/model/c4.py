@@ -1,4 +1,8 @@
-"""The graph of a Faster R-CNN with a C4 backbone: res5 runs once per RoI."""
+"""The graph of a Faster R-CNN or Mask R-CNN with a C4 backbone: res5 runs once per RoI.
+
+A Mask R-CNN runs res5 again, with the same layers, on the RoIs of its detections: those operations
+are called "mask.res5" and so on. Source: Detectron2, `Res5ROIHeads`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,21 @@ from ..errors import InputError
 from . import boxes
 from .config import ModelConfig
 from .graph import IMAGE, DetectionOutput, Graph, Mean, Normalise, Proposals, RoiAlign
+from .mask_head import MaskHead
 from .resnet import GraphParts
 
 
-def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) -> Graph:
+def build_graph(
+    config: ModelConfig,
+    input_size: tuple[int, int] | None = None,
+    masks: MaskHead | None = None,
+) -> Graph:
     """The graph of `config`.
 
     Args:
         config: the model's configuration.
         input_size: (height, width) in pixels; default: that of the configuration.
+        masks: of a Mask R-CNN.
 
     Raises:
         InputError: the network input is too small for the network.
@@ -25,10 +35,10 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
     parts = GraphParts(config.batch_norm_eps)
     add, conv = parts.add, parts.conv
 
-    def stage(number: int, source: str, stride: int) -> str:
-        """Residual stage res<number>; returns the name of its output."""
+    def stage(number: int, source: str, stride: int, prefix: str = "") -> str:
+        """Residual stage res<number>, by a name of its own if it runs again; its output's name."""
         return parts.stage(
-            f"res{number}",
+            f"{prefix}res{number}",
             source,
             config.blocks[number - 2],
             config.bottleneck_channels[number - 2],
@@ -37,6 +47,7 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
             stride_in=config.stride_in,
             conv1_padding=config.stride_conv1_padding,
             conv2_padding=config.stride_conv2_padding,
+            layers=f"res{number}",
         )
 
     x = add("normalise", (IMAGE,), Normalise(config.pixel_mean, config.pixel_std))
@@ -80,7 +91,7 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
     classes = config.num_classes
     logits = conv("box.logits", x, classes + 1, linear=True)
     deltas = conv("box.deltas", x, 4 * (classes + config.background_deltas), linear=True)
-    add(
+    rows = add(
         "detections",
         (logits, deltas, proposals, IMAGE),
         DetectionOutput(
@@ -94,4 +105,7 @@ def build_graph(config: ModelConfig, input_size: tuple[int, int] | None = None) 
             max_detections=config.max_detections,
         ),
     )
+    if masks is not None:
+        x = stage(5, add("mask.rois", (features, rows), align), 2, "mask.")
+        masks.build(parts, x, rows, classes, config.background)
     return parts.graph(size)

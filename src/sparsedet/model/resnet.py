@@ -88,6 +88,7 @@ class GraphParts:
         stride_in: Literal["conv1", "conv2"] = "conv2",
         conv1_padding: tuple[int, int] = (0, 0),
         conv2_padding: tuple[int, int] = (1, 1),
+        layers: str = "",
     ) -> str:
         """A residual stage of bottlenecks; returns the name of its output.
 
@@ -96,9 +97,10 @@ class GraphParts:
             stride: of the first block.
             stride_in: the convolution that has this stride.
             conv1_padding, conv2_padding: of a 1x1 and of a 3x3 with stride.
+            layers: the stage whose tensors it has; default: `name`.
         """
         for number in range(blocks):
-            block = f"{name}.{number}"
+            block, layer = f"{name}.{number}", f"{layers or name}.{number}"
             step = stride if number == 0 else 1
             first, second = (step, 1) if stride_in == "conv1" else (1, step)
             pad1 = conv1_padding if first > 1 else (0, 0)
@@ -113,6 +115,7 @@ class GraphParts:
                 activation="relu",
                 norm=True,
                 prunable=True,
+                layer=f"{layer}.conv1",
             )
             x = self.conv(
                 f"{block}.conv2",
@@ -124,12 +127,21 @@ class GraphParts:
                 activation="relu",
                 norm=True,
                 prunable=True,
+                layer=f"{layer}.conv2",
             )
             residual = source
             if number == 0:
                 pad = conv1_padding if step > 1 else (0, 0)
                 residual = self.conv(
-                    f"{block}.shortcut", source, out, 1, step, pad, norm=True, prunable=True
+                    f"{block}.shortcut",
+                    source,
+                    out,
+                    1,
+                    step,
+                    pad,
+                    norm=True,
+                    prunable=True,
+                    layer=f"{layer}.shortcut",
                 )
             source = self.conv(
                 f"{block}.conv3",
@@ -139,6 +151,7 @@ class GraphParts:
                 residual=residual,
                 norm=True,
                 prunable=True,
+                layer=f"{layer}.conv3",
             )
         return source
 
