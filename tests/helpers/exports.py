@@ -157,7 +157,10 @@ def family_graph(family: str, size: tuple[int, int]) -> Graph:
     """The graph of a family of `FAMILIES` for a network input of (height, width) pixels."""
     described = FAMILIES[family]
     if isinstance(described, MaskHead):
-        names = {"class_names": _NAMES, "category_ids": tuple(range(1, CLASSES + 1))}
+        names: dict[str, Any] = {
+            "class_names": _NAMES,
+            "category_ids": tuple(range(1, CLASSES + 1)),
+        }
         config = replace(preset("r101-c4-detectron2"), **SMALL, **names)
         return c4.build_graph(config, size, described)
     build: Any = build_one_stage if isinstance(described, OneStage) else build_faster_rcnn_fpn

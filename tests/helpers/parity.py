@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sparsedet.importers.containers import open_source
@@ -18,6 +19,8 @@ DATA = Path(__file__).parents[1] / "data" / "parity"
 DETECTRON2, TENSORPACK = DATA / "detectron2.pth", DATA / "tensorpack.npz"
 PYRAMIDS = {"fpn": DATA / "detectron2_fpn.pth", "retinanet": DATA / "detectron2_retinanet.pth"}
 """A small Mask R-CNN with a feature pyramid, and a small RetinaNet."""
+MASK_C4 = DATA / "detectron2_mask_c4.pth"
+"""A small Mask R-CNN with a C4 backbone."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "thresholds": {
@@ -92,8 +95,43 @@ PYRAMID_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Settings with which Detectron2 itself ran the small pyramids (with_detectron2_pyramids.py)."""
 
+MASK_C4_SETTINGS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "changed": {
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 10,
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 7,  # these two have no effect
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign",
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 150,
+        "TEST.DETECTIONS_PER_IMAGE": 60,
+    },
+    "convs": {
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
+        "MODEL.ROI_MASK_HEAD.NORM": "BN",
+        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
+    },
+}
+"""Settings with which Detectron2 itself ran the small Mask R-CNN C4 (with_detectron2_masks.py);
+"convs" has another mask head."""
+
+PASTED_SIZE = (37, 53)
+"""Height and width of the image of `pasted_cases`."""
+
+
+def pasted_cases() -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mask probabilities [N, 14, 14] and boxes [N, 4]: inside the image, over its edges, larger;
+    none outside, where Detectron2's pasting fails."""
+    rng = np.random.default_rng(5)
+    corners = rng.uniform(-10, 60, (40, 2, 2)) * rng.choice([0.3, 1, 1, 3], (40, 1, 1))
+    boxes = np.sort(corners, axis=1).reshape(40, 4).astype(np.float32)
+    touching = (boxes[:, :2] < PASTED_SIZE[::-1]).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    boxes = boxes[touching]
+    return rng.uniform(0, 1, (len(boxes), 14, 14)).astype(np.float32), boxes
+
+
 _OWN: dict[str, dict[str, Any]] = {
     "c4": {"MODEL.ROI_HEADS.NUM_CLASSES": 20},
+    "mask_c4": {"MODEL.ROI_HEADS.NUM_CLASSES": 20, "MODEL.MASK_ON": True},
     "fpn": {
         "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
         "MODEL.MASK_ON": True,

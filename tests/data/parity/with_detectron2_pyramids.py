@@ -103,7 +103,13 @@ def found(model: Any, network_input: Any) -> dict[str, Any]:
 
 
 def set_norm(name: str, norm: Any, x: torch.Tensor) -> None:
-    """Statistics of the input. A residual branch adds little to its trunk: rounding stays small."""
+    """Statistics of the input. A residual branch adds little to its trunk: rounding stays small.
+
+    A norm that runs twice is set at its first time.
+    """
+    if hasattr(norm, "is_set"):
+        return
+    norm.is_set = True
     count = len(norm.weight)
     norm.running_mean.copy_(x.mean(dim=(0, 2, 3)))
     norm.running_var.copy_(x.var(dim=(0, 2, 3)).clamp(min=1e-6))

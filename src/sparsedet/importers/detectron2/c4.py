@@ -3,9 +3,12 @@
 Conventions, all in the preset `r101-c4-detectron2`: MSRA's bottlenecks have their stride in the
 first 1x1, pixels are BGR minus a mean, background is the last class and has no box deltas, RoIAlign
 samples adaptively. Depth, widths, classes, pixel statistics and anchors are read from the file if
-it has them. Of a Mask R-CNN the boxes are imported, not its masks, which a note says. One set of
-box deltas for all classes (CLS_AGNOSTIC_BBOX_REG) is repeated for each class: the results are
-equal.
+it has them. What all classes share, a set of box deltas (CLS_AGNOSTIC_BBOX_REG) or a mask
+(CLS_AGNOSTIC_MASK), is repeated for each class: the results are equal.
+
+A Mask R-CNN becomes a `DetectorConfig`: res5 runs again on the RoIs of its detections, pooled as
+those of proposals, and a transposed convolution makes masks of it. With the field `masks` false its
+boxes are imported alone, as a `ModelConfig`.
 
 A file of weights states none of its model's settings; the `config.yaml` of its run does (see
 `config_yaml`). Without it those of the published models are assumed, and named in notes.
@@ -19,6 +22,7 @@ a network input of one size. For the same network input, the detections are the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +34,22 @@ from ...errors import InputError
 from ...model import boxes
 from ...model.c4 import build_graph
 from ...model.config import ModelConfig
+from ...model.detector_config import Config, DetectorConfig, as_detector_config
+from ...model.detector_config import build_graph as graph_of
+from ...model.mask_head import MaskHead
 from ...model.presets import preset
-from ..tensor_source import Imported, Source, count_blocks, resolve_config
+from ..tensor_source import MAX_PARAMETERS, Imported, Source, count_blocks, resolve_config
+from .checks import has
 from .config_yaml import Detectron2Config, Detectron2Settings, check_weights, read_settings
-from .names import NO_PART, for_all_classes, reverse_colours, take_tensors
+from .names import (
+    MASK,
+    MASK_CONV,
+    NO_PART,
+    count_layers,
+    for_all_classes,
+    reverse_colours,
+    take_tensors,
+)
 
 _STAGES = (
     r"backbone\.res2\.(\d+)\.",
@@ -58,18 +74,25 @@ def load_c4(
 
     Args:
         source: the checkpoint's tensors.
-        base, fields, rgb, stated: as `load_detectron2` takes them.
+        base, fields, rgb, stated: as `load_detectron2` takes them; `fields` may have `masks`.
 
     Raises:
         InputError: as of `load_detectron2`.
     """
-    settings = None if stated is None else read_settings(stated, "c4", masks=False)
-    agnostic = "box.deltas" in for_all_classes(source, "c4")
+    fields = dict(fields)
+    wanted = fields.pop("masks", True)
+    if not isinstance(wanted, bool):
+        raise source.error(f"masks is {wanted!r}, expected true or false")
+    masks = wanted and has(source, MASK)
+    settings = None if stated is None else read_settings(stated, "c4", masks)
+    shared = for_all_classes(source, "c4")
     if settings is not None:
         rgb = settings.rgb
         classes = source.length(_LOGITS, 0) - 1
         blocks = count_blocks(source.left, _STAGES)
-        check_weights(settings, Path(source.path), "c4", classes, blocks, agnostic)
+        agnostic = "box.deltas" in shared
+        head = has(source, MASK)
+        check_weights(settings, Path(source.path), "c4", classes, blocks, agnostic, head)
         fields = {**_fields(settings, fields), **fields}
     if base is None and settings is not None:
         base = preset("r101-c4-detectron2")
@@ -82,12 +105,14 @@ def load_c4(
                 pixel_mean=torchvision.pixel_mean,
                 pixel_std=torchvision.pixel_std,
             )
-    config, notes = _config(source, base, fields, rgb, settings)
-    tensors = take_tensors(source, build_graph(config), "c4")
-    if source.ignore(r"roi_heads\.mask_head\..*"):
-        notes.insert(0, "its masks are left out: a C4 model here has boxes alone")
-    if agnostic:
-        notes.insert(0, "has one set of box deltas for all classes: repeated for each of them")
+    boxes_alone, notes = _config(source, base, fields, rgb, settings)
+    config: Config = _with_masks(source, boxes_alone) if masks else boxes_alone
+    tensors = take_tensors(source, graph_of(config), "c4")
+    if not wanted and source.ignore(rf"{re.escape(MASK)}.*"):
+        notes.insert(0, "its masks are left out, as asked for")
+    for layer, what in (("mask.logits", "mask"), ("box.deltas", "set of box deltas")):
+        if layer in shared and f"{layer}.weight" in tensors and config.num_classes > 1:
+            notes.insert(0, f"has one {what} for all classes: repeated for each of them")
     source.ignore(*NO_PART)
     ignored = source.finish(config.name)
     if rgb:
@@ -95,6 +120,30 @@ def load_c4(
     provenance = {"source": f"Detectron2 checkpoint {Path(source.path).name}"}
     notes = [*source.notes, *notes]
     return Imported(config, source.fold(tensors, config), provenance, ignored, tuple(notes))
+
+
+def _with_masks(source: Source, config: ModelConfig) -> DetectorConfig:
+    """The Mask R-CNN of which `config` describes the boxes."""
+    name = f"{MASK}deconv.weight"
+    shape = source.shape(name)
+    if len(shape) != 4 or shape[1] < 1:
+        raise source.error(f"tensor {name!r} has shape {shape}, expected (in, out, 2, 2)")
+    head = MaskHead(
+        channels=shape[1],
+        convs=count_layers(source, MASK_CONV),
+        norm=f"{MASK}mask_fcn1.norm.weight" in source,
+        pasting="continuous",
+    )
+    try:
+        graph = build_graph(config, masks=head)
+    except InputError as error:
+        raise source.error(str(error)) from None
+    if graph.parameters > MAX_PARAMETERS:
+        raise source.error(
+            f"would have {graph.parameters:,} parameters, expected at most {MAX_PARAMETERS:,}"
+        )
+    name = config.name.replace("-c4", "-mask-rcnn-c4")
+    return replace(as_detector_config(config), name=name, graph=graph)
 
 
 def _fields(settings: Detectron2Settings, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def check_model(source: Source, family: FamilyName) -> None:
         raise source.error(f"has a head for semantic segmentation; {_NEXT}")
     if has(source, "roi_heads.keypoint_head."):
         raise source.error(f"has a keypoint head; {_NEXT}")
+    if has(source, "roi_heads.mask_head.point_head.", "roi_heads.mask_head.coarse_head."):
+        raise source.error(f"is a PointRend; {_NEXT}")
     if has(source, "proposal_generator.rpn_head.conv.conv"):
         raise source.error(
             "has several convolutions in its RPN, expected one: train it with MODEL.RPN.CONV_DIMS "
@@ -70,6 +72,17 @@ def _check_c4(source: Source) -> None:
             "has StandardROIHeads (roi_heads.box_head) on a C4 backbone, expected Res5ROIHeads: "
             "train it with MODEL.ROI_HEADS.NAME Res5ROIHeads"
         )
+    _check_norm(source, "roi_heads.mask_head.mask_fcn1", "ROI_MASK_HEAD")
+
+
+def _check_norm(source: Source, part: str, setting: str) -> None:
+    """Raise InputError for a norm that cannot be folded."""
+    norm = f"{part}.norm"
+    if f"{norm}.weight" in source and f"{norm}.running_mean" not in source:
+        raise source.error(
+            f"has norms without running statistics ({norm}: GroupNorm or LayerNorm), which "
+            f"cannot be folded into weights: train it with MODEL.{setting}.NORM '' or SyncBN"
+        )
 
 
 def _check_fpn(source: Source) -> None:
@@ -78,19 +91,12 @@ def _check_fpn(source: Source) -> None:
             "has no box head ('roi_heads.'), expected a trained Faster R-CNN; a backbone or an "
             "RPN alone detects nothing"
         )
-    if has(source, "roi_heads.mask_head.point_head.", "roi_heads.mask_head.coarse_head."):
-        raise source.error(f"is a PointRend; {_NEXT}")
     for part, setting in (
         ("backbone.fpn_lateral5", "FPN"),
         ("roi_heads.box_head.conv1", "ROI_BOX_HEAD"),
         ("roi_heads.mask_head.mask_fcn1", "ROI_MASK_HEAD"),
     ):
-        norm = f"{part}.norm"
-        if f"{norm}.weight" in source and f"{norm}.running_mean" not in source:
-            raise source.error(
-                f"has norms without running statistics ({norm}: GroupNorm or LayerNorm), which "
-                f"cannot be folded into weights: train it with MODEL.{setting}.NORM '' or SyncBN"
-            )
+        _check_norm(source, part, setting)
     conv = "roi_heads.box_head.conv1"
     if f"{conv}.weight" in source and f"{conv}.norm.weight" not in source:
         raise source.error(

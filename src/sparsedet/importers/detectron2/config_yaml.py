@@ -22,7 +22,7 @@ from ...model.config import ModelConfig
 from ...model.presets import preset
 from ..containers.yaml import read_yaml
 from ..tensor_source import printable
-from .keys import DEPTHS, FAMILIES, OF_MASKS, FamilyName, known
+from .keys import DEPTHS, FAMILIES, FamilyName, known
 from .pyramid_settings import PyramidSettings
 
 _ANCHORS = ("anchor_sizes", "anchor_ratios")
@@ -52,6 +52,7 @@ class Detectron2Settings:
         classes: number of classes; None: not stated.
         blocks: blocks of each stage; None: not stated.
         agnostic: whether all classes share one set of box deltas; None: not stated.
+        masks: whether it has a mask head; None: not stated.
         sizes: short side and longest side at test.
         notes: lines for the user.
     """
@@ -62,6 +63,7 @@ class Detectron2Settings:
     classes: int | None
     blocks: tuple[int, ...] | None
     agnostic: bool | None
+    masks: bool | None
     sizes: tuple[int, int]
     notes: tuple[str, ...]
 
@@ -127,14 +129,14 @@ def read_settings(config: Detectron2Config, family: FamilyName, masks: bool) -> 
 
     Args:
         family: of the model.
-        masks: whether its masks are imported.
+        masks: whether it has a mask head, which is imported.
 
     Raises:
         InputError: a setting has a value that does not run here, or no possible value.
     """
     path, keys = config.path, FAMILIES[family]
     values = {**keys.defaults, **config.values}
-    rules = {**keys.only, **(OF_MASKS if masks else {})}
+    rules = {**keys.only, **(keys.masks if masks else {})}
     wrong = [
         f"{key} is {_short(values[key])}, expected {expected}"
         for key, (fits, expected) in rules.items()
@@ -173,6 +175,7 @@ def read_settings(config: Detectron2Config, family: FamilyName, masks: bool) -> 
         _number(path, values, keys.classes, 1),
         None if depth is None else DEPTHS[depth],
         None if family == "retinanet" else agnostic,
+        None if family == "retinanet" else values.get("MODEL.MASK_ON"),
         (
             _number(path, values, "INPUT.MIN_SIZE_TEST", 0, 800) or 0,
             _number(path, values, "INPUT.MAX_SIZE_TEST", 1, 1333) or 0,
@@ -188,12 +191,13 @@ def check_weights(
     classes: int,
     blocks: tuple[int, ...],
     agnostic: bool,
+    masks: bool,
 ) -> None:
     """Raise InputError if the settings are those of another model.
 
     Args:
         weights: the file with the weights, for messages.
-        classes, blocks, agnostic: as of `Detectron2Settings`, read from the weights.
+        classes, blocks, agnostic, masks: as of `Detectron2Settings`, read from the weights.
     """
     what = ""
     if settings.classes not in (None, classes):
@@ -204,6 +208,9 @@ def check_weights(
     elif settings.agnostic not in (None, agnostic) and classes > 1:
         what = f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is {settings.agnostic}, the weights have "
         what += "one set of box deltas" if agnostic else "a set for each class"
+    elif settings.masks not in (None, masks):
+        what = f"MODEL.MASK_ON is {settings.masks}, the weights have {'a' if masks else 'no'} mask "
+        what += "head"
     if what:
         raise InputError(f"{settings.path}: {what}: it is of another model than {weights}")
 

@@ -25,12 +25,14 @@ class Keys:
     Attributes:
         fields: setting -> field that holds it.
         only: setting -> the value that runs here.
+        masks: as `only`, where the model has a mask head.
         classes: the setting of the number of classes.
         defaults: Detectron2's defaults where they are not those of the published models.
     """
 
     fields: Mapping[str, str]
     only: Mapping[str, Rule]
+    masks: Mapping[str, Rule] = field(default_factory=dict)
     classes: str = "MODEL.ROI_HEADS.NUM_CLASSES"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,6 +111,11 @@ _OF_PYRAMIDS: dict[str, Rule] = {
     "MODEL.FPN.FUSE_TYPE": (_is("sum"), "sum"),
 }
 
+_MASKS: dict[str, Rule] = {
+    "MODEL.ROI_MASK_HEAD.NAME": (_is("MaskRCNNConvUpsampleHead"), "MaskRCNNConvUpsampleHead"),
+    "MODEL.ROI_MASK_HEAD.NORM": _ANY_FOLDABLE,
+}
+
 _C4 = Keys(
     _OF_ROIS_FIELDS,
     {
@@ -119,6 +126,7 @@ _C4 = Keys(
         "MODEL.ROI_HEADS.NAME": (_is("Res5ROIHeads"), "Res5ROIHeads, the head of C4 models"),
         "MODEL.ROI_HEADS.IN_FEATURES": _lists("res4"),
     },
+    masks=_MASKS,  # RoIs of masks are those of boxes: ROI_MASK_HEAD.POOLER_* have no effect
 )
 
 _STAGES = ("res2", "res3", "res4", "res5")
@@ -141,19 +149,13 @@ _FPN = Keys(
         "MODEL.ROI_BOX_HEAD.NAME": (_is("FastRCNNConvFCHead"), "FastRCNNConvFCHead"),
         "MODEL.ROI_BOX_HEAD.NORM": _ANY_FOLDABLE,
     },
+    masks={**_MASKS, "MODEL.ROI_MASK_HEAD.POOLER_TYPE": (_is("ROIAlignV2"), "ROIAlignV2")},
     defaults={
         "MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128, 256, 512]],
         "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
     },
 )
-
-OF_MASKS: dict[str, Rule] = {
-    "MODEL.ROI_MASK_HEAD.NAME": (_is("MaskRCNNConvUpsampleHead"), "MaskRCNNConvUpsampleHead"),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": (_is("ROIAlignV2"), "ROIAlignV2"),
-    "MODEL.ROI_MASK_HEAD.NORM": _ANY_FOLDABLE,
-}
-"""What a mask head must be, where masks are on."""
 
 _RETINANET = Keys(
     {
@@ -219,8 +221,8 @@ CHECKED = {
 
 def known(name: str) -> bool:
     """Whether a setting is one of Detectron2's own."""
-    tables: list[Mapping[str, Any]] = [OF_MASKS]
+    tables: list[Mapping[str, Any]] = []
     for keys in FAMILIES.values():
-        tables += [keys.fields, keys.only]
+        tables += [keys.fields, keys.only, keys.masks]
     listed = name in CHECKED or any(name in table for table in tables)
     return listed or NO_EFFECT.fullmatch(name) is not None

@@ -33,6 +33,10 @@ _NUMBERED = {
 }
 _TOWERS = {"class.conv": "head.cls_subnet", "box.conv": "head.bbox_subnet"}
 
+MASK = "roi_heads.mask_head."
+MASK_CONV = r"roi_heads\.mask_head\.mask_fcn(\d+)\.weight"
+"""The convolutions of a mask head before its transposed one."""
+
 NO_PART = (
     r"optimizer\..*",
     r"scheduler\..*",
@@ -65,6 +69,14 @@ def layer_name(layer: Layer, family: FamilyName = "c4") -> str:
     if family == "retinanet":  # convolutions and ReLUs take turns
         return f"{_TOWERS[part]}.{2 * int(number)}"
     return f"{_NUMBERED[part]}{int(number) + 1}"
+
+
+def count_layers(source: Source, pattern: str) -> int:
+    """How many numbers stand in the group of a regular expression for names of tensors."""
+    found = {m[1] for name in source.left if (m := re.fullmatch(pattern, name))}
+    if len(found) > 100:
+        raise source.error(f"has {len(found)} layers {pattern!r}, expected at most 100")
+    return len(found)
 
 
 def for_all_classes(source: Source, family: FamilyName) -> set[str]:

@@ -16,7 +16,6 @@ Source: detectron2/modeling at commit 02b5c4e; configs/Base-RCNN-FPN.yaml, Base-
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -34,14 +33,22 @@ from ...model.one_stage import OneStage, build_one_stage
 from ...model.resnet import ResNet
 from ..tensor_source import MAX_PARAMETERS, Imported, Source, count_blocks
 from ..torchvision import MEAN, STD
+from .checks import has
 from .config_yaml import Detectron2Config, check_weights, read_settings
 from .keys import FamilyName
-from .names import NO_PART, for_all_classes, reverse_colours, take_tensors
+from .names import (
+    MASK,
+    MASK_CONV,
+    NO_PART,
+    count_layers,
+    for_all_classes,
+    reverse_colours,
+    take_tensors,
+)
 from .pyramid_settings import RETINANET, PyramidSettings
 
 _BODY = "backbone.bottom_up"
 _STAGES = tuple(rf"backbone\.bottom_up\.res{n}\.(\d+)\." for n in (2, 3, 4, 5))
-_MASK = "roi_heads.mask_head."
 
 
 def load_pyramid(
@@ -62,7 +69,7 @@ def load_pyramid(
     Raises:
         InputError: as of `load_detectron2`.
     """
-    masks = any(name.startswith(_MASK) for name in source.left)
+    masks = has(source, MASK)
     if stated is not None:
         rgb = stated.values.get("INPUT.FORMAT") == "RGB"
     settings, notes = _settings(source, family, masks, fields, rgb, stated)
@@ -139,12 +146,7 @@ def _settings(
         agnostic = "box.deltas" in for_all_classes(source, family)
         blocks = count_blocks(source.left, _STAGES)
         classes = _classes(source, family)
-        check_weights(told, Path(source.path), family, classes, blocks, agnostic)
-        if family == "fpn" and stated.values.get("MODEL.MASK_ON", masks) != masks:
-            raise InputError(
-                f"{stated.path}: MODEL.MASK_ON is {not masks}, the weights have "
-                f"{'a' if masks else 'no'} mask head: it is of another model than {source.path}"
-            )
+        check_weights(told, Path(source.path), family, classes, blocks, agnostic, masks)
         of_file = dict(told.fields)
         if told.rgb:
             of_file |= {k: of_file[k][::-1] for k in ("pixel_mean", "pixel_std") if k in of_file}
@@ -228,18 +230,10 @@ def _resnet(source: Source, settings: PyramidSettings) -> ResNet:
     )
 
 
-def _count(source: Source, pattern: str) -> int:
-    """How many numbers stand in the pattern's group."""
-    found = {m[1] for name in source.left if (m := re.fullmatch(pattern, name))}
-    if len(found) > 100:
-        raise source.error(f"has {len(found)} layers {pattern!r}, expected at most 100")
-    return len(found)
-
-
 def _two_stage(source: Source, settings: PyramidSettings, anchors: CellAnchors) -> FasterRCNNFPN:
     channels = source.length("backbone.fpn_lateral5.weight", 0)
     head = r"roi_heads\.box_head\."
-    layers = _count(source, head + r"fc(\d+)\.weight")
+    layers = count_layers(source, head + r"fc(\d+)\.weight")
     if not layers:
         raise source.error("has no fully connected layers ('roi_heads.box_head.fc1') in its head")
     return FasterRCNNFPN(
@@ -248,7 +242,7 @@ def _two_stage(source: Source, settings: PyramidSettings, anchors: CellAnchors) 
         backbone=_resnet(source, settings),
         fpn_channels=channels,
         fpn_norm="backbone.fpn_lateral5.norm.weight" in source,
-        head_convs=_count(source, head + r"conv(\d+)\.weight"),
+        head_convs=count_layers(source, head + r"conv(\d+)\.weight"),
         head_layers=layers,
         head_channels=source.length("roi_heads.box_head.fc1.weight", 0),
         cell_anchors=anchors,
@@ -269,18 +263,19 @@ def _two_stage(source: Source, settings: PyramidSettings, anchors: CellAnchors) 
         nms_threshold=settings.nms_threshold,
         max_detections=settings.max_detections,
         mask_convs=_mask_convs(source),
-        mask_norm=f"{_MASK}mask_fcn1.norm.weight" in source,
+        mask_norm=f"{MASK}mask_fcn1.norm.weight" in source,
         mask_roi_size=settings.mask_roi_size,
         mask_roi_sampling_ratio=settings.mask_roi_sampling_ratio,
+        mask_pasting="continuous",
     )
 
 
 def _mask_convs(source: Source) -> int:
     """3x3 convolutions of the mask head; 0: there is none."""
-    count = _count(source, r"roi_heads\.mask_head\.mask_fcn(\d+)\.weight")
-    if not count and any(name.startswith(_MASK) for name in source.left):
+    count = count_layers(source, MASK_CONV)
+    if not count and has(source, MASK):
         raise source.error(
-            f"tensor '{_MASK}mask_fcn1.weight' is missing: a mask head has convolutions here "
+            f"tensor '{MASK}mask_fcn1.weight' is missing: a mask head has convolutions here "
             "(MODEL.ROI_MASK_HEAD.NUM_CONV 1 or more)"
         )
     return count
@@ -312,7 +307,7 @@ def _retinanet(source: Source, settings: PyramidSettings, anchors: CellAnchors) 
         backbone=backbone,
         top="source" if inputs == backbone.stage_channels[3:] else "output",
         channels=source.length("backbone.fpn_lateral5.weight", 0),
-        tower=_count(source, r"head\.cls_subnet\.(\d+)\.weight"),
+        tower=count_layers(source, r"head\.cls_subnet\.(\d+)\.weight"),
         cell_anchors=anchors,
         strides=_strides("retinanet"),
         box_weights=settings.box_weights,
