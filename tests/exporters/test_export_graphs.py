@@ -106,6 +106,18 @@ def test_torch_equals_the_engine(family: str) -> None:
         assert_same_masks(ours, theirs)
 
 
+def test_hoisted_layers_of_two_branches_are_written_once(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    c4 = network("mask-rcnn-c4")
+    check(c4, by_onnxruntime(c4, hoist=True))
+    check(c4, by_openvino(c4, tmp_path, hoist=True))
+    plain, hoisted = (
+        sum(node.op_type == "Conv" for node in to_onnx(c4.config, c4.tensors, hoist=h).graph.node)
+        for h in (False, True)
+    )
+    assert onnx and plain - hoisted == 2  # res5.0.conv1 and res5.0.shortcut
+
+
 def test_odd_sizes(tmp_path: Path) -> None:
     """Maps of a pyramid whose sizes are not the double of the next."""
     odd = small_network("mask-rcnn", (113, 151))
