@@ -35,7 +35,7 @@ def test_reconstruction_prunes_every_family(family: str) -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("family", ["mask-rcnn", "retinanet", "fcos"])
+@pytest.mark.parametrize("family", ["mask-rcnn", "mask-rcnn-c4", "retinanet", "fcos"])
 def test_all_layers_matter_to_the_outputs(family: str) -> None:
     network = small_network(family)
     graph = network.config.graph
