@@ -133,7 +133,7 @@ def _continuous_axis(length: int, low: np.float32, high: np.float32, limit: int)
     """As `_axis`, between the edges `low` and `high` of a box.
 
     A pixel more on each side is made, as in Detectron2: beyond, where half a cell reaches further,
-    no probability is a half. The arithmetic is float32 in the order of torch's `grid_sample`.
+    no probability reaches a half. The arithmetic is float32 in the order of torch's `grid_sample`.
     """
     first = min(max(int(np.floor(low)) - 1, 0), limit)
     last = max(first, min(int(np.ceil(high)) + 1, limit))

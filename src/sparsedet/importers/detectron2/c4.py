@@ -39,7 +39,7 @@ from ...model.detector_config import build_graph as graph_of
 from ...model.mask_head import MaskHead
 from ...model.presets import preset
 from ..tensor_source import MAX_PARAMETERS, Imported, Source, count_blocks, resolve_config
-from .checks import has
+from .checks import check_norm, has
 from .config_yaml import Detectron2Config, Detectron2Settings, check_weights, read_settings
 from .names import (
     MASK,
@@ -124,6 +124,7 @@ def load_c4(
 
 def _with_masks(source: Source, config: ModelConfig) -> DetectorConfig:
     """The Mask R-CNN of which `config` describes the boxes."""
+    check_norm(source, f"{MASK}mask_fcn1", "ROI_MASK_HEAD")
     name = f"{MASK}deconv.weight"
     shape = source.shape(name)
     if len(shape) != 4 or shape[1] < 1:

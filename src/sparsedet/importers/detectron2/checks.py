@@ -72,11 +72,15 @@ def _check_c4(source: Source) -> None:
             "has StandardROIHeads (roi_heads.box_head) on a C4 backbone, expected Res5ROIHeads: "
             "train it with MODEL.ROI_HEADS.NAME Res5ROIHeads"
         )
-    _check_norm(source, "roi_heads.mask_head.mask_fcn1", "ROI_MASK_HEAD")
 
 
-def _check_norm(source: Source, part: str, setting: str) -> None:
-    """Raise InputError for a norm that cannot be folded."""
+def check_norm(source: Source, part: str, setting: str) -> None:
+    """Raise InputError for a norm that cannot be folded.
+
+    Args:
+        part: layer of the norm.
+        setting: section of MODEL that states it.
+    """
     norm = f"{part}.norm"
     if f"{norm}.weight" in source and f"{norm}.running_mean" not in source:
         raise source.error(
@@ -96,7 +100,7 @@ def _check_fpn(source: Source) -> None:
         ("roi_heads.box_head.conv1", "ROI_BOX_HEAD"),
         ("roi_heads.mask_head.mask_fcn1", "ROI_MASK_HEAD"),
     ):
-        _check_norm(source, part, setting)
+        check_norm(source, part, setting)
     conv = "roi_heads.box_head.conv1"
     if f"{conv}.weight" in source and f"{conv}.norm.weight" not in source:
         raise source.error(

@@ -34,6 +34,7 @@ _NUMBERED = {
 _TOWERS = {"class.conv": "head.cls_subnet", "box.conv": "head.bbox_subnet"}
 
 MASK = "roi_heads.mask_head."
+"""What names of a mask head begin with."""
 MASK_CONV = r"roi_heads\.mask_head\.mask_fcn(\d+)\.weight"
 """The convolutions of a mask head before its transposed one."""
 
