@@ -216,6 +216,7 @@ def test_everything_but_the_masks_is_that_of_a_faster_rcnn(tmp_path: Path) -> No
     assert isinstance(alone.config, ModelConfig) and asked.config == alone.config
     assert asked.tensors.keys() == alone.tensors.keys()
     assert any("masks are left out, as asked for" in note for note in asked.notes)
+    assert any('{"masks": false}' in note for note in masks.notes)
     assert asked.ignored == tuple(sorted(n for n in state_of(MASK_C4) if n.startswith(HEAD)))
     graph, boxes = graph_of(masks), build_graph(alone.config)
     assert graph.operations[: len(boxes.operations)] == boxes.operations

@@ -110,6 +110,8 @@ def load_c4(
     tensors = take_tensors(source, graph_of(config), "c4")
     if not wanted and source.ignore(rf"{re.escape(MASK)}.*"):
         notes.insert(0, "its masks are left out, as asked for")
+    if masks:
+        notes.append('its boxes alone, which can be trained here: --config with {"masks": false}')
     for layer, what in (("mask.logits", "mask"), ("box.deltas", "set of box deltas")):
         if layer in shared and f"{layer}.weight" in tensors and config.num_classes > 1:
             notes.insert(0, f"has one {what} for all classes: repeated for each of them")
