@@ -9,13 +9,9 @@ namespace {
 constexpr int kPanelBytes = 32 * 1024;
 constexpr int kChunkRowTiles = 52;  // x 31 row masks a block: as much as the branch predictor holds
 
-int choose_tile_rows(const Kernels& kernels, ElementType type) {
-  if (type == ElementType::int8) return channels_per_element(type);
-  const bool packed = type != ElementType::float32;
-  const auto& sparse = packed ? kernels.bf16->sparse : kernels.sparse;
-  for (int rows : {5, 3})
-    if (sparse[rows]) return rows;
-  return 0;
+int tile_rows_of(const Kernels& kernels, ElementType type) {
+  if (type == ElementType::float32) return kernels.tile_rows;
+  return (type == ElementType::int8 ? kernels.int8 : kernels.bf16)->tile_rows;
 }
 
 // Length of equal blocks of about `target` columns, of `total` columns. A slightly larger block is
@@ -64,7 +60,7 @@ PackedConv cut_conv(const Kernels& kernels, const ConvShape& shape, const float*
                     bool split_taps) {
   PackedConv conv{};
   conv.shape = shape;
-  conv.tile_rows = choose_tile_rows(kernels, shape.in_type);
+  conv.tile_rows = tile_rows_of(kernels, shape.in_type);
   const int pair = shape.out_type == ElementType::bfloat16 ? 2 : 1;  // row tiles that stay together
   const int units = divide_up(shape.out_channels, conv.tile_rows * pair);
   const int chunk_units = kChunkRowTiles / pair;

@@ -8,21 +8,21 @@ bool supported() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 }  // namespace
-const Kernels kernels_avx2 = {"avx2",
-                              L,
-                              supported,
-                              {nullptr, nullptr, sparse<2>, sparse<3>, nullptr, nullptr, nullptr},
-                              pack,
-                              pool,
-                              transpose,
-                              roi,
-                              mean,
-                              depthwise<VectorFloat32>,
-                              sums<VectorFloat32>,
-                              affine<VectorFloat32>,
-                              winograd_input,
-                              winograd_output,
-                              peak,
-                              nullptr,
-                              nullptr};
+extern const Float32Kernels kernels_avx2_f32;
+const Float32Kernels kernels_avx2_f32 = {
+    L,
+    3,
+    supported,
+    {nullptr, nullptr, sparse<2>, sparse<3>, nullptr, nullptr, nullptr},
+    pack,
+    pool,
+    transpose,
+    roi,
+    mean,
+    depthwise<VectorFloat32>,
+    sums<VectorFloat32>,
+    affine<VectorFloat32>,
+    winograd_input,
+    winograd_output,
+    peak};
 }  // namespace sparsedet

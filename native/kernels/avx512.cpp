@@ -10,9 +10,10 @@ bool supported() {
          __builtin_cpu_supports("fma");
 }
 }  // namespace
-const Kernels kernels_avx512 = {
-    "avx512",
+extern const Float32Kernels kernels_avx512_f32;
+const Float32Kernels kernels_avx512_f32 = {
     L,
+    5,
     supported,
     {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, sparse<6>},
     pack,
@@ -25,7 +26,5 @@ const Kernels kernels_avx512 = {
     affine<VectorFloat32>,
     winograd_input,
     winograd_output,
-    peak,
-    &kernels_avx512_bf16,
-    &kernels_avx512_vnni};
+    peak};
 }  // namespace sparsedet

@@ -102,7 +102,10 @@ bool supported() {
 }
 
 }  // namespace
+extern const LowPrecisionKernels kernels_avx512_bf16;
 const LowPrecisionKernels kernels_avx512_bf16 = {
+    L,
+    5,
     supported,
     {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
     pool,

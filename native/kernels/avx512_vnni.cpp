@@ -190,7 +190,10 @@ bool supported() {
 }
 
 }  // namespace
-const LowPrecisionKernels kernels_avx512_vnni = {
+extern const LowPrecisionKernels kernels_avx512_int8;
+const LowPrecisionKernels kernels_avx512_int8 = {
+    L,
+    R,
     supported,
     {nullptr, nullptr, nullptr, nullptr, sparse, nullptr, nullptr},
     pool,

@@ -6,25 +6,94 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
+
+#include "kernels/list.h"
 
 namespace sparsedet {
 
-static const Kernels* const kCompiled[] = {
-#if defined(__x86_64__)
-    &kernels_avx512,
-    &kernels_avx2,
-#endif
-#if defined(__aarch64__)
-    &kernels_neon,
-#endif
-    &kernels_scalar,
+using TableOf_f32 = Float32Kernels;
+using TableOf_bf16 = LowPrecisionKernels;
+using TableOf_int8 = LowPrecisionKernels;
+
+#define DECLARE(architecture, set, table, file, features) \
+  SPARSEDET_IF_##architecture(extern const TableOf_##table kernels_##set##_##table;)
+SPARSEDET_KERNELS(DECLARE)
+
+namespace {
+
+// A line of the list: one table is given.
+struct Line {
+  const char* set;
+  const Float32Kernels* f32 = nullptr;
+  const LowPrecisionKernels *bf16 = nullptr, *int8 = nullptr;
+
+  bool supported() const {
+    return f32 ? f32->supported() : bf16 ? bf16->supported() : int8->supported();
+  }
 };
+
+#define LINE(architecture, set_, table, file, features) \
+  SPARSEDET_IF_##architecture(Line{.set = #set_, .table = &kernels_##set_##_##table}, )
+constexpr Line kLines[] = {SPARSEDET_KERNELS(LINE)};
+
+// A compiled instruction set.
+struct Set {
+  Kernels kernels;
+  bool supported;
+};
+
+// Adds the table of a line where there is none yet and this CPU supports it.
+bool add_table(const Line& line, Kernels& kernels) {
+  if (!line.supported()) return false;
+  if (line.f32) static_cast<Float32Kernels&>(kernels) = *line.f32;
+  if (line.bf16 && !kernels.bf16) kernels.bf16 = line.bf16;
+  if (line.int8 && !kernels.int8) kernels.int8 = line.int8;
+  return true;
+}
+
+// first: the first line of the set.
+Set make_set(const Line* first) {
+  Set set{{{}, first->set, nullptr, nullptr}, false};
+  const auto add_tables = [&](const Line*& line) {  // all of the set that begins there
+    bool float32 = false;
+    for (const char* name = line->set; line < std::end(kLines) && !std::strcmp(line->set, name);
+         line++) {
+      set.supported |= add_table(*line, set.kernels);
+      float32 |= line->f32 != nullptr;
+    }
+    return float32;
+  };
+  const Line* line = first;
+  if (!add_tables(line)) {
+    const bool own = set.supported;
+    while (!add_tables(line)) {
+    }
+    set.supported = own;
+  }
+  set.supported &= set.kernels.supported != nullptr;  // it has a float32 table
+  return set;
+}
+
+// All of them, the best first. Their tables do not change while the program runs.
+const std::vector<Set>& sets() {
+  static const std::vector<Set> all = [] {
+    std::vector<Set> made;
+    for (const Line& line : kLines)
+      if (made.empty() || std::strcmp(made.back().kernels.isa, line.set) != 0)
+        made.push_back(make_set(&line));
+    return made;
+  }();
+  return all;
+}
+
+}  // namespace
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Kernels* kernels : kCompiled)
-    if (kernels->supported()) names.push_back(kernels->isa);
+  for (const Set& set : sets())
+    if (set.supported) names.push_back(set.kernels.isa);
   return names;
 }
 
@@ -34,12 +103,12 @@ const Kernels& choose_kernels(std::string isa) {
     isa = forced ? forced : "";
   }
   std::string known;
-  for (const Kernels* kernels : kCompiled) {
-    if (isa.empty() ? kernels->supported() : isa == kernels->isa) {
-      if (kernels->supported()) return *kernels;
+  for (const Set& set : sets()) {
+    if (isa.empty() ? set.supported : isa == set.kernels.isa) {
+      if (set.supported) return set.kernels;
       throw std::invalid_argument("instruction set '" + isa + "' is not available on this CPU");
     }
-    known += (known.empty() ? "" : ", ") + std::string(kernels->isa);
+    known += (known.empty() ? "" : ", ") + std::string(set.kernels.isa);
   }
   throw std::invalid_argument("unknown instruction set '" + isa + "'; compiled in: " + known);
 }
@@ -57,11 +126,11 @@ std::string cpu_vendor() {
 }
 
 bool has_bfloat16(const Kernels& kernels) {
-  return kernels.bf16 && kernels.bf16->supported();
+  return kernels.bf16;
 }
 
 bool has_int8(const Kernels& kernels) {
-  return kernels.int8 && kernels.int8->supported();
+  return kernels.int8;
 }
 
 }  // namespace sparsedet

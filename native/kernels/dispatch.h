@@ -7,7 +7,7 @@
 
 namespace sparsedet {
 
-// Names of the compiled instruction sets that this CPU supports, best first.
+// Names of the instruction sets of list.h that this CPU supports, best first.
 std::vector<std::string> available_isas();
 
 // The kernels of an instruction set; "" means SPARSEDET_ISA from the environment, else the best.

@@ -1,6 +1,7 @@
 // The contract of the kernels. A kernel allocates nothing, starts no thread, keeps no state and
 // throws nothing. The comments of its argument struct state every precondition. One source file for
-// each instruction set fills a table of kernels, and the object file exports that table alone.
+// each instruction set and precision fills a table of kernels, and the object file exports its
+// tables alone; list.h has them all.
 //
 // Glossary
 //   L        lanes: floats in a vector (scalar and NEON 4, AVX2 8, AVX-512 16)
@@ -217,6 +218,8 @@ struct MeanArgs {
 // The kernels that differ where activations and weights are bfloat16 or int8. Sums are float32, or
 // int32.
 struct LowPrecisionKernels {
+  int lanes;
+  int tile_rows;  // R for which weights are packed
   bool (*supported)();
   void (*sparse[kMaxTileRows + 1])(const SparseArgs&);  // by R; null: not compiled
   void (*pool)(const PoolArgs&);                        // packed (int8: float32) in, packed out
@@ -228,9 +231,9 @@ struct LowPrecisionKernels {
   int64_t (*peak)(const PeakArgs&);
 };
 
-struct Kernels {
-  const char* isa;
+struct Float32Kernels {
   int lanes;
+  int tile_rows;  // R for which weights are packed
   bool (*supported)();
   void (*sparse[kMaxTileRows + 1])(const SparseArgs&);  // by R; null: not compiled
   void (*pack)(const PackArgs&);
@@ -244,18 +247,12 @@ struct Kernels {
   void (*winograd_input)(const WinogradArgs&);   // pixels -> points
   void (*winograd_output)(const WinogradArgs&);  // points -> pixels
   int64_t (*peak)(const PeakArgs&);
-  const LowPrecisionKernels* bf16;  // null: not compiled
-  const LowPrecisionKernels* int8;  // null: not compiled
 };
 
-extern const Kernels kernels_scalar;
-#if defined(__x86_64__)
-extern const LowPrecisionKernels kernels_avx512_bf16, kernels_avx512_vnni;
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
-#endif
-#if defined(__aarch64__)
-extern const Kernels kernels_neon;
-#endif
+// All tables of an instruction set; dispatch.h has them. Their lanes are equal.
+struct Kernels : Float32Kernels {
+  const char* isa;
+  const LowPrecisionKernels *bf16, *int8;  // null: not compiled, or this CPU does not support them
+};
 
 }  // namespace sparsedet

@@ -8,21 +8,21 @@ bool supported() {
   return true;
 }
 }  // namespace
-const Kernels kernels_neon = {"neon",
-                              L,
-                              supported,
-                              {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
-                              pack,
-                              pool,
-                              transpose,
-                              roi,
-                              mean,
-                              depthwise<VectorFloat32>,
-                              sums<VectorFloat32>,
-                              affine<VectorFloat32>,
-                              winograd_input,
-                              winograd_output,
-                              peak,
-                              nullptr,
-                              nullptr};
+extern const Float32Kernels kernels_neon_f32;
+const Float32Kernels kernels_neon_f32 = {
+    L,
+    5,
+    supported,
+    {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
+    pack,
+    pool,
+    transpose,
+    roi,
+    mean,
+    depthwise<VectorFloat32>,
+    sums<VectorFloat32>,
+    affine<VectorFloat32>,
+    winograd_input,
+    winograd_output,
+    peak};
 }  // namespace sparsedet

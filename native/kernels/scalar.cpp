@@ -367,18 +367,27 @@ bool supported() {
   return true;
 }
 
-const LowPrecisionKernels bf16 = {supported,
-                                  {nullptr, nullptr, nullptr, sparse<ScalarBfloat16, 3>, nullptr,
-                                   sparse<ScalarBfloat16, 5>, nullptr},
-                                  pool_bf16,
-                                  roi_bf16,
-                                  mean_bf16,
-                                  depthwise<RowBfloat16>,
-                                  sums<RowBfloat16>,
-                                  affine<RowBfloat16>,
-                                  peak<ScalarBfloat16, float, 4>};
+}  // namespace
+extern const Float32Kernels kernels_scalar_f32;
+extern const LowPrecisionKernels kernels_scalar_bf16, kernels_scalar_int8;
 
-const LowPrecisionKernels int8 = {
+const LowPrecisionKernels kernels_scalar_bf16 = {
+    L,
+    5,
+    supported,
+    {nullptr, nullptr, nullptr, sparse<ScalarBfloat16, 3>, nullptr, sparse<ScalarBfloat16, 5>,
+     nullptr},
+    pool_bf16,
+    roi_bf16,
+    mean_bf16,
+    depthwise<RowBfloat16>,
+    sums<RowBfloat16>,
+    affine<RowBfloat16>,
+    peak<ScalarBfloat16, float, 4>};
+
+const LowPrecisionKernels kernels_scalar_int8 = {
+    L,
+    4,
     supported,
     {nullptr, nullptr, nullptr, nullptr, sparse_int8, nullptr, nullptr},
     pool_int8,
@@ -389,23 +398,20 @@ const LowPrecisionKernels int8 = {
     nullptr,
     peak<ScalarInt8, int32_t, 8>};
 
-}  // namespace
-const Kernels kernels_scalar = {"scalar",
-                                L,
-                                supported,
-                                {nullptr, nullptr, nullptr, sparse<ScalarFloat32, 3>, nullptr,
-                                 sparse<ScalarFloat32, 5>, nullptr},
-                                pack,
-                                pool,
-                                transpose,
-                                roi,
-                                mean,
-                                depthwise<RowFloat32>,
-                                sums<RowFloat32>,
-                                affine<RowFloat32>,
-                                winograd_input,
-                                winograd_output,
-                                peak<ScalarFloat32, float, 2>,
-                                &bf16,
-                                &int8};
+const Float32Kernels kernels_scalar_f32 = {L,
+                                           5,
+                                           supported,
+                                           {nullptr, nullptr, nullptr, sparse<ScalarFloat32, 3>,
+                                            nullptr, sparse<ScalarFloat32, 5>, nullptr},
+                                           pack,
+                                           pool,
+                                           transpose,
+                                           roi,
+                                           mean,
+                                           depthwise<RowFloat32>,
+                                           sums<RowFloat32>,
+                                           affine<RowFloat32>,
+                                           winograd_input,
+                                           winograd_output,
+                                           peak<ScalarFloat32, float, 2>};
 }  // namespace sparsedet

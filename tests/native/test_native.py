@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,41 +28,37 @@ from sparsedet.testing import random_tensors
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 X86 = platform.machine() in ("x86_64", "AMD64")
-ARM = platform.machine() in ("aarch64", "arm64")
+ARCHITECTURE = "x86_64" if X86 else "aarch64"
 
-# The flags of each instruction set's file, as in CMakeLists.txt.
-ISA_FLAGS: dict[str, list[str]] = {"scalar": []}
-if X86:
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    ISA_FLAGS["avx512"] = [
-        "-mavx512f",
-        "-mavx512vl",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mfma",
-        "-mprefer-vector-width=512",
-    ]
-    ISA_FLAGS["avx512_bf16"] = [
-        "-mavx512f",
-        "-mavx512vl",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512bf16",
-        "-mfma",
-        "-mprefer-vector-width=512",
-    ]
-    ISA_FLAGS["avx512_vnni"] = [
-        "-mavx512f",
-        "-mavx512vl",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vnni",
-        "-mfma",
-        "-mprefer-vector-width=512",
-        "-fno-exceptions",
-    ]
-elif ARM:
-    ISA_FLAGS["neon"] = []
+
+class KernelTable(NamedTuple):
+    """A line of native/kernels/list.h."""
+
+    architecture: str
+    set: str
+    table: str
+    file: str
+    features: str
+
+    @property
+    def flags(self) -> list[str]:
+        """Compiler flags of its file."""
+        return ["-fno-exceptions", *(f"-m{feature}" for feature in self.features.split())]
+
+    @property
+    def symbol(self) -> str:
+        """Name of the table in the object file."""
+        name = f"kernels_{self.set}_{self.table}"
+        return f"_ZN9sparsedet{len(name)}{name}E"
+
+
+def tables() -> list[KernelTable]:
+    """The tables that are compiled on this architecture."""
+    text = (NATIVE / "kernels/list.h").read_text().replace("\\\n", "")
+    found = re.findall(r'X\((\w+), (\w+), (\w+), (\w+),\s*"([^"]*)"\)', text)
+    assert len(found) == text.count(" X(") > 5
+    return [t for t in map(KernelTable._make, found) if t.architecture in (ARCHITECTURE, "any")]
+
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 
@@ -80,14 +77,17 @@ def compile_all(sources: dict[Path, list[str]], to: Path) -> list[Path]:
 
 
 def kernel_sources(*flags: str) -> dict[Path, list[str]]:
-    return {NATIVE / f"kernels/{isa}.cpp": [*f, *flags] for isa, f in reversed(ISA_FLAGS.items())}
+    return {NATIVE / f"kernels/{t.file}.cpp": [*t.flags, *flags] for t in tables()}
 
 
-def test_flags_are_those_of_the_build() -> None:
-    build = (ROOT / "CMakeLists.txt").read_text()
-    for isa, flags in ISA_FLAGS.items():
-        assert f"native/kernels/{isa}.cpp" in build
-        assert not flags or f'"{";".join(flags)}"' in build
+def test_every_kernel_file_is_listed() -> None:
+    listed = {
+        match[1]
+        for match in re.finditer(
+            r"X\(\w+, \w+, \w+, (\w+),", (NATIVE / "kernels/list.h").read_text()
+        )
+    }
+    assert listed | {"dispatch"} == {path.stem for path in (NATIVE / "kernels").glob("*.cpp")}
 
 
 @needs_compiler
@@ -154,9 +154,8 @@ def test_planner_executor_and_cost_model(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("nm"), reason="there is no nm")
 def test_nothing_but_the_table_leaves_a_kernel_file(tmp_path: Path) -> None:
     """A weak or global function compiled for AVX-512 could be linked into code for every CPU."""
-    for source, object_file in zip(
-        kernel_sources(), compile_all(kernel_sources(), tmp_path), strict=True
-    ):
+    sources = kernel_sources()
+    for source, object_file in zip(sources, compile_all(sources, tmp_path), strict=True):
         listing = subprocess.run(
             ["nm", "--extern-only", "--defined-only", "--format=posix", object_file],
             check=True,
@@ -164,10 +163,9 @@ def test_nothing_but_the_table_leaves_a_kernel_file(tmp_path: Path) -> None:
             text=True,
         ).stdout
         symbols = [line.split()[:2] for line in listing.splitlines()]
-        name = f"kernels_{source.stem}"
-        table = f"_ZN9sparsedet{len(name)}{name}E"
-        assert [symbol for symbol, _ in symbols] == [table], listing
-        assert symbols[0][1] in "RD", "the table must be constant data, filled by the compiler"
+        own = {t.symbol for t in tables() if t.file == source.stem}
+        assert {symbol for symbol, _ in symbols} == own, listing
+        assert {kind for _, kind in symbols} <= {"R", "D"}, "tables are constant data"
 
 
 # -------------------------------------------------------------------- the choice of kernels
@@ -226,7 +224,7 @@ def test_the_argument_outranks_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert Engine(TINY, random_tensors(TINY, 0.0), threads=1, isa="scalar").isa == "scalar"
 
 
-MISSING = sorted({"avx512", "avx2", "neon"} - set(available_isas()))
+MISSING = sorted({t.set for t in tables()} - set(available_isas()))
 
 
 @pytest.mark.parametrize("isa", [*MISSING, "sse9", "AVX2", "scalar "])
@@ -247,15 +245,20 @@ def test_an_unknown_instruction_set_in_the_environment_of_a_process() -> None:
 FAKE_CPU = """
 #include <cstdio>
 #include <stdexcept>
+#include <string_view>
 #include "kernels/dispatch.h"
+#include "kernels/list.h"
 namespace sparsedet {
-static bool yes() { return true; }
-[[maybe_unused]] static bool no() { return false; }
-extern const Kernels kernels_scalar = {"scalar", 4, yes};
-#if defined(__x86_64__)
-extern const Kernels kernels_avx2 = {"avx2", 8, yes};
-extern const Kernels kernels_avx512 = {"avx512", 16, no};
-#endif
+static constexpr auto of(std::string_view set) {
+  return set == "avx512" ? +[] { return false; } : +[] { return true; };
+}
+using Table_f32 = Float32Kernels;
+using Table_bf16 = LowPrecisionKernels;
+using Table_int8 = LowPrecisionKernels;
+#define TABLE(architecture, set, table, file, features) \\
+  SPARSEDET_IF_##architecture( \\
+      extern const Table_##table kernels_##set##_##table{.lanes = 1, .supported = of(#set)};)
+SPARSEDET_KERNELS(TABLE)
 }  // namespace sparsedet
 int main() {
   for (const auto& name : sparsedet::available_isas()) std::printf("%s ", name.c_str());
