@@ -121,6 +121,10 @@ int Executor::overwritten(int node, const std::vector<int>& last) const {
   for (size_t i = 0; i < inputs.size(); i++) {
     const Value& in = values_[inputs[i]];
     const bool same_loop = out.shape.domain != Domain::rois || in.shape.domain == Domain::rois;
+    // A convolution that adds its own input still reads it while it writes.
+    const auto reads =
+        std::count_if(inputs.begin(), inputs.end(), [&](int v) { return root_of(v) == inputs[i]; });
+    if (reads > 1) continue;
     if (nodes_[node].operation->in_place(i) && root_of(inputs[i]) == inputs[i] && same_loop &&
         last[inputs[i]] == node + 1 && in.shape.domain == out.shape.domain &&
         in.format.type == out.format.type && in.map.border == out.map.border &&

@@ -122,11 +122,12 @@ Plain expected(const Plain& in, const ConvolutionAttributes& a, const std::vecto
   return out;
 }
 
-// image -> normalise -> a (3x3) -> slice -> b (3x3 of the slice) -> c (1x1, adds b)
+// image -> normalise -> a (3x3) -> slice -> b (3x3 of the slice) -> c (3x3, adds b, its own input)
 bool run_graph(const Kernels& kernels, const std::string& algorithm, int threads) {
   Executor executor(kernels, threads, false, 20, 30);
-  const auto a = conv(3, 9, 3, 1, true), b = conv(5, 9, 3, 2, false), c = conv(9, 9, 1, 1, true);
-  const auto wa = draws(9 * 3 * 9, -1, 1), wb = draws(9 * 5 * 9, -1, 1), wc = draws(9 * 9, -1, 1);
+  const auto a = conv(3, 9, 3, 1, true), b = conv(5, 9, 3, 2, false), c = conv(9, 9, 3, 1, true);
+  const auto wa = draws(9 * 3 * 9, -1, 1), wb = draws(9 * 5 * 9, -1, 1),
+             wc = draws(9 * 9 * 9, -1, 1);
   const auto ba = draws(9, -3, 3), bb = draws(9, -3, 3), bc = draws(9, -3, 3);
   NormaliseAttributes normalise{{0, 0, 0}, {1, 1, 1}, false};
   executor.add({"x", {"image"}, normalise}, nullptr, nullptr, "", "");
