@@ -15,8 +15,9 @@ namespace sparsedet {
 // packed, that of a RoI's is.
 struct ConvProblem {
   ConvShape shape;
-  bool rois = false;      // on RoIs, else on a feature map
-  bool residual = false;  // another tensor is added to the output
+  bool rois = false;                      // on RoIs, else on a feature map
+  bool residual = false;                  // another tensor is added to the output
+  const MatrixKernels* matrix = nullptr;  // of its type, if this CPU has them
   int in_height = 0, in_width = 0, out_height = 0, out_width = 0;  // of a RoI
 };
 
@@ -42,8 +43,9 @@ class PackedConvolution {
 struct Algorithm {
   const char* name;
   bool (*eligible)(const ConvProblem& problem);
-  // Fraction of the peak that it reaches. element_density: fraction of the weight elements that
-  // are not zero. Source: measurements (docs/engine.md).
+  // Fraction of the peak that it reaches, of the matrix unit's if it runs there; 0: not measured.
+  // element_density: fraction of the weight elements that are not zero. Source: measurements
+  // (docs/engine.md).
   double (*fraction_of_peak)(ElementType type, double element_density);
   // Expected time, in any unit that is the same for all algorithms of one problem.
   double (*time)(const ConvProblem& problem, double element_density);

@@ -8,21 +8,25 @@ namespace {
 
 constexpr int kPanelBytes = 32 * 1024;
 constexpr int kChunkRowTiles = 52;  // x 31 row masks a block: as much as the branch predictor holds
+// 512 rows: their weights for a block of columns take 256 KB of the second-level cache, and packing a
+// panel little time beside its products.
+constexpr int kMatrixChunkRowTiles = 32;
 
 int tile_rows_of(const Kernels& kernels, ElementType type) {
   if (type == ElementType::float32) return kernels.tile_rows;
   return (type == ElementType::int8 ? kernels.int8 : kernels.bf16)->tile_rows;
 }
 
-// Length of equal blocks of about `target` columns, of `total` columns. A slightly larger block is
-// better than a tiny extra one.
-int block_length(int total, int target) {
+// Length of equal blocks of about `target` columns, of `total` columns, a multiple of `unit`. A
+// slightly larger block is better than a tiny extra one.
+int block_length(int total, int target, int unit) {
   int blocks = std::max(1, (total + target / 2) / target);
   if (divide_up(total, blocks) > target + target / 8) blocks++;
-  return divide_up(total, blocks);
+  return divide_up(divide_up(total, blocks), unit) * unit;
 }
 
-std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target, bool split_taps) {
+std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target, int unit,
+                                             bool split_taps) {
   // Elements along x that a window reads: its taps, or the pairs of pixels that hold them.
   const bool pixels = shape.in_type == ElementType::pixels;
   const int before = pixels ? (shape.padding_left + 1) / 2 : shape.padding_left;
@@ -36,13 +40,13 @@ std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target,
                    tap % across * shape.dilation - before, channel, count};
   };
   if (split_taps) {
-    const int length = block_length(elements, target);
+    const int length = block_length(elements, target, unit);
     for (int c = 0; c < elements; c += length)
       for (int tap = 0; tap < taps; tap++)
         blocks.push_back({segment(tap, c, std::min(length, elements - c))});
     return blocks;
   }
-  const int total = taps * elements, length = block_length(total, target);
+  const int total = taps * elements, length = block_length(total, target, unit);
   for (int from = 0; from < total; from += length) {
     blocks.emplace_back();
     for (int k = from, end = std::min(total, from + length); k < end;) {
@@ -57,13 +61,15 @@ std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target,
 }  // namespace
 
 PackedConv cut_conv(const Kernels& kernels, const ConvShape& shape, const float* bias,
-                    bool split_taps) {
+                    bool split_taps, bool matrix) {
   PackedConv conv{};
   conv.shape = shape;
-  conv.tile_rows = tile_rows_of(kernels, shape.in_type);
-  const int pair = shape.out_type == ElementType::bfloat16 ? 2 : 1;  // row tiles that stay together
+  conv.matrix = matrix;
+  conv.tile_rows = matrix ? kSquare : tile_rows_of(kernels, shape.in_type);
+  // Row tiles that stay together.
+  const int pair = matrix || shape.out_type == ElementType::bfloat16 ? 2 : 1;
   const int units = divide_up(shape.out_channels, conv.tile_rows * pair);
-  const int chunk_units = kChunkRowTiles / pair;
+  const int chunk_units = (matrix ? kMatrixChunkRowTiles : kChunkRowTiles) / pair;
   conv.chunks = std::max(1, (units + chunk_units / 2) / chunk_units);
   conv.chunk_row_tiles = divide_up(units, conv.chunks) * pair;
   conv.row_tiles = units * pair;
@@ -72,7 +78,7 @@ PackedConv cut_conv(const Kernels& kernels, const ConvShape& shape, const float*
   for (size_t row = 0; bias && row < conv.bias.size(); row++)
     if (conv.channel(row) < shape.out_channels) conv.bias[row] = bias[conv.channel(row)];
   const int target = kPanelBytes / (kVectors * kernels.lanes * static_cast<int>(sizeof(float)));
-  conv.segments = cut_blocks(shape, target, split_taps);
+  conv.segments = cut_blocks(shape, target, matrix ? kSquare : 1, split_taps);
   return conv;
 }
 }  // namespace sparsedet

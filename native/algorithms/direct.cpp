@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "algorithms/pack_matrix.h"
+
 namespace sparsedet {
 
 namespace {
@@ -12,7 +14,8 @@ namespace {
 // than this the second-level cache no longer delivers the partial sums in time (measured with 17,
 // 25 and 32 tiles of the largest chunk).
 int sweep_tiles(const PackedConv& conv, int width) {
-  constexpr int least = 25, most = 64, bytes = 1100 << 10;
+  constexpr int most = 64, bytes = 1100 << 10;
+  const int least = conv.matrix ? 4 : 25;
   if (conv.segments.size() == 1) return most;  // no sums wait for another block
   const int tile = conv.chunk_row_tiles * conv.tile_rows * width * static_cast<int>(sizeof(float));
   return std::clamp(bytes / tile, least, most);
@@ -26,10 +29,30 @@ int count_sweeps(int tiles, int longest, int chunks, int threads) {
     sweeps++;
   return sweeps;
 }
-auto sparse_kernel(const Context& context, const PackedConv& conv) {
-  const LowPrecisionKernels* low = low_precision_kernels(context, conv.shape.in_type);
-  return low ? low->sparse[conv.tile_rows] : context.kernels.sparse[conv.tile_rows];
-}
+
+// The kernel of a convolution, and the calling thread prepared for it.
+class ReadyKernel {
+ public:
+  ReadyKernel(const Context& context, const PackedConv& conv)
+      : matrix_(conv.matrix ? matrix_kernels(context.kernels, conv.shape.in_type) : nullptr) {
+    const LowPrecisionKernels* low = low_precision_kernels(context, conv.shape.in_type);
+    run_ = matrix_ ? matrix_->product
+           : low   ? low->sparse[conv.tile_rows]
+                   : context.kernels.sparse[conv.tile_rows];
+    if (matrix_) matrix_->prepare_thread();
+  }
+  ~ReadyKernel() {
+    if (matrix_) matrix_->release_thread();
+  }
+  ReadyKernel(const ReadyKernel&) = delete;
+  ReadyKernel& operator=(const ReadyKernel&) = delete;
+
+  void operator()(const SparseArgs& a) const { run_(a); }
+
+ private:
+  const MatrixKernels* const matrix_;
+  void (*run_)(const SparseArgs&);
+};
 
 // The arguments that depend on the chunk of rows and the block of columns only.
 SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
@@ -39,6 +62,7 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   a.index = stream.index.data();
   a.values = stream.values.data();
   a.counts = stream.counts.data();
+  a.columns = conv.columns(block);
   a.row_tiles = std::min(conv.chunk_row_tiles, conv.row_tiles - first);
   a.bias = conv.bias.data() + first * conv.tile_rows;
   a.scale = conv.scale.data() + (conv.scale.empty() ? 0 : first * conv.tile_rows);
@@ -149,7 +173,7 @@ struct MapConv {
 
   // A chunk of rows at the tiles [first, last).
   void unit(Context& context, int worker, int chunk, int first, int last) const {
-    const auto kernel = sparse_kernel(context, conv);
+    const ReadyKernel kernel(context, conv);
     // Sums of each tile that wait for another block; a single block stores its sums at once.
     const size_t waiting = conv.segments.size() > 1 ? partial_floats() : 0;
     float* panel = context.scratch.get(
@@ -217,7 +241,7 @@ struct RoiConv {
   // A chunk of rows at the positions [first, last).
   void unit(Context& context, int worker, int chunk, int first, int last) const {
     const size_t partial_floats = size_t(conv.chunk_row_tiles) * conv.tile_rows * out.lanes;
-    const auto kernel = sparse_kernel(context, conv);
+    const ReadyKernel kernel(context, conv);
     const size_t waiting = conv.segments.size() > 1 ? partial_floats : 0;
     float* partial = context.scratch.get(worker, partial_floats + waiting * (last - first - 1));
     const int row = conv.out_row(chunk);

@@ -1,29 +1,9 @@
 // `sparse` skips the zeros, `dense` keeps them, which is faster where there are few.
-#include "algorithms/algorithm.h"
 #include "algorithms/direct.h"
 
 namespace sparsedet {
 
 namespace {
-
-class DirectConvolution : public PackedConvolution {
- public:
-  explicit DirectConvolution(PackedConv conv) : conv_(std::move(conv)) {}
-  std::vector<std::span<const std::byte>> packed() const override { return {conv_.packed}; }
-  int64_t nonzero_elements() const override { return sparsedet::nonzero_elements(conv_); }
-  size_t bytes() const override { return conv_.bytes(); }
-  void run(Context& context, const FeatureMap& in, const FeatureMap* residual,
-           const FeatureMap& out) const override {
-    conv_map(context, conv_, in, residual, out);
-  }
-  void run(Context& context, const Rois& in, const Rois* residual, const Rois& out, int count,
-           float* /*scratch*/) const override {
-    conv_rois(context, conv_, in, residual, out, count);
-  }
-
- private:
-  PackedConv conv_;
-};
 
 template <bool dense>
 std::unique_ptr<PackedConvolution> pack(const Kernels& kernels, const ConvProblem& problem,

@@ -1,4 +1,5 @@
-// A convolution ready to run by the sparse kernels: weights in the layout of kernels.h.
+// A convolution ready to run by the sparse kernels, or by those of a matrix unit: weights in one of
+// the layouts of kernels.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -42,7 +43,8 @@ struct Segment {
   int channel, count;
 };
 
-// The packed weights of one chunk of row tiles for one block of columns.
+// The packed weights of one chunk of row tiles for one block of columns. For a matrix unit they are
+// values alone.
 struct Stream {
   std::span<const uint16_t> index, counts;
   std::span<const float> values;
@@ -52,6 +54,7 @@ struct Stream {
 // whose loops over row masks fit the branch predictor.
 struct PackedConv {
   ConvShape shape;
+  bool matrix;          // weights in squares, for the matrix unit
   int tile_rows;        // R
   int chunk_row_tiles;  // row tiles of a chunk; the last chunk may have fewer
   int row_tiles, chunks;
@@ -60,7 +63,8 @@ struct PackedConv {
   float residual_scale = 0;                    // int8
   std::vector<std::vector<Segment>> segments;  // [block]
   std::vector<std::vector<Stream>> streams;    // [block][chunk], into `packed`
-  // The bytes that the streams point into: all counts, then all indices, then all values.
+  // The bytes that the streams point into: all counts, then all indices, then all values, each block
+  // by block.
   std::span<const std::byte> packed;
   std::shared_ptr<const void> owner;  // keeps `packed` alive
 

@@ -5,6 +5,7 @@
 
 #include "algorithms/algorithm.h"
 #include "algorithms/pack.h"
+#include "algorithms/pack_matrix.h"
 #include "bindings/bindings.h"
 #include "bindings/lock.h"
 #include "kernels/dispatch.h"
@@ -14,6 +15,12 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace sparsedet {
+
+static ElementType type_of(const std::string& precision) {
+  return precision == "int8"   ? ElementType::int8
+         : precision == "bf16" ? ElementType::bfloat16
+                               : ElementType::float32;
+}
 
 static void bind_cpu(nb::module_& m) {
   // For the end of a process in which threads still hold engines, as leaks that are none.
@@ -52,12 +59,17 @@ static void bind_cpu(nb::module_& m) {
       },
       "isa"_a, "threads"_a, "seconds"_a);
   m.def(
+      "peak_gflops_matrix",
+      [](const std::string& isa, const std::string& precision, int threads, double seconds) {
+        const WithoutLock unlocked;
+        const MatrixKernels* matrix = matrix_kernels(choose_kernels(isa), type_of(precision));
+        return matrix ? peak_gflops(matrix->peak, threads, seconds) : 0.0;
+      },
+      "isa"_a, "precision"_a, "threads"_a, "seconds"_a);
+  m.def(
       "fraction_of_peak",
       [](const std::string& algorithm, const std::string& precision, double element_density) {
-        const ElementType type = precision == "int8"   ? ElementType::int8
-                                 : precision == "bf16" ? ElementType::bfloat16
-                                                       : ElementType::float32;
-        return find_algorithm(algorithm).fraction_of_peak(type, element_density);
+        return find_algorithm(algorithm).fraction_of_peak(type_of(precision), element_density);
       },
       "algorithm"_a, "precision"_a, "element_density"_a);
   m.def(

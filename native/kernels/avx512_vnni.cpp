@@ -1,8 +1,6 @@
 // int8 with AVX-512's dot product of four bytes (VNNI), whose int32 sums are exact.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own header
-#include <immintrin.h>
 #define SPARSEDET_LANES 16
-#include "kernels/sparse_tile.h"
+#include "kernels/avx512_int8.h"
 
 namespace sparsedet {
 namespace {
@@ -16,32 +14,6 @@ struct VectorInt8 {
   }
 };
 
-// Rounds to int32 and limits to 255; join() then saturates at zero.
-SPARSEDET_INLINE __m512i whole(V v) {
-  return _mm512_cvtps_epi32(_mm512_min_ps(v, broadcast(255.0f)));
-}
-
-SPARSEDET_INLINE V byte_of(V element, int channel) {
-  return _mm512_cvtepi32_ps((__m512i)((I)element >> 8 * channel & 255));
-}
-
-SPARSEDET_INLINE V load_bytes(const float* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-}
-
-// Each 128 bits of the result: four values of v[0], of v[1], of v[2] and of v[3], as bytes.
-SPARSEDET_INLINE __m512i bytes(const __m512i (&v)[4]) {
-  return _mm512_packus_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
-}
-
-// Four channels of the same pixels to packed elements.
-SPARSEDET_INLINE V join(const __m512i (&channels)[4]) {
-  const __m512i order =
-      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  return (V)_mm512_shuffle_epi8(bytes(channels), order);
-}
-
 template <int P>
 __attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
   const uint16_t *index = a.index, *counts = a.counts;
@@ -49,7 +21,6 @@ __attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
   const char* prefetch = a.prefetch;
   V* partial = reinterpret_cast<V*>(a.partial);
   for (int tile = 0; tile < a.row_tiles; tile++, partial += R * kVectors) {
-    const int row = tile * R;
     if (prefetch)
       for (int i = 0; i < a.prefetch_rows; i++, prefetch += a.prefetch_stride)
         for (int p = 0; p < P; p++)
@@ -70,39 +41,7 @@ __attribute__((noinline)) void sparse_tile_int8(const SparseArgs& a) {
       store_partial(sum, partial);
       continue;
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const V scale = broadcast(a.scale[row + r]), bias = broadcast(a.bias[row + r]);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++)
-        sum[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[r][p]), scale, bias);
-    }
-    if (a.packed_output) {
-      if (tile >= a.rows) break;
-      const ptrdiff_t at = tile * a.row_stride;
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++) {
-        __m512i channels[4];
-        const V residual = a.residual ? load_pixels(a, a.residual + at, p) : (V){};
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-          V v = sum[r][p];
-          if (a.residual) v = _mm512_fmadd_ps(byte_of(residual, r), broadcast(a.residual_scale), v);
-          channels[r] = whole(v);
-        }
-        store_pixels(a, a.out + at, p, join(channels));
-      }
-      continue;
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      if (row + r >= a.rows) break;
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++) {
-        V v = a.activation == Activation::relu ? relu(sum[r][p]) : sum[r][p];
-        store_pixels(a, a.out + (row + r) * a.row_stride, p, v);
-      }
-    }
+    finish_element(a, tile, sum);
   }
 }
 

@@ -16,6 +16,8 @@ namespace sparsedet {
 using TableOf_f32 = Float32Kernels;
 using TableOf_bf16 = LowPrecisionKernels;
 using TableOf_int8 = LowPrecisionKernels;
+using TableOf_bf16_matrix = MatrixKernels;
+using TableOf_int8_matrix = MatrixKernels;
 
 #define DECLARE(architecture, set, table, file, features) \
   SPARSEDET_IF_##architecture(extern const TableOf_##table kernels_##set##_##table;)
@@ -28,10 +30,7 @@ struct Line {
   const char* set;
   const Float32Kernels* f32 = nullptr;
   const LowPrecisionKernels *bf16 = nullptr, *int8 = nullptr;
-
-  bool supported() const {
-    return f32 ? f32->supported() : bf16 ? bf16->supported() : int8->supported();
-  }
+  const MatrixKernels *bf16_matrix = nullptr, *int8_matrix = nullptr;
 };
 
 #define LINE(architecture, set_, table, file, features) \
@@ -44,31 +43,40 @@ struct Set {
   bool supported;
 };
 
-// Adds the table of a line where there is none yet and this CPU supports it.
-bool add_table(const Line& line, Kernels& kernels) {
-  if (!line.supported()) return false;
-  if (line.f32) static_cast<Float32Kernels&>(kernels) = *line.f32;
-  if (line.bf16 && !kernels.bf16) kernels.bf16 = line.bf16;
-  if (line.int8 && !kernels.int8) kernels.int8 = line.int8;
-  return true;
+// Takes the table of a line where there is none yet and this CPU supports it; says whether it does.
+template <class Table>
+bool take(const Table* table, const Table*& to) {
+  const bool supported = table && table->supported();
+  if (supported && !to) to = table;
+  return supported;
+}
+
+bool take_table(const Line& line, Kernels& kernels) {
+  const Float32Kernels* float32 = nullptr;
+  const bool supported =
+      take(line.f32, float32) || take(line.bf16, kernels.bf16) || take(line.int8, kernels.int8) ||
+      take(line.bf16_matrix, kernels.bf16_matrix) || take(line.int8_matrix, kernels.int8_matrix);
+  if (float32) static_cast<Float32Kernels&>(kernels) = *float32;
+  return supported;
 }
 
 // first: the first line of the set.
 Set make_set(const Line* first) {
-  Set set{{{}, first->set, nullptr, nullptr}, false};
-  const auto add_tables = [&](const Line*& line) {  // all of the set that begins there
+  Set set{};
+  set.kernels.isa = first->set;
+  const auto take_tables = [&](const Line*& line) {  // all of the set that begins there
     bool float32 = false;
     for (const char* name = line->set; line < std::end(kLines) && !std::strcmp(line->set, name);
          line++) {
-      set.supported |= add_table(*line, set.kernels);
+      set.supported |= take_table(*line, set.kernels);
       float32 |= line->f32 != nullptr;
     }
     return float32;
   };
   const Line* line = first;
-  if (!add_tables(line)) {
+  if (!take_tables(line)) {
     const bool own = set.supported;
-    while (!add_tables(line)) {
+    while (!take_tables(line)) {
     }
     set.supported = own;
   }

@@ -31,6 +31,13 @@
 //
 // A kernel therefore loads each activation vector once for all rows of the mask, and never touches
 // columns of row mask 0.
+//
+// A matrix unit (AMX) multiplies squares of kSquare x kSquare elements and keeps the zeros. Its row
+// tiles have kSquare rows; the weights of one row tile and one block of columns are
+//
+//            values:  | square 0: kSquare rows of kSquare elements | square 1 | ...
+//
+// one square for each kSquare columns, with zeros beyond the last column. 64-byte aligned.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -41,6 +48,7 @@ constexpr int kVectors = 4;  // vectors in a panel column
 constexpr int kMaxLanes = 16;
 constexpr int kMaxTileRows = 6;
 constexpr int kMaxRuns = 4;
+constexpr int kSquare = 16;
 
 // What is applied to a result, element by element. No step can be fused with another one, so that
 // all kernels give equal bits:
@@ -63,11 +71,14 @@ struct SparseArgs {
   const uint16_t* index;  // streams as drawn above, one row tile after the other
   const float* values;
   const uint16_t* counts;  // [row_tiles][2^R - 1]
-  int row_tiles;
-  int vectors;     // P, 1..kVectors
-  float* partial;  // [row_tiles][R][kVectors][L] sums between blocks; aligned
-  bool first;      // start from the bias instead of `partial`
-  bool last;       // finish into `out` instead of `partial`
+  int columns;             // of the panel; read by matrix kernels only
+  int row_tiles;           // matrix kernels: even
+  int vectors;             // P, 1..kVectors
+  float*
+      partial;  // [row_tiles][R][kVectors][L] sums between blocks; aligned. Matrix kernels use it
+                // in every case
+  bool first;   // start from the bias instead of `partial`
+  bool last;    // finish into `out` instead of `partial`
   // Read when `first` (int8: when `last`): one value for each row, R * row_tiles values.
   const float* bias;
   // Read when `last`:
@@ -84,7 +95,8 @@ struct SparseArgs {
   // for float32. `rows` and `row_stride` then count elements.
   // bfloat16: row tile 2h holds the even and row tile 2h + 1 the odd channels of R elements;
   // `row_tiles` is even and `partial` always given.
-  // int8: R is 4 and row tile h holds the channels of element h.
+  // int8: R is 4 and row tile h holds the channels of element h; of a matrix kernel, row tile h
+  // holds those of elements 4h .. 4h + 3.
   bool packed_output;
   // int8 only: the result is sum * scale[row] + bias[row] + residual byte * residual_scale, each
   // step fused. A packed result is rounded to nearest even and saturated to 0..255, which is the
@@ -249,10 +261,24 @@ struct Float32Kernels {
   int64_t (*peak)(const PeakArgs&);
 };
 
+// The dense product of a matrix unit, in bfloat16 or int8.
+struct MatrixKernels {
+  bool (*supported)();
+  // A thread calls this before its first product, and the other one after the last one. In between
+  // it runs nothing that uses the matrix unit otherwise.
+  void (*prepare_thread)();
+  void (*release_thread)();
+  void (*product)(const SparseArgs&);
+  int64_t (*peak)(const PeakArgs&);  // prepares and releases the thread by itself
+  double rate;                       // its peak over that of the set's vector kernels
+};
+
 // All tables of an instruction set; dispatch.h has them. Their lanes are equal.
 struct Kernels : Float32Kernels {
   const char* isa;
-  const LowPrecisionKernels *bf16, *int8;  // null: not compiled, or this CPU does not support them
+  // Null: not compiled, or this CPU does not support them.
+  const LowPrecisionKernels *bf16, *int8;
+  const MatrixKernels *bf16_matrix, *int8_matrix;
 };
 
 }  // namespace sparsedet

@@ -12,6 +12,10 @@
 #pragma once
 
 #define SPARSEDET_KERNELS(X)                                                                       \
+  X(x86_64, amx, bf16_matrix, amx_bf16,                                                            \
+    "avx512f avx512vl avx512bw avx512dq avx512bf16 fma prefer-vector-width=512 amx-tile amx-bf16") \
+  X(x86_64, amx, int8_matrix, amx_int8,                                                            \
+    "avx512f avx512vl avx512bw avx512dq fma prefer-vector-width=512 amx-tile amx-int8")            \
   X(x86_64, avx512, f32, avx512, "avx512f avx512vl avx512bw avx512dq fma prefer-vector-width=512") \
   X(x86_64, avx512, bf16, avx512_bf16,                                                             \
     "avx512f avx512vl avx512bw avx512dq avx512bf16 fma prefer-vector-width=512")                   \

@@ -48,6 +48,40 @@ SPARSEDET_INLINE void store_partial(const V (&sum)[R][P], V* partial) {
       partial[r * kVectors + p] = sum[r][p];
 }
 
+// Finishes the sums of the even and of the odd channels of a row of pairs, and stores them.
+template <class Product, int P>
+SPARSEDET_INLINE void finish_pairs(const SparseArgs& a, int row, V (&low)[P], V (&high)[P]) {
+  const ptrdiff_t at = row * a.row_stride;
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++) {
+    if (!a.residual) continue;
+    const V elements = load_pixels(a, a.residual + at, p);
+    low[p] += Product::even(elements);
+    high[p] += Product::odd(elements);
+  }
+  activate(low, a.activation);
+  activate(high, a.activation);
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++) {
+    store_pixels(a, a.out + at, p, Product::join(low[p], high[p]));
+  }
+}
+
+// Finishes the sums of a row of float32 results, and stores them.
+template <int P>
+SPARSEDET_INLINE void finish_row(const SparseArgs& a, int row, V (&v)[P]) {
+  const ptrdiff_t at = row * a.row_stride;
+  if (a.residual)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+      v[p] += load_pixels(a, a.residual + at, p);
+  activate(v, a.activation);
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++) {
+    store_pixels(a, a.out + at, p, v[p]);
+  }
+}
+
 template <class Product, int R, int P>
 __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
   const uint16_t *index = a.index, *counts = a.counts;
@@ -87,38 +121,18 @@ __attribute__((noinline)) void sparse_tile(const SparseArgs& a) {
         for (int r = 0; r < R; r++) {
           const int out_row = tile / 2 * R + r;
           if (out_row >= a.rows) break;
-          const ptrdiff_t at = out_row * a.row_stride;
           V low[P];
 #pragma GCC unroll 8
-          for (int p = 0; p < P; p++) {
+          for (int p = 0; p < P; p++)
             low[p] = even[r * kVectors + p];
-            if (!a.residual) continue;
-            const V elements = load_pixels(a, a.residual + at, p);
-            low[p] += Product::even(elements);
-            sum[r][p] += Product::odd(elements);
-          }
-          activate(low, a.activation);
-          activate(sum[r], a.activation);
-#pragma GCC unroll 8
-          for (int p = 0; p < P; p++) {
-            store_pixels(a, a.out + at, p, Product::join(low[p], sum[r][p]));
-          }
+          finish_pairs<Product>(a, out_row, low, sum[r]);
         }
         continue;
       }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       if (row + r >= a.rows) break;
-      const ptrdiff_t at = (row + r) * a.row_stride;
-      if (a.residual)
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++)
-          sum[r][p] += load_pixels(a, a.residual + at, p);
-      activate(sum[r], a.activation);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++) {
-        store_pixels(a, a.out + at, p, sum[r][p]);
-      }
+      finish_row(a, row + r, sum[r]);
     }
   }
 }

@@ -1,5 +1,7 @@
 #include "ops/convolution.h"
 
+#include "algorithms/pack_matrix.h"
+
 namespace sparsedet {
 
 namespace {
@@ -78,6 +80,7 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
 void Convolution::pack(const Kernels& kernels, const Weights& weights, const float* bias,
                        const Algorithm* algorithm, Packer packer) {
   const ConvShape& shape = problem_.shape;
+  problem_.matrix = matrix_kernels(kernels, shape.in_type);
   nonzero_ = weights.nonzero(shape.weights(), *packer.pool);
   element_density_ = density_of(shape.in_type, nonzero_, shape);
   const bool int8 = shape.in_type == ElementType::int8;
@@ -100,6 +103,7 @@ void Convolution::pack(const Kernels& kernels, const Weights& weights, const flo
 void Convolution::unpack(const Kernels& kernels, const Algorithm& algorithm, int64_t nonzero,
                          std::span<const std::byte> packed, std::shared_ptr<const void> owner,
                          const float* bias) {
+  problem_.matrix = matrix_kernels(kernels, problem_.shape.in_type);
   nonzero_ = nonzero;
   element_density_ = density_of(problem_.shape.in_type, nonzero_, problem_.shape);
   algorithm_ = &algorithm;
@@ -110,6 +114,7 @@ void Convolution::unpack(const Kernels& kernels, const Algorithm& algorithm, int
 }
 
 void Convolution::share(const Convolution& other) {
+  problem_.matrix = other.problem_.matrix;
   algorithm_ = other.algorithm_;
   packed_ = other.packed_;
   nonzero_ = other.nonzero_;

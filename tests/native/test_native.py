@@ -87,7 +87,9 @@ def test_every_kernel_file_is_listed() -> None:
             r"X\(\w+, \w+, \w+, (\w+),", (NATIVE / "kernels/list.h").read_text()
         )
     }
-    assert listed | {"dispatch"} == {path.stem for path in (NATIVE / "kernels").glob("*.cpp")}
+    assert listed | {"dispatch", "amx_permission"} == {
+        path.stem for path in (NATIVE / "kernels").glob("*.cpp")
+    }
 
 
 @needs_compiler
@@ -108,10 +110,11 @@ def test_kernels(tmp_path: Path) -> None:
         *(
             f"algorithms/{part}.cpp"
             for part in (
-                *("cut", "depthwise", "direct", "direct_algorithms", "list", "pack", "unpack"),
-                *("weights", "winograd"),
+                *("columns", "cut", "depthwise", "direct", "direct_algorithms", "list", "matrix"),
+                *("pack", "pack_matrix", "unpack", "weights", "winograd"),
             )
         ),
+        "kernels/amx_permission.cpp",
         "kernels/dispatch.cpp",
         "ops/normalise.cpp",
         "ops/pool.cpp",
@@ -139,7 +142,8 @@ def test_planner_executor_and_cost_model(tmp_path: Path) -> None:
     build = (ROOT / "CMakeLists.txt").read_text()
     parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
     sources = [NATIVE / part for part in parts if part != "algorithms/list.cpp"]
-    sources += [NATIVE / "kernels/dispatch.cpp", NATIVE / "kernels/scalar.cpp", own_list]
+    sources += [NATIVE / f"kernels/{name}.cpp" for name in ("amx_permission", "dispatch")]
+    sources.append(own_list)
     sources += [ROOT / "tests/native" / name for name in ("test_graph.cpp", "im2col.cpp")]
     flags = kernel_sources() | {path: [] for path in sources}
     program = tmp_path / "test_graph"
@@ -148,6 +152,27 @@ def test_planner_executor_and_cost_model(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     for group in ("memory plan", "cost model", "graph", "im2col"):
         assert f"ok   {group}" in run.stdout
+
+
+@needs_compiler
+@pytest.mark.skipif(not X86 or sys.platform != "linux", reason="emulates on x86-64 Linux")
+@pytest.mark.slow
+def test_amx_kernels_and_a_network_in_an_emulator(tmp_path: Path) -> None:
+    """The machine code of AMX, also on a CPU without it; AVX-512 with bfloat16 is needed."""
+    build = (ROOT / "CMakeLists.txt").read_text()
+    parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
+    sources = [*(NATIVE / part for part in parts), NATIVE / "kernels/dispatch.cpp"]
+    sources += [ROOT / "tests/native" / name for name in ("amx_emulator.cpp", "test_amx.cpp")]
+    flags = kernel_sources() | {path: [] for path in sources}
+    program = tmp_path / "test_amx"
+    subprocess.run(["c++", *compile_all(flags, tmp_path), "-o", program], check=True)
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    if not _native.has_bfloat16():
+        pytest.skip(run.stdout)
+    for group in ("bf16 products", "int8 products", "layers", "network"):
+        assert f"ok   amx {group}" in run.stdout
+    assert "instructions were emulated" in run.stdout
 
 
 @needs_compiler
@@ -255,9 +280,11 @@ static constexpr auto of(std::string_view set) {
 using Table_f32 = Float32Kernels;
 using Table_bf16 = LowPrecisionKernels;
 using Table_int8 = LowPrecisionKernels;
+using Table_bf16_matrix = MatrixKernels;
+using Table_int8_matrix = MatrixKernels;
 #define TABLE(architecture, set, table, file, features) \\
   SPARSEDET_IF_##architecture( \\
-      extern const Table_##table kernels_##set##_##table{.lanes = 1, .supported = of(#set)};)
+      extern const Table_##table kernels_##set##_##table{.supported = of(#set)};)
 SPARSEDET_KERNELS(TABLE)
 }  // namespace sparsedet
 int main() {

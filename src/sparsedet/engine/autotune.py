@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
+from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8, peak_gflops_matrix
 from ..errors import InputError
 from ..files import write_atomic
 from ..model.detector_config import Config
@@ -35,13 +35,14 @@ class PlannedOp:
 
     Attributes:
         name: of the operation.
-        algorithm: "sparse", "dense", "depthwise" or "winograd".
+        algorithm: "sparse", "dense", "depthwise", "matrix" or "winograd".
         sparsity: fraction of zeros among its weights, 0..1.
         element_density: fraction of its weight elements (1 weight, 2 of bf16 or 4 of int8) that are
             not zero, 0..1; the kernels skip only elements that are zero as a whole.
         gflop: 10^9 floating-point operations for one image, without the zeros that the algorithm
             skips.
-        expected: rate that the cost model expects, in GFLOP/s, from the CPU's measured peak.
+        expected: rate that the cost model expects, in GFLOP/s, from the measured peak of the
+            unit that computes it; 0: nobody has measured what this algorithm reaches.
         seconds: measured time of the fastest run, without RoIAlign of hoisted operations.
     """
 
@@ -70,9 +71,13 @@ def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[P
     graph = engine.graph.resized(*network_input.shape[:2])
     best = _fastest(engine, network_input)
     probes = {"f32": peak_gflops, "bf16": peak_gflops_bf16, "int8": peak_gflops_int8}
+    convolutions = engine.native.convolutions
     peak = probes[engine.precision](engine.isa, engine.threads, 0.3)
+    matrix_peak = 0.0
+    if any(fraction for _, algorithm, fraction, *_ in convolutions if algorithm == "matrix"):
+        matrix_peak = peak_gflops_matrix(engine.isa, engine.precision, engine.threads, 0.3)
     rows = []
-    for name, algorithm, fraction, nonzero, density, _ in engine.native.convolutions:
+    for name, algorithm, fraction, nonzero, density, _ in convolutions:
         conv = typed(graph.by_name[name], Conv)
         source, out = graph.shapes[graph.by_name[name].inputs[0]], graph.shapes[name]
         read = source.channels // conv.groups if algorithm == "depthwise" else source.channels
@@ -87,7 +92,7 @@ def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[P
                 1 - nonzero / weights,
                 density,
                 2e-9 * multiplied * cells,
-                fraction * peak,
+                fraction * (matrix_peak if algorithm == "matrix" else peak),
                 best.get(name, 0.0),
             )
         )
@@ -133,9 +138,10 @@ def table(rows: list[PlannedOp]) -> str:
     ]
     for r in rows:
         rate = f"{r.gflop / r.seconds:9.0f}" if r.seconds else f"{'-':>9}"
+        expected = f"{r.expected:9.0f}" if r.expected else f"{'-':>9}"
         lines.append(
             f"{r.name:20} {r.algorithm:9} {100 * r.sparsity:5.1f}% {100 * r.element_density:7.1f}% "
-            f"{r.gflop:8.3f} {r.expected:9.0f} "
+            f"{r.gflop:8.3f} {expected} "
             f"{rate} {'':7} {1000 * r.seconds:8.2f}"
         )
     return "\n".join(lines)
@@ -158,7 +164,7 @@ def autotune(
         threads, isa, precision, clipping_thresholds: as for `Engine`.
 
     Returns:
-        "sparse", "dense" or "winograd" by operation.
+        "sparse", "dense", "matrix" or "winograd" by operation.
     """
     network_input = _noise(config)
     algorithms: dict[str, str] = {}
@@ -176,7 +182,7 @@ def autotune(
         )
 
     convolutions = build(None).native.convolutions
-    for algorithm in ("sparse", "dense", "winograd"):
+    for algorithm in ("sparse", "dense", "matrix", "winograd"):
         candidates = {
             name: algorithm for name, *_, eligible in convolutions if algorithm in eligible
         }
@@ -191,7 +197,7 @@ def save_tuning(path: str | os.PathLike[str], algorithms: Mapping[str, str]) -> 
 
     Args:
         path: the file; must not exist.
-        algorithms: "sparse", "dense" or "winograd" by operation.
+        algorithms: "sparse", "dense", "matrix" or "winograd" by operation.
 
     Raises:
         InputError: the file exists already or cannot be written.
