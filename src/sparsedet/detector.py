@@ -73,7 +73,7 @@ class Detector:
         *,
         threads: int | None = None,
         streams: int = 1,
-        precision: Precision = "f32",
+        precision: Precision = "full",
         isa: str = "",
         resize: Literal["letterbox", "stretch", "fit"] | None = None,
         tuning: str | os.PathLike[str] | None = None,
@@ -91,10 +91,12 @@ class Detector:
                 may use, `engine.default_threads`.
             streams: images that run at once; they divide the threads among them. One stream
                 gives the lowest latency, one stream a thread the highest throughput (`stream`).
-            precision: "f32", "bf16", "int8" or "auto". "bf16" is faster where the CPU multiplies
-                it natively, and changes the scores slightly. "int8" needs a file written by
-                `sparsedet quantize`, and is fast for models pruned in 1x4 blocks. "auto" chooses
-                between "f32" and "bf16", see `engine.choose_precision`.
+            precision: a format, "f32", "bf16" or "int8", or a promise. "bf16" is faster where the
+                CPU multiplies it natively, and changes the scores slightly. "int8" needs a file
+                written by `sparsedet quantize`, and is fast for models pruned in 1x4 blocks.
+                "full" gives results of float32's accuracy, "close" takes bf16 too where it is
+                faster ("auto" is another name of it), "fastest" int8 too if the file has what it
+                needs; see `engine.explain_precision` and `precision_reason`.
             isa: instruction set of the native engine, one of `sparsedet.available_isas()`;
                 default: SPARSEDET_ISA from the environment, else the best of this CPU.
             resize: "letterbox" keeps the aspect ratio, "stretch" fills the network input;
@@ -202,6 +204,11 @@ class Detector:
     def runtime(self) -> str:
         """How it runs, in words: instruction set or backend, precision, threads."""
         return f"{self.isa or self.backend}, {self.engine.precision}, {self.engine.threads} threads"
+
+    @property
+    def precision_reason(self) -> str:
+        """Why a promise became the precision that runs; "" where a format was asked for."""
+        return str(getattr(self.engine, "precision_reason", ""))
 
     @property
     def sparsity(self) -> float:

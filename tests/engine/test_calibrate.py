@@ -23,6 +23,7 @@ from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
 from sparsedet.engine import Engine, choose_precision
 from sparsedet.engine.calibrate import _clipping_threshold, calibrate, quantize_file
+from sparsedet.engine.precision import FormatRates
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.c4 import build_graph
@@ -310,6 +311,30 @@ def test_refusals(
     assert "at least 1" in refused(*again, new, "--calibration-images", 0, code=2)
     assert "holds no images" in refused("quantize", small_model, "--images", empty, "--output", new)
     assert not new.exists()
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_fastest_is_int8_where_the_model_has_thresholds(
+    small_model: Path,
+    quantized: Path,
+    cache: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    isa = next((isa for isa in INT8_ISAS if isa != "scalar"), "scalar")
+    rates = {(_native.cpu_vendor(), isa): FormatRates(bf16=0.5, int8=3.0)}
+    monkeypatch.setattr("sparsedet.engine.precision._RATES", rates)
+    options: dict[str, Any] = {
+        "isa": isa,
+        "threads": 1,
+        "cache": tmp_path / "c" if cache else False,
+    }
+    fastest = Detector.load(quantized, precision="fastest", **options)
+    assert fastest.engine.precision == "int8" and "3 times f32's speed" in fastest.precision_reason
+    without = Detector.load(small_model, precision="fastest", **options)
+    assert without.engine.precision == "f32" and "no clipping" in without.precision_reason
+    full = Detector.load(quantized, **options)
+    assert full.engine.precision == "f32" and full.precision_reason.startswith("full: ")
 
 
 def test_a_bad_image_stops_or_is_left_out(

@@ -30,8 +30,9 @@ from helpers.parts import EngineParts
 from numpy.typing import NDArray
 
 from sparsedet import _native
-from sparsedet.engine import PRECISIONS, Engine, choose_precision
+from sparsedet.engine import PRECISIONS, Engine, choose_precision, explain_precision
 from sparsedet.engine.lower import lowered
+from sparsedet.engine.precision import ChosenPrecision
 from sparsedet.errors import InputError
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
@@ -134,19 +135,51 @@ def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "precision"), [("AuthenticAMD", "bf16"), ("GenuineIntel", "f32"), ("", "f32")]
+    ("vendor", "isa", "close"),
+    [
+        ("AuthenticAMD", "avx512", "bf16"),
+        ("GenuineIntel", "avx512", "f32"),
+        ("GenuineIntel", "amx", "bf16"),
+        ("AuthenticAMD", "avx2", "f32"),
+        ("GenuineIntel", "scalar", "f32"),  # has all formats, but only as specification
+        ("", "neon", "f32"),
+    ],
 )
-def test_what_auto_means(monkeypatch: pytest.MonkeyPatch, vendor: str, precision: str) -> None:
-    assert choose_precision("f32") == "f32"
-    monkeypatch.setattr("sparsedet.engine.precision.cpu_vendor", lambda: vendor)
-    assert choose_precision("auto", "scalar") == "f32"  # has bfloat16, but only as specification
-    best = _native.choose_isa("")
-    native = best != "scalar" and _native.has_bfloat16(best)
-    assert choose_precision("auto") == (precision if native else "f32")
-    for bfloat16 in (True, False):  # on a CPU of either kind
-        monkeypatch.setattr("sparsedet.engine.precision.choose_isa", lambda isa: "avx512")
-        monkeypatch.setattr("sparsedet.engine.precision.has_bfloat16", lambda isa, b=bfloat16: b)
-        assert choose_precision("auto") == (precision if bfloat16 else "f32")
+def test_what_promises_become(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, isa: str, close: str
+) -> None:
+    module = "sparsedet.engine.precision"
+    monkeypatch.setattr(f"{module}.cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(f"{module}.choose_isa", lambda isa: isa)
+    rated = isa in ("avx512", "amx")
+    for has in (True, False):
+        monkeypatch.setattr(f"{module}.has_bfloat16", lambda isa, has=has: has)
+        monkeypatch.setattr(f"{module}.has_int8", lambda isa, has=has: has)
+        for asked in ("f32", "bf16", "int8"):
+            assert explain_precision(asked, isa) == ChosenPrecision(asked)
+        full = explain_precision("full", isa, thresholds=True)
+        assert full.format == "f32" and full.reason.startswith("full: ")
+        near = explain_precision("close", isa, thresholds=True)
+        assert near.format == (close if has else "f32") and near.reason.startswith("close: ")
+        assert explain_precision("auto", isa, thresholds=True) == near
+        fastest = explain_precision("fastest", isa, thresholds=True)
+        assert fastest.format == ("int8" if has and rated else "f32")
+        assert (vendor or "this CPU") in fastest.reason and isa in fastest.reason
+        without = explain_precision("fastest", isa)
+        assert without.format == near.format
+        assert ("no clipping thresholds" in without.reason) == rated
+
+
+def test_a_promise_names_what_ran_and_why() -> None:
+    config, tensors = small("r101-c4"), lively("r101-c4")
+    engine = Engine(config, tensors, threads=1, precision="close")
+    assert engine.precision == choose_precision("close")
+    assert engine.precision_reason.startswith("close: ")
+    assert engine.fork().precision_reason == engine.precision_reason
+    plain = Engine(config, tensors, threads=1, precision=engine.precision)
+    assert plain.precision_reason == ""
+    network_input = np.full((config.input_height, config.input_width, 3), 90, np.uint8)
+    assert np.array_equal(engine.run(network_input), plain.run(network_input))
 
 
 def test_precisions_and_the_vendor_of_this_cpu() -> None:
@@ -155,7 +188,7 @@ def test_precisions_and_the_vendor_of_this_cpu() -> None:
     with pytest.raises(InputError, match="precision is 'fp16'"):
         choose_precision("fp16")
     with pytest.raises(InputError, match="instruction set 'sse9'"):
-        choose_precision("auto", "sse9")
+        choose_precision("close", "sse9")
     vendor = _native.cpu_vendor()
     x86 = platform.machine() in ("x86_64", "AMD64")
     assert len(vendor) == 12 and vendor.isprintable() if x86 else vendor == ""

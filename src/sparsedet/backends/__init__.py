@@ -37,7 +37,7 @@ def load(
     *,
     threads: int,
     streams: int = 1,
-    precision: Precision = "f32",
+    precision: Precision = "full",
     isa: str = "",
     tuning: str | os.PathLike[str] | None = None,
     cache: bool | str | os.PathLike[str] = False,
@@ -49,7 +49,8 @@ def load(
         path: model file, or graph file for openvino and onnxruntime.
         threads: CPU threads of each stream.
         streams: images that run at once, by `Backend.fork`.
-        precision: one of `PRECISIONS`; "auto": bf16 where backend and CPU have it, else f32.
+        precision: one of `PRECISIONS`; "close" and "fastest" of another backend than native: bf16
+            where backend and CPU have it, else f32.
         isa, tuning, cache: options of the backend native, see `native.from_file`.
 
     Returns:
@@ -76,7 +77,7 @@ def load(
 
 
 def build_backend(
-    name: str, model: ModelFile, *, threads: int, streams: int = 1, precision: str = "f32"
+    name: str, model: ModelFile, *, threads: int, streams: int = 1, precision: str = "full"
 ) -> Backend:
     """A model in memory, ready to run; arguments as for `load`.
 
@@ -95,7 +96,7 @@ def load_graph(
     *,
     threads: int,
     streams: int = 1,
-    precision: str = "f32",
+    precision: str = "full",
 ) -> Backend:
     """A graph file (`is_graph`) as it is, ready to run; arguments as for `load`.
 
@@ -129,15 +130,19 @@ def check_name(name: str) -> None:
 
 
 def choose_backend_precision(name: str, precision: str) -> str:
-    """The precision that a backend runs in: "auto" becomes "f32" or "bf16".
+    """The precision that a backend runs in: a promise becomes a format. "fastest" stays as it is
+    for the native one, which knows the model.
 
     Raises:
         InputError: unknown backend or precision, or the backend does not support it.
     """
     check_name(name)
     supported = BACKENDS[name].precisions
-    if precision == "auto" and name != "native":  # a runtime's own rule: bf16 where the CPU has it
+    if precision in ("auto", "close", "fastest") and name != "native":
+        # A runtime's own rule: bf16 where the CPU has it.
         return "bf16" if "bf16" in supported and has_bfloat16("") else "f32"
+    if precision == "fastest":
+        return precision
     chosen = choose_precision(precision)
     if chosen not in supported:
         able = [other for other, info in BACKENDS.items() if chosen in info.precisions]

@@ -35,7 +35,7 @@ def from_file(
     path: str | os.PathLike[str],
     *,
     threads: int,
-    precision: Precision = "f32",
+    precision: Precision = "full",
     isa: str = "",
     tuning: str | os.PathLike[str] | None = None,
     cache: bool | str | os.PathLike[str] = False,

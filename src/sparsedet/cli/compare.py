@@ -115,5 +115,6 @@ def _facts(given: str, detector: Detector) -> dict[str, Any]:
         "size_mb": _path(given).stat().st_size / 1e6,
         "zeros_percent": 100 * detector.sparsity,
         "precision": detector.engine.precision,
+        "precision_reason": detector.precision_reason,
         "threads": detector.engine.threads,
     }

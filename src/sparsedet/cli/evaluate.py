@@ -76,7 +76,14 @@ def run_eval(arguments: argparse.Namespace) -> int:
     warn(line for line in scores.warnings if line not in told)
     analysis = analyse(dataset, results, score=arguments.score_threshold)
     outputs: dict[Path | None, str] = {
-        arguments.json: json.dumps({**scores.to_json(), "analysis": analysis.to_json()}),
+        arguments.json: json.dumps(
+            {
+                **scores.to_json(),
+                "runtime": detector.runtime,
+                "precision_reason": detector.precision_reason,
+                "analysis": analysis.to_json(),
+            }
+        ),
         arguments.results: json.dumps(results),
     }
     if arguments.report is not None:
@@ -113,5 +120,6 @@ def _facts(
         "Annotations": arguments.annotations.name,
         "Images": f"{images:,}",
         "Engine": f"sparsedet {VERSION}, {detector.runtime}",
+        **({"Precision": detector.precision_reason} if detector.precision_reason else {}),
         "Time per image, with reading it": f"{1000 * seconds:.0f} ms",
     }

@@ -48,7 +48,7 @@ def register(command: Command) -> None:
         metavar="FILE",
         help="measure all algorithms of each operation and write the fastest to a tuning file",
     )
-    add(info, "--precision", default="f32")
+    add(info, "--precision", default="full")
     add_old(info, "--plan", "--operations", action="store_true")
     info.add_argument("--model", dest="model", metavar="FILE", help=argparse.SUPPRESS)
 
@@ -139,7 +139,14 @@ def run_info(arguments: argparse.Namespace) -> int:
     for key, value in model.provenance.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     print(f"instruction set here: {isa}")
-    print("\n".join(forecast_lines(model.config, report.rois, report, arguments.precision)))
+    lines = forecast_lines(
+        model.config,
+        report.rois,
+        report,
+        arguments.precision,
+        bool(model.clipping_thresholds),
+    )
+    print("\n".join(lines))
     return 0
 
 
@@ -148,22 +155,28 @@ _WORTH_IT = 1.3
 
 
 def forecast_lines(
-    config: Config, rois: int, report: SparsityReport | None, precision: str
+    config: Config,
+    rois: int,
+    report: SparsityReport | None,
+    precision: str,
+    thresholds: bool = False,
 ) -> list[str]:
     """How much can be pruned, and what zeros would give on this CPU.
 
     Args:
         report: zeros of the weights; None: there are no weights.
+        thresholds: whether the model has clipping thresholds, for the precision "fastest".
     """
     from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
-    from ..engine import choose_isa, choose_precision, default_threads
+    from ..engine import choose_isa, default_threads, explain_precision
     from ..engine.forecast import forecast, prunable_share
     from ..model.detector_config import build_graph
 
     graph, threads = build_graph(config), default_threads()
     zeros = {r.name: r.zeros for r in report.layers} if report else None
     share = prunable_share(graph, rois, zeros)
-    chosen = choose_precision(precision, "")
+    why = explain_precision(precision, thresholds=thresholds)
+    chosen = why.format
     probes = {"f32": peak_gflops, "bf16": peak_gflops_bf16, "int8": peak_gflops_int8}
     peak = probes[chosen](choose_isa(), threads, 0.3)
     now = "" if share.zeros is None else f"; {share.zeros:.1%} of these weights are zero now"
@@ -185,6 +198,8 @@ def forecast_lines(
         f"forecast of one detection here ({choose_isa()}, {chosen}, {threads} threads that make "
         f"{peak:.0f} GFLOP/s at present):"
     )
+    if why.reason:
+        lines.append(f"  precision {chosen}, {why.reason}")
     lines.append(f"  {'without zeros':<24}{dense:>8.3f} s")
     lines += [f"  {what:<24}{s:>8.3f} s   {dense / s:.2f}x" for what, s in found.items()]
     if pruned < _WORTH_IT:
@@ -220,6 +235,8 @@ def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:
         f"{engine.isa}, {engine.precision}, {engine.threads} threads: {work:.1f} GFLOP in "
         f"{busy:.3f} s, RoIAlign, pooling and NMS apart"
     )
+    if engine.precision_reason:
+        print(f"precision {engine.precision}, {engine.precision_reason}")
     memory = engine.memory
     print(
         f"memory: packed weights {memory.weights / 1e6:.1f} MB, activations "

@@ -134,8 +134,9 @@ FLAGS: dict[str, Flag] = {
     "--isa": _value(RUNNING, "instruction set (default: the best of this CPU)", str, "NAME"),
     "--precision": _choice(
         RUNNING,
-        "bf16 needs a CPU with bfloat16 and changes scores slightly; int8 needs a file of "
-        "quantize; auto is the faster of f32 and bf16 here",
+        "a format (bf16 needs a CPU with bfloat16 and changes scores slightly; int8 needs a file "
+        "of quantize) or a promise: full (float32's accuracy, the default), close (bf16 too where "
+        "it is faster here; auto is the same), fastest (int8 too)",
         *PRECISIONS,
     ),
     "--tuning": _path(RUNNING, "tuning file of info --autotune (default: a cost model)"),
@@ -239,7 +240,7 @@ def add_running(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     add(parser, "--backend", default="native")
     add(parser, "--threads")
     add(parser, "--isa", default="")
-    add(parser, "--precision", default="f32")
+    add(parser, "--precision", default="full")
     add(parser, "--tuning")
     add_old(parser, "--plan", "--tuning", type=Path, metavar="FILE")
 

@@ -21,7 +21,7 @@ from ..model.graph import Conv, Graph
 from ..model.tensors import StoredTensor
 from .cpus import default_threads
 from .lower import check_int8, lowered, operations
-from .precision import PRECISIONS, Precision, choose_precision
+from .precision import PRECISIONS, Format, Precision, choose_precision, explain_precision
 from .process import remake_after_fork
 
 F32 = NDArray[np.float32]
@@ -81,10 +81,10 @@ class Engine:
             instead of once for each RoI; the same results up to rounding.
         graph: the graph to run, from `lower.lowered`; default: that of `config`.
         precision: precision of weights and of the activations between layers; sums are float32,
-            of int8 exact int32. "auto": see `choose_precision`.
+            of int8 exact int32. A promise becomes a format, see `explain_precision`.
         algorithms: "sparse", "dense", "matrix" or "winograd" by operation; default: a cost model
-            chooses by shapes, zeros and instruction set only. Equal algorithms give bit-identical results for any number of
-            threads.
+            chooses by shapes, zeros and instruction set only. Equal algorithms give bit-identical
+            results for any number of threads.
         packed: packed weights by operation, for all operations with weights, from an engine with
             the same tensors, instruction set, precision, algorithms and `hoist`.
         clipping_thresholds: int8 only: clipping threshold of each layer's output, see
@@ -105,7 +105,7 @@ class Engine:
         pin: bool = False,
         hoist: bool = True,
         graph: Graph | None = None,
-        precision: Precision = "f32",
+        precision: Precision = "full",
         algorithms: Mapping[str, str] | None = None,
         packed: Mapping[str, PackedWeights] | None = None,
         clipping_thresholds: Mapping[str, float] | None = None,
@@ -113,7 +113,9 @@ class Engine:
         threads = default_threads() if threads is None else threads
         check_threads(threads)
         self.config = config
-        self.precision = choose_precision(precision, isa)
+        chosen = explain_precision(precision, isa, thresholds=bool(clipping_thresholds))
+        self.precision: Format = chosen.format
+        self.precision_reason = chosen.reason
         self._prepare()
         self.graph = graph or lowered(build_graph(config), hoisted=hoist)
         if self.precision == "int8":
@@ -173,7 +175,8 @@ class Engine:
     def fork(self, threads: int = 1) -> Engine:
         """Another engine that shares the packed weights, to run at the same time."""
         other = object.__new__(Engine)
-        other.config, other.precision, other.graph = self.config, self.precision, self.graph
+        other.config, other.graph = self.config, self.graph
+        other.precision, other.precision_reason = self.precision, self.precision_reason
         other._prepare()
         other.native = _start(threads, lambda: NativeEngine(self.native, threads))
         return other
@@ -293,4 +296,5 @@ __all__ = [
     "choose_isa",
     "choose_precision",
     "default_threads",
+    "explain_precision",
 ]

@@ -153,7 +153,7 @@ def autotune(
     *,
     threads: int | None = None,
     isa: str = "",
-    precision: Precision = "f32",
+    precision: Precision = "full",
     clipping_thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Measure the fastest algorithm of each operation, on noise.

@@ -157,7 +157,10 @@ def load_engine(
     Raises:
         InputError: as `load_model`, `Engine` and `cache_limit`.
     """
-    precision = choose_precision(precision, isa)
+    limit = cache_limit()
+    model = load_model(path, check=False)
+    thresholds = model.clipping_thresholds
+    chosen = choose_precision(precision, isa, thresholds=bool(thresholds))
     try:
         isa = choose_isa(isa)
     except ValueError as error:
@@ -167,12 +170,13 @@ def load_engine(
         "precision": precision,
         "algorithms": algorithms,
         "threads": threads,
+        "clipping_thresholds": thresholds,
     }
-    limit = cache_limit()
-    model = load_model(path, check=False)
     assert isinstance(model.tensors, LazyTensors)
-    key = _key(model.tensors, isa, precision, algorithms)
-    file = folder / f"{Path(path).stem}-{isa}-{precision}-{key[:16]}.packed"
+    if chosen == "int8":  # its packed weights are not kept
+        return model, Engine(model.config, model.tensors, **options)
+    key = _key(model.tensors, isa, chosen, algorithms)
+    file = folder / f"{Path(path).stem}-{isa}-{chosen}-{key[:16]}.packed"
     try:
         operations = _open(file, key, model.tensors)
         if operations is not None:

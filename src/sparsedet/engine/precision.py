@@ -1,43 +1,120 @@
-"""The precisions of weights and activations, and the meaning of "auto"."""
+"""The precisions of weights and activations: formats, and promises that become one of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from .._native import choose_isa, cpu_vendor, has_bfloat16
+from .._native import choose_isa, cpu_vendor, has_bfloat16, has_int8
 from ..errors import InputError, UsageError
 
-Precision = Literal["f32", "bf16", "int8", "auto"]
-PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8", "auto")
+Format = Literal["f32", "bf16", "int8"]
+"""How weights and activations are held."""
 
-_RESOLVED: tuple[Literal["f32", "bf16", "int8"], ...] = ("f32", "bf16", "int8")
+Precision = Literal["f32", "bf16", "int8", "full", "close", "fastest", "auto"]
+"""A format, or a promise: "full" gives results of float32's accuracy, "close" takes bf16 too,
+"fastest" int8 too where the model has clipping thresholds. "auto" is another name of "close"."""
 
-_FAST_BF16_VENDORS = {"AuthenticAMD"}
-"""CPUs whose bf16 is measured to be faster than f32: Zen 4 and 5. Intel's AVX512_BF16 takes longer
-than f32 outside AMX tiles, which the kernels do not use."""
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8", "full", "close", "fastest", "auto")
+
+_FORMATS: tuple[Format, ...] = ("f32", "bf16", "int8")
+_PROMISES: dict[str, tuple[Format, ...]] = {
+    "full": ("f32",),
+    "close": ("f32", "bf16"),
+    "fastest": ("f32", "bf16", "int8"),
+}
 
 
-def choose_precision(precision: str, isa: str = "") -> Literal["f32", "bf16", "int8"]:
-    """Resolve "auto": bf16 where the CPU multiplies it faster than f32, else f32.
+@dataclass(frozen=True, slots=True)
+class FormatRates:
+    """How fast the formats are on one family of CPUs.
 
-    That is on AMD CPUs with AVX512_BF16. On Intel CPUs "auto" is f32, because their bf16
-    instructions without AMX tiles are slower than f32.
+    Attributes:
+        bf16, int8: speed relative to f32.
+        source: "measured", or where the figures come from.
+    """
+
+    bf16: float
+    int8: float
+    source: str = "measured"
+
+
+_RATES = {
+    ("AuthenticAMD", "avx512"): FormatRates(1.5, 3.2),
+    ("GenuineIntel", "avx512"): FormatRates(0.56, 3.2),
+    ("GenuineIntel", "amx"): FormatRates(5.0, 10.0, "computed, not measured"),
+}
+"""By vendor and instruction set. Source: detections of `r101-c4` with 60 % zeros, for int8 in 1x4
+blocks, on two threads of a Zen 5 and an Emerald Rapids without its matrix unit, whose vdpbf16ps is
+slow; for "amx" half of the unit's peak, against the float32 of that Emerald Rapids
+(docs/engine.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenPrecision:
+    """What runs, and why.
+
+    Attributes:
+        format: "f32", "bf16" or "int8".
+        reason: one line; "" where a format was asked for.
+    """
+
+    format: Format
+    reason: str = ""
+
+
+def explain_precision(
+    precision: str, isa: str = "", *, thresholds: bool = False
+) -> ChosenPrecision:
+    """Resolve a promise. The CPU's vendor and instruction set alone decide, from a table of rates,
+    so that results repeat from run to run.
 
     Args:
-        precision: one of `PRECISIONS`; all but "auto" are returned as they are.
+        precision: one of `PRECISIONS`; a format stays as it is.
         isa: instruction set, one of `available_isas()`; default: SPARSEDET_ISA from the
             environment, else the best that the CPU supports.
+        thresholds: whether the model has clipping thresholds, which int8 needs.
 
     Raises:
         InputError: the precision is unknown, or the instruction set unknown or not supported.
     """
-    for known in _RESOLVED:
+    for known in _FORMATS:
         if precision == known:
-            return known
-    if precision != "auto":
-        raise UsageError(f"precision is {precision!r}, expected 'f32', 'bf16', 'int8' or 'auto'")
+            return ChosenPrecision(known)
+    promise = "close" if precision == "auto" else precision
+    if promise not in _PROMISES:
+        raise UsageError(
+            f"precision is {precision!r}, expected 'f32', 'bf16', 'int8', 'full', 'close' or "
+            "'fastest'"
+        )
     try:
-        supported = choose_isa(isa) != "scalar" and has_bfloat16(isa)
+        isa = choose_isa(isa)
+        has = {"bf16": has_bfloat16(isa), "int8": has_int8(isa) and thresholds}
     except ValueError as error:
         raise InputError(str(error)) from None
-    return "bf16" if supported and cpu_vendor() in _FAST_BF16_VENDORS else "f32"
+    if promise == "full":
+        return ChosenPrecision("f32", "full: the only format of float32's accuracy")
+    cpu = f"{cpu_vendor() or 'this CPU'} with {isa}"
+    rates = _RATES.get((cpu_vendor(), isa))
+    if rates is None:
+        return ChosenPrecision("f32", f"{promise}: no other format was measured on {cpu}")
+    speed: dict[Format, float] = {"f32": 1.0, "bf16": rates.bf16, "int8": rates.int8}
+    able: list[Format] = [f for f in _PROMISES[promise] if f == "f32" or has[f]]
+    best = max(able, key=lambda f: speed[f])
+    missing = promise == "fastest" and not thresholds
+    note = "; the model has no clipping thresholds for int8" if missing else ""
+    if best == "f32":
+        slower = "bf16 is slower" if has["bf16"] else "there is no bf16"
+        return ChosenPrecision("f32", f"{promise}: {slower} on {cpu} ({rates.source}){note}")
+    return ChosenPrecision(
+        best, f"{promise}: {speed[best]:g} times f32's speed on {cpu} ({rates.source}){note}"
+    )
+
+
+def choose_precision(precision: str, isa: str = "", *, thresholds: bool = False) -> Format:
+    """The format that `explain_precision` chooses.
+
+    Raises:
+        InputError: as `explain_precision`.
+    """
+    return explain_precision(precision, isa, thresholds=thresholds).format
