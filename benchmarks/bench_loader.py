@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from lib.machine import cpu_name
 
 from sparsedet import preset
+from sparsedet.engine.cpus import cpu_name
 from sparsedet.evaluation.coco import CocoDataset, load_coco
 from sparsedet.files import write_atomic
 from sparsedet.training.data import load_sample

@@ -127,9 +127,11 @@ class RuntimeComparison:
     def add_peer(self, name: str) -> Run:
         """Add a key of `PEERS` to the runs."""
         rows = PEERS[name](self.model, self.arguments.threads)
+        if name == "openvino-default":
+            self.precisions[name] = getattr(rows, "__self__").precision  # noqa: B009
         self.runs[name] = detection(self.model, self.image, rows)
         suffix = name.removeprefix("openvino-")
-        self.precisions[name] = suffix if suffix in ("bf16", "int8") else "f32"
+        self.precisions.setdefault(name, suffix if suffix in ("bf16", "int8") else "f32")
         return self.runs[name]
 
     def compare_features(self) -> float | None:

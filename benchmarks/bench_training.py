@@ -26,7 +26,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from lib.machine import cpu_name
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -34,6 +33,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from sparsedet import preset
+from sparsedet.engine.cpus import cpu_name
 from sparsedet.evaluation.coco import CocoDataset, CocoImage
 from sparsedet.model.config import ModelConfig
 from sparsedet.model.graph import Mean, Normalise, RoiAlign

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.documents import insert
-from lib.machine import RESULTS, ROOT, cpu_name, save
+from lib.machine import RESULTS, ROOT, save
 
 import sparsedet
 from sparsedet.detector import embedded_model
+from sparsedet.engine.cpus import cpu_name
 from sparsedet.evaluation import evaluate
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.model.config import COCO_NAMES

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -20,22 +21,12 @@ from typing import Any
 import numpy as np
 
 from sparsedet import _native
+from sparsedet.engine.cpus import cpu_name
 from sparsedet.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "nncf", "onnxruntime", "torch")
-
-
-def cpu_name() -> str:
-    """Name of the CPU, from the operating system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def commit() -> str:
@@ -94,6 +85,35 @@ def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float =
         "int8": _native.peak_gflops_int8,
     }
     return float(probes[precision](_native.choose_isa(isa), threads, seconds))
+
+
+def unit_peaks(isa: str, threads: int, precision: str) -> dict[str, float]:
+    """The present peaks in GFLOP/s of the units that compute a precision: "vector", and "matrix"
+    where there is one."""
+    isa = _native.choose_isa(isa)
+    found = {"vector": peak_gflops(isa, threads, precision)}
+    if precision != "f32" and (rate := _native.peak_gflops_matrix(isa, precision, threads, 0.3)):
+        found["matrix"] = float(rate)
+    return found
+
+
+def identity() -> dict[str, str]:
+    """What the CPU says of itself besides its name, which clouds make generic: vendor, family and
+    model as decimal numbers (AArch64: implementer and part)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    fields = {
+        "vendor": ("vendor_id", "CPU implementer"),
+        "family": ("cpu family", "CPU architecture"),
+        "model": ("model", "CPU part"),
+    }
+    found = {}
+    for name, keys in fields.items():
+        match = re.search(rf"^(?:{'|'.join(keys)})\s*:\s*(\S+)", text, re.MULTILINE)
+        found[name] = match[1] if match else "unknown"
+    return found
 
 
 def bandwidth(threads: int) -> float:

@@ -26,15 +26,18 @@ def openvino_backend(model: ModelFile, threads: int, precision: str, **settings:
     """The exported network in OpenVINO.
 
     Args:
-        precision: "f32" or "bf16" of convolutions and matrix products. "int8": quantised by NNCF,
-        the
-            rest in bf16, which is OpenVINO's default and faster than f32 here.
+        precision: "f32" or "bf16" of convolutions and matrix products; "dynamic": what OpenVINO
+            takes by itself. "int8": quantised by NNCF, the rest in bf16, which is OpenVINO's
+            default and faster than f32 here.
         settings: of OpenVINO's CPU plugin.
     """
     from sparsedet.backends import openvino
 
     if precision != "int8":
-        return openvino.from_model(model, threads, 1, precision, **settings)
+        backend = openvino.from_model(model, threads, 1, precision, **settings)
+        hint = backend.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        backend.precision = "bf16" if hint == "bf16" else "f32"
+        return backend
     graph = _quantised(model)
     signature = openvino.graph_signature(graph)
     settings = openvino.plugin_settings(threads, 1, "bf16") | settings
@@ -67,6 +70,7 @@ PEERS: dict[str, Callable[[ModelFile, int], Rows]] = {
     "openvino-f32": _openvino("f32"),
     "openvino-bf16": _openvino("bf16"),
     "openvino-int8": _openvino("int8"),
+    "openvino-default": _openvino("dynamic"),
     "onnxruntime": _peer("onnxruntime"),
     "torch": _peer("torch"),
 }

@@ -27,6 +27,7 @@ static void bind_cpu(nb::module_& m) {
   m.def("ignore_leaks", [] { nb::set_leak_warnings(false); });
   m.def("available_isas", &available_isas);
   m.def("cpu_vendor", &cpu_vendor);
+  m.def("failed_kernels", &failed_kernels);
   m.def(
       "has_bfloat16", [](const std::string& isa) { return has_bfloat16(choose_kernels(isa)); },
       "isa"_a = "");
@@ -62,7 +63,9 @@ static void bind_cpu(nb::module_& m) {
       "peak_gflops_matrix",
       [](const std::string& isa, const std::string& precision, int threads, double seconds) {
         const WithoutLock unlocked;
-        const MatrixKernels* matrix = matrix_kernels(choose_kernels(isa), type_of(precision));
+        const Kernels& kernels = choose_kernels(isa);
+        if (!(precision == "int8" ? has_int8(kernels) : has_bfloat16(kernels))) return 0.0;
+        const MatrixKernels* matrix = matrix_kernels(kernels, type_of(precision));
         return matrix ? peak_gflops(matrix->peak, threads, seconds) : 0.0;
       },
       "isa"_a, "precision"_a, "threads"_a, "seconds"_a);

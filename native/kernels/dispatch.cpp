@@ -4,12 +4,15 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <mutex>
 #include <stdexcept>
 
 #include "kernels/list.h"
+#include "kernels/self_check.h"
 
 namespace sparsedet {
 
@@ -40,8 +43,27 @@ constexpr Line kLines[] = {SPARSEDET_KERNELS(LINE)};
 // A compiled instruction set.
 struct Set {
   Kernels kernels;
-  bool supported;
+  bool supported, bf16_checked, int8_checked;
 };
+
+// Tables that failed their check, as "avx512 bf16"; changed and read under the lock.
+struct Failures {
+  std::mutex lock;
+  std::vector<std::string> names;
+};
+Failures& failures() {
+  static Failures all;
+  return all;
+}
+
+void report_failure(const char* set, const char* table) {
+  std::string name = set;
+  name += ' ';
+  name += table;
+  Failures& all = failures();
+  if (std::find(all.names.begin(), all.names.end(), name) == all.names.end())
+    all.names.push_back(name);
+}
 
 // Takes the table of a line where there is none yet and this CPU supports it; says whether it does.
 template <class Table>
@@ -56,8 +78,14 @@ bool take_table(const Line& line, Kernels& kernels) {
   const bool supported =
       take(line.f32, float32) || take(line.bf16, kernels.bf16) || take(line.int8, kernels.int8) ||
       take(line.bf16_matrix, kernels.bf16_matrix) || take(line.int8_matrix, kernels.int8_matrix);
-  if (float32) static_cast<Float32Kernels&>(kernels) = *float32;
-  return supported;
+  if (!float32) return supported;
+  if (!check_float32(*float32)) {
+    const std::lock_guard guard(failures().lock);
+    report_failure(line.set, "f32");
+    return false;
+  }
+  static_cast<Float32Kernels&>(kernels) = *float32;
+  return true;
 }
 
 // first: the first line of the set.
@@ -84,9 +112,9 @@ Set make_set(const Line* first) {
   return set;
 }
 
-// All of them, the best first. Their tables do not change while the program runs.
-const std::vector<Set>& sets() {
-  static const std::vector<Set> all = [] {
+// All of them, the best first. Their tables do not change, but for those that fail their check.
+std::vector<Set>& sets() {
+  static std::vector<Set> all = [] {
     std::vector<Set> made;
     for (const Line& line : kLines)
       if (made.empty() || std::strcmp(made.back().kernels.isa, line.set) != 0)
@@ -96,7 +124,37 @@ const std::vector<Set>& sets() {
   return all;
 }
 
+template <class Table>
+void drop_if_wrong(const Set& set, const char* name, const Table*& table,
+                   bool (*check)(const Table&)) {
+  if (!table || check(*table)) return;
+  table = nullptr;
+  report_failure(set.kernels.isa, name);
+}
+
+// Before anything runs in a precision, its kernels are checked, once a process.
+void check_precision(const Kernels& kernels, bool int8) {
+  const std::lock_guard guard(failures().lock);
+  for (Set& set : sets()) {
+    bool& checked = int8 ? set.int8_checked : set.bf16_checked;
+    if (&set.kernels != &kernels || checked) continue;
+    checked = true;
+    if (int8) {
+      drop_if_wrong(set, "int8", set.kernels.int8, check_int8);
+      drop_if_wrong(set, "int8_matrix", set.kernels.int8_matrix, check_int8);
+    } else {
+      drop_if_wrong(set, "bf16", set.kernels.bf16, check_bfloat16);
+      drop_if_wrong(set, "bf16_matrix", set.kernels.bf16_matrix, check_bfloat16);
+    }
+  }
+}
+
 }  // namespace
+
+std::vector<std::string> failed_kernels() {
+  const std::lock_guard guard(failures().lock);
+  return failures().names;
+}
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
@@ -134,10 +192,12 @@ std::string cpu_vendor() {
 }
 
 bool has_bfloat16(const Kernels& kernels) {
+  check_precision(kernels, false);
   return kernels.bf16;
 }
 
 bool has_int8(const Kernels& kernels) {
+  check_precision(kernels, true);
   return kernels.int8;
 }
 

@@ -17,10 +17,14 @@ const Kernels& choose_kernels(std::string isa);
 // The CPU's vendor as CPUID tells it, such as "GenuineIntel" or "AuthenticAMD"; "" on other CPUs.
 std::string cpu_vendor();
 
-// Whether these kernels support bfloat16 on this CPU.
+// Whether these kernels support bfloat16 on this CPU. Asks for a small known product first, once a
+// process: kernels that compute it wrongly are dropped, those of a matrix unit alone too.
 bool has_bfloat16(const Kernels& kernels);
 
-// Whether these kernels support int8 on this CPU.
+// Whether these kernels support int8 on this CPU; as has_bfloat16.
 bool has_int8(const Kernels& kernels);
+
+// Tables of kernels that computed a known product wrongly and are not used, as "avx512 bf16".
+std::vector<std::string> failed_kernels();
 
 }  // namespace sparsedet

@@ -94,6 +94,24 @@ def test_results_become_tables_and_charts(small_model: Path, photo: Path, tmp_pa
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
 
 
+def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cpu.json"
+    common = ["--model", small_model, "--image", photo, "--threads", 1, "--repeats", 3]
+    *_, last = run("this_cpu", *common, "--alone", "--json", out)
+    assert last == f"-> {out}"
+    content = json.loads(out.read_text())
+    assert content["identity"].keys() == {"vendor", "family", "model"}
+    isa = content["machine"]["isa"]
+    able = content["instruction_sets"][isa]
+    assert content["ours"].keys() == set(able) and "f32" in able
+    assert content["promises"]["full"]["format"] == "f32"
+    for result in content["ours"].values():
+        (one,) = result.values()
+        assert len(one["seconds"]) == 3 and one["images_per_second"] > 0
+        assert len(one["layers"]) > 10 and any(row["seconds"] > 0 for row in one["layers"])
+    assert content["peak_gflops"][isa]["f32"]["vector"]["1"] == 100.0
+
+
 def test_without_results_nothing_is_made_up(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     document = tmp_path / "README.md"

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from sparsedet import _native
 from sparsedet.engine import PRECISIONS, Engine, choose_precision, explain_precision
+from sparsedet.engine.cpus import cpu_name
 from sparsedet.engine.lower import lowered
 from sparsedet.engine.precision import ChosenPrecision
 from sparsedet.errors import InputError
@@ -180,6 +181,22 @@ def test_a_promise_names_what_ran_and_why() -> None:
     assert plain.precision_reason == ""
     network_input = np.full((config.input_height, config.input_width, 3), 90, np.uint8)
     assert np.array_equal(engine.run(network_input), plain.run(network_input))
+
+
+def test_kernels_that_compute_wrongly_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsedet.engine.failed_kernels", lambda: ["avx512 bf16"])
+    monkeypatch.setattr("sparsedet.engine._warned", set())
+    config, tensors = small("r101-c4"), lively("r101-c4")
+    with pytest.warns(RuntimeWarning, match="the kernels avx512 bf16 computed") as told:
+        Engine(config, tensors, threads=1)
+        Engine(config, tensors, threads=1)
+    assert len(told) == 1 and str(told[0].message).startswith(cpu_name())
+
+
+def test_the_kernels_of_this_cpu_compute_rightly() -> None:
+    for isa in ISAS:
+        _native.has_bfloat16(isa), _native.has_int8(isa)
+    assert _native.failed_kernels() == []
 
 
 def test_precisions_and_the_vendor_of_this_cpu() -> None:

@@ -87,7 +87,7 @@ def test_every_kernel_file_is_listed() -> None:
             r"X\(\w+, \w+, \w+, (\w+),", (NATIVE / "kernels/list.h").read_text()
         )
     }
-    assert listed | {"dispatch", "amx_permission"} == {
+    assert listed | {"dispatch", "amx_permission", "self_check"} == {
         path.stem for path in (NATIVE / "kernels").glob("*.cpp")
     }
 
@@ -116,6 +116,7 @@ def test_kernels(tmp_path: Path) -> None:
         ),
         "kernels/amx_permission.cpp",
         "kernels/dispatch.cpp",
+        "kernels/self_check.cpp",
         "ops/normalise.cpp",
         "ops/pool.cpp",
         "tensors/layout.cpp",
@@ -142,7 +143,8 @@ def test_planner_executor_and_cost_model(tmp_path: Path) -> None:
     build = (ROOT / "CMakeLists.txt").read_text()
     parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
     sources = [NATIVE / part for part in parts if part != "algorithms/list.cpp"]
-    sources += [NATIVE / f"kernels/{name}.cpp" for name in ("amx_permission", "dispatch")]
+    names = "amx_permission", "dispatch", "self_check"
+    sources += [NATIVE / f"kernels/{name}.cpp" for name in names]
     sources.append(own_list)
     sources += [ROOT / "tests/native" / name for name in ("test_graph.cpp", "im2col.cpp")]
     flags = kernel_sources() | {path: [] for path in sources}
@@ -161,7 +163,8 @@ def test_amx_kernels_and_a_network_in_an_emulator(tmp_path: Path) -> None:
     """The machine code of AMX, also on a CPU without it; AVX-512 with bfloat16 is needed."""
     build = (ROOT / "CMakeLists.txt").read_text()
     parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
-    sources = [*(NATIVE / part for part in parts), NATIVE / "kernels/dispatch.cpp"]
+    sources = [NATIVE / part for part in parts]
+    sources += [NATIVE / f"kernels/{name}.cpp" for name in ("dispatch", "self_check")]
     sources += [ROOT / "tests/native" / name for name in ("amx_emulator.cpp", "test_amx.cpp")]
     flags = kernel_sources() | {path: [] for path in sources}
     program = tmp_path / "test_amx"
@@ -269,43 +272,69 @@ def test_an_unknown_instruction_set_in_the_environment_of_a_process() -> None:
 
 FAKE_CPU = """
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
-#include <string_view>
+#include <string>
 #include "kernels/dispatch.h"
 #include "kernels/list.h"
+#include "kernels/scalar.cpp"
 namespace sparsedet {
-static constexpr auto of(std::string_view set) {
-  return set == "avx512" ? +[] { return false; } : +[] { return true; };
+static bool named(const char* variable, const char* name) {
+  const char* text = std::getenv(variable);
+  return text && std::string(text).find(name) != std::string::npos;
 }
-using Table_f32 = Float32Kernels;
-using Table_bf16 = LowPrecisionKernels;
-using Table_int8 = LowPrecisionKernels;
-using Table_bf16_matrix = MatrixKernels;
-using Table_int8_matrix = MatrixKernels;
+static void wrong(const SparseArgs& a) { *a.out = 0.5f; }
+static constexpr auto& right_f32 = kernels_scalar_f32;
+static constexpr auto& right_bf16 = kernels_scalar_bf16;
+static constexpr auto& right_int8 = kernels_scalar_int8;
+static constexpr MatrixKernels right_bf16_matrix{
+    nullptr, [] {}, [] {}, wrong, nullptr, 1};
+static constexpr MatrixKernels right_int8_matrix = right_bf16_matrix;
+static void make_wrong(MatrixKernels&) {}
+template <class Table> static void make_wrong(Table& table) {
+  table.sparse[table.tile_rows] = wrong;
+}
+template <class Table> static Table fake(Table table, bool (*supported)(), const char* name) {
+  table.supported = supported;
+  if (named("WRONG", name)) make_wrong(table);
+  return table;
+}
+#define SPARSEDET_scalar(...)
+#define SPARSEDET_avx2(...) __VA_ARGS__
+#define SPARSEDET_avx512(...) __VA_ARGS__
+#define SPARSEDET_amx(...) __VA_ARGS__
 #define TABLE(architecture, set, table, file, features) \\
-  SPARSEDET_IF_##architecture( \\
-      extern const Table_##table kernels_##set##_##table{.supported = of(#set)};)
+  SPARSEDET_IF_##architecture(SPARSEDET_##set( \\
+      extern const decltype(fake(right_##table, nullptr, "")) kernels_##set##_##table = fake( \\
+          right_##table, [] { return named("CPU", #set); }, #set " " #table);))
 SPARSEDET_KERNELS(TABLE)
 }  // namespace sparsedet
 int main() {
-  for (const auto& name : sparsedet::available_isas()) std::printf("%s ", name.c_str());
+  using namespace sparsedet;
+  for (const auto& name : available_isas()) std::printf("%s ", name.c_str());
   for (const char* isa : {"", "scalar", "avx512"}) try {
-      std::printf("[%s] ", sparsedet::choose_kernels(isa).isa);
-    } catch (const std::invalid_argument& error) { std::printf("refused: %s", error.what()); }
+      const Kernels& kernels = choose_kernels(isa);
+      std::printf("[%s", kernels.isa);
+      if (has_bfloat16(kernels)) std::printf(kernels.bf16_matrix ? " bf16_matrix" : " bf16");
+      if (has_int8(kernels)) std::printf(kernels.int8_matrix ? " int8_matrix" : " int8");
+      std::printf("] ");
+    } catch (const std::invalid_argument& error) { std::printf("refused: %s ", error.what()); }
+  for (const auto& name : failed_kernels()) std::printf("failed: %s ", name.c_str());
 }
 """
 
 
 @needs_compiler
 @pytest.mark.skipif(not X86, reason="needs two instruction sets besides scalar")
-def test_a_cpu_without_a_compiled_instruction_set(tmp_path: Path) -> None:
-    """dispatch.cpp on a CPU that has AVX2 and lacks AVX-512."""
+def test_cpus_that_lack_an_instruction_set_or_compute_it_wrongly(tmp_path: Path) -> None:
+    """dispatch.cpp on invented CPUs."""
     source = tmp_path / "fake_cpu.cpp"
     source.write_text(FAKE_CPU)
-    objects = compile_all(
-        {source: ["-Wno-missing-field-initializers"], NATIVE / "kernels/dispatch.cpp": []}, tmp_path
-    )
-    subprocess.run(["c++", *objects, "-o", tmp_path / "fake_cpu"], check=True)
+    parts: dict[Path, list[str]] = {
+        NATIVE / f"kernels/{name}.cpp": [] for name in ("dispatch", "self_check")
+    }
+    flags: dict[Path, list[str]] = {source: [], **parts}
+    subprocess.run(["c++", *compile_all(flags, tmp_path), "-o", tmp_path / "fake_cpu"], check=True)
 
     def run(**environment: str) -> str:
         return subprocess.run(
@@ -313,13 +342,27 @@ def test_a_cpu_without_a_compiled_instruction_set(tmp_path: Path) -> None:
             check=True,
             capture_output=True,
             text=True,
-            env={**os.environ, **environment},
-        ).stdout
+            env={**os.environ, "SPARSEDET_ISA": "", **environment},
+        ).stdout.strip()
 
-    refused = "refused: instruction set 'avx512' is not available on this CPU"
-    assert run(SPARSEDET_ISA="") == f"avx2 scalar [avx2] [scalar] {refused}"
+    scalar, refused = "[scalar bf16 int8]", "refused: instruction set 'avx512' is not available"
+    refused += " on this CPU"
+    assert run(CPU="avx2") == f"avx2 scalar [avx2] {scalar} {refused}"
     # The environment does not fall back to another instruction set either.
-    assert run(SPARSEDET_ISA="avx512") == f"avx2 scalar {refused}[scalar] {refused}"
+    assert run(CPU="avx2", SPARSEDET_ISA="avx512") == f"avx2 scalar {refused} {scalar} {refused}"
+    best = "[avx512 bf16 int8]"
+    assert run(CPU="avx2 avx512") == f"avx512 avx2 scalar {best} {scalar} {best}"
+    assert run(CPU="amx avx2") == f"avx2 scalar [avx2] {scalar} {refused}"  # it lacks its base
+
+    # A known product that is wrong disables the table, and only that one.
+    out = run(CPU="avx2 avx512", WRONG="avx512 f32")
+    assert out == f"avx2 scalar [avx2] {scalar} {refused} failed: avx512 f32"
+    out = run(CPU="avx512", WRONG="avx512 bf16")
+    assert out == f"avx512 scalar [avx512 int8] {scalar} [avx512 int8] failed: avx512 bf16"
+    # The fake matrix unit computes everything wrongly.
+    out = run(CPU="amx avx512")
+    failed = "failed: amx bf16_matrix failed: amx int8_matrix"
+    assert out == f"amx avx512 scalar [amx bf16 int8] {scalar} {best} {failed}"
 
 
 # ------------------------------------------------------------------ runs and their arguments

@@ -40,6 +40,7 @@ def register(command: Command) -> None:
 def run_env(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine import available_isas, default_threads
+    from ..engine.cpus import cpu_name
     from ..files import cache_folder
     from ..version import VERSION
 
@@ -53,7 +54,7 @@ def run_env(arguments: argparse.Namespace) -> int:
         "embedded model": f"{model.name}{'' if model.is_file() else ', missing'}",
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
-        "CPU": _cpu(),
+        "CPU": cpu_name(),
         "instruction sets": ", ".join(available_isas()),
         "in use": _in_use(),
         "threads": f"{default_threads()} of {os.cpu_count()} CPUs",
@@ -87,15 +88,3 @@ def _version(package: str) -> str:
         return "not installed"
     except (OSError, LookupError, ValueError):
         return "unknown: its metadata is damaged"
-
-
-def _cpu() -> str:
-    """The CPU's name as the system gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -7,6 +7,7 @@ weights of each convolution and runs the operations; it knows no architecture.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,12 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import NativeEngine, available_isas, choose_isa
+from .._native import NativeEngine, available_isas, choose_isa, failed_kernels
 from ..errors import InputError, UsageError
 from ..model.detector_config import Config, build_graph, makes_masks
 from ..model.graph import Conv, Graph
 from ..model.tensors import StoredTensor
-from .cpus import default_threads
+from .cpus import cpu_name, default_threads
 from .lower import check_int8, lowered, operations
 from .precision import PRECISIONS, Format, Precision, choose_precision, explain_precision
 from .process import remake_after_fork
@@ -122,6 +123,7 @@ class Engine:
             check_int8(self.graph)
         size = self.graph.image.size
         self.native = _start(threads, lambda: NativeEngine(isa, threads, pin, self.precision, size))
+        _warn_of_failed_kernels()
         algorithms, clipping_thresholds = dict(algorithms or {}), clipping_thresholds or {}
         if self.precision == "int8" and not clipping_thresholds:
             raise InputError(
@@ -272,6 +274,23 @@ class Engine:
                 self._torn = False
             rows = self.native.run(np.ascontiguousarray(network_input), content)
             return result(np.asarray(rows))
+
+
+_warned: set[str] = set()
+"""Kernels whose failure this process has told."""
+
+
+def _warn_of_failed_kernels() -> None:
+    """The core checks kernels on a small known product before it uses them."""
+    for name in failed_kernels():
+        if name not in _warned:
+            _warned.add(name)
+            warnings.warn(
+                f"{cpu_name()}: the kernels {name} computed a known product wrongly and are not "
+                "used; please report this CPU, its hypervisor and 'sparsedet env'",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 def _start(threads: int, make: Callable[[], NativeEngine]) -> NativeEngine:

@@ -1,8 +1,9 @@
-"""How many CPUs this process may use: its affinity, and the CPU quota of its container.
+"""The CPUs: their name, and how many this process may use.
 
-A quota is set on a control group (cgroup); the kernel holds a process to the quotas of its own
-group and of all groups above it. More threads than the quota allows would be stopped in the middle
-of a detection, over and over. Anything that cannot be read sets no limit.
+That is its affinity, and the CPU quota of its container. A quota is set on a control group
+(cgroup); the kernel holds a process to the quotas of its own group and of all groups above it. More
+threads than the quota allows would be stopped in the middle of a detection, over and over. Anything
+that cannot be read sets no limit.
 
 Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and
 https://docs.kernel.org/scheduler/sched-bwc.html (cpu.cfs_quota_us, of version 1).
@@ -12,9 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+
+def cpu_name() -> str:
+    """The CPU's name as the system gives it."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if name := re.search(r"^model name\s*:(.*)", text, re.MULTILINE):
+            return name[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def default_threads(root: str | os.PathLike[str] = "/") -> int:
