@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, warn_renamed
-from .images.draw import draw_boxes
-from .images.letterbox import Letterbox, check_image
-from .images.masks import Patch, paste
-from .images.run_lengths import encode_mask
-from .model.graph import Pasting
+from ..errors import InputError, warn_renamed
+from ..images.draw import draw_boxes
+from ..images.letterbox import Letterbox, check_image
+from ..images.masks import Patch, paste
+from ..images.run_lengths import encode_mask
+from ..model.graph import Pasting
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
