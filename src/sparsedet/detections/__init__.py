@@ -7,11 +7,10 @@ contiguous 1..K, category_id is the data set's own. Boxes are xyxy float pixels.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import difflib
 import math
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,17 +23,30 @@ from ..images.draw import draw_boxes
 from ..images.letterbox import Letterbox, check_image
 from ..images.masks import Patch, paste
 from ..images.run_lengths import encode_mask
+from ..images.write import encode_image
 from ..model.graph import Pasting
+from .exchange import Conversions, empty_letterbox, sorted_by_score
+from .rows import contract_rows, not_padding, pad_rows
+
+__all__ = ["Detections", "check_threshold", "contract_rows", "from_rows", "not_padding", "pad_rows"]
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
-_CORNERS = ("x0", "y0", "x1", "y1")
-
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class Detections(Conversions):
     """The objects found in one image, best first.
+
+    >>> from sparsedet import Detector, read_image
+    >>> image = read_image("examples/beach.jpg")
+    >>> found = Detector.load()(image, 0.9)
+    >>> found
+    <Detections in 640x427: 5 person 0.97..1.00>
+    >>> found.above(0.99).to_coco(image_id=7)[0]["category_id"]
+    1
+
+    `Conversions` lists the forms of other libraries.
 
     Attributes:
         normalised: (N, 4) float32 xyxy, divided by the network input's size.
@@ -45,6 +57,8 @@ class Detections:
         mask_probabilities: (N, h, w) float32, 0..1: how probable it is that the object covers each
             cell of its box, which the cells divide evenly; None where the detector makes no masks.
         pasting: how masks of the image are made of them, as `images.masks.paste` takes it.
+        track_ids: (N,) int64, the number of each object in a video, the same in all frames; -1
+            where a tracker has not made sure of it; None where nothing was tracked.
     """
 
     normalised: F32
@@ -55,6 +69,53 @@ class Detections:
     letterbox: Letterbox
     mask_probabilities: F32 | None = None
     pasting: Pasting = "whole"
+    track_ids: NDArray[np.int64] | None = None
+
+    @classmethod
+    def from_boxes(
+        cls,
+        boxes: Any,
+        scores: Any,
+        labels: Any,
+        class_names: Sequence[str],
+        *,
+        height: int,
+        width: int,
+        category_ids: Sequence[int] | None = None,
+        track_ids: Any = None,
+    ) -> Detections:
+        """Detections that another program made.
+
+        Args:
+            boxes: (N, 4) xyxy in pixels of the image.
+            scores: (N,), 0..1, in any order.
+            labels: (N,) whole numbers 1..K.
+            class_names: K names.
+            height, width: of the image, in pixels.
+            category_ids: K ids of the data set; default: 1, 2, ... K.
+            track_ids: (N,), or None.
+
+        Raises:
+            InputError: the shapes do not fit, or a value is one that no detection can have.
+
+        >>> Detections.from_boxes([[1, 1, 9, 9]], [0.8], [2], ["cat", "dog"], height=90, width=60)
+        <Detections in 60x90: 1 dog 0.80>
+        """
+        letterbox = empty_letterbox(height, width)
+        columns = sorted_by_score(boxes, scores, labels, len(class_names), track_ids)
+        scale = np.array([width, height, width, height], np.float64)
+        ids = tuple(category_ids or range(1, len(class_names) + 1))
+        if len(ids) != len(class_names):
+            raise InputError(f"{len(ids)} category_ids for {len(class_names)} class_names")
+        return cls(
+            (columns[0] / scale).astype(np.float32),
+            columns[1],
+            columns[2],
+            tuple(class_names),
+            ids,
+            letterbox,
+            track_ids=columns[3],
+        )
 
     @property
     def placement(self) -> Letterbox:
@@ -125,6 +186,33 @@ class Detections:
         """(class name, score, box (4,)) of each detection."""
         return zip(self.names, self.scores.tolist(), self.boxes, strict=True)
 
+    def __repr__(self) -> str:
+        """As `<Detections in 640x427: 5 person 0.97..1.00, 1 dog 0.88>`."""
+        size = f"{self.letterbox.width}x{self.letterbox.height}"
+        return f"<Detections in {size}: {self.summary(scores=True) or 'nothing'}>"
+
+    def summary(self, scores: bool = False) -> str:
+        """How many of each class, the most frequent first, as "5 person, 1 dog"; "": none."""
+        groups: dict[str, list[float]] = {}
+        for name, score in zip(self.names, self.scores.tolist(), strict=True):
+            groups.setdefault(name, []).append(score)
+        parts = []
+        for name, values in sorted(groups.items(), key=lambda group: -len(group[1])):
+            span = dict.fromkeys(f"{score:.2f}" for score in (min(values), max(values)))
+            parts.append(f"{len(values)} {name}{' ' + '..'.join(span) if scores else ''}")
+        return ", ".join(parts)
+
+    def select(self, keep: Any) -> Detections:
+        """Some of the detections.
+
+        Args:
+            keep: (N,) bool, or indices in ascending order.
+        """
+        columns = ("normalised", "scores", "labels", "mask_probabilities", "track_ids")
+        values = {name: getattr(self, name) for name in columns}
+        kept: dict[str, Any] = {n: v if v is None else v[keep] for n, v in values.items()}
+        return replace(self, **kept)
+
     def above(self, threshold: float) -> Detections:
         """The detections with a score of at least `threshold`.
 
@@ -132,15 +220,19 @@ class Detections:
             InputError: `threshold` is no number.
         """
         check_threshold(threshold)
-        keep = self.scores >= threshold
-        probabilities = self.mask_probabilities
-        return replace(
-            self,
-            normalised=self.normalised[keep],
-            scores=self.scores[keep],
-            labels=self.labels[keep],
-            mask_probabilities=None if probabilities is None else probabilities[keep],
-        )
+        return self.select(self.scores >= threshold)
+
+    def only(self, names: Iterable[str]) -> Detections:
+        """The detections of some classes.
+
+        Raises:
+            InputError: the detector knows no class of such a name.
+        """
+        return self.select(np.isin(self.labels, labels_of(names, self.class_names)))
+
+    def best(self, count: int) -> Detections:
+        """The `count` detections with the highest scores."""
+        return self.select(slice(0, max(count, 0)))
 
     # ---------------------------------------------------------------- as data
 
@@ -157,66 +249,6 @@ class Detections:
         columns = (image_id, self.labels, self.scores, self.normalised)
         rows = np.column_stack(columns).astype(np.float32)
         return rows if max_detections is None else pad_rows(rows, max_detections)
-
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Entries of a COCO results file.
-
-        `bbox` is [x, y, width, height] in pixels; `segmentation`, where there are masks, is their
-        run lengths as pycocotools writes them, with text for its bytes.
-        """
-        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
-        return [
-            {
-                "image_id": image_id,
-                "category_id": self.category_ids[label - 1],
-                "bbox": [round(v, 3) for v in (*box[:2].tolist(), *size.tolist())],
-                "score": score,
-                **mask,
-            }
-            for label, score, box, size, mask in zip(
-                self.labels,
-                self.scores.tolist(),
-                self.boxes,
-                sizes,
-                self._run_lengths(),
-                strict=True,
-            )
-        ]
-
-    def _records(self) -> list[dict[str, Any]]:
-        """One flat dictionary per detection, rounded for people."""
-        return [
-            {
-                "name": name,
-                "label": int(label),
-                "category_id": self.category_ids[label - 1],
-                "score": round(score, 4),
-                **{key: round(v, 2) for key, v in zip(_CORNERS, box.tolist(), strict=True)},
-            }
-            for label, (name, score, box) in zip(self.labels, self, strict=True)
-        ]
-
-    def to_csv(self) -> str:
-        """CSV: a header and one line per detection, in pixels of the image; no masks."""
-        text = io.StringIO()
-        fields = ("name", "label", "category_id", "score", *_CORNERS)
-        writer = csv.DictWriter(text, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._records())
-        return text.getvalue()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The image's size and a list of detections, in pixels of the image; JSON-ready.
-
-        A mask is the key `segmentation`, as in `to_coco`.
-        """
-        size = {"width": self.letterbox.width, "height": self.letterbox.height}
-        masks = zip(self._records(), self._run_lengths(), strict=True)
-        return {**size, "detections": [{**record, **mask} for record, mask in masks]}
-
-    def to_json(self) -> str:
-        """`to_dict` as one line."""
-        return json.dumps(self.to_dict())
 
     # ---------------------------------------------------------------- drawn
 
@@ -236,8 +268,51 @@ class Detections:
                 f"image has {image.shape[1]}x{image.shape[0]} pixels, "
                 f"but the detections belong to an image of {width}x{height}"
             )
-        texts = [f"{name} {score:.2f}" for name, score, _ in self]
-        return draw_boxes(image, self.boxes, self.labels, texts, self._patches())
+        return draw_boxes(image, self.boxes, self.labels, self._texts(), self._patches())
+
+    def _texts(self) -> list[str]:
+        """What stands beside each box."""
+        tracks = [-1] * len(self) if self.track_ids is None else self.track_ids.tolist()
+        return [
+            f"{name} {f'#{track} ' if track >= 0 else ''}{score:.2f}"
+            for (name, score, _), track in zip(self, tracks, strict=True)
+        ]
+
+    def _repr_png_(self) -> bytes:
+        """The picture that a notebook shows: on the image while it is in memory, else on grey."""
+        height, width = self.letterbox.height, self.letterbox.width
+        reference = self.__dict__.get("_image")
+        image = reference() if reference is not None else None
+        if image is None:
+            image = np.full((height, width, 3), 96, np.uint8)
+        return encode_image(self.draw(image), "notebook.png")
+
+    def remember(self, image: U8) -> Detections:
+        """Know the image, as long as someone else keeps it, for pictures in notebooks."""
+        self.__dict__["_image"] = weakref.ref(image)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_image"}
+
+
+def labels_of(names: Iterable[str], class_names: Sequence[str]) -> list[int]:
+    """The labels 1..K of classes.
+
+    Raises:
+        InputError: there is no class of such a name.
+    """
+    places = {name: label for label, name in reversed(list(enumerate(class_names, 1)))}
+    found = []
+    for name in names:
+        if name not in places:
+            near = difflib.get_close_matches(name, class_names, 3, 0.5) or class_names[:5]
+            raise InputError(
+                f"{name!r} is no class of this model, expected one of its {len(class_names)}, "
+                f"as {', '.join(near)}"
+            )
+        found.append(places[name])
+    return found
 
 
 def check_threshold(threshold: float) -> None:
@@ -318,29 +393,3 @@ def from_rows(
         pasting,
     )
     return detections if score_threshold is None else detections.above(score_threshold)
-
-
-def not_padding(rows: F32) -> NDArray[np.bool_]:
-    """Which of the rows [N, 7] are no padding: image_id -1, or a confidence of 0 or less."""
-    return np.asarray((rows[:, 0] != -1) & ~(rows[:, 2] <= 0))  # a NaN confidence stays
-
-
-def pad_rows(rows: F32, count: int) -> F32:
-    """Exactly `count` rows: cut, or filled with padding.
-
-    Args:
-        rows: [N, 7], best first.
-
-    Returns:
-        [count, 7] float32; padding rows are image_id -1 and zeros.
-    """
-    out = np.zeros((count, 7), dtype=np.float32)
-    out[:, 0] = -1
-    out[: len(rows)] = rows[:count]
-    return out
-
-
-def contract_rows(rows: F32, count: int, four_d: bool) -> F32:
-    """Rows [N, 7] in a published form: [count, 7], or [1, 1, count, 7] if `four_d`."""
-    padded = pad_rows(rows, count)
-    return padded[None, None] if four_d else padded
