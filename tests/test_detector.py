@@ -399,7 +399,7 @@ def test_the_embedded_model_is_the_default(embedded: Path) -> None:
         np.zeros((9, 9, 3), np.uint16),
         np.zeros((0, 9, 3), np.uint8),
         None,
-        "street.jpg",
+        3.5,
     ],
     ids=lambda image: f"{getattr(image, 'shape', image)}",
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 from queue import LifoQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,17 @@ from .images.letterbox import as_blob, prepare
 from .model.detector_config import Config, mask_pasting, with_form
 from .model.file import ModelFile
 from .model.sparsity import sparsity_report
+from .sources import Frame, ImageSource, open_source
+from .sources.ahead import map_in_order, read_ahead
+from .sources.values import ImageLike, to_image
 
 if TYPE_CHECKING:
     import asyncio
 
 Result = TypeVar("Result")
+
+READ_AHEAD = 4
+"""Images of a file, address or camera that wait, decoded, for the network."""
 
 EMBEDDED = "r50half-c4-sparse-60.safetensors"
 """The model file inside the package."""
@@ -223,13 +229,15 @@ class Detector:
             self._sparsity = sparsity_report(self.config, self.model.tensors).sparsity
         return self._sparsity
 
-    def __call__(
-        self, image: NDArray[np.uint8], score_threshold: float | None = None
-    ) -> Detections:
+    def __call__(self, image: ImageLike, score_threshold: float | None = None) -> Detections:
         """Detect objects in an image.
 
+        >>> Detector.load()("examples/beach.jpg", 0.9)
+        <Detections in 640x427: 5 person 0.97..1.00>
+
         Args:
-            image: (H, W, 3) uint8 BGR, as `read_image` and OpenCV return it.
+            image: (H, W, 3) uint8 BGR, as `read_image` and OpenCV return it; or a PIL image, or
+                the path or the bytes of an image file.
             score_threshold: minimum score, 0..1; default: the model's own (0.05 in all presets).
                 A value below the model's has no effect.
 
@@ -240,7 +248,8 @@ class Detector:
             check_threshold(score_threshold)
         config = self.config
         with finished_before_exit():
-            network_input, letterbox = prepare(image, config)
+            pixels = image if isinstance(image, np.ndarray) else to_image(image)
+            network_input, letterbox = prepare(pixels, config)
         content = None
         if config.resize == "shorter":  # other conventions end boxes at the network input
             content = letterbox.resized_height, letterbox.resized_width
@@ -252,34 +261,49 @@ class Detector:
 
         rows, masks = self._run(run)
         names = config.class_names, config.category_ids
-        return from_rows(rows, letterbox, *names, score_threshold, masks, mask_pasting(config))
+        pasting = mask_pasting(config)
+        found = from_rows(rows, letterbox, *names, score_threshold, masks, pasting)
+        return found.remember(pixels)
 
+    @overload
     def stream(
-        self, images: Iterable[NDArray[np.uint8]], score_threshold: float | None = None
-    ) -> Iterator[Detections]:
+        self, source: Any, score_threshold: float | None = None, *, frames: Literal[False] = False
+    ) -> Iterator[Detections]: ...
+    @overload
+    def stream(
+        self, source: Any, score_threshold: float | None = None, *, frames: Literal[True]
+    ) -> Iterator[tuple[Frame, Detections]]: ...
+    def stream(
+        self, source: Any, score_threshold: float | None = None, *, frames: bool = False
+    ) -> Iterator[Any]:
         """Detect objects in images, `streams` of them at once.
 
+        >>> detector = Detector.load()
+        >>> for frame, found in detector.stream("examples", 0.9, frames=True):
+        ...     print(frame.name, found)
+        examples/beach.jpg <Detections in 640x427: 5 person 0.97..1.00>
+        examples/frisbee.jpg <Detections in 640x457: 4 person 0.97..1.00>
+
+        Args:
+            source: what `sources.open_source` takes: images, paths, videos, addresses, or
+                several; or an `ImageSource`, whose `bad_images` says what happens to bad ones.
+            score_threshold: as of a call.
+            frames: give each image's `Frame` (name, image, time, number) beside its detections.
+
         Yields:
-            Detections of each image, in order. At most twice as many images as streams are read
-            ahead.
+            Detections of each image, in order; decoding and detection overlap. At most twice as
+            many images as streams are read ahead, and of files, addresses and cameras four more.
+
+        Raises:
+            InputError: an image cannot be read, or `__call__` refuses it.
         """
-        with ThreadPoolExecutor(self.streams) as workers:
-            pending: deque[Future[Detections]] = deque()
-            try:
-                for image in images:
-                    try:
-                        future = workers.submit(self, image, score_threshold)
-                    except RuntimeError:  # a daemon thread while the interpreter ends: no helpers
-                        future = Future()
-                        future.set_result(self(image, score_threshold))
-                    pending.append(future)
-                    if len(pending) >= 2 * self.streams:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+        read = iter(open_source(source))
+        if isinstance(source, str | os.PathLike | ImageSource):  # a program's own iterators may
+            read = read_ahead(read, READ_AHEAD)  # belong to its thread
+        for frame, found in map_in_order(
+            lambda frame: self(frame.image, score_threshold), read, self.streams
+        ):
+            yield (frame, found) if frames else found
 
     async def stream_async(
         self, images: AsyncIterable[NDArray[np.uint8]], score_threshold: float | None = None

@@ -28,7 +28,8 @@ from sparsedet.cli import main
 from sparsedet.errors import InputError
 from sparsedet.hub import catalogue
 from sparsedet.hub.catalogue import CatalogueEntry, RemoteFile
-from sparsedet.hub.fetch import RetryPolicy, _SafeRedirects, fetch
+from sparsedet.hub.fetch import RetryPolicy, fetch
+from sparsedet.sources.url import SafeRedirects
 
 CONTENT = np.random.default_rng(5).bytes(300_000)
 OTHER = np.random.default_rng(6).bytes(300_000)
@@ -403,10 +404,10 @@ def test_redirects_that_are_not_followed(server: Server, tmp_path: Path) -> None
     assert files(target.parent) == []
     secure = urllib.request.Request("https://127.0.0.1/net.bin")
     with pytest.raises(InputError, match="redirects from https to http"):
-        _SafeRedirects().redirect_request(
+        SafeRedirects().redirect_request(
             secure, io.BytesIO(), 302, "", HTTPMessage(), "http://127.0.0.1/net.bin"
         )
-    assert _SafeRedirects().redirect_request(
+    assert SafeRedirects().redirect_request(
         secure, io.BytesIO(), 302, "", HTTPMessage(), "https://127.0.0.1/b"
     )
 

@@ -211,7 +211,9 @@ class Detections(Conversions):
         columns = ("normalised", "scores", "labels", "mask_probabilities", "track_ids")
         values = {name: getattr(self, name) for name in columns}
         kept: dict[str, Any] = {n: v if v is None else v[keep] for n, v in values.items()}
-        return replace(self, **kept)
+        selected = replace(self, **kept)
+        selected.__dict__["_image"] = self.__dict__.get("_image")
+        return selected
 
     def above(self, threshold: float) -> Detections:
         """The detections with a score of at least `threshold`.

@@ -24,10 +24,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 from ..errors import InputError
+from ..sources.url import SafeRedirects
 from .catalogue import CHUNK, RemoteFile, mismatch
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -195,7 +195,7 @@ class _Download:
             version = self.version.read_text("latin-1")
             headers |= {"Range": f"bytes={start}-", "If-Range": version}
         request = urllib.request.Request(self.remote.url, headers=headers)
-        opener = urllib.request.build_opener(_SafeRedirects)
+        opener = urllib.request.build_opener(SafeRedirects)
         try:
             response = opener.open(request, timeout=self.policy.timeout)
         except urllib.error.HTTPError as error:
@@ -256,25 +256,6 @@ class _Download:
         )
         text += "; behind a proxy set https_proxy" * final
         return _AttemptError(f"cannot be reached ({text})", transient=not final)
-
-
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows at most ten redirects, as urllib does, but none from https to http."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
-        if new not in ("http", "https") or (old, new) == ("https", "http"):
-            fp.close()
-            raise InputError(f"{req.host}: redirects from {old} to {new} ({newurl}), not followed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _status_error(error: urllib.error.HTTPError) -> _AttemptError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError, UsageError
@@ -30,6 +32,31 @@ def find_images(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
+
+
+def walk(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> Iterator[Path | InputError]:
+    """Files of a folder, sorted by path, and in their place the folders that cannot be read.
+
+    Hidden files and folders are left out, as by `find_images`.
+
+    Args:
+        suffixes: of the files, in lower case.
+        recursive: look into subfolders, not into links to folders.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        yield InputError(f"{folder}: the folder cannot be read ({error.strerror or error})")
+        return
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if recursive and not entry.is_symlink():
+                yield from walk(folder / entry.name, suffixes, recursive)
+        elif entry.name.lower().endswith(suffixes):
+            yield folder / entry.name
 
 
 def sample_images(folder: Path, count: int, *, seed: int = 0, exact: bool = True) -> list[Path]:

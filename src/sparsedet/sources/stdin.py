@@ -1,0 +1,37 @@
+"""Standard input: an image, a video, or JPEGs one after the other, as a camera's program writes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from ..errors import InputError
+from .frame import BadFrame, Frame, Limits, Part
+from .url import read_unknown
+
+
+class StdinPart(Part):
+    """Standard input, named `-`."""
+
+    def __init__(
+        self, every: int = 1, limits: Limits | None = None, keep_damaged: bool = False
+    ) -> None:
+        super().__init__("stdin")
+        self.every, self.limits, self.keep_damaged = every, limits or Limits(), keep_damaged
+
+    def count(self) -> int | None:
+        return None
+
+    def read(self) -> Iterator[Frame | BadFrame]:
+        stream = getattr(sys.stdin, "buffer", None)
+        try:
+            if stream is None or stream.isatty():
+                raise InputError("standard input is a terminal, expected an image or a stream")
+            yield from read_unknown(
+                stream.read1, self.name, self.every, self.limits, self.keep_damaged, stream=True
+            )
+        except InputError as error:
+            yield BadFrame(self.name, error)
+        except OSError as error:
+            what = InputError(f"stdin: cannot be read ({error.strerror or error})")
+            yield BadFrame(self.name, what)
