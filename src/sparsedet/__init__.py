@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .model.config import ModelConfig
     from .model.file import load_model, save_model
     from .model.presets import PRESETS, preset
+    from .sinks import open_sink
+    from .sources import open_source
 
 __version__ = VERSION
 
@@ -30,6 +32,8 @@ __all__ = [
     "ModelConfig",
     "available_isas",
     "load_model",
+    "open_sink",
+    "open_source",
     "preset",
     "read_image",
     "save_model",
@@ -43,6 +47,8 @@ _MODULES = {
     "ModelConfig": "model.config",
     "available_isas": "engine",
     "load_model": "model.file",
+    "open_sink": "sinks",
+    "open_source": "sources",
     "preset": "model.presets",
     "read_image": "images.read",
     "save_model": "model.file",

@@ -25,7 +25,7 @@ from .model.detector_config import Config, mask_pasting, with_form
 from .model.file import ModelFile
 from .model.sparsity import sparsity_report
 from .sources import Frame, ImageSource, open_source
-from .sources.ahead import map_in_order, read_ahead
+from .sources.ahead import map_ahead, map_in_order
 from .sources.values import ImageLike, to_image
 
 if TYPE_CHECKING:
@@ -297,12 +297,16 @@ class Detector:
         Raises:
             InputError: an image cannot be read, or `__call__` refuses it.
         """
+
+        def detect(frame: Frame) -> Detections:
+            return self(frame.image, score_threshold)
+
         read = iter(open_source(source))
-        if isinstance(source, str | os.PathLike | ImageSource):  # a program's own iterators may
-            read = read_ahead(read, READ_AHEAD)  # belong to its thread
-        for frame, found in map_in_order(
-            lambda frame: self(frame.image, score_threshold), read, self.streams
-        ):
+        if isinstance(source, str | os.PathLike | ImageSource):
+            results = map_ahead(detect, read, self.streams, READ_AHEAD + self.streams)
+        else:  # a program's own iterators may belong to its thread
+            results = map_in_order(detect, read, self.streams)
+        for frame, found in results:
             yield (frame, found) if frames else found
 
     async def stream_async(

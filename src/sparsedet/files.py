@@ -99,12 +99,19 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written.
     """
+    with replacing_path(target) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_path(target: Path) -> Iterator[Path]:
+    """As `replacing`, for writers that open their files themselves: the path of the new file."""
     name = os.fsdecode(os.fsencode(target.name)[:200])  # 255 bytes are the limit
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=target.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
+        os.close(handle)
+        yield Path(temporary)
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         if target.exists():
             mode = stat.S_IMODE(target.stat().st_mode)

@@ -330,7 +330,7 @@ def test_bad_photograph(detect: Run, tmp_path: Path, case: str) -> None:
 
 def test_a_photograph_that_is_no_file(detect: Run, tmp_path: Path) -> None:
     refused(detect(tmp_path / "none.jpg"), "none.jpg", "No such file")
-    refused(detect(tmp_path), str(tmp_path), "not a file")
+    refused(detect(tmp_path), str(tmp_path), "holds no images")
     refused(detect(tmp_path / ("x" * 300 + ".jpg")), "name too long")
     refused(detect(tmp_path / "two\nlines.jpg"), "No such file")
     assert tree(tmp_path) == {}

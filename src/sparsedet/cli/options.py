@@ -37,7 +37,7 @@ class Flag:
     Attributes:
         group: title of its group in the help.
         help: the same text in all commands.
-        short: a one-letter spelling as well.
+        short: a shorter spelling as well.
         old: spellings of release 0.1, which still work and warn.
         settings: of `add_argument`.
     """
@@ -102,14 +102,21 @@ FLAGS: dict[str, Flag] = {
     "--no-save": _switch(OUTPUT, "do not write annotated images", old=("--no-picture",)),
     "--quality": _value(OUTPUT, "quality of JPEG, WebP and AVIF, 1 to 100", int, "Q"),
     "--format": _choice(OUTPUT, "form of the printed detections", "table", "json", "csv"),
-    "--score-threshold": _value(OUTPUT, "ignore detections with a lower score", float, "S"),
+    "--score-threshold": Flag(
+        group=OUTPUT,
+        help="ignore detections with a lower score",
+        short="--score",
+        settings={"type": float, "metavar": "S", "dest": "score_threshold"},
+    ),
     "--json": _path(OUTPUT, "write the figures to a JSON file", type=output_file),
     "--results": _path(OUTPUT, "write the detections to a COCO results file", type=output_file),
     "--report": _path(
         OUTPUT, "write an HTML page with curves, confusions and images", type=output_file
     ),
     "--dtype": _choice(OUTPUT, "type of the stored weights", "float32", "float16"),
-    "--verbose": _switch(OUTPUT, "print every detail"),
+    "--verbose": _switch(OUTPUT, "print every detail", short="-v"),
+    "--quiet": _switch(OUTPUT, "print errors alone", short="-q"),
+    "--resume": _switch(OUTPUT, "go on with a run that was stopped"),
     # --- model
     "--model": _path(MODEL, "model file (default: the embedded model)"),
     "--preset": _value(
@@ -361,6 +368,12 @@ class Progress:
             text += f"{total / size:.{digits}f} {self.unit}  {rate / size:.1f}/s"
             return f"{text}  {left // 60:02.0f}:{left % 60:02.0f} left"
         return f"{text}{done / size:.{digits}f} {self.unit}  {rate / size:.1f}/s"
+
+    def hide(self) -> None:
+        """Clear the bar's line for one of another kind; the next call shows the bar again."""
+        if self.open:
+            _tell("\r\x1b[K")
+        self.open = False
 
     def note(self, line: str) -> None:
         """A line for the user, apart from the bar."""

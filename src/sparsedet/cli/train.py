@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from ..errors import InputError, UsageError
 from .options import (
     MODEL,
-    OUTPUT,
     Command,
     OldSpelling,
     Progress,
@@ -56,11 +55,7 @@ def add_training(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
     add(parser, "--images", "--output", required=True)
     add_bad_images(parser)
     add(parser, "--init", "--teacher", "--threads")
-    group(parser, OUTPUT).add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in the run folder; other flags change its recipe",
-    )
+    add(parser, "--resume")
     group(parser, MODEL).add_argument(
         "--recipe", type=Path, metavar="FILE", help="JSON file of the recipe settings below"
     )

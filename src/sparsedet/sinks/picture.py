@@ -23,6 +23,7 @@ class AnnotatedImages:
             beside each image, as NAME_detected.EXT.
         overwrite: existing files may be replaced.
         quality: 1..100, of JPEG, WebP and AVIF.
+        several: more than one image may come; default: more than one is in `images`.
 
     Raises:
         InputError: the name of the output cannot be used.
@@ -35,12 +36,15 @@ class AnnotatedImages:
         *,
         overwrite: bool = False,
         quality: int = QUALITY,
+        several: bool | None = None,
     ) -> None:
         self.output = None if output is None else Path(output)
         self.overwrite, self.quality = overwrite, quality
         self.taken = {os.path.realpath(image) for image in images}
         self.into_folder = self.output is not None and (
-            len(images) > 1 or str(output).endswith(os.sep) or os.path.isdir(self.output)
+            (len(images) > 1 if several is None else several)
+            or str(output).endswith(os.sep)
+            or os.path.isdir(self.output)
         )
         if self.output is None:
             return
@@ -64,7 +68,7 @@ class AnnotatedImages:
         Raises:
             InputError: it exists, or cannot be written.
         """
-        target = self._choose(image)
+        target = self.choose(image)
         name = str(target)
         if is_stream(target) and not can_write(name):  # /dev/stdout: the image's own format
             name += _suffix(image)
@@ -75,17 +79,22 @@ class AnnotatedImages:
         self.taken.add(os.path.realpath(target))
         return target
 
-    def _choose(self, image: Path) -> Path:
-        """The path of an image's annotated copy."""
+    def choose(self, image: Path, suffix: str | None = None) -> Path:
+        """The path of an image's annotated copy, or of a video's with that suffix.
+
+        Raises:
+            InputError: it exists in the folder that was asked for.
+        """
+        suffix = suffix or _suffix(image)
         if self.output is not None and not self.into_folder:
             return self.output
         folder, stem = image.parent, f"{image.stem}_detected"
         if self.output is not None:
             folder, stem = self.output, image.stem
         # Of the same name: street_detected.jpg, street_detected-2.jpg, ...
-        target, number = folder / f"{stem}{_suffix(image)}", 2
+        target, number = folder / f"{stem}{suffix}", 2
         while self._is_taken(target):
-            target = folder / f"{stem}-{number}{_suffix(image)}"
+            target = folder / f"{stem}-{number}{suffix}"
             number += 1
         return target
 

@@ -92,3 +92,26 @@ def map_in_order(
         finally:
             for _, future in pending:
                 future.cancel()
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int
+) -> Iterator[tuple[Item, Result]]:
+    """As `map_in_order`, with `items` read in a thread; a result comes as soon as it is there.
+
+    Args:
+        ahead: items that are taken before the caller asks for them, those at work included.
+    """
+    pool = ThreadPoolExecutor(workers)
+
+    def submitted() -> Iterator[tuple[Item, Future[Result]]]:
+        for item in items:
+            yield item, pool.submit(function, item)
+
+    reader = read_ahead(submitted(), ahead)
+    try:
+        for item, future in reader:
+            yield item, future.result()
+    finally:
+        reader.close()  # type: ignore[attr-defined]
+        pool.shutdown(wait=False, cancel_futures=True)

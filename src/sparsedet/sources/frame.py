@@ -79,6 +79,10 @@ class Part:
         """How many frames it will give; None: unknown."""
         return None if self.moving else 1
 
+    def rate(self) -> float:
+        """Frames a second, for a video of them; 25 where that is not known."""
+        return 25.0
+
     def read(self) -> Iterator[Frame | BadFrame]:
         """Its frames, in order."""
         raise NotImplementedError
