@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -283,52 +283,38 @@ def _tracker(arguments: argparse.Namespace) -> Callable[[float], Any] | None:
 
 
 class _Stop:
-    """Ctrl-C and SIGTERM stop the run between two files, at once if none is being written."""
+    """Ctrl-C stops the run between two images, and at once while none is being written."""
 
     def __init__(self) -> None:
-        self.busy, self.asked = False, 0
-        self.before: dict[int, Any] = {}
+        self.busy = self.asked = False
+        self.before: Any = None
 
     def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.getsignal(number)
-            if callable(before):  # else ignored, as after nohup
-                self.before[number] = before
-                signal.signal(number, self._signalled)
+        main = threading.current_thread() is threading.main_thread()
+        if main and callable(before := signal.getsignal(signal.SIGINT)):  # else ignored: nohup
+            self.before = before
+            signal.signal(signal.SIGINT, self._signalled)
 
     def _signalled(self, number: int, _: object) -> None:
-        again, self.asked = self.asked, number
-        if not self.busy or again:
-            self._raise()
+        again, self.asked = self.asked, True
+        if again or not self.busy:
+            raise KeyboardInterrupt
 
-    def _raise(self) -> None:
-        raise KeyboardInterrupt if self.asked == signal.SIGINT else SystemExit(128 + self.asked)
-
-    def guard(self) -> _Stop._Guard:
-        return self._Guard(self)
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """The time in which an image's files are written."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+        if self.asked:
+            self.asked = False
+            raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
-        for number, before in self.before.items():
-            signal.signal(number, before)
-
-    class _Guard:
-        def __init__(self, stop: _Stop) -> None:
-            self.stop = stop
-
-        def __enter__(self) -> None:
-            self.stop.busy = True
-
-        def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-        ) -> None:
-            self.stop.busy = False
-            if self.stop.asked and kind is None:
-                self.stop._raise()
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
 
 
 class _Report:

@@ -38,12 +38,13 @@ class Tracker:
     def __init__(self, name: str = "bytetrack", rate: float = 25.0) -> None:
         make = tracker_class(name)
         self._tracker = make(frame_rate=max(rate, 1.0))
+        self._looks = name == "botsort"  # the others warn about an image
 
     def __call__(self, found: Detections, image: Any = None) -> Detections:
         given = found.to_supervision()
         given.mask = None  # no tracker here reads it
         given.data["row"] = np.arange(len(found))
-        tracked = self._tracker.update(given, frame=image)
+        tracked = self._tracker.update(given, frame=image if self._looks else None)
         ids = np.full(len(found), -1, np.int64)
         if len(tracked):
             ids[np.asarray(tracked.data["row"], np.int64)] = tracked.tracker_id

@@ -140,7 +140,7 @@ class VideoPart(Part):
                 missed += 1
                 continue
             if missed:
-                yield self._bad(f"{missed} frames from number {index} on are damaged")
+                yield self._bad(_damaged(index, missed))
                 index, missed = index + missed, 0
             if index % self.every == 0:
                 time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -149,7 +149,7 @@ class VideoPart(Part):
                     taken += 1
                     yield Frame(self.name, np.ascontiguousarray(image), time, index)
                 else:
-                    yield self._bad(f"frame {index} is damaged")
+                    yield self._bad(_damaged(index, 1))
             index += 1
         if not taken:
             yield self._bad("the video holds no frame that can be decoded")
@@ -158,3 +158,9 @@ class VideoPart(Part):
 
     def _bad(self, what: str) -> BadFrame:
         return BadFrame(self.name, InputError(f"{self.name}: {what}"))
+
+
+def _damaged(first: int, count: int) -> str:
+    if count == 1:
+        return f"frame {first} is damaged"
+    return f"frames {first} to {first + count - 1} are damaged"
