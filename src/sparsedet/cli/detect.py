@@ -296,9 +296,9 @@ class _Stop:
             signal.signal(signal.SIGINT, self._signalled)
 
     def _signalled(self, number: int, _: object) -> None:
-        again, self.asked = self.asked, True
-        if again or not self.busy:
+        if self.asked or not self.busy:
             raise KeyboardInterrupt
+        self.asked = True
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
