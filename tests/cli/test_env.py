@@ -49,7 +49,7 @@ def test_nothing_stops_it(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("SPARSEDET_ISA", "mmx")
     monkeypatch.delenv("SPARSEDET_CACHE", raising=False)
     monkeypatch.setattr(Path, "expanduser", gone)
-    monkeypatch.setattr(env, "version", version)
+    monkeypatch.setattr("importlib.metadata.version", version)
     monkeypatch.setattr("sparsedet.detector.embedded_model", lambda: tmp_path / "models" / "none")
     monkeypatch.setattr("builtins.open", gone_file(open))
     said = told(run)

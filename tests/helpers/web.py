@@ -64,7 +64,7 @@ def redirect(to: str) -> Answer:
 def serve(answers: dict[str, Answer]) -> Iterator[str]:
     """Serve paths until the end; gives the address."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Misbehaving(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             with contextlib.suppress(OSError):  # the client went away
                 if self.path in answers:
@@ -74,7 +74,7 @@ def serve(answers: dict[str, Answer]) -> Iterator[str]:
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

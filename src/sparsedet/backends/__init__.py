@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .._native import has_bfloat16
+from ..choices import NAMES, PRECISIONS, Name
 from ..engine import Precision, check_threads, choose_precision
 from ..errors import InputError, UsageError
 from ..model.file import ModelFile, load_model
 from . import native
-from .base import BACKENDS, NAMES, PRECISIONS, Backend, BackendInfo, Name
+from .base import BACKENDS, Backend, BackendInfo
 
 GRAPHS = {
     suffix: tuple(name for name, info in BACKENDS.items() if suffix in info.graph_suffixes)

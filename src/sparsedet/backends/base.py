@@ -1,24 +1,18 @@
 """What a backend is, and the table of all backends.
 
-To add one: a row of `BACKENDS`, its name in `Name`, and a module beside this one
+To add one: its name in `choices.py`, a row of `BACKENDS`, and a module beside this one
 (docs/contributing/backend.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import Precision
 from ..model.detector_config import Config
-
-Name = Literal["native", "openvino", "onnxruntime", "torch"]
-
-PRECISIONS: tuple[str, ...] = get_args(Precision)
-"""All precisions, "auto" among them; `BackendInfo.precisions` lists those of one backend."""
 
 
 class Backend(Protocol):
@@ -100,5 +94,3 @@ BACKENDS: dict[str, BackendInfo] = {
     "torch": BackendInfo("torch", "train", ("f32",)),
 }
 """Name -> the backend."""
-
-NAMES = tuple(BACKENDS)

@@ -7,12 +7,13 @@ Exit codes: 0 all done, 1 an input or output could not be used (the message says
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..errors import InputError, UsageError
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    arguments = build_parser().parse_args(argv)
+    asked = next((word for word in argv if not word.startswith("-")), "")
+    arguments = build_parser(asked).parse_args(argv)
     arguments.command_line = argv
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, module=r"sparsedet\b")
@@ -143,8 +145,16 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and their flags."""
+class _EnoughError(Exception):
+    """A command's flags are not needed."""
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """All commands and their flags.
+
+    Args:
+        only: leave out the flags of all other commands, whose choices take time to import.
+    """
     from ..version import VERSION
 
     parser = _Parser(
@@ -157,13 +167,23 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     def command(
-        name: str, run: Run, summary: str, *, usage: str, examples: Sequence[str], details: str = ""
+        name: str,
+        run: Run,
+        summary: str,
+        *,
+        usage: str,
+        examples: Sequence[str],
+        details: str | Callable[[], str] = "",
     ) -> argparse.ArgumentParser:
+        if only is not None and name != only:
+            commands.add_parser(name, help=summary)
+            raise _EnoughError
+        text = details() if callable(details) else details
         sub = commands.add_parser(
             name,
             help=summary,
             usage=f"sparsedet {name} {usage}",
-            description=f"{summary}\n\n{details}".strip(),
+            description=f"{summary}\n\n{text}".strip(),
             epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
             formatter_class=_Help,
         )
@@ -172,5 +192,6 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     for module in COMMANDS:
-        module.register(command)
+        with contextlib.suppress(_EnoughError):
+            module.register(command)
     return parser

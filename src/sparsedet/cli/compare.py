@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backends.base import BACKENDS, PRECISIONS
+from ..choices import NAMES, PRECISIONS
 from ..errors import InputError
 from .evaluate import add_dataset
 from .options import (
@@ -51,7 +51,7 @@ def register(command: Command) -> None:
         "--precision-b", choices=PRECISIONS, help="precision of B alone (default: as --precision)"
     )
     running.add_argument(
-        "--backend-b", choices=BACKENDS, help="backend of B alone (default: as --backend)"
+        "--backend-b", choices=NAMES, help="backend of B alone (default: as --backend)"
     )
 
 

@@ -19,21 +19,27 @@ SHOWN = 8
 """Number of ignored tensors that are named without --verbose."""
 
 
+def _sources() -> str:
+    from ..importers import FORMATS  # they need numpy, which the help of all commands does not
+
+    return "SOURCE is one of: " + "; ".join(FORMATS.values()) + "."
+
+
 def register(command: Command) -> None:
     """Add the parser."""
-    from ..importers import FORMATS
-
     convert = command(
         "convert",
         run_convert,
         "Convert a model of another project, or a training run, to a model file.",
         usage="SOURCE --output PATH [OPTIONS]",
-        details="SOURCE is one of: " + "; ".join(FORMATS.values()) + ".",
+        details=_sources,
         examples=(
             "sparsedet convert model_final.pth --config config.yaml -o mine.safetensors",
             "sparsedet convert published.xml -o published.safetensors --probe street.jpg",
         ),
     )
+    from ..importers import FORMATS
+
     convert.add_argument("source", type=Path, metavar="SOURCE", help="the file or run folder")
     source = group(convert, INPUT)
     source.add_argument(

@@ -6,7 +6,6 @@ import argparse
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import InputError
 from .options import Command
@@ -82,6 +81,8 @@ def _in_use() -> str:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 20 ms
+
     try:
         return str(version(package))
     except PackageNotFoundError:

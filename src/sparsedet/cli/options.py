@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backends.base import BACKENDS, PRECISIONS
+from ..choices import NAMES, PRECISIONS
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "--rois": _value(MODEL, "RoIs per image (default: the model's)", int, "N"),
     # --- running
-    "--backend": _choice(RUNNING, "what runs the network", *BACKENDS),
+    "--backend": _choice(RUNNING, "what runs the network", *NAMES),
     "--threads": _value(RUNNING, "CPU threads (default: the CPUs of this process)", int, "N"),
     "--isa": _value(RUNNING, "instruction set (default: the best of this CPU)", str, "NAME"),
     "--precision": _choice(

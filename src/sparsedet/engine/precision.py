@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .._native import choose_isa, cpu_vendor, has_bfloat16, has_int8
+from ..choices import PRECISIONS, Precision
 from ..errors import InputError, UsageError
+
+__all__ = [
+    "PRECISIONS",
+    "ChosenPrecision",
+    "Format",
+    "Precision",
+    "choose_precision",
+    "explain_precision",
+]
 
 Format = Literal["f32", "bf16", "int8"]
 """How weights and activations are held."""
-
-Precision = Literal["f32", "bf16", "int8", "full", "close", "fastest", "auto"]
-"""A format, or a promise: "full" gives results of float32's accuracy, "close" takes bf16 too,
-"fastest" int8 too where the model has clipping thresholds. "auto" is another name of "close"."""
-
-PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8", "full", "close", "fastest", "auto")
 
 _FORMATS: tuple[Format, ...] = ("f32", "bf16", "int8")
 _PROMISES: dict[str, tuple[Format, ...]] = {
