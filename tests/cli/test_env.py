@@ -12,7 +12,6 @@ import pytest
 from helpers.commands import Run
 
 import sparsedet
-from sparsedet.cli import env
 
 
 def told(run: Run) -> dict[str, str]:

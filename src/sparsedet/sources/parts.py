@@ -19,7 +19,6 @@ from .folder import walk
 from .frame import BadFrame, BadPart, Frame, Limits, Part
 from .live import STREAM_SCHEMES, LivePart
 from .stdin import StdinPart
-from .url import UrlPart
 from .values import ValuePart, is_image
 from .video import VIDEO_SUFFIXES, VideoPart, is_video
 
@@ -91,6 +90,8 @@ def _named(text: str, how: Reading, in_list: str = "") -> Iterator[Part]:
 
 def _address(text: str, scheme: str, how: Reading) -> Iterator[Part]:
     if scheme in ("http", "https"):
+        from .url import UrlPart  # urllib.request takes 15 ms
+
         yield UrlPart(text, how.every, how.limits, how.keep_damaged)
     elif scheme in STREAM_SCHEMES:
         yield LivePart(text, text, how.every, how.limits.timeout)
