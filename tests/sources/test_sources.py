@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from helpers.rtsp import serve_rtsp
 from helpers.small import encoded, picture
 from helpers.videos import frame_image, number_of, write_h264, write_video
 from helpers.web import body, endless, redirect, serve, slow
@@ -371,3 +373,15 @@ def test_an_iterator_is_read_as_it_is_needed() -> None:
     source = iter(open_source(images()))
     next(source)
     assert taken == [0] and open_source(images()).count() is None
+
+
+def test_an_rtsp_camera() -> None:
+    pytest.importorskip("av")
+    with serve_rtsp(24) as address:
+        frames, bad = read(address)
+    numbers = [number_of(frame.image) for frame in frames]
+    assert len(frames) >= 5 and not bad and numbers[-1] >= 20
+    assert numbers == sorted(numbers) and {frame.name for frame in frames} == {address}
+    assert all(a.time < b.time for a, b in pairwise(frames) if a.time is not None and b.time)
+    frames, bad = read(address, limits=Limits(timeout=2))  # it is gone
+    assert not frames and "the stream cannot be opened" in bad[0]

@@ -41,7 +41,8 @@ class VideoFile:
     Args:
         path: the file.
         rate: frames a second, for players that ask; the times of the frames are exact.
-        quality: 1..100; 90 is x264's constant rate factor 20.
+        quality: 1..100; 90 is x264's constant rate factor 20. Its preset is "ultrafast": files
+            are twice as large as of "veryfast", for a third of the CPU time.
         overwrite: an existing file may be replaced.
 
     Raises:
@@ -98,7 +99,7 @@ class VideoFile:
         stream = self._container.add_stream(
             "libx264",
             rate=Fraction(self.rate).limit_denominator(1001),
-            options={"crf": str(round(18 + (100 - self.quality) / 4)), "preset": "veryfast"},
+            options={"crf": str(round(18 + (100 - self.quality) / 4)), "preset": "ultrafast"},
         )
         stream.height, stream.width = (length + length % 2 for length in self.size)
         stream.pix_fmt = "yuv420p"  # browsers play no other
