@@ -292,7 +292,7 @@ class Detector:
 
         Yields:
             Detections of each image, in order; decoding and detection overlap. At most twice as
-            many images as streams are read ahead, and of files, addresses and cameras four more.
+            many images as streams are read ahead, and of all but iterators four more.
 
         Raises:
             InputError: an image cannot be read, or `__call__` refuses it.
@@ -302,7 +302,7 @@ class Detector:
             return self(frame.image, score_threshold)
 
         read = iter(open_source(source))
-        if isinstance(source, str | os.PathLike | ImageSource):
+        if isinstance(source, str | os.PathLike | ImageSource | list | tuple):
             results = map_ahead(detect, read, self.streams, READ_AHEAD + self.streams)
         else:  # a program's own iterators may belong to its thread
             results = map_in_order(detect, read, self.streams)

@@ -163,7 +163,7 @@ def test_objects_are_followed_through_a_video(detect: Run, film: Path) -> None:
         for detection in tracked["detections"]:
             assert detection.pop("track_id") >= -1
         assert tracked == one
-    refused(detect(film, "--track", "magic"), "--track is magic", code=2)
+    assert detect(film, "--track", "magic").code == 2
 
 
 def test_tiles_find_what_the_detector_finds_in_each(
@@ -188,7 +188,7 @@ def test_extras_are_named_where_they_are_missing(
 ) -> None:
     for module, flags, extra in (
         ("av", (), "video"),
-        ("trackers", ("--no-save", "--track"), "track"),
+        ("trackers", ("--no-save", "--track", "sort"), "track"),
         ("supervision", ("--no-save", "--tile", "64"), "supervision"),
         ("pyarrow", ("--write", "x.parquet"), "tables"),
     ):
@@ -332,3 +332,24 @@ def test_an_address_is_named_by_nobody_else(detect: Run, tmp_path: Path) -> None
     assert outcome.code == 0 and [path.name for path in out.iterdir()] == ["evil.jpg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
     assert read_image(out / "evil.jpg").size > 0
+
+
+def test_a_run_that_a_bad_image_stops_goes_on(detect: Run, folder: Path, tmp_path: Path) -> None:
+    flags = [folder, "--write", tmp_path / "f.jsonl", "-q", "--bad-images", "stop"]
+    assert detect(*flags).code == 1
+    assert len(lines((tmp_path / "f.jsonl").read_text())) == 2  # a.png, b.jpg; then bad.png
+    (folder / "bad.png").write_bytes(encoded(".png"))
+    assert detect(*flags, "--resume").code == 0
+    names = [Path(one["photo"]).name for one in lines((tmp_path / "f.jsonl").read_text())]
+    assert names == ["a.png", "b.jpg", "bad.png", *["film.avi"] * 3]
+
+
+def test_a_run_that_stops_before_the_first_image_is_not_complete(
+    detect: Run, folder: Path, tmp_path: Path
+) -> None:
+    flags = [folder, "--write", tmp_path / "f.csv", "-q", "--bad-images", "stop"]
+    (folder / "a.png").write_bytes(b"text")
+    assert detect(*flags).code == 1 and not (tmp_path / "f.csv").exists()
+    (folder / "a.png").write_bytes(encoded(".png"))
+    (folder / "bad.png").unlink()
+    assert detect(*flags, "--resume").code == 0 and (tmp_path / "f.csv").exists()

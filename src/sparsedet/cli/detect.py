@@ -75,7 +75,6 @@ def register(command: Command) -> None:
         type=output_file,
         metavar="FILE",
         action="append",
-        default=[],
         help="write the detections to FILE: .jsonl, .csv, .parquet, or .json (COCO results); may "
         "be given several times",
     )
@@ -116,11 +115,8 @@ def register(command: Command) -> None:
     )
     running.add_argument(
         "--track",
-        nargs="?",
-        const="bytetrack",
-        metavar="NAME",
-        help="follow objects through videos, by the package trackers: bytetrack, sort, ocsort, "
-        "botsort",
+        choices=("bytetrack", "sort", "ocsort", "botsort"),
+        help="follow objects through videos, by the package trackers",
     )
     add(detect, "--cache")
 
@@ -157,20 +153,22 @@ def run_detect(arguments: argparse.Namespace) -> int:
 def _run(pipeline: Pipeline, report: _Report, bad_images: str) -> BaseException | None:
     """Do the work; returns what stopped it, None: nothing."""
     stopped: BaseException | None = None
+    complete = True
     frames = iter(pipeline)
     try:
         for done in frames:
             report.tell(done)
             if done.errors and bad_images == "stop":
+                complete = False
                 break
     except (KeyboardInterrupt, SystemExit) as signalled:
-        stopped = signalled
+        stopped, complete = signalled, False
     except BaseException:
         pipeline.close(complete=False)
         raise
     finally:
         frames.close()  # type: ignore[attr-defined]
-    report.tell(pipeline.close(complete=stopped is None))
+    report.tell(pipeline.close(complete))
     return stopped
 
 
@@ -190,7 +188,7 @@ def _results(
     from ..sinks import ResultFiles
     from ..sinks.video import VIDEO_OUTPUTS
 
-    files: list[Path] = arguments.write
+    files: list[Path] = arguments.write or []
     output: str | None = None if arguments.no_save else arguments.output
     folders = [folder for folder in (arguments.yolo, arguments.crops) if folder is not None]
     if output is not None and (several or output.endswith(os.sep) or os.path.isdir(output)):
@@ -274,10 +272,8 @@ def _detector(arguments: argparse.Namespace) -> tuple[Callable[[Any], Detections
 def _tracker(arguments: argparse.Namespace) -> Callable[[float], Any] | None:
     if arguments.track is None:
         return None
-    from ..detections.tracking import TRACKERS, Tracker, tracker_class
+    from ..detections.tracking import Tracker, tracker_class
 
-    if arguments.track not in TRACKERS:
-        raise UsageError(f"--track is {arguments.track}, expected one of {', '.join(TRACKERS)}")
     tracker_class(arguments.track)
     return lambda rate: Tracker(arguments.track, rate)
 
@@ -349,7 +345,7 @@ class _Report:
             self.failed += 1
         elif done.found is not None and not done.known:
             self.done += 1
-        if self.progress is not None:
+        if self.progress is not None and done.name:
             self.progress(self.done + self.known + self.failed, self.total)
 
     def _print(self, done: Done, found: Detections) -> None:

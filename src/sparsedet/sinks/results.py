@@ -75,6 +75,8 @@ class ResultFiles(Sink):
 
     def close(self) -> list[Path]:
         """Make the files; the journal stays where the run is not `complete`."""
+        if not self.complete and not self.journal.path.exists():
+            return []  # nothing was done: an empty file would look like a whole run
         for path in self.paths:
             self._make(path)
         self.journal.close(keep=not self.complete)
