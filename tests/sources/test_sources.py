@@ -183,6 +183,17 @@ def test_bad_videos(tmp_path: Path, data: Callable[[bytes], bytes], word: str) -
     assert len(frames) < 24
 
 
+def test_frames_that_are_too_large_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "film.avi", 2)
+    monkeypatch.setattr("sparsedet.sources.video.MAX_PIXELS", 96 * 128 - 1)
+    assert read(path) == (
+        [],
+        [f"{path}: its frames have 128x96 pixels, expected at most 12287"],
+    )
+
+
 # ------------------------------------------------------------------- live
 
 

@@ -32,6 +32,11 @@ _MASK_SHARE = 0.45
 """Share of a mask's colour in its pixels; the rest is the image."""
 
 
+def load_font() -> None:
+    """Let OpenCV unpack its font, which takes 30 ms at the first use; in a thread, to lose none."""
+    cv2.getTextSize("a", _FONT, 1.0, 1)
+
+
 def draw_boxes(
     image: U8,
     boxes: F32,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from ..detections import Detections
 from ..errors import InputError, UsageError
 from ..files import check_name, make_folder
+from ..images.draw import load_font
 from ..images.write import QUALITY
 from ..sources import Frame, ImageSource, Part
 from .base import Sink, safe_name
@@ -75,6 +77,7 @@ class Annotated(Sink):
             several=several,
         )
         self.overwrite = overwrite
+        threading.Thread(target=load_font).start()  # while the detector loads
 
     def check(self) -> None:
         """Refuse a video file that exists; apart, because a run that goes on may replace it."""
