@@ -187,6 +187,7 @@ struct MapConv {
       a.first = block == 0;
       a.last = block + 1 == conv.segments.size();
       a.residual = residual ? residual->at(0, 0, 0) + chunk_offset : nullptr;
+      a.residual_last = residual && conv.shape.residual_last;
       a.out = out.at(0, 0, 0) + chunk_offset;
       a.row_stride = out.stride();
       for (int tile = first; tile < last; tile++) {
@@ -268,6 +269,7 @@ struct RoiConv {
         a.vectors = divide_up(std::min(out.lanes, count - b * out.lanes), context.kernels.lanes);
         a.out = out.at(b, y, x, row);
         a.residual = residual ? residual->at(b, y, x, row) : nullptr;
+        a.residual_last = residual && conv.shape.residual_last;
         a.partial = partial + (position - first) * waiting;
         const bool wraps = position + 1 == last;
         const float* next = block + wraps < blocks ? source(wraps ? first : position + 1,

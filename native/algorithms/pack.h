@@ -23,6 +23,7 @@ struct ConvShape {
   int kernel_height, kernel_width, stride;
   int padding_top, padding_left;  // bottom and right follow from the size of the output
   Activation activation = Activation::none;
+  bool residual_last = false;  // the tensor that is added is added after the activation
   int dilation = 1;
   int groups = 1;  // 1, or as many as channels: depthwise
   ElementType in_type = ElementType::float32, out_type = ElementType::float32;

@@ -62,7 +62,7 @@ class NativeEngine {
   NativeEngine(const NativeEngine& other, int threads) : executor_(other.executor_, threads) {}
 
   // weight: an array [out, in / groups, kh, kw], the pair (mask, values) of the model file, or None;
-  // of a group norm, the scales [channels].
+  // of a group norm or affine operation, the scales [channels].
   void add(nb::dict operation, nb::object weight, const Bias& bias, const std::string& algorithm,
            const std::string& weights_of) {
     const OperationSpec spec = to_spec(operation);
@@ -72,7 +72,8 @@ class NativeEngine {
       executor_.add(spec, weights, offset ? &*offset : nullptr, algorithm, weights_of);
     };
     if (weight.is_none()) return add(nullptr);
-    if (std::holds_alternative<GroupNormAttributes>(spec.attributes)) {
+    if (std::holds_alternative<GroupNormAttributes>(spec.attributes) ||
+        std::holds_alternative<AffineAttributes>(spec.attributes)) {
       Array<float, nb::ndim<1>> scales;
       if (!nb::try_cast(weight, scales, false))
         throw std::invalid_argument(spec.name + ": weight is no float32 array [channels]");
@@ -209,6 +210,7 @@ class NativeEngine {
     return n;
   }
   void plan(int height, int width) { executor_.plan(height, width); }
+  size_t copied_bytes() { return executor_.copied_bytes(); }
   size_t arena_bytes() const { return executor_.arena_bytes(); }
   size_t weight_bytes() const { return executor_.weight_bytes(); }
   size_t activation_bytes() const { return executor_.activation_bytes(); }
@@ -249,6 +251,7 @@ void bind_engine(nb::module_& m) {
       .def("run_between", &NativeEngine::run_between, "given"_a, "wanted"_a)
       .def("run_operation", &NativeEngine::run_operation, "name"_a, "inputs"_a)
       .def("plan", &NativeEngine::plan, "height"_a, "width"_a)
+      .def_prop_ro("copied_bytes", &NativeEngine::copied_bytes)
       .def_prop_ro("arena_bytes", &NativeEngine::arena_bytes)
       .def_prop_ro("weight_bytes", &NativeEngine::weight_bytes)
       .def_prop_ro("activation_bytes", &NativeEngine::activation_bytes)

@@ -17,7 +17,8 @@ namespace sparsedet {
 
 namespace {
 
-// Reads fields by name; none may be missing, have another type, or be left at the end.
+// Reads fields by name; none may have another type or be left at the end, and none but flags may be
+// missing.
 class Fields {
  public:
   explicit Fields(nb::dict values) : values_(std::move(values)) {}
@@ -30,6 +31,9 @@ class Fields {
       throw std::invalid_argument(std::string(key) + " is missing or has the wrong type");
     return out;
   }
+  bool has(const char* key) const { return values_.contains(key); }
+  // False if it is missing.
+  bool flag(const char* key) { return values_.contains(key) && get<bool>(key); }
   int integer(const char* key, int least, int most = 1 << 24) {
     const int value = get<int>(key);
     if (value < least || value > most)
@@ -60,9 +64,11 @@ class Fields {
     std::copy(sides.begin(), sides.end(), to);
   }
   Activation activation() {
-    constexpr Activation all[] = {Activation::none, Activation::relu, Activation::hardswish,
-                                  Activation::hardsigmoid};
-    return all[choice("activation", {"none", "relu", "hardswish", "hardsigmoid"})];
+    constexpr Activation all[] = {Activation::none,        Activation::relu,  Activation::hardswish,
+                                  Activation::hardsigmoid, Activation::relu6, Activation::sigmoid,
+                                  Activation::silu,        Activation::gelu};
+    return all[choice("activation", {"none", "relu", "hardswish", "hardsigmoid", "relu6", "sigmoid",
+                                     "silu", "gelu"})];
   }
   void finish() const {
     for (auto [key, value] : values_) {
@@ -82,6 +88,7 @@ NormaliseAttributes normalise(Fields& f) {
   const auto mean = f.get<std::array<float, 3>>("mean"), std = f.get<std::array<float, 3>>("std");
   std::copy(mean.begin(), mean.end(), a.mean);
   std::copy(std.begin(), std.end(), a.std);
+  a.rgb = f.flag("rgb");
   a.pixel_pairs = f.type("type") == ElementType::bfloat16;
   return a;
 }
@@ -100,6 +107,7 @@ ConvolutionAttributes convolution(Fields& f) {
   a.dilation = f.integer("dilation", 1, 64);
   a.groups = f.integer("groups", 1);
   a.activation = f.activation();
+  a.residual_last = f.flag("residual_last");
   a.float32_output = f.type("type") == ElementType::float32;
   a.clipping_threshold = f.get<float>("clipping_threshold");
   return a;
@@ -107,11 +115,21 @@ ConvolutionAttributes convolution(Fields& f) {
 
 MaxPoolAttributes max_pool(Fields& f) {
   MaxPoolAttributes a{};
+  a.negative = f.flag("negative");
   a.kernel = f.integer("kernel", 1, 64);
   a.stride = f.integer("stride", 1, 64);
   f.padding(a.padding);
   a.type = f.type("type");
   a.clipping_threshold = f.get<float>("clipping_threshold");
+  return a;
+}
+
+AveragePoolAttributes average_pool(Fields& f) {
+  AveragePoolAttributes a{};
+  a.kernel = f.integer("kernel", 1, 64);
+  a.stride = f.integer("stride", 1, 64);
+  f.padding(a.padding);
+  a.count_padding = f.get<bool>("count_padding");
   return a;
 }
 
@@ -212,6 +230,23 @@ RetinaNetAttributes retinanet_detections(Fields& f) {
   return a;
 }
 
+CellAttributes cell_detections(Fields& f) {
+  CellAttributes a{};
+  a.num_classes = f.integer("num_classes", 1);
+  a.strides = f.get<std::vector<int>>("strides");
+  a.strides = strides_of(f, a.strides.size(), "inputs");
+  a.centred = f.choice("boxes", {"distances", "centre"}) == 1;
+  a.bins = f.integer("bins", 1, 256);
+  a.offset = f.get<float>("offset");
+  a.objectness = f.get<bool>("objectness");
+  a.several_labels = f.get<bool>("several_labels");
+  a.pre_nms = f.integer("pre_nms", 1);
+  a.score_threshold = f.get<float>("score_threshold");
+  a.nms_threshold = f.get<float>("nms_threshold");
+  a.max_detections = f.integer("max_detections", 1);
+  return a;
+}
+
 FcosAttributes fcos_detections(Fields& f) {
   FcosAttributes a{};
   a.num_classes = f.integer("num_classes", 1);
@@ -250,7 +285,20 @@ OperationSpec to_spec(nb::dict values) {
     else if (kind == "mean")
       spec.attributes = MeanAttributes{};
     else if (kind == "resize")
-      spec.attributes = ResizeAttributes{};
+      spec.attributes =
+          ResizeAttributes{fields.has("factor") ? fields.integer("factor", 0, 64) : 0};
+    else if (kind == "average_pool")
+      spec.attributes = average_pool(fields);
+    else if (kind == "affine")
+      spec.attributes = AffineAttributes{fields.activation()};
+    else if (kind == "add")
+      spec.attributes = AddAttributes{fields.activation()};
+    else if (kind == "concat")
+      spec.attributes = ConcatAttributes{};
+    else if (kind == "shuffle")
+      spec.attributes = ShuffleAttributes{fields.integer("groups", 1)};
+    else if (kind == "cell_detections")
+      spec.attributes = cell_detections(fields);
     else if (kind == "slice")
       spec.attributes = SliceAttributes{fields.integer("first", 0), fields.integer("channels", 1)};
     else if (kind == "depth_to_space")

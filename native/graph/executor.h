@@ -81,6 +81,8 @@ class Executor {
   int threads() const { return pool_.size(); }
   // Memory in bytes: packed weights with biases; planned activations and scratch memory.
   size_t weight_bytes() const;
+  // Bytes that a run copies to join maps.
+  size_t copied_bytes();
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
   size_t activation_bytes() const { return arena_bytes() + scratch_.bytes(); }
   // The convolutions, by name, in order of execution.
@@ -98,6 +100,10 @@ class Executor {
   struct Loop {
     int first, last, boxes;
     int in_flight;  // RoIs
+  };
+  // Where a value lies: in the memory of the value `root`, from a channel on.
+  struct Place {
+    int root, first;
   };
   // What a partial run does: nothing else is run.
   struct Part {
@@ -123,7 +129,10 @@ class Executor {
 
   std::vector<Loop> find_loops() const;
   std::vector<Shape> find_shapes(int height, int width) const;
-  int root_of(int value) const;
+  void absorb(int root, const Place& place);
+  void join(int node, const std::vector<Shape>& shapes);
+  void find_places(const std::vector<Shape>& shapes);
+  int root_of(int value) const { return places_[value].root; }
   void lay_out(Value& value, const Needs& needs, int blocks) const;
   void lay_out(const std::vector<Shape>& shapes);
   void choose_blocks();
@@ -155,6 +164,7 @@ class Executor {
   std::vector<Shape> shapes_;    // by value, at the size to begin with
   int height_ = 0, width_ = 0;   // of the planned network input; 0: nothing is planned
   std::vector<Value> values_;    // of the planned size, as all that follows
+  std::vector<Place> places_;    // by value
   std::vector<Loop> loops_;
   std::vector<float*> prepared_, node_scratch_;  // by node
   std::vector<bool> tables_;                     // by value: collected for another domain

@@ -56,13 +56,6 @@ std::vector<Shape> Executor::find_shapes(int height, int width) const {
   return shapes;
 }
 
-// Value of which a value is a view: itself, if it is none.
-int Executor::root_of(int value) const {
-  while (value > 0 && nodes_[value - 1].operation->view() >= 0)
-    value = nodes_[value - 1].inputs[0];
-  return value;
-}
-
 // blocks: blocks of RoIs that are in flight.
 void Executor::lay_out(Value& value, const Needs& needs, int blocks) const {
   const Shape& s = value.shape;
@@ -92,7 +85,7 @@ void Executor::lay_out(const std::vector<Shape>& shapes) {
   for (size_t v = 0; v < shapes.size(); v++) {
     values_[v].shape = shapes[v];
     values_[v].format = formats_[v];
-    lay_out(values_[v], needs[v], 1);
+    lay_out(values_[v], needs[root_of(static_cast<int>(v))], 1);
   }
 }
 
@@ -150,11 +143,14 @@ void Executor::place_values() {
     buffer = {floats, from, to};
     if (floats > 0) all.push_back(&buffer);
   };
+  std::vector<int> from(values_.size());  // time at which something is written first
+  for (int v = static_cast<int>(values_.size()) - 1; v > 0; v--)
+    from[root_of(v)] = v;
   for (int v = 1; v < static_cast<int>(values_.size()); v++) {
     const Domain domain = values_[v].shape.domain;
     if (memory[v] == v && (domain == Domain::map || domain == Domain::rois))
-      add(buffers[v], domain == Domain::map ? values_[v].map.size() : values_[v].rois.size(), v,
-          last[v]);
+      add(buffers[v], domain == Domain::map ? values_[v].map.size() : values_[v].rois.size(),
+          from[v], last[v]);
   }
   for (const Loop& loop : loops_)
     for (int node = loop.first; node < loop.last; node++)
@@ -173,15 +169,18 @@ void Executor::place_values() {
   for (size_t node = 0; node < nodes_.size(); node++) {
     prepared_.push_back(address(prepared[node]));
     node_scratch_.push_back(address(scratch[node]));
-    const int value = static_cast<int>(node) + 1, first = nodes_[node].operation->view();
-    Value& out = values_[value];
-    if (first >= 0) {
-      const Value& of = values_[nodes_[node].inputs[0]];
-      if (out.shape.domain == Domain::map) out.map = of.map.view(first, out.shape.channels);
-      if (out.shape.domain == Domain::rois) out.rois = of.rois.view(first, out.shape.channels);
-    } else if (memory[value] >= 0) {
-      out.map.data = out.rois.data = address(buffers[memory[value]]);
-    }
+    const int value = static_cast<int>(node) + 1;
+    if (memory[value] >= 0)
+      values_[value].map.data = values_[value].rois.data = address(buffers[memory[value]]);
+  }
+  for (int v = 1; v < static_cast<int>(values_.size()); v++) {
+    const auto [root, first] = places_[v];
+    Value& value = values_[v];
+    if (root == v) continue;
+    if (value.shape.domain == Domain::map)
+      value.map = values_[root].map.view(first, value.shape.channels);
+    if (value.shape.domain == Domain::rois)
+      value.rois = values_[root].rois.view(first, value.shape.channels);
   }
 }
 
@@ -223,7 +222,9 @@ void Executor::plan(int height, int width) {
   height_ = width_ = 0;
   pack_scratch_ = {};
   clean_.clear();
-  lay_out(find_shapes(height, width));
+  const std::vector<Shape> shapes = find_shapes(height, width);
+  find_places(shapes);
+  lay_out(shapes);
   loops_ = find_loops();
   tables_.assign(values_.size(), false);
   for (const Node& node : nodes_)

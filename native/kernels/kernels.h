@@ -55,7 +55,12 @@ constexpr int kSquare = 16;
 //   relu         max(x, 0)
 //   hardsigmoid  clip(x + 3, 0, 6) * (1 / 6)
 //   hardswish    x * hardsigmoid(x)
-enum class Activation { none, relu, hardswish, hardsigmoid };
+//   relu6        clip(x, 0, 6)
+// The others are polynomials, which scalar.cpp specifies step by step: what it fuses all fuse.
+//   sigmoid      1 / (1 + exp(-x))
+//   silu         x * sigmoid(x)
+//   gelu         x * (1 + erf(x / sqrt(2))) / 2, up to 4e-7 times the larger of 1 and |x|
+enum class Activation { none, relu, hardswish, hardsigmoid, relu6, sigmoid, silu, gelu };
 
 // A vector of pixels that takes them from several rows of a feature map: runs of lanes, each of them
 // neighbours in one row.
@@ -83,6 +88,7 @@ struct SparseArgs {
   const float* bias;
   // Read when `last`:
   const float* residual;  // added before the activation, or null; strides as `out`; may be `out`
+  bool residual_last;     // it is added after the activation: relu, silu or gelu; not in int8
   float* out;             // row r, vector v at out + r * row_stride + offset[v]
   ptrdiff_t row_stride;   // floats
   int rows;               // rows to store: 0 < rows <= R * row_tiles

@@ -1,4 +1,5 @@
 // The specification: every kernel of kernels.h in plain loops.
+#include "kernels/activation.h"
 #include "kernels/elements.h"
 #include "kernels/kernels.h"
 
@@ -6,14 +7,6 @@ namespace sparsedet {
 namespace {
 
 constexpr int L = 4;
-
-float activated(float x, Activation activation) {
-  if (activation == Activation::none) return x;
-  if (activation == Activation::relu) return x > 0 ? x : 0;
-  const float above = x + 3 > 0 ? x + 3 : 0;
-  const float sigmoid = (above < 6 ? above : 6) * (1.0f / 6);
-  return activation == Activation::hardswish ? x * sigmoid : sigmoid;
-}
 
 struct ScalarFloat32 {
   static void add_product(float& sum, float weight, float x) { sum += weight * x; }
@@ -93,11 +86,15 @@ void sparse(const SparseArgs& a) {
           const float residual = a.residual ? a.residual[at] : 0;
           if (a.packed_output) {
             float low = (partial - R)[r][p][l];
-            if (a.residual) low += even_of(residual), v += odd_of(residual);
-            v = join_bfloat16(activated(low, a.activation), activated(v, a.activation));
-          } else {
-            if (a.residual) v += residual;
+            if (a.residual && !a.residual_last) low += even_of(residual), v += odd_of(residual);
+            low = activated(low, a.activation);
             v = activated(v, a.activation);
+            if (a.residual_last) low += even_of(residual), v += odd_of(residual);
+            v = join_bfloat16(low, v);
+          } else {
+            if (a.residual && !a.residual_last) v += residual;
+            v = activated(v, a.activation);
+            if (a.residual_last) v += residual;
           }
           a.out[at] = exists ? v : 0;
         }

@@ -48,38 +48,46 @@ SPARSEDET_INLINE void store_partial(const V (&sum)[R][P], V* partial) {
       partial[r * kVectors + p] = sum[r][p];
 }
 
+template <class Product, int P>
+SPARSEDET_INLINE void add_pairs(const SparseArgs& a, const float* residual, V (&low)[P],
+                                V (&high)[P]) {
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++) {
+    const V elements = load_pixels(a, residual, p);
+    low[p] += Product::even(elements);
+    high[p] += Product::odd(elements);
+  }
+}
+
 // Finishes the sums of the even and of the odd channels of a row of pairs, and stores them.
 template <class Product, int P>
 SPARSEDET_INLINE void finish_pairs(const SparseArgs& a, int row, V (&low)[P], V (&high)[P]) {
   const ptrdiff_t at = row * a.row_stride;
-#pragma GCC unroll 8
-  for (int p = 0; p < P; p++) {
-    if (!a.residual) continue;
-    const V elements = load_pixels(a, a.residual + at, p);
-    low[p] += Product::even(elements);
-    high[p] += Product::odd(elements);
-  }
+  if (a.residual && !a.residual_last) add_pairs<Product>(a, a.residual + at, low, high);
   activate(low, a.activation);
   activate(high, a.activation);
+  if (a.residual && a.residual_last) add_pairs<Product>(a, a.residual + at, low, high);
 #pragma GCC unroll 8
-  for (int p = 0; p < P; p++) {
+  for (int p = 0; p < P; p++)
     store_pixels(a, a.out + at, p, Product::join(low[p], high[p]));
-  }
 }
 
 // Finishes the sums of a row of float32 results, and stores them.
 template <int P>
 SPARSEDET_INLINE void finish_row(const SparseArgs& a, int row, V (&v)[P]) {
   const ptrdiff_t at = row * a.row_stride;
-  if (a.residual)
+  if (a.residual && !a.residual_last)
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++)
       v[p] += load_pixels(a, a.residual + at, p);
   activate(v, a.activation);
+  if (a.residual && a.residual_last)
 #pragma GCC unroll 8
-  for (int p = 0; p < P; p++) {
+    for (int p = 0; p < P; p++)
+      v[p] += load_pixels(a, a.residual + at, p);
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++)
     store_pixels(a, a.out + at, p, v[p]);
-  }
 }
 
 template <class Product, int R, int P>

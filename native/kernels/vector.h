@@ -46,6 +46,51 @@ SPARSEDET_INLINE V relu(V v) {
   return v > 0 ? v : (V){};
 }
 
+// exp(x), and the activations that need it, as scalar.cpp specifies them.
+SPARSEDET_INLINE V exp_of(V x) {
+  const V least = broadcast(-87.0f), most = broadcast(87.0f), shift = broadcast(0x1.8p23f);
+  x = x > least ? x : least;
+  x = x < most ? x : most;
+  const V shifted = x * 0x1.715476p0f + shift, n = shifted - shift;
+  const V high = n * -0x1.63p-1f + x, r = n * 0x1.bd0106p-13f + high;
+  V p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return (V)((I)p + ((I)shifted << 23));
+}
+
+SPARSEDET_INLINE V sigmoid_of(V x) {
+  return 1.0f / (1.0f + exp_of(-x));
+}
+
+SPARSEDET_INLINE V gelu_of(V x) {
+  const V a = (x > 0 ? x : -x) * 0.70710678f, t = 1.0f / (a * 0.3275911f + 1.0f);
+  V p = broadcast(1.061405429f);
+  p = p * t + -1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t + -0.284496736f;
+  p = p * t + 0.254829592f;
+  const V rest = p * t * exp_of(a * -a) * 0.5f;
+  return x * (x > 0 ? 1.0f - rest : rest);
+}
+
+// The activations that take many steps, apart from kernels: they would crowd their registers.
+[[maybe_unused]] __attribute__((noinline)) void bend(V* v, int count, Activation activation) {
+  for (int i = 0; i < count; i++) {
+    if (activation == Activation::gelu) {
+      v[i] = gelu_of(v[i]);
+    } else {
+      const V sigmoid = sigmoid_of(v[i]);
+      v[i] = activation == Activation::silu ? v[i] * sigmoid : sigmoid;
+    }
+  }
+}
+
 // Applies an activation to N vectors; one branch decides for all of them.
 template <int N>
 SPARSEDET_INLINE void activate(V (&v)[N], Activation activation) {
@@ -54,6 +99,25 @@ SPARSEDET_INLINE void activate(V (&v)[N], Activation activation) {
 #pragma GCC unroll 8
     for (int i = 0; i < N; i++)
       v[i] = relu(v[i]);
+    return;
+  }
+  if (activation > Activation::relu6) {
+    V bent[N];  // a copy: an array that has an address does not stay in registers
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++)
+      bent[i] = v[i];
+    bend(bent, N, activation);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++)
+      v[i] = bent[i];
+    return;
+  }
+  if (activation == Activation::relu6) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) {
+      const V six = broadcast(6.0f);
+      v[i] = relu(v[i] < six ? v[i] : six);
+    }
     return;
   }
 #pragma GCC unroll 8

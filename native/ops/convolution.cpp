@@ -1,6 +1,7 @@
 #include "ops/convolution.h"
 
 #include "algorithms/pack_matrix.h"
+#include "ops/rows.h"
 
 namespace sparsedet {
 
@@ -41,6 +42,10 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
     throw std::invalid_argument("reads int8: its activation can only be a ReLU");
   if (a_.groups > 1 && (a_.groups != a_.in_channels || a_.groups != a_.out_channels))
     throw std::invalid_argument("has groups, but not as many as channels");
+  const bool late = a_.activation == Activation::relu || a_.activation == Activation::silu ||
+                    a_.activation == Activation::gelu;
+  if (a_.residual_last && (!late || in == ElementType::int8 || a_.groups > 1))
+    throw std::invalid_argument("cannot add a tensor after its activation");
   if (a_.groups > 1 && (in == ElementType::int8 || in == ElementType::pixels))
     throw std::invalid_argument("a depthwise convolution reads float32 or bfloat16");
   ConvShape& s = problem_.shape;
@@ -52,6 +57,7 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
   s.padding_top = a_.padding[0];
   s.padding_left = a_.padding[1];
   s.activation = a_.activation;
+  s.residual_last = a_.residual_last;
   s.dilation = a_.dilation;
   s.groups = a_.groups;
   s.in_type = in;
@@ -130,8 +136,9 @@ bool Convolution::same_problem(const Convolution& other) const {
          s.kernel_height == t.kernel_height && s.kernel_width == t.kernel_width &&
          s.stride == t.stride && s.padding_top == t.padding_top &&
          s.padding_left == t.padding_left && s.activation == t.activation &&
-         s.dilation == t.dilation && s.groups == t.groups && s.in_type == t.in_type &&
-         s.out_type == t.out_type && same(s.in_quantization, t.in_quantization) &&
+         s.residual_last == t.residual_last && s.dilation == t.dilation && s.groups == t.groups &&
+         s.in_type == t.in_type && s.out_type == t.out_type &&
+         same(s.in_quantization, t.in_quantization) &&
          same(s.out_quantization, t.out_quantization) &&
          same(s.residual_quantization, t.residual_quantization) &&
          problem_.rois == other.problem_.rois && problem_.residual == other.problem_.residual;
@@ -175,10 +182,14 @@ void Convolution::run(Context& context, const Step& step) const {
   const Value& in = *step.inputs[0];
   const Value* residual = step.inputs.size() > 1 ? step.inputs[1] : nullptr;
   if (problem_.rois)
-    packed_->run(context, in.rois, residual ? &residual->rois : nullptr, step.out.rois, step.count,
-                 step.scratch);
-  else
-    packed_->run(context, in.map, residual ? &residual->map : nullptr, step.out.map);
+    return packed_->run(context, in.rois, residual ? &residual->rois : nullptr, step.out.rois,
+                        step.count, step.scratch);
+  const FeatureMap *added = residual ? &residual->map : nullptr, &out = step.out.map;
+  if (added && (added->row() != out.row() || added->stride() != out.stride())) {
+    copy_map(context, *added, out);  // a view, or one with other borders
+    added = &out;
+  }
+  packed_->run(context, in.map, added, out);
 }
 
 }  // namespace sparsedet

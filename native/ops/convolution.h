@@ -15,11 +15,13 @@ struct ConvolutionAttributes {
   int stride, dilation;
   int groups;                // 1, or as many as input and output channels: depthwise
   Activation activation;     // reading int8: none or relu
+  bool residual_last;        // the tensor is added after the activation: relu, silu or gelu
   bool float32_output;       // also if the input is not
   float clipping_threshold;  // int8: of the output
 };
 
-// Inputs: x, and a tensor of the output's shape that is added before the activation, or not.
+// Inputs: x, and a tensor of the output's shape that is added before or after the activation, or
+// not.
 class Convolution : public Operation {
  public:
   Convolution(const ConvolutionAttributes& attributes, std::span<const Shape> shapes,

@@ -7,13 +7,13 @@ namespace sparsedet {
 
 template <class T>
 void normalise(Context& context, const T* pixels, int width, const float mean[3],
-               const float std[3], const FeatureMap& out) {
+               const float std[3], bool rgb, const FeatureMap& out) {
   const float scale[3] = {1 / std[0], 1 / std[1], 1 / std[2]};
   const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
   context.pool.parallel(out.height, [&](int y, int) {
     const T* row = pixels + static_cast<ptrdiff_t>(y) * width * 3;
     for (int c = 0; c < 3; c++) {
-      float* to = out.at(y, c, 0);
+      float* to = out.at(y, rgb ? 2 - c : c, 0);
       const auto pixel = [&](int x) { return (row[x * 3 + c] - mean[c]) * scale[c]; };
       if (out.type == ElementType::float32) {
         for (int x = 0; x < width; x++)
@@ -28,9 +28,9 @@ void normalise(Context& context, const T* pixels, int width, const float mean[3]
   });
 }
 
-template void normalise(Context&, const uint8_t*, int, const float[3], const float[3],
+template void normalise(Context&, const uint8_t*, int, const float[3], const float[3], bool,
                         const FeatureMap&);
-template void normalise(Context&, const float*, int, const float[3], const float[3],
+template void normalise(Context&, const float*, int, const float[3], const float[3], bool,
                         const FeatureMap&);
 
 Shape Normalise::shape(std::span<const Shape> inputs) const {
@@ -44,10 +44,10 @@ void Normalise::run(Context& context, const Step& step) const {
   if (!in.pixels) throw std::invalid_argument("the image is needed, and not given");
   if (in.float_pixels)
     normalise(context, static_cast<const float*>(in.pixels), in.shape.width, a_.mean, a_.std,
-              step.out.map);
+              a_.rgb, step.out.map);
   else
     normalise(context, static_cast<const uint8_t*>(in.pixels), in.shape.width, a_.mean, a_.std,
-              step.out.map);
+              a_.rgb, step.out.map);
 }
 
 }  // namespace sparsedet

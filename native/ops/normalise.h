@@ -6,6 +6,7 @@ namespace sparsedet {
 
 struct NormaliseAttributes {
   float mean[3], std[3];  // BGR
+  bool rgb;               // the channels of the map are R, G, B; else B, G, R
   bool pixel_pairs;       // bfloat16: ElementType::pixels, else float32
 };
 
@@ -25,6 +26,6 @@ class Normalise : public Operation {
 // As float32 or as pairs of pixels.
 template <class T>
 void normalise(Context& context, const T* pixels, int width, const float mean[3],
-               const float std[3], const FeatureMap& out);
+               const float std[3], bool rgb, const FeatureMap& out);
 
 }  // namespace sparsedet

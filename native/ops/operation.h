@@ -84,6 +84,9 @@ class Operation {
   virtual bool in_place(size_t /*input*/) const { return false; }
   // First channel of the first input, of which the output is a view; -1: it is no view.
   virtual int view() const { return -1; }
+  // Whether the output is all inputs, one after the other along the channels: they lie in its
+  // memory where that is possible.
+  virtual bool joins() const { return false; }
   // Bytes of packed weights and biases.
   virtual size_t weight_bytes() const { return 0; }
   virtual size_t scratch_floats(const Value& /*out*/) const { return 0; }

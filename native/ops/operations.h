@@ -6,6 +6,10 @@
 #include <vector>
 
 #include "ops/activate.h"
+#include "ops/add.h"
+#include "ops/affine.h"
+#include "ops/cell_detections.h"
+#include "ops/concat.h"
 #include "ops/convolution.h"
 #include "ops/depth_to_space.h"
 #include "ops/detections.h"
@@ -20,6 +24,7 @@
 #include "ops/resize.h"
 #include "ops/retinanet_detections.h"
 #include "ops/roi_align.h"
+#include "ops/shuffle.h"
 #include "ops/slice.h"
 
 namespace sparsedet {
@@ -30,7 +35,9 @@ using Attributes =
     std::variant<NormaliseAttributes, ConvolutionAttributes, MaxPoolAttributes, GroupNormAttributes,
                  ActivateAttributes, MultiplyAttributes, MeanAttributes, ResizeAttributes,
                  SliceAttributes, DepthToSpaceAttributes, RoiAlignAttributes, ProposalsAttributes,
-                 DetectionsAttributes, RetinaNetAttributes, FcosAttributes, MasksAttributes>;
+                 DetectionsAttributes, RetinaNetAttributes, FcosAttributes, MasksAttributes,
+                 AddAttributes, AffineAttributes, ConcatAttributes, AveragePoolAttributes,
+                 CellAttributes, ShuffleAttributes>;
 
 struct OperationSpec {
   std::string name;                 // of the operation and of the value that it makes

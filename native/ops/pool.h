@@ -5,8 +5,9 @@
 namespace sparsedet {
 
 struct MaxPoolAttributes {
+  bool negative;  // whether values may be negative
   int kernel, stride;
-  int padding[4];            // top, left, bottom, right; zeros, so the input is not negative
+  int padding[4];            // top, left, bottom, right; never the largest
   ElementType type;          // of the output: that of the input, or int8 of float32
   float clipping_threshold;  // int8: of the output
 };
@@ -21,6 +22,23 @@ class MaxPool : public Operation {
 
  private:
   MaxPoolAttributes a_;
+};
+
+struct AveragePoolAttributes {
+  int kernel, stride;
+  int padding[4];      // top, left, bottom, right
+  bool count_padding;  // whether padding counts, as zeros
+};
+
+class AveragePool : public Operation {
+ public:
+  explicit AveragePool(const AveragePoolAttributes& attributes) : a_(attributes) {}
+  Shape shape(std::span<const Shape> inputs) const override;
+  Format format(std::span<const Format> inputs) const override;
+  void run(Context& context, const Step& step) const override;
+
+ private:
+  AveragePoolAttributes a_;
 };
 
 // 3x3 max pooling of stride 2, within one type or from float32 to int8. The input is not negative,

@@ -19,6 +19,8 @@ std::vector<int> sources(int in, int out) {
 
 Shape Resize::shape(std::span<const Shape> inputs) const {
   const Shape& in = expect(inputs, 0, Domain::map);
+  expect_count(inputs, a_.factor ? 1 : 2, a_.factor ? 1 : 2);
+  if (a_.factor) return {Domain::map, in.channels, in.height * a_.factor, in.width * a_.factor};
   const Shape& like = expect(inputs, 1, Domain::map);
   return {Domain::map, in.channels, like.height, like.width};
 }

@@ -1,5 +1,6 @@
 // Work on a map row by row, in float32 and bfloat16: what several operations share.
 #pragma once
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -12,6 +13,15 @@ inline Format expect_fractions(const Format& format) {
   if (format.type != ElementType::float32 && format.type != ElementType::bfloat16)
     throw std::invalid_argument("runs in float32 and bfloat16 only");
   return {format.type};
+}
+
+// Copies a map into another of its shape and type.
+inline void copy_map(Context& context, const FeatureMap& in, const FeatureMap& out) {
+  const auto row = static_cast<size_t>(out.stride() - out.margin()) * sizeof(float);
+  context.pool.parallel(out.height, [&](int y, int) {
+    for (int c = 0; c < out.elements(); c++)
+      std::memcpy(out.at(y, c, 0), in.at(y, c, 0), row);
+  });
 }
 
 // Channels of all elements of a map: beyond the last channel there may be one more.

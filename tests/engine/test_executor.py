@@ -593,7 +593,7 @@ WRONG: list[Fields] = [
     conv("x", ["m"], 6, 0),
     conv("x", ["m"], 0, 4),
     conv("x", ["m"], 6, -1),
-    conv("x", ["m"], 6, 4, activation="gelu"),
+    conv("x", ["m"], 6, 4, activation="tanh"),
     conv("x", ["m"], 6, 4, type="f64"),
     pool("x", ["m"], stride=0),
     pool("x", ["m"], padding=(1, 1, 1, 99)),

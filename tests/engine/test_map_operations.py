@@ -382,8 +382,8 @@ def test_what_operations_on_maps_refuse() -> None:
     norm |= {"activation": "none"}
     six = np.ones(6, np.float32)
     cases: list[tuple[Fields, list[Any], str]] = [
-        (norm, [], "a group norm needs scales and offsets"),
-        (norm, [six], "a group norm needs scales and offsets"),
+        (norm, [], "needs scales and offsets"),
+        (norm, [six], "needs scales and offsets"),
         (norm, [six[:5], six], "needs a scale and an offset for each channel"),
         (norm, [six, six[:5]], "needs a scale and an offset for each channel"),
         (norm, [six[:, None], six], r"weight is no float32 array \[channels\]"),

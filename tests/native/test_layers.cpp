@@ -98,7 +98,7 @@ bool layer_case(const Kernels& k, const Case& c) {
         for (int channel = 0; channel < 3; channel++)
           bgr.push_back(image.at(channel, y, x));
     const float mean[3] = {}, std[3] = {1, 1, 1};
-    normalise(context, bgr.data(), c.width, mean, std, in);
+    normalise(context, bgr.data(), c.width, mean, std, false, in);
   } else {
     for (int channel = 0; channel < c.in_channels; channel++)
       for (int y = 0; y < c.height; y++)

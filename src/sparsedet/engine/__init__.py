@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .._native import NativeEngine, available_isas, choose_isa, failed_kernels
 from ..errors import InputError, UsageError
 from ..model.detector_config import Config, build_graph, makes_masks
-from ..model.graph import Conv, Graph
+from ..model.graph import IMAGE, Conv, Graph
 from ..model.tensors import StoredTensor
 from .cpus import cpu_name, default_threads
 from .lower import check_int8, lowered, operations
@@ -72,7 +72,8 @@ class Engine:
     It works in a forked process as well, also if another thread was inside `run` during the fork.
 
     Args:
-        config: configuration of the model.
+        config: configuration of the model; with a graph of its own, no more than its name is read
+            before `run`.
         tensors: folded weights and biases by name.
         threads: CPU threads, 1..1024; default: `default_threads`.
         isa: instruction set, one of `available_isas()`; default: SPARSEDET_ISA from the
@@ -255,6 +256,32 @@ class Engine:
             network_input, content, lambda rows: (rows, np.asarray(self.native.masks()))
         )
 
+    def values(self, network_input: NDArray[Any], wanted: Sequence[str]) -> dict[str, F32]:
+        """Values of the graph for one network input.
+
+        Args:
+            network_input: as of `run`, of the size that the configuration says.
+            wanted: names of maps.
+
+        Returns:
+            Name -> map [1, C, H, W].
+        """
+        image = np.ascontiguousarray(network_input, dtype=np.float32)
+        with self._lock:
+            self._mend()
+            self.native.plan(*image.shape[:2])
+            found = self.native.run_between({IMAGE: image}, list(wanted))
+            return {
+                name: np.asarray(value)[None] for name, value in zip(wanted, found, strict=True)
+            }
+
+    def _mend(self) -> None:
+        """Make the activations anew if a fork left them half written; weights never change."""
+        if self._torn:
+            threads = self.threads
+            self.native = _start(threads, lambda: NativeEngine(self.native, threads))
+            self._torn = False
+
     def _run(
         self,
         network_input: NDArray[Any],
@@ -268,10 +295,7 @@ class Engine:
         if network_input.dtype != np.uint8:
             network_input = network_input.astype(np.float32, copy=False)
         with self._lock:
-            if self._torn:  # packed weights never change, activations are made anew
-                threads = self.threads
-                self.native = _start(threads, lambda: NativeEngine(self.native, threads))
-                self._torn = False
+            self._mend()
             rows = self.native.run(np.ascontiguousarray(network_input), content)
             return result(np.asarray(rows))
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.graph import (
-    IMAGE,
     Activate,
+    Add,
+    Affine,
     Conv,
     Graph,
     GroupNorm,
@@ -43,25 +44,35 @@ def lowered(graph: Graph, *, hoisted: bool = True, merged: bool = True) -> Graph
     return merge_equal(hoist(graph)) if hoisted else graph
 
 
+def negative_values(graph: Graph) -> set[str]:
+    """The values that may be negative; boxes and rows are none of them."""
+    negative: set[str] = set()
+    for operation in graph.operations:
+        attributes = operation.attributes
+        activation = getattr(attributes, "activation", "none")
+        made = isinstance(attributes, Normalise | Conv | GroupNorm | Activate | Affine | Add)
+        late = isinstance(attributes, Conv) and attributes.residual_last
+        if activation in ("relu", "relu6", "hardsigmoid", "sigmoid") and not late:
+            continue
+        counted = graph.shapes[operation.name].domain not in ("boxes", "rows")
+        if counted and (made or any(name in negative for name in operation.inputs)):
+            negative.add(operation.name)
+    return negative
+
+
 def check_int8(graph: Graph) -> None:
     """Refuse a graph that int8 cannot run: bytes are activations that are not negative.
 
     Raises:
-        InputError: a convolution reads values that may be negative.
+        InputError: a convolution reads values that may be negative, or is depthwise or has an
+            activation that is none of bytes.
     """
-    negative = {IMAGE: False}
+    negative = negative_values(graph)
     for operation in graph.operations:
         attributes = operation.attributes
-        activation = getattr(attributes, "activation", "none")
-        if isinstance(attributes, Normalise | Conv | GroupNorm | Activate):
-            negative[operation.name] = activation not in ("relu", "hardsigmoid")
-        else:
-            maps = [i for i in operation.inputs if graph.shapes[i].domain not in ("boxes", "rows")]
-            read = any(negative[name] for name in maps)
-            negative[operation.name] = read and activation != "relu"
         source = operation.inputs[0]
         first = isinstance(attributes, Conv) and source in graph.by_name
-        if first and graph.by_name[source].kind != Normalise.kind and negative[source]:
+        if first and graph.by_name[source].kind != Normalise.kind and source in negative:
             raise InputError(
                 f"precision 'int8' cannot run this network: {operation.name} reads values that "
                 "may be negative"
@@ -134,7 +145,7 @@ def operations(
                 np.concatenate(bias) if bias else None,
                 shared,
             )
-        elif isinstance(attributes, GroupNorm):
+        elif isinstance(attributes, GroupNorm | Affine):
             scale, offset = (array(f"{attributes.layer}.{leaf}") for leaf in ("weight", "bias"))
             yield fields, scale, offset, ""
         elif isinstance(attributes, RoiAlign) and attributes.bias_of:
@@ -171,6 +182,7 @@ def _fields(
         fields["type"] = "bf16" if precision == "bf16" else "f32"
     elif isinstance(attributes, MaxPool):
         fields["type"] = precision
+        fields["negative"] = operation.inputs[0] in negative_values(graph)
         fields["clipping_threshold"] = clipping_thresholds.get(operation.name, 0.0)
     elif isinstance(attributes, Conv):
         for name in ("layers", "bias", "linear", "norm", "eps", "prunable"):
@@ -182,7 +194,7 @@ def _fields(
         fields["type"] = "f32" if exact else precision
         threshold = clipping_thresholds.get(attributes.layers[0], 0.0)
         fields["clipping_threshold"] = threshold if precision == "int8" else 0.0
-    elif isinstance(attributes, GroupNorm):
+    elif isinstance(attributes, GroupNorm | Affine):
         del fields["layer"]
     elif isinstance(attributes, MaskOutput):
         del fields["pasting"]  # it is done outside of the network

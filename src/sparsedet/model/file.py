@@ -27,7 +27,9 @@ from . import graph_json
 from .config import ModelConfig
 from .detector_config import Config, DetectorConfig, build_graph
 from .graph import Conv, MaxPool
+from .network import AnyConfig, NetworkConfig, graph_of
 from .safetensors import DTYPES, container, parse_json, read_header
+from .tail import steps_from_json, steps_to_json
 from .tensors import ByteRange, LazyTensors
 
 StorageDtype = Literal["float32", "float16"]
@@ -35,6 +37,16 @@ Tensors = dict[str, NDArray[np.float32]]
 
 _FORMAT = "sparsedet"
 _STORED_AS = {"float32": "F32", "float16": "F16"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NetworkFile:
+    """The content of a model file of a network without detections; fields as of `ModelFile`."""
+
+    config: NetworkConfig
+    tensors: Mapping[str, NDArray[np.float32]]
+    provenance: dict[str, Any]
+    storage_dtype: StorageDtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,20 +104,22 @@ def check_clipping_thresholds(config: Config, clipping_thresholds: Mapping[str, 
             )
 
 
-def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every folded tensor of the model, in the graph's order."""
     shapes: dict[str, tuple[int, ...]] = {}
-    graph = build_graph(config)
+    graph = graph_of(config)
     for layer in graph.layers:
         shapes[f"{layer.name}.weight"] = layer.weight_shape
         # index(), because a hand-written configuration may say 64.0 channels.
         shapes[f"{layer.name}.bias"] = (operator.index(layer.out_channels),)
     for name, channels in graph.norms.items():
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (channels,)
+    if isinstance(config, NetworkConfig):
+        shapes |= config.constants
     return shapes
 
 
-def check_tensors(config: Config, tensors: Mapping[str, NDArray[Any]]) -> None:
+def check_tensors(config: AnyConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Check that `tensors` are exactly the folded tensors of `config`.
 
     Raises:
@@ -138,7 +152,7 @@ def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> No
 
 def save_model(
     path: str | os.PathLike[str],
-    config: Config,
+    config: AnyConfig,
     tensors: Mapping[str, NDArray[np.float32]],
     provenance: Mapping[str, Any],
     *,
@@ -171,12 +185,15 @@ def save_model(
         raise InputError(f"dtype is {dtype!r}, expected 'float16' or 'float32'")
     check_tensors(config, tensors)
     if clipping_thresholds is not None:
+        if isinstance(config, NetworkConfig):
+            raise InputError("a network without detections has no int8 clipping thresholds")
         check_clipping_thresholds(config, clipping_thresholds)
 
     stored: dict[str, NDArray[Any]] = {}
     sparse: dict[str, tuple[int, ...]] = {}
     for name, shape in tensor_shapes(config).items():
-        kind = "F32" if name.endswith(".bias") else _STORED_AS[dtype]
+        exact = not name.endswith(".weight")
+        kind = "F32" if exact else _STORED_AS[dtype]
         with np.errstate(over="ignore"):
             value = tensors[name].astype(DTYPES[kind], order="C")
         if not np.isfinite(value).all():
@@ -186,20 +203,22 @@ def save_model(
             )
         mask = value != 0  # after rounding, so that mask and values agree
         bits, kept = np.packbits(mask, axis=None, bitorder="little"), value[mask]
-        if not name.endswith(".bias") and bits.nbytes + kept.nbytes < value.nbytes:
+        if not exact and bits.nbytes + kept.nbytes < value.nbytes:
             sparse[name] = shape
             stored[f"{name}.mask"], stored[f"{name}.values"] = bits, kept
         else:
             stored[name] = value
     metadata = {
         "format": _FORMAT,
-        "format_version": "2" if isinstance(config, DetectorConfig) else "1",
+        "format_version": "1" if isinstance(config, ModelConfig) else "2",
         "config": _to_json("config", config.to_stored()),
         "provenance": _to_json("provenance", dict(provenance)),
         "sparse": _to_json("sparse", sparse),
     }
-    if isinstance(config, DetectorConfig):
+    if isinstance(config, DetectorConfig | NetworkConfig):
         metadata["graph"] = _to_json("graph", graph_json.to_json(config.graph))
+    if isinstance(config, NetworkConfig):
+        metadata["tail"] = _to_json("tail", steps_to_json(config.steps))
     if clipping_thresholds is not None:
         metadata["int8_ranges"] = _to_json("clipping thresholds", dict(clipping_thresholds))
     write_atomic(path, container(metadata, stored), overwrite=overwrite)
@@ -222,8 +241,35 @@ def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile
         check: check all values now; otherwise each tensor's on its first use.
 
     Raises:
-        InputError: the file cannot be read, or is not a complete and valid model file.
+        InputError: the file cannot be read, or is not a complete and valid model file of a
+            detector.
     """
+    model = _load(path, check)
+    if isinstance(model, NetworkFile):
+        raise InputError(
+            f"{path}: is a network without detections, expected a detector: load it with "
+            "sparsedet.Model.load"
+        )
+    return model
+
+
+def load_network(path: str | os.PathLike[str]) -> NetworkFile:
+    """Read a model file of a network without detections.
+
+    Raises:
+        InputError: the file cannot be read, or is not a complete and valid model file of such a
+            network.
+    """
+    network = _load(path, True)
+    if isinstance(network, ModelFile):
+        raise InputError(
+            f"{path}: is a detector: load it with sparsedet.Detector.load; an ONNX file of one is "
+            "converted to its raw outputs with --raw"
+        )
+    return network
+
+
+def _load(path: str | os.PathLike[str], check: bool) -> ModelFile | NetworkFile:
     try:
         with open(path, "rb") as file:
             model = _read(path, file, os.fstat(file.fileno()).st_size)
@@ -239,8 +285,8 @@ def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile
         raise InputError(f"{path}: {str(error)[:300]}") from None
 
 
-def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
-    """`load_model` of an open file of `size` bytes; its ValueErrors do not name the file."""
+def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile | NetworkFile:
+    """`_load` of an open file of `size` bytes; its ValueErrors do not name the file."""
     metadata, entries = read_header(file, size)
     start = file.tell()
     if metadata.get("format") != _FORMAT:
@@ -255,12 +301,15 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
         if key not in metadata:
             raise ValueError(f"the metadata has no {key!r}")
     graph = metadata["graph"] if version == "2" else None
-    config, shapes = _parse_config(metadata["config"], graph, len(entries))
+    tail = metadata.get("tail") if version == "2" else None
+    config, shapes = _parse_config(metadata["config"], graph, tail, len(entries))
     provenance = parse_json("the provenance", metadata["provenance"])
     sparse = parse_json("the list of sparse tensors", metadata["sparse"])
     clipping_thresholds = None
     if "int8_ranges" in metadata:
         clipping_thresholds = parse_json("the int8 clipping thresholds", metadata["int8_ranges"])
+        if isinstance(config, NetworkConfig):
+            raise ValueError("a network without detections has no int8 clipping thresholds")
         check_clipping_thresholds(config, clipping_thresholds)
     half = any(entry.dtype == "F16" for entry in entries.values())
     weights_kind = "F16" if half else "F32"
@@ -282,7 +331,7 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
 
     byte_ranges: dict[str, ByteRange] = {}
     for name, shape in shapes.items():
-        kind = "F32" if name.endswith(".bias") else weights_kind
+        kind = weights_kind if name.endswith(".weight") else "F32"
         if name not in sparse:
             byte_ranges[name] = ByteRange(shape, None, take(name, kind, shape), DTYPES[kind])
         elif sparse.pop(name) != list(shape):
@@ -295,27 +344,33 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile:
     if left := sorted(entries) or sorted(sparse):
         raise ValueError(f"tensor {left[0]!r} occurs twice or belongs to no layer")
     tensors = LazyTensors(path, file.fileno(), byte_ranges)
-    return ModelFile(
-        config, tensors, provenance, "float16" if half else "float32", clipping_thresholds
-    )
+    dtype: StorageDtype = "float16" if half else "float32"
+    if isinstance(config, NetworkConfig):
+        return NetworkFile(config, tensors, provenance, dtype)
+    return ModelFile(config, tensors, provenance, dtype, clipping_thresholds)
 
 
 def _parse_config(
-    text: str, graph: str | None, entries: int
-) -> tuple[Config, dict[str, tuple[int, ...]]]:
+    text: str, graph: str | None, tail: str | None, entries: int
+) -> tuple[AnyConfig, dict[str, tuple[int, ...]]]:
     """The configuration and its tensors' shapes.
 
     Args:
         text: the configuration as JSON.
         graph: the graph as JSON; None: `c4` builds it.
+        tail: of a network without detections its steps as JSON; else None.
         entries: tensors of the file; they limit the number of layers.
     """
     try:
         values = parse_json("it", text)
-        config: Config
+        config: AnyConfig
         if graph is not None:
             parsed = graph_json.from_json(parse_json("the graph", graph))
-            config = DetectorConfig.from_stored(values, parsed)
+            if tail is None:
+                config = DetectorConfig.from_stored(values, parsed)
+            else:
+                steps = steps_from_json(parse_json("the tail", tail))
+                config = NetworkConfig.from_stored(values, parsed, steps)
         else:
             config = ModelConfig.from_dict(values)
             if sum(config.blocks) > entries:

@@ -22,8 +22,13 @@ from .operations import (
     KINDS,
     Activate,
     Activation,
+    Add,
+    Affine,
     Attributes,
+    AveragePool,
     CellAnchors,
+    CellOutput,
+    Concat,
     Conv,
     DepthToSpace,
     Detecting,
@@ -45,6 +50,7 @@ from .operations import (
     RetinaNetOutput,
     RoiAlign,
     Shape,
+    Shuffle,
     Slice,
     output_length,
     typed,
@@ -55,8 +61,13 @@ __all__ = [
     "KINDS",
     "Activate",
     "Activation",
+    "Add",
+    "Affine",
     "Attributes",
+    "AveragePool",
     "CellAnchors",
+    "CellOutput",
+    "Concat",
     "Conv",
     "DepthToSpace",
     "Detecting",
@@ -80,6 +91,7 @@ __all__ = [
     "RetinaNetOutput",
     "RoiAlign",
     "Shape",
+    "Shuffle",
     "Slice",
     "output_length",
     "typed",
@@ -288,10 +300,11 @@ class Graph:
 
     @cached_property
     def norms(self) -> dict[str, int]:
-        """Channels of the group norms by the name of their tensors."""
+        """Channels of the norms that no layer took, by the name of their tensors."""
         return {
-            norm.layer: self.shapes[operation.name].channels
-            for operation, norm in self.of_kind(GroupNorm)
+            operation.attributes.layer: self.shapes[operation.name].channels
+            for operation in self.operations
+            if isinstance(operation.attributes, GroupNorm | Affine)
         }
 
     def resized(self, height: int, width: int) -> Graph:

@@ -27,6 +27,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "scales": (1e-4, 1), "sizes": (1, 1e5), "size": (1, 64), "sampling_ratio": (0, 16),
     "step": (1, 64),
     "canonical_size": (1, 1e5), "canonical_level": (0, 16), "first_level": (0, 16),
+    "factor": (0, 64), "bins": (1, 256), "offset": (0, 1),
     "num_classes": (1, 65535), "score_threshold": (0, 1), "max_detections": (1, 1e6),
     "min_size": (0, 1e4),
 }  # fmt: skip
@@ -34,6 +35,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": get_args(Activation),
+    "boxes": ("distances", "centre"),
     "sampling": ("aligned", "legacy", "corners"),
     "background": ("first", "last"),
     "pasting": get_args(Pasting),

@@ -8,7 +8,7 @@ import torch
 import torchvision.ops as ops
 from torch import Tensor
 
-from ..model.graph import Detecting, DetectionOutput, FcosOutput, RetinaNetOutput
+from ..model.graph import CellOutput, Detecting, DetectionOutput, FcosOutput, RetinaNetOutput
 from .anchors import cells, level_anchors
 from .boxes import clip, decode
 
@@ -86,7 +86,9 @@ def detect(
     return suppress(attributes, decoded, scores, label)
 
 
-def _best(scores: Tensor, attributes: RetinaNetOutput | FcosOutput) -> Iterator[tuple[Tensor, ...]]:
+def _best(
+    scores: Tensor, attributes: RetinaNetOutput | FcosOutput | CellOutput
+) -> Iterator[tuple[Tensor, ...]]:
     """Of each image's scores [N, K]: those of the best candidates, their rows and their labels."""
     for of_image in scores:
         flat = of_image.flatten()
@@ -98,7 +100,7 @@ def _best(scores: Tensor, attributes: RetinaNetOutput | FcosOutput) -> Iterator[
 
 
 def _collect(
-    levels: Sequence[Sequence[Found]], attributes: RetinaNetOutput | FcosOutput
+    levels: Sequence[Sequence[Found]], attributes: RetinaNetOutput | FcosOutput | CellOutput
 ) -> list[Found]:
     """The detections of each image, from the candidates of each level and image."""
     of_images = zip(*levels, strict=True)
@@ -165,3 +167,53 @@ def fcos_detections(
             found.append((clip(boxes, *end), of_best, labels))
         levels.append(found)
     return _collect(levels, attributes)
+
+
+def _cell_boxes(attributes: CellOutput, of_cells: Tensor, points: Tensor) -> Tensor:
+    """Boxes [N, 4] in strides, of the outputs [N, 4 * bins] of the cells at points [N, 2]."""
+    if attributes.boxes == "centre":
+        centre, half = points + of_cells[:, :2], of_cells[:, 2:].exp() / 2
+        return torch.cat([centre - half, centre + half], dim=1)
+    sides = of_cells
+    if attributes.bins > 1:
+        shares = of_cells.view(-1, 4, attributes.bins).softmax(dim=2)
+        sides = shares @ torch.arange(attributes.bins, device=shares.device).float()
+    return torch.cat([points - sides[:, :2], points + sides[:, 2:]], dim=1)
+
+
+def _first_of_each(rows: Tensor) -> Tensor:
+    """Whether each number is the first of its kind."""
+    numbers: list[int] = rows.tolist()
+    first = dict(zip(numbers[::-1], range(len(numbers))[::-1], strict=True))
+    return torch.tensor([first[n] == i for i, n in enumerate(numbers)], dtype=torch.bool)
+
+
+def cell_detections(
+    attributes: CellOutput,
+    maps: Sequence[Tensor],
+    image: tuple[int, int],
+    end: tuple[int, int],
+) -> list[Found]:
+    """As `retinanet_detections`."""
+    count = len(attributes.strides)
+    levels = []
+    for i, stride in enumerate(attributes.strides):
+        logits, outputs, *objectness = maps[i::count]
+        ys, xs = (torch.arange(n, device=logits.device) for n in logits.shape[2:])
+        y, x = torch.meshgrid(ys, xs, indexing="ij")
+        points = torch.stack([x, y], dim=-1).reshape(-1, 2) + attributes.offset
+        of_boxes = cells(outputs, 4 * attributes.bins)
+        scores = cells(logits, attributes.num_classes).sigmoid()
+        if objectness:
+            scores = scores * cells(objectness[0], 1).sigmoid()
+        found = []
+        best = _best(scores, attributes)
+        for of_image, (of_best, rows, labels) in zip(of_boxes, best, strict=True):
+            keep = torch.ones_like(rows, dtype=torch.bool)
+            if not attributes.several_labels:
+                keep = _first_of_each(rows)
+            boxes = _cell_boxes(attributes, of_image[rows[keep]], points[rows[keep]]) * stride
+            found.append((boxes, of_best[keep], labels[keep]))
+        levels.append(found)
+    collected = _collect(levels, attributes)
+    return [(clip(boxes, *end), scores, labels) for boxes, scores, labels in collected]

@@ -61,19 +61,20 @@ class ConvModule(nn.Module):
         attributes = layer.attributes
         if layer.kind == "linear":
             return activate(F.linear(x.flatten(1), weight, bias), attributes.activation)
-        (before, after), padding = layer.padding, 0
-        if before == after:
-            padding = before
+        (top, left, bottom, right), padding = attributes.padding, 0
+        if top == left == bottom == right:
+            padding = top
         else:
-            x = F.pad(x, (before, after, before, after))
+            x = F.pad(x, (left, right, top, bottom))
         x = F.conv2d(x, weight, bias, layer.stride, padding, attributes.dilation, attributes.groups)
-        if residual is not None:
+        if residual is not None and not attributes.residual_last:
             x = x + residual
-        return activate(x, attributes.activation)
+        x = activate(x, attributes.activation)
+        return x + residual if residual is not None and attributes.residual_last else x
 
 
 class GroupNormModule(nn.Module):
-    """Scale and offset of a group norm."""
+    """Scale and offset of a group norm, or of a batch norm that no convolution took."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

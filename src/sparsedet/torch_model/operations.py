@@ -7,7 +7,7 @@ masks [R, h, w].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from ..model import boxes as np_boxes
 from ..model.graph import (
     Activate,
     Activation,
+    Add,
+    Affine,
+    AveragePool,
+    CellOutput,
     Conv,
     DepthToSpace,
     DetectionOutput,
@@ -29,15 +33,17 @@ from ..model.graph import (
     Normalise,
     Operation,
     Proposals,
+    Resize,
     RetinaNetOutput,
     RoiAlign,
+    Shuffle,
     Slice,
     typed,
 )
 from ..model.interpreter import Interpreter
 from .anchors import flat_outputs, level_anchors
 from .boxes import clip, decode
-from .detections import detect, fcos_detections, retinanet_detections, to_rows
+from .detections import cell_detections, detect, fcos_detections, retinanet_detections, to_rows
 from .roi_align import roi_align_matmul
 
 
@@ -45,12 +51,21 @@ def normalise(attributes: Normalise, image: Tensor) -> Tensor:
     """BGR [B, 3, H, W], values 0..255 -> the stem's input, float32."""
     mean = torch.tensor(attributes.mean, device=image.device).view(3, 1, 1)
     std = torch.tensor(attributes.std, device=image.device).view(3, 1, 1)
-    return (image.float() - mean) / std
+    normalised = (image.float() - mean) / std
+    return normalised.flip(1) if attributes.rgb else normalised
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
     """The activation of a tensor."""
-    functions = {"relu": F.relu, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid}
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": F.relu,
+        "hardswish": F.hardswish,
+        "hardsigmoid": F.hardsigmoid,
+        "relu6": F.relu6,
+        "sigmoid": torch.sigmoid,
+        "silu": F.silu,
+        "gelu": F.gelu,
+    }
     return x if activation == "none" else functions[activation](x)
 
 
@@ -194,8 +209,30 @@ class TorchInterpreter(Interpreter[Any]):
 
     def max_pool(self, operation: Operation, x: Tensor) -> Tensor:
         pool = typed(operation, MaxPool)
-        top, left, bottom, right = pool.padding  # zeros equal -inf: the input is never negative
-        return F.max_pool2d(F.pad(x, (left, right, top, bottom)), pool.kernel, pool.stride)
+        top, left, bottom, right = pool.padding
+        x = F.pad(x, (left, right, top, bottom), value=float("-inf"))
+        return F.max_pool2d(x, pool.kernel, pool.stride)
+
+    def average_pool(self, operation: Operation, x: Tensor) -> Tensor:
+        pool = typed(operation, AveragePool)
+        top, left, bottom, right = pool.padding
+        counted = torch.ones_like(x[:, :1])
+        around = (left, right, top, bottom)
+        counted = F.pad(counted, around, value=float(pool.count_padding))
+        means = [F.avg_pool2d(v, pool.kernel, pool.stride) for v in (F.pad(x, around), counted)]
+        return means[0] / means[1]
+
+    def affine(self, operation: Operation, x: Tensor) -> Tensor:
+        affine = typed(operation, Affine)
+        module = self.norms[affine.layer]
+        x = x * module.weight.view(-1, 1, 1) + module.bias.view(-1, 1, 1)
+        return activate(x, affine.activation)
+
+    def add(self, operation: Operation, x: Tensor, other: Tensor) -> Tensor:
+        return activate(x + other, typed(operation, Add).activation)
+
+    def concat(self, operation: Operation, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, dim=1)
 
     def group_norm(self, operation: Operation, x: Tensor) -> Tensor:
         norm = typed(operation, GroupNorm)
@@ -215,10 +252,16 @@ class TorchInterpreter(Interpreter[Any]):
         x = x.view(count, block, block, channels // block**2, height, width)
         return x.permute(0, 3, 4, 1, 5, 2).reshape(count, -1, height * block, width * block)
 
+    def shuffle(self, operation: Operation, x: Tensor) -> Tensor:
+        return F.channel_shuffle(x, typed(operation, Shuffle).groups)
+
     def mean(self, operation: Operation, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3), keepdim=True)
 
-    def resize(self, operation: Operation, x: Tensor, like: Tensor) -> Tensor:
+    def resize(self, operation: Operation, x: Tensor, like: Tensor | None = None) -> Tensor:
+        if like is None:
+            factor = typed(operation, Resize).factor
+            return F.interpolate(x, scale_factor=float(factor), mode="nearest")
         return F.interpolate(x, size=like.shape[2:], mode="nearest")
 
     def slice(self, operation: Operation, x: Tensor) -> Tensor:
@@ -276,6 +319,11 @@ class TorchInterpreter(Interpreter[Any]):
     def fcos_detections(self, operation: Operation, *inputs: Tensor) -> Tensor:
         attributes, image = typed(operation, FcosOutput), inputs[-1]
         found = fcos_detections(attributes, inputs[:-1], _size(image), self._end(image))
+        return to_rows(found, attributes.max_detections, image)
+
+    def cell_detections(self, operation: Operation, *inputs: Tensor) -> Tensor:
+        attributes, image = typed(operation, CellOutput), inputs[-1]
+        found = cell_detections(attributes, inputs[:-1], _size(image), self._end(image))
         return to_rows(found, attributes.max_detections, image)
 
     def masks(self, operation: Operation, logits: Tensor, rows: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TypeVar, get_args
 
 from .boxes import (
     CellAnchors,
+    CellOutput,
     Detecting,
     DetectionOutput,
     FcosOutput,
@@ -23,6 +24,10 @@ from .boxes import (
 from .maps import (
     Activate,
     Activation,
+    Add,
+    Affine,
+    AveragePool,
+    Concat,
     Conv,
     DepthToSpace,
     GroupNorm,
@@ -31,6 +36,7 @@ from .maps import (
     Multiply,
     Normalise,
     Resize,
+    Shuffle,
     Slice,
 )
 from .shape import IMAGE, Domain, Padding, Shape, output_length
@@ -52,6 +58,12 @@ Attributes = (
     | RetinaNetOutput
     | FcosOutput
     | MaskOutput
+    | CellOutput
+    | AveragePool
+    | Affine
+    | Add
+    | Concat
+    | Shuffle
 )
 KINDS: dict[str, type[Attributes]] = {kind.kind: kind for kind in get_args(Attributes)}
 Kind = TypeVar("Kind", bound=Attributes)
@@ -61,8 +73,13 @@ __all__ = [
     "KINDS",
     "Activate",
     "Activation",
+    "Add",
+    "Affine",
     "Attributes",
+    "AveragePool",
     "CellAnchors",
+    "CellOutput",
+    "Concat",
     "Conv",
     "DepthToSpace",
     "Detecting",
@@ -84,6 +101,7 @@ __all__ = [
     "RetinaNetOutput",
     "RoiAlign",
     "Shape",
+    "Shuffle",
     "Slice",
     "output_length",
     "typed",

@@ -214,7 +214,49 @@ class FcosOutput:
         return Shape("rows", 7, count=self.max_detections)
 
 
-Detecting = DetectionOutput | RetinaNetOutput | FcosOutput
+@dataclass(frozen=True, slots=True)
+class CellOutput:
+    """maps and the image -> rows, without anchors: sigmoid, one box a cell, non-maximum suppression
+    by class, as in YOLOX, YOLOv8 and PicoDet.
+
+    A score is sigmoid(logit), times sigmoid(objectness) if there is one. Inputs: the class logits
+    of each level, then the boxes of each level, then the objectness of each level if there is one,
+    then the image. Of each level the best `pre_nms` scores above `score_threshold` are decoded.
+
+    Attributes:
+        num_classes: logits of each cell; the first one is label 1.
+        strides: of each level, pixels between two cells; cell (y, x) stands for the point
+            ((x + offset) * stride, (y + offset) * stride).
+        boxes: "distances": left, top, right and bottom from the point, in strides; "centre": x and
+            y of the centre from the point and the logarithms of width and height, in strides.
+        bins: channels of each distance; from 2 on it is the mean of 0, 1, ... by their softmax.
+        objectness: whether there is one.
+        several_labels: a cell may have several labels; else only that of its best score.
+    """
+
+    kind: ClassVar = "cell_detections"
+    num_classes: int
+    strides: tuple[int, ...]
+    boxes: Literal["distances", "centre"]
+    bins: int
+    offset: float
+    objectness: bool
+    several_labels: bool
+    pre_nms: int
+    score_threshold: float
+    nms_threshold: float
+    max_detections: int
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        levels = len(self.strides)
+        expect(min(self.strides, default=0) > 0, "needs strides")
+        expect(self.boxes == "distances" or self.bins == 1, "has bins that its boxes do not need")
+        channels = [self.num_classes, 4 * self.bins, *([1] if self.objectness else [])]
+        _expect_levels(inputs, [[n] * levels for n in channels])
+        return Shape("rows", 7, count=self.max_detections)
+
+
+Detecting = DetectionOutput | RetinaNetOutput | FcosOutput | CellOutput
 """The kinds that make rows."""
 
 

@@ -8,17 +8,27 @@ from typing import ClassVar, Literal
 
 from .shape import IMAGE, Padding, Shape, expect, window
 
-Activation = Literal["none", "relu", "hardswish", "hardsigmoid"]
-"""relu is max(x, 0), hardsigmoid clip(x / 6 + 1/2, 0, 1), hardswish x * hardsigmoid(x)."""
+Activation = Literal["none", "relu", "hardswish", "hardsigmoid", "relu6", "sigmoid", "silu", "gelu"]
+"""relu is max(x, 0), hardsigmoid clip(x / 6 + 1/2, 0, 1), hardswish x * hardsigmoid(x), relu6
+clip(x, 0, 6), silu x * sigmoid(x), gelu x * (1 + erf(x / sqrt(2))) / 2."""
+
+LATE_RESIDUALS = ("relu", "silu", "gelu")
+"""Activations after which a convolution may add its residual."""
 
 
 @dataclass(frozen=True, slots=True)
 class Normalise:
-    """image -> map: (pixel - mean) / std of each colour, BGR, 0..255."""
+    """image -> map: (pixel - mean) / std of each colour, BGR, 0..255.
+
+    Attributes:
+        mean, std: of the colours B, G, R.
+        rgb: the channels of the map are R, G, B; else B, G, R.
+    """
 
     kind: ClassVar = "normalise"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    rgb: bool = False
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         expect([i.domain for i in inputs] == [IMAGE], "reads the image")
@@ -29,7 +39,7 @@ class Normalise:
 class Conv:
     """A convolution or fully connected layer: bias, then `residual` if there is one, activation.
 
-    Inputs: x, and the value that is added before the activation, or not.
+    Inputs: x, and the value that is added before the activation, or after it, or not.
 
     Attributes:
         layers: the layers whose tensors it has, `NAME.weight` and `NAME.bias`, one after the other
@@ -42,6 +52,7 @@ class Conv:
         norm: batch norm follows in training; for inference it is folded.
         eps: of the batch norm.
         prunable: pruned by default; stem and predictors are not.
+        residual_last: the residual is added after the activation, one of `LATE_RESIDUALS`.
     """
 
     kind: ClassVar = "conv"
@@ -58,6 +69,7 @@ class Conv:
     norm: bool = False
     eps: float = 1e-5
     prunable: bool = False
+    residual_last: bool = False
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         ok = 1 <= len(inputs) <= 2 and inputs[0].domain in ("map", "rois")
@@ -68,12 +80,14 @@ class Conv:
         size = window(x, self.kernel, self.stride, self.padding, self.dilation)
         out = Shape(x.domain, self.out_channels, *size, x.count)
         expect(inputs[1:] in ([], [out]), "adds a value of another shape than its output")
+        late = self.activation in LATE_RESIDUALS and self.groups == 1 and len(inputs) == 2
+        expect(late or not self.residual_last, "cannot add a value after its activation")
         return out
 
 
 @dataclass(frozen=True, slots=True)
 class MaxPool:
-    """map -> map: the largest value of each window. Padding is zeros: the input is not negative."""
+    """map -> map: the largest value of each window. Padding is never the largest."""
 
     kind: ClassVar = "max_pool"
     kernel: int
@@ -85,6 +99,87 @@ class MaxPool:
         x = inputs[0]
         height, width = window(x, (self.kernel, self.kernel), self.stride, self.padding)
         return replace(x, height=height, width=width)
+
+
+@dataclass(frozen=True, slots=True)
+class AveragePool:
+    """map -> map: the mean of each window.
+
+    Attributes:
+        count_padding: whether cells of the padding count, as zeros.
+    """
+
+    kind: ClassVar = "average_pool"
+    kernel: int
+    stride: int
+    padding: Padding
+    count_padding: bool = True
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map"], "reads a map")
+        x, inside = inputs[0], 0 <= min(self.padding) <= max(self.padding) < self.kernel
+        expect(inside, "has padding that its window does not fit")
+        height, width = window(x, (self.kernel, self.kernel), self.stride, self.padding)
+        return replace(x, height=height, width=width)
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """map -> map: each channel times its scale, plus its offset, then activation: a batch norm that
+    no convolution could take.
+
+    Attributes:
+        layer: whose tensors it has, the scales `NAME.weight` and the offsets `NAME.bias`.
+    """
+
+    kind: ClassVar = "affine"
+    layer: str
+    activation: Activation = "none"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map"], "reads a map")
+        return inputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Two maps -> map: their sum, then activation, where no convolution could take it."""
+
+    kind: ClassVar = "add"
+    activation: Activation = "none"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map", "map"], "reads two maps")
+        expect(inputs[0] == inputs[1], "adds maps of different shapes")
+        return inputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """maps -> map: all channels, one input after the other."""
+
+    kind: ClassVar = "concat"
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect({i.domain for i in inputs} == {"map"}, "reads maps")
+        expect(len({i.size for i in inputs}) == 1, "joins maps of different sizes")
+        return replace(inputs[0], channels=sum(i.channels for i in inputs))
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """map -> map: groups of channels take turns (ShuffleNet).
+
+    Channel c * groups + g of the output is channel g * C / groups + c of the input, of C channels.
+    """
+
+    kind: ClassVar = "shuffle"
+    groups: int
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map"], "reads a map")
+        expect(inputs[0].channels % self.groups == 0, "has channels that its groups do not divide")
+        return inputs[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +244,20 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """map -> map: the nearest cell, at the size of the second input (torch's mode "nearest")."""
+    """map -> map: the nearest cell, at the size of the second input (torch's mode "nearest").
+
+    Attributes:
+        factor: of both axes, then there is no second input; 0: as the second input says.
+    """
 
     kind: ClassVar = "resize"
+    factor: int = 0
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
+        if self.factor:
+            expect([i.domain for i in inputs] == ["map"], "reads a map")
+            height, width = (length * self.factor for length in inputs[0].size)
+            return replace(inputs[0], height=height, width=width)
         expect([i.domain for i in inputs] == ["map", "map"], "reads two maps")
         return replace(inputs[0], height=inputs[1].height, width=inputs[1].width)
 
