@@ -1,0 +1,113 @@
+"""ONNX files -> networks of this package: what convolutional networks are made of, and no more.
+
+`reader` parses a file and trusts nothing; `fold` does what is constant and brings nodes into few
+forms; `patterns` finds activations and the like; `build` makes a graph and a tail; `fuse` puts
+batch norms, activations and sums into convolutions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...model.file import NetworkFile, check_tensors
+from ...model.graph import Graph, Shape
+from ...model.network import NetworkConfig
+from ...model.tail import TailStep
+from .build import INPUT, NetworkBuilder
+from .fold import fold
+from .fuse import fuse, mark_prunable
+from .patterns import find_patterns
+from .program import Program
+from .reader import read
+
+F32 = NDArray[np.float32]
+
+
+def load_program(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> Program:
+    """The graph of a file, folded, with its patterns found.
+
+    Raises:
+        InputError: as `load_onnx_network`.
+    """
+    program = read(path, shape)
+    fold(program)
+    find_patterns(program)
+    return program
+
+
+def build_network(program: Program) -> tuple[NetworkConfig, dict[str, F32]]:
+    """The network of a folded program, and its tensors.
+
+    Raises:
+        InputError: as `load_onnx_network`.
+    """
+    builder = NetworkBuilder(program)
+    builder.run()
+    outputs = [builder.array(name) for name in program.outputs]
+    read_by_tail = {name for step in builder.steps for name in step.inputs} | set(outputs)
+    operations, renamed = fuse(builder.operations, builder.tensors, read_by_tail)
+    operations = mark_prunable(operations, INPUT)
+    steps = tuple(
+        replace(step, inputs=tuple(renamed.get(name, name) for name in step.inputs))
+        for step in builder.steps
+    )
+    _, _, height, width = program.shapes[program.input]
+    names = [
+        name if name.isprintable() and name else f"output_{i}"
+        for i, name in enumerate(program.outputs)
+    ]
+    try:
+        config = NetworkConfig(
+            name=Path(program.path).stem,
+            graph=Graph(Shape("image", 3, height, width), tuple(operations)),
+            steps=_used(steps, [renamed.get(name, name) for name in outputs]),
+            outputs=tuple(
+                (name, renamed.get(value, value))
+                for name, value in zip(names, outputs, strict=True)
+            ),
+        )
+        tensors = builder.tensors | {name: builder.constants[name] for name in config.constants}
+        check_tensors(config, tensors)
+    except InputError as error:
+        raise InputError(f"{program.path}: {error}") from None
+    return config, tensors
+
+
+def _used(steps: Sequence[TailStep], outputs: Sequence[str]) -> tuple[TailStep, ...]:
+    """The steps that lead to the outputs."""
+    wanted, kept = set(outputs), []
+    for step in reversed(steps):
+        if step.name in wanted:
+            wanted.update(step.inputs)
+            kept.append(step)
+    return tuple(kept[::-1])
+
+
+def load_onnx_network(
+    path: str | os.PathLike[str], *, shape: Sequence[int] | None = None
+) -> NetworkFile:
+    """The network of an ONNX file, with its outputs as they are.
+
+    Args:
+        path: the file.
+        shape: of its input, [1, 3, height, width], where the file leaves it open.
+
+    Raises:
+        InputError: onnx is not installed, the file cannot be read, or its network cannot run here;
+            the message names the node.
+    """
+    config, tensors = build_network(load_program(path, shape))
+    return NetworkFile(config, tensors, provenance(path), "float32")
+
+
+def provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Where a network came from."""
+    return {"converted_from": f"ONNX file {Path(path).name}"}

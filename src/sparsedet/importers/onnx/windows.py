@@ -1,0 +1,115 @@
+"""The attributes of convolutions and pools, with everything that ONNX leaves out said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .program import Sizes
+
+Attributes = Mapping[str, Any]
+
+
+def _two(at: Attributes, key: str, default: int) -> tuple[int, int]:
+    values = at.get(key) or [default, default]
+    if len(values) != 2 or min(values) < 1:
+        raise ValueError(f"has {key} {list(values)[:8]}, expected two numbers")
+    return int(values[0]), int(values[1])
+
+
+def _padding(at: Attributes, shape: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Sizes:
+    """Top, left, bottom, right."""
+    auto = at.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", ""):
+        pads = at.get("pads") or [0, 0, 0, 0]
+        if len(pads) != 4:
+            raise ValueError(f"has pads {list(pads)[:8]}, expected four numbers")
+        return tuple(int(n) for n in pads)
+    if auto == "VALID":
+        return 0, 0, 0, 0
+    sides = []
+    for i in range(2):
+        out = -(-shape[2 + i] // stride[i])
+        total = max((out - 1) * stride[i] + (kernel[i] - 1) * dilation[i] + 1 - shape[2 + i], 0)
+        less = total // 2
+        sides.append((less, total - less) if auto == "SAME_UPPER" else (total - less, less))
+    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
+
+
+def _lengths(shape: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> Sizes:
+    return tuple(
+        (shape[2 + i] + padding[i] + padding[2 + i] - (kernel[i] - 1) * dilation[i] - 1)
+        // stride[i]
+        + 1
+        for i in range(2)
+    )
+
+
+def _expect_map(shape: Sizes) -> None:
+    if len(shape) != 4 or shape[0] != 1:
+        raise ValueError(f"reads an array of shape {list(shape)}, expected a map [1, C, H, W]")
+
+
+def convolution(at: Attributes, x: Sizes, weight: Sizes) -> tuple[dict[str, Any], Sizes]:
+    """Attributes and output shape of a convolution with weights [out, in / groups, rows, columns].
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    _expect_map(x)
+    groups = int(at.get("group", 1))
+    if len(weight) != 4 or groups < 1 or weight[1] * groups != x[1] or weight[0] % groups:
+        raise ValueError(f"has weights of shape {list(weight)} in {groups} groups for {list(x)}")
+    kernel = weight[2], weight[3]
+    if at.get("kernel_shape") and tuple(at["kernel_shape"]) != kernel:
+        raise ValueError(f"has weights of shape {list(weight)}, not of its kernel_shape")
+    stride, dilation = _two(at, "strides", 1), _two(at, "dilations", 1)
+    padding = _padding(at, x, kernel, stride, dilation)
+    values: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
+    values |= {"dilation": dilation, "groups": groups}
+    return values, (1, weight[0], *_lengths(x, kernel, stride, padding, dilation))
+
+
+def transposed_convolution(at: Attributes, x: Sizes, weight: Sizes) -> Sizes:
+    """Output shape of a transposed convolution with weights [in, out / groups, rows, columns]."""
+    _expect_map(x)
+    stride, kernel = _two(at, "strides", 1), weight[2:]
+    pads, more = at.get("pads") or [0, 0, 0, 0], at.get("output_padding") or [0, 0]
+    sizes = (
+        (x[2 + i] - 1) * stride[i] + kernel[i] - pads[i] - pads[2 + i] + more[i] for i in range(2)
+    )
+    return (1, weight[1] * int(at.get("group", 1)), *sizes)
+
+
+def pool(at: Attributes, x: Sizes, *, average: bool) -> tuple[dict[str, Any], Sizes]:
+    """Attributes and output shape of a pool.
+
+    Windows that ceil_mode adds reach beyond the padding; there the padding grows.
+
+    Raises:
+        ValueError: they do not fit each other, or it is none that runs here.
+    """
+    _expect_map(x)
+    kernel, stride = _two(at, "kernel_shape", 1), _two(at, "strides", 1)
+    dilation = _two(at, "dilations", 1)
+    padding = list(_padding(at, x, kernel, stride, dilation))
+    if dilation != (1, 1) or kernel[0] != kernel[1] or stride[0] != stride[1]:
+        raise ValueError(
+            f"has the window {kernel[0]}x{kernel[1]}, strides {stride} and dilations {dilation}; "
+            "only square windows without dilation run here"
+        )
+    counts = bool(at.get("count_include_pad", 0)) and any(padding)
+    if at.get("ceil_mode", 0):
+        for i in range(2):
+            room = x[2 + i] + padding[i] + padding[2 + i] - kernel[i]
+            out = -(-room // stride[i]) + 1
+            # A window that begins in the padding behind is none.
+            if (out - 1) * stride[i] >= x[2 + i] + padding[i]:
+                out -= 1
+            more = (out - 1) * stride[i] - room
+            if more > 0 and counts:
+                raise ValueError("counts padding, and has windows that reach beyond it")
+            padding[2 + i] += max(more, 0)
+    sizes = _lengths(x, kernel, stride, tuple(padding), dilation)
+    values = {"kernel": kernel[0], "stride": stride[0], "padding": tuple(padding)}
+    return values | {"count_padding": counts or not any(padding)}, (*x[:2], *sizes)
