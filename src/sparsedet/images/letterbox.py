@@ -24,12 +24,13 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """An image in the network input: resized, in the upper left corner, zeros elsewhere.
+    """An image in the network input: resized, in the upper left corner or elsewhere.
 
     Attributes:
         height, width: size of the image in pixels.
         resized_height, resized_width: its size in the network input.
         input_height, input_width: size of the network input.
+        top, left: pixels of the network input above the image, and to its left.
     """
 
     height: int
@@ -38,6 +39,8 @@ class Letterbox:
     resized_width: int
     input_height: int
     input_width: int
+    top: int = 0
+    left: int = 0
 
     def to_image(self, boxes_normalised: NDArray[Any], *, clip: bool = True) -> F32:
         """Map boxes from the network input to the image.
@@ -53,8 +56,9 @@ class Letterbox:
         because the resized size is truncated to whole pixels.
         """
         boxes = np.array(boxes_normalised, dtype=np.float64).reshape(-1, 4)
-        boxes[:, 0::2] = boxes[:, 0::2] * self.input_width / (self.resized_width / self.width)
-        boxes[:, 1::2] = boxes[:, 1::2] * self.input_height / (self.resized_height / self.height)
+        across, down = self.resized_width / self.width, self.resized_height / self.height
+        boxes[:, 0::2] = (boxes[:, 0::2] * self.input_width - self.left) / across
+        boxes[:, 1::2] = (boxes[:, 1::2] * self.input_height - self.top) / down
         if clip:
             boxes = np.clip(boxes, 0, (self.width, self.height, self.width, self.height))
         return boxes.astype(np.float32)
@@ -66,6 +70,7 @@ def fit_letterbox(
     input_height: int,
     input_width: int,
     resize: Literal["letterbox", "stretch"] = "letterbox",
+    centred: bool = False,
 ) -> Letterbox:
     """The letterbox of an image of that size.
 
@@ -74,6 +79,8 @@ def fit_letterbox(
         input_height, input_width: size of the network input in pixels.
         resize: "letterbox" keeps the aspect ratio as far as whole pixels allow; "stretch" fills
             the network input.
+        centred: a letterbox has its image in the middle, and sizes are rounded, as Ultralytics'
+            detectors need it.
 
     Raises:
         InputError: the image or the network input is empty, or `resize` is unknown.
@@ -88,6 +95,10 @@ def fit_letterbox(
         )
     if resize == "letterbox":
         scale = min(input_width / width, input_height / height)
+        if centred:
+            rounded = max(1, round(scale * height)), max(1, round(scale * width))
+            top, left = (input_height - rounded[0]) // 2, (input_width - rounded[1]) // 2
+            return Letterbox(height, width, *rounded, input_height, input_width, top, left)
         size = (max(1, int(scale * height)), max(1, int(scale * width)))
     elif resize == "stretch":
         size = (input_height, input_width)
@@ -168,6 +179,10 @@ class Preparation(Protocol):
     def input_width(self) -> int: ...
     @property
     def resize(self) -> str: ...
+    @property
+    def border(self) -> int: ...
+    @property
+    def centred(self) -> bool: ...
 
 
 def prepare(image: U8, config: Preparation) -> tuple[NDArray[Any], Letterbox]:
@@ -186,7 +201,7 @@ def prepare(image: U8, config: Preparation) -> tuple[NDArray[Any], Letterbox]:
     """
     if config.resize != "shorter":
         size: Any = (config.input_height, config.input_width, config.resize)
-        return to_network_input(image, *size)
+        return to_network_input(image, *size, border=config.border, centred=config.centred)
     check_image(image)
     shorter: Any = config
     height, width = image.shape[0], image.shape[1]
@@ -220,12 +235,16 @@ def to_network_input(
     input_height: int,
     input_width: int,
     resize: Literal["letterbox", "stretch"] = "letterbox",
+    *,
+    border: int = 0,
+    centred: bool = False,
 ) -> tuple[U8, Letterbox]:
     """Resize an image into the network input.
 
     Args:
         image: (H, W, 3) uint8, BGR.
-        input_height, input_width, resize: as for `fit_letterbox`.
+        input_height, input_width, resize, centred: as for `fit_letterbox`.
+        border: value of all pixels beside the image, 0..255.
 
     Returns:
         The network input (input_height, input_width, 3) uint8 BGR, contiguous, and the mapping
@@ -235,9 +254,13 @@ def to_network_input(
         InputError: the image has another shape or type; and as for `fit_letterbox`.
     """
     check_image(image)
-    at = fit_letterbox(image.shape[0], image.shape[1], input_height, input_width, resize)
-    network_input = np.zeros((input_height, input_width, 3), np.uint8)
-    network_input[: at.resized_height, : at.resized_width] = cv2.resize(
+    at = fit_letterbox(image.shape[0], image.shape[1], input_height, input_width, resize, centred)
+    network_input = np.full((input_height, input_width, 3), border, np.uint8)
+    rows, columns = (
+        slice(first, first + length)
+        for first, length in ((at.top, at.resized_height), (at.left, at.resized_width))
+    )
+    network_input[rows, columns] = cv2.resize(
         np.ascontiguousarray(image),
         (at.resized_width, at.resized_height),
         interpolation=cv2.INTER_LINEAR,

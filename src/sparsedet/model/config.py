@@ -104,6 +104,16 @@ class ModelConfig:
     nms_threshold: float = 0.5
     max_detections: int = 100
 
+    @property
+    def border(self) -> int:
+        """Value of the pixels beside an image in its network input."""
+        return 0
+
+    @property
+    def centred(self) -> bool:
+        """Whether an image is in the middle of its network input, not in the upper left corner."""
+        return False
+
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, expected: str) -> None:
             if not ok:

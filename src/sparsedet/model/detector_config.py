@@ -29,6 +29,9 @@ from .graph import (
     typed,
 )
 
+_OPTIONAL = {"border", "centred"}
+"""Fields that a stored configuration leaves out where they have their default."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorConfig:
@@ -41,6 +44,8 @@ class DetectorConfig:
             `min_size` pixels, or less if its longer side would exceed `max_size`, and its network
             input is as small as multiples of `divisor` allow.
         class_names, category_ids: of the labels 1, 2, ...
+        border: value of the pixels beside a letterboxed image, 0..255.
+        centred: a letterboxed image is in the middle, not in the upper left corner.
 
     Raises:
         InputError: the graph does not end in detections, or the names do not fit it.
@@ -54,16 +59,19 @@ class DetectorConfig:
     divisor: int = 32
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    border: int = 0
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if self.resize not in ("letterbox", "stretch", "shorter"):
             raise InputError(
                 f"resize is {self.resize!r}, expected 'letterbox', 'stretch' or 'shorter'"
             )
-        for field, high in (("min_size", 8192), ("max_size", 8192), ("divisor", 256)):
+        ranges = (("min_size", 1, 8192), ("max_size", 1, 8192), ("divisor", 1, 256))
+        for field, low, high in (*ranges, ("border", 0, 255)):
             value = getattr(self, field)
-            if not 1 <= value <= high:
-                raise InputError(f"{field} is {value}, expected 1..{high}")
+            if not low <= value <= high:
+                raise InputError(f"{field} is {value}, expected {low}..{high}")
         check_names(self.name, self.class_names, self.category_ids)
         rows = [o.name for o in self.graph.operations if isinstance(o.attributes, Detecting)]
         last = self.graph.operations[-1]
@@ -124,8 +132,10 @@ class DetectorConfig:
 
     def to_stored(self) -> dict[str, Any]:
         """JSON-ready values of all fields but the graph."""
-        fields = (field.name for field in dataclasses.fields(self) if field.name != "graph")
-        return {name: getattr(self, name) for name in fields}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["graph"]
+        # Left out where it says nothing: files that are older do not have it.
+        return {k: v for k, v in values.items() if v or k not in _OPTIONAL}
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any], graph: Graph) -> DetectorConfig:
@@ -136,7 +146,7 @@ class DetectorConfig:
         """
         hints = get_type_hints(cls)
         del hints["graph"]
-        if unknown := sorted(set(values) ^ set(hints)):
+        if unknown := sorted((set(values) ^ set(hints)) - (set(hints) & _OPTIONAL)):
             raise InputError(f"unknown or no configuration key {unknown[0]!r}")
         known = {key: coerce(key, value, hints[key]) for key, value in values.items()}
         return cls(graph=graph, **known)

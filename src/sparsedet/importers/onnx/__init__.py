@@ -17,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...model.detector_config import DetectorConfig
 from ...model.file import NetworkFile, check_tensors
-from ...model.graph import Graph, Shape
+from ...model.graph import CellOutput, Graph, Normalise, Shape
 from ...model.network import NetworkConfig
 from ...model.tail import TailStep
+from ..tensor_source import Imported
 from .build import INPUT, NetworkBuilder
+from .detectors import Found, Preprocessing, detector_config, find_detections
 from .fold import fold
 from .fuse import fuse, mark_prunable
 from .patterns import find_patterns
@@ -106,6 +109,62 @@ def load_onnx_network(
     """
     config, tensors = build_network(load_program(path, shape))
     return NetworkFile(config, tensors, provenance(path), "float32")
+
+
+def load_onnx_detector(
+    path: str | os.PathLike[str],
+    *,
+    shape: Sequence[int] | None = None,
+    stated: Preprocessing | None = None,
+) -> Imported:
+    """The detector of an ONNX file.
+
+    Args:
+        path, shape: as of `load_onnx_network`.
+        stated: what the user says of its images and detections; default: as its family has it.
+
+    Raises:
+        InputError: as of `load_onnx_network`, or its outputs are those of no known detector.
+    """
+    program = load_program(path, shape)
+    config, tensors = build_network(program)
+    task = program.metadata.get("task", "detect")
+    found = None if task != "detect" else find_detections(config, tensors)
+    if found is None:
+        outputs = ", ".join(f"{n} {list(s)}" for n, s in list(config.output_shapes.items())[:4])
+        why = (
+            f"its task is {task!r}"
+            if task != "detect"
+            else (f"its outputs ({outputs}) are those of no detector that is known here")
+        )
+        raise InputError(
+            f"{path}: {why}; --raw, or sparsedet.Model.load, gives its outputs as they are"
+        )
+    detector = detector_config(str(path), config, found, program.metadata, stated)
+    wanted = {
+        f"{name}.{leaf}"
+        for name in (*detector.graph.layer, *detector.graph.norms)
+        for leaf in ("weight", "bias")
+    }
+    return Imported(
+        detector,
+        {name: tensor for name, tensor in tensors.items() if name in wanted},
+        provenance(path),
+        notes=(_note(found, detector),),
+    )
+
+
+def _note(found: Found, detector: DetectorConfig) -> str:
+    """What was found out, and what was assumed of the images."""
+    first, output = detector.graph.only(Normalise)[1], detector.graph.only(CellOutput)[1]
+    order = "RGB" if first.rgb else "BGR"
+    where = " in the middle" if detector.centred else ""
+    return (
+        f"a detector as {found.family.name}: strides {', '.join(map(str, found.strides))}; images: "
+        f"{detector.resize}{where}, border {detector.border}, {order}, mean "
+        f"{', '.join(f'{x:g}' for x in first.mean)}, std {', '.join(f'{x:g}' for x in first.std)} "
+        f"(BGR); scores from {output.score_threshold:g} on, NMS {output.nms_threshold:g}"
+    )
 
 
 def provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
