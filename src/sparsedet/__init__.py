@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .model.config import ModelConfig
     from .model.file import load_model, save_model
     from .model.presets import PRESETS, preset
+    from .network import Model
     from .sinks import open_sink
     from .sources import open_source
 
@@ -29,6 +30,7 @@ __all__ = [
     "Detections",
     "Detector",
     "InputError",
+    "Model",
     "ModelConfig",
     "available_isas",
     "load_model",
@@ -44,6 +46,7 @@ _MODULES = {
     "Detections": "detections",
     "Detector": "detector",
     "InputError": "errors",
+    "Model": "network",
     "ModelConfig": "model.config",
     "available_isas": "engine",
     "load_model": "model.file",

@@ -91,8 +91,9 @@ class Detector:
         """Load a model file.
 
         Args:
-            path: model file; default: the embedded model. For the backends openvino and
-                onnxruntime also a graph file: the published .xml, or an exported one.
+            path: model file; default: the embedded model. Or an ONNX file of a detector, which is
+                converted in memory (`pip install 'sparsedet[onnx]'`). For the backends openvino
+                and onnxruntime also a graph file: the published .xml, or an exported one.
             threads: CPU threads of all streams together; default: the CPUs that this process
                 may use, `engine.default_threads`.
             streams: images that run at once; they divide the threads among them. One stream

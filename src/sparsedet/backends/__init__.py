@@ -47,7 +47,8 @@ def load(
 
     Args:
         name: one of `NAMES`.
-        path: model file, or graph file for openvino and onnxruntime.
+        path: model file, or graph file for openvino and onnxruntime; native converts an ONNX file
+            of a detector in memory.
         threads: CPU threads of each stream.
         streams: images that run at once, by `Backend.fork`.
         precision: one of `PRECISIONS`; "close" and "fastest" of another backend than native: bf16
@@ -64,6 +65,10 @@ def load(
     check_name(name)
     if name != "native" and (isa or tuning is not None or cache):
         raise UsageError(f"isa, tuning and cache are for the backend 'native', not for {name!r}")
+    if name == "native" and Path(path).suffix.lower() == ".onnx":
+        if cache:
+            raise UsageError(f"{path}: packed weights are kept of model files only: convert it")
+        return native.from_graph(path, threads=threads, precision=precision, isa=isa, tuning=tuning)
     if is_graph(path):
         backend = load_graph(name, path, threads=threads, streams=streams, precision=precision)
         return ModelFile(backend.config, {}, {"graph": str(path)}, "float32"), backend

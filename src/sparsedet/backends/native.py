@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
 
 from ..engine import Engine, Precision
 from ..engine.autotune import load_tuning
@@ -29,6 +30,26 @@ def from_model(
         algorithms=algorithms,
         clipping_thresholds=model.clipping_thresholds,
     )
+
+
+def from_graph(
+    path: str | os.PathLike[str],
+    *,
+    threads: int,
+    precision: Precision = "f32",
+    isa: str = "",
+    tuning: str | os.PathLike[str] | None = None,
+) -> tuple[ModelFile, Engine]:
+    """The detector of an ONNX file, converted in memory, and its engine; arguments as `from_file`.
+
+    Raises:
+        InputError: as `importers.onnx.load_onnx_detector`, or as `Engine`.
+    """
+    # By name, as a backend is: importers stand above, and need a package of their own.
+    imported = import_module("sparsedet.importers.onnx").load_onnx_detector(path)
+    model = ModelFile(imported.config, imported.tensors, imported.provenance, "float32")
+    algorithms = None if tuning is None else load_tuning(tuning)
+    return model, from_model(model, threads, 1, precision, isa, algorithms)
 
 
 def from_file(

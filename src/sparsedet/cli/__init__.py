@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from ..errors import InputError, UsageError
 from . import (
     cache,
+    classify,
     compare,
     convert,
     detect,
@@ -35,6 +36,7 @@ from .options import Run, complain, warn
 
 COMMANDS = (
     detect,
+    classify,
     info,
     evaluate,
     compare,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
+from .convert_onnx import check_no_onnx_flags, convert_onnx, onnx_flags
 from .options import INPUT, Command, add, check_outputs, group, output_file
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def register(command: Command) -> None:
         details=_sources,
         examples=(
             "sparsedet convert model_final.pth --config config.yaml -o mine.safetensors",
+            "sparsedet convert yolox_nano.onnx -o mine.safetensors",
             "sparsedet convert published.xml -o published.safetensors --probe street.jpg",
         ),
     )
@@ -96,6 +98,7 @@ def register(command: Command) -> None:
         help="which of several models in a checkpoint, as ema or teacher (default: the one that "
         "its project's own loader takes)",
     )
+    onnx_flags(source)
     add(convert, "--preset")
     add(convert, "--config", action="append")
     add(convert, "--output", required=True, type=output_file)
@@ -106,6 +109,9 @@ def register(command: Command) -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     from ..model.presets import preset
 
+    if arguments.source.suffix.lower() == ".onnx" and arguments.format in (None, "onnx"):
+        return convert_onnx(arguments)
+    check_no_onnx_flags(arguments)
     base = preset(arguments.preset) if arguments.preset else None
     stated = {
         key: value

@@ -13,6 +13,7 @@ from .options import RUNNING, Command, add, add_old, group, output_file, warn
 if TYPE_CHECKING:
     from ..model.detector_config import Config
     from ..model.file import ModelFile
+    from ..model.network import AnyConfig
     from ..model.sparsity import SparsityReport
 
 
@@ -25,6 +26,7 @@ def register(command: Command) -> None:
         usage="[MODEL] [OPTIONS]",
         examples=(
             "sparsedet info fasterrcnn_resnet50_fpn.pth",
+            "sparsedet info yolov8s.onnx",
             "sparsedet info mine.safetensors --autotune mine.tuning.json",
         ),
     )
@@ -33,7 +35,8 @@ def register(command: Command) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL",
-        help="model file, or a checkpoint that `convert` reads (default: the embedded model)",
+        help="model file, or a checkpoint or ONNX file that `convert` reads (default: the embedded "
+        "model)",
     )
     add(info, "--preset", "--rois")
     running = group(info, RUNNING)
@@ -50,6 +53,9 @@ def register(command: Command) -> None:
     )
     add(info, "--precision", default="full")
     add_old(info, "--plan", "--operations", action="store_true")
+    running.add_argument(
+        "--shape", metavar="1x3xHxW", help="ONNX: shape of the input, where the file leaves it open"
+    )
     info.add_argument("--model", dest="model", metavar="FILE", help=argparse.SUPPRESS)
 
 
@@ -107,6 +113,10 @@ def run_info(arguments: argparse.Namespace) -> int:
         print("\n".join(forecast_lines(config, rois, None, arguments.precision)))
         return 0
     path = file or embedded_model()
+    if path.suffix.lower() == ".onnx" and not operations:
+        from .info_onnx import show_onnx
+
+        return show_onnx(path, arguments)
     model, notes = load_any(path)
     warn(notes)
     try:
@@ -155,7 +165,7 @@ _WORTH_IT = 1.3
 
 
 def forecast_lines(
-    config: Config,
+    config: AnyConfig,
     rois: int,
     report: SparsityReport | None,
     precision: str,
@@ -170,9 +180,9 @@ def forecast_lines(
     from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
     from ..engine import choose_isa, default_threads, explain_precision
     from ..engine.forecast import forecast, prunable_share
-    from ..model.detector_config import build_graph
+    from ..model.network import graph_of
 
-    graph, threads = build_graph(config), default_threads()
+    graph, threads = graph_of(config), default_threads()
     zeros = {r.name: r.zeros for r in report.layers} if report else None
     share = prunable_share(graph, rois, zeros)
     why = explain_precision(precision, thresholds=thresholds)

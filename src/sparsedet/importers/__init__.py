@@ -26,6 +26,8 @@ FORMATS: dict[str, str] = {
     "openvino": "OpenVINO IR of a C4 model (.xml beside its .bin)",
     "checkpoint": "a training run's folder or checkpoint of this project",
     "torchvision-detector": "torchvision's Faster and Mask R-CNN FPN, RetinaNet, FCOS (.pth)",
+    "onnx": "an ONNX file of a convolutional network: YOLOX, YOLOv8, PicoDet, or any with its "
+    "outputs as they are",
     "torchvision": "a ResNet classifier of torchvision or timm (.pth, .safetensors)",
 }
 """Name of a format, as `--from` takes it -> description."""
@@ -116,6 +118,10 @@ def load_foreign(
             from .torchvision_detectors import TorchvisionSettings, load_torchvision_detector
 
             return load_torchvision_detector(path, TorchvisionSettings(**(torchvision or {})))
+        case "onnx":
+            from .onnx import load_onnx_detector
+
+            return load_onnx_detector(path)
         case "torchvision":
             raise InputError(
                 f"{path}: is a ResNet classifier, not a detector: start a detector's training "

@@ -218,7 +218,7 @@ def save_model(
     if isinstance(config, DetectorConfig | NetworkConfig):
         metadata["graph"] = _to_json("graph", graph_json.to_json(config.graph))
     if isinstance(config, NetworkConfig):
-        metadata["tail"] = _to_json("tail", steps_to_json(config.steps))
+        metadata["tail"] = _to_json("tail", {"steps": steps_to_json(config.steps)})
     if clipping_thresholds is not None:
         metadata["int8_ranges"] = _to_json("clipping thresholds", dict(clipping_thresholds))
     write_atomic(path, container(metadata, stored), overwrite=overwrite)
@@ -369,7 +369,10 @@ def _parse_config(
             if tail is None:
                 config = DetectorConfig.from_stored(values, parsed)
             else:
-                steps = steps_from_json(parse_json("the tail", tail))
+                parts = parse_json("the tail", tail)
+                if set(parts) != {"steps"}:
+                    raise ValueError("the tail is not {'steps': [...]}")
+                steps = steps_from_json(parts["steps"])
                 config = NetworkConfig.from_stored(values, parsed, steps)
         else:
             config = ModelConfig.from_dict(values)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .detector_config import Config, build_graph
 from .file import check_tensors
+from .network import AnyConfig, NetworkConfig, graph_of
 from .tensors import LazyTensors
 
 
@@ -72,7 +72,7 @@ class SparsityReport:
 
 
 def sparsity_report(
-    config: Config, tensors: Mapping[str, NDArray[np.float32]], rois: int | None = None
+    config: AnyConfig, tensors: Mapping[str, NDArray[np.float32]], rois: int | None = None
 ) -> SparsityReport:
     """Count the zeros of folded tensors, and the operations that they save.
 
@@ -85,9 +85,10 @@ def sparsity_report(
         InputError: the tensors are not those of `config`.
     """
     check_tensors(config, tensors)
-    rois = config.proposals if rois is None else rois
+    graph = graph_of(config)
+    if rois is None:
+        rois = graph.rois if isinstance(config, NetworkConfig) else config.proposals
     rows = []
-    graph = build_graph(config)
     cells = graph.cells(rois)
 
     def nonzero(name: str) -> int:

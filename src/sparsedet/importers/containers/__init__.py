@@ -52,6 +52,8 @@ def sniff(path: Path, weights: str | None = None) -> str:
     start = _read_start(path)
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<?xml", b"<net")):
         return "openvino"
+    if path.suffix.lower() == ".onnx":
+        return "onnx"
     if path.suffix == ".bin" and path.with_suffix(".xml").exists():
         raise InputError(f"{path}: give the .xml beside it")
     metadata, source = open_source(path, weights)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,16 @@ from ...model.network import NetworkConfig
 from ...model.tail import TailStep
 from ..tensor_source import Imported
 from .build import INPUT, NetworkBuilder
-from .detectors import Found, Preprocessing, detector_config, find_detections
-from .fold import fold
+from .decoding import IMAGENET
+from .detectors import (
+    Found,
+    Preprocessing,
+    class_names,
+    detector_config,
+    find_detections,
+    normalisation,
+)
+from .fold import fold, known_kinds
 from .fuse import fuse, mark_prunable
 from .patterns import find_patterns
 from .program import Program
@@ -40,7 +48,7 @@ def load_program(path: str | os.PathLike[str], shape: Sequence[int] | None = Non
     Raises:
         InputError: as `load_onnx_network`.
     """
-    program = read(path, shape)
+    program = read(path, shape, known_kinds())
     fold(program)
     find_patterns(program)
     return program
@@ -95,20 +103,80 @@ def _used(steps: Sequence[TailStep], outputs: Sequence[str]) -> tuple[TailStep, 
 
 
 def load_onnx_network(
-    path: str | os.PathLike[str], *, shape: Sequence[int] | None = None
+    path: str | os.PathLike[str],
+    *,
+    shape: Sequence[int] | None = None,
+    stated: Preprocessing | None = None,
 ) -> NetworkFile:
     """The network of an ONNX file, with its outputs as they are.
 
     Args:
         path: the file.
         shape: of its input, [1, 3, height, width], where the file leaves it open.
+        stated: what the user says of the images of a classifier; default: as torchvision's.
 
     Raises:
         InputError: onnx is not installed, the file cannot be read, or its network cannot run here;
             the message names the node.
     """
-    config, tensors = build_network(load_program(path, shape))
+    program = load_program(path, shape)
+    config, tensors = build_network(program)
+    return _network(path, program, config, tensors, stated)
+
+
+def _network(
+    path: str | os.PathLike[str],
+    program: Program,
+    config: NetworkConfig,
+    tensors: dict[str, F32],
+    stated: Preprocessing | None,
+) -> NetworkFile:
+    """A network with its outputs; of a classifier also what its images are."""
+    if config.class_count:
+        stated = stated or Preprocessing()
+        first, *others = config.graph.operations
+        normalise = normalisation(
+            stated.order or "rgb", stated.mean or IMAGENET[0], stated.std or IMAGENET[1]
+        )
+        graph = Graph(config.graph.image, (replace(first, attributes=normalise), *others))
+        names: tuple[str, ...] = ()
+        if "names" in program.metadata:
+            names, _ = class_names(str(path), config.class_count, program.metadata)
+        resize: Literal["stretch", "crop"] = "stretch" if stated.resize == "stretch" else "crop"
+        config = replace(config, graph=graph, class_names=names, resize=resize)
     return NetworkFile(config, tensors, provenance(path), "float32")
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    *,
+    shape: Sequence[int] | None = None,
+    stated: Preprocessing | None = None,
+) -> Imported | NetworkFile:
+    """The detector of an ONNX file, or, if it is none that is known, the network with its outputs.
+
+    Args:
+        path, shape, stated: as of `load_onnx_detector`.
+
+    Raises:
+        InputError: as of `load_onnx_network`, or its metadata say that it is for another task.
+    """
+    program = load_program(path, shape)
+    task = program.metadata.get("task", "detect")
+    if task not in ("detect", "classify"):
+        raise InputError(
+            f"{path}: its task is {task[:40]!r}, which has no detections here; --raw, or "
+            "sparsedet.Model.load, gives its outputs as they are"
+        )
+    config, tensors = build_network(program)
+    found = find_detections(config, tensors)
+    if found is None:
+        return _network(path, program, config, tensors, stated)
+    detector = detector_config(str(path), config, found, program.metadata, stated)
+    layers = (*detector.graph.layer, *detector.graph.norms)
+    wanted = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
+    kept = {name: tensor for name, tensor in tensors.items() if name in wanted}
+    return Imported(detector, kept, provenance(path), notes=(_note(found, detector),))
 
 
 def load_onnx_detector(
@@ -124,33 +192,16 @@ def load_onnx_detector(
         stated: what the user says of its images and detections; default: as its family has it.
 
     Raises:
-        InputError: as of `load_onnx_network`, or its outputs are those of no known detector.
+        InputError: as of `load_onnx`, or its outputs are those of no known detector.
     """
-    program = load_program(path, shape)
-    config, tensors = build_network(program)
-    task = program.metadata.get("task", "detect")
-    found = None if task != "detect" else find_detections(config, tensors)
-    if found is None:
-        outputs = ", ".join(f"{n} {list(s)}" for n, s in list(config.output_shapes.items())[:4])
-        why = (
-            f"its task is {task!r}"
-            if task != "detect"
-            else (f"its outputs ({outputs}) are those of no detector that is known here")
-        )
-        raise InputError(
-            f"{path}: {why}; --raw, or sparsedet.Model.load, gives its outputs as they are"
-        )
-    detector = detector_config(str(path), config, found, program.metadata, stated)
-    wanted = {
-        f"{name}.{leaf}"
-        for name in (*detector.graph.layer, *detector.graph.norms)
-        for leaf in ("weight", "bias")
-    }
-    return Imported(
-        detector,
-        {name: tensor for name, tensor in tensors.items() if name in wanted},
-        provenance(path),
-        notes=(_note(found, detector),),
+    loaded = load_onnx(path, shape=shape, stated=stated)
+    if isinstance(loaded, Imported):
+        return loaded
+    shapes = list(loaded.config.output_shapes.items())[:4]
+    outputs = ", ".join(f"{name} {list(sizes)}" for name, sizes in shapes)
+    raise InputError(
+        f"{path}: its outputs ({outputs}) are those of no detector that is known here; "
+        "sparsedet.Model.load gives them as they are"
     )
 
 

@@ -58,22 +58,28 @@ class NetworkBuilder(TailBuilder):
 
     def run(self) -> None:
         for node in self.program.nodes:
-            ready = all(
-                not name or name in self.values or name in self.program.constants
-                for name in node.inputs
-            )
-            method: Callable[[OnnxNode], bool] | None = getattr(
-                self, f"_{node.op.strip('*').lower()}", None
-            )
-            try:
-                if not ready or node.out not in self.program.shapes:
-                    raise self.unknown(node)
-                if method is None or not method(node):
-                    self.tail(node)
-            except ValueError as error:
-                if isinstance(error, InputError):
-                    raise
-                raise self.program.refuse(node, str(error)) from None
+            self.node(node)
+
+    def node(self, node: OnnxNode) -> None:
+        """One node, whose inputs are known.
+
+        Raises:
+            InputError: it cannot run here.
+        """
+        values, constants = self.values, self.program.constants
+        known = all(not n or n in values or n in constants for n in node.inputs)
+        method: Callable[[OnnxNode], bool] | None = getattr(
+            self, f"_{node.op.strip('*').lower()}", None
+        )
+        try:
+            if not known or node.out not in self.program.shapes:
+                raise self.unknown(node)
+            if method is None or not method(node):
+                self.tail(node)
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise self.program.refuse(node, str(error)) from None
 
     # ------------------------------------------------------------------ names and values
 

@@ -119,7 +119,8 @@ class Family:
 
 
 _PLAIN = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-_IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Mean and std of ImageNet's pixels, RGB, 0..255: torchvision's."""
 _SCALED = (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
 FAMILIES = (
     Family(
@@ -174,7 +175,7 @@ FAMILIES = (
         0.5,
         False,
         "rgb",
-        *_IMAGENET,
+        *IMAGENET,
         "stretch",
         0,
         False,

@@ -112,7 +112,14 @@ class Folder:
         elif node.op in _REDUCE:
             self._reduce(node, _REDUCE[node.op])
         else:
-            self.nodes.append(node)
+            self.unknown(node)
+
+    def unknown(self, node: OnnxNode) -> None:
+        """A node of a kind that is refused later."""
+        self.nodes.append(node)
+        for out in node.outputs:
+            if out in self.program.hints:
+                self.program.shapes[out] = self.program.hints[out]
 
     def _identity(self, node: OnnxNode) -> None:
         self.same(node)
@@ -372,6 +379,13 @@ class Folder:
         source = self.alias.pop(part, part)
         numbers = {"shape": whole}
         self.put(OnnxNode("Reshape", node.name, [source], [node.out], numbers), whole)
+
+
+def known_kinds() -> set[str]:
+    """Kinds of nodes that `fold` knows, in lower case."""
+    methods = {name[1:] for name in vars(Folder) if name.startswith("_")}
+    listed = {*EVALUATE, *UNARY, *BINARY, *_REDUCE, "Shape", "Size"}
+    return methods | {kind.lower() for kind in listed}
 
 
 def fold(program: Program) -> None:

@@ -79,6 +79,8 @@ class Program:
         input, outputs: names of the values that come in and go out.
         metadata: texts of the file by name.
         opset: version of ONNX's operators.
+        hints: shapes that onnx infers, of a file with kinds of nodes that are not known here: what
+            comes after them can then be counted.
     """
 
     path: str
@@ -89,6 +91,7 @@ class Program:
     outputs: list[str]
     metadata: dict[str, str]
     opset: int
+    hints: dict[str, Sizes] = field(default_factory=dict)
 
     def refuse(self, node: OnnxNode, why: str) -> InputError:
         """The error that a node cannot be run here."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,15 @@ def import_onnx() -> Any:
     return onnx
 
 
-def read(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> Program:
+def read(
+    path: str | os.PathLike[str], shape: Sequence[int] | None = None, known: Collection[str] = ()
+) -> Program:
     """The graph of an ONNX file.
 
     Args:
         path: the file.
         shape: of its input, where the file leaves it open.
+        known: kinds of nodes, in lower case; if others occur, onnx infers shapes.
 
     Raises:
         InputError: the file cannot be read or parsed, or its graph is none that can run here.
@@ -77,8 +80,30 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> Pr
             raise InputError(f"{path}: output {output!r} is made by no node")
     if not outputs or len(set(outputs)) != len(outputs):
         raise InputError(f"{path}: has no outputs of names of their own")
+    hints = {}
+    if any(node.op.lower() not in known for node in nodes):
+        hints = _inferred(onnx, model, name, sizes)
     metadata = {entry.key: entry.value for entry in model.metadata_props[:1000]}
-    return Program(str(path), nodes, constants, {name: sizes}, name, outputs, metadata, opset)
+    shapes = {name: sizes}
+    return Program(str(path), nodes, constants, shapes, name, outputs, metadata, opset, hints)
+
+
+def _inferred(onnx: Any, model: Any, name: str, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Shapes that onnx infers, without weights; none where it cannot."""
+    for value in model.graph.input:
+        if value.name == name:
+            for dim, length in zip(value.type.tensor_type.shape.dim, sizes, strict=True):
+                dim.dim_value = length
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # its own, of several kinds
+        return {}
+    shapes = {}
+    for value in inferred.graph.value_info:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if dims and min(dims) > 0 and math.prod(dims) <= MOST_BYTES:
+            shapes[value.name] = tuple(dims)
+    return shapes
 
 
 def _parse(onnx: Any, path: Path) -> Any:
