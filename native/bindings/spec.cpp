@@ -297,6 +297,9 @@ OperationSpec to_spec(nb::dict values) {
       spec.attributes = ConcatAttributes{};
     else if (kind == "shuffle")
       spec.attributes = ShuffleAttributes{fields.integer("groups", 1)};
+    else if (kind == "attention")
+      spec.attributes = AttentionAttributes{fields.integer("heads", 1), fields.integer("key", 1),
+                                            fields.get<float>("score_scale")};
     else if (kind == "cell_detections")
       spec.attributes = cell_detections(fields);
     else if (kind == "slice")

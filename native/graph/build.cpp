@@ -114,6 +114,9 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         [](const ShuffleAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<Shuffle>(a);
         },
+        [](const AttentionAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Attention>(a);
+        },
         [](const CellAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<CellDetections>(a);
         },

@@ -8,6 +8,7 @@
 #include "ops/activate.h"
 #include "ops/add.h"
 #include "ops/affine.h"
+#include "ops/attention.h"
 #include "ops/cell_detections.h"
 #include "ops/concat.h"
 #include "ops/convolution.h"
@@ -37,7 +38,7 @@ using Attributes =
                  SliceAttributes, DepthToSpaceAttributes, RoiAlignAttributes, ProposalsAttributes,
                  DetectionsAttributes, RetinaNetAttributes, FcosAttributes, MasksAttributes,
                  AddAttributes, AffineAttributes, ConcatAttributes, AveragePoolAttributes,
-                 CellAttributes, ShuffleAttributes>;
+                 CellAttributes, ShuffleAttributes, AttentionAttributes>;
 
 struct OperationSpec {
   std::string name;                 // of the operation and of the value that it makes

@@ -28,6 +28,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "step": (1, 64),
     "canonical_size": (1, 1e5), "canonical_level": (0, 16), "first_level": (0, 16),
     "factor": (0, 64), "bins": (1, 256), "offset": (0, 1),
+    "heads": (1, 256), "key": (1, 4096), "score_scale": (1e-6, 1e3),
     "num_classes": (1, 65535), "score_threshold": (0, 1), "max_detections": (1, 1e6),
     "min_size": (0, 1e4),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from ..model.graph import (
     Activation,
     Add,
     Affine,
+    Attention,
     AveragePool,
     CellOutput,
     Conv,
@@ -251,6 +252,15 @@ class TorchInterpreter(Interpreter[Any]):
         count, channels, height, width = x.shape
         x = x.view(count, block, block, channels // block**2, height, width)
         return x.permute(0, 3, 4, 1, 5, 2).reshape(count, -1, height * block, width * block)
+
+    def attention(self, operation: Operation, x: Tensor) -> Tensor:
+        attention = typed(operation, Attention)
+        count, channels, height, width = x.shape
+        parts = x.view(count, attention.heads, channels // attention.heads, height * width)
+        value = parts.shape[2] - 2 * attention.key
+        q, k, v = parts.split([attention.key, attention.key, value], dim=2)
+        shares = ((q.transpose(2, 3) @ k) * attention.score_scale).softmax(dim=3)
+        return (v @ shares.transpose(2, 3)).reshape(count, -1, height, width)
 
     def shuffle(self, operation: Operation, x: Tensor) -> Tensor:
         return F.channel_shuffle(x, typed(operation, Shuffle).groups)

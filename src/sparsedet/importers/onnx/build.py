@@ -19,6 +19,7 @@ from ...model.graph import (
     Activate,
     Add,
     Affine,
+    Attention,
     Attributes,
     AveragePool,
     Concat,
@@ -199,6 +200,13 @@ class NetworkBuilder(TailBuilder):
             return False
         factor = node.attributes["factor"]
         return self.add(node, self.name(node.name), (x.name,), Resize(factor=factor))
+
+    def _attention(self, node: OnnxNode) -> bool:
+        x, at = self.map_of(node.inputs[0]), node.attributes
+        if x is None or x.flat:
+            raise ValueError("attends to the cells of an array")
+        attention = Attention(at["heads"], at["key"], at["score_scale"])
+        return self.add(node, self.name(node.name), (x.name,), attention)
 
     def _shuffle(self, node: OnnxNode) -> bool:
         x = self.map_of(node.inputs[0])

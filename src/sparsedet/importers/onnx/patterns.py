@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .attention import find_attention
 from .constants import EVALUATE, evaluate
 from .program import BINARY, UNARY, Array, OnnxNode, Program, as_float
 
@@ -219,5 +220,6 @@ def find_patterns(program: Program) -> None:
     """All patterns of this file, in place."""
     find_activations(program)
     find_shuffles(program)
+    find_attention(program)
     absorb_padding(program)
     absorb_space_to_depth(program)

@@ -26,6 +26,7 @@ from .maps import (
     Activation,
     Add,
     Affine,
+    Attention,
     AveragePool,
     Concat,
     Conv,
@@ -64,6 +65,7 @@ Attributes = (
     | Add
     | Concat
     | Shuffle
+    | Attention
 )
 KINDS: dict[str, type[Attributes]] = {kind.kind: kind for kind in get_args(Attributes)}
 Kind = TypeVar("Kind", bound=Attributes)
@@ -75,6 +77,7 @@ __all__ = [
     "Activation",
     "Add",
     "Affine",
+    "Attention",
     "Attributes",
     "AveragePool",
     "CellAnchors",

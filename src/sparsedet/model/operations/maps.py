@@ -183,6 +183,29 @@ class Shuffle:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """map -> map: self-attention among all cells, in float32.
+
+    The channels of each head lie side by side: `key` of the query, `key` of the key, the others of
+    the value. A cell gets the mean of all cells' values, weighted by the softmax of its query times
+    their keys times `score_scale`.
+    """
+
+    kind: ClassVar = "attention"
+    heads: int
+    key: int
+    score_scale: float
+
+    def output(self, inputs: Sequence[Shape]) -> Shape:
+        expect([i.domain for i in inputs] == ["map"], "reads a map")
+        x = inputs[0]
+        fits = x.channels % self.heads == 0 and x.channels // self.heads > 2 * self.key
+        expect(fits, "has channels that its heads do not fit")
+        expect(x.height * x.width <= 2**14, "attends to more than 16384 cells")
+        return replace(x, channels=x.channels - 2 * self.heads * self.key)
+
+
+@dataclass(frozen=True, slots=True)
 class GroupNorm:
     """map -> map: each group of channels gets mean 0 and variance 1 over the whole map, then scale
     and offset of each channel, then activation.
