@@ -60,13 +60,13 @@ class SplitStage(nn.Module):
 
     def __init__(self, ins: int, out: int, blocks: Sequence[nn.Module], half: int) -> None:
         super().__init__()
-        self.half = half
+        self.channels = half
         self.cv1 = ConvUnit(ins, 2 * half)
         self.cv2 = ConvUnit((2 + len(blocks)) * half, out)
         self.m = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(self.cv1(x).split((self.half, self.half), 1))
+        parts = list(self.cv1(x).split((self.channels, self.channels), 1))
         for block in self.m:
             parts.append(block(parts[-1]))
         out: Tensor = self.cv2(torch.cat(parts, 1))
@@ -146,12 +146,12 @@ class AttentionBlock(nn.Module):
 class AttentionStage(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
+        self.channels = channels // 2
         self.cv1, self.cv2 = ConvUnit(channels, channels), ConvUnit(channels, channels)
-        self.m = AttentionBlock(self.half, max(self.half // 64, 1))
+        self.m = AttentionBlock(self.channels, max(self.channels // 64, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.cv1(x).split((self.half, self.half), 1)
+        a, b = self.cv1(x).split((self.channels, self.channels), 1)
         out: Tensor = self.cv2(torch.cat((a, self.m(b)), 1))
         return out
 
@@ -196,9 +196,8 @@ class CellHead(nn.Module):
             points.append(torch.stack((x_, y), -1).view(-1, 2))
             strides.append(torch.full((height * width, 1), 8.0 * 2**i))
         anchors, steps = torch.cat(points).T[None], torch.cat(strides).T
-        box, scores = torch.cat([x.view(1, 64 + self.classes, -1) for x in joined], 2).split(
-            (64, self.classes), 1
-        )
+        flat = torch.cat([x.view(1, 64 + self.classes, -1) for x in joined], 2)
+        box, scores = torch.split(flat, [64, self.classes], 1)
         count = box.shape[2]
         sides = self.dfl(box.view(1, 4, 16, count).transpose(2, 1).softmax(1)).view(1, 4, count)
         before, after = sides.chunk(2, 1)
@@ -268,8 +267,12 @@ class YoloShaped(nn.Module):
         return out
 
 
-def enlivened(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights and batch norms with which two inputs give different outputs."""
+def enlivened(model: nn.Module, gain: float = 2.0, seed: int = 0) -> nn.Module:
+    """Random weights and batch norms with which two inputs give different outputs.
+
+    Args:
+        gain: of the variance from layer to layer.
+    """
     numbers = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -279,7 +282,7 @@ def enlivened(model: nn.Module, seed: int = 0) -> nn.Module:
             module.weight.data.uniform_(0.7, 1.3, generator=numbers)
             module.bias.data.normal_(0, 0.2, generator=numbers)
         elif isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad:
-            spread = math.sqrt(1.5 / module.weight[0].numel())
+            spread = math.sqrt(gain / module.weight[0].numel())
             module.weight.data.normal_(0, spread, generator=numbers)
             if module.bias is not None:
                 module.bias.data.normal_(0, 0.2, generator=numbers)

@@ -68,9 +68,10 @@ def merge_predictors(graph: Graph) -> Graph:
     merged = {members[0].name: members for members in groups.values() if len(members) > 1}
     inner = {member.name for members in merged.values() for member in members}
     operations: list[Operation] = []
+    taken = set(graph.shapes)
     for operation in graph.operations:
         if operation.name in merged:
-            operations += _merge(graph, merged[operation.name])
+            operations += _merge(graph, merged[operation.name], taken)
         elif operation.name not in inner:
             operations.append(operation)
     return Graph(graph.image, tuple(operations))
@@ -82,11 +83,15 @@ def _common(words: list[list[str]]) -> list[str]:
     return [part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts)]
 
 
-def _merge(graph: Graph, members: list[Operation]) -> list[Operation]:
+def _merge(graph: Graph, members: list[Operation], taken: set[str]) -> list[Operation]:
+    """One convolution and its slices; its name is added to those that are taken."""
     names = [member.name for member in members]
     words = [name.split(".") for name in names]
     before, after = _common(words), _common([word[::-1] for word in words])[::-1]
     name = ".".join([*before, "predictors", *after])
+    if name in taken:  # the members' names have nothing in common
+        name = f"{names[0]}.predictors"
+    taken.add(name)
     convs = [conv for operation, conv in graph.of_kind(Conv) if operation.name in names]
     whole = replace(
         convs[0],

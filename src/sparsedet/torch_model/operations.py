@@ -258,9 +258,10 @@ class TorchInterpreter(Interpreter[Any]):
         count, channels, height, width = x.shape
         parts = x.view(count, attention.heads, channels // attention.heads, height * width)
         value = parts.shape[2] - 2 * attention.key
-        q, k, v = parts.split([attention.key, attention.key, value], dim=2)
+        q, k, v = torch.split(parts, [attention.key, attention.key, value], dim=2)
         shares = ((q.transpose(2, 3) @ k) * attention.score_scale).softmax(dim=3)
-        return (v @ shares.transpose(2, 3)).reshape(count, -1, height, width)
+        mixed: Tensor = v @ shares.transpose(2, 3)
+        return mixed.reshape(count, -1, height, width)
 
     def shuffle(self, operation: Operation, x: Tensor) -> Tensor:
         return F.channel_shuffle(x, typed(operation, Shuffle).groups)

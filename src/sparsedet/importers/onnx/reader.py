@@ -33,6 +33,7 @@ def import_onnx() -> Any:
     """
     try:
         import onnx
+        import onnx.inliner
     except ImportError as error:
         raise InputError(
             f"reading an ONNX file needs: pip install 'sparsedet[onnx]' ({error})"

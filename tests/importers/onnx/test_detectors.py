@@ -1,0 +1,261 @@
+"""Detectors in ONNX files: their tails are recognised, and give what the raw outputs say."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("onnxruntime")
+from helpers.onnx_files import (
+    conv_node,
+    conv_tensors,
+    images,
+    onnx,
+    run_onnx,
+    save_onnx,
+)
+
+from sparsedet import Detector, InputError, Model, save_model
+from sparsedet.importers.onnx import load_onnx, load_onnx_detector
+from sparsedet.importers.onnx.detectors import Preprocessing, class_names
+from sparsedet.importers.tensor_source import Imported
+from sparsedet.model.graph import CellOutput
+
+node = onnx.helper.make_node
+F32 = NDArray[np.float32]
+CLASSES = 3
+
+
+def levels(tmp: dict[str, Any], size: int, predictors: dict[str, int]) -> list[Any]:
+    """Three maps of strides 8, 16 and 32, and their predictors NAME0, NAME1, ..."""
+    nodes, source = [], "x"
+    for i in range(5):
+        name, ins = f"s{i}", 3 if i == 0 else 8
+        tmp |= conv_tensors(name, 8, ins, 3, seed=i)
+        nodes.append(conv_node(name, source, f"p{i}", strides=[2, 2], pads=[1] * 4))
+        nodes.append(node("Relu", [f"p{i}"], [f"m{i}"]))
+        source = f"m{i}"
+    tmp["s0.weight"] /= 64  # it reads pixels
+    for level in range(3):
+        for name, channels in predictors.items():
+            title = f"{name}{level}"
+            tmp |= conv_tensors(title, channels, 8, seed=len(title) + level)
+            tmp[f"{title}.bias"] -= 1.0 if name == "cls" else 0.0
+            nodes.append(conv_node(title, f"m{level + 2}", title))
+    return nodes
+
+
+def numbers(tmp: dict[str, Any], name: str, values: Any) -> str:
+    tmp[name] = np.asarray(values, np.int64 if isinstance(values, list) else np.float32)
+    return name
+
+
+def yolox(path: Path, decoded: bool, size: int = 64) -> Path:
+    tmp: dict[str, Any] = {}
+    nodes = levels(tmp, size, {"box": 4, "obj": 1, "cls": CLASSES})
+    numbers(tmp, "flat", [1, 5 + CLASSES, -1])
+    for i in range(3):
+        for name in ("obj", "cls"):
+            nodes.append(node("Sigmoid", [f"{name}{i}"], [f"{name}{i}s"]))
+        nodes.append(node("Concat", [f"box{i}", f"obj{i}s", f"cls{i}s"], [f"all{i}"], axis=1))
+        nodes.append(node("Reshape", [f"all{i}", "flat"], [f"flat{i}"]))
+    nodes.append(node("Concat", ["flat0", "flat1", "flat2"], ["joined"], axis=2))
+    nodes.append(node("Transpose", ["joined"], ["raw" if decoded else "y"], perm=[0, 2, 1]))
+    if decoded:
+        grids, steps = [], []
+        for stride in (8, 16, 32):
+            rows, columns = np.mgrid[: size // stride, : size // stride]
+            grids.append(np.stack([columns.ravel(), rows.ravel()], 1))
+            steps.append(np.full((rows.size, 1), stride))
+        numbers(tmp, "grid", np.concatenate(grids)[None])
+        numbers(tmp, "step", np.concatenate(steps)[None])
+        for name, first, last in (("xy", 0, 2), ("wh", 2, 4), ("rest", 4, 5 + CLASSES)):
+            cut = [numbers(tmp, f"{name}{k}", [v]) for k, v in enumerate((first, last, 2))]
+            nodes.append(node("Slice", ["raw", *cut], [name]))
+        nodes += [
+            node("Add", ["xy", "grid"], ["xyg"]),
+            node("Mul", ["xyg", "step"], ["centre"]),
+            node("Exp", ["wh"], ["whe"]),
+            node("Mul", ["whe", "step"], ["sides"]),
+            node("Concat", ["centre", "sides", "rest"], ["y"], axis=2),
+        ]
+    return save_onnx(path, nodes, ["y"], tmp, (size, size))
+
+
+def picodet(path: Path, size: int = 72) -> Path:
+    """72 is not divisible by 16: the last cells of a level reach beyond the image."""
+    tmp: dict[str, Any] = {}
+    nodes, outputs = levels(tmp, size, {"cls": CLASSES, "box": 4 * 8}), []
+    for name, channels in (("cls", CLASSES), ("box", 32)):
+        numbers(tmp, f"shape.{name}", [1, channels, -1])
+        for i in range(3):
+            source = f"{name}{i}"
+            if name == "cls":
+                nodes.append(node("Sigmoid", [source], [f"{source}s"]))
+                source = f"{source}s"
+            nodes.append(node("Reshape", [source, f"shape.{name}"], [f"{source}f"]))
+            nodes.append(node("Transpose", [f"{source}f"], [f"out.{name}{i}"], perm=[0, 2, 1]))
+            outputs.append(f"out.{name}{i}")
+    return save_onnx(path, nodes, outputs, tmp, (size, size))
+
+
+def decoded_yolox(raw: F32, size: int) -> tuple[F32, F32]:
+    """Boxes [N, 4] and scores [N, C] of the raw output [N, 5 + C], as its authors decode it."""
+    points, strides = [], []
+    for stride in (8, 16, 32):
+        rows, columns = np.mgrid[: size // stride, : size // stride]
+        points.append(np.stack([columns.ravel(), rows.ravel()], 1))
+        strides.append(np.full((rows.size, 1), stride))
+    point, step = np.concatenate(points), np.concatenate(strides)
+    centre, sides = (raw[:, :2] + point) * step, np.exp(raw[:, 2:4]) * step
+    boxes = np.concatenate([centre - sides / 2, centre + sides / 2], 1)
+    return boxes.astype(np.float32), raw[:, 4:5] * raw[:, 5:]
+
+
+def kept(boxes: F32, scores: F32, threshold: float, iou: float) -> list[tuple[int, float, F32]]:
+    """Label, score and box after non-maximum suppression by class, best first."""
+    found = []
+    for label in range(scores.shape[1]):
+        of_class = scores[:, label]
+        order = [i for i in np.argsort(-of_class, kind="stable") if of_class[i] > threshold]
+        while order:
+            best, *order = order
+            found.append((label + 1, float(of_class[best]), boxes[best]))
+            order = [i for i in order if overlap(boxes[best], boxes[i]) <= iou]
+    return sorted(found, key=lambda d: -d[1])
+
+
+def overlap(a: F32, b: F32) -> float:
+    first, last = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    inside = float(np.prod(np.clip(last - first, 0, None)))
+    return inside / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inside)
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_yolox(tmp_path: Path, decoded: bool) -> None:
+    path = yolox(tmp_path / "a.onnx", decoded)
+    imported = load_onnx_detector(path, stated=Preprocessing(score_threshold=0.05))
+    output = imported.config.graph.only(CellOutput)[1]  # type: ignore[union-attr]
+    assert (output.strides, output.boxes, output.objectness) == ((8, 16, 32), "centre", True)
+    assert output.num_classes == CLASSES
+    save_model(tmp_path / "m.safetensors", imported.config, imported.tensors, {}, dtype="float32")
+    detector = Detector.load(tmp_path / "m.safetensors", threads=1)
+    batch = (images((64, 64), 1) * 40 + 128).clip(0, 255).round()
+    raw = run_onnx(yolox(tmp_path / "b.onnx", False), batch)["y"][0]
+    expected = kept(*decoded_yolox(raw, 64), 0.05, 0.65)
+    rows = detector.engine.run(np.ascontiguousarray(batch[0].transpose(1, 2, 0)).astype(np.uint8))
+    assert len(rows) == min(len(expected), 100) > 5
+    for row, (label, score, box) in zip(rows, expected, strict=False):
+        assert row[1] == label and abs(row[2] - score) < 1e-4
+        assert np.abs(row[3:] * 64 - box.clip(0, 64)).max() < 0.01
+
+
+def test_picodet(tmp_path: Path) -> None:
+    imported = load_onnx_detector(picodet(tmp_path / "a.onnx"))
+    config = imported.config
+    output = config.graph.only(CellOutput)[1]  # type: ignore[union-attr]
+    assert (output.strides, output.bins, output.boxes) == ((8, 16, 32), 8, "distances")
+    assert config.resize == "stretch" and "PicoDet" in imported.notes[0]
+    assert config.class_names == ("class 1", "class 2", "class 3")
+
+
+def test_yolov8_and_torch_agree(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from helpers.yolo_models import YoloShaped, enlivened, export
+
+    from sparsedet.backends.torch import from_model as torch_backend
+    from sparsedet.model.file import ModelFile
+
+    path = export(enlivened(YoloShaped("v8"), 2.3), tmp_path / "a.onnx", (64, 64))
+    imported = load_onnx_detector(path)
+    config = imported.config
+    assert (config.border, config.centred) == (114, True)
+    model = ModelFile(config, imported.tensors, {}, "float32")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    ours = Detector.load(path, threads=1).engine.run(pixels)
+    theirs = torch_backend(model, 1, 1, "f32").run(pixels)
+    assert len(ours) == len(theirs) > 10
+    assert np.abs(ours[:, 1] - theirs[:, 1]).max() == 0
+    assert np.abs(ours[:, 2:] - theirs[:, 2:]).max() < 1e-4
+
+
+def test_one_label_of_a_box(tmp_path: Path) -> None:
+    path = yolox(tmp_path / "a.onnx", False)
+    for several in (True, False):
+        stated = Preprocessing(several_labels=several, score_threshold=0.01, nms_threshold=1.0)
+        imported = load_onnx_detector(path, stated=stated)
+        save_model(tmp_path / f"{several}.safetensors", imported.config, imported.tensors, {})
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    many, few = (
+        Detector.load(tmp_path / f"{s}.safetensors").engine.run(pixels) for s in (True, False)
+    )
+    boxes = [tuple(row[3:]) for row in few]
+    assert len(set(boxes)) == len(boxes) < len({tuple(r[3:]) for r in many}) * CLASSES
+
+
+def with_metadata(path: Path, **metadata: str) -> Path:
+    model = onnx.load(str(path))
+    for key, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_metadata_are_literals(tmp_path: Path) -> None:
+    names = str({0: "cat", 1: "dog", 2: "it's"})
+    path = with_metadata(yolox(tmp_path / "a.onnx", False), names=names, task="detect")
+    assert load_onnx_detector(path).config.class_names == ("cat", "dog", "it's")
+    for text in (
+        "__import__('os').getcwd()",
+        "{0: 1}",
+        "[" * 5000,
+        "{1: 'a'}",
+        "'abc' 'd' * 9**9",
+        "x" * 200_000,
+        "['\\x1b[2J', 'b', 'c']",
+    ):
+        with pytest.raises(InputError, match="metadata 'names' is no plain list of names") as error:
+            class_names("a.onnx", 3, {"names": text})
+        assert "\n" not in str(error.value)
+    two = with_metadata(yolox(tmp_path / "b.onnx", False), names="['a', 'b']")
+    with pytest.raises(InputError, match="name 2 classes, its graph has 3; --raw"):
+        load_onnx(two)
+
+
+def test_other_tasks_and_unknown_outputs(tmp_path: Path) -> None:
+    path = with_metadata(yolox(tmp_path / "a.onnx", False), task="segment")
+    with pytest.raises(InputError, match=r"its task is 'segment'.*--raw"):
+        load_onnx(path)
+    assert Model.load(path).config.output_shapes == {"y": (1, 84, 8)}
+    plain = save_onnx(
+        tmp_path / "p.onnx", [conv_node("c", "x", "y")], ["y"], conv_tensors("c", 4, 3)
+    )
+    assert not isinstance(load_onnx(plain), Imported)
+    with pytest.raises(InputError, match=r"its outputs \(y \[1, 4, 16, 16\]\) are those of no"):
+        Detector.load(plain)
+
+
+TRAINED = os.environ.get("SPARSEDET_TRAINED_MODELS", "")
+"""A folder with yolox_nano_416.onnx, picodet_s_416.onnx and picodet_s_320.onnx."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolox_nano_416", "picodet_s_416", "picodet_s_320"])
+def test_trained_detectors(name: str) -> None:
+    path = Path(TRAINED) / f"{name}.onnx"
+    if not TRAINED or not path.exists():
+        pytest.skip("SPARSEDET_TRAINED_MODELS names no folder with the trained detectors")
+    size = int(name.rsplit("_", 1)[1])
+    batch = images((size, size))
+    if "yolox" in name:
+        batch = batch * 40 + 128
+    got, want = Model.load(path)(batch), run_onnx(path, batch)
+    for output, expected in want.items():
+        assert np.abs(got[output] - expected).max() < 1e-4 * np.abs(expected).max()
+    assert isinstance(load_onnx(path), Imported)

@@ -1,0 +1,110 @@
+"""Whole networks from ONNX files, with random weights, equal ONNX Runtime's outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+pytest.importorskip("onnxruntime")
+
+from helpers.onnx_files import difference, images, run_onnx  # noqa: E402
+from helpers.yolo_models import YoloShaped, enlivened, export  # noqa: E402
+
+from sparsedet import Model  # noqa: E402
+
+CLASSIFIERS: list[tuple[str, int, bool]] = [
+    ("resnet18", 64, False),
+    ("mobilenet_v2", 64, False),
+    ("mobilenet_v3_small", 64, False),
+    ("shufflenet_v2_x0_5", 64, False),
+    ("squeezenet1_1", 64, False),
+    ("regnet_y_400mf", 64, False),
+]
+LARGE = [
+    ("resnet50", 224, False),
+    ("resnet101", 96, False),
+    ("vgg11_bn", 224, False),
+    ("densenet121", 64, False),
+    ("densenet121", 64, True),
+    ("efficientnet_b0", 96, False),
+    ("efficientnet_b0", 96, True),
+    ("mobilenet_v3_large", 96, True),
+    ("googlenet", 96, False),
+    ("resnet18", 64, True),
+]
+GAINS = {"v5u": 2.0, "v8": 2.3, "11": 2.0}
+"""With which both boxes and scores differ between images."""
+
+
+def check(path: Path, size: int, parts: dict[str, slice]) -> Model:
+    """All parts of the one output are right, and differ between images."""
+    batch = images((size, size))
+    model = Model.load(path, threads=2)
+    (got,), (want,) = model(batch).values(), run_onnx(path, batch).values()
+    for name, part in parts.items():
+        assert difference(got[:1, part], want[1:, part]) > 0.1, f"{name}: void"
+        assert difference(got[:, part], want[:, part]) < 1e-4, name
+    return model
+
+
+def classifier(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    options: dict[str, Any] = {"init_weights": False} if name == "googlenet" else {}
+    module = enlivened(getattr(torchvision.models, name)(weights=None, **options))
+    form = {"opset_version": 20 if dynamo else 17, "dynamo": dynamo}
+    path = export(module, tmp_path / "net.onnx", (size, size), **form)
+    check(path, size, {"logits": slice(None)})
+
+
+@pytest.mark.parametrize(("name", "size", "dynamo"), CLASSIFIERS)
+def test_classifiers(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
+    classifier(tmp_path, name, size, dynamo)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size", "dynamo"), LARGE)
+def test_large_classifiers(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
+    classifier(tmp_path, name, size, dynamo)
+
+
+@pytest.mark.parametrize("kind", GAINS)
+def test_yolo_shaped_networks_give_their_raw_outputs(tmp_path: Path, kind: str) -> None:
+    module = enlivened(YoloShaped(kind), GAINS[kind])
+    path = export(module, tmp_path / "net.onnx", (64, 64))
+    model = check(path, 64, {"boxes": slice(0, 4), "scores": slice(4, None)})
+    convs = [o for o in model.config.graph.operations if o.kind == "conv"]
+    assert any(getattr(o.attributes, "residual_last", False) for o in convs)
+    if kind == "v8":
+        assert model.engine.native.copied_bytes == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [11, 12, 20])
+def test_other_opsets(tmp_path: Path, opset: int) -> None:
+    module = enlivened(YoloShaped("v8"), GAINS["v8"])
+    path = export(module, tmp_path / "net.onnx", (64, 64), opset_version=opset)
+    check(path, 64, {"boxes": slice(0, 4), "scores": slice(4, None)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GAINS)
+def test_the_other_exporter(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("onnxscript")
+    module = enlivened(YoloShaped(kind), GAINS[kind])
+    path = export(module, tmp_path / "net.onnx", (64, 64), dynamo=True, opset_version=20)
+    check(path, 64, {"boxes": slice(0, 4), "scores": slice(4, None)})
+
+
+def test_results_do_not_depend_on_threads_or_batches(tmp_path: Path) -> None:
+    module = enlivened(YoloShaped("11"))
+    path = export(module, tmp_path / "net.onnx", (64, 96))
+    batch = images((64, 96), 3)
+    one, three = (Model.load(path, threads=n) for n in (1, 3))
+    (whole,) = one(batch).values()
+    assert (whole == next(iter(three(batch).values()))).all()
+    assert (whole[1:2] == next(iter(one(batch[1:2]).values()))).all()
