@@ -28,6 +28,10 @@ ACTIVATIONS = {
     "relu": F.relu,
     "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
 }
 CHANNELS = (1, 3, 16, 20)
 SIZES = ((1, 1), (3, 7), (2, 16), (5, 17), (4, 33))
@@ -123,7 +127,7 @@ def test_activations_are_equal_to_the_bit_on_all_instruction_sets(activation: st
 
 
 @pytest.mark.skipif(not has_int8(), reason="no int8 here")
-@pytest.mark.parametrize("activation", ["hardswish", "hardsigmoid"])
+@pytest.mark.parametrize("activation", ["hardswish", "hardsigmoid", "relu6", "silu"])
 def test_int8_takes_no_other_activation_than_relu(activation: str) -> None:
     native = with_map("", "f32", 4)
     pool = {"name": "q", "kind": "max_pool", "inputs": ["m"], "kernel": 3, "stride": 2}
