@@ -7,11 +7,11 @@ suppression keeps and for the RoIs of one level; one image at a time. Nothing is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..model.detector_config import Config, build_graph, rows_of, with_fixed_input
-from ..model.graph import IMAGE, MaskOutput
+from ..model.graph import IMAGE, Add, Concat, MaskOutput, Operation
 from ..model.interpreter import Interpreter
 from ..model.rewrite import hoist, merge_equal
 from .detections import DetectionBuilder
@@ -34,6 +34,14 @@ class GraphBuilder(RoiBuilder, DetectionBuilder, Interpreter[Any]):
         graph = build_graph(config)
         self.graph = merge_equal(hoist(graph)) if form.hoist else graph
         self.weights, self.flat, self.sampled = {}, set(), {}
+
+    def execute(self, operation: Operation, inputs: Sequence[Any]) -> Any:
+        """As `Interpreter.execute`; "concat" and "add" are names of single operations, too."""
+        if isinstance(operation.attributes, Concat):
+            return self.concat(*inputs, axis=1)
+        if isinstance(operation.attributes, Add):
+            return self.sum_of(operation, *inputs)
+        return super().execute(operation, inputs)
 
     def outputs(self, network_input: Any) -> dict[str, Any]:
         """The whole network: input of the form's layout -> the outputs by name."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..model.graph import (
+    CellOutput,
     DetectionOutput,
     FcosOutput,
     MaskOutput,
@@ -154,8 +155,61 @@ class DetectionBuilder(BoxBuilder):
             found.append((boxes, scores, label))
         return self._suppressed(operation, attributes, found)
 
+    def cell_detections(self, operation: Operation, *inputs: Any) -> Any:
+        """As `detections`."""
+        attributes = typed(operation, CellOutput)
+        levels, found = len(attributes.strides), []
+        for level in range(levels):
+            logits, boxes, *objectness = inputs[level:-1:levels]
+            size = self.graph.shapes[operation.inputs[level]].size
+            cells, classes = size[0] * size[1], attributes.num_classes
+            scores = self.unary("Sigmoid", self.reshape(logits, classes, cells))
+            if objectness:
+                factor = self.unary("Sigmoid", self.reshape(objectness[0], 1, cells))
+                scores = self.binary("Mul", scores, factor)
+            if not attributes.several_labels:
+                scores = self._only_best(scores, classes, cells)
+            best = self.max_over(scores, 0)
+            count, rows = self._best_places(attributes, best, cells)
+            of_class = self._values(self.reshape(scores, -1), rows, classes, cells)
+            scores, place, label = self._best_scores(attributes, of_class, count)
+            rows = self.gather(rows, place)
+            y, x = np.mgrid[: size[0], : size[1]].reshape(2, -1) + attributes.offset
+            points = self.gather(self.constant(np.stack([x, y], axis=1).astype(np.float32)), rows)
+            channels = 4 * attributes.bins
+            of_cell = self._values(self.reshape(boxes, -1), rows, channels, cells)
+            decoded = self._cell_boxes(attributes, of_cell, points)
+            stride = self.scalar(float(attributes.strides[level]))
+            found.append((self.binary("Mul", decoded, stride), scores, label))
+        return self._suppressed(operation, attributes, found)
+
+    def _only_best(self, scores: Any, classes: int, cells: int) -> Any:
+        """Scores [K, N] of which each cell's best one stays, the first of equal ones."""
+        best = self.reshape(self.max_over(scores, 0), 1, cells)
+        # Of equal scores the first label is the best: its rank is the largest.
+        ranks = self.constant(np.arange(classes, 0, -1, dtype=np.float32)[:, None])
+        top = self.select(self.binary("Equal", scores, best), ranks, self.scalar(0.0))
+        first = self.reshape(self.max_over(top, 0), 1, cells)
+        return self.select(self.binary("Equal", top, first), scores, self.scalar(-1.0))
+
+    def _cell_boxes(self, attributes: CellOutput, of_cell: Any, points: Any) -> Any:
+        """Boxes [N, 4] in strides, of the outputs [N, 4 * bins] of cells at points [N, 2]."""
+        if attributes.boxes == "centre":
+            centre = self.binary("Add", points, self.part(of_cell, 0, 2, 1))
+            sides = self.unary("Exp", self.part(of_cell, 2, 4, 1))
+            half = self.binary("Mul", sides, self.scalar(0.5))
+            first, last = (self.binary(name, centre, half) for name in ("Sub", "Add"))
+            return self.concat(first, last, axis=1)
+        sides = of_cell
+        if attributes.bins > 1:
+            shares = self.softmax(self.reshape(of_cell, -1, 4, attributes.bins), 2)
+            bins = self.constant(np.arange(attributes.bins, dtype=np.float32)[:, None])
+            sides = self.reshape(self.matmul(shares, bins), -1, 4)
+        first = self.binary("Sub", points, self.part(sides, 0, 2, 1))
+        return self.concat(first, self.binary("Add", points, self.part(sides, 2, 4, 1)), axis=1)
+
     def _best_places(
-        self, attributes: RetinaNetOutput | FcosOutput, best: Any, total: int
+        self, attributes: RetinaNetOutput | FcosOutput | CellOutput, best: Any, total: int
     ) -> tuple[int, Any]:
         """The anchors or cells, of `total`, with the best scores, and their number.
 
@@ -166,7 +220,7 @@ class DetectionBuilder(BoxBuilder):
         return count, self.top_k(self.reshape(best, total), count, ordered=False)[1]
 
     def _best_scores(
-        self, attributes: RetinaNetOutput | FcosOutput, scores: Any, count: int
+        self, attributes: RetinaNetOutput | FcosOutput | CellOutput, scores: Any, count: int
     ) -> tuple[Any, Any, Any]:
         """The best of the scores [count, K], their rows and their labels."""
         classes = attributes.num_classes
@@ -191,7 +245,7 @@ class DetectionBuilder(BoxBuilder):
     def _suppressed(
         self,
         operation: Operation,
-        attributes: RetinaNetOutput | FcosOutput,
+        attributes: RetinaNetOutput | FcosOutput | CellOutput,
         found: list[Candidates],
     ) -> Any:
         """The best rows of all levels after non-maximum suppression by class."""
@@ -215,7 +269,8 @@ class DetectionBuilder(BoxBuilder):
         names = self.reshape(self.binary("Add", label, self.integer(1)), count, 1)
         zeros = self.constant(np.zeros((count, 1), dtype=np.float32))
         fixed = self.concat(zeros, self.to_float32(names), axis=1)
-        if isinstance(attributes, RetinaNetOutput) and not attributes.clip_first:
+        clips_last = isinstance(attributes, RetinaNetOutput) and not attributes.clip_first
+        if clips_last or isinstance(attributes, CellOutput):
             boxes = self.clip(boxes)
         return self._rows(fixed, self.reshape(scores, count, 1), boxes, index, count, limit)
 

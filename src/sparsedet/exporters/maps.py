@@ -12,6 +12,10 @@ from ..errors import InputError
 from ..model.graph import (
     Activate,
     Activation,
+    Add,
+    Affine,
+    Attention,
+    AveragePool,
     Conv,
     DepthToSpace,
     GroupNorm,
@@ -19,6 +23,7 @@ from ..model.graph import (
     MaxPool,
     Normalise,
     Operation,
+    Shuffle,
     Slice,
     typed,
 )
@@ -29,6 +34,7 @@ _ACTIVATIONS: dict[Activation, Unary] = {
     "relu": "Relu",
     "hardswish": "HardSwish",
     "hardsigmoid": "HardSigmoid",
+    "sigmoid": "Sigmoid",
 }
 
 
@@ -52,7 +58,10 @@ class MapBuilder(Primitives):
             self.constant(np.asarray(numbers, dtype=np.float32).reshape(1, 3, 1, 1))
             for numbers in (attributes.mean, attributes.std)
         )
-        return self.binary("Div", self.binary("Sub", image, mean), std)
+        x = self.binary("Div", self.binary("Sub", image, mean), std)
+        if not attributes.rgb:
+            return x
+        return self.concat(*(self.part(x, i, i + 1, 1) for i in (2, 1, 0)), axis=1)
 
     def conv(self, operation: Operation, x: Any, residual: Any = None) -> Any:
         conv, source = typed(operation, Conv), operation.inputs[0]
@@ -69,14 +78,60 @@ class MapBuilder(Primitives):
             if layer.crop:
                 height, width = layer.in_size
                 x = self.crop(x, height - layer.crop, width - layer.crop)
-            padding = (layer.padding[0], max(layer.padding[1], 0))
+            top, left, bottom, right = (max(side, 0) for side in conv.padding)
+            padding = (top, left, bottom, right)
             x = self.convolution(x, weight, bias, conv, padding, operation.name)
-        if residual is not None:
+        if residual is not None and not conv.residual_last:
             x = self.binary("Add", x, residual)
-        return self.activated(x, conv.activation)
+        x = self.activated(x, conv.activation)
+        return self.binary("Add", x, residual) if conv.residual_last else x
 
     def activated(self, x: Any, activation: Activation) -> Any:
-        return x if activation == "none" else self.unary(_ACTIVATIONS[activation], x)
+        if activation == "none":
+            return x
+        if activation == "relu6":
+            return self.binary("Min", self.unary("Relu", x), self.scalar(6.0))
+        if activation == "silu":
+            return self.binary("Mul", x, self.unary("Sigmoid", x))
+        if activation == "gelu":
+            error = self.unary("Erf", self.binary("Mul", x, self.scalar(0.5**0.5)))
+            share = self.binary("Add", error, self.scalar(1.0))
+            return self.binary("Mul", self.binary("Mul", x, share), self.scalar(0.5))
+        return self.unary(_ACTIVATIONS[activation], x)
+
+    def sum_of(self, operation: Operation, x: Any, other: Any) -> Any:
+        return self.activated(self.binary("Add", x, other), typed(operation, Add).activation)
+
+    def affine(self, operation: Operation, x: Any) -> Any:
+        affine = typed(operation, Affine)
+        scale = np.asarray(self.tensors[f"{affine.layer}.weight"], dtype=np.float32)
+        factors, terms = (
+            self.constant(v.reshape(1, -1, 1, 1)) for v in (scale, self.bias(affine.layer))
+        )
+        x = self.binary("Add", self.binary("Mul", x, factors), terms)
+        return self.activated(x, affine.activation)
+
+    def average_pool(self, operation: Operation, x: Any) -> Any:
+        pool = typed(operation, AveragePool)
+        settings = (pool.kernel, pool.stride, pool.padding, pool.count_padding)
+        return self.average(x, *settings, operation.name)
+
+    def shuffle(self, operation: Operation, x: Any) -> Any:
+        shape, groups = self.graph.shapes[operation.name], typed(operation, Shuffle).groups
+        x = self.reshape(x, 1, groups, shape.channels // groups, *shape.size)
+        return self.reshape(self.transpose(x, 0, 2, 1, 3, 4), 1, shape.channels, *shape.size)
+
+    def attention(self, operation: Operation, x: Any) -> Any:
+        attention, shape = typed(operation, Attention), self.graph.shapes[operation.name]
+        key, value = attention.key, shape.channels // attention.heads
+        cells = shape.height * shape.width
+        x = self.reshape(x, 1, attention.heads, 2 * key + value, cells)
+        parts = ((0, key), (key, 2 * key), (2 * key, 2 * key + value))
+        q, k, v = (self.part(x, start, stop, 2) for start, stop in parts)
+        products = self.matmul(self.transpose(q, 0, 1, 3, 2), k)
+        logits = self.binary("Mul", products, self.scalar(attention.score_scale))
+        shares = self.transpose(self.softmax(logits, 3), 0, 1, 3, 2)
+        return self.reshape(self.matmul(v, shares), 1, shape.channels, *shape.size)
 
     def activate(self, operation: Operation, x: Any) -> Any:
         return self.activated(x, typed(operation, Activate).activation)
@@ -93,7 +148,7 @@ class MapBuilder(Primitives):
 
     def max_pool(self, operation: Operation, x: Any) -> Any:
         pool = typed(operation, MaxPool)
-        return self.largest(x, pool.kernel, pool.stride, pool.padding[1:3], operation.name)
+        return self.largest(x, pool.kernel, pool.stride, pool.padding, operation.name)
 
     def mean(self, operation: Operation, x: Any) -> Any:
         readers = self.graph.readers[operation.name]
@@ -102,7 +157,7 @@ class MapBuilder(Primitives):
             self.flat.add(operation.name)
         return self.spatial_mean(x, keep=not flat)
 
-    def resize(self, operation: Operation, x: Any, like: Any) -> Any:
+    def resize(self, operation: Operation, x: Any, like: Any = None) -> Any:
         before = self.graph.shapes[operation.inputs[0]].size
         size = self.graph.shapes[operation.name].size
         axes = list(zip(before, size, strict=True))

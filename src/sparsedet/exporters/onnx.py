@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import write_atomic
 from ..model.detector_config import Config, config_to_json
-from ..model.graph import Conv, RoiAlign
+from ..model.graph import Conv, Padding, RoiAlign
 from .builder import GraphBuilder
 from .form import Form, model_info, output_path, require_package
 from .primitives import Array
@@ -172,8 +172,11 @@ class OnnxBuilder(GraphBuilder):
     def max_over(self, x: str, axis: int) -> str:
         return self.add("ReduceMax", x, self.ints(axis), keepdims=0)
 
-    def softmax(self, x: str) -> str:
-        return self.add("Softmax", x, axis=1)
+    def softmax(self, x: str, axis: int = 1) -> str:
+        return self.add("Softmax", x, axis=axis)
+
+    def matmul(self, a: str, b: str) -> str:
+        return self.add("MatMul", a, b)
 
     def top_k(self, x: str, count: int, ordered: bool) -> tuple[str, str]:
         scores = self.add("TopK", x, self.ints(count), outputs=2, axis=0)
@@ -210,7 +213,7 @@ class OnnxBuilder(GraphBuilder):
         weight: str,
         bias: Array | None,
         conv: Conv,
-        padding: tuple[int, int],
+        padding: Padding,
         name: str,
     ) -> str:
         inputs = [x, weight]
@@ -220,21 +223,34 @@ class OnnxBuilder(GraphBuilder):
         if conv.dilation != 1:
             settings["dilations"] = [conv.dilation] * 2
         return self.add(
-            "Conv", *inputs, name=name, strides=[conv.stride] * 2, pads=_pads(padding), **settings
+            "Conv", *inputs, name=name, strides=[conv.stride] * 2, pads=padding, **settings
         )
 
     def linear(self, x: str, weight: str, bias: Array, name: str) -> str:
         constant = self.constant(bias, f"{name}.bias")
         return self.add("Gemm", x, weight, constant, name=name, transB=1)
 
-    def largest(self, x: str, kernel: int, stride: int, padding: tuple[int, int], name: str) -> str:
+    def largest(self, x: str, kernel: int, stride: int, padding: Padding, name: str) -> str:
         return self.add(
             "MaxPool",
             x,
             name=name,
             kernel_shape=[kernel] * 2,
             strides=[stride] * 2,
-            pads=_pads(padding),
+            pads=padding,
+        )
+
+    def average(
+        self, x: str, kernel: int, stride: int, padding: Padding, counted: bool, name: str
+    ) -> str:
+        return self.add(
+            "AveragePool",
+            x,
+            name=name,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=padding,
+            count_include_pad=int(counted),
         )
 
     def normalise_groups(
@@ -268,8 +284,3 @@ class OnnxBuilder(GraphBuilder):
 
     def channels_to_cells(self, x: str, block: int) -> str:
         return self.add("DepthToSpace", x, blocksize=block, mode="DCR")
-
-
-def _pads(padding: tuple[int, int]) -> list[int]:
-    before, after = padding
-    return [before, before, after, after]

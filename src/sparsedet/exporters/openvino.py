@@ -17,7 +17,7 @@ import numpy as np
 
 from ..files import write_atomic
 from ..model.detector_config import Config, config_to_json
-from ..model.graph import Conv, RoiAlign
+from ..model.graph import Conv, Padding, RoiAlign
 from .builder import GraphBuilder
 from .form import Form, model_info, output_path, require_package
 from .primitives import Array
@@ -92,6 +92,7 @@ class OpenvinoBuilder(GraphBuilder):
         }
         self.unaries = {
             "Exp": op.exp,
+            "Erf": op.erf,
             "Relu": op.relu,
             "Sigmoid": op.sigmoid,
             "Sqrt": op.sqrt,
@@ -171,8 +172,11 @@ class OpenvinoBuilder(GraphBuilder):
     def max_over(self, x: Any, axis: int) -> Any:
         return self.op.reduce_max(x, self.ints(axis), keep_dims=False)
 
-    def softmax(self, x: Any) -> Any:
-        return self.op.softmax(x, 1)
+    def softmax(self, x: Any, axis: int = 1) -> Any:
+        return self.op.softmax(x, axis)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return self.op.matmul(a, b, False, False)
 
     def top_k(self, x: Any, count: int, ordered: bool) -> tuple[Any, Any]:
         # OpenVINO takes 1.5 s for a stable sort of all anchors by value; by index it is fast.
@@ -221,11 +225,11 @@ class OpenvinoBuilder(GraphBuilder):
         weight: Any,
         bias: Array | None,
         conv: Conv,
-        padding: tuple[int, int],
+        padding: Padding,
         name: str,
     ) -> Any:
-        before, after = padding
-        settings = ([conv.stride] * 2, [before] * 2, [after] * 2, [conv.dilation] * 2)
+        before, after = list(padding[:2]), list(padding[2:])
+        settings = ([conv.stride] * 2, before, after, [conv.dilation] * 2)
         if conv.groups == 1:
             x = self.op.convolution(x, weight, *settings, name=name)
         else:
@@ -240,11 +244,18 @@ class OpenvinoBuilder(GraphBuilder):
         product = self.op.matmul(x, weight, False, True)
         return self.op.add(product, self.constant(bias[None]), name=name)
 
-    def largest(self, x: Any, kernel: int, stride: int, padding: tuple[int, int], name: str) -> Any:
-        before, after = padding
+    def largest(self, x: Any, kernel: int, stride: int, padding: Padding, name: str) -> Any:
+        before, after = list(padding[:2]), list(padding[2:])
         return self.op.max_pool(
-            x, [stride] * 2, [1, 1], [before] * 2, [after] * 2, [kernel] * 2, name=name
+            x, [stride] * 2, [1, 1], before, after, [kernel] * 2, name=name
         ).output(0)
+
+    def average(
+        self, x: Any, kernel: int, stride: int, padding: Padding, counted: bool, name: str
+    ) -> Any:
+        before, after = list(padding[:2]), list(padding[2:])
+        settings = ([stride] * 2, before, after, [kernel] * 2, not counted)
+        return self.op.avg_pool(x, *settings, name=name)
 
     def normalise_groups(
         self, x: Any, groups: int, eps: float, shape: tuple[int, ...], scale: Array, offset: Array

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.graph import Conv, Graph, RoiAlign
+from ..model.graph import Conv, Graph, Padding, RoiAlign
 
 Array = NDArray[Any]
-Unary = Literal["Exp", "Relu", "Sigmoid", "Sqrt", "HardSwish", "HardSigmoid"]
+Unary = Literal["Exp", "Erf", "Relu", "Sigmoid", "Sqrt", "HardSwish", "HardSigmoid"]
 Binary = Literal[
     "Add", "Sub", "Mul", "Div", "Min", "Max", "Greater", "GreaterOrEqual", "Less", "Equal", "And"
 ]
@@ -89,8 +89,11 @@ class Primitives(ABC):
         """The largest value along an axis, which is dropped."""
 
     @abstractmethod
-    def softmax(self, x: Any) -> Any:
-        """Along the second axis."""
+    def softmax(self, x: Any, axis: int = 1) -> Any: ...
+
+    @abstractmethod
+    def matmul(self, a: Any, b: Any) -> Any:
+        """Products of the last two axes."""
 
     @abstractmethod
     def top_k(self, x: Any, count: int, ordered: bool) -> tuple[Any, Any]:
@@ -118,7 +121,7 @@ class Primitives(ABC):
         weight: Any,
         bias: Array | None,
         conv: Conv,
-        padding: tuple[int, int],
+        padding: Padding,
         name: str,
     ) -> Any: ...
 
@@ -126,9 +129,13 @@ class Primitives(ABC):
     def linear(self, x: Any, weight: Any, bias: Array, name: str) -> Any: ...
 
     @abstractmethod
-    def largest(
-        self, x: Any, kernel: int, stride: int, padding: tuple[int, int], name: str
-    ) -> Any: ...
+    def largest(self, x: Any, kernel: int, stride: int, padding: Padding, name: str) -> Any: ...
+
+    @abstractmethod
+    def average(
+        self, x: Any, kernel: int, stride: int, padding: Padding, counted: bool, name: str
+    ) -> Any:
+        """The mean of each window; counted: with the zeros of the padding."""
 
     @abstractmethod
     def normalise_groups(
