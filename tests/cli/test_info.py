@@ -10,7 +10,7 @@ import pytest
 from helpers.commands import Run, refused
 
 import sparsedet
-from sparsedet.cli.info import forecast_lines
+from sparsedet.cli.forecast import forecast_lines
 from sparsedet.model.file import save_model, tensor_shapes
 from sparsedet.model.graph import IMAGE, Conv, Graph, Normalise, Operation, Shape
 from sparsedet.model.presets import preset

@@ -32,7 +32,7 @@ def conv(name: str, source: str, ins: int, out: int, **changes: Any) -> Fields:
     return {**fields, "clipping_threshold": 0.0, **changes}
 
 
-class Network:
+class JoinedNetwork:
     """A graph of the engine, and the same in torch, built side by side.
 
     Values are small integers, so that sums are exact.
@@ -85,7 +85,7 @@ class Network:
 
 
 def test_what_is_joined_lies_side_by_side() -> None:
-    net = Network()
+    net = JoinedNetwork()
     net.conv("a", "n", 5, kernel=(3, 3), padding=(1, 1, 1, 1))
     net.conv("b", "n", 3)
     net.concat("j", "a", "b")
@@ -95,7 +95,7 @@ def test_what_is_joined_lies_side_by_side() -> None:
 
 def test_slices_of_one_value_are_joined_in_place_with_what_is_made_of_them() -> None:
     """YOLOv8's stage: two halves, and blocks whose residual is one of them."""
-    net = Network()
+    net = JoinedNetwork()
     net.conv("whole", "n", 8)
     net.slice("a", "whole", 0, 4)
     net.slice("b", "whole", 4, 4)
@@ -108,7 +108,7 @@ def test_slices_of_one_value_are_joined_in_place_with_what_is_made_of_them() -> 
 
 def test_growing_joins_lie_in_the_largest() -> None:
     """DenseNet joins all earlier maps again and again."""
-    net = Network()
+    net = JoinedNetwork()
     net.conv("a", "n", 4)
     names = ["a"]
     for i in range(3):
@@ -124,7 +124,7 @@ def test_growing_joins_lie_in_the_largest() -> None:
 
 
 def test_what_is_in_two_joins_or_in_one_twice_is_copied() -> None:
-    net = Network()
+    net = JoinedNetwork()
     net.conv("a", "n", 4)
     net.conv("b", "n", 2)
     net.concat("j", "a", "b")
@@ -137,7 +137,7 @@ def test_what_is_in_two_joins_or_in_one_twice_is_copied() -> None:
 
 
 def test_parts_of_a_value_that_is_not_joined_as_a_whole_are_copied() -> None:
-    net = Network()
+    net = JoinedNetwork()
     net.conv("a", "n", 6)
     net.slice("s", "a", 2, 3)
     net.conv("b", "n", 2)
@@ -147,7 +147,7 @@ def test_parts_of_a_value_that_is_not_joined_as_a_whole_are_copied() -> None:
 
 
 def test_a_residual_that_lies_otherwise_than_the_output() -> None:
-    net = Network()
+    net = JoinedNetwork()
     net.conv("a", "n", 4)
     net.conv("b", "a", 4, "a", kernel=(3, 3), padding=(1, 1, 1, 1))  # lies in j, "a" does not
     net.conv("c", "n", 2)
@@ -157,7 +157,7 @@ def test_a_residual_that_lies_otherwise_than_the_output() -> None:
 
 
 def test_a_join_of_joins_and_maps_of_other_operations() -> None:
-    net = Network()
+    net = JoinedNetwork()
     net.conv("a", "n", 4)
     pool = {"kernel": 5, "stride": 1, "padding": (2, 2, 2, 2), "type": "f32"}
     value = F.max_pool2d(net.values["a"], 5, 1, 2)

@@ -17,7 +17,10 @@ def register(command: Command) -> None:
         "Name the likeliest classes of images.",
         usage="MODEL IMAGE... [OPTIONS]",
         details="MODEL is a classifier that `convert` wrote, or its ONNX file.",
-        examples=("sparsedet classify resnet50.safetensors dog.jpg --top 3",),
+        examples=(
+            "sparsedet classify resnet50.onnx dog.jpg",
+            "sparsedet classify resnet50.safetensors *.jpg --top 3",
+        ),
     )
     classify.add_argument("model", type=Path, metavar="MODEL", help="model file or ONNX file")
     classify.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")

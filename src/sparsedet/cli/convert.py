@@ -37,7 +37,6 @@ def register(command: Command) -> None:
         examples=(
             "sparsedet convert model_final.pth --config config.yaml -o mine.safetensors",
             "sparsedet convert yolox_nano.onnx -o mine.safetensors",
-            "sparsedet convert published.xml -o published.safetensors --probe street.jpg",
         ),
     )
     from ..importers import FORMATS
@@ -99,6 +98,7 @@ def register(command: Command) -> None:
         "its project's own loader takes)",
     )
     onnx_flags(source)
+    add(convert, "--shape", "--max-detections")
     add(convert, "--preset")
     add(convert, "--config", action="append")
     add(convert, "--output", required=True, type=output_file)

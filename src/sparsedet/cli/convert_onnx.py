@@ -10,7 +10,6 @@ from .options import check_outputs
 
 _FLAGS: dict[str, dict[str, Any]] = {
     "--raw": {"action": "store_true", "help": "the outputs as they are, also of a detector"},
-    "--shape": {"metavar": "1x3xHxW", "help": "shape of the input, where the file leaves it open"},
     "--order": {"choices": ("rgb", "bgr"), "help": "order of the colours that the network reads"},
     "--mean": {"metavar": "A,B,C", "help": "mean of the pixels, 0..255, in that order"},
     "--std": {"metavar": "A,B,C", "help": "what they are divided by, as 255,255,255"},
@@ -22,7 +21,6 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--one-label": {"action": "store_true", "help": "a box has one label, that of its best score"},
     "--least-score": {"type": float, "metavar": "S", "help": "scores that are detections at all"},
     "--nms-threshold": {"type": float, "metavar": "T", "help": "IoU of boxes that are one object"},
-    "--max-detections": {"type": int, "metavar": "N", "help": "detections of an image, at most"},
 }
 
 
@@ -33,7 +31,8 @@ def onnx_flags(parser: Any) -> None:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = {flag: flag.strip("-").replace("-", "_") for flag in _FLAGS}
+    flags = (*_FLAGS, "--shape", "--max-detections")
+    names = {flag: flag.strip("-").replace("-", "_") for flag in flags}
     values = {flag: getattr(arguments, name) for flag, name in names.items()}
     return {flag: value for flag, value in values.items() if value not in (None, False)}
 

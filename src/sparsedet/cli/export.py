@@ -33,6 +33,7 @@ def register(command: Command) -> None:
     export.add_argument(
         "file", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded one)"
     )
+    add(export, "--max-detections")
     add(export, "--output", required=True, type=output_file)
     form = group(export, OUTPUT)
     form.add_argument(
@@ -49,9 +50,6 @@ def register(command: Command) -> None:
     )
     form.add_argument(
         "--rows", choices=("4d", "2d"), default="4d", help="the output is [1,1,N,7] or [N,7]"
-    )
-    form.add_argument(
-        "--max-detections", type=int, metavar="N", help="rows of the output (default: the model's)"
     )
     form.add_argument(
         "--image-info",

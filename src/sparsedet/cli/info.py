@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
+from .forecast import forecast_lines
 from .options import RUNNING, Command, add, add_old, group, output_file, warn
 
 if TYPE_CHECKING:
     from ..model.detector_config import Config
     from ..model.file import ModelFile
-    from ..model.network import AnyConfig
-    from ..model.sparsity import SparsityReport
 
 
 def register(command: Command) -> None:
@@ -25,8 +24,7 @@ def register(command: Command) -> None:
         "Show layers, parameters, sparsity and cost of a model.",
         usage="[MODEL] [OPTIONS]",
         examples=(
-            "sparsedet info fasterrcnn_resnet50_fpn.pth",
-            "sparsedet info yolov8s.onnx",
+            "sparsedet info yolov8s.onnx --shape 1x3x640x640",
             "sparsedet info mine.safetensors --autotune mine.tuning.json",
         ),
     )
@@ -53,9 +51,7 @@ def register(command: Command) -> None:
     )
     add(info, "--precision", default="full")
     add_old(info, "--plan", "--operations", action="store_true")
-    running.add_argument(
-        "--shape", metavar="1x3xHxW", help="ONNX: shape of the input, where the file leaves it open"
-    )
+    add(info, "--shape")
     info.add_argument("--model", dest="model", metavar="FILE", help=argparse.SUPPRESS)
 
 
@@ -158,63 +154,6 @@ def run_info(arguments: argparse.Namespace) -> int:
     )
     print("\n".join(lines))
     return 0
-
-
-_WORTH_IT = 1.3
-"""Times faster at 80 % zeros; a network that gains less is not worth pruning for speed."""
-
-
-def forecast_lines(
-    config: AnyConfig,
-    rois: int,
-    report: SparsityReport | None,
-    precision: str,
-    thresholds: bool = False,
-) -> list[str]:
-    """How much can be pruned, and what zeros would give on this CPU.
-
-    Args:
-        report: zeros of the weights; None: there are no weights.
-        thresholds: whether the model has clipping thresholds, for the precision "fastest".
-    """
-    from .._native import peak_gflops, peak_gflops_bf16, peak_gflops_int8
-    from ..engine import choose_isa, default_threads, explain_precision
-    from ..engine.forecast import forecast, prunable_share
-    from ..model.network import graph_of
-
-    graph, threads = graph_of(config), default_threads()
-    zeros = {r.name: r.zeros for r in report.layers} if report else None
-    share = prunable_share(graph, rois, zeros)
-    why = explain_precision(precision, thresholds=thresholds)
-    chosen = why.format
-    probes = {"f32": peak_gflops, "bf16": peak_gflops_bf16, "int8": peak_gflops_int8}
-    peak = probes[chosen](choose_isa(), threads, 0.3)
-    now = "" if share.zeros is None else f"; {share.zeros:.1%} of these weights are zero now"
-    lines = [
-        f"prunable layers: {share.parameters:.1%} of the parameters, "
-        f"{share.multiplications:.1%} of the multiplications{now}"
-    ]
-
-    def seconds(of: Any) -> float:
-        return forecast(graph, of, peak=peak, precision=chosen, rois=rois)
-
-    dense = seconds(0.0)
-    found = {f"with {share:.0%} zeros": seconds(share) for share in (0.6, 0.8, 0.9)}
-    pruned = dense / found["with 80% zeros"]
-    if report:
-        known = {r.name: r.zeros / max(r.parameters, 1) for r in report.layers}
-        found = {"with the zeros of now": seconds(known), **found}
-    lines.append(
-        f"forecast of one detection here ({choose_isa()}, {chosen}, {threads} threads that make "
-        f"{peak:.0f} GFLOP/s at present):"
-    )
-    if why.reason:
-        lines.append(f"  precision {chosen}, {why.reason}")
-    lines.append(f"  {'without zeros':<24}{dense:>8.3f} s")
-    lines += [f"  {what:<24}{s:>8.3f} s   {dense / s:.2f}x" for what, s in found.items()]
-    if pruned < _WORTH_IT:
-        lines.append("pruning is not worth it here: too little of the time is in prunable layers")
-    return lines
 
 
 def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .convert_onnx import parse_shape
-from .info import forecast_lines
+from .forecast import forecast_lines
 
 
 def show_onnx(path: Path, arguments: argparse.Namespace) -> int:

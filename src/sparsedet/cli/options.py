@@ -134,6 +134,12 @@ FLAGS: dict[str, Flag] = {
         'the config.yaml of a Detectron2 run, or JSON of configuration fields, as {"class_names": '
         "[...]}; may be given twice",
     ),
+    "--shape": _value(
+        MODEL, "ONNX: shape of the input, where the file leaves it open", str, "1x3xHxW"
+    ),
+    "--max-detections": _value(
+        MODEL, "detections of an image, at most (default: the model's)", int, "N"
+    ),
     "--rois": _value(MODEL, "RoIs per image (default: the model's)", int, "N"),
     # --- running
     "--backend": _choice(RUNNING, "what runs the network", *NAMES),
