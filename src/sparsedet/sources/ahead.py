@@ -48,7 +48,11 @@ def read_ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
 
     # A daemon: a camera that says nothing more must not keep the process from ending.
     thread = threading.Thread(target=fill, name="sparsedet source", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends, and starts no more threads
+        yield from items
+        return
     try:
         while True:
             item, error = queue.get()
@@ -77,12 +81,7 @@ def map_in_order(
         pending: deque[tuple[Item, Future[Result]]] = deque()
         try:
             for item in items:
-                try:
-                    future = pool.submit(function, item)
-                except RuntimeError:  # a daemon thread while the interpreter ends: no helpers
-                    future = Future()
-                    future.set_result(function(item))
-                pending.append((item, future))
+                pending.append((item, _submit(pool, function, item)))
                 if len(pending) >= 2 * workers:
                     first, future = pending.popleft()
                     yield first, future.result()
@@ -106,7 +105,7 @@ def map_ahead(
 
     def submitted() -> Iterator[tuple[Item, Future[Result]]]:
         for item in items:
-            yield item, pool.submit(function, item)
+            yield item, _submit(pool, function, item)
 
     reader = read_ahead(submitted(), ahead)
     try:
@@ -115,3 +114,14 @@ def map_ahead(
     finally:
         reader.close()  # type: ignore[attr-defined]
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _submit(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], item: Item
+) -> Future[Result]:
+    try:
+        return pool.submit(function, item)
+    except RuntimeError:  # a daemon thread while the interpreter ends: no helpers
+        future: Future[Result] = Future()
+        future.set_result(function(item))
+        return future
