@@ -34,6 +34,7 @@ class Done:
         paths: files that were finished.
         errors: what went wrong, one line each.
         known: an earlier run did it.
+        count: frames that this stands for.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Done:
     paths: list[Path] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     known: bool = False
+    count: int = 1
 
 
 @dataclass
@@ -152,7 +154,7 @@ class Pipeline:
     def _skip(self, part: Part) -> Done:
         for sink in self.sinks:
             sink.skip(part.name)
-        return Done(part.name, known=True)
+        return Done(part.name, known=True, count=part.count() or 1)
 
     def _write(self, frame: Frame, found: Detections | str | None, seconds: float) -> Done:
         done = Done(frame.name, frame.time, frame.number, seconds=seconds)

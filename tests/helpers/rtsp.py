@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 
 from .videos import frame_image
 
@@ -23,7 +24,7 @@ def encode(frames: int) -> list[list[bytes]]:
 
     context = av.CodecContext.create("libx264", "w")
     context.width, context.height = frame_image(0).shape[1::-1]
-    context.pix_fmt, context.framerate = "yuv420p", 25
+    context.pix_fmt, context.framerate = "yuv420p", Fraction(25)
     context.options = {"tune": "zerolatency", "g": "1", "preset": "ultrafast"}
     units = []
     for number in range(frames):

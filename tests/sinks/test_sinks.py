@@ -297,6 +297,22 @@ def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "old.mp4").read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_video_that_cannot_be_begun_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av")
+    from sparsedet.sinks.video import VideoFile
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(av, "open", refuse)
+    video = VideoFile(tmp_path / "x.mp4", 25.0)
+    with pytest.raises(InputError, match=r"x.mp4: cannot be written \(No space left"):
+        video.write(frame_image(0), 0.0)
+    assert video.close() is None and not list(tmp_path.iterdir())
+
+
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(InputError, match=r"pip install 'sparsedet\[video\]'"):

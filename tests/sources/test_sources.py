@@ -372,6 +372,8 @@ def test_values_of_python() -> None:
     assert [frame.name for frame in frames] == ["image 0", "image 1", "image 2", "image"]
     assert len(read(array)[0]) == 1
     assert "is a float" in read(3.5)[1][0]
+    batch, _ = read(np.stack([frame_image(number) for number in range(3)]))
+    assert [number_of(frame.image) for frame in batch] == [0, 1, 2]
 
 
 def test_an_iterator_is_read_as_it_is_needed() -> None:

@@ -331,7 +331,7 @@ class _Report:
         if self.progress is not None and sys.stdout.isatty():
             self.progress.hide()
         if done.known:
-            self.known += 1
+            self.known += done.count
         elif done.found is not None and not self.quiet:
             self._print(done, done.found)
         if done.paths and self.form == "table" and not self.quiet and not done.known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class VideoFile:
         """
         try:
             if self._stream is None:
-                self._open(image)
+                self._begin(image)
             if image.shape[:2] != self.size:
                 image = np.asarray(cv2.resize(image, self.size[::-1]), np.uint8)
             height, width = self.size
@@ -89,6 +90,13 @@ class VideoFile:
             self._container.mux(self._stream.encode(frame))
         except (OSError, self.av.error.FFmpegError) as error:
             raise self._error(error) from None
+
+    def _begin(self, image: NDArray[np.uint8]) -> None:
+        try:
+            self._open(image)
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())  # delete what was begun
+            raise
 
     def _open(self, image: NDArray[np.uint8]) -> None:
         self.size = image.shape[0], image.shape[1]

@@ -59,7 +59,7 @@ def parts_of(anything: Any, how: Reading) -> Iterator[Part]:
         yield LivePart(f"webcam {anything}", anything, how.every, how.limits.timeout)
     elif isinstance(anything, str | os.PathLike):
         yield from _named(os.fspath(anything), how)
-    elif is_image(anything):
+    elif is_image(anything) and getattr(anything, "ndim", 3) != 4:  # 4: a batch, image by image
         yield ValuePart("image", anything, how.keep_damaged)
     elif hasattr(anything, "read"):
         name = str(getattr(anything, "name", "image"))
