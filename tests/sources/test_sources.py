@@ -245,6 +245,8 @@ def test_a_camera_that_is_not_there_or_silent() -> None:
     assert "cannot be opened" in read(camera(FakeCapture(0, opened=False)))[1][0]
     assert "gives no frame" in read(camera(FakeCapture(0)))[1][0]
     assert "no frame" in read(camera(FakeCapture(9, 0.5), timeout=0.05))[1][0]
+    (part,) = open_source("rtsp://me:secret@127.0.0.1:9/x").parts
+    assert part.name == "rtsp://me:***@127.0.0.1:9/x"
     assert open_source(7).live and open_source("rtsp://127.0.0.1/x").live
 
 

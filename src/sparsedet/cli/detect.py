@@ -130,7 +130,7 @@ def run_detect(arguments: argparse.Namespace) -> int:
     source = open_source(
         arguments.images, recursive=arguments.recursive, every=arguments.every, bad_images=bad
     )
-    if arguments.resume and source.live:
+    if arguments.resume and source.once:
         raise UsageError("--resume goes on with files, not with cameras and streams")
     inputs = arguments.images
     several = len(inputs) > 1 or len(list(source.parts)) != 1 or os.path.isdir(inputs[0])
@@ -162,7 +162,7 @@ def _run(pipeline: Pipeline, report: _Report, bad_images: str) -> BaseException 
                 complete = False
                 break
     except (KeyboardInterrupt, SystemExit) as signalled:
-        stopped, complete = signalled, False
+        stopped, complete = signalled, pipeline.source.once  # a camera ends no other way
     except BaseException:
         pipeline.close(complete=False)
         raise
@@ -321,7 +321,7 @@ class _Report:
 
         self.form, self.quiet = arguments.format, arguments.quiet
         self.verbose = arguments.verbose
-        self.total = source.count()
+        self.total, self.once = source.count(), source.once
         self.csv = CsvWriter(sys.stdout, any(part.moving for part in source.parts))
         self.done = self.known = self.failed = 0
         self.progress = None if self.quiet or self.total == 1 else Progress("", "images")
@@ -370,7 +370,8 @@ class _Report:
         if stopped is not None:
             if several:
                 of = f" of {self.total}" if self.total else ""
-                way = "; the same command with --resume goes on" if journal is not None else ""
+                goes_on = journal is not None and not self.once
+                way = "; the same command with --resume goes on" if goes_on else ""
                 complain(f"stopped after {self.done + self.known}{of} images{way}")
             code = stopped.code if isinstance(stopped, SystemExit) else 130
             return code if isinstance(code, int) else 1

@@ -33,6 +33,11 @@ class ImageSource:
         """Whether one of its inputs is a camera or a stream."""
         return isinstance(self.parts, Sequence) and any(part.live for part in self.parts)
 
+    @property
+    def once(self) -> bool:
+        """Whether one of its inputs cannot be read again."""
+        return isinstance(self.parts, Sequence) and any(part.once for part in self.parts)
+
     def count(self) -> int | None:
         """How many frames it will give; None: unknown."""
         if not isinstance(self.parts, Sequence):

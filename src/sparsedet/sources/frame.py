@@ -68,12 +68,14 @@ class Part:
         path: of a file, else None.
         moving: it gives several frames, which have a time.
         live: it has no end of its own, and frames that nobody takes are lost.
+        once: its frames cannot be read again: a camera, standard input.
     """
 
     def __init__(
         self, name: str, path: Path | None = None, *, moving: bool = False, live: bool = False
     ) -> None:
         self.name, self.path, self.moving, self.live = name, path, moving, live
+        self.once = live
 
     def count(self) -> int | None:
         """How many frames it will give; None: unknown."""

@@ -94,7 +94,8 @@ def _address(text: str, scheme: str, how: Reading) -> Iterator[Part]:
 
         yield UrlPart(text, how.every, how.limits, how.keep_damaged)
     elif scheme in STREAM_SCHEMES:
-        yield LivePart(text, text, how.every, how.limits.timeout)
+        name = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", text)  # no password in files and logs
+        yield LivePart(name, text, how.every, how.limits.timeout)
     elif scheme == "file":
         yield from _path(Path(url2pathname(urlsplit(text).path)), how, "")
     else:

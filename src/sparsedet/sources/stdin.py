@@ -19,6 +19,7 @@ class StdinPart(Part):
         self, every: int = 1, limits: Limits | None = None, keep_damaged: bool = False
     ) -> None:
         super().__init__("stdin")
+        self.once = True
         self.every, self.limits, self.keep_damaged = every, limits or Limits(), keep_damaged
 
     def count(self) -> int | None:
