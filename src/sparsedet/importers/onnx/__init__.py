@@ -36,7 +36,7 @@ from .detectors import (
 from .fold import fold, known_kinds
 from .fuse import fuse, mark_prunable
 from .patterns import find_patterns
-from .program import Program
+from .program import DAMAGE, Program
 from .reader import read
 
 F32 = NDArray[np.float32]
@@ -49,9 +49,19 @@ def load_program(path: str | os.PathLike[str], shape: Sequence[int] | None = Non
         InputError: as `load_onnx_network`.
     """
     program = read(path, shape, known_kinds())
-    fold(program)
-    find_patterns(program)
+    try:
+        fold(program)
+        find_patterns(program)
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
     return program
+
+
+def _damaged(path: str | os.PathLike[str], error: BaseException) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    why = " ".join(str(error).split())[:100] or type(error).__name__
+    return InputError(f"{path}: has nodes that do not fit each other ({why})")
 
 
 def build_network(program: Program) -> tuple[NetworkConfig, dict[str, F32]]:
@@ -89,6 +99,8 @@ def build_network(program: Program) -> tuple[NetworkConfig, dict[str, F32]]:
         check_tensors(config, tensors)
     except InputError as error:
         raise InputError(f"{program.path}: {error}") from None
+    except DAMAGE as error:
+        raise _damaged(program.path, error) from None
     return config, tensors
 
 

@@ -34,7 +34,7 @@ from ...model.graph import (
     Slice,
 )
 from .build_tail import MapValue, TailBuilder
-from .program import OnnxNode, Program, as_float
+from .program import DAMAGE, OnnxNode, Program, as_float
 
 F32 = NDArray[np.float32]
 INPUT = "input"
@@ -77,10 +77,10 @@ class NetworkBuilder(TailBuilder):
                 raise self.unknown(node)
             if method is None or not method(node):
                 self.tail(node)
-        except ValueError as error:
+        except DAMAGE as error:
             if isinstance(error, InputError):
                 raise
-            raise self.program.refuse(node, str(error)) from None
+            raise self.program.refuse(node, str(error)[:200]) from None
 
     # ------------------------------------------------------------------ names and values
 

@@ -327,5 +327,5 @@ def evaluate(node: OnnxNode, inputs: Sequence[Array | None]) -> Array:
     """
     try:
         return np.asarray(EVALUATE[node.op](node, *inputs))
-    except (ArithmeticError, IndexError, KeyError, TypeError, np.exceptions.AxisError) as error:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError) as error:
         raise ValueError(f"has constants that do not fit ({str(error)[:100]})") from None

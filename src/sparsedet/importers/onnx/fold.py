@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import InputError
 from .constants import EVALUATE, axis_of, evaluate, reshaped, sliced
-from .program import BINARY, MOST_ELEMENTS, UNARY, Array, OnnxNode, Program, Sizes, as_float
+from .program import BINARY, DAMAGE, MOST_ELEMENTS, UNARY, Array, OnnxNode, Program, Sizes, as_float
 from .windows import convolution, pool, transposed_convolution
 
 _REDUCE = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max"}
@@ -48,7 +48,7 @@ class Folder:
             node.inputs = [self.alias.get(name, name) for name in node.inputs]
             try:
                 self.fold(node)
-            except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+            except DAMAGE as error:
                 if isinstance(error, InputError):
                     raise
                 raise program.refuse(node, str(error)[:200]) from None

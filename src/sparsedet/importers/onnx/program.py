@@ -15,6 +15,16 @@ from ...errors import InputError
 Array = NDArray[Any]
 Sizes = tuple[int, ...]
 
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What code raises that meets something which no exporter writes."""
 MOST_ELEMENTS = 2**31
 """Elements of one value."""
 UNARY = {
@@ -135,6 +145,8 @@ class Program:
 
 def multiplications(program: Program, node: OnnxNode) -> int:
     """Multiplications of a convolution or matrix product with known shapes; else 0."""
+    if len(node.inputs) < 2:
+        return 0
     if node.op in ("Conv", "ConvTranspose"):
         weight = program.constants.get(node.inputs[1])
         where = node.outputs[0] if node.op == "Conv" else node.inputs[0]

@@ -58,6 +58,7 @@ def read(
     path = Path(path)
     model = _parse(onnx, path)
     opset = _check_opsets(onnx, path, model)
+    _check_texts(path, model)
     if model.functions:
         model = _inline(onnx, path, model)
     graph = model.graph
@@ -127,6 +128,23 @@ def _parse(onnx: Any, path: Path) -> Any:
     if not model.graph.node:
         raise InputError(f"{path}: is no ONNX file, or has no nodes")
     return model
+
+
+def _check_texts(path: Path, model: Any) -> None:
+    """All names are text: protobuf's readers give bytes for what is none."""
+    parts = [model.graph, *model.functions]
+    texts = [entry.key for entry in model.metadata_props]
+    texts += [entry.value for entry in model.metadata_props]
+    texts += [tensor.name for tensor in model.graph.initializer]
+    texts += [value.name for value in (*model.graph.input, *model.graph.output)]
+    for node in (node for part in parts for node in part.node):
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
+        if isinstance(node.op_type, str) and not node.op_type.isidentifier():
+            raise InputError(f"{path}: has a node of kind {node.op_type[:40]!r}, which is none")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{path}: has the name {text[:40]!r}, which is no text")
 
 
 def _check_opsets(onnx: Any, path: Path, model: Any) -> int:
@@ -218,7 +236,8 @@ def _nodes(onnx: Any, path: Path, graph: Any) -> list[OnnxNode]:
     for node, name in zip(graph.node, names, strict=True):
         if node.domain not in _STANDARD:
             raise InputError(
-                f"{path}: node {name!r} ({node.domain}.{node.op_type}) is none of ONNX's operators"
+                f"{path}: node {name!r} ({node.op_type} of {node.domain!r}) is none of ONNX's "
+                "operators"
             )
         attributes: dict[str, Any] = {}
         for attribute in node.attribute:
