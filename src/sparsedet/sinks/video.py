@@ -82,7 +82,9 @@ class VideoFile:
             height, width = self.size
             if height % 2 or width % 2:  # colours of H.264 have half the size
                 image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
-            frame = self.av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+            # OpenCV's conversion takes a third of FFmpeg's time, and is nearer to the image.
+            planes = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2YUV_I420)
+            frame = self.av.VideoFrame.from_ndarray(planes, format="yuv420p")
             step = round(_CLOCK / self.rate)
             ticks = self.ticks + step if time is None else round(time * _CLOCK)
             self.ticks = max(ticks, self.ticks + 1)
