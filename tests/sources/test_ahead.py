@@ -62,7 +62,7 @@ def test_an_error_is_raised_in_its_place_and_the_thread_ends() -> None:
     deadline = time.monotonic() + 2
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of other tests end meanwhile
 
 
 def test_a_result_comes_as_soon_as_it_is_there() -> None:
