@@ -1,6 +1,8 @@
 // int8 results with AVX-512: from int32 sums to bytes of packed elements, or to float32.
 #pragma once
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own header
+#endif
 #include <immintrin.h>
 
 #include "kernels/sparse_tile.h"

@@ -134,8 +134,9 @@ void drop_if_wrong(const Set& set, const char* name, const Table*& table,
 
 // Before anything runs in a precision, its kernels are checked, once a process.
 void check_precision(const Kernels& kernels, bool int8) {
+  std::vector<Set>& all = sets();  // before the lock, which making them may take
   const std::lock_guard guard(failures().lock);
-  for (Set& set : sets()) {
+  for (Set& set : all) {
     bool& checked = int8 ? set.int8_checked : set.bf16_checked;
     if (&set.kernels != &kernels || checked) continue;
     checked = true;

@@ -185,29 +185,59 @@ SPARSEDET_INLINE void store_pixels(const SparseArgs& a, float* row, int p, V v) 
   if (a.runs) return store_runs(row, a.runs[p], v);
   store(row + a.offset[p], a.valid[p] < L ? keep(v, a.valid[p]) : v);
 }
+// Lane k of the result is lane Order::lane(k) of a, or of b, whose lanes count from L on.
+#if defined(__clang__)
+template <class T, T... K>
+struct Lanes {
+  template <class Order>
+  static SPARSEDET_INLINE V shuffle(V a, V b) {
+    return __builtin_shufflevector(a, b, Order::lane(K)...);
+  }
+};
+template <class Order>
+SPARSEDET_INLINE V shuffle(V a, V b) {
+  return __make_integer_seq<Lanes, int, L>::template shuffle<Order>(a, b);
+}
+#else
+template <class Order>
+SPARSEDET_INLINE V shuffle(V a, V b) {
+  I lanes;
+  for (int k = 0; k < L; k++)
+    lanes[k] = Order::lane(k);
+  return __builtin_shuffle(a, b, lanes);
+}
+#endif
+
+struct EverySecond {
+  static constexpr int lane(int k) { return 2 * k; }
+};
 
 SPARSEDET_INLINE V every_second(const float* p) {
-  return __builtin_shuffle(load(p), load(p + L), iota() * 2);
+  return shuffle<EverySecond>(load(p), load(p + L));
 }
 
 SPARSEDET_INLINE V larger(V a, V b) {
   return a > b ? a : b;
 }
 
+template <int STEP>
+struct LowHalves {
+  static constexpr int lane(int k) { return k & STEP ? (k ^ STEP) + L : k; }
+};
+template <int STEP>
+struct HighHalves {
+  static constexpr int lane(int k) { return k & STEP ? k + L : k ^ STEP; }
+};
+
 // Transposes L vectors as an L x L matrix: log2(L) rounds of pairwise exchanges.
 template <int STEP>
 SPARSEDET_INLINE void exchange(V (&t)[L]) {
-  I low, high;
-  for (int k = 0; k < L; k++) {
-    low[k] = k & STEP ? (k ^ STEP) + L : k;
-    high[k] = k & STEP ? k + L : k ^ STEP;
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < L; i++) {
     if (i & STEP) continue;
     const V a = t[i], b = t[i | STEP];
-    t[i] = __builtin_shuffle(a, b, low);
-    t[i | STEP] = __builtin_shuffle(a, b, high);
+    t[i] = shuffle<LowHalves<STEP>>(a, b);
+    t[i | STEP] = shuffle<HighHalves<STEP>>(a, b);
   }
   if constexpr (STEP * 2 < L) exchange<STEP * 2>(t);
 }
