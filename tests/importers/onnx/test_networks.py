@@ -25,7 +25,7 @@ CLASSIFIERS: list[tuple[str, int, bool]] = [
     ("regnet_y_400mf", 64, False),
 ]
 LARGE = [
-    ("resnet50", 224, False),
+    ("resnet50", 96, False),
     ("resnet101", 96, False),
     ("vgg11_bn", 224, False),
     ("densenet121", 64, False),
@@ -56,6 +56,12 @@ def classifier(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
         pytest.importorskip("onnxscript")
     options: dict[str, Any] = {"init_weights": False} if name == "googlenet" else {}
     module = enlivened(getattr(torchvision.models, name)(weights=None, **options))
+    for block in module.modules():  # else their sums grow until all images look alike
+        if isinstance(block, torchvision.models.resnet.Bottleneck):
+            block.bn3.weight.data *= 0.2
+            block.bn3.bias.data *= 0.05
+            block.bn1.bias.data *= 0.1
+            block.bn2.bias.data *= 0.1
     form = {"opset_version": 20 if dynamo else 17, "dynamo": dynamo}
     path = export(module, tmp_path / "net.onnx", (size, size), **form)
     check(path, size, {"logits": slice(None)})
