@@ -10,7 +10,7 @@ ratio is known on several CPUs: the last lines have each ratio as a fraction of 
 OpenVINO runs our export, in f32, and with --torchvision also torchvision's own ONNX of the dense
 network. The health of the run is that of dense r101-c4, profiled before and after all others
 (lib/openvino_profile.py); the share of the peak that OpenVINO reaches on the others is printed, and
-not judged.
+not judged. So is the forecast that `sparsedet info` makes from the graph and the CPU's peak.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from typing import Any
 import bench_model
 import numpy as np
 from lib import machine, subjects
+from lib.machine import peak_gflops
 from lib.openvino_profile import Profiler
 from numpy.typing import NDArray
 
 import sparsedet
-from sparsedet.engine import Engine
+from sparsedet.engine import Engine, choose_isa
+from sparsedet.engine.forecast import forecast
 from sparsedet.images.letterbox import prepare
 from sparsedet.importers.torchvision_detectors import load_torchvision_detector
 from sparsedet.model.detector_config import Config, build_graph, with_form
@@ -129,9 +131,14 @@ def measure(
     others = {}
     if arguments.torchvision and share == 0 and kind in KINDS:
         others["torchvision's ONNX"] = torchvision_onnx(kind, arguments.threads)
+    peak = peak_gflops(choose_isa(), arguments.threads, arguments.precision)
     result = comparison.result(others)
+    result["void"] = result["void"] and share == 0  # health is that of the dense reference
     result["share_of_zeros"] = share
     result["after_share"] = after_share(comparison.engine)
+    result["forecast_seconds"] = forecast(
+        build_graph(config), share, peak=peak, precision=arguments.precision
+    )
     if share == 0:
         network_input = prepare(image, config)[0]
         result["openvino_outside_convolutions"] = outside_convolutions(
@@ -182,8 +189,8 @@ def main(argv: list[str] | None = None) -> None:
             void |= result["void"]
             bench_model.show(f"{kind}, {share:.0%} of each prunable layer", result, False)
             print(
-                f"  post-processing {result['after_share']:.1%} of ours"
-                f"   ({time.monotonic() - start:.0f} s)"
+                f"  forecast {result['forecast_seconds']:.3f} s, post-processing "
+                f"{result['after_share']:.1%} of ours   ({time.monotonic() - start:.0f} s)"
             )
             if "openvino_outside_convolutions" in result:
                 outside = result["openvino_outside_convolutions"]

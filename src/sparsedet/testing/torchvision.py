@@ -8,7 +8,7 @@ benchmarks; needs torchvision.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,16 +36,38 @@ _DEVIATIONS = {"cls_score": 3.0, "rpn.head.bbox": 0.1, "bbox": 0.3, "mask_fcn_lo
 """Deviation of the outputs of layers with these names, else 1."""
 
 
+class Difference(NamedTuple):
+    """Of two lists of detections.
+
+    Attributes:
+        box, score: the largest differences; pixels, 0..1.
+        missing: how many of theirs we lack.
+    """
+
+    box: float
+    score: float
+    missing: int
+
+
 def as_input(image: NDArray[np.uint8]) -> Tensor:
     """An image, (H, W, 3) BGR, as torchvision takes it: [3, H, W] RGB, 0..1."""
     return torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1).float() / 255
 
 
-def _set_norm(name: str, norm: Any, x: Tensor) -> None:
+def _ends_of_branches(model: nn.Module) -> set[nn.Module]:
+    """The last batch norms of residual branches, of ResNets and MobileNetV3."""
+    ends = {m for name, m in model.named_modules() if name.endswith("bn3")}
+    for module in model.modules():
+        if getattr(module, "use_res_connect", False):
+            ends.add([m for m in module.modules() if hasattr(m, "running_mean")][-1])
+    return ends
+
+
+def _set_norm(norm: Any, x: Tensor, is_end: bool) -> None:
     """Statistics of the input. A residual branch adds little to its trunk: rounding stays small."""
     norm.running_mean.copy_(x.mean(dim=(0, 2, 3)))
     norm.running_var.copy_(x.var(dim=(0, 2, 3)).clamp(min=1e-6))
-    norm.weight.fill_(0.2 if name.endswith("bn3") else 1.0)
+    norm.weight.fill_(0.2 if is_end else 1.0)
     norm.weight += 0.05 * torch.randn(len(norm.weight))
     norm.bias.copy_(0.1 * torch.randn(len(norm.bias)))
 
@@ -82,12 +104,13 @@ def confident(kind: str, image: NDArray[np.uint8], **settings: Any) -> nn.Module
     torch.manual_seed(0)
     make = getattr(models, kind)
     model: nn.Module = make(weights=None, weights_backbone=None, **settings).eval()
+    ends = _ends_of_branches(model)
     hooks = []
     for name, module in model.named_modules():
         if hasattr(module, "running_mean"):
             hooks.append(
                 module.register_forward_pre_hook(
-                    lambda norm, inputs, name=name: _set_norm(name, norm, inputs[0])
+                    lambda norm, inputs: _set_norm(norm, inputs[0], norm in ends)
                 )
             )
         elif isinstance(module, _LAYERS) and module.bias is not None:
@@ -108,23 +131,31 @@ def save_state(model: nn.Module, path: Path) -> Path:
     return path
 
 
-def matched(ours: Detections, theirs: dict[str, Tensor]) -> tuple[float, float, int]:
-    """Largest differences of boxes and scores, and how many of theirs we lack.
+def matched(ours: Detections | dict[str, Tensor], theirs: dict[str, Tensor]) -> Difference:
+    """How far two lists of detections are apart.
 
     A detection at the end of the list may change places with one of the same score. Labels are
     compared by category_id, which torchvision's are.
+
+    Args:
+        ours: of this project, or of torchvision too.
+        theirs: of torchvision.
     """
+    if isinstance(ours, Detections):
+        ids = np.asarray(ours.category_ids)[ours.labels - 1]
+        corners, confidences = ours.boxes, ours.scores
+    else:
+        ids, corners, confidences = (ours[k].numpy() for k in ("labels", "boxes", "scores"))
     boxes, scores, labels = (theirs[key].numpy() for key in ("boxes", "scores", "labels"))
-    ids = np.asarray(ours.category_ids)[ours.labels - 1]
     box = score = 0.0
     missing = 0
     for b, s, label in zip(boxes, scores, labels, strict=True):
-        found = np.flatnonzero((ids == label) & (abs(ours.scores - s) < 1e-2))
-        distance = abs(ours.boxes[found] - b).max(axis=1, initial=0)
+        found = np.flatnonzero((ids == label) & (abs(confidences - s) < 1e-2))
+        distance = abs(corners[found] - b).max(axis=1, initial=0)
         if not len(found) or distance.min() > 1:
             missing += 1
             continue
         best = found[distance.argmin()]
         box = max(box, float(distance.min()))
-        score = max(score, float(abs(ours.scores[best] - s)))
-    return box, score, missing
+        score = max(score, float(abs(confidences[best] - s)))
+    return Difference(box, score, missing)
