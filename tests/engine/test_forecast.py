@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsedet._native import fraction_of_peak
-from sparsedet.engine.forecast import forecast, prunable_share
+from sparsedet.engine.forecast import SPARSE_FIXED, SPARSE_RATE, forecast, prunable_share
 from sparsedet.model.detector_config import build_graph
 from sparsedet.model.graph import IMAGE, Conv, Graph, Normalise, Operation, Shape
 from sparsedet.model.presets import preset
@@ -30,7 +30,7 @@ def test_a_convolution_takes_its_multiplications_at_the_rate_of_its_algorithm() 
     for zeros in (0.5, 0.9, 0.97):
         taken = forecast(wide, zeros, peak=100) - forecast(narrow, zeros, peak=100)
         density = 1 - zeros
-        expected = work * density / (100 * fraction_of_peak("sparse", "f32", density))
+        expected = work / 100 * (density + SPARSE_FIXED) / SPARSE_RATE
         assert taken == pytest.approx(expected)
     dense = forecast(wide, 0.0, peak=100) - forecast(narrow, 0.0, peak=100)
     assert dense == pytest.approx(work / (100 * fraction_of_peak("dense", "f32", 1)))
