@@ -99,14 +99,8 @@ def register(command: Command) -> None:
     )
     add(detect, "--verbose", "--quiet")
     add_running(detect)
+    add(detect, "--streams", default=1)
     running = group(detect, RUNNING)
-    running.add_argument(
-        "--streams",
-        type=int,
-        metavar="N",
-        default=1,
-        help="images at once; they share the threads",
-    )
     running.add_argument(
         "--tile",
         type=int,

@@ -152,6 +152,7 @@ FLAGS: dict[str, Flag] = {
         "it is faster here; auto is the same), fastest (int8 too)",
         *PRECISIONS,
     ),
+    "--streams": _value(RUNNING, "images at once; they share the threads", int, "N"),
     "--tuning": _path(RUNNING, "tuning file of info --autotune (default: a cost model)"),
     "--cache": _switch(
         RUNNING, "keep packed weights in the cache folder, so that the next start is faster"
