@@ -41,8 +41,17 @@ TORCH = {
 TORCH_FREE = {"training", "training.plots", "training.recipe", "training.run"}
 """Modules of those packages that do not."""
 
-RUNTIMES = {"backends.openvino", "backends.onnxruntime"}
-"""Imported by `backends` when asked for, with the runtime that each is for."""
+RUNTIMES = {
+    "backends.openvino",
+    "backends.onnxruntime",
+    "serve.app",
+    "serve.context",
+    "serve.detection",
+    "serve.kserve",
+    "serve.metrics",
+    "serve.server",
+}
+"""Imported by their packages when asked for, with the runtime or the web server each is for."""
 
 
 def block_after(heading: str) -> list[str]:

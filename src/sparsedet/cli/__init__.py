@@ -30,12 +30,14 @@ from . import (
     info,
     prune,
     quantize,
+    serve,
     train,
 )
 from .options import Run, complain, warn
 
 COMMANDS = (
     detect,
+    serve,
     classify,
     info,
     evaluate,
