@@ -33,6 +33,7 @@ from . import (
     serve,
     train,
 )
+from .completion import PrintCompletion
 from .options import Run, complain, warn
 
 COMMANDS = (
@@ -168,6 +169,12 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"sparsedet {VERSION}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        build=build_parser,
+        help="print a script that completes commands, flags and files in this shell",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     def command(
