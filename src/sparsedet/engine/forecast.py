@@ -1,7 +1,8 @@
 """A forecast of a detection's time from the graph alone, before anybody prunes.
 
-Convolutions cost their multiplications, at the fraction of the CPU's measured peak that an algorithm
-reaches; where zeros are skipped, those that are left and a fixed part. All else moves memory.
+Convolutions cost their multiplications, at the fraction of the CPU's measured peak that an
+algorithm reaches; where zeros are skipped, those that are left and a fixed part. All else moves
+memory.
 """
 
 from __future__ import annotations
