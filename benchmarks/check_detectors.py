@@ -33,7 +33,7 @@ from sparsedet.model.file import save_model
 from sparsedet.sources.folder import sample_images
 from sparsedet.testing.torchvision import (
     SETTINGS,
-    Difference,
+    Deviation,
     as_input,
     confident,
     matched,
@@ -42,7 +42,7 @@ from sparsedet.testing.torchvision import (
 
 LEAST = 20
 """Detections above 0.5 that a photograph must have."""
-BOUNDS = Difference(0.01, 1e-4, 1)
+BOUNDS = Deviation(0.01, 1e-4, 1)
 """Of one photograph; a detection at the end of the list may have no partner."""
 
 
@@ -51,12 +51,12 @@ def odd_size(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[number % 7 :, : image.shape[1] - number % 11])
 
 
-def in_bounds(found: Difference, bounds: Difference) -> bool:
+def in_bounds(found: Deviation, bounds: Deviation) -> bool:
     """Whether no difference is larger than its bound."""
     return all(difference <= bound for difference, bound in zip(found, bounds, strict=True))
 
 
-def rounding(model64: nn.Module, image: NDArray[np.uint8], theirs: dict[str, Any]) -> Difference:
+def rounding(model64: nn.Module, image: NDArray[np.uint8], theirs: dict[str, Any]) -> Deviation:
     """How far torchvision's float32 is from its own float64."""
     with torch.no_grad():
         exact = model64([as_input(image).double()])[0]
@@ -75,7 +75,7 @@ def check(kind: str, images: list[NDArray[np.uint8]]) -> bool:
         save_model(path, imported.config, imported.tensors, {}, dtype="float32")
         detector = sparsedet.Detector.load(path, cache=False)
         model64 = copy.deepcopy(model).double()
-        worst, good = Difference(0, 0, 0), True
+        worst, good = Deviation(0, 0, 0), True
         compared = rounded = 0
         fewest = 10**9
         for image in images:
@@ -85,13 +85,13 @@ def check(kind: str, images: list[NDArray[np.uint8]]) -> bool:
             if not in_bounds(found, BOUNDS):
                 own = rounding(model64, image, theirs)
                 rounded += 1
-                limits = Difference(
+                limits = Deviation(
                     max(2 * own.box, BOUNDS.box),
                     max(2 * own.score, BOUNDS.score),
                     max(2 * own.missing, BOUNDS.missing),
                 )
                 good &= in_bounds(found, limits)
-            worst = Difference(
+            worst = Deviation(
                 max(worst.box, found.box),
                 max(worst.score, found.score),
                 worst.missing + found.missing,

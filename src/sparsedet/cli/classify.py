@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError, UsageError
-from .options import RUNNING, Command, add, complain, group
+from .options import Command, add, complain
 
 
 def register(command: Command) -> None:
@@ -24,8 +24,7 @@ def register(command: Command) -> None:
     )
     classify.add_argument("model", type=Path, metavar="MODEL", help="model file or ONNX file")
     classify.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
-    running = group(classify, RUNNING)
-    running.add_argument("--top", type=int, default=5, metavar="N", help="classes of each image")
+    add(classify, "--top", default=5)
     add(classify, "--threads", "--isa")
     add(classify, "--precision", default="f32")
 

@@ -94,9 +94,7 @@ def register(command: Command) -> None:
         metavar="NAMES",
         help="only these classes, as person,car",
     )
-    written.add_argument(
-        "--top", type=int, metavar="N", help="at most the N best detections of an image"
-    )
+    add(detect, "--top")
     add(detect, "--verbose", "--quiet")
     add_running(detect)
     add(detect, "--streams", default=1)

@@ -80,6 +80,7 @@ FLAGS: dict[str, Flag] = {
     "--annotations": _path(INPUT, "ground truth, COCO-format JSON"),
     "--images": _path(INPUT, "folder of images", "FOLDER"),
     "--limit": _value(INPUT, "use only the first N images", int, "N"),
+    "--top": _value(OUTPUT, "at most the N best results of an image", int, "N"),
     "--bad-images": _choice(
         INPUT,
         "an image that cannot be read: stop, skip it, or keep what of it can be decoded",

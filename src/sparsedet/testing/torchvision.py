@@ -36,7 +36,7 @@ _DEVIATIONS = {"cls_score": 3.0, "rpn.head.bbox": 0.1, "bbox": 0.3, "mask_fcn_lo
 """Deviation of the outputs of layers with these names, else 1."""
 
 
-class Difference(NamedTuple):
+class Deviation(NamedTuple):
     """Of two lists of detections.
 
     Attributes:
@@ -131,7 +131,7 @@ def save_state(model: nn.Module, path: Path) -> Path:
     return path
 
 
-def matched(ours: Detections | dict[str, Tensor], theirs: dict[str, Tensor]) -> Difference:
+def matched(ours: Detections | dict[str, Tensor], theirs: dict[str, Tensor]) -> Deviation:
     """How far two lists of detections are apart.
 
     A detection at the end of the list may change places with one of the same score. Labels are
@@ -158,4 +158,4 @@ def matched(ours: Detections | dict[str, Tensor], theirs: dict[str, Tensor]) -> 
         best = found[distance.argmin()]
         box = max(box, float(distance.min()))
         score = max(score, float(abs(confidences[best] - s)))
-    return Difference(box, score, missing)
+    return Deviation(box, score, missing)
