@@ -1,5 +1,4 @@
-# A small image that detects objects; docs/packages.md says how it is used. It was not built where it
-# was written: there was no container engine. Its commands ran in a clean virtual environment.
+# A small image that detects objects; docs/packages.md says how it is used. It has not been built.
 FROM python:3.12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++
 COPY . /src

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -109,9 +110,10 @@ def _writes(text: str, name: str) -> bool:
 def _model(path: Path) -> None:
     from helpers.tiny_training import TINY
 
-    image = cv2.resize(rectangles_on_noise(), (TINY.input_width, TINY.input_height))
-    tensors = calibrated_random_tensors(TINY, 0.0, image.astype(np.uint8))
-    save_model(path, TINY, tensors, {}, overwrite=True)
+    config = replace(TINY, bottleneck_channels=(4, 8, 8, 12))  # for blocks of four
+    image = cv2.resize(rectangles_on_noise(), (config.input_width, config.input_height))
+    tensors = calibrated_random_tensors(config, 0.0, image.astype(np.uint8))
+    save_model(path, config, tensors, {}, overwrite=True)
 
 
 def _foreign(folder: Path, text: str) -> None:
