@@ -86,7 +86,7 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         "sparsedet prune --annotations train.json --images photos --init runs/dense --teacher runs/dense --output runs/sparse --sparsity 0.6 --steps 5000",  # noqa: E501
         "sparsedet compare runs/dense/model.safetensors runs/sparse/model.safetensors --annotations val.json --images val",  # noqa: E501
         "sparsedet eval --model runs/sparse/model.safetensors --annotations val.json --images val --report report.html",  # noqa: E501
-        "sparsedet detect photo.jpg --model runs/sparse/model.safetensors",  # noqa: E501
+        "sparsedet detect photo.jpg --model runs/sparse/model.safetensors",
         "sparsedet prune --annotations train.json --images photos --init runs/dense --output runs/sparse --sparsity 0.6 --steps 5000",  # noqa: E501
         "sparsedet prune --annotations train.json --images photos --init start.safetensors --output runs/sparse_fpn --sparsity 0.6",  # noqa: E501
         "sparsedet train --annotations train.json --images photos --init recipes/embedded/dense.safetensors --preset r50half-fpn --output runs/fpn",  # noqa: E501
