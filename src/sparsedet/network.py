@@ -41,9 +41,8 @@ class Model:
     Calling it with an array returns the outputs by name, as ONNX Runtime does for the file it came
     from. Threads may share one instance: one call runs at a time.
 
-    >>> model = Model.load("resnet50.onnx")             # doctest: +SKIP
-    >>> model(np.zeros((1, 3, 224, 224), np.float32))   # doctest: +SKIP
-    {'logits': array([[...]], dtype=float32)}
+    `Model.load("resnet50.onnx")(np.zeros((1, 3, 224, 224), np.float32))` gives
+    `{"logits": array([[...]], dtype=float32)}`.
 
     Args:
         network: the network.
