@@ -28,7 +28,7 @@ void Add::run(Context& context, const Step& step) const {
     constexpr float one[] = {1, 1}, zero[] = {0, 0};
     const int y = unit / slices, first = unit % slices * slice;
     DepthwiseArgs a{};
-    a.kernel_height = a.kernel_width = a.stride = 1;
+    a.kernel_height = a.kernel_width = a.stride = a.rows = 1;
     a.weights = one;
     a.bias = zero;
     a.width = in.width;

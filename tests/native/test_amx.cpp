@@ -483,8 +483,8 @@ bool test_layers(const Kernels& kernels) {
 
 ConvolutionAttributes conv(int in, int out, int kernel, int stride, bool float32, float threshold) {
   const int pad = kernel / 2;
-  return {in,      out,      {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, 1, Activation::relu,
-          float32, threshold};
+  return {in,    out,     {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, 1, Activation::relu,
+          false, float32, threshold};
 }
 
 // image -> normalise -> stem -> pool -> a (1x1) -> b (3x3, stride 1, adds a) -> c (3x3, stride 2)
@@ -494,7 +494,7 @@ std::vector<Tensor> run_network(const Kernels& kernels, const std::string& preci
   const bool int8 = precision == "int8";
   rng.seed(5);
   Executor executor(kernels, 2, false, 29, 45);
-  const NormaliseAttributes normalise{{0, 0, 0}, {1, 1, 1}, !int8};
+  const NormaliseAttributes normalise{{0, 0, 0}, {1, 1, 1}, false, !int8};
   executor.add({"x", {"image"}, normalise}, nullptr, nullptr, "", "");
   const auto add = [&](const char* name, const std::vector<std::string>& inputs,
                        const ConvolutionAttributes& attributes) {

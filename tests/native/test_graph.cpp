@@ -88,7 +88,8 @@ bool test_cost_model() {
 ConvolutionAttributes conv(int in, int out, int kernel, int stride, bool relu) {
   const int pad = kernel / 2;
   const Activation activation = relu ? Activation::relu : Activation::none;
-  return {in, out, {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, 1, activation, false, 0};
+  return {in,    out, {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, 1, activation, false,
+          false, 0};
 }
 
 struct Plain {
@@ -129,7 +130,7 @@ bool run_graph(const Kernels& kernels, const std::string& algorithm, int threads
   const auto wa = draws(9 * 3 * 9, -1, 1), wb = draws(9 * 5 * 9, -1, 1),
              wc = draws(9 * 9 * 9, -1, 1);
   const auto ba = draws(9, -3, 3), bb = draws(9, -3, 3), bc = draws(9, -3, 3);
-  NormaliseAttributes normalise{{0, 0, 0}, {1, 1, 1}, false};
+  NormaliseAttributes normalise{{0, 0, 0}, {1, 1, 1}, false, false};
   executor.add({"x", {"image"}, normalise}, nullptr, nullptr, "", "");
   const auto add = [&](const char* name, std::vector<std::string> inputs, const auto& attributes,
                        const std::vector<float>& weight, const std::vector<float>& bias) {
