@@ -107,17 +107,25 @@ struct MapConv {
     return size_t(conv.chunk_row_tiles) * conv.tile_rows * kVectors * out.lanes;
   }
 
-  // Address of the first pixel of vector v, at filter tap (dy, dx) of a channel.
+  struct Pixel {
+    int y, x;
+  };
+  // The first pixel of vector v.
+  Pixel first_pixel(int v) const {
+    if (joined) return {v * out.lanes / out.width, v * out.lanes % out.width};
+    return {v / row_vectors, v % row_vectors * out.lanes};
+  }
+
+  // Its address at filter tap (dy, dx) of a channel.
   const float* source(int v, int dy, int dx, int channel) const {
-    const int y = joined ? v * out.lanes / out.width : v / row_vectors;
-    const int x = joined ? v * out.lanes % out.width : v % row_vectors * out.lanes;
+    const auto [y, x] = first_pixel(v);
     return in.at(y * conv.shape.stride + dy, channel, x * stride + dx);
   }
 
   // The lanes of vector v, where a pixel is `row` and `pixel` floats from its neighbours.
   LaneRuns runs_of(int v, ptrdiff_t row, ptrdiff_t pixel) const {
     LaneRuns runs{};
-    int y = v * out.lanes / out.width, x = v * out.lanes % out.width;
+    auto [y, x] = first_pixel(v);
     const int end = std::min(out.lanes, out.width * out.height - v * out.lanes);
     for (int lane = 0; lane < end; x = 0, y++) {
       runs.offset[runs.count] = y * row + (x - lane) * pixel;
@@ -155,7 +163,7 @@ struct MapConv {
         runs[p] = runs_of(first + p, out.row(), 1);
         continue;
       }
-      const int y = (first + p) / row_vectors, x = (first + p) % row_vectors * out.lanes;
+      const auto [y, x] = first_pixel(first + p);
       a.offset[p] = y * out.row() + x;
       a.valid[p] = std::min(out.lanes, out.width - x);
     }

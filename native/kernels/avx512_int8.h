@@ -60,8 +60,7 @@ SPARSEDET_INLINE void finish_element(const SparseArgs& a, int element, V (&sum)[
         if (a.residual) v = _mm512_fmadd_ps(byte_of(residual, r), broadcast(a.residual_scale), v);
         channels[r] = whole(v);
       }
-      V v = join(channels);
-      store_pixels(a, a.out + at, p, v);
+      store_pixels(a, a.out + at, p, join(channels));
     }
     return;
   }

@@ -10,7 +10,7 @@ objectness [1, H, W].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -122,37 +122,24 @@ _PLAIN = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and std of ImageNet's pixels, RGB, 0..255: torchvision's."""
 _SCALED = (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
+_YOLOX = Family(
+    "YOLOX",
+    yolox_raw,
+    "centre",
+    0.0,
+    True,
+    "bgr",
+    *_PLAIN,
+    "letterbox",
+    114,
+    False,
+    0.01,
+    0.65,
+    100,
+)
 FAMILIES = (
-    Family(
-        "YOLOX",
-        yolox_raw,
-        "centre",
-        0.0,
-        True,
-        "bgr",
-        *_PLAIN,
-        "letterbox",
-        114,
-        False,
-        0.01,
-        0.65,
-        100,
-    ),
-    Family(
-        "YOLOX",
-        yolox_decoded,
-        "centre",
-        0.0,
-        True,
-        "bgr",
-        *_PLAIN,
-        "letterbox",
-        114,
-        False,
-        0.01,
-        0.65,
-        100,
-    ),
+    _YOLOX,
+    replace(_YOLOX, outputs=yolox_decoded),
     Family(
         "YOLOv8",
         yolov8,
