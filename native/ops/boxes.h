@@ -121,7 +121,6 @@ class Suppressor {
     }
   };
 
- private:
   const float threshold_, extra_;
   size_t kept_ = 0;
   std::vector<Block> blocks_;

@@ -13,6 +13,7 @@ bool better(const DenseCandidate& a, const DenseCandidate& b) {
   return a.x != b.x ? a.x < b.x : a.channel < b.channel;
 }
 
+// Afterwards the last is the worst, if there were more.
 void keep_best(std::vector<DenseCandidate>& found, size_t most) {
   if (found.size() <= most) return;
   std::nth_element(found.begin(), found.begin() + (most - 1), found.end(), better);
@@ -43,32 +44,36 @@ bool any_reaches(const float* from, int count, float bound) {
 std::vector<DenseCandidate> best_candidates(
     Context& context, const FeatureMap& logits, const CandidateRule& rule, bool root,
     const std::function<float(float logit, int y, int x)>& score) {
-  const float bound = lowest_logit(rule.score_threshold, root);
   const auto most = static_cast<size_t>(rule.most);
-  std::vector<std::vector<DenseCandidate>> rows(logits.height);
-  context.pool.parallel(logits.height, [&](int y, int) {
-    std::vector<DenseCandidate>& found = rows[y];
-    float least = -std::numeric_limits<float>::infinity();  // of those that are kept, if all are
+  // What a thread has found. As the order is total, the best of all are among the best of each.
+  struct Found {
+    std::vector<DenseCandidate> candidates;
+    float least;   // the score of the worst that is kept, once `most` are
+    float lowest;  // no logit below has a larger score
+  };
+  std::vector<Found> threads(context.pool.size());
+  for (Found& found : threads)
+    found = {{}, rule.score_threshold, lowest_logit(rule.score_threshold, root)};
+  context.pool.parallel(logits.height, [&](int y, int thread) {
+    Found& found = threads[thread];
     for (int channel = 0; channel < logits.channels; channel++) {
       const float* row = logits.at(y, channel, 0);
-      if (!any_reaches(row, logits.width, bound)) continue;
+      if (!any_reaches(row, logits.width, found.lowest)) continue;
       for (int x = 0; x < logits.width; x++) {
-        if (!(row[x] >= bound)) continue;
+        if (!(row[x] >= found.lowest)) continue;
         const float s = score(row[x], y, x);
-        if (!(s > rule.score_threshold) || s < least) continue;
-        found.push_back({s, y, x, channel});
-        if (found.size() < 2 * most) continue;
-        keep_best(found, most);  // so that a low threshold costs little memory
-        least = found.back().score;
-        for (const DenseCandidate& c : found)
-          least = std::min(least, c.score);
+        if (!(s > rule.score_threshold) || s < found.least) continue;
+        found.candidates.push_back({s, y, x, channel});
+        if (found.candidates.size() < 2 * most) continue;
+        keep_best(found.candidates, most);  // a low threshold costs little memory and time
+        found.least = found.candidates.back().score;
+        found.lowest = lowest_logit(found.least, root);
       }
     }
-    keep_best(found, most);
   });
   std::vector<DenseCandidate> all;
-  for (const auto& row : rows)
-    all.insert(all.end(), row.begin(), row.end());
+  for (const Found& found : threads)
+    all.insert(all.end(), found.candidates.begin(), found.candidates.end());
   keep_best(all, most);
   std::sort(all.begin(), all.end(), better);
   return all;
