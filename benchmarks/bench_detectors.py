@@ -8,7 +8,8 @@ then round after round in turn. r101-c4 is measured in the same run at the same 
 ratio is known on several CPUs: the last lines have each ratio as a fraction of r101-c4's.
 
 OpenVINO runs our export, in f32, and with --torchvision also torchvision's own ONNX of the dense
-network. The health of the run is that of dense r101-c4, profiled before and after all others
+network. --beside adds OpenVINO at its default precision, and in INT8 (quantised by NNCF). The
+health of the run is that of dense r101-c4, profiled before and after all others
 (lib/openvino_profile.py); the share of the peak that OpenVINO reaches on the others is printed, and
 not judged. So is the forecast that `sparsedet info` makes from the graph and the CPU's peak.
 """
@@ -162,9 +163,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=["f32", "bf16"], default="f32", help="of both runtimes"
     )
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        choices=["openvino-default", "openvino-int8"],
+        help="more that is timed: what a user of OpenVINO may get",
+    )
     parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
     arguments = parser.parse_args(argv)
-    arguments.peer = [f"openvino-{arguments.precision}"]
+    arguments.peer = [f"openvino-{arguments.precision}", *arguments.beside]
     arguments.isa, arguments.ablate, arguments.scaling = "", False, False
     return arguments
 

@@ -1,9 +1,10 @@
-"""Write the benchmark table of the README from the recorded results; nothing is measured.
+"""Write the tables of speed in the documents from the recorded results; nothing is measured.
 
     python benchmarks/tables.py
 
 Reads those of docs/results/bench_{model,peers,bf16,int8,avx2,embedded,load}.json that exist, and
-writes the table between the marks in README.md.
+writes the table between the marks in README.md; likewise of bench_detectors*.json into
+docs/weights.md.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from lib.machine import RESULTS, ROOT
 from sparsedet.pruning.patterns import PATTERNS
 
 MARK = "<!-- bench table: benchmarks/tables.py -->"
+DETECTORS_MARK = "<!-- detectors table: benchmarks/tables.py -->"
 MODELS = ("bench_model", "bench_peers", "bench_bf16", "bench_int8", "bench_avx2", "bench_embedded")
 TITLES = {
     "openvino-f32": "OpenVINO f32",
     "openvino-bf16": "OpenVINO bf16",
     "openvino-int8": "OpenVINO INT8",
+    "openvino-default": "OpenVINO's default",
+    "torchvision's ONNX": "torchvision's ONNX in OpenVINO",
     "onnxruntime": "ONNX Runtime f32",
     "torch": "PyTorch f32",
 }
@@ -40,6 +44,17 @@ def duration(times: list[float]) -> str:
     """The median with its unit, s or ms."""
     seconds = statistics.median(times)
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def compared(result: dict[str, Any], peer: str) -> str:
+    """A peer's time and ratio to ours; nothing if it did not run."""
+    if peer not in result["seconds"]:
+        return ""
+    r = result["ratios"][peer]
+    return (
+        f"{duration(result['seconds'][peer])}, **{r['median']:.2f}x** "
+        f"({r['least']:.2f}..{r['most']:.2f})"
+    )
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
@@ -62,16 +77,10 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
                 duration(result["seconds"]["sparsedet"]),
             ]
             for peer in peers:
-                if peer not in result["seconds"]:
-                    cells.append("")
-                elif result["void"]:
+                if result["void"] and peer in result["seconds"]:
                     cells.append("not without AVX-512" if machine == "avx2" else "void")
                 else:
-                    r = result["ratios"][peer]
-                    cells.append(
-                        f"{duration(result['seconds'][peer])}, **{r['median']:.2f}x** "
-                        f"({r['least']:.2f}..{r['most']:.2f})"
-                    )
+                    cells.append(compared(result, peer))
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -142,16 +151,83 @@ def text(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def detector_table(run: dict[str, Any]) -> list[str]:
+    """The table of one run of bench_detectors.py, and a sentence on its conditions."""
+    results = run["results"]
+    reference = next(iter(results))
+    main = f"openvino-{run['precision']}"
+    peers = [
+        p for p in TITLES if any(p in r["seconds"] for found in results.values() for r in found)
+    ]
+    lines = [
+        "| Detector | Zeros: prunable, all | sparsedet | "
+        + " | ".join(TITLES[peer] for peer in peers)
+        + f" | Of `{reference}`'s ratio | Post-processing | Forecast |",
+        "|---" * (6 + len(peers)) + "|",
+    ]
+    ratios = {r["share_of_zeros"]: r["ratios"][main]["median"] for r in results[reference]}
+    for kind, found in results.items():
+        if kind.endswith("again"):
+            continue
+        for result in found:
+            share = result["share_of_zeros"]
+            seconds = statistics.median(result["seconds"]["sparsedet"])
+            cells = [
+                f"`{kind}`",
+                f"{share:.0%}, {result['sparsity']:.0%}",
+                duration(result["seconds"]["sparsedet"]),
+            ]
+            cells += [compared(result, peer) for peer in peers]
+            cells += [
+                f"{result['ratios'][main]['median'] / ratios[share]:.2f}",
+                f"{result['after_share']:.1%}",
+                f"{result['forecast_seconds'] / seconds:.2f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    machine = run["machine"]
+    health = [
+        h["share_of_peak"]
+        for kind, found in results.items()
+        if kind.startswith(reference)
+        for r in found
+        if r["share_of_zeros"] == 0
+        for h in r["openvino_health"]
+        if h["precision"] == run["precision"]
+    ]
+    lines += [
+        "",
+        f"{run['precision']}, {machine['threads']} threads of {machine['cpu']}, {machine['isa']}; "
+        f"OpenVINO {machine['versions']['openvino']}; medians of "
+        f"{len(results[reference][0]['seconds']['sparsedet'])} rounds in which all run in turn; "
+        f"OpenVINO's dense `{reference}` reaches "
+        + " and ".join(f"{100 * share:.1f}" for share in health)
+        + f" % of the measured peak before and after; commit {machine['commit']}.",
+    ]
+    return lines
+
+
+def detectors_text(folder: Path) -> str:
+    """Tables of all runs of bench_detectors.py that count."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("bench_detectors*.json"))]
+    tables = ["\n".join(detector_table(run)) for run in runs if not run["void"]]
+    if not tables:
+        return "Not measured yet: `python benchmarks/bench_detectors.py --json FILE`."
+    return "\n\n".join(tables)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the JSON files")
-    parser.add_argument("--document", type=Path, default=ROOT / "README.md", help="file to change")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder with the documents")
     arguments = parser.parse_args(argv)
-    content = text(arguments.results)
-    insert(arguments.document, MARK, content)
-    print(content)
+    for document, mark, content in (
+        ("README.md", MARK, text(arguments.results)),
+        ("docs/weights.md", DETECTORS_MARK, detectors_text(arguments.results)),
+    ):
+        insert(arguments.root / document, mark, content)
+        print(content)
 
 
 if __name__ == "__main__":

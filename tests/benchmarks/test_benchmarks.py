@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,14 +85,42 @@ def test_results_become_tables_and_charts(small_model: Path, photo: Path, tmp_pa
     (result,) = json.loads((tmp_path / "bench_load.json").read_text())["results"]
     assert result["ratio_of_memory"] > 0.5
 
-    document = tmp_path / "README.md"
-    document.write_text("a\n<!-- bench table: benchmarks/tables.py -->\nstale\n<!-- end -->\nb\n")
-    run("tables", "--results", tmp_path, "--document", document)
+    document, _ = documents(tmp_path)
+    run("tables", "--results", tmp_path, "--root", tmp_path)
     text = document.read_text()
     assert "| `small` | 40 % | f32 |" in text and "stale" not in text and text.endswith("b\n")
     run("plots", "--results", tmp_path, "--output", tmp_path)
     for name in ("speed", "layers", "roofline", "gains"):
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_table_of_detectors(tmp_path: Path) -> None:
+    def result(share: float, ratio: float) -> dict[str, Any]:
+        return {
+            "share_of_zeros": share,
+            "sparsity": share,
+            "seconds": {"sparsedet": [0.1], "openvino-f32": [0.1 * ratio]},
+            "ratios": {"openvino-f32": {"median": ratio, "least": ratio, "most": ratio}},
+            "after_share": 0.01,
+            "forecast_seconds": 0.09,
+            "openvino_health": [{"precision": "f32", "share_of_peak": 0.9}],
+        }
+
+    machine = {"threads": 1, "cpu": "a", "isa": "b", "commit": "c", "versions": {"openvino": "1"}}
+    content = {
+        "machine": machine,
+        "precision": "f32",
+        "void": False,
+        "results": {"r101-c4": [result(0.6, 2.0)], "other": [result(0.6, 1.5)]},
+    }
+    _, document = documents(tmp_path)
+    (tmp_path / "bench_detectors.json").write_text(json.dumps(content))
+    run("tables", "--results", tmp_path, "--root", tmp_path)
+    line = "| `other` | 60%, 60% | 100 ms | 150 ms, **1.50x** (1.50..1.50) | 0.75 | 1.0% | 0.90 |"
+    assert line in document.read_text().splitlines()
+    (tmp_path / "bench_detectors.json").write_text(json.dumps({**content, "void": True}))
+    run("tables", "--results", tmp_path, "--root", tmp_path)
+    assert "Not measured yet" in document.read_text()
 
 
 def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) -> None:
@@ -114,11 +143,20 @@ def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) ->
 
 def test_without_results_nothing_is_made_up(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    document = tmp_path / "README.md"
-    document.write_text("<!-- bench table: benchmarks/tables.py -->\n<!-- end -->\n")
-    run("tables", "--results", tmp_path, "--document", document)
-    assert "Not measured yet" in document.read_text()
+    made = documents(tmp_path)
+    run("tables", "--results", tmp_path, "--root", tmp_path)
+    assert all("Not measured yet" in document.read_text() for document in made)
     assert run("plots", "--results", tmp_path, "--output", tmp_path) == []
+
+
+def documents(folder: Path) -> tuple[Path, Path]:
+    """README.md and docs/weights.md with stale tables."""
+    found = folder / "README.md", folder / "docs/weights.md"
+    found[1].parent.mkdir()
+    for path, kind in zip(found, ("bench", "detectors"), strict=True):
+        mark = f"<!-- {kind} table: benchmarks/tables.py -->"
+        path.write_text(f"a\n{mark}\nstale\n<!-- end -->\nb\n")
+    return found
 
 
 @pytest.mark.slow
