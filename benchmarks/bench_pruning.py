@@ -5,7 +5,7 @@
       [--gradual 0.6=RUN 0.8=RUN --tuned 0.6=RUN --dense-continued RUN]
 
 Writes docs/results/bench_pruning.json, docs/images/pruning.svg, and the tables between the marks of
-docs/pruning.md.
+docs/pruning.md. --name is for another detector: its files and its table have that name.
 
 One-shot pruning, by magnitude and by reconstruction, to each of --sparsities, is done here: from
 --dense, with images of --calibration that are not among --images. Gradual pruning with fine-tuning
@@ -42,8 +42,7 @@ from sparsedet.pruning.one_shot import OneShotConfig
 from sparsedet.pruning.run import prune_files
 from sparsedet.sources.folder import find_images
 
-MARK = "<!-- pruning table: benchmarks/bench_pruning.py -->"
-LAYER_MARK = "<!-- layer table: benchmarks/bench_pruning.py -->"
+NAME = "pruning"
 CODE = (
     "allocation",
     "calibration",
@@ -62,8 +61,14 @@ TITLES = {
     "tuned": "one-shot, reconstruction, then fine-tuned",
     "gradual": "gradual, fine-tuned",
 }
+ONE_SHOT = ("magnitude", "reconstruct")
 TRAINED = ("tuned", "gradual")
 """Methods whose baseline was trained for as many steps."""
+
+
+def mark(name: str) -> str:
+    """Where a table begins in the document."""
+    return f"<!-- {name} table: benchmarks/bench_pruning.py -->"
 
 
 def digest(*parts: str) -> str:
@@ -120,7 +125,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     models: list[tuple[str, float, Path]] = []
     layers = []
     dense = model_file(arguments.dense)
-    for method in ("magnitude", "reconstruct"):
+    for method in arguments.methods:
         for sparsity in arguments.sparsities:
             folder = pruned(
                 dense, method, sparsity, arguments.calibration, arguments.calibration_images, work
@@ -132,7 +137,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for method in TRAINED:
         given = getattr(arguments, method)
         models += [(method, sparsity, model_file(path)) for sparsity, path in given]
-    baselines = {"magnitude": dense, "reconstruct": dense}
+    baselines = dict.fromkeys(ONE_SHOT, dense)
     if arguments.dense_continued:
         baselines |= dict.fromkeys(TRAINED, model_file(arguments.dense_continued))
     names = sparsedet.load_model(dense).config.class_names
@@ -331,22 +336,31 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gradual", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
     parser.add_argument("--tuned", type=pair, nargs="*", default=[], metavar="SPARSITY=MODEL")
     parser.add_argument("--dense-continued", type=Path, metavar="MODEL")
+    parser.add_argument(
+        "--methods", nargs="+", choices=ONE_SHOT, default=list(ONE_SHOT), help="of one-shot pruning"
+    )
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.602, 0.7, 0.8, 0.9])
     parser.add_argument("--calibration-images", type=int, default=192, help="how many are used")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench_pruning")
-    parser.add_argument("--json", type=Path, default=RESULTS / "bench_pruning.json")
+    parser.add_argument("--name", default=NAME, help="of the results, the table and the chart")
+    parser.add_argument("--json", type=Path, help="default: docs/results/bench_NAME.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "pruning.md")
-    parser.add_argument("--chart", type=Path, default=ROOT / "docs" / "images" / "pruning.svg")
+    parser.add_argument("--chart", type=Path, help="default: docs/images/NAME.svg")
     arguments = parser.parse_args(argv)
     if (arguments.gradual or arguments.tuned) and not arguments.dense_continued:
         parser.error("--gradual and --tuned need --dense-continued, their baseline")
+    name = arguments.name
     result = measure(arguments)
-    save(arguments.json, result)
-    write_atomic(arguments.chart, chart(result), overwrite=True)
-    for mark, text in ((MARK, table(result)), (LAYER_MARK, layer_table(result))):
-        insert(arguments.document, mark, text)
+    save(arguments.json or RESULTS / f"bench_{name}.json", result)
+    drawn = arguments.chart or ROOT / "docs" / "images" / f"{name}.svg"
+    write_atomic(drawn, chart(result), overwrite=True)
+    tables = {mark(name): table(result)}
+    if name == NAME:
+        tables[mark("layer")] = layer_table(result)
+    for before, text in tables.items():
+        insert(arguments.document, before, text)
         print(text)
 
 

@@ -38,7 +38,7 @@ def test_from_files_to_documents(
     for seed in range(6):
         cv2.imwrite(str(calibration / f"{seed}.png"), picture(seed=seed))
     document = tmp_path / "pruning.md"
-    empty = f"{bench_pruning.MARK}\n<!-- end -->\n{bench_pruning.LAYER_MARK}\n<!-- end -->\n"
+    empty = "\n<!-- end -->\n".join([*map(bench_pruning.mark, ("pruning", "layer")), ""])
     document.write_text(empty)
     command = [
         "--annotations",
