@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -101,6 +102,38 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"a: cannot be written \(No space left on device\)"):
         write_atomic(path, b"new", overwrite=True)
     assert tree(tmp_path) == {"a": b"old"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of files")
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    import fcntl
+
+    kept = [".a.bin.abcdefgh.partial~", ".a.bin.abc.partial", "a.bin.abcdefgh.partial", ".a.bin"]
+    for name in (".a.bin.leftover.partial", ".b.bin.in_use_1.partial", *kept):
+        (tmp_path / name).write_bytes(b"")
+    with open(tmp_path / ".b.bin.in_use_1.partial") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        write_atomic(tmp_path / "c.bin", b"")
+    assert set(tree(tmp_path)) == {*kept, ".b.bin.in_use_1.partial", "c.bin"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("moment", ["fsync", "chmod", "replace"])
+def test_a_kill_within_a_write_leaves_the_old_file(moment: str, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+from sparsedet.files import write_atomic
+os.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(sys.argv[1], b"new", overwrite=True)
+"""
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.glob(".a.*.partial"))) == 1
+    write_atomic(path, b"newer", overwrite=True)
+    assert tree(tmp_path) == {"a": b"newer"}
 
 
 def test_a_read_only_folder_is_found_before_the_work(tmp_path: Path) -> None:

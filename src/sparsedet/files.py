@@ -94,7 +94,7 @@ def _write_into(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file `.NAME.*` beside `target`, moved there when all is written, else deleted.
+    """A new file beside `target`, moved there when all is written, else deleted.
 
     Raises:
         OSError: it cannot be written.
@@ -105,14 +105,24 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def replacing_path(target: Path) -> Iterator[Path]:
-    """As `replacing`, for writers that open their files themselves: the path of the new file."""
+    """As `replacing`, for writers that open their files themselves: the path of the new file.
+
+    A process that is killed leaves it there, and the next that writes into the folder deletes it.
+    """
+    remove_leftovers(target.parent)
     name = os.fsdecode(os.fsencode(target.name)[:200])  # 255 bytes are the limit
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=target.parent)
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=_PARTIAL, dir=target.parent)
+        if not _lock(handle, wait=True) or os.path.exists(temporary):
+            break
+        os.close(handle)  # another process took it for a leftover before it was locked
     try:
-        os.close(handle)
-        yield Path(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        try:
+            yield Path(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        finally:
+            os.close(handle)
         if target.exists():
             mode = stat.S_IMODE(target.stat().st_mode)
         else:  # mkstemp's 0600 is not what a user expects
@@ -125,6 +135,40 @@ def replacing_path(target: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+_PARTIAL = ".partial"
+_cleaned: set[str] = set()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes have not finished writing, once a process and folder.
+
+    A file is locked as long as it is written.
+    """
+    key = os.path.realpath(folder)
+    if key in _cleaned:
+        return
+    _cleaned.add(key)
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f".*.????????{_PARTIAL}"):
+            handle = os.open(path, os.O_RDWR)
+            try:
+                if _lock(handle):
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int, wait: bool = False) -> bool:
+    """Lock a file for as long as it is open; False: another process has it, or none can."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):  # Windows; some network file systems
+        return False
+    return True
 
 
 def check_output(path: Path, *, overwrite: bool = False, flag: str = "--overwrite") -> None:

@@ -105,7 +105,7 @@ def test_kill_9_and_resume_to_the_last_bit(
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
-    (tmp_path / "stopped" / ".checkpoint-0000001.safetensors.left").write_bytes(b"half")
+    (tmp_path / "stopped" / ".checkpoint-0000001.safetensors.leftover.partial").write_bytes(b"half")
 
     assert main(arguments("stopped", "--resume")) == 0
     assert same(*(newest_checkpoint(tmp_path / name) for name in ("whole", "stopped")))

@@ -116,12 +116,6 @@ def newest_checkpoint(folder: Path) -> Checkpoint:
     return newest
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete checkpoints that a killed process has not finished."""
-    for path in folder.glob(".checkpoint-*.safetensors.*"):
-        path.unlink()
-
-
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest({name: value.numpy() for name, value in tensors.items()}, metadata)
 

@@ -24,7 +24,7 @@ from ..model.checkpoint import checkpoints
 from ..model.detector_config import Config, config_from_json, require_faster_rcnn
 from ..torch_model import TwoStageDetector
 from .distill import Teacher
-from .run_folder import Checkpoint, newest_checkpoint, read_checkpoint, remove_leftovers
+from .run_folder import Checkpoint, newest_checkpoint, read_checkpoint
 
 
 def set_threads(count: int) -> None:
@@ -56,7 +56,6 @@ def prepare_folder(folder: Path, resume: bool) -> None:
     """
     check_folder(folder, resume)
     make_folder(folder)
-    remove_leftovers(folder)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
