@@ -8,10 +8,11 @@ then round after round in turn. r101-c4 is measured in the same run at the same 
 ratio is known on several CPUs: the last lines have each ratio as a fraction of r101-c4's.
 
 OpenVINO runs our export, in f32, and with --torchvision also torchvision's own ONNX of the dense
-network. --beside adds OpenVINO at its default precision, and in INT8 (quantised by NNCF). The
-health of the run is that of dense r101-c4, profiled before and after all others
-(lib/openvino_profile.py); the share of the peak that OpenVINO reaches on the others is printed, and
-not judged. So is the forecast that `sparsedet info` makes from the graph and the CPU's peak.
+network. --beside adds OpenVINO at its default precision, and in INT8 (quantised by NNCF), to all
+but the reference. The health of the run is that of dense r101-c4, profiled before and after all
+others (lib/openvino_profile.py); the share of the peak that OpenVINO reaches on the others is
+printed, and not judged. So is the forecast that `sparsedet info` makes from the graph and the CPU's
+peak.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def measure(
 ) -> dict[str, Any]:
     """One detector at one share of zeros: a result of bench_model.py, and more."""
     model = random_model(config, share, image)
+    arguments.peer = [arguments.main, *(arguments.beside if kind in KINDS else ())]
     comparison = bench_model.RuntimeComparison(model, image, arguments)
     others = {}
     if arguments.torchvision and share == 0 and kind in KINDS:
@@ -172,7 +174,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
     arguments = parser.parse_args(argv)
-    arguments.peer = [f"openvino-{arguments.precision}", *arguments.beside]
+    arguments.main = f"openvino-{arguments.precision}"
     arguments.isa, arguments.ablate, arguments.scaling = "", False, False
     return arguments
 
@@ -204,12 +206,12 @@ def main(argv: list[str] | None = None) -> None:
                 outside = result["openvino_outside_convolutions"]
                 print(f"  OpenVINO outside convolutions and products: {outside:.1%} of its time")
             content["results"][kind].append(result)
-            ratios.setdefault(kind, {})[share] = result["ratios"][arguments.peer[0]]["median"]
+            ratios.setdefault(kind, {})[share] = result["ratios"][arguments.main]["median"]
             gc.collect()
             content["void"] = void
             if arguments.json:
                 machine.save(arguments.json, content)
-    print(f"\nratios to {arguments.peer[0]}" + (", VOID" if void else ""))
+    print(f"\nratios to {arguments.main}" + (", VOID" if void else ""))
     for kind, found in ratios.items():
         line = "  ".join(
             f"{share:.0%} {ratio:.2f} ({ratio / ratios[REFERENCE][share]:.2f} of {REFERENCE}'s)"
