@@ -49,7 +49,7 @@ def pictures() -> list[U8]:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_detections_are_those_of_torchvision(kind: str, tmp_path: Path) -> None:
     images = pictures()
-    model = confident(kind, images[0], **SIZE)
+    model = confident(kind, images, **SIZE)
     settings = {**SETTINGS[kind], **SIZE}
     imported = load_foreign(save_state(model, tmp_path / "state.pth"), torchvision=settings)
     path = tmp_path / "model.safetensors"
@@ -132,7 +132,7 @@ def test_names_of_the_first_releases(kind: str, tmp_path: Path) -> None:
 
 def test_what_a_state_dict_does_not_say_is_a_setting(tmp_path: Path) -> None:
     image = pictures()[0]
-    model = confident(PLAIN, image, **SIZE)
+    model = confident(PLAIN, [image], **SIZE)
     path = save_state(model, tmp_path / "state.pth")
     imported = load_foreign(path, torchvision={**SIZE, "eps": 0.0})
     other = load_foreign(path, torchvision={**SIZE, "eps": 1e-3})
@@ -151,7 +151,7 @@ def test_what_a_state_dict_does_not_say_is_a_setting(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_such_detector_is_refused_in_one_line(tmp_path: Path) -> None:
-    state = confident(PLAIN, pictures()[0], **SIZE).state_dict()
+    state = confident(PLAIN, pictures(), **SIZE).state_dict()
 
     def refused(changed: dict[str, Any], text: str) -> None:
         path = tmp_path / "changed.pth"
@@ -170,7 +170,7 @@ def test_a_file_that_is_no_such_detector_is_refused_in_one_line(tmp_path: Path) 
 def test_a_model_file_keeps_everything(tmp_path: Path) -> None:
     image = pictures()[1]
     imported = load_foreign(
-        save_state(confident(PLAIN, image, num_classes=6, **SIZE), tmp_path / "state.pth"),
+        save_state(confident(PLAIN, [image], num_classes=6, **SIZE), tmp_path / "state.pth"),
         torchvision=SIZE,
     )
     assert imported.config.class_names == tuple(f"class {i}" for i in range(1, 6))

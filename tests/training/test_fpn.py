@@ -116,7 +116,7 @@ def theirs(model: Any, dataset: CocoDataset, indices: list[int]) -> tuple[dict[s
 def test_losses_equal_torchvision(kind: str, photographs: CocoDataset, tmp_path: Path) -> None:
     """From the image files on, so that resizing and padding are torchvision's, too."""
     first = read_image(photographs.image_path(photographs.images[0]))
-    model = confident(kind, first, num_classes=4, **SIZE)
+    model = confident(kind, [first], num_classes=4, **SIZE)
     imported = load_foreign(save_state(model, tmp_path / "state.pth"), torchvision=SIZE)
     ours = build_model(imported.config, imported.tensors)
     for indices in ([0], [1], [0, 1, 2]):
