@@ -7,7 +7,6 @@ contiguous 1..K, category_id is the data set's own. Boxes are xyxy float pixels.
 
 from __future__ import annotations
 
-import difflib
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -308,6 +307,8 @@ def labels_of(names: Iterable[str], class_names: Sequence[str]) -> list[int]:
     found = []
     for name in names:
         if name not in places:
+            import difflib
+
             near = difflib.get_close_matches(name, class_names, 3, 0.5) or class_names[:5]
             raise InputError(
                 f"{name!r} is no class of this model, expected one of its {len(class_names)}, "

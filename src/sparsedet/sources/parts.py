@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from ..errors import InputError
 from ..images.read import IMAGE_SUFFIXES, read_image
@@ -97,6 +96,8 @@ def _address(text: str, scheme: str, how: Reading) -> Iterator[Part]:
         name = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", text)  # no password in files and logs
         yield LivePart(name, text, how.every, how.limits.timeout)
     elif scheme == "file":
+        from urllib.request import url2pathname  # imports all of HTTP
+
         yield from _path(Path(url2pathname(urlsplit(text).path)), how, "")
     else:
         known = ", ".join(("http", "https", "file", *STREAM_SCHEMES))
