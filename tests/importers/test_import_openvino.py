@@ -21,10 +21,10 @@ from sparsedet.cli import main
 from sparsedet.engine import Engine
 from sparsedet.errors import InputError
 from sparsedet.evaluation.agreement import compare_rows
+from sparsedet.evaluation.imported import synthetic_image
 from sparsedet.images.read import read_image
 from sparsedet.importers import detect_format, load_foreign
 from sparsedet.importers.openvino_ir.graph import IR
-from sparsedet.importers.openvino_ir.verify import synthetic_image
 from sparsedet.model.boxes import legacy_cell_anchors
 from sparsedet.model.detector_config import require_c4
 from sparsedet.model.file import load_model

@@ -212,8 +212,8 @@ def convert_file(
 
 def _probe(source: Path, imported: Imported, probe: Path | None, force: bool) -> None:
     """Run the source beside the import, where OpenVINO is installed."""
+    from ..evaluation.imported import compare_with_openvino, have_openvino
     from ..images.read import read_image
-    from ..importers.openvino_ir.verify import compare_with_openvino, have_openvino
 
     image = read_image(probe) if probe else None
     if not have_openvino():

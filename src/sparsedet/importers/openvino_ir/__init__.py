@@ -1,8 +1,8 @@
 """Import an OpenVINO IR of a Faster R-CNN C4: the published network, exports, converted graphs.
 
 `graph` reads the files, `layers` finds the layers by following the graph, `boxes` reads anchors,
-thresholds and counts. OpenVINO is not needed; where it is installed, `verify` runs the source
-beside the imported network.
+thresholds and counts. OpenVINO is not needed; where it is installed,
+`evaluation.imported` runs the source beside the imported network.
 
 A graph does not state everything: class names, COCO's ids and the resizing of images are read from
 rt_info where our exporter wrote them, else they are COCO's 80 classes and `letterbox`. The colour

@@ -2,7 +2,7 @@
 
 `proposals` reads proposals and RoI pooling; this module reads the operations after the two
 predictors: OpenVINO's operation `DetectionOutput`, or softmax, decoding and NMS as operations of
-their own. Notes say where our engine differs from the source; `verify` measures the effect.
+their own. Notes say where our engine differs from the source; `convert` measures it.
 
 Glossary: K classes without background.
 """

@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...backends.signature import feed
-from ...engine import Engine
-from ...errors import InputError
-from ...evaluation.agreement import RowDifferences, compare_rows
-from ...images.letterbox import prepare
-from ..tensor_source import Imported
+from ..backends.signature import feed
+from ..engine import Engine
+from ..errors import InputError
+from ..images.letterbox import prepare
+from ..importers.tensor_source import Imported
+from .agreement import RowDifferences, compare_rows
 
 Rows = NDArray[np.float32]
 
@@ -73,7 +73,7 @@ def _load_source(path: str | os.PathLike[str]) -> Callable[[NDArray[np.uint8]], 
     """
     import openvino as ov
 
-    from ...backends import openvino
+    from ..backends import openvino
 
     graph = openvino.read_graph(path)
     try:
