@@ -88,11 +88,13 @@ def without_types(tree: ast.Module) -> ast.Module:
 
 
 def imports_of(path: Path, tree: ast.AST) -> Iterator[str]:
-    """Absolute names of everything that a module imports, also inside functions."""
+    """Absolute names of everything that a module imports, also inside functions and by name."""
     package = ["sparsedet", *path.relative_to(SOURCE).parent.parts]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant))
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])

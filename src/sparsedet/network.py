@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,9 +96,9 @@ class Model:
             InputError: the file is no such network, or an argument is unknown or not supported.
         """
         if Path(path).suffix.lower() == ".onnx":
-            # By name, as a backend is: importers stand above, and need a package of their own.
-            importer = import_module("sparsedet.importers.onnx")
-            network = importer.load_onnx_network(path, shape=shape)
+            from .importers.onnx import load_onnx_network  # most models are no ONNX files
+
+            network = load_onnx_network(path, shape=shape)
         else:
             network = load_network(path)
         return cls(network, threads=threads, precision=precision, isa=isa)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import import_module
 
 from ..engine import Engine, Precision
 from ..engine.autotune import load_tuning
@@ -45,8 +44,9 @@ def from_graph(
     Raises:
         InputError: as `importers.onnx.load_onnx_detector`, or as `Engine`.
     """
-    # By name, as a backend is: importers stand above, and need a package of their own.
-    imported = import_module("sparsedet.importers.onnx").load_onnx_detector(path)
+    from ..importers.onnx import load_onnx_detector  # most models are no ONNX files
+
+    imported = load_onnx_detector(path)
     model = ModelFile(imported.config, imported.tensors, imported.provenance, "float32")
     algorithms = None if tuning is None else load_tuning(tuning)
     return model, from_model(model, threads, 1, precision, isa, algorithms)
