@@ -27,6 +27,7 @@ TORCH = {
     "training",
     "backends.torch",
     "testing.torchvision",
+    "testing.yolo",
     "pruning.calibration",
     "pruning.masks",
     "pruning.one_shot",

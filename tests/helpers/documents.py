@@ -136,7 +136,7 @@ def _foreign(folder: Path, text: str) -> None:
     if "yolov8s.onnx" in text:
         from torchvision.models import resnet18
 
-        from helpers.yolo_models import YoloShaped, enlivened, export
+        from sparsedet.testing.yolo import YoloShaped, enlivened, export
 
         export(enlivened(YoloShaped("v8"), 2.3), folder / "yolov8s.onnx", (64, 64))
         export(resnet18(weights=None).eval(), folder / "resnet50.onnx", (64, 64))

@@ -166,7 +166,7 @@ def test_picodet(tmp_path: Path) -> None:
 
 def test_yolov8_and_torch_agree(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from helpers.yolo_models import YoloShaped, enlivened, export
+    from sparsedet.testing.yolo import YoloShaped, enlivened, export
 
     from sparsedet.backends.torch import from_model as torch_backend
     from sparsedet.model.file import ModelFile

@@ -12,9 +12,9 @@ torchvision = pytest.importorskip("torchvision")
 pytest.importorskip("onnxruntime")
 
 from helpers.onnx_files import difference, images, run_onnx  # noqa: E402
-from helpers.yolo_models import YoloShaped, enlivened, export  # noqa: E402
 
 from sparsedet import Model  # noqa: E402
+from sparsedet.testing.yolo import YoloShaped, enlivened, export  # noqa: E402
 
 CLASSIFIERS: list[tuple[str, int, bool]] = [
     ("resnet18", 64, False),
