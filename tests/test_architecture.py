@@ -26,6 +26,7 @@ TORCH = {
     "torch_model",
     "training",
     "backends.torch",
+    "testing.lively",
     "testing.torchvision",
     "testing.yolo",
     "pruning.calibration",

@@ -136,7 +136,8 @@ def _foreign(folder: Path, text: str) -> None:
     if "yolov8s.onnx" in text:
         from torchvision.models import resnet18
 
-        from sparsedet.testing.yolo import YoloShaped, enlivened, export
+        from sparsedet.testing.lively import enlivened, export
+        from sparsedet.testing.yolo import YoloShaped
 
         export(enlivened(YoloShaped("v8"), 2.3), folder / "yolov8s.onnx", (64, 64))
         export(resnet18(weights=None).eval(), folder / "resnet50.onnx", (64, 64))

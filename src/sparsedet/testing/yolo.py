@@ -1,18 +1,37 @@
-"""Networks shaped as YOLOv5u, YOLOv8, YOLO11 and YOLOX, with random weights, written for these
-tests from the published shapes of their layers. No code of theirs was read.
+"""Networks shaped as YOLOv5, YOLOv5u, YOLOv8 and YOLO11, written for tests and benchmarks from the
+published shapes of their layers. No code of theirs was read.
 
-The decoding at their end is that of an export: boxes and scores of all cells in one array.
+The decoding at their end is that of an export: boxes and scores of all cells in one array. Needs
+torch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+Kind = Literal["v5", "v5u", "v8", "11"]
+
+
+class YoloSize(NamedTuple):
+    """Channels of the first convolution and of the deepest maps, and blocks of a stage."""
+
+    width: int
+    deepest: int
+    depth: int
+
+
+SIZES = {"n": YoloSize(16, 256, 1), "s": YoloSize(32, 512, 1), "m": YoloSize(48, 576, 2)}
+"""Published sizes: of "m" those of YOLOv8."""
+ANCHORS = (
+    ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)),
+    ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)),
+    ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
+)
+"""Published anchors of YOLOv5: of each level width and height in pixels."""
 
 
 class ConvUnit(nn.Module):
@@ -28,7 +47,8 @@ class ConvUnit(nn.Module):
         act: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(ins, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        padding = kernel // 2 if kernel % 2 else kernel // 2 - 1
+        self.conv = nn.Conv2d(ins, out, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=1e-3)
         self.act: nn.Module = nn.SiLU() if act else nn.Identity()
 
@@ -157,14 +177,17 @@ class AttentionStage(nn.Module):
 
 
 class CellHead(nn.Module):
-    """Predictors of three levels and the decoding of all cells: 16 bins for each side of a box."""
+    """Predictors of three levels and the decoding of all cells: some bins for each side of a box.
 
-    def __init__(self, channels: Sequence[int], classes: int, light: bool) -> None:
+    With one bin it is the head of YOLO26 without its choice of boxes.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, light: bool, bins: int) -> None:
         super().__init__()
-        self.classes = classes
-        c2, c3 = max(16, channels[0] // 4, 64), max(channels[0], min(classes, 100))
+        self.classes, self.bins = classes, bins
+        c2, c3 = max(16, channels[0] // 4, 4 * bins), max(channels[0], min(classes, 100))
         self.cv2 = nn.ModuleList(
-            nn.Sequential(ConvUnit(x, c2, 3), ConvUnit(c2, c2, 3), nn.Conv2d(c2, 64, 1))
+            nn.Sequential(ConvUnit(x, c2, 3), ConvUnit(c2, c2, 3), nn.Conv2d(c2, 4 * bins, 1))
             for x in channels
         )
 
@@ -180,8 +203,8 @@ class CellHead(nn.Module):
             )
 
         self.cv3 = nn.ModuleList(scores(x) for x in channels)
-        self.dfl = nn.Conv2d(16, 1, 1, bias=False).requires_grad_(False)
-        self.dfl.weight.data[:] = torch.arange(16.0).view(1, 16, 1, 1)
+        self.dfl = nn.Conv2d(bins, 1, 1, bias=False).requires_grad_(False)
+        self.dfl.weight.data[:] = torch.arange(float(bins)).view(1, bins, 1, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         joined = [
@@ -189,68 +212,122 @@ class CellHead(nn.Module):
         ]
         points, strides = [], []
         for i, x in enumerate(joined):
-            height, width = x.shape[2:]
-            y, x_ = torch.meshgrid(
-                torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij"
-            )
-            points.append(torch.stack((x_, y), -1).view(-1, 2))
-            strides.append(torch.full((height * width, 1), 8.0 * 2**i))
+            points.append((_grid(x) + 0.5).view(-1, 2))
+            strides.append(torch.full((len(points[-1]), 1), 8.0 * 2**i))
         anchors, steps = torch.cat(points).T[None], torch.cat(strides).T
-        flat = torch.cat([x.view(1, 64 + self.classes, -1) for x in joined], 2)
-        box, scores = torch.split(flat, [64, self.classes], 1)
+        channels = 4 * self.bins + self.classes
+        flat = torch.cat([x.view(1, channels, -1) for x in joined], 2)
+        box, scores = torch.split(flat, [4 * self.bins, self.classes], 1)
         count = box.shape[2]
-        sides = self.dfl(box.view(1, 4, 16, count).transpose(2, 1).softmax(1)).view(1, 4, count)
-        before, after = sides.chunk(2, 1)
+        if self.bins > 1:
+            box = self.dfl(box.view(1, 4, self.bins, count).transpose(2, 1).softmax(1))
+            box = box.view(1, 4, count)
+        before, after = box.chunk(2, 1)
         first, last = anchors - before, anchors + after
         boxes = torch.cat(((first + last) / 2, last - first), 1) * steps
         return torch.cat((boxes, scores.sigmoid()), 1)
+
+
+class AnchorHead(nn.Module):
+    """YOLOv5's predictors, one of each level for all its anchors, and their decoding."""
+
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.each = 5 + classes
+        self.m = nn.ModuleList(nn.Conv2d(x, 3 * self.each, 1) for x in channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        rows = []
+        for i, (predictor, x) in enumerate(zip(self.m, maps, strict=True)):
+            height, width = x.shape[2:]
+            cells = predictor(x).view(1, 3, self.each, height, width).permute(0, 1, 3, 4, 2)
+            centre, sides, rest = cells.sigmoid().split((2, 2, self.each - 4), 4)
+            centre = (centre * 2 + (_grid(x) - 0.5)) * 8.0 * 2**i
+            sides = (sides * 2) ** 2 * torch.tensor(ANCHORS[i]).view(1, 3, 1, 1, 2)
+            rows.append(torch.cat((centre, sides, rest), 4).view(1, -1, self.each))
+        return torch.cat(rows, 1)
+
+
+def _grid(x: Tensor) -> Tensor:
+    """Column and row of each cell, [H, W, 2]."""
+    rows, columns = (torch.arange(float(n)) for n in x.shape[2:])
+    y, x_ = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x_, y), -1)
 
 
 class YoloShaped(nn.Module):
     """A whole network.
 
     Args:
-        kind: "v5u", "v8" or "11".
-        width: channels of the first convolution: 16 in the sizes n, 32 in s.
+        kind: of the network.
+        width: channels of the first convolution.
+        deepest: channels of the deepest maps; default: 16 times `width`.
         depth: blocks of a stage, at least 1.
         classes: number of classes.
+        bins: of each side of a box, where there are no anchors.
     """
 
-    def __init__(self, kind: str, width: int = 8, depth: int = 1, classes: int = 5) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        width: int = 8,
+        deepest: int | None = None,
+        depth: int = 1,
+        classes: int = 5,
+        bins: int = 16,
+    ) -> None:
         super().__init__()
-        w, self.kind = width, kind
+        w, d, self.kind, light = width, deepest or 16 * width, kind, kind == "11"
 
-        def stage(ins: int, out: int, count: int, add: bool) -> nn.Module:
-            if kind == "v5u":
-                return CrossStage(ins, out, count, add, (1, 3))
-            half = out // 2 if kind == "v8" else max(out // 4, 4)
-            if kind == "v8":
-                blocks: list[nn.Module] = [
-                    TwoConvs(half, half, add, (3, 3), 1.0) for _ in range(count)
-                ]
-            else:
-                blocks = [TwoConvs(half, half, True, (3, 3), 0.5) for _ in range(count)]
+        def stage(ins: int, out: int, count: int, deep: bool = False, back: bool = True) -> Any:
+            """deep: with blocks in its blocks (11); back: in the backbone, where blocks add their
+            input."""
+            if kind in ("v5", "v5u"):
+                return CrossStage(ins, out, count * depth, back, (1, 3))
+            half = out // 4 if light and back and not deep else out // 2
+            blocks: list[nn.Module] = []
+            for _ in range(count * depth):
+                if deep:
+                    blocks.append(CrossStage(half, half, 2, True, (3, 3)))
+                else:
+                    inner = 0.5 if light else 1.0
+                    blocks.append(TwoConvs(half, half, back or light, (3, 3), inner))
             return SplitStage(ins, out, blocks, half)
 
-        first = 6 if kind == "v5u" else 3
-        stem = nn.Conv2d(3, w, first, 2, 2 if first == 6 else 1, bias=False)
-        self.stem = ConvUnit(3, w, 3, 2)
-        self.stem.conv = stem
-        self.down = nn.ModuleList(ConvUnit(w * 2**i, w * 2 ** (i + 1), 3, 2) for i in range(4))
+        self.stem = ConvUnit(3, w, 6 if kind in ("v5", "v5u") else 3, 2)
+        downs = ((w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, d))
+        outs = (2 * w, 4 * w, 8 * w, d)
+        counts = {"v8": (1, 2, 2, 1), "11": (1, 1, 1, 1)}.get(kind, (1, 2, 3, 1))
+        if light:  # its stages widen the first two maps
+            downs = ((w, 2 * w), (4 * w, 4 * w), (8 * w, 8 * w), (8 * w, d))
+            outs = (4 * w, 8 * w, 8 * w, d)
+        p3, p4 = outs[1:3]
+        self.down = nn.ModuleList(ConvUnit(a, b, 3, 2) for a, b in downs)
         self.stages = nn.ModuleList(
-            stage(w * 2**i, w * 2**i, depth * n, True) for i, n in ((1, 1), (2, 2), (3, 2), (4, 1))
+            stage(a, b, count, light and i > 1)
+            for i, ((_, a), b, count) in enumerate(zip(downs, outs, counts, strict=True))
         )
-        self.pool = PyramidPool(w * 16)
-        self.attention: nn.Module = AttentionStage(w * 16) if kind == "11" else nn.Identity()
+        self.pool = PyramidPool(d)
+        self.attention: nn.Module = AttentionStage(d) if light else nn.Identity()
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        narrow = kind in ("v5", "v5u")  # 1x1 convolutions before maps grow
+        n5, n4 = (8 * w, 4 * w) if narrow else (d, 8 * w)
+        self.lateral = nn.ModuleList(
+            (ConvUnit(d, n5), ConvUnit(8 * w, n4)) if narrow else (nn.Identity(), nn.Identity())
+        )
         self.top = nn.ModuleList(
-            (stage(w * 24, w * 8, depth, False), stage(w * 12, w * 4, depth, False))
+            (stage(n5 + p4, 8 * w, 1, back=False), stage(n4 + p3, 4 * w, 1, back=False))
         )
-        self.back = nn.ModuleList((ConvUnit(w * 4, w * 4, 3, 2), ConvUnit(w * 8, w * 8, 3, 2)))
+        self.back = nn.ModuleList((ConvUnit(4 * w, 4 * w, 3, 2), ConvUnit(8 * w, 8 * w, 3, 2)))
         self.bottom = nn.ModuleList(
-            (stage(w * 12, w * 8, depth, False), stage(w * 24, w * 16, depth, False))
+            (stage(4 * w + n4, 8 * w, 1, back=False), stage(8 * w + n5, d, 1, light, back=False))
         )
-        self.head = CellHead((w * 4, w * 8, w * 16), classes, kind == "11")
+        channels = (4 * w, 8 * w, d)
+        self.head: nn.Module = (
+            AnchorHead(channels, classes)
+            if kind == "v5"
+            else CellHead(channels, classes, light, bins)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         maps = []
@@ -258,8 +335,8 @@ class YoloShaped(nn.Module):
         for down, stage in zip(self.down, self.stages, strict=True):
             x = stage(down(x))
             maps.append(x)
-        p5 = self.attention(self.pool(x))
-        p4 = self.top[0](torch.cat((self.up(p5), maps[2]), 1))
+        p5 = self.lateral[0](self.attention(self.pool(x)))
+        p4 = self.lateral[1](self.top[0](torch.cat((self.up(p5), maps[2]), 1)))
         p3 = self.top[1](torch.cat((self.up(p4), maps[1]), 1))
         n4 = self.bottom[0](torch.cat((self.back[0](p3), p4), 1))
         n5 = self.bottom[1](torch.cat((self.back[1](n4), p5), 1))
@@ -267,38 +344,6 @@ class YoloShaped(nn.Module):
         return out
 
 
-def enlivened(model: nn.Module, gain: float = 2.0, seed: int = 0) -> nn.Module:
-    """Random weights and batch norms with which two inputs give different outputs.
-
-    Args:
-        gain: of the variance from layer to layer.
-    """
-    numbers = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0, 0.1, generator=numbers)
-            module.running_var.uniform_(0.5, 1.5, generator=numbers)
-            module.weight.data.uniform_(0.7, 1.3, generator=numbers)
-            module.bias.data.normal_(0, 0.2, generator=numbers)
-        elif isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad:
-            spread = math.sqrt(gain / module.weight[0].numel())
-            module.weight.data.normal_(0, spread, generator=numbers)
-            if module.bias is not None:
-                module.bias.data.normal_(0, 0.2, generator=numbers)
-    return model.eval()
-
-
-def export(model: nn.Module, path: Path, size: tuple[int, int], **options: Any) -> Path:
-    """The model as an ONNX file, by torch's exporter.
-
-    Args:
-        options: of `torch.onnx.export`.
-    """
-    import warnings
-
-    options = {"dynamo": False, "opset_version": 20, **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, (torch.zeros(1, 3, *size),), str(path), **options)
-    return path
+def yolo_of_size(kind: Kind, size: str, classes: int = 80) -> YoloShaped:
+    """A network of a published size, a key of `SIZES`."""
+    return YoloShaped(kind, **SIZES[size]._asdict(), classes=classes)

@@ -166,7 +166,8 @@ def test_picodet(tmp_path: Path) -> None:
 
 def test_yolov8_and_torch_agree(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from sparsedet.testing.yolo import YoloShaped, enlivened, export
+    from sparsedet.testing.lively import enlivened, export
+    from sparsedet.testing.yolo import YoloShaped
 
     from sparsedet.backends.torch import from_model as torch_backend
     from sparsedet.model.file import ModelFile

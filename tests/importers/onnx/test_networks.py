@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,10 +13,13 @@ pytest.importorskip("onnxruntime")
 from helpers.onnx_files import difference, images, run_onnx  # noqa: E402
 
 from sparsedet import Model  # noqa: E402
-from sparsedet.testing.yolo import YoloShaped, enlivened, export  # noqa: E402
+from sparsedet.testing.lively import classifier, enlivened, export, settled  # noqa: E402
+from sparsedet.testing.yolo import YoloShaped  # noqa: E402
 
 CLASSIFIERS: list[tuple[str, int, bool]] = [
     ("resnet18", 64, False),
+    ("repvgg", 64, False),
+    ("repvgg_fused", 64, False),
     ("mobilenet_v2", 64, False),
     ("mobilenet_v3_small", 64, False),
     ("shufflenet_v2_x0_5", 64, False),
@@ -27,6 +29,7 @@ CLASSIFIERS: list[tuple[str, int, bool]] = [
 LARGE = [
     ("resnet50", 96, False),
     ("resnet101", 96, False),
+    ("vgg11", 64, False),
     ("vgg11_bn", 224, False),
     ("densenet121", 64, False),
     ("densenet121", 64, True),
@@ -51,21 +54,10 @@ def check(path: Path, size: int, parts: dict[str, slice]) -> Model:
     return model
 
 
-def classifier(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
+def check_classifier(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
     if dynamo:
         pytest.importorskip("onnxscript")
-    options: dict[str, Any] = {"init_weights": False} if name == "googlenet" else {}
-    module = enlivened(getattr(torchvision.models, name)(weights=None, **options))
-    for block in module.modules():  # else their sums grow until all images look alike
-        if isinstance(block, torchvision.models.resnet.Bottleneck):
-            block.bn3.weight.data *= 0.2
-            block.bn3.bias.data *= 0.05
-            block.bn1.bias.data *= 0.1
-            block.bn2.bias.data *= 0.1
-        if getattr(block, "use_res_connect", False) and name.startswith("mobilenet_v3"):
-            # Else ONNX Runtime itself is 8e-4 away from float64.
-            ends: Any = [m for m in block.modules() if hasattr(m, "running_mean")]
-            ends[-1].weight.data *= 0.2
+    module = settled(enlivened(classifier(name)), torch.from_numpy(images((size, size))))
     form = {"opset_version": 20 if dynamo else 17, "dynamo": dynamo}
     path = export(module, tmp_path / "net.onnx", (size, size), **form)
     check(path, size, {"logits": slice(None)})
@@ -73,13 +65,13 @@ def classifier(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
 
 @pytest.mark.parametrize(("name", "size", "dynamo"), CLASSIFIERS)
 def test_classifiers(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
-    classifier(tmp_path, name, size, dynamo)
+    check_classifier(tmp_path, name, size, dynamo)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "dynamo"), LARGE)
 def test_large_classifiers(tmp_path: Path, name: str, size: int, dynamo: bool) -> None:
-    classifier(tmp_path, name, size, dynamo)
+    check_classifier(tmp_path, name, size, dynamo)
 
 
 @pytest.mark.parametrize("kind", GAINS)
