@@ -235,8 +235,12 @@ CellAttributes cell_detections(Fields& f) {
   a.num_classes = f.integer("num_classes", 1);
   a.strides = f.get<std::vector<int>>("strides");
   a.strides = strides_of(f, a.strides.size(), "inputs");
-  a.centred = f.choice("boxes", {"distances", "centre"}) == 1;
+  constexpr CellBoxes kinds[] = {CellBoxes::distances, CellBoxes::centre, CellBoxes::anchor};
+  a.boxes = kinds[f.choice("boxes", {"distances", "centre", "anchor"})];
   a.bins = f.integer("bins", 1, 256);
+  a.anchors = f.get<std::vector<std::array<float, 2>>>("anchors");
+  if (a.anchors.size() != (a.boxes == CellBoxes::anchor ? a.strides.size() : 0))
+    throw std::invalid_argument("anchors and strides differ in length");
   a.offset = f.get<float>("offset");
   a.objectness = f.get<bool>("objectness");
   a.several_labels = f.get<bool>("several_labels");

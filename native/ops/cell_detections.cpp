@@ -20,6 +20,10 @@ float expected_bin(const FeatureMap& map, int y, int x, int first, int bins) {
   return weighted / sum;
 }
 
+Box centred(float x, float y, float width, float height) {
+  return {x - width / 2, y - height / 2, x + width / 2, y + height / 2};
+}
+
 // Of the candidates of a level, best first, the first of each cell.
 void keep_one_label(std::vector<DenseCandidate>& candidates, const FeatureMap& map) {
   std::vector<bool> seen(size_t(map.height) * map.width);
@@ -35,9 +39,9 @@ void keep_one_label(std::vector<DenseCandidate>& candidates, const FeatureMap& m
 
 Shape CellDetections::shape(std::span<const Shape> inputs) const {
   const size_t levels = a_.strides.size();
-  std::vector<std::vector<int64_t>> channels{
-      std::vector<int64_t>(levels, a_.num_classes),
-      std::vector<int64_t>(levels, int64_t{4} * (a_.centred ? 1 : a_.bins))};
+  const int64_t bins = a_.boxes == CellBoxes::distances ? a_.bins : 1;
+  std::vector<std::vector<int64_t>> channels{std::vector<int64_t>(levels, a_.num_classes),
+                                             std::vector<int64_t>(levels, 4 * bins)};
   if (a_.objectness) channels.emplace_back(levels, 1);
   expect_levels(inputs, channels);
   return {Domain::rows, 7, 1, 1, a_.max_detections};
@@ -47,17 +51,23 @@ Format CellDetections::format(std::span<const Format> inputs) const {
   return expect_float32(inputs);
 }
 
-Box CellDetections::box_of(const FeatureMap& map, int y, int x, float stride) const {
+Box CellDetections::box_of(const FeatureMap& map, int y, int x, size_t level) const {
+  const auto stride = static_cast<float>(a_.strides[level]);
   const float px = static_cast<float>(x) + a_.offset, py = static_cast<float>(y) + a_.offset;
+  const bool binned = a_.boxes == CellBoxes::distances && a_.bins > 1;
   float d[4];
   for (int i = 0; i < 4; i++)
-    d[i] = a_.centred || a_.bins == 1 ? *map.at(y, i, x)
-                                      : expected_bin(map, y, x, i * a_.bins, a_.bins);
-  if (!a_.centred)
+    d[i] = binned ? expected_bin(map, y, x, i * a_.bins, a_.bins) : *map.at(y, i, x);
+  if (a_.boxes == CellBoxes::distances)
     return {(px - d[0]) * stride, (py - d[1]) * stride, (px + d[2]) * stride, (py + d[3]) * stride};
-  const float cx = (px + d[0]) * stride, cy = (py + d[1]) * stride;
-  const float half_w = std::exp(d[2]) * stride / 2, half_h = std::exp(d[3]) * stride / 2;
-  return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
+  if (a_.boxes == CellBoxes::centre)
+    return centred((px + d[0]) * stride, (py + d[1]) * stride, std::exp(d[2]) * stride,
+                   std::exp(d[3]) * stride);
+  for (float& value : d)
+    value = 2 * sigmoid(value);
+  const auto& [width, height] = a_.anchors[level];
+  return centred((px + d[0] - 1) * stride, (py + d[1] - 1) * stride, d[2] * d[2] * width,
+                 d[3] * d[3] * height);
 }
 
 void CellDetections::run(Context& context, const Step& step) const {
@@ -74,7 +84,7 @@ void CellDetections::run(Context& context, const Step& step) const {
     if (!a_.several_labels) keep_one_label(found, logits);
     for (const DenseCandidate& c : found)
       candidates.push_back(
-          {c.channel + 1, c.score, box_of(boxes, c.y, c.x, static_cast<float>(a_.strides[i]))});
+          {c.channel + 1, c.score, box_of(boxes, c.y, c.x, i)});
   }
   auto& rows = step.out.detections;
   rows = suppress(std::move(candidates), a_.num_classes, a_.nms_threshold, a_.max_detections);

@@ -1,16 +1,18 @@
-// Detections of a detector without anchors, as YOLO's and PicoDet's: of each cell of each level class
-// logits and one box -> rows.
+// YOLO's and PicoDet's detections: of each cell of each level class logits and one box -> rows.
 #pragma once
 #include "ops/operation.h"
 
 namespace sparsedet {
 
+enum class CellBoxes { distances, centre, anchor };
+
 // Fields are named as in Python's CellOutput, which describes them.
 struct CellAttributes {
   int num_classes;
   std::vector<int> strides;
-  bool centred;  // boxes: "centre"
+  CellBoxes boxes;
   int bins;
+  std::vector<std::array<float, 2>> anchors;
   float offset;
   bool objectness, several_labels;
   int pre_nms;
@@ -28,7 +30,7 @@ class CellDetections : public Operation {
   void run(Context& context, const Step& step) const override;
 
  private:
-  Box box_of(const FeatureMap& map, int y, int x, float stride) const;
+  Box box_of(const FeatureMap& map, int y, int x, size_t level) const;
 
   CellAttributes a_;
 };

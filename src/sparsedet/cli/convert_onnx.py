@@ -18,6 +18,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "help": "how an image becomes the network input; crop is for classifiers",
     },
     "--border": {"type": int, "metavar": "V", "help": "pixels beside the image, 0..255"},
+    "--anchors": {
+        "metavar": "WxH,...",
+        "help": "of YOLOv5's outputs before decoding, pixels, the finest level first, as "
+        "10x13,16x30,33x23,...",
+    },
     "--one-label": {"action": "store_true", "help": "a box has one label, that of its best score"},
     "--least-score": {"type": float, "metavar": "S", "help": "scores that are detections at all"},
     "--nms-threshold": {"type": float, "metavar": "T", "help": "IoU of boxes that are one object"},
@@ -57,6 +62,21 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, parts))
 
 
+def _anchors(text: str | None) -> tuple[tuple[float, float], ...] | None:
+    if text is None:
+        return None
+    try:
+        pairs = [tuple(map(float, part.split("x"))) for part in text.split(",")]
+        found = tuple((width, height) for width, height in pairs)
+    except ValueError:
+        found = ()
+    if not found or not all(0.01 <= n <= 1e5 for anchor in found for n in anchor):
+        raise UsageError(
+            f"--anchors is {text[:80]!r}, expected width and height of each, as 10x13,16x30,33x23"
+        )
+    return found
+
+
 def _three(flag: str, text: str | None) -> tuple[float, float, float] | None:
     if text is None:
         return None
@@ -82,6 +102,7 @@ def stated_of(arguments: argparse.Namespace) -> Any:
         border=arguments.border,
         centred=None if resize is None else resize == "centred-letterbox",
         several_labels=False if arguments.one_label else None,
+        anchors=_anchors(arguments.anchors),
         score_threshold=arguments.least_score,
         nms_threshold=arguments.nms_threshold,
         max_detections=arguments.max_detections,

@@ -15,7 +15,7 @@ from .forecast import forecast_lines
 def show_onnx(path: Path, arguments: argparse.Namespace) -> int:
     """Print what an ONNX file is; returns the exit code, 1 if it does not run here."""
     from ..importers.onnx import load_onnx, load_program
-    from ..importers.onnx.coverage import refused
+    from ..importers.onnx.coverage import PICKING, find_picking, refused
     from ..importers.tensor_source import Imported
     from ..model.network import graph_of
     from ..model.sparsity import sparsity_report
@@ -32,6 +32,8 @@ def show_onnx(path: Path, arguments: argparse.Namespace) -> int:
         first = {node.op: node.name for node in reversed(nodes)}
         for kind, count in Counter(node.op for node in nodes).most_common():
             print(f"  {kind.strip('*'):<24}{count:>4}   first: {first[kind]}")
+        if (picking := find_picking(program)) is not None:
+            print(f"node {picking.name!r} ({picking.op}) {PICKING}")
         return 1
     try:
         loaded = load_onnx(path, shape=shape)

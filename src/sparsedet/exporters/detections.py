@@ -178,7 +178,7 @@ class DetectionBuilder(BoxBuilder):
             points = self.gather(self.constant(np.stack([x, y], axis=1).astype(np.float32)), rows)
             channels = 4 * attributes.bins
             of_cell = self._values(self.reshape(boxes, -1), rows, channels, cells)
-            decoded = self._cell_boxes(attributes, of_cell, points)
+            decoded = self._cell_boxes(attributes, level, of_cell, points)
             stride = self.scalar(float(attributes.strides[level]))
             found.append((self.binary("Mul", decoded, stride), scores, label))
         return self._suppressed(operation, attributes, found)
@@ -192,14 +192,19 @@ class DetectionBuilder(BoxBuilder):
         first = self.reshape(self.max_over(top, 0), 1, cells)
         return self.select(self.binary("Equal", top, first), scores, self.scalar(-1.0))
 
-    def _cell_boxes(self, attributes: CellOutput, of_cell: Any, points: Any) -> Any:
+    def _cell_boxes(self, attributes: CellOutput, level: int, of_cell: Any, points: Any) -> Any:
         """Boxes [N, 4] in strides, of the outputs [N, 4 * bins] of cells at points [N, 2]."""
         if attributes.boxes == "centre":
             centre = self.binary("Add", points, self.part(of_cell, 0, 2, 1))
             sides = self.unary("Exp", self.part(of_cell, 2, 4, 1))
-            half = self.binary("Mul", sides, self.scalar(0.5))
-            first, last = (self.binary(name, centre, half) for name in ("Sub", "Add"))
-            return self.concat(first, last, axis=1)
+            return self._around(centre, self.binary("Mul", sides, self.scalar(0.5)))
+        if attributes.boxes == "anchor":
+            twice = self.binary("Mul", self.unary("Sigmoid", of_cell), self.scalar(2.0))
+            moved = self.binary("Sub", self.part(twice, 0, 2, 1), self.scalar(1.0))
+            half = np.float32(attributes.anchors[level]) / np.float32(2 * attributes.strides[level])
+            sides = self.part(twice, 2, 4, 1)
+            sides = self.binary("Mul", self.binary("Mul", sides, sides), self.constant(half))
+            return self._around(self.binary("Add", points, moved), sides)
         sides = of_cell
         if attributes.bins > 1:
             shares = self.softmax(self.reshape(of_cell, -1, 4, attributes.bins), 2)
@@ -207,6 +212,11 @@ class DetectionBuilder(BoxBuilder):
             sides = self.reshape(self.matmul(shares, bins), -1, 4)
         first = self.binary("Sub", points, self.part(sides, 0, 2, 1))
         return self.concat(first, self.binary("Add", points, self.part(sides, 2, 4, 1)), axis=1)
+
+    def _around(self, centre: Any, half: Any) -> Any:
+        """Boxes [N, 4] around their centres [N, 2], of half their sides [N, 2]."""
+        first, last = (self.binary(name, centre, half) for name in ("Sub", "Add"))
+        return self.concat(first, last, axis=1)
 
     def _best_places(
         self, attributes: RetinaNetOutput | FcosOutput | CellOutput, best: Any, total: int

@@ -30,13 +30,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "factor": (0, 64), "bins": (1, 256), "offset": (0, 1),
     "heads": (1, 256), "key": (1, 4096), "score_scale": (1e-6, 1e3),
     "num_classes": (1, 65535), "score_threshold": (0, 1), "max_detections": (1, 1e6),
-    "min_size": (0, 1e4),
+    "min_size": (0, 1e4), "anchors": (1e-2, 1e5),
 }  # fmt: skip
 """Range of each attribute, and of each number in it (inclusive)."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": get_args(Activation),
-    "boxes": ("distances", "centre"),
+    "boxes": ("distances", "centre", "anchor"),
     "sampling": ("aligned", "legacy", "corners"),
     "background": ("first", "last"),
     "pasting": get_args(Pasting),

@@ -169,10 +169,15 @@ def fcos_detections(
     return _collect(levels, attributes)
 
 
-def _cell_boxes(attributes: CellOutput, of_cells: Tensor, points: Tensor) -> Tensor:
+def _cell_boxes(attributes: CellOutput, level: int, of_cells: Tensor, points: Tensor) -> Tensor:
     """Boxes [N, 4] in strides, of the outputs [N, 4 * bins] of the cells at points [N, 2]."""
     if attributes.boxes == "centre":
         centre, half = points + of_cells[:, :2], of_cells[:, 2:].exp() / 2
+        return torch.cat([centre - half, centre + half], dim=1)
+    if attributes.boxes == "anchor":
+        twice = of_cells.sigmoid() * 2
+        anchor = twice.new_tensor(attributes.anchors[level]) / attributes.strides[level]
+        centre, half = points + twice[:, :2] - 1, twice[:, 2:] ** 2 * anchor / 2
         return torch.cat([centre - half, centre + half], dim=1)
     sides = of_cells
     if attributes.bins > 1:
@@ -212,7 +217,7 @@ def cell_detections(
             keep = torch.ones_like(rows, dtype=torch.bool)
             if not attributes.several_labels:
                 keep = _first_of_each(rows)
-            boxes = _cell_boxes(attributes, of_image[rows[keep]], points[rows[keep]]) * stride
+            boxes = _cell_boxes(attributes, i, of_image[rows[keep]], points[rows[keep]]) * stride
             found.append((boxes, of_best[keep], labels[keep]))
         levels.append(found)
     collected = _collect(levels, attributes)

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("onnxruntime")
+from helpers.onnx_detectors import CLASSES, kept, levels, numbers
 from helpers.onnx_files import (
     conv_node,
     conv_tensors,
@@ -28,31 +29,6 @@ from sparsedet.model.graph import CellOutput
 
 node = onnx.helper.make_node
 F32 = NDArray[np.float32]
-CLASSES = 3
-
-
-def levels(tmp: dict[str, Any], size: int, predictors: dict[str, int]) -> list[Any]:
-    """Three maps of strides 8, 16 and 32, and their predictors NAME0, NAME1, ..."""
-    nodes, source = [], "x"
-    for i in range(5):
-        name, ins = f"s{i}", 3 if i == 0 else 8
-        tmp |= conv_tensors(name, 8, ins, 3, seed=i)
-        nodes.append(conv_node(name, source, f"p{i}", strides=[2, 2], pads=[1] * 4))
-        nodes.append(node("Relu", [f"p{i}"], [f"m{i}"]))
-        source = f"m{i}"
-    tmp["s0.weight"] /= 64  # it reads pixels
-    for level in range(3):
-        for name, channels in predictors.items():
-            title = f"{name}{level}"
-            tmp |= conv_tensors(title, channels, 8, seed=len(title) + level)
-            tmp[f"{title}.bias"] -= 1.0 if name == "cls" else 0.0
-            nodes.append(conv_node(title, f"m{level + 2}", title))
-    return nodes
-
-
-def numbers(tmp: dict[str, Any], name: str, values: Any) -> str:
-    tmp[name] = np.asarray(values, np.int64 if isinstance(values, list) else np.float32)
-    return name
 
 
 def yolox(path: Path, decoded: bool, size: int = 64) -> Path:
@@ -117,25 +93,6 @@ def decoded_yolox(raw: F32, size: int) -> tuple[F32, F32]:
     return boxes.astype(np.float32), raw[:, 4:5] * raw[:, 5:]
 
 
-def kept(boxes: F32, scores: F32, threshold: float, iou: float) -> list[tuple[int, float, F32]]:
-    """Label, score and box after non-maximum suppression by class, best first."""
-    found = []
-    for label in range(scores.shape[1]):
-        of_class = scores[:, label]
-        order = [i for i in np.argsort(-of_class, kind="stable") if of_class[i] > threshold]
-        while order:
-            best, *order = order
-            found.append((label + 1, float(of_class[best]), boxes[best]))
-            order = [i for i in order if overlap(boxes[best], boxes[i]) <= iou]
-    return sorted(found, key=lambda d: -d[1])
-
-
-def overlap(a: F32, b: F32) -> float:
-    first, last = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    inside = float(np.prod(np.clip(last - first, 0, None)))
-    return inside / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inside)
-
-
 @pytest.mark.parametrize("decoded", [False, True])
 def test_yolox(tmp_path: Path, decoded: bool) -> None:
     path = yolox(tmp_path / "a.onnx", decoded)
@@ -166,11 +123,10 @@ def test_picodet(tmp_path: Path) -> None:
 
 def test_yolov8_and_torch_agree(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from sparsedet.testing.lively import enlivened, export
-    from sparsedet.testing.yolo import YoloShaped
-
     from sparsedet.backends.torch import from_model as torch_backend
     from sparsedet.model.file import ModelFile
+    from sparsedet.testing.lively import enlivened, export
+    from sparsedet.testing.yolo import YoloShaped
 
     path = export(enlivened(YoloShaped("v8"), 2.3), tmp_path / "a.onnx", (64, 64))
     imported = load_onnx_detector(path)
@@ -183,6 +139,18 @@ def test_yolov8_and_torch_agree(tmp_path: Path) -> None:
     assert len(ours) == len(theirs) > 10
     assert np.abs(ours[:, 1] - theirs[:, 1]).max() == 0
     assert np.abs(ours[:, 2:] - theirs[:, 2:]).max() < 1e-4
+
+
+@pytest.mark.parametrize("bins", [1, 16])
+def test_sides_with_and_without_bins(tmp_path: Path, bins: int) -> None:
+    """One bin: as YOLO26 without its choice of boxes."""
+    pytest.importorskip("torch")
+    from sparsedet.testing.lively import enlivened, export
+    from sparsedet.testing.yolo import YoloShaped
+
+    path = export(enlivened(YoloShaped("11", bins=bins)), tmp_path / "a.onnx", (64, 64))
+    output = load_onnx_detector(path).config.graph.only(CellOutput)[1]  # type: ignore[union-attr]
+    assert (output.bins, output.boxes, output.offset) == (bins, "distances", 0.5)
 
 
 def test_one_label_of_a_box(tmp_path: Path) -> None:
@@ -229,17 +197,57 @@ def test_metadata_are_literals(tmp_path: Path) -> None:
         load_onnx(two)
 
 
-def test_other_tasks_and_unknown_outputs(tmp_path: Path) -> None:
-    path = with_metadata(yolox(tmp_path / "a.onnx", False), task="segment")
-    with pytest.raises(InputError, match=r"its task is 'segment'.*--raw"):
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_other_tasks_are_refused_by_name_or_run_raw(tmp_path: Path, task: str) -> None:
+    path = with_metadata(yolox(tmp_path / "a.onnx", False), task=task)
+    with pytest.raises(InputError, match=rf"its task is '{task}'.*--raw") as error:
         load_onnx(path)
+    assert "\n" not in str(error.value)
     assert Model.load(path).config.output_shapes == {"y": (1, 84, 8)}
+
+
+def test_unknown_outputs_stay_as_they_are(tmp_path: Path) -> None:
     plain = save_onnx(
         tmp_path / "p.onnx", [conv_node("c", "x", "y")], ["y"], conv_tensors("c", 4, 3)
     )
     assert not isinstance(load_onnx(plain), Imported)
     with pytest.raises(InputError, match=r"its outputs \(y \[1, 4, 16, 16\]\) are those of no"):
         Detector.load(plain)
+
+
+def picking(path: Path, kind: str) -> Path:
+    """A detector that picks its detections itself: by NonMaxSuppression, or, as YOLO26, by TopK."""
+    model = onnx.load(str(yolox(path, True)))
+    graph, raw = model.graph, model.graph.output[0]
+    tensors = {"k": [10], "iou": 0.5, "first": [0], "fourth": [4], "fifth": [5], "two": [2]}
+    tensors |= {"end": [2**31]}
+    for name, value in tensors.items():
+        dtype = np.int64 if isinstance(value, list) else np.float32
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
+    graph.node.append(node("Slice", ["y", "first", "fourth", "two"], ["boxes"]))
+    graph.node.append(node("Slice", ["y", "fifth", "end", "two"], ["scores"]))
+    if kind == "TopK":
+        graph.node.append(node("ReduceMax", ["scores"], ["best"], axes=[2], keepdims=0))
+        graph.node.append(node("TopK", ["best", "k"], ["values", "places"], name="choice"))
+        graph.node.append(node("Gather", ["boxes", "places"], ["out"], axis=1))
+    else:
+        graph.node.append(node("Transpose", ["scores"], ["of_class"], perm=[0, 2, 1]))
+        inputs = ["boxes", "of_class", "k", "iou"]
+        graph.node.append(node("NonMaxSuppression", inputs, ["kept"], name="choice"))
+        graph.node.append(node("Cast", ["kept"], ["out"], to=1))
+    raw.name = "out"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["NonMaxSuppression", "TopK"])
+def test_files_that_pick_detections_themselves(tmp_path: Path, kind: str) -> None:
+    path = picking(tmp_path / "a.onnx", kind)
+    assert run_onnx(path, images((64, 64), 1))["out"].ndim > 1  # it is a whole file
+    for load in (load_onnx, Model.load, Detector.load):
+        with pytest.raises(InputError, match=rf"a.onnx: node 'choice' \({kind}\) picks") as error:
+            load(path)
+        assert "(nms=False, end2end=False)" in str(error.value) and "\n" not in str(error.value)
 
 
 TRAINED = os.environ.get("SPARSEDET_TRAINED_MODELS", "")

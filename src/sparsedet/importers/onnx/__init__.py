@@ -23,10 +23,11 @@ from ...model.graph import CellOutput, Graph, Normalise, Shape
 from ...model.network import NetworkConfig
 from ...model.tail import TailStep
 from ..tensor_source import Imported
+from .anchors import anchors_text
 from .build import INPUT, NetworkBuilder
+from .coverage import PICKING, find_picking
 from .decoding import IMAGENET
 from .detectors import (
-    Found,
     Preprocessing,
     class_names,
     detector_config,
@@ -36,6 +37,7 @@ from .detectors import (
 from .fold import fold, known_kinds
 from .fuse import fuse, mark_prunable
 from .patterns import find_patterns
+from .predictors import Found
 from .program import DAMAGE, Program
 from .reader import read
 
@@ -70,6 +72,9 @@ def build_network(program: Program) -> tuple[NetworkConfig, dict[str, F32]]:
     Raises:
         InputError: as `load_onnx_network`.
     """
+    picking = find_picking(program)
+    if picking is not None:
+        raise program.refuse(picking, PICKING)
     builder = NetworkBuilder(program)
     builder.run()
     outputs = [builder.array(name) for name in program.outputs]
@@ -181,7 +186,10 @@ def load_onnx(
             "sparsedet.Model.load, gives its outputs as they are"
         )
     config, tensors = build_network(program)
-    found = find_detections(config, tensors)
+    anchors = None if stated is None else stated.anchors
+    found = find_detections(str(path), config, tensors, anchors)
+    if found is None and anchors is not None:
+        raise InputError(f"{path}: --anchors are for YOLOv5, whose outputs it does not have")
     if found is None:
         return _network(path, program, config, tensors, stated)
     detector = detector_config(str(path), config, found, program.metadata, stated)
@@ -222,9 +230,11 @@ def _note(found: Found, detector: DetectorConfig) -> str:
     first, output = detector.graph.only(Normalise)[1], detector.graph.only(CellOutput)[1]
     order = "RGB" if first.rgb else "BGR"
     where = " in the middle" if detector.centred else ""
+    strides = dict.fromkeys(found.strides)
+    anchors = f", anchors {anchors_text(found.anchors)}" if found.anchors else ""
     return (
-        f"a detector as {found.family.name}: strides {', '.join(map(str, found.strides))}; images: "
-        f"{detector.resize}{where}, border {detector.border}, {order}, mean "
+        f"a detector as {found.family.name}: strides {', '.join(map(str, strides))}{anchors}; "
+        f"images: {detector.resize}{where}, border {detector.border}, {order}, mean "
         f"{', '.join(f'{x:g}' for x in first.mean)}, std {', '.join(f'{x:g}' for x in first.std)} "
         f"(BGR); scores from {output.score_threshold:g} on, NMS {output.nms_threshold:g}"
     )

@@ -6,6 +6,18 @@ from ...errors import InputError
 from .build import NetworkBuilder
 from .program import OnnxNode, Program, multiplications
 
+PICKING = (
+    "picks detections inside of the file, which is done here: export the network without it "
+    "(nms=False, end2end=False)"
+)
+"""Why a node that `find_picking` finds cannot run."""
+
+
+def find_picking(program: Program) -> OnnxNode | None:
+    """The first node that sorts or suppresses what a detector found."""
+    kinds = ("NonMaxSuppression", "TopK")
+    return next((node for node in program.nodes if node.op in kinds), None)
+
 
 def refused(program: Program) -> tuple[list[OnnxNode], float]:
     """The nodes that cannot run here, but for those that only follow one.

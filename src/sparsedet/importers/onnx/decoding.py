@@ -1,4 +1,4 @@
-"""What detectors without anchors make of their predictors' outputs, in numpy.
+"""What detectors make of their predictors' outputs, in numpy.
 
 Each function is a hypothesis: `detectors` gives random numbers to the predictors of a file and
 takes the hypothesis whose outputs are those of the file's tail.
@@ -89,13 +89,30 @@ def picodet(levels: Sequence[Level]) -> list[F64]:
     return scores + [_flat(level.boxes).T[None] for level in levels]
 
 
+def yolov5_sides(level: Level) -> F64:
+    """Width and height in anchors, [2, H * W]."""
+    return np.asarray((2 * _sigmoid(_flat(level.boxes)[2:])) ** 2)
+
+
+def yolov5(levels: Sequence[Level], anchors: Sequence[tuple[float, float]]) -> F64:
+    """[1, N, 5 + C]: centre, size, objectness, scores; a level for each anchor."""
+    rows = []
+    for level, anchor in zip(levels, anchors, strict=True):
+        centre = 2 * _sigmoid(_flat(level.boxes)[:2]) - 0.5 + level.points
+        sides = yolov5_sides(level) * np.asarray(anchor)[:, None]
+        assert level.objectness is not None
+        rest = [_sigmoid(_flat(x)) for x in (level.objectness, level.logits)]
+        rows.append(np.concatenate([centre * level.stride, sides, *rest]).T)
+    return np.concatenate(rows)[None]
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Detectors whose files have one form of outputs.
 
     Attributes:
         name: of the family.
-        outputs: the hypothesis.
+        outputs: the hypothesis; of a family with anchors none (`anchors`).
         boxes, offset, objectness: as of `CellOutput`.
         order, mean, std: of the pixels, 0..255, in that order.
         resize, border, centred: as of `DetectorConfig`.
@@ -103,8 +120,8 @@ class Family:
     """
 
     name: str
-    outputs: Callable[[Sequence[Level]], list[F64]]
-    boxes: Literal["distances", "centre"]
+    outputs: Callable[[Sequence[Level]], list[F64]] | None
+    boxes: Literal["distances", "centre", "anchor"]
     offset: float
     objectness: bool
     order: Literal["rgb", "bgr"]
@@ -136,6 +153,21 @@ _YOLOX = Family(
     0.01,
     0.65,
     100,
+)
+YOLOV5 = Family(
+    "YOLOv5",
+    None,
+    "anchor",
+    0.5,
+    True,
+    "rgb",
+    *_SCALED,
+    "letterbox",
+    114,
+    True,
+    0.001,
+    0.65,
+    300,
 )
 FAMILIES = (
     _YOLOX,
@@ -172,5 +204,6 @@ FAMILIES = (
     ),
 )
 """Sources: Megvii's YOLOX (exps/example, demo/ONNXRuntime), PaddleDetection's configuration of
-PicoDet (configs/picodet of 2021), and the published command line of YOLOv8 (documentation of val
-and export): conf 0.001, iou 0.7, max_det 300, letterbox in the middle with 114."""
+PicoDet (configs/picodet of 2021), and the published command lines of YOLOv5 (the table of its
+README) and YOLOv8 (documentation of val and export): conf 0.001, iou 0.65 and 0.7, max_det 300,
+letterbox in the middle with 114."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,55 +21,24 @@ from ...model.config import COCO_CATEGORY_IDS, COCO_NAMES
 from ...model.detector_config import DetectorConfig
 from ...model.graph import (
     IMAGE,
-    Activate,
     CellOutput,
-    Concat,
     Conv,
     Graph,
     Normalise,
     Operation,
+    Slice,
 )
 from ...model.network import NetworkConfig
 from ...model.tail import run_tail
-from .decoding import FAMILIES, Family, Level
+from .anchors import Anchors, find_anchors
+from .decoding import FAMILIES, Family
+from .predictors import Found, Levels, Predictor, find_levels
 
 F32 = NDArray[np.float32]
 _MOST_CLASSES = 1000
-_MOST_LEVELS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class _Predictor:
-    """A map of predictions: the value that has them, before a sigmoid that may follow."""
-
-    name: str
-    sigmoid: bool
-    channels: int
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A family, and the predictors of each level: logits, boxes, objectness if there is one."""
-
-    family: Family
-    levels: tuple[tuple[_Predictor, ...], ...]
-    strides: tuple[int, ...]
-
-
-def _predictors(graph: Graph, name: str) -> list[_Predictor]:
-    """What a map that a tail reads is made of, in order of its channels."""
-    operation, shape = graph.by_name[name], graph.shapes[name]
-    attributes = operation.attributes
-    if isinstance(attributes, Concat):
-        return [part for source in operation.inputs for part in _predictors(graph, source)]
-    if isinstance(attributes, Activate) and attributes.activation == "sigmoid":
-        return [_Predictor(operation.inputs[0], True, shape.channels, shape.size)]
-    sigmoid = isinstance(attributes, Conv) and attributes.activation == "sigmoid"
-    return [_Predictor(name, sigmoid, shape.channels, shape.size)]
-
-
-def _arrangements(parts: Sequence[Sequence[_Predictor]]) -> Iterator[list[tuple[_Predictor, ...]]]:
+def _arrangements(parts: Sequence[Sequence[Predictor]]) -> Iterator[list[tuple[Predictor, ...]]]:
     """Each way in which the predictors of all levels may be logits, boxes and objectness."""
     count = len(parts[0])
     for order in itertools.permutations(range(count)):
@@ -82,71 +50,48 @@ def _arrangements(parts: Sequence[Sequence[_Predictor]]) -> Iterator[list[tuple[
             yield levels
 
 
-def _strides(image: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, ...] | None:
-    """Pixels between two cells of each level: a power of two, of which the last cell may be cut."""
-    strides = []
-    for size in sizes:
-        stride = 2 ** round(math.log2(image[0] / size[0]))
-        if tuple(-(-length // stride) for length in image) != size:
-            return None
-        strides.append(stride)
-    return tuple(strides) if len(set(strides)) == len(strides) else None
+def find_detections(
+    path: str,
+    config: NetworkConfig,
+    constants: Mapping[str, F32],
+    anchors: Anchors | None = None,
+) -> Found | None:
+    """The family of a detector, and its predictors; None: it is none that is known.
 
+    Args:
+        path: the file, for messages.
+        config, constants: the network, and the tensors of its tail.
+        anchors: as of `Preprocessing`.
 
-def find_detections(config: NetworkConfig, constants: Mapping[str, F32]) -> Found | None:
-    """The family of a detector, and its predictors; None: it is none that is known."""
-    graph = config.graph
-    leaves = {name: _predictors(graph, name) for name in config.read}
-    sizes: dict[tuple[int, int], list[_Predictor]] = {}
-    for parts in leaves.values():
-        for part in parts:
-            sizes.setdefault(part.size, []).append(part)
-    order = sorted(sizes, reverse=True)
-    counts = {len(parts) for parts in sizes.values()}
-    strides = _strides(graph.image.size, order)
-    if not 1 <= len(order) <= _MOST_LEVELS or len(counts) != 1 or strides is None:
+    Raises:
+        InputError: as `find_anchors`.
+    """
+    levels = find_levels(config)
+    if levels is None or len(levels.parts[0]) > 3:
         return None
-    if not counts <= {2, 3}:
-        return None
-    numbers = np.random.default_rng(0)
-    raw = {
-        part.name: numbers.uniform(-2, 2, (part.channels, *part.size))
-        for parts in leaves.values()
-        for part in parts
-    }
-    values = {}
-    for name, parts in leaves.items():
-        made = [1 / (1 + np.exp(-raw[p.name])) if p.sigmoid else raw[p.name] for p in parts]
-        values[name] = np.concatenate(made).astype(np.float32)[None]
-    outputs = run_tail(config.steps, values, constants, [value for _, value in config.outputs])
+    wanted = [value for _, value in config.outputs]
+    outputs = run_tail(config.steps, levels.values, constants, wanted)
+    if len(levels.parts[0]) == 1:
+        return find_anchors(path, levels, outputs, anchors)
     for family in FAMILIES:
-        for levels in _arrangements([sizes[size] for size in order]):
-            if family.objectness == (len(levels[0]) == 3) and _agrees(
-                family, levels, strides, raw, outputs
+        for parts in _arrangements(levels.parts):
+            if family.objectness == (len(parts[0]) == 3) and _agrees(
+                family, levels, parts, outputs
             ):
-                return Found(family, tuple(levels), strides)
+                return Found(family, tuple(parts), levels.strides)
     return None
 
 
 def _agrees(
     family: Family,
-    levels: Sequence[tuple[_Predictor, ...]],
-    strides: Sequence[int],
-    raw: Mapping[str, Any],
+    levels: Levels,
+    parts: Sequence[tuple[Predictor, ...]],
     outputs: Sequence[F32],
 ) -> bool:
     """Whether a tail's outputs are those of a family."""
-    given = [
-        Level(
-            raw[parts[0].name],
-            raw[parts[1].name],
-            raw[parts[2].name] if len(parts) > 2 else None,
-            stride,
-        )
-        for parts, stride in zip(levels, strides, strict=True)
-    ]
-    if family.boxes == "centre" and len(given[0].boxes) != 4:
+    if family.outputs is None or (family.boxes == "centre" and parts[0][1].channels != 4):
         return False
+    given = [levels.level(part, stride) for part, stride in zip(parts, levels.strides, strict=True)]
     expected = family.outputs(given)
     return [e.shape for e in expected] == [o.shape for o in outputs] and all(
         np.allclose(e, o, rtol=1e-4, atol=1e-3) for e, o in zip(expected, outputs, strict=True)
@@ -163,6 +108,8 @@ class Preprocessing:
             has the std 255.
         resize, border, centred: as of `DetectorConfig`.
         several_labels: as of `CellOutput`.
+        anchors: width and height in pixels of all anchors, the finest level first, of a file of
+            YOLOv5's outputs before decoding, which does not have them.
         score_threshold, nms_threshold, max_detections: of the detections.
     """
 
@@ -173,6 +120,7 @@ class Preprocessing:
     border: int | None = None
     centred: bool | None = None
     several_labels: bool | None = None
+    anchors: Anchors | None = None
     score_threshold: float | None = None
     nms_threshold: float | None = None
     max_detections: int | None = None
@@ -223,16 +171,11 @@ def detector_config(
         score_threshold=chosen("score_threshold"),
         nms_threshold=chosen("nms_threshold"),
         max_detections=chosen("max_detections"),
+        anchors=found.anchors,
     )
-    kinds = zip(*found.levels, strict=True)
-    inputs = tuple(part.name for kind in kinds for part in kind)
+    normalise = normalisation(chosen("order"), chosen("mean"), chosen("std"))
     try:
-        graph = _with_detections(
-            network.graph,
-            found,
-            normalisation(chosen("order"), chosen("mean"), chosen("std")),
-            Operation("detections", (*inputs, IMAGE), output),
-        )
+        graph = _with_detections(network.graph, found, normalise, output)
         return DetectorConfig(
             name=network.name,
             graph=graph,
@@ -246,10 +189,18 @@ def detector_config(
         raise InputError(f"{path}: {error}") from None
 
 
-def _with_detections(
-    graph: Graph, found: Found, normalise: Normalise, detections: Operation
-) -> Graph:
+def _with_detections(graph: Graph, found: Found, normalise: Normalise, output: CellOutput) -> Graph:
     """The graph that ends in detections: predictors make logits, and what nobody reads is gone."""
+    slices: list[Operation] = []
+    inputs: list[str] = []
+    for part in (part for kind in zip(*found.levels, strict=True) for part in kind):
+        if part.channels == part.whole:
+            inputs.append(part.name)
+            continue
+        cut = Slice(part.first, part.channels)
+        slices.append(Operation(f"{part.name}.from{part.first}", (part.name,), cut))
+        inputs.append(slices[-1].name)
+    detections = Operation("detections", (*inputs, IMAGE), output)
     logits = {part.name for level in found.levels for part in level if part.sigmoid}
     operations = []
     for operation in graph.operations:
@@ -260,7 +211,7 @@ def _with_detections(
             operation = replace(operation, attributes=replace(attributes, activation="none"))
         operations.append(operation)
     wanted, kept = set(detections.inputs), [detections]
-    for operation in reversed(operations):
+    for operation in reversed([*operations, *slices]):
         if operation.name in wanted:
             wanted.update(operation.inputs)
             kept.append(operation)

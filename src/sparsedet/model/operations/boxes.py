@@ -216,8 +216,8 @@ class FcosOutput:
 
 @dataclass(frozen=True, slots=True)
 class CellOutput:
-    """maps and the image -> rows, without anchors: sigmoid, one box a cell, non-maximum suppression
-    by class, as in YOLOX, YOLOv8 and PicoDet.
+    """maps and the image -> rows: sigmoid, one box a cell, non-maximum suppression by class, as in
+    YOLOX, YOLOv8 and PicoDet; and in YOLOv5, each of whose anchors is a level of its own.
 
     A score is sigmoid(logit), times sigmoid(objectness) if there is one. Inputs: the class logits
     of each level, then the boxes of each level, then the objectness of each level if there is one,
@@ -228,16 +228,19 @@ class CellOutput:
         strides: of each level, pixels between two cells; cell (y, x) stands for the point
             ((x + offset) * stride, (y + offset) * stride).
         boxes: "distances": left, top, right and bottom from the point, in strides; "centre": x and
-            y of the centre from the point and the logarithms of width and height, in strides.
+            y of the centre from the point and the logarithms of width and height, in strides;
+            "anchor": with s twice the sigmoid of each, the centre is s - 1 from the point, in
+            strides, and width and height are s * s times the anchor's.
         bins: channels of each distance; from 2 on it is the mean of 0, 1, ... by their softmax.
         objectness: whether there is one.
         several_labels: a cell may have several labels; else only that of its best score.
+        anchors: of each level, width and height in pixels; of "anchor" alone.
     """
 
     kind: ClassVar = "cell_detections"
     num_classes: int
     strides: tuple[int, ...]
-    boxes: Literal["distances", "centre"]
+    boxes: Literal["distances", "centre", "anchor"]
     bins: int
     offset: float
     objectness: bool
@@ -246,10 +249,13 @@ class CellOutput:
     score_threshold: float
     nms_threshold: float
     max_detections: int
+    anchors: tuple[tuple[float, float], ...] = ()
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         levels = len(self.strides)
         expect(min(self.strides, default=0) > 0, "needs strides")
+        anchors = levels if self.boxes == "anchor" else 0
+        expect(len(self.anchors) == anchors, f"has {len(self.anchors)} anchors, needs {anchors}")
         expect(self.boxes == "distances" or self.bins == 1, "has bins that its boxes do not need")
         channels = [self.num_classes, 4 * self.bins, *([1] if self.objectness else [])]
         _expect_levels(inputs, [[n] * levels for n in channels])
