@@ -83,8 +83,7 @@ void CellDetections::run(Context& context, const Step& step) const {
     auto found = best_candidates(context, logits, {a_.score_threshold, a_.pre_nms}, false, score);
     if (!a_.several_labels) keep_one_label(found, logits);
     for (const DenseCandidate& c : found)
-      candidates.push_back(
-          {c.channel + 1, c.score, box_of(boxes, c.y, c.x, i)});
+      candidates.push_back({c.channel + 1, c.score, box_of(boxes, c.y, c.x, i)});
   }
   auto& rows = step.out.detections;
   rows = suppress(std::move(candidates), a_.num_classes, a_.nms_threshold, a_.max_detections);

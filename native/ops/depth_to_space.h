@@ -1,4 +1,4 @@
-// Channels of RoIs become cells.
+// Channels of a feature map or of RoIs become cells.
 #pragma once
 #include "ops/operation.h"
 
@@ -20,6 +20,8 @@ class DepthToSpace : public Operation {
   void run(Context& context, const Step& step) const override;
 
  private:
+  void run_map(Context& context, const FeatureMap& in, const FeatureMap& out) const;
+
   DepthToSpaceAttributes a_;
 };
 

@@ -378,6 +378,27 @@ def test_multiplication_of_channels(isa: str, precision: str) -> None:
             assert np.array_equal(alone, z)
 
 
+@pytest.mark.parametrize("block", [2, 3])
+@kinds
+def test_channels_that_become_cells(isa: str, precision: str, block: int) -> None:
+    """Exactly; and what follows reads zeros around the map."""
+    cells = block**2
+    for channels, threads in itertools.product((2, 6), (1, 3)):
+        native = with_map(isa, precision, channels * cells, threads)
+        native.add({"name": "x", "kind": "depth_to_space", "inputs": ["m"], "block": block})
+        weight = integers(4, channels, 3, 3, seed=1)
+        native.add(conv("y", ["x"], channels, 4, kernel=(3, 3), padding=(1, 1, 1, 1)), weight, None)
+        for x in maps(channels * cells):
+            native.plan(x.shape[2] * 2, x.shape[3] * 2)
+            got, after = native.run_between({"m": x[0]}, ["x", "y"])
+            # PyTorch has the channels of the output outermost.
+            turned = x.reshape(cells, channels, *x.shape[2:]).swapaxes(0, 1)
+            parts = torch.from_numpy(np.ascontiguousarray(turned)).reshape(x.shape)
+            expected = F.pixel_shuffle(parts, block)
+            assert np.array_equal(got, expected[0].numpy())
+            assert np.array_equal(after, F.conv2d(expected, torch.from_numpy(weight), padding=1)[0])
+
+
 def test_what_operations_on_maps_refuse() -> None:
     native = with_map("", "f32", 6)
     native.add({"name": "one", "kind": "mean", "inputs": ["m"]})
@@ -397,6 +418,16 @@ def test_what_operations_on_maps_refuse() -> None:
         ({"kind": "multiply", "inputs": ["m", "few"]}, [], "needs one factor for each channel"),
         ({"kind": "multiply", "inputs": ["m"]}, [], r"has 1 inputs, expected 2"),
         ({"kind": "activate", "inputs": ["m"], "activation": "x"}, [], "activation: unknown .*"),
+        (
+            {"kind": "depth_to_space", "inputs": ["m"], "block": 2},
+            [],
+            "the channels are .* divisible by 4",
+        ),
+        (
+            {"kind": "depth_to_space", "inputs": ["image"], "block": 2},
+            [],
+            "channels of .* become cells",
+        ),
     ]
     if has_int8():
         pool = {"name": "q", "kind": "max_pool", "inputs": ["m"], "kernel": 3, "stride": 2}

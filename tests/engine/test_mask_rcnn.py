@@ -276,7 +276,7 @@ ROI_ALIGN = {
         ({"block": 0}, "block is 0, expected 1..64"),
         ({"block": 3}, "the channels are not divisible by 9"),
         ({"step": 3}, "unknown field 'step'"),
-        ({"inputs": ["m"]}, "an input is missing, or of the wrong domain"),
+        ({"inputs": ["boxes"]}, "channels of a feature map or RoIs become cells"),
         ({"inputs": []}, "has 0 inputs, expected 1"),
         ({"kind": "masks"}, "background is missing or has the wrong type"),
         ({"kind": "masks", "background": True}, "has 1 inputs, expected 2"),

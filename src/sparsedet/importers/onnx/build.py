@@ -24,6 +24,7 @@ from ...model.graph import (
     AveragePool,
     Concat,
     Conv,
+    DepthToSpace,
     MaxPool,
     Mean,
     Multiply,
@@ -89,7 +90,7 @@ class NetworkBuilder(TailBuilder):
         stem = re.sub(r"\.focus$", "", tensor)
         if stem.endswith(".weight") and "::" not in stem:
             return self.name(stem.removesuffix(".weight"))
-        return self.name(re.sub(r"/(Conv|Gemm|MatMul)(_\d+)?$", "", node.name))
+        return self.name(re.sub(r"/(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$", "", node.name))
 
     def map_of(self, name: str) -> MapValue | None:
         """A value as a map; of a flattened one only if it has one cell."""
@@ -138,6 +139,20 @@ class NetworkBuilder(TailBuilder):
         )
         self.set_tensors(name, weight, bias)
         return self.add(node, name, (x.name,), conv)
+
+    def _convtranspose(self, node: OnnxNode) -> bool:
+        """A 1x1 convolution whose channels become cells."""
+        x, block = self.map_of(node.inputs[0]), node.attributes["block"]
+        if x is None or x.flat:
+            return False
+        weight = as_float(self.program.constants[node.inputs[1]])
+        bias = self.program.constant(node, 2)
+        name = self.layer_name(node, node.inputs[1])
+        rows = weight.transpose(2, 3, 1, 0).reshape(-1, x.channels, 1, 1)
+        self.set_tensors(name, rows, None if bias is None else np.tile(bias, block**2))
+        conv = Conv(out_channels=len(rows), kernel=(1, 1), layers=(name,))
+        self.operations.append(Operation(name, (x.name,), conv))
+        return self.add(node, self.name(f"{name}.cells"), (name,), DepthToSpace(block))
 
     def set_tensors(self, name: str, weight: Any, bias: Any) -> None:
         self.tensors[f"{name}.weight"] = np.ascontiguousarray(as_float(weight))

@@ -3,6 +3,7 @@
 Afterwards a program has nodes of these kinds alone, whose attributes are plain numbers:
 
     Conv        kernel, stride, padding (top, left, bottom, right), dilation, groups
+    ConvTranspose   block: its window and stride, on both axes
     Linear      x [N, in] by the constants `weight` [out, in] and `bias` [out]
     MaxPool, AveragePool    kernel, stride, padding, count_padding
     Affine      scale and offset of each channel, arrays
@@ -140,10 +141,10 @@ class Folder:
 
     def _convtranspose(self, node: OnnxNode) -> None:
         weight = self.constant(node, 1)
-        if weight is None:
+        if weight is None or (len(node.inputs) > 2 and self.constant(node, 2) is None):
             raise ValueError("has weights that are not constant")
-        shape = transposed_convolution(node.attributes, self.shape(node), weight.shape)
-        self.put(node, shape)
+        attributes, shape = transposed_convolution(node.attributes, self.shape(node), weight.shape)
+        self.put(OnnxNode(node.op, node.name, node.inputs, node.outputs, attributes), shape)
 
     def _gemm(self, node: OnnxNode) -> None:
         weight, bias, at = self.constant(node, 1), self.constant(node, 2), node.attributes

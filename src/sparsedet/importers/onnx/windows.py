@@ -70,15 +70,29 @@ def convolution(at: Attributes, x: Sizes, weight: Sizes) -> tuple[dict[str, Any]
     return values, (1, weight[0], *_lengths(x, kernel, stride, padding, dilation))
 
 
-def transposed_convolution(at: Attributes, x: Sizes, weight: Sizes) -> Sizes:
-    """Output shape of a transposed convolution with weights [in, out / groups, rows, columns]."""
+def transposed_convolution(at: Attributes, x: Sizes, weight: Sizes) -> tuple[dict[str, Any], Sizes]:
+    """Attributes and output shape of a transposed convolution whose windows do not overlap.
+
+    Args:
+        weight: shape of its weights, [in, out, rows, columns].
+
+    Raises:
+        ValueError: they do not fit each other, or it is another one, which does not run here.
+    """
     _expect_map(x)
-    stride, kernel = _two(at, "strides", 1), weight[2:]
-    pads, more = at.get("pads") or [0, 0, 0, 0], at.get("output_padding") or [0, 0]
-    sizes = (
-        (x[2 + i] - 1) * stride[i] + kernel[i] - pads[i] - pads[2 + i] + more[i] for i in range(2)
-    )
-    return (1, weight[1] * int(at.get("group", 1)), *sizes)
+    if len(weight) != 4 or weight[0] != x[1]:
+        raise ValueError(f"has weights of shape {list(weight)} for {list(x)}")
+    block, kernel = _two(at, "strides", 1), weight[2:]
+    plain = at.get("group", 1) == 1 and at.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", "")
+    plain = plain and not any([*(at.get("pads") or []), *(at.get("output_padding") or [])])
+    plain = plain and _two(at, "dilations", 1) == (1, 1) and not at.get("output_shape")
+    if not plain or kernel != block or block[0] != block[1] or not 2 <= block[0] <= 8:
+        raise ValueError(
+            f"has the window {kernel[0]}x{kernel[1]} and strides {block[0]}x{block[1]}; of "
+            "transposed convolutions those of 2x2 to 8x8 run here whose strides are as large, "
+            "without padding and groups"
+        )
+    return {"block": block[0]}, (1, weight[1], x[2] * block[0], x[3] * block[0])
 
 
 def pool(at: Attributes, x: Sizes, *, average: bool) -> tuple[dict[str, Any], Sizes]:

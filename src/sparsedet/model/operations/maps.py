@@ -303,7 +303,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class DepthToSpace:
-    """RoIs -> RoIs: channels become cells.
+    """map or RoIs -> the same: channels become cells.
 
     The cell (y * block + i, x * block + j) of channel c is the cell (y, x) of channel
     (i * block + j) * C + c, where C are the channels of the output (ONNX's mode "DCR").
@@ -313,9 +313,9 @@ class DepthToSpace:
     block: int
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
-        expect([i.domain for i in inputs] == ["rois"], "reads RoIs")
+        ok = len(inputs) == 1 and inputs[0].domain in ("map", "rois")
+        expect(ok, "reads a map or RoIs")
         x, cells = inputs[0], self.block**2
         expect(x.channels % cells == 0, f"has channels that {cells} cells do not divide")
-        return Shape(
-            "rois", x.channels // cells, x.height * self.block, x.width * self.block, x.count
-        )
+        sides = x.height * self.block, x.width * self.block
+        return Shape(x.domain, x.channels // cells, *sides, x.count)
