@@ -90,12 +90,15 @@ def test_opsets_that_are_too_old_or_new(tmp_path: Path, opset: int) -> None:
     refused(changed(plain(tmp_path), change), f"has opset {opset}, expected 11..")
 
 
-def test_names_twice_cycles_and_disorder(tmp_path: Path) -> None:
+def test_names_twice_cycles_and_gaps(tmp_path: Path) -> None:
     def twice(model: Any) -> None:
         model.graph.node[1].output[0] = "a"
 
     def cycle(model: Any) -> None:
         model.graph.node[0].input[0] = "y"
+
+    def unmade(model: Any) -> None:
+        model.graph.node[1].input[0] = "z"
 
     def initialiser(model: Any) -> None:
         model.graph.initializer.append(model.graph.initializer[0])
@@ -104,9 +107,20 @@ def test_names_twice_cycles_and_disorder(tmp_path: Path) -> None:
         model.graph.output[0].name = "z"
 
     refused(changed(plain(tmp_path), twice), r"node 'act' \(Relu\) makes 'a', which exists already")
-    refused(changed(plain(tmp_path), cycle), r"node 'c' \(Conv\) reads 'y'.* cycle, or is out of")
+    refused(changed(plain(tmp_path), cycle), r"node '(c|act)' \((Conv|Relu)\) reads .* has a cycle")
+    refused(changed(plain(tmp_path), unmade), r"node 'act' \(Relu\) reads 'z', which nothing makes")
     refused(changed(plain(tmp_path), initialiser), "two initialisers 'c.weight'")
     refused(changed(plain(tmp_path), output), "output 'z' is made by no node")
+
+
+def test_nodes_in_another_order(tmp_path: Path) -> None:
+    def turned(model: Any) -> None:
+        nodes = list(model.graph.node)[::-1]
+        model.graph.ClearField("node")
+        model.graph.node.extend(nodes)
+
+    graph = Model.load(changed(plain(tmp_path), turned)).config.graph
+    assert [operation.kind for operation in graph.operations] == ["normalise", "conv"]
 
 
 def test_control_flow_and_operators_of_others(tmp_path: Path) -> None:

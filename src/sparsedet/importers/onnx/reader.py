@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,7 @@ def read(
         name = graph.sparse_initializer[0].values.name
         raise InputError(f"{path}: initialiser {name!r} is stored sparse, which is not read here")
     name, sizes = _input(path, graph, constants, shape)
-    nodes = _nodes(onnx, path, graph)
-    _check_order(path, nodes, {name, *constants})
+    nodes = _in_order(path, _nodes(onnx, path, graph), {name, *constants})
     made = {out for node in nodes for out in node.outputs} | {name, *constants}
     outputs = [output.name for output in graph.output]
     for output in outputs:
@@ -264,20 +264,39 @@ def _nodes(onnx: Any, path: Path, graph: Any) -> list[OnnxNode]:
     return nodes
 
 
-def _check_order(path: Path, nodes: list[OnnxNode], known: set[str]) -> None:
-    for node in nodes:
-        for source in node.inputs:
-            if source and source not in known:
-                raise InputError(
-                    f"{path}: node {node.name!r} ({node.op}) reads {source!r}, which no earlier "
-                    "node makes: the graph has a cycle, or is out of order"
-                )
+def _in_order(path: Path, nodes: list[OnnxNode], known: set[str]) -> list[OnnxNode]:
+    """The nodes, each behind those whose outputs it reads: some converters append nodes.
+
+    Args:
+        known: names of the input and the constants.
+    """
+    makers: dict[str, int] = {}
+    for i, node in enumerate(nodes):
         for out in node.outputs:
-            if out and out in known:
+            if out and (out in known or out in makers):
                 raise InputError(
                     f"{path}: node {node.name!r} ({node.op}) makes {out!r}, which exists already"
                 )
-            known.add(out)
+            makers[out] = i
+    before: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes):
+        sources = [source for source in node.inputs if source and source not in known]
+        for source in sources:
+            if source not in makers:
+                raise InputError(
+                    f"{path}: node {node.name!r} ({node.op}) reads {source!r}, which nothing makes"
+                )
+        before[i] = [makers[source] for source in sources]
+    if all(j < i for i, others in before.items() for j in others):
+        return nodes
+    try:
+        return [nodes[i] for i in TopologicalSorter(before).static_order()]
+    except CycleError as error:
+        node = nodes[error.args[1][0]]
+        raise InputError(
+            f"{path}: node {node.name!r} ({node.op}) reads what comes of its own output: the graph "
+            "has a cycle"
+        ) from None
 
 
 def _array(onnx: Any, path: Path, tensor: Any) -> Array:
