@@ -42,6 +42,8 @@ UNARY: dict[str, Callable[[F32], F32]] = {
     "negative": np.negative,
     "absolute": np.absolute,
     "tanh": np.tanh,
+    "cos": np.cos,
+    "sin": np.sin,
     "relu": lambda x: np.maximum(x, 0),
 }
 BINARY: dict[str, Callable[[F32, F32], F32]] = {

@@ -153,6 +153,57 @@ def test_sides_with_and_without_bins(tmp_path: Path, bins: int) -> None:
     assert (output.bins, output.boxes, output.offset) == (bins, "distances", 0.5)
 
 
+@pytest.mark.slow
+def test_a_yolo11_shaped_network_in_all_backends(tmp_path: Path) -> None:
+    """All give the same rows, unless scores are 1 in float32: those are ties.
+
+    This network has logits above 17. Non-maximum suppression takes equal scores in the order of
+    their places, but a runtime whose sigmoid rounds one of them to 1 - 6e-8 takes it later: then
+    other boxes are suppressed, and in turn their neighbours are not. Nothing else is different:
+    with a quarter of the logits all rows are the same.
+    """
+    torch = pytest.importorskip("torch")
+    from sparsedet.backends import build_backend
+    from sparsedet.model.file import ModelFile
+    from sparsedet.testing.lively import enlivened, export
+    from sparsedet.testing.yolo import YoloShaped
+
+    network: Any = enlivened(YoloShaped("11"), seed=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    image = np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1)[None] / np.float32(255))
+    with torch.no_grad():
+        exact = network.double()(torch.from_numpy(image).double())[0, 4:].numpy()
+    network.float()
+    saturated = exact.astype(np.float32) == 1
+    of_class = int(saturated.sum(1).argmax())
+    ties = exact[of_class][saturated[of_class]]
+    assert len(ties) > 3 and len(set(ties)) == len(ties)  # equal in float32 alone
+
+    def rows(name: str) -> dict[str, F32]:
+        path = export(network, tmp_path / f"{name}.onnx", (128, 128))
+        imported = load_onnx_detector(path)
+        model = ModelFile(imported.config, imported.tensors, {}, "float32")
+        names = ("native", "torch", "onnxruntime", "openvino")
+        return {
+            other: build_backend(other, model, threads=1, precision="f32").run(pixels)
+            for other in names
+        }
+
+    def agree(ours: F32, theirs: F32) -> bool:
+        same = ours.shape == theirs.shape and bool((ours[:, 1] == theirs[:, 1]).all())
+        return same and float(np.abs(ours[:, 2:] - theirs[:, 2:]).max()) < 1e-4
+
+    tied = rows("tied")
+    assert agree(tied["native"], tied["torch"])  # of equal scores both take the first place
+    for predictor in network.head.cv3:
+        for tensor in predictor[-1].parameters():
+            tensor.data /= 4
+    found = rows("apart")
+    assert len(found["native"]) > 100 and np.diff(found["native"][:, 2]).max() < 0
+    for name, theirs in found.items():
+        assert agree(found["native"], theirs), name
+
+
 def test_one_label_of_a_box(tmp_path: Path) -> None:
     path = yolox(tmp_path / "a.onnx", False)
     for several in (True, False):

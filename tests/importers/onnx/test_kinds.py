@@ -192,6 +192,68 @@ def test_space_to_depth_before_a_convolution(tmp_path: Path) -> None:
     assert (conv.kernel, conv.stride) == ((6, 6), 2)
 
 
+@pytest.mark.parametrize(("block", "bias"), [(2, True), (3, False)])
+@pytest.mark.parametrize("size", SIZES)
+def test_transposed_convolutions_whose_windows_do_not_overlap(
+    tmp_path: Path, block: int, bias: bool, size: tuple[int, int]
+) -> None:
+    numbers = np.random.default_rng(0)
+    constants = conv_tensors("c", 4, 3, 3)
+    constants["up.weight"] = numbers.normal(0, 0.5, (4, 6, block, block)).astype(np.float32)
+    constants["up.bias"] = numbers.normal(0, 1, 6).astype(np.float32)
+    inputs = ["a", "up.weight", *(["up.bias"] if bias else [])]
+    strides = [block, block]
+    nodes = [
+        conv_node("c", "x", "a", pads=[1] * 4),
+        node("ConvTranspose", inputs, ["u"], name="up", strides=strides),
+        node("Relu", ["u"], ["r"]),
+        node("AveragePool", ["r"], ["y"], kernel_shape=[3, 3], pads=[1] * 4),
+    ]
+    model = check(save_onnx(tmp_path / "a.onnx", nodes, ["y"], constants, size), size)
+    assert "depth_to_space" in [o.kind for o in model.config.graph.operations]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"strides": [2, 2], "kernel_shape": [3, 3]},
+        {"strides": [3, 3], "kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+        {"strides": [3, 3], "kernel_shape": [3, 3], "output_padding": [1, 1]},
+        {"strides": [3, 3], "kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"},
+        {"strides": [3, 3], "kernel_shape": [3, 3], "group": 2},
+    ],
+)
+def test_other_transposed_convolutions_are_refused(
+    tmp_path: Path, attributes: dict[str, Any]
+) -> None:
+    constants = conv_tensors("c", 4, 3)
+    constants["up.weight"] = np.zeros((4, 2, 3, 3), np.float32)
+    nodes = [
+        conv_node("c", "x", "a"),
+        node("ConvTranspose", ["a", "up.weight"], ["y"], name="up", **attributes),
+    ]
+    path = save_onnx(tmp_path / "a.onnx", nodes, ["y"], constants)
+    with pytest.raises(
+        InputError, match=r"node 'up' \(ConvTranspose\) has the window 3x3"
+    ) as error:
+        Model.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_angles_behind_the_maps(tmp_path: Path) -> None:
+    """As oriented boxes have them."""
+    constants: dict[str, Any] = conv_tensors("c", 4, 3)
+    constants["flat"] = np.asarray([1, 4, -1], np.int64)
+    nodes = [
+        conv_node("c", "x", "a"),
+        node("Reshape", ["a", "flat"], ["f"]),
+        node("Cos", ["f"], ["g"]),
+        node("Sin", ["f"], ["h"]),
+        node("Concat", ["g", "h"], ["y"], axis=1),
+    ]
+    check(save_onnx(tmp_path / "a.onnx", nodes, ["y"], constants), (16, 16))
+
+
 def test_a_channel_shuffle(tmp_path: Path) -> None:
     constants: dict[str, Any] = conv_tensors("c", 12, 3)
     constants["cut"] = np.asarray([1, 3, 4, 16, 16], np.int64)

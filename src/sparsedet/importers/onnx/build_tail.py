@@ -25,6 +25,8 @@ _UNARY = {
     "Neg": "negative",
     "Abs": "absolute",
     "Tanh": "tanh",
+    "Cos": "cos",
+    "Sin": "sin",
     "Relu": "relu",
     "Sigmoid": "sigmoid",
 }

@@ -282,6 +282,8 @@ EVALUATE: dict[str, Callable[..., Array]] = {
     "Reciprocal": _unary(lambda x: 1 / x),
     "Relu": _unary(lambda x: np.maximum(x, 0)),
     "Tanh": _unary(np.tanh),
+    "Cos": _unary(np.cos),
+    "Sin": _unary(np.sin),
     "Erf": _unary(_erf),
     "Sigmoid": _unary(_sigmoid),
     "Softplus": _unary(lambda x: np.logaddexp(x, 0)),
