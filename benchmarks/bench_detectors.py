@@ -26,23 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import bench_model
-import numpy as np
 from lib import machine, subjects
 from lib.machine import peak_gflops
 from lib.openvino_profile import Profiler
-from numpy.typing import NDArray
+from lib.reference import REFERENCE, after_share, random_model
 
 import sparsedet
-from sparsedet.engine import Engine, choose_isa
+from sparsedet.engine import choose_isa
 from sparsedet.engine.forecast import forecast
 from sparsedet.images.letterbox import prepare
 from sparsedet.importers.torchvision_detectors import load_torchvision_detector
 from sparsedet.model.detector_config import Config, build_graph, with_form
 from sparsedet.model.file import ModelFile
-from sparsedet.pruning.allocation import prunable_layers
-from sparsedet.testing import calibrated_random_tensors
 
-REFERENCE = "r101-c4"
 KINDS = (
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
@@ -52,8 +48,6 @@ KINDS = (
     "maskrcnn_resnet50_fpn",
 )
 INPUT_SIZE = 800, 1088
-AFTER = {"proposals", "detections", "retinanet_detections", "fcos_detections", "masks"}
-"""Kinds of operations that are post-processing."""
 
 
 def torchvision_module(kind: str) -> Any:
@@ -74,24 +68,6 @@ def config_of(kind: str) -> Config:
         torch.save(torchvision_module(kind).state_dict(), path)
         config = load_torchvision_detector(path).config
     return with_form(config, input_size=INPUT_SIZE, resize="stretch")
-
-
-def random_model(config: Config, share: float, image: NDArray[np.uint8]) -> ModelFile:
-    """Random weights, with that share of zeros in each prunable layer."""
-    graph = build_graph(config)
-    prunable = sum(graph.layer[name].weights for name in prunable_layers(graph))
-    sparsity = share * prunable / graph.parameters
-    tensors = calibrated_random_tensors(config, sparsity, prepare(image, config)[0])
-    return ModelFile(config, tensors, {"weights": "random"}, "float32")
-
-
-def after_share(engine: Engine) -> float:
-    """Fraction of the last run's time that post-processing took."""
-    kinds = {operation.name: operation.kind for operation in engine.graph.operations}
-    seconds: dict[bool, float] = {True: 0.0, False: 0.0}
-    for name, value in engine.native.timings:
-        seconds[kinds.get(name) in AFTER] += value
-    return seconds[True] / (seconds[True] + seconds[False])
 
 
 def torchvision_onnx(kind: str, threads: int) -> Callable[[], Any]:

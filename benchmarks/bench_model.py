@@ -19,12 +19,12 @@ import gc
 import os
 import resource
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from lib import machine, subjects
+from lib.interleaving import interleaved, ratio
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
 from lib.subjects import calibration_inputs
@@ -56,9 +56,6 @@ AVX512_LIMIT = 0.0
 OpenVINO can be told to run its convolutions without AVX-512, but not its RoIAlign, pooling and
 elementwise operations, which is to its advantage. Above the limit the comparison is void."""
 
-PAUSE = 0.03
-"""Seconds between two runs: idle threads of the last runtime may spin for that long."""
-
 
 def detection(model: ModelFile, image: np.ndarray, rows: Rows) -> Run:
     """A whole detection: image -> network input -> rows -> Detections."""
@@ -69,29 +66,6 @@ def detection(model: ModelFile, image: np.ndarray, rows: Rows) -> Run:
         return from_rows(rows(network_input), letterbox, config.class_names, config.category_ids)
 
     return run
-
-
-def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round; the first round does not count.
-
-    Every round starts with another runtime, so that none is always the first.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for _ in range(repeats + 1):
-        for name in names:
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - start)
-        names.append(names.pop(0))
-    return {name: t[1:] for name, t in times.items()}
-
-
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Their time divided by ours, round by round: median and range."""
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
 class RuntimeComparison:
