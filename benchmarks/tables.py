@@ -4,7 +4,7 @@
 
 Reads those of docs/results/bench_{model,peers,bf16,int8,avx2,embedded,load}.json that exist, and
 writes the table between the marks in README.md; likewise of bench_detectors*.json into
-docs/weights.md.
+docs/weights.md and of bench_onnx*.json into docs/onnx.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sparsedet.pruning.patterns import PATTERNS
 
 MARK = "<!-- bench table: benchmarks/tables.py -->"
 DETECTORS_MARK = "<!-- detectors table: benchmarks/tables.py -->"
+ONNX_MARK = "<!-- onnx table: benchmarks/tables.py -->"
 MODELS = ("bench_model", "bench_peers", "bench_bf16", "bench_int8", "bench_avx2", "bench_embedded")
 TITLES = {
     "openvino-f32": "OpenVINO f32",
@@ -151,7 +153,7 @@ def text(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def detector_table(run: dict[str, Any]) -> list[str]:
+def detector_table(run: dict[str, Any]) -> str:
     """The table of one run of bench_detectors.py, and a sentence on its conditions."""
     results = run["results"]
     reference = next(iter(results))
@@ -203,16 +205,54 @@ def detector_table(run: dict[str, Any]) -> list[str]:
         + " and ".join(f"{100 * share:.1f}" for share in health)
         + f" % of the measured peak before and after; commit {machine['commit']}.",
     ]
-    return lines
+    return "\n".join(lines)
 
 
-def detectors_text(folder: Path) -> str:
-    """Tables of all runs of bench_detectors.py that count."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("bench_detectors*.json"))]
-    tables = ["\n".join(detector_table(run)) for run in runs if not run["void"]]
-    if not tables:
-        return "Not measured yet: `python benchmarks/bench_detectors.py --json FILE`."
-    return "\n\n".join(tables)
+def onnx_table(run: dict[str, Any]) -> str:
+    """The table of one run of bench_onnx.py, and its conditions."""
+    results = [(name, r) for name, found in run["results"].items() for r in found]
+    peers = [peer for peer in TITLES if any(peer in r["seconds"] for _, r in results)]
+    lines = [
+        "| Network | Zeros of prunable layers, of all | sparsedet | "
+        + " | ".join(TITLES[peer] for peer in peers)
+        + " | of r101-c4's gain | tail |",
+        "|---" * (5 + len(peers)) + "|",
+    ]
+    for name, result in results:
+        cells = [name, f"{result['share']:.0%}, {result['sparsity']:.0%}"]
+        cells.append(duration(result["seconds"]["sparsedet"]))
+        cells += [compared(result, peer) for peer in peers]
+        reference = run["reference"].get(str(result["share"]))
+        gain = result["ratios"]["openvino-f32"]["median"]
+        cells.append(f"{gain / reference:.2f}" if reference else "")
+        cells.append(f"{result['after_share']:.1%}" if result["rows"] > 1 else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    machine, rounds = run["machine"], len(results[0][1]["seconds"]["sparsedet"])
+    shares = [100 * h["share_of_peak"] for h in run["health"] if h["share_of_peak"]]
+    health = (
+        f"dense r101-c4 in OpenVINO reaches {min(shares):.0f} to {max(shares):.0f} % of the CPU's "
+        "f32 peak"
+        if shares
+        else "no health was measured"
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Seeded random weights and zeros: times, not accuracies. Ours ends with detections or "
+            "logits, OpenVINO with the raw tensors. In bold: how many times faster sparsedet is.",
+            f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; OpenVINO "
+            f"{machine['versions']['openvino']}; medians of {rounds} rounds in turn; {health}; "
+            f"commit {machine['commit']}.",
+        ]
+    )
+
+
+def tables(folder: Path, name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """Tables of all runs of a benchmark that count."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}*.json"))]
+    counting = [table(run) for run in runs if not run["void"]]
+    return "\n\n".join(counting) or f"Not measured yet: `python benchmarks/{name}.py --json FILE`."
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -222,9 +262,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the JSON files")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder with the documents")
     arguments = parser.parse_args(argv)
+    folder = arguments.results
     for document, mark, content in (
-        ("README.md", MARK, text(arguments.results)),
-        ("docs/weights.md", DETECTORS_MARK, detectors_text(arguments.results)),
+        ("README.md", MARK, text(folder)),
+        ("docs/weights.md", DETECTORS_MARK, tables(folder, "bench_detectors", detector_table)),
+        ("docs/onnx.md", ONNX_MARK, tables(folder, "bench_onnx", onnx_table)),
     ):
         insert(arguments.root / document, mark, content)
         print(content)

@@ -85,7 +85,7 @@ def test_results_become_tables_and_charts(small_model: Path, photo: Path, tmp_pa
     (result,) = json.loads((tmp_path / "bench_load.json").read_text())["results"]
     assert result["ratio_of_memory"] > 0.5
 
-    document, _ = documents(tmp_path)
+    document, *_ = documents(tmp_path)
     run("tables", "--results", tmp_path, "--root", tmp_path)
     text = document.read_text()
     assert "| `small` | 40 % | f32 |" in text and "stale" not in text and text.endswith("b\n")
@@ -113,7 +113,7 @@ def test_table_of_detectors(tmp_path: Path) -> None:
         "void": False,
         "results": {"r101-c4": [result(0.6, 2.0)], "other": [result(0.6, 1.5)]},
     }
-    _, document = documents(tmp_path)
+    _, document, _ = documents(tmp_path)
     (tmp_path / "bench_detectors.json").write_text(json.dumps(content))
     run("tables", "--results", tmp_path, "--root", tmp_path)
     line = "| `other` | 60%, 60% | 100 ms | 150 ms, **1.50x** (1.50..1.50) | 0.75 | 1.0% | 0.90 |"
@@ -121,6 +121,26 @@ def test_table_of_detectors(tmp_path: Path) -> None:
     (tmp_path / "bench_detectors.json").write_text(json.dumps({**content, "void": True}))
     run("tables", "--results", tmp_path, "--root", tmp_path)
     assert "Not measured yet" in document.read_text()
+
+
+@pytest.mark.slow
+def test_networks_from_onnx_files(tmp_path: Path) -> None:
+    for package in ("onnxruntime", "openvino", "torchvision"):
+        pytest.importorskip(package)
+    *_, last = run("check_onnx", "--kinds", "resnet18", "--json", tmp_path / "check.json")
+    assert last == "1 of 1 networks are equal"
+    small = ["--kinds", "resnet18", "yolov5n", "--zeros", 0, 0.8, "--no-reference", "--threads", 1]
+    peers = ["--peers", "openvino-f32", "openvino-default", "--repeats", 1]
+    *_, first, last = run("bench_onnx", *small, *peers, "--json", tmp_path / "bench_onnx.json")
+    assert first.startswith("resnet18") and last.startswith("yolov5n") and "  80% " in last
+    results = json.loads((tmp_path / "bench_onnx.json").read_text())["results"]
+    dense, sparse = results["yolov5n"]
+    assert sparse["rows"] == 100 and sparse["sparse_gflops"] < 0.3 * dense["gflops"]
+    assert sparse["copied_bytes"] == 0 and 0.7 < sparse["sparsity"] < 0.8
+    *_, document = documents(tmp_path)
+    run("tables", "--results", tmp_path, "--root", tmp_path)
+    text = document.read_text()
+    assert "| yolov5n | 80%, " in text and "stale" not in text and text.endswith("b\n")
 
 
 def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) -> None:
@@ -149,11 +169,11 @@ def test_without_results_nothing_is_made_up(tmp_path: Path) -> None:
     assert run("plots", "--results", tmp_path, "--output", tmp_path) == []
 
 
-def documents(folder: Path) -> tuple[Path, Path]:
-    """README.md and docs/weights.md with stale tables."""
-    found = folder / "README.md", folder / "docs/weights.md"
+def documents(folder: Path) -> tuple[Path, Path, Path]:
+    """README.md, docs/weights.md and docs/onnx.md with stale tables."""
+    found = folder / "README.md", folder / "docs/weights.md", folder / "docs/onnx.md"
     found[1].parent.mkdir()
-    for path, kind in zip(found, ("bench", "detectors"), strict=True):
+    for path, kind in zip(found, ("bench", "detectors", "onnx"), strict=True):
         mark = f"<!-- {kind} table: benchmarks/tables.py -->"
         path.write_text(f"a\n{mark}\nstale\n<!-- end -->\nb\n")
     return found

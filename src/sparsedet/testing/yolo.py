@@ -216,12 +216,12 @@ class CellHead(nn.Module):
             strides.append(torch.full((len(points[-1]), 1), 8.0 * 2**i))
         anchors, steps = torch.cat(points).T[None], torch.cat(strides).T
         channels = 4 * self.bins + self.classes
-        flat = torch.cat([x.view(1, channels, -1) for x in joined], 2)
+        flat = torch.cat([x.view(len(x), channels, -1) for x in joined], 2)
         box, scores = torch.split(flat, [4 * self.bins, self.classes], 1)
         count = box.shape[2]
         if self.bins > 1:
-            box = self.dfl(box.view(1, 4, self.bins, count).transpose(2, 1).softmax(1))
-            box = box.view(1, 4, count)
+            box = self.dfl(box.view(len(box), 4, self.bins, count).transpose(2, 1).softmax(1))
+            box = box.view(len(box), 4, count)
         before, after = box.chunk(2, 1)
         first, last = anchors - before, anchors + after
         boxes = torch.cat(((first + last) / 2, last - first), 1) * steps
@@ -240,11 +240,12 @@ class AnchorHead(nn.Module):
         rows = []
         for i, (predictor, x) in enumerate(zip(self.m, maps, strict=True)):
             height, width = x.shape[2:]
-            cells = predictor(x).view(1, 3, self.each, height, width).permute(0, 1, 3, 4, 2)
+            cells = predictor(x).view(len(x), 3, self.each, height, width)
+            cells = cells.permute(0, 1, 3, 4, 2)
             centre, sides, rest = cells.sigmoid().split((2, 2, self.each - 4), 4)
             centre = (centre * 2 + (_grid(x) - 0.5)) * 8.0 * 2**i
             sides = (sides * 2) ** 2 * torch.tensor(ANCHORS[i]).view(1, 3, 1, 1, 2)
-            rows.append(torch.cat((centre, sides, rest), 4).view(1, -1, self.each))
+            rows.append(torch.cat((centre, sides, rest), 4).view(len(x), -1, self.each))
         return torch.cat(rows, 1)
 
 

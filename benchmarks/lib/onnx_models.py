@@ -1,0 +1,159 @@
+"""The networks that the checks and benchmarks of ONNX files run: seeded weights, photographs.
+
+Weights are random by a seed; statistics of batch norms are those of the two example photographs, so
+that outputs differ between them. Files are written by torch's exporter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import sparsedet
+from sparsedet.importers.onnx import load_onnx_network
+from sparsedet.pruning.allocation import prunable_layers
+from sparsedet.testing.lively import classifier, enlivened, export, settled
+from sparsedet.testing.yolo import yolo_of_size
+
+from .subjects import IMAGE
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxSubject:
+    """One network.
+
+    Attributes:
+        build: the torch module, with weights of any kind.
+        size: of the square network input.
+        parts: name of a part of its one output -> where it is.
+        pixels: values of a network input that is white; below 3: normalised.
+    """
+
+    build: Callable[[], nn.Module]
+    size: int
+    parts: dict[str, tuple[slice, ...]]
+    pixels: float = 1.0
+
+
+_ALL = slice(None)
+_LOGITS = {"logits": (_ALL,)}
+_CELLS = {"boxes": (_ALL, slice(0, 4)), "scores": (_ALL, slice(4, None))}
+_ROWS = {"boxes": (_ALL, _ALL, slice(0, 4)), "scores": (_ALL, _ALL, slice(4, None))}
+
+
+def _yolox() -> nn.Module:
+    """YOLOX-s of the package pixeltable-yolox, its outputs before decoding."""
+    from yolox.config import YoloxConfig  # type: ignore[import-not-found]
+
+    model: Any = YoloxConfig.get_named_config("yolox_s").get_model()
+    model.head.decode_in_inference = False
+    module: nn.Module = model
+    return module
+
+
+def _classifier(name: str) -> OnnxSubject:
+    return OnnxSubject(lambda: classifier(name), 224, _LOGITS)
+
+
+def _yolo(kind: Any, size: str) -> OnnxSubject:
+    parts = _ROWS if kind == "v5" else _CELLS
+    return OnnxSubject(lambda: yolo_of_size(kind, size), 640, parts)
+
+
+SUBJECTS: dict[str, OnnxSubject] = {
+    **{
+        name: _classifier(name)
+        for name in (
+            "resnet18",
+            "resnet50",
+            "resnet101",
+            "vgg16",
+            "vgg16_bn",
+            "repvgg",
+            "repvgg_fused",
+            "densenet121",
+            "regnet_y_1_6gf",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "efficientnet_b0",
+        )
+    },
+    "yolov5n": _yolo("v5", "n"),
+    "yolov5s": _yolo("v5", "s"),
+    "yolov5nu": _yolo("v5u", "n"),
+    "yolov5su": _yolo("v5u", "s"),
+    "yolov8n": _yolo("v8", "n"),
+    "yolov8s": _yolo("v8", "s"),
+    "yolov8m": _yolo("v8", "m"),
+    "yolo11n": _yolo("11", "n"),
+    "yolo11s": _yolo("11", "s"),
+    "yolox_s": OnnxSubject(_yolox, 640, _ROWS, 255.0),
+}
+"""Name -> network. yolox_s needs the package pixeltable-yolox (Apache-2.0), which no extra has."""
+
+
+def photographs(subject: OnnxSubject) -> F32:
+    """The example photographs as network inputs [2, 3, size, size], RGB."""
+    inputs = []
+    for path in sorted(IMAGE.parent.glob("*.jpg")):
+        image = cv2.resize(sparsedet.read_image(path), (subject.size, subject.size))
+        pixels = image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
+        inputs.append(pixels * np.float32(subject.pixels / 255))
+    batch = np.stack(inputs)
+    if subject.parts is _LOGITS:
+        mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+        batch = (batch - mean[:, None, None]) / std[:, None, None]
+    return np.ascontiguousarray(batch, np.float32)
+
+
+def lively_module(subject: OnnxSubject, seed: int = 0) -> nn.Module:
+    """The network with random weights that tell the photographs apart."""
+    module = enlivened(subject.build(), seed=seed)
+    return settled(module, torch.from_numpy(photographs(subject)))
+
+
+def write_onnx(module: nn.Module, subject: OnnxSubject, path: Path, **options: Any) -> Path:
+    """The file of a network; options as of `export`."""
+    return export(module, path, (subject.size, subject.size), **options)
+
+
+def _key(array: Any) -> tuple[int, bytes]:
+    """By which a tensor of the importer is found in the file."""
+    values = np.ascontiguousarray(array, np.float32)
+    return values.size, hashlib.sha256(values.tobytes()).digest()
+
+
+def with_zeros(path: Path, target: Path, share: float, seed: int = 0) -> Path:
+    """A file whose prunable layers have that share of zeros, at random places.
+
+    What is left of a layer grows so that its outputs keep their size. All runtimes read this file.
+    """
+    model, network = onnx.load(str(path)), load_onnx_network(path)
+    prunable = prunable_layers(network.config.graph)
+    wanted = {_key(network.tensors[f"{name}.weight"]): name for name in prunable}
+    numbers, found = np.random.default_rng(seed), set[str]()
+    for tensor in model.graph.initializer:
+        weight = onnx.numpy_helper.to_array(tensor)
+        if weight.ndim < 2 or (name := wanted.get(_key(weight))) is None:
+            continue
+        found.add(name)
+        order = numbers.permutation(weight.size)[: round(share * weight.size)]
+        pruned = (weight / np.sqrt(1 - share)).astype(np.float32)
+        pruned.reshape(-1)[order] = 0
+        tensor.CopyFrom(onnx.numpy_helper.from_array(pruned, tensor.name))
+    if found != set(prunable):
+        raise RuntimeError(f"{path}: layers without a tensor: {sorted(set(prunable) - found)[:3]}")
+    target.write_bytes(model.SerializeToString())
+    return target
