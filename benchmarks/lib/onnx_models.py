@@ -21,6 +21,7 @@ from torch import nn
 
 import sparsedet
 from sparsedet.importers.onnx import load_onnx_network
+from sparsedet.importers.onnx.decoding import IMAGENET
 from sparsedet.pruning.allocation import prunable_layers
 from sparsedet.testing.lively import classifier, enlivened, export, settled
 from sparsedet.testing.yolo import yolo_of_size
@@ -28,6 +29,8 @@ from sparsedet.testing.yolo import yolo_of_size
 from .subjects import IMAGE
 
 F32 = NDArray[np.float32]
+Parts = dict[str, tuple[slice, ...]]
+"""Name of a part of an output -> where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +40,20 @@ class OnnxSubject:
     Attributes:
         build: the torch module, with weights of any kind.
         size: of the square network input.
-        parts: name of a part of its one output -> where it is.
-        pixels: values of a network input that is white; below 3: normalised.
+        parts: of its one output.
+        pixels: value of white; classifiers are normalised after it.
     """
 
     build: Callable[[], nn.Module]
     size: int
-    parts: dict[str, tuple[slice, ...]]
+    parts: Parts
     pixels: float = 1.0
 
 
 _ALL = slice(None)
-_LOGITS = {"logits": (_ALL,)}
-_CELLS = {"boxes": (_ALL, slice(0, 4)), "scores": (_ALL, slice(4, None))}
-_ROWS = {"boxes": (_ALL, _ALL, slice(0, 4)), "scores": (_ALL, _ALL, slice(4, None))}
+_LOGITS: Parts = {"logits": (_ALL,)}
+_CELLS: Parts = {"boxes": (_ALL, slice(0, 4)), "scores": (_ALL, slice(4, None))}
+_ROWS: Parts = {"boxes": (_ALL, _ALL, slice(0, 4)), "scores": (_ALL, _ALL, slice(4, None))}
 
 
 def _yolox() -> nn.Module:
@@ -113,15 +116,15 @@ def photographs(subject: OnnxSubject) -> F32:
         inputs.append(pixels * np.float32(subject.pixels / 255))
     batch = np.stack(inputs)
     if subject.parts is _LOGITS:
-        mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-        batch = (batch - mean[:, None, None]) / std[:, None, None]
+        mean, std = (np.asarray(n, np.float32)[:, None, None] / 255 for n in IMAGENET)
+        batch = (batch - mean) / std
     return np.ascontiguousarray(batch, np.float32)
 
 
-def lively_module(subject: OnnxSubject, seed: int = 0) -> nn.Module:
-    """The network with random weights that tell the photographs apart."""
+def lively_module(subject: OnnxSubject, seed: int = 0, shift: float = 0.5) -> nn.Module:
+    """The network with random weights that tell the photographs apart; `shift` as of `settled`."""
     module = enlivened(subject.build(), seed=seed)
-    return settled(module, torch.from_numpy(photographs(subject)))
+    return settled(module, torch.from_numpy(photographs(subject)), shift)
 
 
 def write_onnx(module: nn.Module, subject: OnnxSubject, path: Path, **options: Any) -> Path:

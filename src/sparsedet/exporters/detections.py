@@ -201,7 +201,8 @@ class DetectionBuilder(BoxBuilder):
         if attributes.boxes == "anchor":
             twice = self.binary("Mul", self.unary("Sigmoid", of_cell), self.scalar(2.0))
             moved = self.binary("Sub", self.part(twice, 0, 2, 1), self.scalar(1.0))
-            half = np.float32(attributes.anchors[level]) / np.float32(2 * attributes.strides[level])
+            anchor = np.array(attributes.anchors[level], dtype=np.float32)
+            half = anchor / np.float32(2 * attributes.strides[level])
             sides = self.part(twice, 2, 4, 1)
             sides = self.binary("Mul", self.binary("Mul", sides, sides), self.constant(half))
             return self._around(self.binary("Add", points, moved), sides)

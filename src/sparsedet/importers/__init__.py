@@ -26,8 +26,8 @@ FORMATS: dict[str, str] = {
     "openvino": "OpenVINO IR of a C4 model (.xml beside its .bin)",
     "checkpoint": "a training run's folder or checkpoint of this project",
     "torchvision-detector": "torchvision's Faster and Mask R-CNN FPN, RetinaNet, FCOS (.pth)",
-    "onnx": "an ONNX file of a convolutional network: YOLOX, YOLOv8, PicoDet, or any with its "
-    "outputs as they are",
+    "onnx": "an ONNX file of a convolutional network: YOLOv5 to 11, YOLOX, PicoDet, or any with "
+    "its outputs as they are",
     "torchvision": "a ResNet classifier of torchvision or timm (.pth, .safetensors)",
 }
 """Name of a format, as `--from` takes it -> description."""

@@ -90,18 +90,23 @@ def enlivened(model: nn.Module, gain: float = 2.0, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def settled(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model with batch norms whose statistics are those of some images, [B, 3, H, W].
+def settled(model: nn.Module, images: Tensor, shift: float = 0.0) -> nn.Module:
+    """The model with batch norms whose statistics are those of some images.
 
     A convolution with a bias has no batch norm behind it: its channels get the mean 0 and the
-    deviation 1 on these images. So at any depth each channel differs between places and images, and
-    rounding stays small.
+    deviation 1 on these images. So at any depth each channel differs between places and images.
+
+    Args:
+        images: [B, 3, H, W].
+        shift: added to the biases of batch norms. Activations work near their straight part then:
+            images differ less, and deep networks make less of rounding, as trained ones do.
     """
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train()
             module.momentum = 1.0
+            module.bias.data += shift
         elif isinstance(module, nn.Conv2d) and module.bias is not None:
             hooks.append(module.register_forward_hook(_normalise))
     with torch.no_grad():

@@ -55,7 +55,7 @@ def yolov5(path: Path, form: str, scale: float = 1.0) -> Path:
         grid = np.stack([columns, rows], 2)[None, None] - np.float32(0.5)
         numbers(tmp, f"grid{i}", grid.astype(np.float32))
         numbers(tmp, f"step{i}", np.float32(stride))
-        of_level = np.float32(ANCHORS[3 * i : 3 * i + 3]).reshape(1, 3, 1, 1, 2)
+        of_level = np.asarray(ANCHORS[3 * i : 3 * i + 3], np.float32).reshape(1, 3, 1, 1, 2)
         numbers(tmp, f"anchor{i}", of_level)
         nodes.append(node("Sigmoid", [f"raw{i}"], [f"s{i}"]))
         for name, (first, last) in cuts.items():
@@ -122,7 +122,7 @@ def test_slices_of_the_predictors_cost_no_time(tmp_path: Path) -> None:
     for precision in ("f32", "bf16"):
         detector = Detector.load(tmp_path / "a.onnx", threads=1, precision=precision)  # type: ignore[arg-type]
         detector.engine.run(np.zeros((SIZE, SIZE, 3), np.uint8))
-        assert detector.engine.native.copied_bytes == 0  # type: ignore[attr-defined]
+        assert detector.engine.native.copied_bytes == 0
 
 
 def test_torch_and_the_exported_graphs_agree(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,10 @@ pytest.importorskip("onnxruntime")
 from helpers.onnx_files import difference, images, run_onnx  # noqa: E402
 
 from sparsedet import Model  # noqa: E402
+from sparsedet.importers.onnx import load_onnx  # noqa: E402
+from sparsedet.importers.tensor_source import Imported  # noqa: E402
 from sparsedet.testing.lively import classifier, enlivened, export, settled  # noqa: E402
-from sparsedet.testing.yolo import YoloShaped  # noqa: E402
+from sparsedet.testing.yolo import Kind, YoloShaped  # noqa: E402
 
 CLASSIFIERS: list[tuple[str, int, bool]] = [
     ("resnet18", 64, False),
@@ -39,18 +42,26 @@ LARGE = [
     ("googlenet", 96, False),
     ("resnet18", 64, True),
 ]
-GAINS = {"v5u": 2.0, "v8": 2.3, "11": 2.0}
+GAINS: dict[Kind, float] = {"v5": 2.0, "v5u": 2.0, "v8": 2.3, "11": 2.0}
 """With which both boxes and scores differ between images."""
 
 
-def check(path: Path, size: int, parts: dict[str, slice]) -> Model:
+PARTS: list[dict[str, Any]] = [
+    {"boxes": slice(0, 4), "scores": slice(4, None)},
+    {"boxes": (..., slice(0, 4)), "scores": (..., slice(4, None))},
+]
+"""Of outputs [1, 4 + K, N], and of YOLOv5's [1, N, 5 + K]."""
+
+
+def check(path: Path, size: int, parts: dict[str, Any]) -> Model:
     """All parts of the one output are right, and differ between images."""
     batch = images((size, size))
     model = Model.load(path, threads=2)
     (got,), (want,) = model(batch).values(), run_onnx(path, batch).values()
     for name, part in parts.items():
-        assert difference(got[:1, part], want[1:, part]) > 0.1, f"{name}: void"
-        assert difference(got[:, part], want[:, part]) < 1e-4, name
+        where = (slice(None), *(part if isinstance(part, tuple) else (part,)))
+        assert difference(got[:1][where], want[1:][where]) > 0.1, f"{name}: void"
+        assert difference(got[where], want[where]) < 1e-4, name
     return model
 
 
@@ -75,12 +86,13 @@ def test_large_classifiers(tmp_path: Path, name: str, size: int, dynamo: bool) -
 
 
 @pytest.mark.parametrize("kind", GAINS)
-def test_yolo_shaped_networks_give_their_raw_outputs(tmp_path: Path, kind: str) -> None:
+def test_yolo_shaped_networks_give_their_raw_outputs(tmp_path: Path, kind: Kind) -> None:
     module = enlivened(YoloShaped(kind), GAINS[kind])
     path = export(module, tmp_path / "net.onnx", (64, 64))
-    model = check(path, 64, {"boxes": slice(0, 4), "scores": slice(4, None)})
+    model = check(path, 64, PARTS[kind == "v5"])
     convs = [o for o in model.config.graph.operations if o.kind == "conv"]
     assert any(getattr(o.attributes, "residual_last", False) for o in convs)
+    assert isinstance(load_onnx(path), Imported)
     if kind == "v8":
         assert model.engine.native.copied_bytes == 0
 
@@ -95,11 +107,12 @@ def test_other_opsets(tmp_path: Path, opset: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GAINS)
-def test_the_other_exporter(tmp_path: Path, kind: str) -> None:
+def test_the_other_exporter(tmp_path: Path, kind: Kind) -> None:
     pytest.importorskip("onnxscript")
     module = enlivened(YoloShaped(kind), GAINS[kind])
     path = export(module, tmp_path / "net.onnx", (64, 64), dynamo=True, opset_version=20)
-    check(path, 64, {"boxes": slice(0, 4), "scores": slice(4, None)})
+    check(path, 64, PARTS[kind == "v5"])
+    assert isinstance(load_onnx(path), Imported)
 
 
 def test_results_do_not_depend_on_threads_or_batches(tmp_path: Path) -> None:
