@@ -51,6 +51,7 @@ RUNTIMES = {
     "serve.detection",
     "serve.kserve",
     "serve.metrics",
+    "serve.page",
     "serve.server",
 }
 """Imported by their packages when asked for, with the runtime or the web server each is for."""

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import InputError
-from . import kserve
+from . import kserve, page
 from .context import ServiceContext
 from .detection import detect
 from .log import LOG, request_id, tell
@@ -34,6 +34,7 @@ def build_app(context: ServiceContext) -> ASGIApp:
             *kserve.routes(),
             Route("/detect", detect, methods=["POST"]),
             Route("/metrics", _metrics),
+            *page.routes(),
         ],
         exception_handlers={
             Refusal: _refused,
@@ -99,7 +100,9 @@ class _Gate:
 
         try:
             authorization = headers.get("authorization", "")
-            if scope["path"] in OPEN or is_allowed(self.context.token, authorization):
+            path = scope["path"]
+            is_open = path in OPEN or page.is_of_page(path)
+            if is_open or is_allowed(self.context.token, authorization):
                 await self.app(scope, receive, named)
             else:
                 challenge = {"WWW-Authenticate": "Bearer"}

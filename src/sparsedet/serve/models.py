@@ -14,6 +14,9 @@ from .refusal import Refusal
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+OWN = "embedded"
+"""Stands for the embedded model among files; a file of this name is ./embedded."""
+
 FORM = Form()
 """A served model has inputs and outputs of the names and shapes of an exported one."""
 
@@ -21,7 +24,7 @@ FORM = Form()
 def model_files(given: Iterable[str]) -> dict[str, Path | None]:
     """Name -> file, from `NAME=FILE` or `FILE`, which is then named as its file without suffix.
 
-    None is the embedded model, which is served where nothing is given.
+    None is the embedded model, which is served where nothing is given; as FILE it is `embedded`.
 
     Raises:
         UsageError: a name cannot stand in an address, or two are the same.
@@ -31,6 +34,8 @@ def model_files(given: Iterable[str]) -> dict[str, Path | None]:
         name, sign, file = text.partition("=")
         if not sign or "/" in name:
             name, file = Path(text).stem, text
+            if text == OWN:
+                name = Path(EMBEDDED).stem
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"the model name {name!r} cannot stand in an address, expected letters, digits "
@@ -38,7 +43,7 @@ def model_files(given: Iterable[str]) -> dict[str, Path | None]:
             )
         if name in files:
             raise UsageError(f"two models are named {name}: give --model NAME=FILE")
-        files[name] = Path(file)
+        files[name] = None if file == OWN else Path(file)
     return files or {Path(EMBEDDED).stem: None}
 
 
