@@ -1,7 +1,8 @@
 """Hooks of the documentation site: pages from outside docs/, links that leave it, no foreign hosts.
 
 Links in the documents are relative to the checkout, so that a code host can follow them. On the
-site a link into docs/ stays a link; one to another file of the checkout becomes plain text.
+site a link into docs/ stays a link, with the title of its page in place of a file's name; one to
+another file of the checkout becomes plain text.
 """
 
 from __future__ import annotations
@@ -64,9 +65,17 @@ def site_links(markdown: str, page: str) -> str:
             path = path.removeprefix("docs/")
         elif path not in BESIDE:
             return text
+        if text.endswith(".md"):  # a reader of the site knows no files
+            text = title_of(path)
         return f"[{text}]({posixpath.relpath(path, posixpath.dirname(page) or '.')}{anchor})"
 
     return _LINK.sub(replaced, markdown)
+
+
+def title_of(path: str) -> str:
+    """The first heading of a page of the site."""
+    file = ROOT / path if path in BESIDE else ROOT / "docs" / path
+    return file.read_text("utf-8").split("\n", 1)[0].removeprefix("# ")
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
