@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_model
-from lib import machine, subjects
+from lib import records, subjects
 from lib.machine import peak_gflops
 from lib.openvino_profile import Profiler
 from lib.reference import REFERENCE, after_share, random_model
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     image = sparsedet.read_image(arguments.image)
     content: dict[str, Any] = {
-        "machine": machine.describe("", arguments.threads),
+        "machine": records.describe("", arguments.threads),
         "precision": arguments.precision,
         "results": {},
     }
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
             gc.collect()
             content["void"] = void
             if arguments.json:
-                machine.save(arguments.json, content)
+                records.save(arguments.json, content)
     print(f"\nratios to {arguments.main}" + (", VOID" if void else ""))
     for kind, found in ratios.items():
         line = "  ".join(

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lib import machine, subjects
+from lib import machine, records, subjects
 from lib.openvino_profile import Profile, Profiler, is_void
 
 import sparsedet
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     subjects.add_options(parser)
     arguments = parser.parse_args(argv)
     image = sparsedet.read_image(arguments.image)
-    conditions = machine.describe(arguments.isa, arguments.threads)
+    conditions = records.describe(arguments.isa, arguments.threads)
     results: list[dict[str, Any]] = []
     for model in subjects.models(arguments, image):
         results.append(measure(model, image, arguments))
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
                 "void": any(r["void"] for r in results),
                 "results": results,
             }
-            machine.save(arguments.json, content)
+            records.save(arguments.json, content)
         del model
         gc.collect()
     ratios = (

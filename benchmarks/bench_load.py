@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import machine, subjects
+from lib import records, subjects
 
 import sparsedet
 from sparsedet.detections import Detections, from_rows
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     subjects.add_options(parser)
     parser.set_defaults(sparsity=[0.6], repeats=5)
     arguments = parser.parse_args(argv)
-    conditions = machine.describe(arguments.isa, arguments.threads)
+    conditions = records.describe(arguments.isa, arguments.threads)
     image = sparsedet.read_image(arguments.image)
     results, name = [], ""
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
                 )
     if arguments.json:
         content = {"machine": conditions, "model": name, "results": results}
-        machine.save(arguments.json, content)
+        records.save(arguments.json, content)
     for r in results:
         print(
             f"ratios {r['sparsity']:.2f}: time {r['ratio_of_time']:.2f}, memory "

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from lib import machine, subjects
+from lib import machine, records, subjects
 from lib.interleaving import interleaved, ratio
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
@@ -277,7 +277,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     image = sparsedet.read_image(arguments.image)
-    conditions = machine.describe(arguments.isa, arguments.threads)
+    conditions = records.describe(arguments.isa, arguments.threads)
     results: list[dict[str, Any]] = []
     for model in subjects.models(arguments, image):
         results.append(RuntimeComparison(model, image, arguments).result())
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
                 "void": any(r["void"] for r in results),
                 "results": results,
             }
-            machine.save(arguments.json, content)
+            records.save(arguments.json, content)
         del model
         gc.collect()
     for peer in arguments.peer[1:] + arguments.peer[:1]:  # the last line is the first peer's

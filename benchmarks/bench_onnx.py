@@ -29,7 +29,7 @@ from typing import Any
 
 import bench_model
 import numpy as np
-from lib import machine, subjects
+from lib import records, subjects
 from lib.interleaving import interleaved, ratio
 from lib.machine import peak_gflops
 from lib.onnx_models import (
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     image = sparsedet.read_image(arguments.image)
     content: dict[str, Any] = {
-        "machine": machine.describe("", arguments.threads),
+        "machine": records.describe("", arguments.threads),
         "void": False,
         "health": [],
         "reference": {},
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
             content["health"].append(dense_health(dense, image, arguments.threads))
         content["void"] = any(entry["void"] for entry in content["health"])
         if arguments.json:
-            machine.save(arguments.json, content)
+            records.save(arguments.json, content)
     void = ", VOID: OpenVINO is slower than it can be" if content["void"] else ""
     print(f"\nratios to openvino-f32{void}")
     for name, results in content["results"].items():

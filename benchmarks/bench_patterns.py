@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import machine
+from lib import records
 from lib.documents import insert
 from numpy.typing import NDArray
 
@@ -61,11 +61,11 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=embedded_model(), help="a pruned model")
-    parser.add_argument("--image", type=Path, default=machine.ROOT / "examples" / "beach.jpg")
+    parser.add_argument("--image", type=Path, default=records.ROOT / "examples" / "beach.jpg")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=40)
     arguments = parser.parse_args(argv)
-    conditions = machine.describe("", arguments.threads)
+    conditions = records.describe("", arguments.threads)
     model = sparsedet.load_model(arguments.model)
     config, image = model.config, sparsedet.read_image(arguments.image)
     network_input, _ = prepare(image, config)
@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> None:
         }
         for name, tensors in variants.items()
     }
-    machine.save(
-        machine.RESULTS / "bench_patterns.json",
+    records.save(
+        records.RESULTS / "bench_patterns.json",
         {"machine": conditions, "model": config.name, "rows": rows, "ratio": ratio},
     )
     lines = [
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         lines.append(f"| {name} | {row['rows_a_load']:.2f} | {row['milliseconds']:.1f} ms |")
     lines.append("")
     lines.append(f"With its zeros shuffled the same network takes {ratio:.2f} times as long.")
-    insert(machine.ROOT / "docs" / "engine.md", MARK, "\n".join(lines))
+    insert(records.ROOT / "docs" / "engine.md", MARK, "\n".join(lines))
     print("\n".join(lines))
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.documents import insert
-from lib.machine import RESULTS, ROOT, describe, save
+from lib.records import RESULTS, ROOT, describe, save
 
 import sparsedet
 from sparsedet.evaluation import evaluate, score_results

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import machine
+from lib import records
 
 from sparsedet.detector import Detector
 from sparsedet.images.letterbox import prepare
@@ -130,8 +130,8 @@ def main() -> None:
             f"engine's  engine {one['engine_share_of_cpu']:.3f} of the CPU time"
         )
     if arguments.json:
-        conditions = machine.describe(detector.isa, detector.engine.threads)
-        machine.save(arguments.json, {**conditions, **result})
+        conditions = records.describe(detector.isa, detector.engine.threads)
+        records.save(arguments.json, {**conditions, **result})
 
 
 if __name__ == "__main__":

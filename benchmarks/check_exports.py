@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import machine
+from lib import records
 from lib.documents import insert
 
 import sparsedet
@@ -167,14 +167,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.document:
         content = json.loads(arguments.document.read_text())
-        insert(machine.ROOT / "docs" / "interchange.md", MARK, table(content))
+        insert(records.ROOT / "docs" / "interchange.md", MARK, table(content))
         return 0
     if not (arguments.annotations and arguments.images):
         parser.error("--annotations and --images are needed")
     model = sparsedet.load_model(arguments.model or embedded_model())
     dataset = load_coco(arguments.annotations, arguments.images, model.config.class_names)
     report = sparsity_report(model.config, model.tensors)
-    conditions = machine.describe("", arguments.threads)
+    conditions = records.describe("", arguments.threads)
     engine = Engine(model.config, model.tensors, threads=arguments.threads)
     scored = min(arguments.limit or len(dataset.images), len(dataset.images))
     compared = min(arguments.compared, scored)
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
             failed |= "float32" in name and not equal
             print(f"{name:40} {result}", flush=True)
             if arguments.json:  # after each, because a run takes minutes
-                machine.save(arguments.json, content)
+                records.save(arguments.json, content)
     return int(failed)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from lib import machine
+from lib import records
 from lib.onnx_models import F32, SUBJECTS, OnnxSubject, lively_module, photographs, write_onnx
 
 from sparsedet import Model
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
     arguments = parser.parse_args(argv)
-    content: dict[str, Any] = {"machine": machine.describe("", 2), "results": {}}
+    content: dict[str, Any] = {"machine": records.describe("", 2), "results": {}}
     kinds = list(arguments.kinds)
     if "yolox_s" in kinds and find_spec("yolox") is None:
         print("yolox_s is left out: it needs pixeltable-yolox")
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         show(name, content["results"][name])
         gc.collect()
         if arguments.json:
-            machine.save(arguments.json, content)
+            records.save(arguments.json, content)
     failed = [name for name, result in content["results"].items() if not result["good"]]
     print(f"{len(kinds) - len(failed)} of {len(kinds)} networks are equal")
     return 1 if failed else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.documents import insert
-from lib.machine import RESULTS, ROOT, save
+from lib.records import RESULTS, ROOT, save
 
 import sparsedet
 from sparsedet.detector import embedded_model

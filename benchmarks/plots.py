@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.charts import BLUE, GREEN, GREY, ORANGE, PINK, plt
-from lib.machine import RESULTS, ROOT
+from lib.records import RESULTS, ROOT
 from tables import load
 
 from sparsedet.files import write_atomic

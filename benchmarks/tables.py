@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.documents import insert
-from lib.machine import RESULTS, ROOT
+from lib.records import RESULTS, ROOT
 
 from sparsedet.pruning.patterns import PATTERNS
 

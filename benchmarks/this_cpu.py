@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import machine, subjects
+from lib import machine, records, subjects
 from lib.subjects import calibration_inputs
 
 import sparsedet
@@ -188,10 +188,10 @@ def main(argv: list[str] | None = None) -> None:
     isas = sparsedet.available_isas()
     identity = machine.identity()
     path = options.json or (
-        machine.RESULTS / "cpu" / f"{'-'.join([*identity.values(), *isas[:-1]])}.json"
+        records.RESULTS / "cpu" / f"{'-'.join([*identity.values(), *isas[:-1]])}.json"
     )
     content: dict[str, Any] = {
-        "machine": machine.describe(options.isa, options.threads),
+        "machine": records.describe(options.isa, options.threads),
         "identity": identity,
         "instruction_sets": {isa: formats(isa) for isa in isas},
         "promises": {
@@ -210,10 +210,10 @@ def main(argv: list[str] | None = None) -> None:
             zeros = f"{sparsity_report(model.config, model.tensors).sparsity:.2f}"
             result = ours(model, image, name, options)
             content["ours"].setdefault(name, {})[zeros] = result
-            machine.save(path, content)  # after each, because all of it takes hours
+            records.save(path, content)  # after each, because all of it takes hours
         if not options.alone and importlib.util.find_spec("openvino"):
             content["against_openvino"][name] = against_openvino(name, options)
-            machine.save(path, content)
+            records.save(path, content)
     print(f"-> {path}")
 
 

@@ -1,4 +1,4 @@
-"""The conditions of a measurement: CPU, versions, commit, arithmetic peak, memory bandwidth.
+"""The conditions of a measurement: CPU, versions, arithmetic peak, memory bandwidth.
 
 Glossary: the peak is the FLOPs per second (f32, bf16 or int8; 2 for each multiply-add) of a loop of
 independent multiply-adds in registers, on all threads at once. It is measured, as the median of
@@ -7,11 +7,8 @@ short bursts, and not taken from a data sheet.
 
 from __future__ import annotations
 
-import json
 import platform
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -22,28 +19,8 @@ import numpy as np
 
 from sparsedet import _native
 from sparsedet.engine.cpus import cpu_name
-from sparsedet.files import write_atomic
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results"
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "nncf", "onnxruntime", "torch")
-
-
-def commit() -> str:
-    """The checked-out commit, with a + if sources have changed since; "" outside git."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    try:
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "src", "native", "benchmarks"
-        )
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def versions() -> dict[str, str]:
@@ -57,24 +34,15 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def describe(isa: str, threads: int) -> dict[str, Any]:
-    """The conditions of a run, for its JSON file; also printed."""
-    installed = versions()
-    conditions: dict[str, Any] = {
+def conditions(isa: str, threads: int) -> dict[str, Any]:
+    """CPU, instruction set, threads, system and versions of a run, JSON-ready."""
+    return {
         "cpu": cpu_name(),
         "isa": _native.choose_isa(isa),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": installed,
-        "commit": commit(),
-        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": versions(),
     }
-    listed = ", ".join(f"{name} {version}" for name, version in installed.items())
-    print(
-        f"{conditions['cpu']}, {conditions['isa']}, {threads} threads; "
-        f"commit {conditions['commit']}; {listed}"
-    )
-    return conditions
 
 
 def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float = 0.3) -> float:
@@ -127,9 +95,3 @@ def bandwidth(threads: int) -> float:
             list(pool.map(np.copyto, target, source))
             best = max(best, 2 * source.nbytes / (time.perf_counter() - start) / 1e9)
     return best
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a result as JSON; an older one is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=True)
