@@ -27,11 +27,11 @@ from typing import Any
 
 import bench_model
 from lib import records, subjects
-from lib.machine import peak_gflops
 from lib.openvino_profile import Profiler
 from lib.reference import REFERENCE, after_share, random_model
 
 import sparsedet
+from sparsedet.benchmark.machine import peak_gflops
 from sparsedet.engine import choose_isa
 from sparsedet.engine.forecast import forecast
 from sparsedet.images.letterbox import prepare

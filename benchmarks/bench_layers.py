@@ -30,10 +30,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lib import machine, records, subjects
+from lib import records, subjects
 from lib.openvino_profile import Profile, Profiler, is_void
 
 import sparsedet
+from sparsedet.benchmark import machine
 from sparsedet.engine import Engine
 from sparsedet.engine.lower import lowered
 from sparsedet.images.letterbox import prepare

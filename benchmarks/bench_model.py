@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from lib import machine, records, subjects
+from lib import records, subjects
 from lib.interleaving import interleaved, ratio
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
@@ -31,6 +31,7 @@ from lib.subjects import calibration_inputs
 from numpy.typing import NDArray
 
 import sparsedet
+from sparsedet.benchmark import machine
 from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate

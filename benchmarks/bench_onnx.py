@@ -31,7 +31,6 @@ import bench_model
 import numpy as np
 from lib import records, subjects
 from lib.interleaving import interleaved, ratio
-from lib.machine import peak_gflops
 from lib.onnx_models import (
     F32,
     SUBJECTS,
@@ -46,6 +45,7 @@ from lib.reference import REFERENCE, after_share, random_model
 
 import sparsedet
 from sparsedet import Model
+from sparsedet.benchmark.machine import peak_gflops
 from sparsedet.engine import Engine, choose_isa
 from sparsedet.images.letterbox import prepare
 from sparsedet.importers.onnx import load_onnx

@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import machine, records, subjects
+from lib import records, subjects
 from lib.subjects import calibration_inputs
 
 import sparsedet
 from sparsedet import _native
+from sparsedet.benchmark import machine
 from sparsedet.engine import Engine, default_threads, explain_precision
 from sparsedet.engine.autotune import measure
 from sparsedet.engine.calibrate import calibrate

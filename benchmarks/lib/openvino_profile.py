@@ -32,10 +32,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from lib.machine import peak_gflops, unit_peaks
 from lib.peers import openvino_backend
 from numpy.typing import NDArray
 
+from sparsedet.benchmark.machine import peak_gflops, unit_peaks
 from sparsedet.model.detector_config import Config, build_graph
 from sparsedet.model.file import ModelFile
 from sparsedet.model.presets import preset

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lib import machine
-
+from sparsedet.benchmark import machine
 from sparsedet.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]

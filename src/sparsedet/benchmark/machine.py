@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsedet import _native
-from sparsedet.engine.cpus import cpu_name
+from .. import _native
+from ..engine.cpus import cpu_name
 
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "nncf", "onnxruntime", "torch")
 

@@ -1,0 +1,1 @@
+"""Measuring: the machine, the runtimes, and how they run in turn."""
