@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 import sparsedet
 from sparsedet.benchmark import machine
+from sparsedet.benchmark.timing import interleaved, ratio
 from sparsedet.detections import Detections, from_rows
 from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate

@@ -152,6 +152,8 @@ def _shortened(page: str, command: str) -> list[str]:
         words += ["--steps", "2"]
     if words[0] == "convert" and words[1].startswith("fasterrcnn"):
         words += SMALL
+    if words[0] == "bench":
+        words += ["--repeats", "2"]
     if "--method" in words and "--calibration-images" not in words:
         words += ["--calibration-images", "2"]
     return words

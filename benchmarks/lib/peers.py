@@ -1,7 +1,7 @@
 """The other runtimes, each as a function from a network input to rows.
 
-They are the package's own backends (`sparsedet.backends`): static shapes, settings for the latency
-of one image, a given number of threads. Nothing is timed here.
+They are the peers of `sparsedet bench`, for the latency of one image, and OpenVINO in int8, which
+NNCF quantises. Nothing is timed here.
 
 Glossary: a network input is (H, W, 3) uint8 BGR; rows are (N, 7), best first.
 """
@@ -16,7 +16,8 @@ import numpy as np
 from lib.subjects import calibration_inputs
 from numpy.typing import NDArray
 
-from sparsedet.backends import build_backend
+from sparsedet.benchmark import peers
+from sparsedet.benchmark.peers import open_peer
 from sparsedet.model.file import ModelFile
 
 Rows = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -31,13 +32,11 @@ def openvino_backend(model: ModelFile, threads: int, precision: str, **settings:
             default and faster than f32 here.
         settings: of OpenVINO's CPU plugin.
     """
+    if precision != "int8":
+        name = "openvino-default" if precision == "dynamic" else f"openvino-{precision}"
+        return open_peer(name, model, threads, **settings)
     from sparsedet.backends import openvino
 
-    if precision != "int8":
-        backend = openvino.from_model(model, threads, 1, precision, **settings)
-        hint = backend.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        backend.precision = "bf16" if hint == "bf16" else "f32"
-        return backend
     graph = _quantised(model)
     signature = openvino.graph_signature(graph)
     settings = openvino.plugin_settings(threads, 1, "bf16") | settings
@@ -58,20 +57,12 @@ def _quantised(model: ModelFile) -> Any:
     return nncf.quantize(graph, nncf.Dataset(inputs), subset_size=len(inputs))
 
 
-def _openvino(precision: str) -> Callable[[ModelFile, int], Rows]:
-    return lambda model, threads: openvino_backend(model, threads, precision).run
-
-
-def _peer(backend: str) -> Callable[[ModelFile, int], Rows]:
-    return lambda model, threads: build_backend(backend, model, threads=threads).run
+def _peer(name: str) -> Callable[[ModelFile, int], Rows]:
+    return lambda model, threads: open_peer(name, model, threads).run
 
 
 PEERS: dict[str, Callable[[ModelFile, int], Rows]] = {
-    "openvino-f32": _openvino("f32"),
-    "openvino-bf16": _openvino("bf16"),
-    "openvino-int8": _openvino("int8"),
-    "openvino-default": _openvino("dynamic"),
-    "onnxruntime": _peer("onnxruntime"),
-    "torch": _peer("torch"),
+    **{name: _peer(name) for name in peers.PEERS},
+    "openvino-int8": lambda model, threads: openvino_backend(model, threads, "int8").run,
 }
 """Name -> a function that takes the model and the number of threads and returns the runtime."""

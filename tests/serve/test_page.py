@@ -93,10 +93,12 @@ def test_with_a_token_the_page_is_open_and_the_models_are_not(detector: Detector
         assert ask(served.address, "/models", None, good).status == 200
 
 
-def test_the_embedded_model_has_a_name_among_files() -> None:
-    assert model_files(["embedded", "small=embedded", "dense.onnx", "./embedded"]) == {
-        embedded_model().stem: None,
-        "small": None,
-        "dense": Path("dense.onnx"),
-        "embedded": Path("./embedded"),
-    }
+def test_the_embedded_model_has_a_name_among_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = embedded_model().stem
+    given = ["embedded", "small=embedded", "dense.onnx"]
+    assert model_files(given) == {own: None, "small": None, "dense": Path("dense.onnx")}
+    Path("embedded").touch()
+    assert model_files(["embedded"]) == {"embedded": Path("embedded")}

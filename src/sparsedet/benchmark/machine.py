@@ -17,7 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import _native
+from .._native import (
+    choose_isa,
+    peak_gflops_bf16,
+    peak_gflops_int8,
+    peak_gflops_matrix,
+)
+from .._native import peak_gflops as peak_gflops_f32
 from ..engine.cpus import cpu_name
 
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "nncf", "onnxruntime", "torch")
@@ -38,7 +44,7 @@ def conditions(isa: str, threads: int) -> dict[str, Any]:
     """CPU, instruction set, threads, system and versions of a run, JSON-ready."""
     return {
         "cpu": cpu_name(),
-        "isa": _native.choose_isa(isa),
+        "isa": choose_isa(isa),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
@@ -48,19 +54,19 @@ def conditions(isa: str, threads: int) -> dict[str, Any]:
 def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float = 0.3) -> float:
     """The present arithmetic peak in GFLOP/s; 0.0 if the CPU has no such precision."""
     probes = {
-        "f32": _native.peak_gflops,
-        "bf16": _native.peak_gflops_bf16,
-        "int8": _native.peak_gflops_int8,
+        "f32": peak_gflops_f32,
+        "bf16": peak_gflops_bf16,
+        "int8": peak_gflops_int8,
     }
-    return float(probes[precision](_native.choose_isa(isa), threads, seconds))
+    return float(probes[precision](choose_isa(isa), threads, seconds))
 
 
 def unit_peaks(isa: str, threads: int, precision: str) -> dict[str, float]:
     """The present peaks in GFLOP/s of the units that compute a precision: "vector", and "matrix"
     where there is one."""
-    isa = _native.choose_isa(isa)
+    isa = choose_isa(isa)
     found = {"vector": peak_gflops(isa, threads, precision)}
-    if precision != "f32" and (rate := _native.peak_gflops_matrix(isa, precision, threads, 0.3)):
+    if precision != "f32" and (rate := peak_gflops_matrix(isa, precision, threads, 0.3)):
         found["matrix"] = float(rate)
     return found
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from ..errors import InputError, UsageError
 from . import (
+    bench,
     cache,
     classify,
     compare,
@@ -43,6 +44,7 @@ COMMANDS = (
     info,
     evaluate,
     compare,
+    bench,
     train,
     prune,
     quantize,

@@ -15,7 +15,7 @@ from .refusal import Refusal
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 OWN = "embedded"
-"""Stands for the embedded model among files; a file of this name is ./embedded."""
+"""Stands for the embedded model, where there is no such file."""
 
 FORM = Form()
 """A served model has inputs and outputs of the names and shapes of an exported one."""
@@ -34,7 +34,7 @@ def model_files(given: Iterable[str]) -> dict[str, Path | None]:
         name, sign, file = text.partition("=")
         if not sign or "/" in name:
             name, file = Path(text).stem, text
-            if text == OWN:
+            if _is_own(text):
                 name = Path(EMBEDDED).stem
         if not _NAME.fullmatch(name):
             raise UsageError(
@@ -43,8 +43,12 @@ def model_files(given: Iterable[str]) -> dict[str, Path | None]:
             )
         if name in files:
             raise UsageError(f"two models are named {name}: give --model NAME=FILE")
-        files[name] = None if file == OWN else Path(file)
+        files[name] = None if _is_own(file) else Path(file)
     return files or {Path(EMBEDDED).stem: None}
+
+
+def _is_own(file: str) -> bool:
+    return file == OWN and not Path(file).exists()
 
 
 @dataclass(frozen=True, slots=True)
