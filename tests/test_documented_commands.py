@@ -59,6 +59,11 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         "sparsedet serve --model embedded --model dense=recipes/embedded/dense.safetensors",
         "sparsedet serve --model street=street.safetensors --model other.safetensors --streams 2",
     ),
+    "S3 and a cluster; tests/bulk runs both on this machine": (
+        "sparsedet bulk --input s3://bucket/photos --output s3://bucket/found --ray auto",
+        "sparsedet bulk --input s3://bucket/photos --output s3://bucket/found --ray auto "
+        "--ray-workers 64 --threads 2 --resume",
+    ),
     "it needs a container engine": (
         "cibuildwheel --output-dir dist",
         "docker build -t sparsedet .",

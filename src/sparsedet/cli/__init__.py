@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from ..errors import InputError, UsageError
 from . import (
     bench,
+    bulk,
     cache,
     classify,
     compare,
@@ -39,6 +40,7 @@ from .options import Run, complain, warn
 
 COMMANDS = (
     detect,
+    bulk,
     serve,
     classify,
     info,

@@ -88,13 +88,7 @@ def register(command: Command) -> None:
     add(detect, "--quality", default=90)
     add(detect, "--format", default="table")
     add(detect, "--score-threshold", default=0.5)
-    written.add_argument(
-        "--classes",
-        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
-        metavar="NAMES",
-        help="only these classes, as person,car",
-    )
-    add(detect, "--top")
+    add(detect, "--classes", "--top")
     add(detect, "--verbose", "--quiet")
     add_running(detect)
     add(detect, "--streams", default=1)

@@ -109,6 +109,12 @@ FLAGS: dict[str, Flag] = {
         short="--score",
         settings={"type": float, "metavar": "S", "dest": "score_threshold"},
     ),
+    "--classes": _value(
+        OUTPUT,
+        "only these classes, as person,car",
+        lambda text: [name.strip() for name in text.split(",") if name.strip()],
+        "NAMES",
+    ),
     "--json": _path(OUTPUT, "write the figures to a JSON file", type=output_file),
     "--results": _path(OUTPUT, "write the detections to a COCO results file", type=output_file),
     "--report": _path(
@@ -277,7 +283,13 @@ def load_detector(arguments: argparse.Namespace, **different: Any) -> Detector:
             choose_isa(arguments.isa)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    settings: dict[str, Any] = {
+    settings = detector_settings(arguments, **different)
+    return Detector.load(settings.pop("path"), **settings)
+
+
+def detector_settings(arguments: argparse.Namespace, **different: Any) -> dict[str, Any]:
+    """The arguments of `Detector.load` by `load_detector`; `path` is the model."""
+    return {
         "path": getattr(arguments, "model", None),
         "threads": arguments.threads,
         "isa": arguments.isa,
@@ -288,7 +300,6 @@ def load_detector(arguments: argparse.Namespace, **different: Any) -> Detector:
         "cache": getattr(arguments, "cache", False),
         **different,
     }
-    return Detector.load(settings.pop("path"), **settings)
 
 
 def check_score_threshold(arguments: argparse.Namespace) -> None:

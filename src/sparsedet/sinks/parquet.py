@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import InputError
 from .journal import JournalEntry
@@ -27,7 +27,7 @@ def arrow() -> Any:
     return pyarrow
 
 
-def write_parquet(entries: Iterable[JournalEntry], path: Path) -> None:
+def write_parquet(entries: Iterable[JournalEntry], path: Path | BinaryIO) -> None:
     """Columns photo, frame, time, width, height, and those of `Detections.to_columns`; track_id.
 
     `frame` and `time` are null of still images, `track_id` where nothing was tracked.
