@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from lib import records, subjects
-from lib.interleaving import interleaved, ratio
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
 from lib.subjects import calibration_inputs

@@ -9,7 +9,7 @@ threshold lets about 1,000 candidates pass, and 100 stay. OpenVINO ends with the
 classifier both end with the logits. Nothing is timed unless the raw outputs agree first.
 
 OpenVINO runs in f32, and beside it in its default precision and as INT8, which nncf makes, where it
-is installed. Rounds run in turn (lib/interleaving.py). The health of the run is that of dense
+is installed. Rounds run in turn (sparsedet.benchmark.timing). The health of the run is that of dense
 r101-c4, profiled before and after each network (lib/openvino_profile.py): outside its bounds the
 run is void. r101-c4 is also timed at the same shares: the last lines have each ratio as a fraction
 of r101-c4's. The share of the peak that the runtimes reach on a network is printed, and not judged.
@@ -30,7 +30,6 @@ from typing import Any
 import bench_model
 import numpy as np
 from lib import records, subjects
-from lib.interleaving import interleaved, ratio
 from lib.onnx_models import (
     F32,
     SUBJECTS,
@@ -46,6 +45,7 @@ from lib.reference import REFERENCE, after_share, random_model
 import sparsedet
 from sparsedet import Model
 from sparsedet.benchmark.machine import peak_gflops
+from sparsedet.benchmark.timing import interleaved, ratio
 from sparsedet.engine import Engine, choose_isa
 from sparsedet.images.letterbox import prepare
 from sparsedet.importers.onnx import load_onnx
