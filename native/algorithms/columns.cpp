@@ -2,6 +2,26 @@
 
 namespace sparsedet {
 
+int64_t split_pairs(std::vector<float>& elements, int limit, std::vector<float>& rest) {
+  rest.assign(elements.size(), 0.0f);
+  int64_t split = 0;
+  auto* all = reinterpret_cast<int8_t*>(elements.data());
+  auto* parts = reinterpret_cast<int8_t*>(rest.data());
+  for (size_t element = 0; element < elements.size(); element++) {
+    bool above = false;
+    for (size_t at = 4 * element; at < 4 * element + 4; at += 2) {
+      if (std::abs(all[at]) + std::abs(all[at + 1]) <= limit) continue;
+      above = true;
+      for (size_t i = at; i < at + 2; i++) {
+        parts[i] = static_cast<int8_t>(all[i] / 2);
+        all[i] = static_cast<int8_t>(all[i] - parts[i]);
+      }
+    }
+    split += above;
+  }
+  return split;
+}
+
 std::vector<float> largest_weights(const ConvShape& shape, const WeightRows& rows, Packer packer) {
   std::vector<float> largest;
   if (shape.in_type != ElementType::int8) return largest;

@@ -90,6 +90,10 @@ class Columns {
   std::vector<int32_t> position_;
 };
 
+// Splits the packed weights of int8 whose pairs are above the kernel's limit (LowPrecisionKernels):
+// parts of such a pair go to `rest`, which is zero elsewhere. Returns how many were split.
+int64_t split_pairs(std::vector<float>& elements, int limit, std::vector<float>& rest);
+
 // The largest magnitude of each output channel, for int8; else empty.
 std::vector<float> largest_weights(const ConvShape& shape, const WeightRows& rows, Packer packer);
 

@@ -11,30 +11,38 @@ namespace sparsedet {
 
 namespace {
 
-// Writes the streams of one row tile and block: the block's columns, sorted by row mask.
-Extent pack_row_tile(const PackedConv& conv, const Columns& columns, size_t block,
-                     const float* elements, const uint8_t* row_masks, int step, uint16_t* counts,
-                     uint16_t* index, float* values) {
+// The weights of one row tile, and which rows of each column are not zero.
+struct Tile {
+  std::vector<float> elements;     // [R][columns]
+  std::vector<uint8_t> row_masks;  // [columns]
+};
+
+// Writes the streams of one row tile and block: the block's columns, sorted by row mask. rest: parts
+// of weights that the kernel cannot take as a whole, whose columns occur once more; or null.
+Extent pack_row_tile(const PackedConv& conv, const Columns& columns, size_t block, const Tile& tile,
+                     const Tile* rest, int step, uint16_t* counts, uint16_t* index, float* values) {
   const int from = columns.start(block), count = columns.start(block + 1) - from,
-            R = conv.tile_rows;
-  row_masks += from;
+            R = conv.tile_rows, all = rest ? 2 * count : count;
+  const auto row_mask = [&](int k) {
+    return k < count ? tile.row_masks[from + k] : rest->row_masks[from + k - count];
+  };
   int next[1 << kMaxTileRows] = {}, kept = 0;
-  for (int k = 0; k < count; k++)
-    next[row_masks[k]]++;
+  for (int k = 0; k < all; k++)
+    next[row_mask(k)]++;
   for (int mask = 1; mask < 1 << R; mask++) {
     counts[mask - 1] = static_cast<uint16_t>(next[mask]);
     next[mask] = std::exchange(kept, kept + next[mask]);
   }
   next[0] = kept;  // columns without weights come last and are not stored
-  std::array<uint16_t, 1 << 10> order;
-  for (int k = 0; k < count; k++)
-    order[next[row_masks[k]]++] = static_cast<uint16_t>(k);
+  std::array<uint16_t, 1 << 11> order;
+  for (int k = 0; k < all; k++)
+    order[next[row_mask(k)]++] = static_cast<uint16_t>(k);
   float* const begin = values;
   for (int i = 0; i < kept; i++) {
-    const int k = order[i], mask = row_masks[k];
-    index[i] = static_cast<uint16_t>(k * step);
+    const int k = order[i], mask = row_mask(k), column = k < count ? k : k - count;
+    index[i] = static_cast<uint16_t>(column * step);
     // Without a branch: a zero weight is overwritten by the next weight.
-    const float* element = elements + from + k;
+    const float* element = &(k < count ? tile : *rest).elements[from + column];
     for (int r = 0; r < R; r++, element += columns.count()) {
       *values = *element;
       values += mask >> r & 1;
@@ -57,28 +65,35 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
   // First pack each row tile into scratch memory: the offset of a stream depends on the lengths of
   // all streams before it.
   struct Worker {
-    std::vector<float> elements;
-    std::vector<uint8_t> row_masks;
+    Tile tile, rest;
+    int64_t split = 0;
   };
   std::vector<Worker> workers(packer.pool ? packer.pool->size() : 1);
-  const size_t room = conv.tile_rows * count + kMaxTileRows;  // of a row tile
+  const int limit = shape.in_type == ElementType::int8 ? kernels.int8->pair_limit : 0;
+  const size_t most = limit ? 2 * count : count;             // columns of a row tile
+  const size_t room = conv.tile_rows * most + kMaxTileRows;  // of its weights
   PackScratch own_scratch;
   PackScratch& scratch = packer.scratch ? *packer.scratch : own_scratch;
-  uint16_t* const all_index = scratch.index(row_tiles * count);
+  uint16_t* const all_index = scratch.index(row_tiles * most);
   float* const all_values = scratch.values(row_tiles * room);
   std::vector<uint16_t> counts(blocks * row_tiles * row_masks);
   std::vector<Extent> extents(blocks * row_tiles);  // [block][row tile], as counts
   packer.parallel(conv.row_tiles, [&](int tile, int worker) {
-    auto& [elements, masks] = workers[worker];
-    elements.resize(conv.tile_rows * count);
-    masks.resize(count);
-    columns.read(conv, rows, tile, largest, elements.data());
-    columns.find_row_masks(conv, elements.data(), dense, masks.data());
-    uint16_t* index = &all_index[tile * count];
+    auto& [first, rest, split] = workers[worker];
+    first.elements.resize(conv.tile_rows * count);
+    first.row_masks.resize(count);
+    columns.read(conv, rows, tile, largest, first.elements.data());
+    columns.find_row_masks(conv, first.elements.data(), dense, first.row_masks.data());
+    if (limit) {
+      split += split_pairs(first.elements, limit, rest.elements);
+      rest.row_masks.resize(count);
+      columns.find_row_masks(conv, rest.elements.data(), false, rest.row_masks.data());
+    }
+    uint16_t* index = &all_index[tile * most];
     float* values = &all_values[tile * room];
     for (size_t block = 0; block < blocks; block++) {
       const size_t at = block * row_tiles + tile;
-      const Extent e = pack_row_tile(conv, columns, block, elements.data(), masks.data(),
+      const Extent e = pack_row_tile(conv, columns, block, first, limit ? &rest : nullptr,
                                      index_step(kernels), &counts[at * row_masks], index, values);
       extents[at] = e;
       index += e.columns;
@@ -99,7 +114,7 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
   auto* to_index = reinterpret_cast<uint16_t*>(memory.get() + counts_bytes(conv));
   auto* to_values = reinterpret_cast<float*>(memory.get() + index_bytes(conv, all.columns));
   packer.parallel(conv.row_tiles, [&](int tile, int) {
-    const uint16_t* index = &all_index[tile * count];
+    const uint16_t* index = &all_index[tile * most];
     const float* values = &all_values[tile * room];
     for (size_t at = tile; at < extents.size(); at += row_tiles) {
       const Extent e = extents[at];
@@ -109,6 +124,8 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
       values += e.weights;
     }
   });
+  for (const Worker& worker : workers)
+    conv.split += worker.split;
   conv.owner = memory;
   conv.packed = {memory.get(), size};
   set_streams(conv, conv.packed);

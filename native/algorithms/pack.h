@@ -68,6 +68,7 @@ struct PackedConv {
   // by block.
   std::span<const std::byte> packed;
   std::shared_ptr<const void> owner;  // keeps `packed` alive
+  int64_t split = 0;                  // int8: packed weights that occur twice, in two parts
 
   // Output channel of a packed row; in bfloat16, row tiles of even and of odd channels alternate.
   int channel(int row) const {

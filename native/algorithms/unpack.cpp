@@ -131,7 +131,7 @@ uint64_t checksum(std::span<const std::byte> bytes, Pool& pool) {
 }
 
 int64_t nonzero_elements(const PackedConv& conv) {
-  int64_t nonzero = 0;
+  int64_t nonzero = -conv.split;
   for (const auto& streams : conv.streams)
     for (const Stream& stream : streams)
       for (const float& element : stream.values)

@@ -3,7 +3,8 @@
 #define SPARSEDET_AMX_PRODUCT(sums, weights, panel) _tile_dpbsud(sums, weights, panel)
 #include "kernels/amx.h"
 #include "kernels/amx_permission.h"
-#include "kernels/avx512_int8.h"
+#include "kernels/int8_results.h"
+#include "kernels/x86_bytes.h"
 
 namespace sparsedet {
 namespace {
@@ -20,7 +21,7 @@ SPARSEDET_INLINE void finish(const SparseArgs& a, int tile, const float* sums) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++)
         sum[i][p] = load(sums + (r + i) * kColumn + p * L);
-    finish_element(a, row / 4, sum);
+    finish_element<Bytes>(a, row / 4, 0, sum);
   }
 }
 

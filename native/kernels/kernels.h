@@ -247,6 +247,9 @@ struct LowPrecisionKernels {
   void (*sums)(const SumsArgs&);                        // packed in; int8: null
   void (*affine)(const AffineArgs&);                    // packed in and out; int8: null
   int64_t (*peak)(const PeakArgs&);
+  // int8: most that |w0| + |w1| and |w2| + |w3| of a packed weight may be, as the kernel would
+  // overflow; a column whose weights are larger is packed twice, with a part of them each. 0: any.
+  int pair_limit = 0;
 };
 
 struct Float32Kernels {

@@ -21,7 +21,12 @@
     "avx512f avx512vl avx512bw avx512dq avx512bf16 fma prefer-vector-width=512")                   \
   X(x86_64, avx512, int8, avx512_vnni,                                                             \
     "avx512f avx512vl avx512bw avx512dq avx512vnni fma prefer-vector-width=512")                   \
+  X(x86_64, avxvnni, int8, avxvnni, "avx2 fma avxvnni")                                            \
   X(x86_64, avx2, f32, avx2, "avx2 fma")                                                           \
+  X(x86_64, avx2, int8, avx2_int8, "avx2 fma")                                                     \
+  X(aarch64, neon_i8mm, bf16, neon_bf16, "arch=armv8.2-a+bf16")                                    \
+  X(aarch64, neon_i8mm, int8, neon_i8mm, "arch=armv8.2-a+i8mm")                                    \
+  X(aarch64, neon_dotprod, int8, neon_dotprod, "arch=armv8.2-a+dotprod")                           \
   X(aarch64, neon, f32, neon, "")                                                                  \
   X(any, scalar, f32, scalar, "")                                                                  \
   X(any, scalar, bf16, scalar, "")                                                                 \

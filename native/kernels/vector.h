@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__x86_64__)
@@ -27,15 +29,34 @@ typedef int32_t I __attribute__((vector_size(L * 4)));
 SPARSEDET_INLINE V broadcast(float x) {
   return x - (V){};
 }
-#if defined(__x86_64__)
 // Loads and broadcasts in one instruction. Next to intrinsics the compiler would load a scalar and
 // broadcast it by a second instruction, which competes with the multiplications.
-SPARSEDET_INLINE V broadcast_from(const float* p) {
+[[maybe_unused]] SPARSEDET_INLINE V broadcast_from(const float* p) {
+#if defined(__x86_64__)
   V v;
   __asm__("vbroadcastss %1, %0" : "=v"(v) : "m"(*p));
   return v;
-}
+#elif defined(__aarch64__)
+  return (V)vld1q_dup_f32(p);
+#else
+  return broadcast(*p);
 #endif
+}
+// a * b + c, rounded once.
+[[maybe_unused]] SPARSEDET_INLINE V fused(V a, V b, V c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  V v;
+  for (int k = 0; k < L; k++)
+    v[k] = __builtin_fmaf(a[k], b[k], c[k]);
+  return v;
+#endif
+}
 SPARSEDET_INLINE V load(const float* p) {
   return *reinterpret_cast<const VU*>(p);
 }

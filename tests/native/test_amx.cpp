@@ -13,8 +13,10 @@
 
 #include "algorithms/algorithm.h"
 #include "amx_emulator.h"
-#include "graph/executor.h"
+#include "canaries.h"
 #include "kernels/dispatch.h"
+#include "low_precision.h"
+#include "report.h"
 
 namespace {
 
@@ -31,60 +33,6 @@ float from_bits(uint32_t x) {
 int draw(int low, int high) {
   return low + static_cast<int>(rng() % (high - low + 1));
 }
-
-// Aligned floats with canaries on both sides.
-class Canaries {
- public:
-  explicit Canaries(size_t size) : size_(size + 2 * kGuard) {
-    data_ = static_cast<float*>(std::aligned_alloc(64, divide_up(size_ * 4, 64) * 64));
-    for (size_t i = 0; i < size_; i++)
-      data_[i] = from_bits(0x7f812345u + i);  // signalling NaNs
-    expected_.assign(data_, data_ + size_);
-    tolerance_.assign(size_, -1);
-  }
-  ~Canaries() { std::free(data_); }
-  Canaries(const Canaries&) = delete;
-  Canaries& operator=(const Canaries&) = delete;
-  float* data() { return data_ + kGuard; }
-  void put(ptrdiff_t at, float value) { data()[at] = value, expect(at, value); }
-  // tolerance: negative for equal bits.
-  void expect(ptrdiff_t at, float value, double tolerance = -1) {
-    std::memcpy(&expected_[at + kGuard], &value, sizeof value);
-    tolerance_[at + kGuard] = tolerance;
-  }
-  bool good() const {
-    for (size_t i = 0; i < size_; i++)
-      if (tolerance_[i] < 0 ? bits(data_[i]) != bits(expected_[i])
-                            : !(std::abs(data_[i] - expected_[i]) <= tolerance_[i]))
-        return false;
-    return true;
-  }
-
- private:
-  static constexpr size_t kGuard = 64;
-  size_t size_;
-  float* data_;
-  std::vector<float> expected_;
-  std::vector<double> tolerance_;
-};
-
-class Report {
- public:
-  explicit Report(std::string name) : name_(std::move(name)) {}
-  void check(bool good, const std::string& what) {
-    cases_++;
-    if (!good && failed_++ < 5) std::printf("FAILED %s: %s\n", name_.c_str(), what.c_str());
-  }
-  bool end() const {
-    std::printf("%-4s %s: %d cases, %d failed\n", failed_ ? "BAD" : "ok", name_.c_str(), cases_,
-                failed_);
-    return !failed_;
-  }
-
- private:
-  std::string name_;
-  int cases_ = 0, failed_ = 0;
-};
 
 // ----------------------------------------------------------------------------------- the products
 
@@ -320,222 +268,56 @@ bool test_products(const Kernels& kernels, bool int8) {
   return report.end();
 }
 
-// ------------------------------------------------------------------------------------- the layers
-
-struct LayerCase {
-  ElementType in, out;
-  int in_channels, out_channels, kernel, stride, dilation;
-  bool residual, rois;
-  int height = 5, width = 19;
-};
-
-struct Layer {
-  ConvProblem problem;
-  std::vector<float> weights, bias;
-};
-
-Layer make_layer(const LayerCase& c, const Kernels& kernels) {
-  Layer layer;
-  ConvShape& s = layer.problem.shape;
-  const int padding = c.kernel / 2 * c.dilation;
-  s = {c.in_channels, c.out_channels, c.kernel, c.kernel, c.stride, padding, padding};
-  s.activation = Activation::relu;
-  s.dilation = c.dilation;
-  s.in_type = c.in;
-  s.out_type = c.out;
-  if (c.in == ElementType::int8) {
-    s.in_quantization = {0.01f, 0};
-    s.out_quantization = {0.07f, 0};
-    s.residual_quantization = {0.02f, 128};
-  }
-  layer.problem.rois = c.rois;
-  layer.problem.residual = c.residual;
-  layer.problem.in_height = c.height;
-  layer.problem.in_width = c.width;
-  layer.problem.out_height = divide_up(c.height, c.stride);
-  layer.problem.out_width = divide_up(c.width, c.stride);
-  layer.problem.matrix = c.in == ElementType::int8 ? kernels.int8_matrix : kernels.bf16_matrix;
-  for (int64_t i = 0; i < s.weights(); i++)
-    layer.weights.push_back(rng() % 3 ? 0 : static_cast<float>(draw(-3, 3)));
-  for (int i = 0; i < c.out_channels; i++)
-    layer.bias.push_back(static_cast<float>(draw(-9, 9)));
-  return layer;
-}
-
-std::vector<float> draws(size_t count, int low, int high) {
-  std::vector<float> out(count);
-  for (float& v : out)
-    v = static_cast<float>(draw(low, high));
-  return out;
-}
-
-std::vector<float> run_on_map(Context& context, const LayerCase& c, const Layer& layer,
-                              const PackedConvolution& conv, const std::vector<float>& image,
-                              const std::vector<float>& residual_values) {
-  const bool pixels = c.in == ElementType::pixels;
-  const int padding = layer.problem.shape.padding_top, lanes = context.kernels.lanes;
-  FeatureMap in{nullptr, c.in_channels, c.height, pixels ? divide_up(c.width, 2) : c.width,
-                padding, lanes,         c.in,     layer.problem.shape.in_quantization,
-                padding};
-  FeatureMap out{
-      nullptr, c.out_channels, layer.problem.out_height, layer.problem.out_width, 0, lanes, c.out,
-      {}};
-  FeatureMap residual = out;
-  Canaries in_memory(in.size()), out_memory(out.size()), residual_memory(residual.size());
-  in.data = in_memory.data();
-  out.data = out_memory.data();
-  residual.data = residual_memory.data();
-  clear_border(context, in);
-  fill_map(image.data(), c.width, in);
-  residual.quantization = layer.problem.shape.residual_quantization;
-  fill_map(residual_values.data(), out.width, residual);
-  conv.run(context, in, c.residual ? &residual : nullptr, out);
-  std::vector<float> result(size_t(out.channels) * out.height * out.width);
-  read_map(out, out.width, result.data());
-  return result;
-}
-
-std::vector<float> run_on_rois(Context& context, const LayerCase& c, const Layer& layer,
-                               const PackedConvolution& conv, const std::vector<float>& values,
-                               const std::vector<float>& residual_values, int count) {
-  const int lanes = kVectors * context.kernels.lanes, blocks = divide_up(count, lanes);
-  Rois in{nullptr, blocks, c.in_channels, c.height,
-          c.width, lanes,  c.in,          layer.problem.shape.in_quantization};
-  Rois out{
-      nullptr, blocks, c.out_channels, layer.problem.out_height, layer.problem.out_width, lanes,
-      c.out,   {}};
-  Rois residual = out;
-  residual.quantization = layer.problem.shape.residual_quantization;
-  Canaries in_memory(in.size()), out_memory(out.size()), residual_memory(residual.size());
-  in.data = in_memory.data();
-  out.data = out_memory.data();
-  residual.data = residual_memory.data();
-  fill_rois(values.data(), count, in);
-  fill_rois(residual_values.data(), count, residual);
-  conv.run(context, in, c.residual ? &residual : nullptr, out, count, nullptr);
-  std::vector<float> result(size_t(count) * out.channels * out.height * out.width);
-  read_rois(out, count, result.data());
-  return result;
-}
+// --------------------------------------------------------------------------- layers and a network
 
 // By the matrix unit, from packed weights that went through a cache, and by the sparse kernels.
 bool layer_case(const Kernels& kernels, const LayerCase& c) {
-  constexpr int count = 19;  // RoIs
+  const Layer layer(c, Zeros::thirds);
+  ConvProblem problem = layer.problem();
+  problem.matrix = c.in == ElementType::int8 ? kernels.int8_matrix : kernels.bf16_matrix;
   Pool pool(2, false);
-  Scratch scratch(2);
-  Context context{kernels, pool, scratch};
-  const Layer layer = make_layer(c, kernels);
-  const size_t number = c.rois ? count : 1, cells = size_t(c.height) * c.width;
-  const size_t out_cells = size_t(layer.problem.out_height) * layer.problem.out_width;
-  const auto input = draws(number * c.in_channels * cells, 0, 3);
-  const auto residual = draws(number * c.out_channels * out_cells, -3, 3);
-  const auto run = [&](const PackedConvolution& conv) {
-    return c.rois ? run_on_rois(context, c, layer, conv, input, residual, count)
-                  : run_on_map(context, c, layer, conv, input, residual);
-  };
-  const Weights weights(layer.weights.data());
+  const Weights weights(layer.weights().data());
+  const float* const bias = layer.bias().data();
   const Packer packer{&pool, nullptr, nullptr};
   const Algorithm &matrix = find_algorithm("matrix"), &sparse = find_algorithm("sparse");
-  const auto packed = matrix.pack(kernels, layer.problem, weights, layer.bias.data(), packer);
+  const auto packed = matrix.pack(kernels, problem, weights, bias, packer);
   auto span = packed->packed()[0];
-  const auto unpacked = matrix.unpack(kernels, layer.problem, span, nullptr, layer.bias.data());
-  const auto other = sparse.pack(kernels, layer.problem, weights, layer.bias.data(), packer);
-  bool good = matrix.eligible(layer.problem) && span.empty();
+  const auto unpacked = matrix.unpack(kernels, problem, span, nullptr, bias);
+  const auto other = sparse.pack(kernels, problem, weights, bias, packer);
+  bool good = matrix.eligible(problem) && span.empty();
   good &= packed->nonzero_elements() == other->nonzero_elements();
   try {
     auto shorter = packed->packed()[0];
     shorter = shorter.first(shorter.size() - 64);
-    matrix.unpack(kernels, layer.problem, shorter, nullptr, layer.bias.data());
+    matrix.unpack(kernels, problem, shorter, nullptr, bias);
     good = false;
   } catch (const std::invalid_argument&) {
   }
-  const auto expected = run(*other);
+  const auto expected = layer.run(kernels, *other);
   const auto largest = *std::max_element(expected.begin(), expected.end());
-  good &= largest > 0 && run(*packed) == expected;
-  return good && (c.in == ElementType::int8 || run(*unpacked) == expected);  // no cache holds int8
+  good &= largest > 0 && layer.run(kernels, *packed) == expected;
+  // No cache holds int8.
+  return good && (c.in == ElementType::int8 || layer.run(kernels, *unpacked) == expected);
 }
 
 bool test_layers(const Kernels& kernels) {
   Report report("amx layers");
-  constexpr auto bf16 = ElementType::bfloat16, int8 = ElementType::int8, f32 = ElementType::float32,
-                 pixels = ElementType::pixels;
-  std::vector<LayerCase> cases{{pixels, bf16, 3, 9, 7, 2, 1, false, false}};
-  for (const ElementType type : {bf16, int8})
-    for (const bool rois : {false, true}) {
-      cases.push_back({type, type, 7, 5, 1, 1, 1, true, rois});
-      cases.push_back({type, f32, 66, 35, 1, 1, 1, false, rois});
-      cases.push_back({type, type, 34, 35, 3, 1, 1, true, rois});
-      cases.push_back({type, type, 33, 70, 3, 2, 1, false, rois, 7, 7});
-      cases.push_back({type, type, 9, 40, 3, 1, 2, false, rois, 6, 6});
-      // Several blocks of columns, several chunks of rows.
-      cases.push_back({type, type, type == bf16 ? 600 : 1200, 34, 1, 1, 1, true, rois, 2, 5});
-      cases.push_back({type, type, 12, 1100, 1, 1, 1, true, rois, 1, 3});
-    }
-  for (const LayerCase& c : cases)
-    report.check(layer_case(kernels, c),
-                 (c.in == int8 ? "int8 " : "bf16 ") + std::to_string(c.in_channels) + " -> " +
-                     std::to_string(c.out_channels) + ", kernel " + std::to_string(c.kernel) +
-                     ", stride " + std::to_string(c.stride) + (c.rois ? ", RoIs" : ""));
+  for (const LayerCase& c : layer_cases())
+    report.check(layer_case(kernels, c), c.text());
   return report.end();
-}
-
-// ------------------------------------------------------------------------------------ the network
-
-ConvolutionAttributes conv(int in, int out, int kernel, int stride, bool float32, float threshold) {
-  const int pad = kernel / 2;
-  return {in,    out,     {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, 1, Activation::relu,
-          false, float32, threshold};
-}
-
-// image -> normalise -> stem -> pool -> a (1x1) -> b (3x3, stride 1, adds a) -> c (3x3, stride 2)
-// -> d (1x1, float32)
-std::vector<Tensor> run_network(const Kernels& kernels, const std::string& precision,
-                                bool& matrix) {
-  const bool int8 = precision == "int8";
-  rng.seed(5);
-  Executor executor(kernels, 2, false, 29, 45);
-  const NormaliseAttributes normalise{{0, 0, 0}, {1, 1, 1}, false, !int8};
-  executor.add({"x", {"image"}, normalise}, nullptr, nullptr, "", "");
-  const auto add = [&](const char* name, const std::vector<std::string>& inputs,
-                       const ConvolutionAttributes& attributes) {
-    const auto weights = draws(size_t(attributes.out_channels) * attributes.in_channels *
-                                   attributes.kernel[0] * attributes.kernel[1],
-                               -1, 1);
-    const auto bias = draws(attributes.out_channels, -3, 3);
-    const Weights given(weights.data());
-    executor.add({name, inputs, attributes}, &given, &bias, "", "");
-  };
-  add("stem", {"x"}, conv(3, 24, 7, 2, int8, 0));
-  MaxPoolAttributes pool{};
-  pool.kernel = 3;
-  pool.stride = 2;
-  std::fill(pool.padding, pool.padding + 4, 1);
-  pool.type = int8 ? ElementType::int8 : ElementType::bfloat16;
-  pool.clipping_threshold = 255;
-  executor.add({"pool", {"stem"}, pool}, nullptr, nullptr, "", "");
-  add("a", {"pool"}, conv(24, 40, 1, 1, false, 400));
-  add("b", {"a", "a"}, conv(40, 40, 3, 1, false, 3000));
-  add("c", {"b"}, conv(40, 70, 3, 2, false, 9000));
-  add("d", {"c"}, conv(70, 9, 1, 1, true, 0));
-  for (const auto& [name, convolution] : executor.convolutions())
-    matrix |= convolution->algorithm().name == std::string("matrix");
-  Tensor image{{29, 45, 3}, draws(29 * 45 * 3, 0, 3)};
-  executor.plan(29, 45);
-  return executor.run_between({{"image", image}}, {"a", "b", "c", "d"});
 }
 
 bool test_network(const Kernels& kernels) {
   Report report("amx network");
-  for (const char* precision : {"bf16", "int8"}) {
-    bool by_matrix = false, by_others = false;
-    const auto amx = run_network(kernels, precision, by_matrix);
-    const auto scalar = run_network(choose_kernels("scalar"), precision, by_others);
-    report.check(by_matrix && !by_others, std::string(precision) + ": the choice of algorithms");
-    for (size_t i = 0; i < amx.size(); i++) {
-      const auto largest = *std::max_element(scalar[i].data.begin(), scalar[i].data.end());
-      report.check(amx[i].shape == scalar[i].shape && largest > 0 && amx[i].data == scalar[i].data,
-                   std::string(precision) + ": value " + std::to_string(i));
-    }
+  for (const bool int8 : {false, true}) {
+    const std::string name = int8 ? "int8" : "bf16";
+    const auto amx = run_network(kernels, int8, Zeros::thirds);
+    const auto scalar = run_network(choose_kernels("scalar"), int8, Zeros::thirds);
+    const auto by_matrix = [](const NetworkRun& run) {
+      return std::count(run.algorithms.begin(), run.algorithms.end(), "matrix");
+    };
+    report.check(by_matrix(amx) && !by_matrix(scalar), name + ": the choice of algorithms");
+    report.check(equal(amx, scalar), name + ": values");
   }
   return report.end();
 }

@@ -65,6 +65,23 @@ class GuardedBuffer {
   std::vector<uint32_t> expected_;
 };
 
+// A packed weight within the kernels' limit: of -128..127, or of magnitudes that reach it.
+float draw_weight(const Kernels& k) {
+  const int limit = k.int8->pair_limit;
+  uint32_t bytes[4];
+  for (int i = 0; i < 4; i += 2) {
+    int w[2];
+    do {
+      for (int& v : w)
+        v = static_cast<int8_t>(rng());
+      if (limit && rng() % 2) w[1] = (limit - std::abs(w[0])) * (rng() % 2 ? 1 : -1);
+    } while ((limit && std::abs(w[0]) + std::abs(w[1]) > limit) || w[1] > 127);
+    for (int j = 0; j < 2; j++)
+      bytes[i + j] = static_cast<uint8_t>(w[j]);
+  }
+  return join_bytes(bytes);
+}
+
 struct Int8Case {
   int row_tiles, columns, P, valid;
   double density;
@@ -79,10 +96,10 @@ bool sparse_case(const Kernels& k, const Int8Case& c) {
       partial(static_cast<size_t>(rows) * width);
   for (int i = 0; i < c.columns; i++)
     for (int j = 0; j < c.P * L; j++)
-      panel.put(i * width + j, random_element());
+      panel.put(i * width + j, rng() % 4 ? random_element() : from_bits(~0u));  // or the largest
   std::vector<float> weight(rows * c.columns), bias(rows), scale(rows), values;
   for (float& w : weight)
-    w = rng() * 0x1p-32 < c.density ? random_element() : 0;
+    w = rng() * 0x1p-32 < c.density ? draw_weight(k) : 0;
   for (float& b : bias)
     b = 200 * fraction();
   for (float& s : scale)

@@ -4,7 +4,8 @@
 // rounding error of a float32 sum of n products. Outputs are filled with a canary and compared as a
 // whole, so that the expectation includes everything a kernel must not write.
 //
-// Prints a line for each group of cases; exits with 1 if a case failed.
+// Arguments are the names of instruction sets; none: all of them. Prints a line for each group of
+// cases; exits with 1 if a case failed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -19,6 +20,7 @@
 #include "kernels/kernels.h"
 #include "test_int8.h"
 #include "test_layers.h"
+#include "test_low_precision.h"
 
 namespace {
 
@@ -519,9 +521,10 @@ bool test_pack_conv(const Kernels& k) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  const std::vector<std::string> asked(arguments + 1, arguments + count);
   bool good = true;
-  for (const std::string& isa : available_isas()) {
+  for (const std::string& isa : asked.empty() ? available_isas() : asked) {
     const Kernels& k = choose_kernels(isa);
     for (int R = 1; R <= kMaxTileRows; R++)
       for (bool fraction : {false, true})
@@ -529,7 +532,8 @@ int main() {
     good &= test_others(k);
     good &= test_pack_conv(k);
     good &= test_layers(k);
-    if (has_int8(k)) good &= test_int8(k);
+    if (has_int8(k)) good &= test_int8(k) && test_low_precision(k, true);
+    if (has_bfloat16(k)) good &= test_low_precision(k, false);
   }
   return good ? 0 : 1;
 }

@@ -80,6 +80,13 @@ def kernel_sources(*flags: str) -> dict[Path, list[str]]:
     return {NATIVE / f"kernels/{t.file}.cpp": [*t.flags, *flags] for t in tables()}
 
 
+def core_sources() -> list[Path]:
+    """The core but for the kernels."""
+    build = (ROOT / "CMakeLists.txt").read_text()
+    parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
+    return [NATIVE / part for part in parts]
+
+
 def test_every_kernel_file_is_listed() -> None:
     listed = {
         match[1]
@@ -104,24 +111,13 @@ def test_kernels(tmp_path: Path) -> None:
         checks = []  # a compiler without the checks' libraries
     tests = [
         ROOT / "tests/native" / name
-        for name in ("test_kernels.cpp", "test_int8.cpp", "test_layers.cpp")
+        for name in (
+            *("test_kernels.cpp", "test_int8.cpp", "test_layers.cpp"),
+            *("test_low_precision.cpp", "low_precision.cpp"),
+        )
     ]
-    parts = (
-        *(
-            f"algorithms/{part}.cpp"
-            for part in (
-                *("columns", "cut", "depthwise", "direct", "direct_algorithms", "list", "matrix"),
-                *("pack", "pack_matrix", "unpack", "weights", "winograd"),
-            )
-        ),
-        "kernels/amx_permission.cpp",
-        "kernels/dispatch.cpp",
-        "kernels/self_check.cpp",
-        "ops/normalise.cpp",
-        "ops/pool.cpp",
-        "tensors/layout.cpp",
-    )
-    others = [*(NATIVE / part for part in parts), *tests]
+    names = "amx_permission", "dispatch", "self_check"
+    others = [*core_sources(), *(NATIVE / f"kernels/{name}.cpp" for name in names), *tests]
     sources = kernel_sources(*checks) | {path: ["-O1", *checks] for path in others}
     subprocess.run(["c++", *checks, *compile_all(sources, tmp_path), "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True)
@@ -129,6 +125,9 @@ def test_kernels(tmp_path: Path) -> None:
     for isa in available_isas():
         for group in ("sparse", "pack_conv", "layers"):
             assert f"ok   {isa} {group}" in run.stdout
+        for name, has in (("int8", _native.has_int8), ("bf16", _native.has_bfloat16)):
+            for group in ("layers", "network"):
+                assert not has(isa) or f"ok   {isa} {name} {group}" in run.stdout
         assert not _native.has_int8(isa) or f"ok   {isa} int8 sparse" in run.stdout
 
 
@@ -140,9 +139,7 @@ def test_planner_executor_and_cost_model(tmp_path: Path) -> None:
     assert listed.count("X(winograd)\n") == 1
     own_list = tmp_path / "list.cpp"
     own_list.write_text(listed.replace("X(winograd)\n", "X(winograd) X(im2col)\n"))
-    build = (ROOT / "CMakeLists.txt").read_text()
-    parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
-    sources = [NATIVE / part for part in parts if part != "algorithms/list.cpp"]
+    sources = [path for path in core_sources() if path != NATIVE / "algorithms/list.cpp"]
     names = "amx_permission", "dispatch", "self_check"
     sources += [NATIVE / f"kernels/{name}.cpp" for name in names]
     sources.append(own_list)
@@ -161,11 +158,10 @@ def test_planner_executor_and_cost_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_amx_kernels_and_a_network_in_an_emulator(tmp_path: Path) -> None:
     """The machine code of AMX, also on a CPU without it; AVX-512 with bfloat16 is needed."""
-    build = (ROOT / "CMakeLists.txt").read_text()
-    parts = re.findall(r"native/((?:algorithms|graph|ops|tensors)/\w+\.cpp)", build)
-    sources = [NATIVE / part for part in parts]
+    sources = core_sources()
     sources += [NATIVE / f"kernels/{name}.cpp" for name in ("dispatch", "self_check")]
-    sources += [ROOT / "tests/native" / name for name in ("amx_emulator.cpp", "test_amx.cpp")]
+    names = "amx_emulator.cpp", "test_amx.cpp", "low_precision.cpp"
+    sources += [ROOT / "tests/native" / name for name in names]
     flags = kernel_sources() | {path: [] for path in sources}
     program = tmp_path / "test_amx"
     subprocess.run(["c++", *compile_all(flags, tmp_path), "-o", program], check=True)
@@ -301,6 +297,7 @@ template <class Table> static Table fake(Table table, bool (*supported)(), const
 }
 #define SPARSEDET_scalar(...)
 #define SPARSEDET_avx2(...) __VA_ARGS__
+#define SPARSEDET_avxvnni(...) __VA_ARGS__
 #define SPARSEDET_avx512(...) __VA_ARGS__
 #define SPARSEDET_amx(...) __VA_ARGS__
 #define TABLE(architecture, set, table, file, features) \\
