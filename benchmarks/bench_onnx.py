@@ -9,11 +9,11 @@ threshold lets about 1,000 candidates pass, and 100 stay. OpenVINO ends with the
 classifier both end with the logits. Nothing is timed unless the raw outputs agree first.
 
 OpenVINO runs in f32, and beside it in its default precision and as INT8, which nncf makes, where it
-is installed. Rounds run in turn (sparsedet.benchmark.timing). The health of the run is that of dense
-r101-c4, profiled before and after each network (lib/openvino_profile.py): outside its bounds the
-run is void. r101-c4 is also timed at the same shares: the last lines have each ratio as a fraction
-of r101-c4's. The share of the peak that the runtimes reach on a network is printed, and not judged.
-"""
+is installed. Rounds run in turn (sparsedet.benchmark.timing). The health of the run is that of
+dense r101-c4, profiled before and after each network (lib/openvino_profile.py): outside its bounds
+the run is void. r101-c4 is also timed at the same shares: the last lines have each ratio as a
+fraction of r101-c4's. The share of the peak that the runtimes reach on a network is printed, and
+not judged."""
 
 from __future__ import annotations
 

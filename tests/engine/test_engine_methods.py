@@ -143,6 +143,11 @@ def test_bfloat16_repeats_to_the_bit(isa: str) -> None:
         ("GenuineIntel", "amx", "bf16"),
         ("AuthenticAMD", "avx2", "f32"),
         ("GenuineIntel", "scalar", "f32"),  # has all formats, but only as specification
+        ("GenuineIntel", "avxvnni", "f32"),
+        ("GenuineIntel", "avx2", "f32"),
+        ("CentaurHauls", "avx2", "f32"),
+        ("", "neon_i8mm", "f32"),  # has bf16, of unknown speed
+        ("", "neon_dotprod", "f32"),
         ("", "neon", "f32"),
     ],
 )
@@ -152,7 +157,7 @@ def test_what_promises_become(
     module = "sparsedet.engine.precision"
     monkeypatch.setattr(f"{module}.cpu_vendor", lambda: vendor)
     monkeypatch.setattr(f"{module}.choose_isa", lambda isa: isa)
-    rated = isa in ("avx512", "amx")
+    rated = isa not in ("scalar", "neon") and vendor != "CentaurHauls"
     for has in (True, False):
         monkeypatch.setattr(f"{module}.has_bfloat16", lambda isa, has=has: has)
         monkeypatch.setattr(f"{module}.has_int8", lambda isa, has=has: has)

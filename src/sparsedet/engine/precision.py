@@ -34,12 +34,13 @@ class FormatRates:
     """How fast the formats are on one family of CPUs.
 
     Attributes:
-        bf16, int8: speed relative to f32.
+        bf16, int8: speed relative to f32; None: it is not known, or there is none, and no promise
+            becomes it.
         source: "measured", or where the figures come from.
     """
 
-    bf16: float
-    int8: float
+    bf16: float | None
+    int8: float | None
     source: str = "measured"
 
 
@@ -47,11 +48,18 @@ _RATES = {
     ("AuthenticAMD", "avx512"): FormatRates(1.5, 3.2),
     ("GenuineIntel", "avx512"): FormatRates(0.56, 3.2),
     ("GenuineIntel", "amx"): FormatRates(5.0, 10.0, "computed, not measured"),
+    ("GenuineIntel", "avxvnni"): FormatRates(None, 2.6),
+    ("GenuineIntel", "avx2"): FormatRates(None, 2.0),
+    ("AuthenticAMD", "avx2"): FormatRates(None, 1.2, "assumed, not measured"),
+    ("", "neon_i8mm"): FormatRates(None, 2.0, "assumed, not measured"),
+    ("", "neon_dotprod"): FormatRates(None, 2.0, "assumed, not measured"),
 }
-"""By vendor and instruction set. Source: detections of `r101-c4` with 60 % zeros, for int8 in 1x4
-blocks, on two threads of a Zen 5 and an Emerald Rapids without its matrix unit, whose vdpbf16ps is
-slow; for "amx" half of the unit's peak, against the float32 of that Emerald Rapids
-(docs/engine.md)."""
+"""By vendor ("" on AArch64) and instruction set. Source: detections of `r101-c4` with 60 % zeros,
+for int8 in 1x4 blocks, on two threads of a Zen 5 and an Emerald Rapids without its matrix unit,
+whose vdpbf16ps is slow; without AVX-512 on one thread of that Emerald Rapids; for "amx" half of
+the unit's peak, against its float32. Assumed: Zen 2 multiplies bytes at half the rate of later
+CPUs; NEON's dot products have four times the products of its float32 instructions, of which half
+is expected (docs/engine.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +110,14 @@ def explain_precision(
     rates = _RATES.get((cpu_vendor(), isa))
     if rates is None:
         return ChosenPrecision("f32", f"{promise}: no other format was measured on {cpu}")
-    speed: dict[Format, float] = {"f32": 1.0, "bf16": rates.bf16, "int8": rates.int8}
+    speed: dict[Format, float] = {"f32": 1.0, "bf16": rates.bf16 or 0.0, "int8": rates.int8 or 0.0}
     able: list[Format] = [f for f in _PROMISES[promise] if f == "f32" or has[f]]
     best = max(able, key=lambda f: speed[f])
     missing = promise == "fastest" and not thresholds
     note = "; the model has no clipping thresholds for int8" if missing else ""
     if best == "f32":
-        slower = "bf16 is slower" if has["bf16"] else "there is no bf16"
+        known = "slower" if rates.bf16 else "of unknown speed"
+        slower = f"bf16 is {known}" if has["bf16"] else "there is no bf16"
         return ChosenPrecision("f32", f"{promise}: {slower} on {cpu} ({rates.source}){note}")
     return ChosenPrecision(
         best, f"{promise}: {speed[best]:g} times f32's speed on {cpu} ({rates.source}){note}"
