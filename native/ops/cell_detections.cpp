@@ -80,7 +80,8 @@ void CellDetections::run(Context& context, const Step& step) const {
     const auto score = [&](float logit, int y, int x) {
       return sigmoid(logit) * (objectness ? sigmoid(*objectness->at(y, 0, x)) : 1.0f);
     };
-    auto found = best_candidates(context, logits, {a_.score_threshold, a_.pre_nms}, false, score);
+    auto found = best_candidates(context, logits, {a_.score_threshold, a_.pre_nms, objectness},
+                                 false, score);
     if (!a_.several_labels) keep_one_label(found, logits);
     for (const DenseCandidate& c : found)
       candidates.push_back({c.channel + 1, c.score, box_of(boxes, c.y, c.x, i)});

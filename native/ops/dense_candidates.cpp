@@ -31,11 +31,27 @@ float lowest_logit(float score_threshold, bool root) {
   return static_cast<float>(std::log(least / (1 - least)) - 1e-5);
 }
 
-// Whether a number reaches the bound: NaN does not. One pass without branches, in vectors.
-bool any_reaches(const float* from, int count, float bound) {
+// Whether a number reaches its bound: NaN does not. One pass without branches, in vectors.
+bool any_reaches(const float* from, const float* bounds, int count) {
   int any = 0;
   for (int i = 0; i < count; i++)
-    any |= from[i] >= bound;
+    any |= from[i] >= bounds[i];
+  return any;
+}
+
+// Of each cell of a row, that no smaller logit has a score as large. False: no logit has.
+bool find_bounds(const FeatureMap* objectness, float least, bool root, int y,
+                 std::vector<float>& bounds) {
+  std::fill(bounds.begin(), bounds.end(), lowest_logit(least, root));
+  if (!objectness || !(least > 0)) return true;
+  bool any = false;
+  for (int x = 0; x < objectness->width; x++) {
+    const float factor = sigmoid(*objectness->at(y, 0, x));
+    const bool enough = factor >= least;
+    bounds[x] =
+        enough ? lowest_logit(least / factor, root) : std::numeric_limits<float>::infinity();
+    any |= enough;
+  }
   return any;
 }
 
@@ -48,26 +64,28 @@ std::vector<DenseCandidate> best_candidates(
   // What a thread has found. As the order is total, the best of all are among the best of each.
   struct Found {
     std::vector<DenseCandidate> candidates;
-    float least;   // the score of the worst that is kept, once `most` are
-    float lowest;  // no logit below has a larger score
+    float least;                // the score of the worst that is kept, once `most` are
+    std::vector<float> bounds;  // of the present row's cells
   };
   std::vector<Found> threads(context.pool.size());
   for (Found& found : threads)
-    found = {{}, rule.score_threshold, lowest_logit(rule.score_threshold, root)};
+    found = {{}, rule.score_threshold, std::vector<float>(logits.width)};
   context.pool.parallel(logits.height, [&](int y, int thread) {
     Found& found = threads[thread];
+    std::vector<float>& bounds = found.bounds;
+    if (!find_bounds(rule.objectness, found.least, root, y, bounds)) return;
     for (int channel = 0; channel < logits.channels; channel++) {
       const float* row = logits.at(y, channel, 0);
-      if (!any_reaches(row, logits.width, found.lowest)) continue;
+      if (!any_reaches(row, bounds.data(), logits.width)) continue;
       for (int x = 0; x < logits.width; x++) {
-        if (!(row[x] >= found.lowest)) continue;
+        if (!(row[x] >= bounds[x])) continue;
         const float s = score(row[x], y, x);
         if (!(s > rule.score_threshold) || s < found.least) continue;
         found.candidates.push_back({s, y, x, channel});
         if (found.candidates.size() < 2 * most) continue;
         keep_best(found.candidates, most);  // a low threshold costs little memory and time
         found.least = found.candidates.back().score;
-        found.lowest = lowest_logit(found.least, root);
+        find_bounds(rule.objectness, found.least, root, y, bounds);
       }
     }
   });

@@ -13,6 +13,8 @@ namespace sparsedet {
 struct CandidateRule {
   float score_threshold;  // its score is larger
   int most;               // candidates of a level
+  // Logits of a factor of all scores of a cell, or null: it tells which cells need no look.
+  const FeatureMap* objectness = nullptr;
 };
 
 // The logit at (y, x) of a channel of a level's map.
