@@ -139,5 +139,7 @@ def _foreign(folder: Path, text: str) -> None:
         from sparsedet.testing.lively import enlivened, export
         from sparsedet.testing.yolo import YoloShaped
 
-        export(enlivened(YoloShaped("v8"), 2.3), folder / "yolov8s.onnx", (64, 64))
+        # COCO's classes: those of the annotations are among them.
+        network = enlivened(YoloShaped("v8", classes=80), 2.3)
+        export(network, folder / "yolov8s.onnx", (64, 64))
         export(resnet18(weights=None).eval(), folder / "resnet50.onnx", (64, 64))

@@ -248,6 +248,23 @@ def test_metadata_are_literals(tmp_path: Path) -> None:
         load_onnx(two)
 
 
+@pytest.mark.parametrize("names", ["['a', 'b']", "__import__('os').getcwd()"])
+def test_names_of_other_classes_are_refused_or_left_out_of_raw_outputs(
+    tmp_path: Path, names: str
+) -> None:
+    constants = conv_tensors("c", 4, 3)
+    nodes = [
+        conv_node("c", "x", "a"),
+        node("GlobalAveragePool", ["a"], ["m"]),
+        node("Flatten", ["m"], ["y"]),
+    ]
+    path = save_onnx(tmp_path / "c.onnx", nodes, ["y"], constants, metadata={"names": names})
+    with pytest.raises(InputError, match=r"name 2 classes, its graph has 4; --raw|no plain list"):
+        load_onnx(path)
+    model = Model.load(path)
+    assert (model.config.class_count, model.config.class_names) == (4, ())
+
+
 @pytest.mark.parametrize("task", ["segment", "pose", "obb"])
 def test_other_tasks_are_refused_by_name_or_run_raw(tmp_path: Path, task: str) -> None:
     path = with_metadata(yolox(tmp_path / "a.onnx", False), task=task)

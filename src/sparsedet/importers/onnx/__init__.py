@@ -138,6 +138,10 @@ def load_onnx_network(
     """
     program = load_program(path, shape)
     config, tensors = build_network(program)
+    try:
+        return _network(path, program, config, tensors, stated)
+    except InputError:
+        program.metadata.pop("names", None)  # of other classes, or no names at all
     return _network(path, program, config, tensors, stated)
 
 
@@ -148,7 +152,11 @@ def _network(
     tensors: dict[str, F32],
     stated: Preprocessing | None,
 ) -> NetworkFile:
-    """A network with its outputs; of a classifier also what its images are."""
+    """A network with its outputs; of a classifier also what its images are.
+
+    Raises:
+        InputError: the metadata name other classes, or a stated value is out of range.
+    """
     if config.class_count:
         stated = stated or Preprocessing()
         first, *others = config.graph.operations
