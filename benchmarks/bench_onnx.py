@@ -32,11 +32,11 @@ import numpy as np
 from lib import records, subjects
 from lib.onnx_models import (
     F32,
+    ROWS,
     SUBJECTS,
     OnnxSubject,
     lively_module,
     photographs,
-    with_zeros,
     write_onnx,
 )
 from lib.openvino_profile import health
@@ -84,10 +84,14 @@ def openvino_run(path: Path, batch: F32, threads: int, peer: str) -> Callable[[]
     return run
 
 
-def threshold_of(scores: F32) -> float:
-    """The score that about `CANDIDATES` of them pass."""
-    flat = scores.reshape(-1)
-    return float(np.partition(flat, -CANDIDATES - 1)[-CANDIDATES - 1]) if flat.size > 1000 else 0.0
+def threshold_of(scores: F32, rows: bool) -> float:
+    """The score that `CANDIDATES` of a detector's pass.
+
+    Args:
+        scores: those of an output [1, C, N], or [1, N, 1 + C] behind the objectness (`rows`).
+    """
+    flat = (scores[..., :1] * scores[..., 1:] if rows else scores).reshape(-1)
+    return float(np.partition(flat, -CANDIDATES - 1)[-CANDIDATES - 1])
 
 
 def our_run(
@@ -97,9 +101,8 @@ def our_run(
     if "scores" not in subject.parts:
         model = Model.load(path, threads=threads)
         return (lambda: model(batch[:1])), model.engine, model.network
-    stated = Preprocessing(
-        score_threshold=threshold_of(outputs[subject.parts["scores"]]), max_detections=KEPT
-    )
+    threshold = threshold_of(outputs[subject.parts["scores"]], subject.parts is ROWS)
+    stated = Preprocessing(score_threshold=threshold, max_detections=KEPT)
     imported = load_onnx(path, stated=stated)
     if not isinstance(imported, Imported):
         raise SystemExit(f"{path.name} is not recognised as a detector")
@@ -234,14 +237,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in arguments.kinds:
         subject, results = SUBJECTS[name], []
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"{name}.onnx")
-            write_onnx(lively_module(subject), subject, path, opset_version=17)
-            batch = photographs(subject)
+            batch, path = photographs(subject), Path(folder, f"{name}.onnx")
             for share in arguments.zeros:
-                pruned = with_zeros(path, Path(folder, f"{name}_{share}.onnx"), share)
-                results.append(
-                    {"share": share, **measure(pruned, subject, batch, peers, arguments)}
-                )
+                module = lively_module(subject, zeros=share)
+                write_onnx(module, subject, path, opset_version=17)
+                result = measure(path, subject, batch, peers, arguments)
+                results.append({"share": share, **result})
                 show(name, share, results[-1])
                 gc.collect()
         content["results"][name] = results

@@ -6,7 +6,7 @@ that outputs differ between them. Files are written by torch's exporter.
 
 from __future__ import annotations
 
-import hashlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -22,7 +21,6 @@ from torch import nn
 import sparsedet
 from sparsedet.importers.onnx import load_onnx_network
 from sparsedet.importers.onnx.decoding import IMAGENET
-from sparsedet.pruning.allocation import prunable_layers
 from sparsedet.testing.lively import classifier, enlivened, export, settled
 from sparsedet.testing.yolo import yolo_of_size
 
@@ -53,7 +51,8 @@ class OnnxSubject:
 _ALL = slice(None)
 _LOGITS: Parts = {"logits": (_ALL,)}
 _CELLS: Parts = {"boxes": (_ALL, slice(0, 4)), "scores": (_ALL, slice(4, None))}
-_ROWS: Parts = {"boxes": (_ALL, _ALL, slice(0, 4)), "scores": (_ALL, _ALL, slice(4, None))}
+ROWS: Parts = {"boxes": (_ALL, _ALL, slice(0, 4)), "scores": (_ALL, _ALL, slice(4, None))}
+"""Of an output [1, N, 5 + C]; the first of the scores is the objectness."""
 
 
 def _yolox() -> nn.Module:
@@ -71,7 +70,7 @@ def _classifier(name: str) -> OnnxSubject:
 
 
 def _yolo(kind: Any, size: str) -> OnnxSubject:
-    parts = _ROWS if kind == "v5" else _CELLS
+    parts = ROWS if kind == "v5" else _CELLS
     return OnnxSubject(lambda: yolo_of_size(kind, size), 640, parts)
 
 
@@ -102,7 +101,7 @@ SUBJECTS: dict[str, OnnxSubject] = {
     "yolov8m": _yolo("v8", "m"),
     "yolo11n": _yolo("11", "n"),
     "yolo11s": _yolo("11", "s"),
-    "yolox_s": OnnxSubject(_yolox, 640, _ROWS, 255.0),
+    "yolox_s": OnnxSubject(_yolox, 640, ROWS, 255.0),
 }
 """Name -> network. yolox_s needs the package pixeltable-yolox (Apache-2.0), which no extra has."""
 
@@ -121,42 +120,48 @@ def photographs(subject: OnnxSubject) -> F32:
     return np.ascontiguousarray(batch, np.float32)
 
 
-def lively_module(subject: OnnxSubject, seed: int = 0, shift: float = 0.5) -> nn.Module:
-    """The network with random weights that tell the photographs apart; `shift` as of `settled`."""
+def lively_module(
+    subject: OnnxSubject, seed: int = 0, shift: float = 0.5, zeros: float = 0.0
+) -> nn.Module:
+    """The network with random weights that tell the photographs apart.
+
+    Args:
+        shift: as of `settled`.
+        zeros: share of zeros in each prunable layer, 0..0.95, at random places.
+    """
     module = enlivened(subject.build(), seed=seed)
+    if zeros:
+        numbers = np.random.default_rng(seed)
+        for layer in _prunable_modules(module, subject):
+            weight = layer.weight.data
+            pruned = numbers.permutation(weight.numel())[: round(zeros * weight.numel())]
+            weight.view(-1)[torch.from_numpy(pruned)] = 0.0
+            weight /= (1 - zeros) ** 0.5
     return settled(module, torch.from_numpy(photographs(subject)), shift)
+
+
+def _prunable_modules(module: nn.Module, subject: OnnxSubject) -> list[Any]:
+    """The modules whose layers the importer calls prunable."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_onnx(module, subject, Path(folder, "dense.onnx"))
+        graph = load_onnx_network(path).config.graph
+    run: list[Any] = []
+    hooks = [
+        part.register_forward_hook(lambda layer, inputs, out: run.append(layer))
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d | nn.Linear) and part.weight.requires_grad
+    ]
+    with torch.no_grad():
+        module(torch.zeros(1, 3, subject.size, subject.size))
+    for hook in hooks:
+        hook.remove()
+    # The exporter keeps the order in which modules run, and the importer that of the nodes.
+    shapes = [tuple(layer.weight.shape) for layer in run]
+    if shapes != [layer.weight_shape for layer in graph.layers]:
+        raise RuntimeError("the layers of the file are not those of the module")
+    return [layer for layer, known in zip(run, graph.layers, strict=True) if known.prunable]
 
 
 def write_onnx(module: nn.Module, subject: OnnxSubject, path: Path, **options: Any) -> Path:
     """The file of a network; options as of `export`."""
     return export(module, path, (subject.size, subject.size), **options)
-
-
-def _key(array: Any) -> tuple[int, bytes]:
-    """By which a tensor of the importer is found in the file."""
-    values = np.ascontiguousarray(array, np.float32)
-    return values.size, hashlib.sha256(values.tobytes()).digest()
-
-
-def with_zeros(path: Path, target: Path, share: float, seed: int = 0) -> Path:
-    """A file whose prunable layers have that share of zeros, at random places.
-
-    What is left of a layer grows so that its outputs keep their size. All runtimes read this file.
-    """
-    model, network = onnx.load(str(path)), load_onnx_network(path)
-    prunable = prunable_layers(network.config.graph)
-    wanted = {_key(network.tensors[f"{name}.weight"]): name for name in prunable}
-    numbers, found = np.random.default_rng(seed), set[str]()
-    for tensor in model.graph.initializer:
-        weight = onnx.numpy_helper.to_array(tensor)
-        if weight.ndim < 2 or (name := wanted.get(_key(weight))) is None:
-            continue
-        found.add(name)
-        order = numbers.permutation(weight.size)[: round(share * weight.size)]
-        pruned = (weight / np.sqrt(1 - share)).astype(np.float32)
-        pruned.reshape(-1)[order] = 0
-        tensor.CopyFrom(onnx.numpy_helper.from_array(pruned, tensor.name))
-    if found != set(prunable):
-        raise RuntimeError(f"{path}: layers without a tensor: {sorted(set(prunable) - found)[:3]}")
-    target.write_bytes(model.SerializeToString())
-    return target
