@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 from helpers.commands import Run, refused
+from helpers.onnx_detectors import ANCHORS, CELLS, picking, yolov5
 from helpers.onnx_files import conv_node, conv_tensors, onnx, save_onnx
 
 node = onnx.helper.make_node
@@ -67,3 +68,23 @@ def test_flags_of_onnx_files_are_for_onnx_files(tmp_path: Path, run: Run) -> Non
     other.write_bytes(b"")
     command = ["convert", other, "-o", tmp_path / "m.safetensors", "--raw"]
     refused(run(*command), "--raw is for ONNX files", code=2)
+
+
+def test_anchors_that_the_file_does_not_have_are_stated(tmp_path: Path, run: Run) -> None:
+    source, target = yolov5(tmp_path / "net.onnx", CELLS), tmp_path / "net.safetensors"
+    refused(run("convert", source, "-o", target), "state them, as --anchors 10x13,16x30")
+    for text in ("10", "10x13,16", "10x13x1", "axb", "0x3"):
+        refused(run("convert", source, "-o", target, "--anchors", text), "width and height", code=2)
+    text = ",".join(f"{width:g}x{height:g}" for width, height in ANCHORS)
+    said = run("convert", source, "-o", target, "--anchors", text).out
+    assert f"a detector as YOLOv5: strides 8, 16, 32, anchors {text};" in said
+    run("detect", "--model", target, photo(tmp_path / "a.png"), "--no-save")
+    raw = run("convert", source, "-o", tmp_path / "raw.safetensors", "--raw").out
+    assert "its outputs are as they were" in raw
+
+
+def test_files_that_pick_detections_are_described(tmp_path: Path, run: Run) -> None:
+    source = picking(tmp_path / "net.onnx", "TopK")
+    done = run("info", source)
+    assert done.code == 1 and "node 'choice' (TopK) picks detections" in done.out
+    refused(run("convert", source, "-o", tmp_path / "m.safetensors"), "(nms=False, end2end=False)")

@@ -9,73 +9,25 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
-from helpers.onnx_detectors import CLASSES, kept, levels, numbers
-from helpers.onnx_files import F32, images, onnx, run_onnx, save_onnx
+from helpers.onnx_detectors import (
+    ANCHORS,
+    BOTH,
+    CELLS,
+    CLASSES,
+    DECODED,
+    EACH,
+    MAPS,
+    SIZE,
+    kept,
+    yolov5,
+)
+from helpers.onnx_files import F32, images, run_onnx
 
 from sparsedet import Detector, InputError, Model, save_model
 from sparsedet.importers.onnx import load_onnx, load_onnx_detector
 from sparsedet.importers.onnx.detectors import Preprocessing
 from sparsedet.importers.tensor_source import Imported
 from sparsedet.model.graph import CellOutput, Slice
-
-node = onnx.helper.make_node
-SIZE, EACH = 64, 5 + CLASSES
-ANCHORS = tuple((4.0 + 3 * i, 31.5 - 2.25 * i) for i in range(9))
-"""Three of each level, the finest level first; all differ, and some are no whole numbers."""
-DECODED, BOTH, CELLS, MAPS = "decoded", "decoded and cells", "cells", "maps"
-
-
-def yolov5(path: Path, form: str, scale: float = 1.0) -> Path:
-    """A file whose outputs are decoded boxes, [1, 3, H, W, 5 + C] before it, or plain maps.
-
-    Args:
-        scale: of the boxes' centres; other than 1: they are not YOLOv5's.
-    """
-    tmp: dict[str, Any] = {}
-    nodes = levels(tmp, SIZE, {"head": 3 * EACH})
-    outputs, joined = [], []
-    numbers(tmp, "flat", [1, -1, EACH])
-    for name, value in (("two", 2.0 * scale), ("half", 0.5), ("square", 2.0), ("both", 2.0)):
-        numbers(tmp, name, np.float32(value))
-    cuts = {"xy": (0, 2), "wh": (2, 4), "rest": (4, EACH)}
-    for i, stride in enumerate((8, 16, 32)):
-        tmp[f"head{i}.bias"][4::EACH] += 2.0  # objects in many cells
-        if form == MAPS:
-            outputs.append(f"head{i}")
-            continue
-        side = SIZE // stride
-        cells = numbers(tmp, f"cells{i}", [1, 3, EACH, side, side])
-        nodes.append(node("Reshape", [f"head{i}", cells], [f"five{i}"]))
-        nodes.append(node("Transpose", [f"five{i}"], [f"raw{i}"], perm=[0, 1, 3, 4, 2]))
-        if form != DECODED:
-            outputs.append(f"raw{i}")
-        if form == CELLS:
-            continue
-        rows, columns = np.mgrid[:side, :side]
-        grid = np.stack([columns, rows], 2)[None, None] - np.float32(0.5)
-        numbers(tmp, f"grid{i}", grid.astype(np.float32))
-        numbers(tmp, f"step{i}", np.float32(stride))
-        of_level = np.asarray(ANCHORS[3 * i : 3 * i + 3], np.float32).reshape(1, 3, 1, 1, 2)
-        numbers(tmp, f"anchor{i}", of_level)
-        nodes.append(node("Sigmoid", [f"raw{i}"], [f"s{i}"]))
-        for name, (first, last) in cuts.items():
-            cut = [numbers(tmp, f"{name}.{k}", [v]) for k, v in enumerate((first, last, 4))]
-            nodes.append(node("Slice", [f"s{i}", *cut], [f"{name}{i}"]))
-        nodes += [
-            node("Mul", [f"xy{i}", "two"], [f"a{i}"]),
-            node("Add", [f"a{i}", f"grid{i}"], [f"b{i}"]),
-            node("Mul", [f"b{i}", f"step{i}"], [f"centre{i}"]),
-            node("Mul", [f"wh{i}", "both"], [f"c{i}"]),
-            node("Pow", [f"c{i}", "square"], [f"d{i}"]),
-            node("Mul", [f"d{i}", f"anchor{i}"], [f"sides{i}"]),
-            node("Concat", [f"centre{i}", f"sides{i}", f"rest{i}"], [f"all{i}"], axis=4),
-            node("Reshape", [f"all{i}", "flat"], [f"flat{i}"]),
-        ]
-        joined.append(f"flat{i}")
-    if joined:
-        nodes.append(node("Concat", joined, ["y"], axis=1))
-        outputs.insert(0, "y")
-    return save_onnx(path, nodes, outputs, tmp, (SIZE, SIZE))
 
 
 def stated(**values: Any) -> Preprocessing:

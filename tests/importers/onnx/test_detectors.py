@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("onnxruntime")
-from helpers.onnx_detectors import CLASSES, kept, levels, numbers
+from helpers.onnx_detectors import CLASSES, kept, levels, numbers, picking, yolox
 from helpers.onnx_files import (
     conv_node,
     conv_tensors,
@@ -29,38 +29,6 @@ from sparsedet.model.graph import CellOutput
 
 node = onnx.helper.make_node
 F32 = NDArray[np.float32]
-
-
-def yolox(path: Path, decoded: bool, size: int = 64) -> Path:
-    tmp: dict[str, Any] = {}
-    nodes = levels(tmp, size, {"box": 4, "obj": 1, "cls": CLASSES})
-    numbers(tmp, "flat", [1, 5 + CLASSES, -1])
-    for i in range(3):
-        for name in ("obj", "cls"):
-            nodes.append(node("Sigmoid", [f"{name}{i}"], [f"{name}{i}s"]))
-        nodes.append(node("Concat", [f"box{i}", f"obj{i}s", f"cls{i}s"], [f"all{i}"], axis=1))
-        nodes.append(node("Reshape", [f"all{i}", "flat"], [f"flat{i}"]))
-    nodes.append(node("Concat", ["flat0", "flat1", "flat2"], ["joined"], axis=2))
-    nodes.append(node("Transpose", ["joined"], ["raw" if decoded else "y"], perm=[0, 2, 1]))
-    if decoded:
-        grids, steps = [], []
-        for stride in (8, 16, 32):
-            rows, columns = np.mgrid[: size // stride, : size // stride]
-            grids.append(np.stack([columns.ravel(), rows.ravel()], 1))
-            steps.append(np.full((rows.size, 1), stride))
-        numbers(tmp, "grid", np.concatenate(grids)[None])
-        numbers(tmp, "step", np.concatenate(steps)[None])
-        for name, first, last in (("xy", 0, 2), ("wh", 2, 4), ("rest", 4, 5 + CLASSES)):
-            cut = [numbers(tmp, f"{name}{k}", [v]) for k, v in enumerate((first, last, 2))]
-            nodes.append(node("Slice", ["raw", *cut], [name]))
-        nodes += [
-            node("Add", ["xy", "grid"], ["xyg"]),
-            node("Mul", ["xyg", "step"], ["centre"]),
-            node("Exp", ["wh"], ["whe"]),
-            node("Mul", ["whe", "step"], ["sides"]),
-            node("Concat", ["centre", "sides", "rest"], ["y"], axis=2),
-        ]
-    return save_onnx(path, nodes, ["y"], tmp, (size, size))
 
 
 def picodet(path: Path, size: int = 72) -> Path:
@@ -281,31 +249,6 @@ def test_unknown_outputs_stay_as_they_are(tmp_path: Path) -> None:
     assert not isinstance(load_onnx(plain), Imported)
     with pytest.raises(InputError, match=r"its outputs \(y \[1, 4, 16, 16\]\) are those of no"):
         Detector.load(plain)
-
-
-def picking(path: Path, kind: str) -> Path:
-    """A detector that picks its detections itself: by NonMaxSuppression, or, as YOLO26, by TopK."""
-    model = onnx.load(str(yolox(path, True)))
-    graph, raw = model.graph, model.graph.output[0]
-    tensors = {"k": [10], "iou": 0.5, "first": [0], "fourth": [4], "fifth": [5], "two": [2]}
-    tensors |= {"end": [2**31]}
-    for name, value in tensors.items():
-        dtype = np.int64 if isinstance(value, list) else np.float32
-        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
-    graph.node.append(node("Slice", ["y", "first", "fourth", "two"], ["boxes"]))
-    graph.node.append(node("Slice", ["y", "fifth", "end", "two"], ["scores"]))
-    if kind == "TopK":
-        graph.node.append(node("ReduceMax", ["scores"], ["best"], axes=[2], keepdims=0))
-        graph.node.append(node("TopK", ["best", "k"], ["values", "places"], name="choice"))
-        graph.node.append(node("Gather", ["boxes", "places"], ["out"], axis=1))
-    else:
-        graph.node.append(node("Transpose", ["scores"], ["of_class"], perm=[0, 2, 1]))
-        inputs = ["boxes", "of_class", "k", "iou"]
-        graph.node.append(node("NonMaxSuppression", inputs, ["kept"], name="choice"))
-        graph.node.append(node("Cast", ["kept"], ["out"], to=1))
-    raw.name = "out"
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 @pytest.mark.parametrize("kind", ["NonMaxSuppression", "TopK"])
