@@ -27,6 +27,7 @@ from lib import records, subjects
 from lib.openvino_profile import health
 from lib.peers import PEERS, Rows
 from lib.subjects import calibration_inputs
+from lib.throughput import images_per_second, openvino_requests, our_requests
 from numpy.typing import NDArray
 
 import sparsedet
@@ -52,10 +53,14 @@ from sparsedet.model.sparsity import sparsity_report
 
 Run = Callable[[], Detections]
 
+RESTRICTED = {"avx2": "AVX2", "avxvnni": "AVX2_VNNI"}
+"""Our instruction set -> what oneDNN, and with it OpenVINO, may use beside it."""
+
 AVX512_LIMIT = 0.0
-"""With `--isa avx2`: the fraction of its time that OpenVINO may spend in AVX-512 instructions.
-OpenVINO can be told to run its convolutions without AVX-512, but not its RoIAlign, pooling and
-elementwise operations, which is to its advantage. Above the limit the comparison is void."""
+"""With a restricted instruction set: the fraction of its time that OpenVINO may spend in AVX-512
+instructions. OpenVINO can be told to run its convolutions without AVX-512, but not its RoIAlign,
+pooling and elementwise operations, which is to its advantage. Above the limit the comparison is
+void."""
 
 
 def detection(model: ModelFile, image: np.ndarray, rows: Rows) -> Run:
@@ -169,6 +174,21 @@ class RuntimeComparison:
             self.runs[name] = detection(self.model, self.image, engine.run)
             self.runs[name]()
 
+    def throughput(self) -> dict[str, list[float]]:
+        """Images per second of ours and of OpenVINO, with several in flight, in turn."""
+        threads = self.arguments.threads
+        network_input, _ = prepare(self.image, self.model.config)
+        requests = {"sparsedet": our_requests(self.engine)}
+        for name in self.runs:
+            if name.startswith("openvino-"):
+                precision = name.removeprefix("openvino-").replace("default", "dynamic")
+                requests[name] = openvino_requests(self.model, threads, precision)
+        rates: dict[str, list[float]] = {name: [] for name in requests}
+        for _ in range(self.arguments.repeats):
+            for name, flight in requests.items():
+                rates[name].append(images_per_second(flight, network_input, 2))
+        return rates
+
     def result(self, others: dict[str, Callable[[], Any]] | None = None) -> dict[str, Any]:
         """Compare detections, compare OpenVINO with the peak, time all runtimes in turn.
 
@@ -205,7 +225,7 @@ class RuntimeComparison:
             "int8_features_error": self.features_error,
             "openvino_health": healths,
             "void": any(h["void"] for h in healths if h["precision"] in judged)
-            or (arguments.isa == "avx2" and healths[0]["avx512_time_share"] > AVX512_LIMIT),
+            or (arguments.isa in RESTRICTED and healths[0]["avx512_time_share"] > AVX512_LIMIT),
             "seconds": times,
             "ratios": {
                 n: ratio(times["sparsedet"], t) for n, t in times.items() if n != "sparsedet"
@@ -218,6 +238,8 @@ class RuntimeComparison:
             },
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+        if arguments.throughput:
+            result["images_per_second"] = self.throughput()
         if arguments.scaling:
             one = machine.peak_gflops(arguments.isa, 1)
             several = machine.peak_gflops(arguments.isa, arguments.threads)
@@ -226,7 +248,7 @@ class RuntimeComparison:
 
 
 def show(name: str, result: dict[str, Any], restricted: bool) -> None:
-    """Print the result of one model; `restricted`: to AVX2."""
+    """Print the result of one model; `restricted`: see `RESTRICTED`."""
     print(f"\n{name}, {100 * result['sparsity']:.1f} % zeros")
     for runtime, times in result["seconds"].items():
         line = f"  {runtime:20} {statistics.median(times):8.4f} s"
@@ -234,6 +256,8 @@ def show(name: str, result: dict[str, Any], restricted: bool) -> None:
             r = result["ratios"][runtime]
             line += f"   {r['median']:.2f} ({r['least']:.2f}..{r['most']:.2f}) times ours"
         print(line)
+    for runtime, rates in result.get("images_per_second", {}).items():
+        print(f"  {runtime:20} {statistics.median(rates):8.3f} images/s, several in flight")
     if "peak_scaling" in result:
         print(f"  all threads have {result['peak_scaling']:.2f} times the peak of one thread")
     for entry in result["openvino_health"]:
@@ -265,13 +289,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--ablate", action="store_true", help="also time ours without hoisting and without Winograd"
     )
     parser.add_argument("--scaling", action="store_true", help="also time ours on one thread")
+    parser.add_argument(
+        "--throughput", action="store_true", help="also with several images in flight"
+    )
     arguments = parser.parse_args(argv)
-    if arguments.isa == "avx2":
+    if arguments.isa in RESTRICTED:
         # Restricts oneDNN, and with it OpenVINO's convolutions and products; the result has the
         # fraction of time in AVX-512 that remains. Other runtimes cannot be restricted.
-        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
-    if arguments.isa == "avx2" and set(arguments.peer) - {"openvino-f32"}:
-        parser.error("--isa avx2 can restrict openvino-f32 only: leave out the other peers")
+        os.environ["ONEDNN_MAX_CPU_ISA"] = RESTRICTED[arguments.isa]
+    if arguments.isa in RESTRICTED and set(arguments.peer) - {"openvino-f32", "openvino-int8"}:
+        parser.error(
+            f"--isa {arguments.isa} can restrict openvino-f32 and openvino-int8 only: leave out "
+            "the other peers"
+        )
     return arguments
 
 
@@ -282,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     results: list[dict[str, Any]] = []
     for model in subjects.models(arguments, image):
         results.append(RuntimeComparison(model, image, arguments).result())
-        show(model.config.name, results[-1], arguments.isa == "avx2")
+        show(model.config.name, results[-1], arguments.isa in RESTRICTED)
         if arguments.json:  # after each, because a run takes minutes
             content = {
                 "machine": conditions,

@@ -10,8 +10,14 @@ names, so the file is named by numbers and instruction sets. Measured are
 - ours in each format that runs here: whole detections at several sparsities, and each layer's rate
   as a share of the peak of the unit that computes it;
 - images in flight: as many streams as threads, beside the time of one image;
-- where OpenVINO is installed, bench_model.py against it, with its default precision among the rows:
-  that is what a user gets today. Each comparison is a process of its own.
+- where OpenVINO is installed, bench_model.py against it: the latency of one image, and throughput
+  with OpenVINO's hint for it. Its default precision is among the rows: that is what a user gets
+  today. Each comparison is a process of its own. With --isa avx2 or avxvnni OpenVINO's convolutions
+  are restricted likewise, as far as they can be.
+
+What one core loads and multiplies in a cycle is recorded at the beginning and at the end: on a
+shared core these change, and with them every figure. benchmarks/cpu_page.py makes
+docs/benchmarks.md of all such files.
 
 A figure that cannot be measured here is absent; nothing is estimated.
 """
@@ -26,13 +32,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_model import RESTRICTED
 from lib import records, subjects
 from lib.subjects import calibration_inputs
+from lib.throughput import images_per_second, our_requests
 
 import sparsedet
 from sparsedet import _native
@@ -99,21 +106,6 @@ def seconds(engine: Engine, network_input: np.ndarray, repeats: int) -> list[flo
     return times[1:]
 
 
-def images_per_second(engine: Engine, network_input: np.ndarray, repeats: int) -> float:
-    """Throughput of as many images in flight as threads, each on one of them."""
-    streams = [engine.fork(1) for _ in range(engine.threads)]
-
-    def work(stream: Engine) -> None:
-        for _ in range(repeats):
-            stream.run(network_input)
-
-    with ThreadPoolExecutor(len(streams)) as pool:
-        list(pool.map(lambda stream: stream.run(network_input), streams))
-        start = time.perf_counter()
-        list(pool.map(work, streams))
-    return len(streams) * repeats / (time.perf_counter() - start)
-
-
 def ours(model: ModelFile, image: np.ndarray, name: Format, options: argparse.Namespace) -> Any:
     """One model in one format, without anybody else."""
     thresholds = model.clipping_thresholds
@@ -133,7 +125,9 @@ def ours(model: ModelFile, image: np.ndarray, name: Format, options: argparse.Na
     rates = machine.unit_peaks(options.isa, options.threads, name)
     result = {
         "seconds": times,
-        "images_per_second": images_per_second(engine, network_input, options.repeats),
+        "images_per_second": images_per_second(
+            our_requests(engine), network_input, options.repeats
+        ),
         "layers": layers(engine, network_input, rates),
     }
     print(
@@ -152,7 +146,9 @@ def against_openvino(name: Format, options: argparse.Namespace) -> dict[str, Any
         command += ["--precision", name, "--threads", str(options.threads)]
         command += ["--repeats", str(options.repeats), "--isa", options.isa]
         command += ["--image", str(options.image), "--json", str(result)]
-        command += ["--peer", *PEERS[name]]
+        # Its default cannot be restricted.
+        command += ["--peer", *PEERS[name][: 1 if options.isa in RESTRICTED else None]]
+        command += ["--throughput"]
         if options.model:
             command += ["--model", str(options.model)]
         else:
@@ -215,6 +211,8 @@ def main(argv: list[str] | None = None) -> None:
         if not options.alone and importlib.util.find_spec("openvino"):
             content["against_openvino"][name] = against_openvino(name, options)
             records.save(path, content)
+    content["cycle_rates_at_the_end"] = machine.cycle_rates(options.isa)
+    records.save(path, content)
     print(f"-> {path}")
 
 

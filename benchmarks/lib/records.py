@@ -41,6 +41,11 @@ def describe(isa: str, threads: int) -> dict[str, Any]:
     }
     listed = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     print(f"{found['cpu']}, {found['isa']}, {threads} threads; commit {found['commit']}; {listed}")
+    rates = found["cycle_rates"]
+    print(
+        f"one core in a cycle at present: {rates['vector_loads']:.2f} vector loads, "
+        f"{rates['multiply_adds']:.2f} vector multiply-adds"
+    )
     return found
 
 

@@ -70,6 +70,14 @@ static void bind_cpu(nb::module_& m) {
       },
       "isa"_a, "precision"_a, "threads"_a, "seconds"_a);
   m.def(
+      "cycle_rates",
+      [](const std::string& isa, double seconds) {
+        const WithoutLock unlocked;
+        const CycleRates rates = cycle_rates(choose_kernels(isa), seconds);
+        return std::vector<double>{rates.loads, rates.multiply_adds};
+      },
+      "isa"_a, "seconds"_a);
+  m.def(
       "fraction_of_peak",
       [](const std::string& algorithm, const std::string& precision, double element_density) {
         return find_algorithm(algorithm).fraction_of_peak(type_of(precision), element_density);

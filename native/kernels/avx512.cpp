@@ -26,5 +26,6 @@ const Float32Kernels kernels_avx512_f32 = {
     affine<VectorFloat32>,
     winograd_input,
     winograd_output,
-    peak};
+    peak,
+    loads};
 }  // namespace sparsedet

@@ -268,6 +268,8 @@ struct Float32Kernels {
   void (*winograd_input)(const WinogradArgs&);   // pixels -> points
   void (*winograd_output)(const WinogradArgs&);  // points -> pixels
   int64_t (*peak)(const PeakArgs&);
+  // Loads vectors from the first-level cache, as fast as it can; returns their number.
+  int64_t (*loads)(const PeakArgs&);
 };
 
 // The dense product of a matrix unit, in bfloat16 or int8.

@@ -24,5 +24,6 @@ const Float32Kernels kernels_neon_f32 = {
     affine<VectorFloat32>,
     winograd_input,
     winograd_output,
-    peak};
+    peak,
+    loads};
 }  // namespace sparsedet

@@ -306,6 +306,15 @@ int64_t peak(const PeakArgs& a) {
   return a.rounds * 8 * FLOPS;
 }
 
+int64_t loads(const PeakArgs& a) {
+  const volatile float memory[8] = {};
+  for (int64_t round = 0; round < a.rounds; round++)
+    for (const volatile float& value : memory)
+      (void)value;
+  *a.sink += memory[0];
+  return a.rounds * 8;
+}
+
 bool supported() {
   return true;
 }
@@ -356,5 +365,6 @@ const Float32Kernels kernels_scalar_f32 = {L,
                                            affine<RowFloat32>,
                                            winograd_input,
                                            winograd_output,
-                                           peak<ScalarFloat32, float, 2>};
+                                           peak<ScalarFloat32, float, 2>,
+                                           loads};
 }  // namespace sparsedet

@@ -232,5 +232,20 @@ int64_t peak(const PeakArgs& a) {
   return a.rounds * chains * L * 2;
 }
 
+int64_t loads(const PeakArgs& a) {
+  constexpr int vectors = 32;
+  V memory[vectors] = {};
+  for (int64_t round = 0; round < a.rounds; round++) {
+    __asm__ volatile("" : : "r"(memory) : "memory");  // it may have changed
+#pragma GCC unroll 32
+    for (int i = 0; i < vectors; i++) {
+      V v = memory[i];
+      __asm__ volatile("" : SPARSEDET_REGISTER(v));
+    }
+  }
+  *a.sink += memory[0][0];
+  return a.rounds * vectors;
+}
+
 }  // namespace
 }  // namespace sparsedet

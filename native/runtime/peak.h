@@ -36,4 +36,47 @@ inline double peak_gflops(int64_t (*kernel)(const PeakArgs&), int threads, doubl
   return *middle;
 }
 
+// What a core does in a cycle at present. A neighbour on the same core takes some of it: load rates
+// fall first, and sparse kernels with them.
+struct CycleRates {
+  double loads, multiply_adds;  // vectors
+};
+
+// On the calling thread: medians of short bursts during `seconds`. A cycle is the time of an
+// exclusive or that waits for the last one.
+inline CycleRates cycle_rates(const Float32Kernels& kernels, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto time = [](const auto& work) {
+    const auto from = Clock::now();
+    const auto done = static_cast<double>(work());
+    return std::chrono::duration<double>(Clock::now() - from).count() / done;
+  };
+  const auto median = [](std::vector<double>& values) {
+    const auto middle = values.begin() + values.size() / 2;
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+  };
+  float sink = 0;
+  std::vector<double> loads, multiply_adds;
+  const auto start = Clock::now();
+  do {
+    const double cycle = time([] {
+      constexpr int count = 1 << 15;
+      uint64_t x = 1, y = 2;
+      for (int i = 0; i < count; i += 8)
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) {
+          x ^= y;
+          __asm__ volatile("" : "+r"(x), "+r"(y));
+        }
+      return count;
+    });
+    loads.push_back(cycle / time([&] { return kernels.loads({1 << 11, &sink}); }));
+    const int64_t operations = 2 * kernels.lanes;
+    multiply_adds.push_back(cycle /
+                            time([&] { return kernels.peak({1 << 12, &sink}) / operations; }));
+  } while (std::chrono::duration<double>(Clock::now() - start).count() < seconds);
+  return {median(loads), median(multiply_adds)};
+}
+
 }  // namespace sparsedet

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from lib.documents import insert
 
+import sparsedet
 from sparsedet.detections import Detections
 from sparsedet.evaluation.agreement import Agreement, exact, loose, refuse_to_time
 from sparsedet.images.letterbox import fit_letterbox
@@ -54,6 +55,7 @@ def test_results_become_tables_and_charts(small_model: Path, photo: Path, tmp_pa
         "onnxruntime",
         "--ablate",
         "--scaling",
+        "--throughput",
         *common,
         tmp_path / "bench_model.json",
     )
@@ -64,6 +66,9 @@ def test_results_become_tables_and_charts(small_model: Path, photo: Path, tmp_pa
     names = {"sparsedet", "openvino-f32", "onnxruntime", "without hoisting", "one thread"}
     assert result["seconds"].keys() == names
     assert {len(times) for times in result["seconds"].values()} == {3}
+    flights = result["images_per_second"]
+    assert flights.keys() == {"sparsedet", "openvino-f32"}
+    assert all(len(rates) == 3 and min(rates) > 0 for rates in flights.values())
     ratio = result["ratios"]["openvino-f32"]
     assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
     agreement = result["agreement_with_openvino_f32"]["sparsedet"]
@@ -159,6 +164,40 @@ def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) ->
         assert len(one["seconds"]) == 3 and one["images_per_second"] > 0
         assert len(one["layers"]) > 10 and any(row["seconds"] > 0 for row in one["layers"])
     assert content["peak_gflops"][isa]["f32"]["vector"]["1"] == 100.0
+    for rates in (content["machine"]["cycle_rates"], content["cycle_rates_at_the_end"]):
+        assert 0 < rates["vector_loads"] < 9 and 0 < rates["multiply_adds"] < 9
+
+    result = {
+        "sparsity": 0.4,
+        "void": False,
+        "seconds": {"sparsedet": [0.2], "openvino-default": [0.3], "without hoisting": [1.0]},
+        "ratios": {"openvino-default": {"median": 1.5}, "without hoisting": {"median": 5.0}},
+        "images_per_second": {"sparsedet": [8.0], "openvino-default": [4.0]},
+    }
+    content["against_openvino"] = {"f32": {"results": [result]}, "int8": {"failed": ["no nncf"]}}
+    out.write_text(json.dumps(content))
+    document = tmp_path / "benchmarks.md"
+    document.write_text("a\n<!-- CPUs: benchmarks/cpu_page.py -->\nstale\n<!-- end -->\nb\n")
+    run("cpu_page", "--results", tmp_path, "--document", document)
+    lines = document.read_text().splitlines()
+    assert lines[0] == "a" and lines[-1] == "b" and "stale" not in lines
+    assert "| f32, 40% | OpenVINO, its default | 0.300 s | 1.50x | 4.00 (2.00x) |" in lines
+    assert "Not compared, int8: no nncf" in lines
+    assert f"| {isa} | f32 | vector | 100 | 100 |" in lines
+    assert any(line.startswith("| f32 | 40% |") for line in lines)
+
+
+def test_two_programs_in_turn(small_model: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "paired.json"
+    package = Path(sparsedet.__file__).parents[1]
+    *_, last = run(
+        *("paired", "--before", package, "--model", small_model, "--image", photo),
+        *("--threads", 1, "--repeats", 2, "--json", out),
+    )
+    assert last.startswith("small f32, 0.40 zeros: before / after ")
+    (result,) = json.loads(out.read_text())["results"]
+    assert {len(times) for times in result["seconds"].values()} == {2}
+    assert result["ratios"]["before"]["lower"] <= result["ratios"]["before"]["upper"]
 
 
 def test_without_results_nothing_is_made_up(tmp_path: Path) -> None:

@@ -48,6 +48,18 @@ def test_zeros_help_only_where_they_are() -> None:
     assert gain["bf16"] < gain["f32"]
 
 
+def test_a_matrix_unit_is_dense_until_enough_is_zero() -> None:
+    wide = graph(("a", "n", conv("a", 64)), ("b", "a", conv("b", 64)))
+
+    def seconds(zeros: float, matrix_peak: float) -> float:
+        return forecast(wide, zeros, peak=100, matrix_peak=matrix_peak, precision="bf16")
+
+    dense = seconds(0.0, 1600)
+    assert dense < seconds(0.0, 0) / 4  # half of sixteen times the rate, but for moved memory
+    assert seconds(0.6, 1600) == pytest.approx(dense)
+    assert seconds(0.6, 100) == pytest.approx(seconds(0.6, 0))  # a unit that is slower
+
+
 def test_depthwise_convolutions_gain_nothing() -> None:
     deep = graph(("a", "n", conv("a", 64)), ("b", "a", conv("b", 64, groups=64)))
     flat = graph(("a", "n", conv("a", 64)))

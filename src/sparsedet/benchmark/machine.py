@@ -23,6 +23,7 @@ from .._native import (
     peak_gflops_int8,
     peak_gflops_matrix,
 )
+from .._native import cycle_rates as native_cycle_rates
 from .._native import peak_gflops as peak_gflops_f32
 from ..engine.cpus import cpu_name
 
@@ -46,6 +47,7 @@ def conditions(isa: str, threads: int) -> dict[str, Any]:
         "cpu": cpu_name(),
         "isa": choose_isa(isa),
         "threads": threads,
+        "cycle_rates": cycle_rates(isa),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
     }
@@ -59,6 +61,14 @@ def peak_gflops(isa: str, threads: int, precision: str = "f32", seconds: float =
         "int8": peak_gflops_int8,
     }
     return float(probes[precision](choose_isa(isa), threads, seconds))
+
+
+def cycle_rates(isa: str, seconds: float = 0.3) -> dict[str, float]:
+    """What one core does in a cycle at present: vectors that it loads from its first-level cache,
+    and vectors of multiply-adds. A neighbour on a shared core lowers the loads first, and with them
+    the rates of sparse kernels."""
+    loads, multiply_adds = native_cycle_rates(choose_isa(isa), seconds)
+    return {"vector_loads": loads, "multiply_adds": multiply_adds}
 
 
 def unit_peaks(isa: str, threads: int, precision: str) -> dict[str, float]:

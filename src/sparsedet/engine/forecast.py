@@ -25,6 +25,9 @@ threads of an Intel Xeon (Emerald Rapids); the engine's choice of algorithms doe
 it."""
 WINOGRAD_SAVES = 4 / 1.15
 """Multiplications that F(4x4, 3x3) saves, its transforms counted as multiplications."""
+MATRIX_FRACTION = 0.5
+"""Fraction of the matrix unit's peak that is assumed, as the core's cost model does: nobody has
+measured it (native/algorithms/matrix.cpp)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ def forecast(
     zeros: float | Mapping[str, float],
     *,
     peak: float,
+    matrix_peak: float = 0.0,
     precision: str = "f32",
     rois: int | None = None,
 ) -> float:
@@ -77,6 +81,7 @@ def forecast(
         graph: as a family builds it.
         zeros: fraction of zeros in each prunable layer, or of each layer by name.
         peak: of this CPU in this precision on all threads, GFLOP/s (`_native.peak_gflops`).
+        matrix_peak: of the matrix unit in this precision, GFLOP/s; 0: there is none.
         precision: "f32", "bf16" or "int8".
         rois: RoIs of an image; default: as many as there can be.
     """
@@ -92,7 +97,8 @@ def forecast(
             if isinstance(zeros, int | float)
             else zeros.get(conv.layers[0], 0.0)
         )
-        seconds += min(_seconds(graph, operation, conv, share, peak, precision, rois))
+        peaks = (peak, matrix_peak)
+        seconds += min(_seconds(graph, operation, conv, share, peaks, precision, rois))
     return seconds
 
 
@@ -105,11 +111,13 @@ def _seconds(
     operation: Operation,
     conv: Conv,
     share: float,
-    peak: float,
+    peaks: tuple[float, float],
     precision: str,
     rois: int | None,
 ) -> Iterator[float]:
-    """Seconds of a convolution by each algorithm that may run it."""
+    """Seconds of a convolution by each algorithm that may run it. peaks: of the vector unit and of
+    the matrix unit."""
+    peak, matrix_peak = peaks
     source, out = graph.shapes[operation.inputs[0]], graph.shapes[operation.name]
     weights = math.prod((source.channels // conv.groups, conv.out_channels, *conv.kernel))
     work = 2e-9 * weights * out.height * out.width * _count(out, rois)
@@ -119,8 +127,9 @@ def _seconds(
     size = {"f32": 1, "bf16": 2, "int8": 4}[precision]  # weights of an element
     density = 1 - share**size  # of elements that are not zero
     yield work / peak * (density + SPARSE_FIXED) / SPARSE_RATE
-    dense = work / (peak * fraction_of_peak("dense", precision, 1.0))
-    yield dense
+    yield work / (peak * fraction_of_peak("dense", precision, 1.0))
+    if matrix_peak:
+        yield work / (matrix_peak * MATRIX_FRACTION)
     plain = conv.kernel == (3, 3) and conv.stride == conv.dilation == 1 and precision == "f32"
     if out.per_roi and plain and len(operation.inputs) == 1:
         yield work / WINOGRAD_SAVES / (peak * fraction_of_peak("winograd", precision, 1.0))
