@@ -344,16 +344,21 @@ def test_cpus_that_lack_an_instruction_set_or_compute_it_wrongly(tmp_path: Path)
 
     scalar, refused = "[scalar bf16 int8]", "refused: instruction set 'avx512' is not available"
     refused += " on this CPU"
-    assert run(CPU="avx2") == f"avx2 scalar [avx2] {scalar} {refused}"
+    assert run(CPU="avx2") == f"avx2 scalar [avx2 int8] {scalar} {refused}"
+    out = run(CPU="avx2 avxvnni")
+    assert out == f"avxvnni avx2 scalar [avxvnni int8] {scalar} {refused}"
     # The environment does not fall back to another instruction set either.
     assert run(CPU="avx2", SPARSEDET_ISA="avx512") == f"avx2 scalar {refused} {scalar} {refused}"
     best = "[avx512 bf16 int8]"
     assert run(CPU="avx2 avx512") == f"avx512 avx2 scalar {best} {scalar} {best}"
-    assert run(CPU="amx avx2") == f"avx2 scalar [avx2] {scalar} {refused}"  # it lacks its base
+    out = run(CPU="amx avx2")  # the first lacks its base
+    assert out == f"avx2 scalar [avx2 int8] {scalar} {refused}"
 
     # A known product that is wrong disables the table, and only that one.
     out = run(CPU="avx2 avx512", WRONG="avx512 f32")
-    assert out == f"avx2 scalar [avx2] {scalar} {refused} failed: avx512 f32"
+    assert out == f"avx2 scalar [avx2 int8] {scalar} {refused} failed: avx512 f32"
+    out = run(CPU="avx2", WRONG="avx2 int8")
+    assert out == f"avx2 scalar [avx2] {scalar} {refused} failed: avx2 int8"
     out = run(CPU="avx512", WRONG="avx512 bf16")
     assert out == f"avx512 scalar [avx512 int8] {scalar} [avx512 int8] failed: avx512 bf16"
     # The fake matrix unit computes everything wrongly.
