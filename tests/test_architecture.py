@@ -31,16 +31,27 @@ TORCH = {
     "testing.yolo",
     "pruning.calibration",
     "pruning.masks",
+    "pruning.network_module",
     "pruning.one_shot",
     "pruning.patterns",
     "pruning.positions",
+    "pruning.predictions",
+    "pruning.reading",
     "pruning.reconstruct",
+    "pruning.regions",
     "pruning.selection",
     "pruning.sensitivity",
 }
 """Packages and modules that import torch; all others must run without it."""
 
-TORCH_FREE = {"training", "training.plots", "training.recipe", "training.run"}
+TORCH_FREE = {
+    "training",
+    "training.plots",
+    "training.recipe",
+    "training.run",
+    "training.tune_config",
+    "training.tune_run",
+}
 """Modules of those packages that do not."""
 
 RUNTIMES = {

@@ -153,13 +153,15 @@ def _shortened(page: str, command: str) -> list[str]:
         words = ["magnitude" if word == "reconstruct" else word for word in words]
     for number, word in enumerate(words[:-1]):
         words[number + 1] = FEWER.get(word, words[number + 1])
-    if words[0] in ("train", "prune") and not {"--method", "--steps"} & set(words):
+    gradual = words[0] == "prune" and "--init" in words and "--method" not in words
+    if (words[0] == "train" or gradual) and "--steps" not in words:
         words += ["--steps", "2"]
     if words[0] == "convert" and words[1].startswith("fasterrcnn"):
         words += SMALL
     if words[0] == "bench":
         words += ["--repeats", "2"]
-    if "--method" in words and "--calibration-images" not in words:
+    at_once = words[0] == "prune" and not gradual
+    if (at_once or "--method" in words) and "--calibration-images" not in words:
         words += ["--calibration-images", "2"]
     return words
 

@@ -172,3 +172,20 @@ def overlaps(box: F32, others: F32) -> F32:
     areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
     whole: F32 = inside / (np.prod(box[2:] - box[:2]) + areas - inside)
     return whole
+
+
+def picodet(path: Path, size: int = 72) -> Path:
+    """72 is not divisible by 16: the last cells of a level reach beyond the image."""
+    tmp: dict[str, Any] = {}
+    nodes, outputs = levels(tmp, size, {"cls": CLASSES, "box": 4 * 8}), []
+    for name, channels in (("cls", CLASSES), ("box", 32)):
+        numbers(tmp, f"shape.{name}", [1, channels, -1])
+        for i in range(3):
+            source = f"{name}{i}"
+            if name == "cls":
+                nodes.append(node("Sigmoid", [source], [f"{source}s"]))
+                source = f"{source}s"
+            nodes.append(node("Reshape", [source, f"shape.{name}"], [f"{source}f"]))
+            nodes.append(node("Transpose", [f"{source}f"], [f"out.{name}{i}"], perm=[0, 2, 1]))
+            outputs.append(f"out.{name}{i}")
+    return save_onnx(path, nodes, outputs, tmp, (size, size))

@@ -34,6 +34,7 @@ from . import (
     quantize,
     serve,
     train,
+    tune,
 )
 from .completion import PrintCompletion
 from .options import Run, complain, warn
@@ -49,6 +50,7 @@ COMMANDS = (
     bench,
     train,
     prune,
+    tune,
     quantize,
     convert,
     export,

@@ -45,7 +45,8 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 def check_no_onnx_flags(arguments: argparse.Namespace) -> None:
     """Raise UsageError if a flag of ONNX files is given for another one."""
     for flag in _given(arguments):
-        raise UsageError(f"{flag} is for ONNX files, {arguments.source} is none")
+        source = getattr(arguments, "source", None) or arguments.init
+        raise UsageError(f"{flag} is for ONNX files, {source} is none")
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:

@@ -79,6 +79,9 @@ FLAGS: dict[str, Flag] = {
     # --- input
     "--annotations": _path(INPUT, "ground truth, COCO-format JSON"),
     "--images": _path(INPUT, "folder of images", "FOLDER"),
+    "--val-images": _path(
+        INPUT, "folder of the images that --annotations names (default: --images)", "FOLDER"
+    ),
     "--limit": _value(INPUT, "use only the first N images", int, "N"),
     "--top": _value(OUTPUT, "at most the N best results of an image", int, "N"),
     "--bad-images": _choice(

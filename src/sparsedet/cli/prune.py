@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .options import Command, Progress, add, group
+from .convert_onnx import check_no_onnx_flags, onnx_flags, parse_shape, stated_of
+from .options import Command, Progress, add, group, warn
 from .train import add_training, train
 
 if TYPE_CHECKING:
-    from ..model.file import ModelFile
+    from ..evaluation.coco import CocoDataset
+    from ..model.file import AnyFile
 
 DETAILS = """\
---method gradual (the default) prunes while fine-tuning and needs --annotations.
-magnitude and reconstruct prune at once, without training or labels."""
+MODEL is a network of any kind: an ONNX file, a model file, a detector of another project. It is
+pruned at once, without training or labels, by --method reconstruct (the default for MODEL) or
+magnitude. With --annotations the result's AP is compared, too: on their images, of which none is
+used to prune.
+--method gradual (the default for --init) prunes a Faster R-CNN while fine-tuning it on
+--annotations."""
 
 FINE_TUNING = {
     "sparsity": 0.6,
@@ -32,47 +38,71 @@ def register(command: Command) -> None:
         "prune",
         run_prune,
         "Prune a trained model, gradually while fine-tuning it, or at once.",
-        usage="--init PATH --images FOLDER --output PATH [OPTIONS]",
+        usage="MODEL --images FOLDER [OPTIONS]",
         details=DETAILS,
         examples=(
-            "sparsedet prune --method reconstruct --init mine.safetensors --images photos "
-            "--output pruned",
+            "sparsedet prune yolox_nano.onnx --images photos --sparsity 0.5 --output pruned",
             "sparsedet prune --init run --annotations train.json --images train --output pruned "
             "--sparsity 0.7",
         ),
     )
     prune.set_defaults(preset=None)
-    group(prune, "pruning").add_argument(
+    prune.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="the network to prune")
+    pruning = group(prune, "pruning")
+    pruning.add_argument(
         "--method",
         choices=("gradual", "magnitude", "reconstruct"),
-        default="gradual",
-        help="how weights are chosen and removed",
+        help="how weights are chosen and removed (default: reconstruct for MODEL, else gradual)",
     )
-    add(prune, "--annotations")
+    pruning.add_argument(
+        "--damping",
+        type=float,
+        metavar="D",
+        help="of reconstruct: more of it fits the calibration images less (default: 0.01)",
+    )
+    pruning.add_argument(
+        "--no-compare",
+        action="store_true",
+        help="do not compare the result with the dense network",
+    )
+    add(prune, "--annotations", "--val-images")
     add(prune, "--calibration-images", default=128)
-    add_training(prune, FINE_TUNING)
+    add_training(prune, FINE_TUNING, output_required=False)
+    onnx = group(prune, "ONNX")
+    onnx_flags(onnx)
+    add(prune, "--shape", "--max-detections")
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
+    model, init = arguments.model, arguments.init
+    if model is not None and init is not None:
+        raise UsageError(f"{model} and --init {init} are two models to prune, expected one")
+    method = arguments.method or ("gradual" if model is None else "reconstruct")
+    arguments.init = init if model is None else model
     if arguments.init is None and not arguments.resume:
-        raise UsageError("--init is needed: the model to prune")
-    if arguments.method != "gradual":
-        return _prune_once(arguments)
+        raise UsageError("MODEL is needed: the network to prune")
+    if method != "gradual":
+        return _prune_once(arguments, method)
+    check_no_onnx_flags(arguments)
+    if arguments.damping is not None:
+        raise UsageError("--damping is for --method reconstruct")
     if arguments.annotations is None:
         raise UsageError("--annotations is needed to prune gradually")
+    if arguments.output is None:
+        raise UsageError("--output is needed to prune gradually")
     return train(arguments, FINE_TUNING)
 
 
-def _prune_once(arguments: argparse.Namespace) -> int:
+def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
     try:
-        from ..importers import load_any
+        from ..importers import load_trained
         from ..pruning.one_shot import OneShotConfig
-        from ..pruning.run import prune_files
+        from ..pruning.run import Comparing, prune_files
         from ..training.start import model_of_run, set_threads
     except ImportError as error:
         raise InputError(f"pruning needs: pip install 'sparsedet[train]' ({error})") from None
 
-    given = {
+    given: dict[str, Any] = {
         key.removeprefix("recipe."): value
         for key, value in vars(arguments).items()
         if key.startswith("recipe.")
@@ -85,28 +115,63 @@ def _prune_once(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{key.replace('_', '-')} is for --method gradual")
     if "exclude" in given:
         given["exclude"] = tuple(given["exclude"])
+    if arguments.damping is not None:
+        given["damping"] = arguments.damping
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    settings = OneShotConfig(method=arguments.method, **given)
-
+    settings = OneShotConfig(method=method, **given)
+    model = model_of_run(arguments.init)
+    if model.suffix.lower() != ".onnx":
+        check_no_onnx_flags(arguments)
+    # Read once: the data set may take long, and needs the names of the model's classes.
+    file, notes = load_trained(
+        model,
+        shape=parse_shape(arguments.shape),
+        stated=stated_of(arguments),
+        raw=arguments.raw,
+    )
+    output = arguments.output or Path(f"{model.stem}-pruned")
     bar = Progress("prune", "steps")
-
-    def load(path: Path) -> ModelFile:
-        model, notes = load_any(path)
-        for line in notes:
-            print(f"{path}: {line}")
-        return model
-
     report = prune_files(
-        model_of_run(arguments.init),
+        model,
         arguments.images,
-        arguments.output,
+        output,
         settings,
         calibration_images=arguments.calibration_images,
+        comparing=None
+        if arguments.no_compare
+        else Comparing(
+            dataset=annotated(arguments, file),
+            threads=arguments.threads,
+            progress=Progress("compare"),
+        ),
         progress=lambda done, steps, what: bar(done + 1, steps),
         bad_images=arguments.bad_images,
-        load=load,
+        load=lambda _: file,
     )
+    for line in notes:
+        print(f"{model}: {line}")
     print(report.table())
-    print(f"-> {arguments.output / 'model.safetensors'}")
+    print(f"-> {output / 'model.safetensors'}")
     return 0
+
+
+def annotated(arguments: argparse.Namespace, file: AnyFile) -> CocoDataset | None:
+    """The images that `--annotations` names, for AP; None without the flag.
+
+    Raises:
+        InputError: they cannot be used, or the network is no detector.
+    """
+    from ..evaluation.coco import load_coco
+    from ..model.network import NetworkConfig
+
+    if arguments.annotations is None:
+        if arguments.val_images is not None:
+            raise UsageError("--val-images needs --annotations")
+        return None
+    if isinstance(file.config, NetworkConfig):
+        raise UsageError(f"--annotations is for detectors, and {file.config.name} is none")
+    folder = arguments.val_images or arguments.images
+    dataset = load_coco(arguments.annotations, folder, file.config.class_names)
+    warn(dataset.warnings())
+    return dataset

@@ -46,13 +46,17 @@ def register(command: Command) -> None:
     train.add_argument("--model", action=OldSpelling, dest="preset", new="--preset", metavar="NAME")
 
 
-def add_training(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+def add_training(
+    parser: argparse.ArgumentParser, defaults: dict[str, Any], *, output_required: bool = True
+) -> None:
     """The flags that `train` and `prune` share.
 
     Args:
         defaults: of the recipe's fields, where they differ from `Recipe`.
+        output_required: whether `--output` must be given.
     """
-    add(parser, "--images", "--output", required=True)
+    add(parser, "--images", required=True)
+    add(parser, "--output", required=output_required)
     add_bad_images(parser)
     add(parser, "--init", "--teacher", "--threads")
     add(parser, "--resume")

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..model.config import ModelConfig
-from ..model.file import ModelFile, load_model
+from ..model.file import ModelFile, NetworkFile, load_file, load_model
 from .tensor_source import Imported
 
 if TYPE_CHECKING:
     from .detectron2 import Detectron2Config
+    from .onnx.detectors import Preprocessing
 
 FORMATS: dict[str, str] = {
     "detectron2": "Detectron2's Faster and Mask R-CNN (C4, FPN) and RetinaNet (.pkl, .pth)",
@@ -174,4 +175,33 @@ def load_any(
     return model, imported.notes
 
 
-__all__ = ["FORMATS", "Imported", "detect_format", "load_any", "load_foreign"]
+def load_trained(
+    path: str | os.PathLike[str],
+    *,
+    shape: Sequence[int] | None = None,
+    stated: Preprocessing | None = None,
+    raw: bool = False,
+) -> tuple[ModelFile | NetworkFile, tuple[str, ...]]:
+    """Read any trained network: as `load_any`, and networks without detections.
+
+    Args:
+        path: the file; for a run also its folder.
+        shape, stated: of an ONNX file, as `onnx.load_onnx` takes them.
+        raw: an ONNX file keeps its outputs, also that of a detector.
+
+    Raises:
+        InputError: the file cannot be read, or is not a network that this project runs.
+    """
+    if Path(path).suffix.lower() == ".onnx":
+        from .onnx import load_onnx, load_onnx_network
+
+        loaded = (load_onnx_network if raw else load_onnx)(path, shape=shape, stated=stated)
+        if isinstance(loaded, NetworkFile):
+            return loaded, ()
+        model = ModelFile(loaded.config, loaded.tensors, loaded.provenance, "float32")
+        return model, loaded.notes
+    format = detect_format(path)
+    return (load_file(path), ()) if format == "model" else load_any(path, format)
+
+
+__all__ = ["FORMATS", "Imported", "detect_format", "load_any", "load_foreign", "load_trained"]

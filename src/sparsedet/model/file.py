@@ -16,7 +16,7 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,9 @@ class ModelFile:
         """Deprecated: `clipping_thresholds`."""
         warn_renamed("ranges", "clipping_thresholds")
         return self.clipping_thresholds
+
+
+AnyFile: TypeAlias = ModelFile | NetworkFile
 
 
 def int8_layers(config: Config) -> list[str]:
@@ -251,6 +254,15 @@ def load_model(path: str | os.PathLike[str], *, check: bool = True) -> ModelFile
             "sparsedet.Model.load"
         )
     return model
+
+
+def load_file(path: str | os.PathLike[str]) -> AnyFile:
+    """Read a model file of a detector or of a network without detections.
+
+    Raises:
+        InputError: the file cannot be read, or is not a complete and valid model file.
+    """
+    return _load(path, True)
 
 
 def load_network(path: str | os.PathLike[str]) -> NetworkFile:

@@ -26,11 +26,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..images.letterbox import prepare
-from ..model.detector_config import Config
-from ..model.graph import IMAGE, Layer, Proposals
+from ..model.detector_config import build_graph
+from ..model.graph import IMAGE, Attention, CellOutput, Layer, Operation, Proposals, Resize
 from ..model.interpreter import walk
+from ..model.network import AnyConfig, NetworkConfig
+from ..network import fitted
 from ..torch_model import GraphModule
 from .positions import Positions, patches, positions_of_images, sample_counts
+from .regions import rows_of_regions, some_proposals
 from .selection import to_matrix
 
 REGIONS = 16
@@ -42,7 +45,7 @@ class LayerInputs:
     """Samples of one layer's inputs.
 
     The *gap* is the output of the unpruned network minus the output that this layer gives on its
-    present inputs with its own weights; before ReLU, residual added.
+    present inputs with its own weights; before the activation, residual added.
 
     Attributes:
         name: the layer.
@@ -73,7 +76,7 @@ class DenseOutputs:
 
     Attributes:
         outputs: by layer, removed as they are used: for each image the outputs at the sampled
-            positions, before ReLU, residual added, float16 [samples, out].
+            positions, before the activation, residual added, float16 [samples, out].
         norms: by layer, as `LayerInputs.held_out_norm`.
         variances: by layer, of its columns [columns], over the images that are not held out.
         regions: for each image the RoIs [<= REGIONS, 4] that both walks use.
@@ -85,21 +88,36 @@ class DenseOutputs:
     regions: list[Tensor]
 
 
-def calibration_input(image: NDArray[np.uint8], config: Config) -> Tensor:
+def calibration_input(image: NDArray[np.uint8], config: AnyConfig) -> Tensor:
     """The network input of an image, without the empty margin of the letterbox.
 
     Args:
         image: (H, W, 3) uint8 BGR.
 
     Returns:
-        [1, 3, h, w], h and w multiples of 16, unless the network input is none.
+        [1, 3, h, w], h and w multiples of 16, unless the network input is none. The margin stays
+        where the network cannot do without: it has one size, or sees the whole image at once.
     """
+    if isinstance(config, NetworkConfig):
+        return _as_tensor(fitted(image, config))
     network_input, letterbox = prepare(image, config)
-    height = min(math.ceil(letterbox.resized_height / 16) * 16, network_input.shape[0])
-    width = min(math.ceil(letterbox.resized_width / 16) * 16, network_input.shape[1])
-    if config.resize == "shorter":  # it has no such margin
-        height, width = network_input.shape[:2]
-    return torch.from_numpy(network_input[:height, :width].copy()).permute(2, 0, 1)[None]
+    height, width = network_input.shape[:2]
+    if config.resize != "shorter" and not any(map(_needs_all, build_graph(config).operations)):
+        height = min(math.ceil(letterbox.resized_height / 16) * 16, height)
+        width = min(math.ceil(letterbox.resized_width / 16) * 16, width)
+    return _as_tensor(network_input[:height, :width])
+
+
+def _as_tensor(network_input: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(network_input.copy()).permute(2, 0, 1)[None]
+
+
+def _needs_all(operation: Operation) -> bool:
+    """Whether an operation fits one size of network input, or reads the whole image at once."""
+    attributes = operation.attributes
+    if isinstance(attributes, Resize):
+        return attributes.factor > 0
+    return isinstance(attributes, Attention | CellOutput)
 
 
 @torch.no_grad()
@@ -144,7 +162,7 @@ def dense_outputs(
                 sums[0] += samples.sum(dim=0, dtype=torch.float64)
                 sums[1] += samples.square_().sum(dim=0, dtype=torch.float64)
             output, residual = without_residual[-1], _residual(layer, image, positions)
-            value = _to_half(layer.name, output if residual is None else output + residual)
+            value = to_half(layer.name, output if residual is None else output + residual)
             outputs.append(memory[used : used + value.numel()].view(value.shape).copy_(value))
             used += value.numel()
         held_out_outputs = torch.cat(without_residual[len(without_residual) - held_out :])
@@ -223,19 +241,19 @@ def _walk(
             if shapes[operation.name].domain == "rows":  # masks are calibrated on the same regions
                 image[operation.name] = rows_of_regions(regions[number], image[IMAGE])
             else:
-                inputs = [_to_float(image[name]) for name in operation.inputs]
+                inputs = [to_float(image[name]) for name in operation.inputs]
                 value = interpreter.execute(operation, inputs)
                 if shapes[operation.name].domain == "boxes":
                     regions.append(some_proposals(value[0], REGIONS))
                     image[operation.name] = [regions[-1]]
                 else:
-                    image[operation.name] = _to_half(operation.name, value)
+                    image[operation.name] = to_half(operation.name, value)
             for name in dead:
                 del image[name]
         _return_freed_memory()
 
 
-def _to_float(value: Any) -> Any:
+def to_float(value: Any) -> Any:
     """Activations in float32; the image and boxes as they are."""
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -249,40 +267,16 @@ def _return_freed_memory() -> None:
             trim(0)
 
 
-def _to_half(name: str, value: Tensor) -> Tensor:
+def to_half(name: str, value: Tensor) -> Tensor:
     """Activations in float16, feature maps channels last."""
     form = torch.channels_last if value.dim() == 4 else torch.contiguous_format
     half = value.to(torch.float16, memory_format=form)
     if not torch.isfinite(half).all():
         raise InputError(
-            f"activations of {name} exceed float16's range: this model cannot be calibrated"
+            f"activations of {name} are no numbers, or exceed float16's range: this model cannot "
+            "be calibrated"
         )
     return half
-
-
-def some_proposals(proposals: Tensor, count: int) -> Tensor:
-    """Evenly spaced proposals of one image, [<= count, 4].
-
-    Raises:
-        InputError: there are none.
-    """
-    if not len(proposals):
-        raise InputError("the RPN proposes nothing on a calibration image")
-    return evenly_spaced(proposals, count)
-
-
-def rows_of_regions(regions: Tensor, image: Tensor) -> Tensor:
-    """Rows [1, N, 7] of label 1 whose boxes are the regions [N, 4] of an image [1, 3, H, W]."""
-    height, width = image.shape[2:]
-    scale = regions.new_tensor([width, height, width, height])
-    fixed = regions.new_tensor([0.0, 1.0, 1.0]).expand(len(regions), 3)
-    return torch.cat([fixed, regions / scale], dim=1)[None]
-
-
-def evenly_spaced(proposals: Tensor, count: int) -> Tensor:
-    """At most `count` of the proposals [N, 4], from the first to the last."""
-    last = len(proposals) - 1
-    return proposals[torch.linspace(0, last, min(count, len(proposals))).long()]
 
 
 def _gather(
@@ -351,8 +345,8 @@ def _gather(
 
 
 def _residual(layer: Layer, activations: dict[str, Tensor], positions: Positions) -> Tensor | None:
-    """The residual that is added to the layer's output there, float32 [count, out]."""
-    if layer.residual is None:
+    """The residual that is added before the layer's activation there, float32 [count, out]."""
+    if layer.residual is None or layer.attributes.residual_last:
         return None
     image, row, column = positions
     return activations[layer.residual].permute(0, 2, 3, 1)[image, row, column].float()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..torch_model import TwoStageDetector
+from ..torch_model import GraphModule
 from .allocation import (
     LEAST_DENSITY,
     Allocation,
@@ -57,7 +57,7 @@ class Masks:
         InputError: a name in `exclude` is not a layer.
     """
 
-    def __init__(self, model: TwoStageDetector, exclude: Sequence[str] = ()) -> None:
+    def __init__(self, model: GraphModule, exclude: Sequence[str] = ()) -> None:
         self.model = model
         self.layers = prunable_layers(model.graph, exclude)
         self.keep_masks: dict[str, Tensor] = {
@@ -124,7 +124,7 @@ class FixedMasks(Masks):
         InputError: as `Masks`, or the model has no zero.
     """
 
-    def __init__(self, model: TwoStageDetector, exclude: Sequence[str] = ()) -> None:
+    def __init__(self, model: GraphModule, exclude: Sequence[str] = ()) -> None:
         super().__init__(model, exclude)
         self.restore({name: model.layers[name].weight != 0 for name in self.layers})
         if not self.sparsity():
@@ -152,7 +152,7 @@ class GradualPruner(Masks):
 
     def __init__(
         self,
-        model: TwoStageDetector,
+        model: GraphModule,
         schedule: CubicSchedule,
         allocation: Allocation = "uniform",
         exclude: Sequence[str] = (),

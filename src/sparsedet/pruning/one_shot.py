@@ -5,7 +5,7 @@ them: by magnitude, or by `reconstruct`, whose target is the output of the unpru
 a layer also makes up for its predecessors. Both then shift the bias so that every channel keeps the
 unpruned network's mean over the calibration images.
 
-The sensitivity of the detector's outputs decides how many zeros each layer gets: removing a
+The sensitivity of the network's outputs decides how many zeros each layer gets: removing a
 weight w costs about w^2, times the variance of its column, times the `importance` of its output.
 The cheapest weights of all layers are pruned.
 """
@@ -33,6 +33,7 @@ from .allocation import (
 )
 from .calibration import LayerInputs, dense_outputs, layer_inputs
 from .patterns import PATTERNS, UNSTRUCTURED
+from .predictions import Form
 from .reconstruct import reconstruct
 from .report import LayerPruning, PruningReport
 from .selection import from_matrix, keep_by_magnitude, keep_largest_of_layers, to_matrix
@@ -57,10 +58,13 @@ class OneShotConfig:
         sparsity: zeros among ALL parameters, 0..1; None where the pattern fixes it.
         pattern: a name of `PATTERNS`.
         allocation: how the zeros are distributed over the layers. "global" ranks all weights by
-            magnitude, "sensitivity" by the change of the detector's outputs. None: "sensitivity"
+            magnitude, "sensitivity" by the change of the network's outputs. None: "sensitivity"
             for "reconstruct" where the sparsity is free, else "uniform".
         exclude: layers left dense beside stem and predictors.
         seed: of the sampled output positions and images.
+        damping: of reconstruction: added to the diagonal of a layer's Hessian, as a fraction of
+            its mean. More of it keeps the weights closer to their present values, and fits the
+            calibration images less.
 
     Raises:
         InputError: a setting is unknown, out of range, or contradicts the pattern.
@@ -72,6 +76,7 @@ class OneShotConfig:
     allocation: Allocation | None = None
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         pattern = PATTERNS.get(self.pattern)
@@ -94,6 +99,8 @@ class OneShotConfig:
                 raise UsageError(f"allocation is {self.allocation!r}, expected 'uniform': {reason}")
         elif self.sparsity is None or not 0 < self.sparsity < 1:
             raise UsageError(f"sparsity is {self.sparsity}, expected more than 0 and less than 1")
+        if not 1e-6 <= self.damping <= 1e6:
+            raise UsageError(f"damping is {self.damping}, expected 1e-6..1e6")
 
 
 def pruned_layers(graph: Graph, settings: OneShotConfig) -> tuple[str, ...]:
@@ -161,6 +168,7 @@ def prune_once(
     settings: OneShotConfig,
     *,
     held_out: int,
+    outputs: Sequence[tuple[str, Form]] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PruningReport:
     """Prune a model in place.
@@ -169,6 +177,7 @@ def prune_once(
         model: without separate batch norms.
         network_inputs: one for each calibration image, from `calibration.calibration_input`.
         held_out: how many of them, the last ones, only measure the error.
+        outputs: of a network without detections, from `reading.read_outputs`.
         progress: called with (steps done, all steps, description of the present step).
 
     Raises:
@@ -193,7 +202,9 @@ def prune_once(
 
     importance: dict[str, Tensor] = {}
     if importance_inputs:
-        importance = output_importance(model, importance_inputs, seed=settings.seed, note=note)
+        importance = output_importance(
+            model, importance_inputs, outputs, seed=settings.seed, note=note
+        )
     dense = dense_outputs(
         model, network_inputs, names, held_out=held_out, seed=settings.seed, note=note
     )
@@ -250,6 +261,7 @@ def _prune_layer(
             pattern,
             cross_covariance=inputs.cross_covariance,
             importance=importance,
+            damping=settings.damping,
         )
     error = output_error(before, after, inputs)
     magnitude_error = error

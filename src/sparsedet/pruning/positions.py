@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.graph import Layer
+from ..model.graph import Layer, output_length
 
 SAMPLES_PER_COLUMN = 4
 LEAST_SAMPLES = 16384
@@ -49,7 +49,14 @@ def random_positions(layer: Layer, x: Tensor, count: int, generator: torch.Gener
         count: how many; all, if the output has fewer.
     """
     size = tuple(x.shape[2:]) or (1, 1)
-    rows, columns = ((n + sum(layer.padding) - layer.kernel) // layer.stride + 1 for n in size)
+    conv = layer.attributes
+    top, left, bottom, right = conv.padding
+    rows, columns = (
+        output_length(length, kernel, conv.stride, around, conv.dilation)
+        for length, kernel, around in zip(
+            size, conv.kernel, ((top, bottom), (left, right)), strict=True
+        )
+    )
     chosen = torch.randperm(len(x) * rows * columns, generator=generator)[:count]
     image, pixel = chosen // (rows * columns), chosen % (rows * columns)
     return image, pixel // columns, pixel % columns
@@ -66,11 +73,14 @@ def patches(layer: Layer, x: Tensor, positions: Positions) -> Tensor:
     """
     if layer.kind == "linear":  # it reads all cells
         return x.flatten(1)[positions[0]].float()
-    before, after = layer.padding
-    x = F.pad(x, (before, after, before, after))
+    conv = layer.attributes
+    top, left, bottom, right = conv.padding
+    nhwc = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1)
     image, row, column = positions
-    top, left = row * layer.stride, column * layer.stride
-    nhwc = x.permute(0, 2, 3, 1)
-    size = layer.kernel
-    taps = [nhwc[image, top + i, left + j] for i in range(size) for j in range(size)]
+    first, step = (row * conv.stride, column * conv.stride), conv.dilation
+    taps = [
+        nhwc[image, first[0] + i * step, first[1] + j * step]
+        for i in range(conv.kernel[0])
+        for j in range(conv.kernel[1])
+    ]
     return torch.stack(taps, dim=1).flatten(1).float()

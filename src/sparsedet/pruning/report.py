@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
+from .cost import PruningCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class PruningReport:
 
     Attributes:
         parameters, zeros: of the whole network, weights and biases.
+        cost: the network beside its dense one; None: not measured.
     """
 
     method: str
@@ -51,6 +53,7 @@ class PruningReport:
     layers: tuple[LayerPruning, ...]
     parameters: int
     zeros: int
+    cost: PruningCost | None = None
 
     @property
     def sparsity(self) -> float:
@@ -58,10 +61,11 @@ class PruningReport:
         return self.zeros / self.parameters
 
     def table(self) -> str:
-        """A line for each layer and one for the whole network."""
-        lines = [f"{'layer':<18}{'weights':>12}{'sparsity':>10}{'error':>8}{'magnitude':>11}"]
+        """A line for each layer, one for the whole network, and what it cost."""
+        width = max(18, *(len(row.name) + 1 for row in self.layers))
+        lines = [f"{'layer':<{width}}{'weights':>12}{'sparsity':>10}{'error':>8}{'magnitude':>11}"]
         lines += [
-            f"{row.name:<18}{row.weights:>12,}{100 * row.sparsity:>8.1f} %{row.error:>8.3f}"
+            f"{row.name:<{width}}{row.weights:>12,}{100 * row.sparsity:>8.1f} %{row.error:>8.3f}"
             f"{row.magnitude_error:>11.3f}"
             for row in self.layers
         ]
@@ -69,12 +73,17 @@ class PruningReport:
             f"{self.zeros:,} of {self.parameters:,} parameters are zero "
             f"({100 * self.sparsity:.2f} %): {self.method}, {self.pattern}"
         )
+        if self.cost is not None:
+            lines.append(self.cost.text())
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The report in types that JSON has."""
         rows = [{**asdict(row), "sparsity": row.sparsity} for row in self.layers]
-        return {**asdict(self), "sparsity": self.sparsity, "layers": rows}
+        values = {**asdict(self), "sparsity": self.sparsity, "layers": rows}
+        if self.cost is None:
+            del values["cost"]
+        return values
 
     def plot(self) -> bytes:
         """A PNG with the sparsity and the error of each layer.

@@ -1,32 +1,76 @@
 """One-shot pruning from files to a run folder: the work of `sparsedet prune --method`.
 
-Reads a trained model and a few images without labels; writes `model.safetensors`, `report.json`
+Reads a trained network and a few images without labels; writes `model.safetensors`, `report.json`
 and `report.png`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import InputError, UsageError
+from ..evaluation.coco import CocoDataset
 from ..files import check_output, make_folder, sha256_of, weights_file, write_atomic
 from ..images.check import BadImages, read_images
-from ..model.batch_norm import fold_batch_norm
-from ..model.detector_config import build_graph
-from ..model.file import ModelFile, load_model, save_model
+from ..model.file import AnyFile, load_file, save_model
+from ..model.network import graph_of
 from ..model.sparsity import sparsity_report
-from ..sources.folder import sample_images
-from ..torch_model import GraphModule
+from ..sources.folder import find_images, sample_images
 from .calibration import calibration_input
+from .cost import PruningCost, measure_cost
+from .network_module import as_module, tensors_of
 from .one_shot import OneShotConfig, prune_once, pruned_layers
+from .reading import read_outputs
 from .report import PruningReport, require_matplotlib
 
 OUTPUTS = ("model.safetensors", "report.json", "report.png")
-_HISTORY = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap")
+_HISTORY = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap", "tuned")
 """Provenance keys that tell how a model was made; they move to the new file's `source`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparing:
+    """How a pruned network is compared with its dense one.
+
+    Attributes:
+        dataset: annotated images for AP, which are not calibrated on; None: no AP.
+        threads: CPU threads; default: the CPUs that this process may use.
+        progress: called with (images done, all).
+    """
+
+    dataset: CocoDataset | None = None
+    threads: int | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+def unlabelled_images(
+    folder: Path, count: int, dataset: CocoDataset | None, seed: int
+) -> list[Path]:
+    """A sample of a folder's images without those of a data set, which AP is measured on.
+
+    Raises:
+        InputError: the folder holds too few.
+    """
+    if dataset is None:
+        paths = sample_images(folder, count, seed=seed, exact=False)
+    else:
+        scored = {Path(image.file_name).name for image in dataset.images}
+        paths = [path for path in find_images(folder) if path.name not in scored]
+        paths = random.Random(seed).sample(paths, min(count, len(paths)))
+    if len(paths) < count:
+        others = "" if dataset is None else f" that {dataset.path} does not name"
+        raise InputError(
+            f"{folder}: holds {len(paths)} images{others}, but --calibration-images is {count}; "
+            "give fewer"
+        )
+    return paths
 
 
 def prune_files(
@@ -36,11 +80,12 @@ def prune_files(
     settings: OneShotConfig,
     *,
     calibration_images: int = 128,
+    comparing: Comparing | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-    load: Callable[[Path], ModelFile] = load_model,
+    load: Callable[[Path], AnyFile] = load_file,
     bad_images: BadImages = "stop",
 ) -> PruningReport:
-    """Prune a model file and write the result.
+    """Prune the network of a file and write the result.
 
     Args:
         model: file to prune.
@@ -48,6 +93,7 @@ def prune_files(
         output: folder to create; must not hold results yet.
         calibration_images: number of images that are used, at least 2; chosen by the settings'
             seed and the file names. An eighth of them only measures the error.
+        comparing: how the result is compared with the dense network; None: not at all.
         progress: as in `prune_once`.
         load: reads `model`, for files of other forms.
         bad_images: what an image that cannot be read does.
@@ -62,27 +108,30 @@ def prune_files(
     if output.is_dir():
         for name in OUTPUTS:
             check_output(output / name, flag="")
-    paths = sample_images(images, calibration_images, seed=settings.seed, exact=False)
-    if len(paths) < calibration_images:
-        raise InputError(
-            f"{images}: holds {len(paths)} images, but --calibration-images is "
-            f"{calibration_images}; give fewer"
-        )
+    dataset = comparing.dataset if comparing else None
+    paths = unlabelled_images(images, calibration_images, dataset, settings.seed)
     file = load(model)
-    network = GraphModule(file.config.name, build_graph(file.config))
-    pruned_layers(network.graph, settings)  # refuses the impossible now
+    pruned_layers(graph_of(file.config), settings)  # refuses the impossible now
     make_folder(output)
-    network.load_tensors(fold_batch_norm(file.tensors, file.config))
-    network.eval()
-    network_inputs = [
-        calibration_input(image, file.config) for _, image in read_images(paths, bad_images)
-    ]
+    network = as_module(file)
+    held_out_images: list[NDArray[np.uint8]] = []
+    network_inputs = []
+    for _, image in read_images(paths, bad_images):
+        network_inputs.append(calibration_input(image, file.config))
+        held_out_images = [*held_out_images[1 - max(1, len(paths) // 8) :], image]
     count = len(network_inputs)
     if count < 2:
         raise InputError(f"{images}: 1 of {len(paths)} images can be read, expected at least 2")
+    held_out = max(1, count // 8)
     report = prune_once(
-        network, network_inputs, settings, held_out=max(1, count // 8), progress=progress
+        network,
+        network_inputs,
+        settings,
+        held_out=held_out,
+        outputs=read_outputs(file.config),
+        progress=progress,
     )
+    del network_inputs
     weights = weights_file(model)
     history = {key: value for key, value in file.provenance.items() if key in _HISTORY}
     provenance = {
@@ -90,10 +139,34 @@ def prune_files(
         "pruned": {**asdict(settings), "photographs": count},
         "source": {"name": weights.name, "sha256": sha256_of(weights), **history},
     }
-    save_model(output / OUTPUTS[0], file.config, network.folded_tensors(), provenance)
+    save_model(output / OUTPUTS[0], file.config, tensors_of(file, network), provenance)
     # As stored: float16 has no weights below 3e-8, so a few more are zero than were pruned.
-    stored = load_model(output / OUTPUTS[0])
+    stored = load_file(output / OUTPUTS[0])
     report = replace(report, zeros=sparsity_report(stored.config, stored.tensors).zeros)
+    if comparing is not None:
+        report = replace(
+            report,
+            cost=compare_files(file, stored, held_out_images[-held_out:], comparing, model),
+        )
     write_atomic(output / OUTPUTS[1], (json.dumps(report.to_json(), indent=1) + "\n").encode())
     write_atomic(output / OUTPUTS[2], report.plot())
     return report
+
+
+def compare_files(
+    dense: AnyFile,
+    pruned: AnyFile,
+    images: Sequence[NDArray[np.uint8]],
+    comparing: Comparing,
+    source: Path,
+) -> PruningCost:
+    """`measure_cost` as `comparing` says; `source` is the file of the dense network."""
+    return measure_cost(
+        dense,
+        pruned,
+        images,
+        dataset=comparing.dataset,
+        source=source if source.suffix.lower() == ".onnx" else None,
+        threads=comparing.threads,
+        progress=comparing.progress,
+    )

@@ -55,22 +55,29 @@ class ConvModule(nn.Module):
         bias = self.norm.bias - self.norm.running_mean * scale
         return self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1)), bias
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def before_activation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """What the activation reads: with bias, and with the residual that is added before it."""
         layer = self.layer
         weight, bias = self.folded()
         attributes = layer.attributes
         if layer.kind == "linear":
-            return activate(F.linear(x.flatten(1), weight, bias), attributes.activation)
+            return F.linear(x.flatten(1), weight, bias)
         (top, left, bottom, right), padding = attributes.padding, 0
         if top == left == bottom == right:
             padding = top
         else:
             x = F.pad(x, (left, right, top, bottom))
         x = F.conv2d(x, weight, bias, layer.stride, padding, attributes.dilation, attributes.groups)
-        if residual is not None and not attributes.residual_last:
-            x = x + residual
-        x = activate(x, attributes.activation)
+        return x + residual if residual is not None and not attributes.residual_last else x
+
+    def activated(self, before: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The layer's output, of the result of `before_activation`."""
+        attributes = self.layer.attributes
+        x = activate(before, attributes.activation)
         return x + residual if residual is not None and attributes.residual_last else x
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.activated(self.before_activation(x, residual), residual)
 
 
 class GroupNormModule(nn.Module):

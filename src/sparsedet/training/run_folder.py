@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..files import write_atomic
 from ..model.checkpoint import checkpoint_path, checkpoints, digest, read_newest
 from ..pruning.masks import Masks
-from ..torch_model import TwoStageDetector
+from ..torch_model import GraphModule
 from .ema import WeightAverage
 
 KEPT_CHECKPOINTS = 2
@@ -124,7 +124,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def run_tensors(
-    model: TwoStageDetector,
+    model: GraphModule,
     optimizer: torch.optim.Optimizer,
     pruner: Masks | None,
     average: WeightAverage | None,
@@ -145,7 +145,7 @@ def run_tensors(
 
 def restore_tensors(
     checkpoint: Checkpoint,
-    model: TwoStageDetector,
+    model: GraphModule,
     optimizer: torch.optim.Optimizer,
     pruner: Masks | None,
     average: WeightAverage | None,

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("onnxruntime")
-from helpers.onnx_detectors import CLASSES, kept, levels, numbers, picking, yolox
+from helpers.onnx_detectors import CLASSES, kept, node, picking, picodet, yolox
 from helpers.onnx_files import (
     conv_node,
     conv_tensors,
@@ -27,25 +27,7 @@ from sparsedet.importers.onnx.detectors import Preprocessing, class_names
 from sparsedet.importers.tensor_source import Imported
 from sparsedet.model.graph import CellOutput
 
-node = onnx.helper.make_node
 F32 = NDArray[np.float32]
-
-
-def picodet(path: Path, size: int = 72) -> Path:
-    """72 is not divisible by 16: the last cells of a level reach beyond the image."""
-    tmp: dict[str, Any] = {}
-    nodes, outputs = levels(tmp, size, {"cls": CLASSES, "box": 4 * 8}), []
-    for name, channels in (("cls", CLASSES), ("box", 32)):
-        numbers(tmp, f"shape.{name}", [1, channels, -1])
-        for i in range(3):
-            source = f"{name}{i}"
-            if name == "cls":
-                nodes.append(node("Sigmoid", [source], [f"{source}s"]))
-                source = f"{source}s"
-            nodes.append(node("Reshape", [source, f"shape.{name}"], [f"{source}f"]))
-            nodes.append(node("Transpose", [f"{source}f"], [f"out.{name}{i}"], perm=[0, 2, 1]))
-            outputs.append(f"out.{name}{i}")
-    return save_onnx(path, nodes, outputs, tmp, (size, size))
 
 
 def decoded_yolox(raw: F32, size: int) -> tuple[F32, F32]:

@@ -130,7 +130,7 @@ def load_onnx_network(
     Args:
         path: the file.
         shape: of its input, [1, 3, height, width], where the file leaves it open.
-        stated: what the user says of the images of a classifier; default: as torchvision's.
+        stated: what the user says of the images; default: of a classifier as torchvision's.
 
     Raises:
         InputError: onnx is not installed, the file cannot be read, or its network cannot run here;
@@ -152,12 +152,12 @@ def _network(
     tensors: dict[str, F32],
     stated: Preprocessing | None,
 ) -> NetworkFile:
-    """A network with its outputs; of a classifier also what its images are.
+    """A network with its outputs; of a classifier, or where it is stated, also what its images are.
 
     Raises:
         InputError: the metadata name other classes, or a stated value is out of range.
     """
-    if config.class_count:
+    if config.class_count or (stated and (stated.order or stated.mean or stated.std)):
         stated = stated or Preprocessing()
         first, *others = config.graph.operations
         normalise = normalisation(
