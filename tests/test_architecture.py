@@ -30,6 +30,7 @@ TORCH = {
     "testing.torchvision",
     "testing.yolo",
     "pruning.calibration",
+    "pruning.gradual",
     "pruning.masks",
     "pruning.network_module",
     "pruning.one_shot",
@@ -41,6 +42,7 @@ TORCH = {
     "pruning.regions",
     "pruning.selection",
     "pruning.sensitivity",
+    "pruning.squared_gradients",
 }
 """Packages and modules that import torch; all others must run without it."""
 

@@ -34,9 +34,7 @@ from .allocation import (
 from .patterns import UNSTRUCTURED, Pattern
 from .schedule import CubicSchedule
 from .selection import from_matrix, keep_largest_of_layers, to_matrix
-
-NEW_GRADIENT_WEIGHT = 0.01
-"""Weight of a step's squared gradients in their running means."""
+from .squared_gradients import SquaredGradients
 
 
 class Masks:
@@ -172,33 +170,15 @@ class GradualPruner(Masks):
         self.by_sensitivity: tuple[str, ...] = ()
         if allocation == "sensitivity":
             weights = {name: model.layers[name].weight for name in self.layers}
-            self.by_sensitivity = tuple(n for n in self.layers if weights[n].requires_grad)
-            for name in self.by_sensitivity:
-                weight = weights[name].detach()
-                self.sensitivity[f"rows/{name}"] = weight.new_zeros(len(weight))
-                self.sensitivity[f"columns/{name}"] = torch.zeros_like(weight[0])
+            weights = {n: weight for n, weight in weights.items() if weight.requires_grad}
+            self.by_sensitivity = tuple(weights)
+            self.gradients = SquaredGradients(weights)
+            self.sensitivity = self.gradients.means
 
-    @torch.no_grad()
     def observe(self) -> None:
-        sums = {}
-        for name in self.by_sensitivity:
-            gradient = self.model.layers[name].weight.grad
-            if gradient is not None:
-                flat = gradient.flatten(1)
-                sums[name] = (
-                    torch.linalg.vecdot(flat, flat),
-                    torch.linalg.vecdot(flat, flat, dim=0).view(gradient.shape[1:]),
-                )
-        if not sums:
-            return
-        # Every step counts alike, however large its gradients (or fp16's scale) are.
-        total = torch.stack([rows.sum() for rows, _ in sums.values()]).sum()
-        usable = torch.isfinite(total) & (total > 0)
-        for name, row_and_column_sums in sums.items():
-            for side, squares in zip(("rows", "columns"), row_and_column_sums, strict=True):
-                mean = self.sensitivity[f"{side}/{name}"]
-                updated = mean.lerp(squares / total, NEW_GRADIENT_WEIGHT)
-                mean.copy_(torch.where(usable, updated, mean))
+        if self.by_sensitivity:
+            weights = {name: self.model.layers[name].weight for name in self.by_sensitivity}
+            self.gradients.observe({name: weight.grad for name, weight in weights.items()})
 
     @torch.no_grad()
     def update(self, step: int) -> bool:
@@ -235,9 +215,7 @@ class GradualPruner(Masks):
         conv = self.model.layers[name]
         if name in self.by_sensitivity:
             # The row means are of unfolded weights' gradients: batch norm's scale cancels.
-            rows, columns = (self.sensitivity[f"{side}/{name}"] for side in ("rows", "columns"))
-            columns = columns / rows.sum().clamp(min=1e-30)
-            costs = conv.weight.square() * rows.view(-1, *[1] * columns.dim()) * columns
+            costs = self.gradients.costs(name, conv.weight)
         else:
             costs = conv.folded()[0].square()
         return torch.where(self.keep_masks[name], costs, -1.0)
