@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sparsedet import Detector, InputError, available_isas, read_image
 from sparsedet.detections import from_rows
-from sparsedet.detector import EMBEDDED
+from sparsedet.detector import EMBEDDED, embedded_model
 from sparsedet.engine import Engine
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import load_model, save_model
@@ -336,6 +336,24 @@ def test_the_embedded_model_pickles_as_such() -> None:
     data = pickle.dumps(Detector.load(threads=1))
     assert EMBEDDED.encode() not in data
     assert pickle.loads(data).config.name == Detector.load(threads=1).config.name
+
+
+def test_a_model_in_the_package_is_loaded_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Detector.load("picodet-s", threads=1)
+    assert embedded_model("picodet-s").stat().st_size <= 3_000_000
+    assert detector.model.provenance["licence"] == "Apache-2.0"
+    assert len(detector.config.class_names) == 80 and detector.sparsity > 0.3
+    beach = Path(__file__).parents[1] / "examples" / "beach.jpg"
+    assert detector(beach, 0.4).names.count("person") >= 4
+    data = pickle.dumps(detector)
+    assert str(embedded_model("picodet-s")).encode() not in data
+    assert pickle.loads(data).config == detector.config
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picodet-s").write_bytes(b"mine")  # a file of that name comes first
+    with pytest.raises(InputError, match="picodet-s"):
+        Detector.load("picodet-s", threads=1)
 
 
 def test_a_graph_pickles_too(small_model: Path, tmp_path: Path) -> None:

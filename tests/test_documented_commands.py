@@ -106,6 +106,11 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         "sparsedet prune --annotations train.json --images photos --init start.safetensors --output runs/sparse_fpn --sparsity 0.6",  # noqa: E501
         "sparsedet train --annotations train.json --images photos --init recipes/embedded/dense.safetensors --preset r50half-fpn --output runs/fpn",  # noqa: E501
     ),
+    "the owner's file, which is not part of the project": (
+        "sparsedet convert picodet_s_416.onnx -o dense.safetensors --least-score 0.02 --max-detections 100",  # noqa: E501
+        "sparsedet prune dense.safetensors --images photos --sparsity 0.4 --damping 1 --calibration-images 128 --output picodet",  # noqa: E501
+        "python recipes/picodet/ship.py picodet/model.safetensors",
+    ),
     "GPUs, and COCO": (
         "torchrun --nproc-per-node 8 -m sparsedet train --recipe recipes/coco/dense_3x.json ...",
         "torchrun --nproc-per-node 2 -m sparsedet train --recipe recipes/coco/dense_3x.json ...",

@@ -37,12 +37,23 @@ READ_AHEAD = 4
 """Images of a file, address or camera that wait, decoded, for the network."""
 
 EMBEDDED = "r50half-c4-sparse-60.safetensors"
-"""The model file inside the package."""
+"""The model file inside the package that is used where none is named."""
+
+NAMED = {"r50half-c4": EMBEDDED, "picodet-s": "picodet-s-416-sparse.safetensors"}
+"""Name -> model file inside the package."""
 
 
-def embedded_model() -> Path:
-    """Path of the model that ships with the package."""
-    return Path(__file__).parent / "models" / EMBEDDED
+def embedded_model(name: str = "r50half-c4") -> Path:
+    """Path of a model that ships with the package, one of `NAMED`."""
+    return Path(__file__).parent / "models" / NAMED[name]
+
+
+def model_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """The file that a user means: None or a name of `NAMED`, unless there is such a file."""
+    if path is None:
+        return embedded_model()
+    named = os.fspath(path) in NAMED and not os.path.exists(path)
+    return embedded_model(os.fspath(path)) if named else path
 
 
 class Detector:
@@ -91,9 +102,10 @@ class Detector:
         """Load a model file.
 
         Args:
-            path: model file; default: the embedded model. Or an ONNX file of a detector, which is
-                converted in memory (`pip install 'sparsedet[onnx]'`). For the backends openvino
-                and onnxruntime also a graph file: the published .xml, or an exported one.
+            path: model file, or the name of one in the package, "r50half-c4" (the default) or
+                "picodet-s". Or an ONNX file of a detector, which is converted in memory
+                (`pip install 'sparsedet[onnx]'`). For the backends openvino and onnxruntime also
+                a graph file: the published .xml, or an exported one.
             threads: CPU threads of all streams together; default: the CPUs that this process
                 may use, `engine.default_threads`.
             streams: images that run at once; they divide the threads among them. One stream
@@ -141,7 +153,7 @@ class Detector:
             raise InputError(f"resize is {resize!r}, expected 'letterbox' or 'stretch'")
         model, engine = load(
             backend,
-            embedded_model() if path is None else path,
+            model_path(path),
             threads=threads,
             streams=streams,
             precision=precision,
@@ -153,7 +165,10 @@ class Detector:
             model = replace(model, config=with_form(model.config, resize=resize))
         detector = cls(model, engine, streams)
         detector._source = {
-            "path": None if path is None else os.path.abspath(path),
+            # Not the path of a model in the package: another process may have it elsewhere.
+            "path": os.path.abspath(path)
+            if path is not None and model_path(path) is path
+            else path,
             "threads": asked,
             "streams": streams,
             "precision": precision,

@@ -128,7 +128,9 @@ FLAGS: dict[str, Flag] = {
     "--quiet": _switch(OUTPUT, "print errors alone", short="-q"),
     "--resume": _switch(OUTPUT, "go on with a run that was stopped"),
     # --- model
-    "--model": _path(MODEL, "model file (default: the embedded model)"),
+    "--model": _path(
+        MODEL, "model file, or r50half-c4 (the default) or picodet-s, which are in the package"
+    ),
     "--preset": _value(
         MODEL, "model configuration: r101-c4, r50half-c4, r50half-fpn, ...", str, "NAME"
     ),

@@ -202,7 +202,7 @@ class Gradual:
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The pruned weights of a model, by name."""
         parameters = dict(unwrapped(model).named_parameters())
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, keep in self.keep_masks.items():
             # A copy may have been made before or after torch.nn.utils.prune renamed its weights.
             own = next((n for n in (name, *_other_names(name)) if n in parameters), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,11 +115,11 @@ def prune_files(
     pruned_layers(graph_of(file.config), settings)  # refuses the impossible now
     make_folder(output)
     network = as_module(file)
-    held_out_images: list[NDArray[np.uint8]] = []
+    last_images: deque[NDArray[np.uint8]] = deque(maxlen=max(1, len(paths) // 8))
     network_inputs = []
     for _, image in read_images(paths, bad_images):
         network_inputs.append(calibration_input(image, file.config))
-        held_out_images = [*held_out_images[1 - max(1, len(paths) // 8) :], image]
+        last_images.append(image)
     count = len(network_inputs)
     if count < 2:
         raise InputError(f"{images}: 1 of {len(paths)} images can be read, expected at least 2")
@@ -146,7 +147,7 @@ def prune_files(
     if comparing is not None:
         report = replace(
             report,
-            cost=compare_files(file, stored, held_out_images[-held_out:], comparing, model),
+            cost=compare_files(file, stored, [*last_images][-held_out:], comparing, model),
         )
     write_atomic(output / OUTPUTS[1], (json.dumps(report.to_json(), indent=1) + "\n").encode())
     write_atomic(output / OUTPUTS[2], report.plot())

@@ -117,13 +117,12 @@ def tune_files(
     Raises:
         InputError: an input cannot be used, or the output cannot be written.
     """
-    for name in OUTPUTS:
-        check_output(output / name, flag="") if output.is_dir() else None
+    if output.is_dir():
+        for name in OUTPUTS:
+            check_output(output / name, flag="")
     dataset = comparing.dataset if comparing else None
-    count = len(find_images(images))
     scored = {Path(image.file_name).name for image in dataset.images} if dataset else set[str]()
-    if scored:
-        count = sum(path.name not in scored for path in find_images(images))
+    count = sum(path.name not in scored for path in find_images(images))
     if count < 2:
         raise InputError(f"{images}: holds {count} photographs to learn from, expected at least 2")
     paths = unlabelled_images(images, count, dataset, settings.seed)
