@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from lib.machine import RESULTS, ROOT, describe, save
+from lib.records import RESULTS, ROOT, describe, save
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
@@ -79,7 +79,7 @@ def accuracy(model: nn.Module, data: dict[str, Tensor]) -> float:
     """Share of the test crops whose likeliest class is right."""
     model.eval()
     with torch.no_grad():
-        found = torch.cat([model(x).argmax(1) for x in data["test"].split(256)])
+        found = torch.cat([model(x).argmax(1) for x in torch.split(data["test"], 256)])
     model.train()
     return float((found == data["test_labels"]).float().mean())
 
@@ -88,13 +88,13 @@ def accuracy(model: nn.Module, data: dict[str, Tensor]) -> float:
 def train(data: dict[str, Tensor], epochs: int, sparsity: float, state: Path) -> nn.Module:
     """Train a ResNet-18; with a sparsity it is pruned on the way."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=CLASSES)
+    model: nn.Module = torchvision.models.resnet18(num_classes=CLASSES)
     images, labels = data["train"], data["train_labels"]
     steps = len(images) // 64 * epochs
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
     pruner = Gradual(model, sparsity=sparsity, steps=steps) if sparsity else None
-    parts = [model, optimizer, schedule, *([pruner] if pruner else [])]
+    parts: list[Any] = [model, optimizer, schedule, *([pruner] if pruner else [])]
     done = 0
     if state.exists():
         saved = torch.load(state)
@@ -103,11 +103,12 @@ def train(data: dict[str, Tensor], epochs: int, sparsity: float, state: Path) ->
             part.load_state_dict(values)
     for epoch in range(done, epochs):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
-        for chosen in order.split(64)[: len(images) // 64]:
+        for chosen in torch.split(order, 64)[: len(images) // 64]:
             x = images[chosen].flip(3) if chosen[0] % 2 else images[chosen]
             x = torch.roll(x, tuple(map(int, chosen[:2] % 9 - 4)), (2, 3))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), labels[chosen], label_smoothing=0.1).backward()
+            loss = nn.functional.cross_entropy(model(x), labels[chosen], label_smoothing=0.1)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if pruner:
                 pruner.step(optimizer)

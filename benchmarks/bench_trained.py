@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from bench_pruning import detections, digest
 from lib.documents import insert
-from lib.machine import RESULTS, ROOT, describe, save
+from lib.records import RESULTS, ROOT, describe, save
 
 import sparsedet
 from sparsedet.backends import build_backend
@@ -73,7 +73,7 @@ def pruned_file(dense: Path, sparsity: float, arguments: argparse.Namespace) -> 
         sparsity=sparsity, pattern=arguments.pattern, damping=arguments.damping
     )
     parts = (sha256_of(dense), str(settings), str(arguments.calibration_images))
-    folder = arguments.work / f"{dense.stem[:12]}-{sparsity:g}-{digest(*parts)}"
+    folder: Path = arguments.work / f"{dense.stem[:12]}-{sparsity:g}-{digest(*parts)}"
     if not finished(folder, "report.png"):
         print(f"pruning {dense.name} to {sparsity:g}", flush=True)
         prune_files(

@@ -71,7 +71,8 @@ def test_importance_predicts_how_far_noise_moves_the_predictions(dense: AnyFile)
 
         def noisy(x: Tensor, residual: Tensor | None = None) -> Tensor:
             out = exact(x, residual)
-            return out + size * torch.randn(out.shape, generator=generator)
+            noise: Tensor = size * torch.randn(out.shape, generator=generator)
+            return noise.add_(out)
 
         conv.before_activation = noisy  # type: ignore[method-assign]
         moved = []

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils import prune as torch_prune  # noqa: E402
+from torch.optim import Optimizer  # noqa: E402
 
 import sparsedet  # noqa: E402
 from sparsedet import InputError  # noqa: E402
@@ -54,17 +55,18 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 5, (4,), generator=numbers)
 
 
-def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+def optimizer_of(net: nn.Module) -> Optimizer:
+    optimizer: Optimizer = torch.optim.SGD(
+        net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3
+    )
+    return optimizer
 
 
-def train(
-    net: nn.Module, optimizer: torch.optim.Optimizer, pruner: Gradual, first: int, last: int
-) -> None:
+def train(net: nn.Module, optimizer: Optimizer, pruner: Gradual, first: int, last: int) -> None:
     for step in range(first, last):
         images, labels = batch(step)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(images), labels).backward()
+        nn.functional.cross_entropy(net(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         pruner.step(optimizer)
 
@@ -114,7 +116,7 @@ def test_uniform_gives_each_layer_its_smallest_weights() -> None:
 @pytest.mark.parametrize("pattern", ["1x4", "2:4"])
 def test_patterns(pattern: str) -> None:
     net = model()
-    target = {"sparsity": 0.5} if pattern == "1x4" else {}
+    target: dict[str, Any] = {"sparsity": 0.5} if pattern == "1x4" else {}
     pruner = Gradual(net, steps=12, pattern=pattern, **target)
     train(net, optimizer_of(net), pruner, 0, 12)
     for weight in (p for n, p in net.named_parameters() if n in PRUNED):
@@ -154,9 +156,8 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path: Path) -> None:
     train(whole, optimizer, pruner, 8, 20)
     again = model(seed=1)
     optimizer, pruner = optimizer_of(again), Gradual(again, sparsity=0.5, steps=20)
-    for part, state in zip(
-        (again, optimizer, pruner), torch.load(tmp_path / "state.pt"), strict=True
-    ):
+    restored: tuple[Any, ...] = (again, optimizer, pruner)
+    for part, state in zip(restored, torch.load(tmp_path / "state.pt"), strict=True):
         part.load_state_dict(state)
     train(again, optimizer, pruner, 8, 20)
     first, second = whole.state_dict(), again.state_dict()
@@ -178,7 +179,7 @@ def test_a_step_that_a_scaler_skips_leaves_no_trace() -> None:
     images, labels = batch(10)
     scaler.scale(nn.functional.cross_entropy(net(images), labels)).backward()
     weight = net[3].weight
-    assert weight.grad is not None
+    assert isinstance(weight, Tensor) and weight.grad is not None
     weight.grad.fill_(torch.inf)
     scaler.step(optimizer)
     scaler.update()
@@ -194,15 +195,17 @@ def test_a_step_that_a_scaler_skips_leaves_no_trace() -> None:
 
 def test_masks_of_torch_are_taken_as_they_are() -> None:
     net = model()
-    torch_prune.l1_unstructured(net[6], "weight", amount=0.3)
-    old = net[6].weight_mask == 0
+    layer: Any = net[6]
+    torch_prune.l1_unstructured(layer, "weight", amount=0.3)  # type: ignore[no-untyped-call]
+    old = layer.weight_mask == 0
     pruner = Gradual(net, sparsity=0.5, steps=20)
     assert "6.weight_orig" in pruner.keep_masks
     train(net, optimizer_of(net), pruner, 0, 20)
-    assert (net[6].weight[old] == 0).all() and (net[6].weight == 0).sum() > old.sum()
-    torch_prune.remove(net[6], "weight")  # the weight has its plain name again
+    assert (layer.weight[old] == 0).all() and (layer.weight == 0).sum() > old.sum()
+    # The weight has its plain name again.
+    torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
     pruner.step()
-    assert (net[6].weight[old] == 0).all()
+    assert (layer.weight[old] == 0).all()
 
 
 PROGRAM = """
@@ -254,7 +257,7 @@ def test_processes_of_one_training_prune_the_same(tmp_path: Path) -> None:
 def test_the_result_is_a_model_file(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     net = model()
-    torch_prune.random_unstructured(net[6], "weight", amount=0.2)
+    torch_prune.random_unstructured(net[6], "weight", amount=0.2)  # type: ignore[no-untyped-call]
     pruner = Gradual(net, sparsity=0.5, steps=10)
     train(net, optimizer_of(net), pruner, 0, 10)
     images = batch(99)[0]
@@ -282,7 +285,7 @@ def test_what_is_refused() -> None:
         ({"sparsity": 0.5, "steps": 5, "allocation": "x"}, UsageError, "allocation is 'x'"),
     ):
         with pytest.raises(kind, match=words):
-            Gradual(model(), **settings)  # type: ignore[arg-type]
+            Gradual(model(), **settings)
     with pytest.raises(InputError, match="no layer to prune"):
         Gradual(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), sparsity=0.5, steps=5)
     odd = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 2))

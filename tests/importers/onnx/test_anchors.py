@@ -24,6 +24,7 @@ from helpers.onnx_detectors import (
 from helpers.onnx_files import F32, images, run_onnx
 
 from sparsedet import Detector, InputError, Model, save_model
+from sparsedet.engine import Engine, Precision
 from sparsedet.importers.onnx import load_onnx, load_onnx_detector
 from sparsedet.importers.onnx.detectors import Preprocessing
 from sparsedet.importers.tensor_source import Imported
@@ -71,10 +72,13 @@ def test_slices_of_the_predictors_cost_no_time(tmp_path: Path) -> None:
     imported = load_onnx_detector(yolov5(tmp_path / "a.onnx", DECODED))
     graph = imported.config.graph  # type: ignore[union-attr]
     assert len(list(graph.of_kind(Slice))) == 27
-    for precision in ("f32", "bf16"):
-        detector = Detector.load(tmp_path / "a.onnx", threads=1, precision=precision)  # type: ignore[arg-type]
-        detector.engine.run(np.zeros((SIZE, SIZE, 3), np.uint8))
-        assert detector.engine.native.copied_bytes == 0
+    precisions: tuple[Precision, ...] = ("f32", "bf16")
+    for precision in precisions:
+        detector = Detector.load(tmp_path / "a.onnx", threads=1, precision=precision)
+        engine = detector.engine
+        assert isinstance(engine, Engine)
+        engine.run(np.zeros((SIZE, SIZE, 3), np.uint8))
+        assert engine.native.copied_bytes == 0
 
 
 def test_torch_and_the_exported_graphs_agree(tmp_path: Path) -> None:
