@@ -47,7 +47,7 @@ for _ in sys.stdin:
 """
 
 
-class Program:
+class PairedProgram:
     """One side: a process that detects when it is told to."""
 
     def __init__(self, package: Path, model: Path, options: argparse.Namespace, *last: str) -> None:
@@ -109,11 +109,13 @@ def compared(path: Path, precision: str, options: argparse.Namespace) -> dict[st
     """Both programs, and OpenVINO if asked for, on one model."""
     own = [precision, options.isa, "native"]
     programs = {
-        "before": Program(options.before, path, options, *own),
-        "after": Program(options.after, path, options, *own),
+        "before": PairedProgram(options.before, path, options, *own),
+        "after": PairedProgram(options.after, path, options, *own),
     }
     if options.openvino:
-        programs["openvino-f32"] = Program(options.after, path, options, "f32", "", "openvino")
+        programs["openvino-f32"] = PairedProgram(
+            options.after, path, options, "f32", "", "openvino"
+        )
     times: dict[str, list[float]] = {name: [] for name in programs}
     names = list(programs)
     for _ in range(options.repeats):

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kPairLimit = 128;  // times 255 is 32,640
 
-struct VectorInt8 : Int8Product {
+struct Avx2Int8 : Int8Product {
   static constexpr int vectors = 2;  // 8 sums, 4 weights, ones, an activation and a product
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)x, (__m256i)weight);
@@ -24,5 +24,5 @@ bool supported() {
 
 }  // namespace
 extern const LowPrecisionKernels kernels_avx2_int8;
-const LowPrecisionKernels kernels_avx2_int8 = int8_kernels<VectorInt8>(supported, kPairLimit);
+const LowPrecisionKernels kernels_avx2_int8 = int8_kernels<Avx2Int8>(supported, kPairLimit);
 }  // namespace sparsedet

@@ -7,7 +7,7 @@
 namespace sparsedet {
 namespace {
 
-struct VectorInt8 : Int8Product {
+struct Avx512Int8 : Int8Product {
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     return (V)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weight);
   }
@@ -19,5 +19,5 @@ bool supported() {
 
 }  // namespace
 extern const LowPrecisionKernels kernels_avx512_int8;
-const LowPrecisionKernels kernels_avx512_int8 = int8_kernels<VectorInt8>(supported);
+const LowPrecisionKernels kernels_avx512_int8 = int8_kernels<Avx512Int8>(supported);
 }  // namespace sparsedet

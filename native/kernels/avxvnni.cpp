@@ -7,7 +7,7 @@
 namespace sparsedet {
 namespace {
 
-struct VectorInt8 : Int8Product {
+struct AvxVnniInt8 : Int8Product {
   static constexpr int vectors = 2;  // 8 sums, 4 weights and an activation in 16 registers
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     return (V)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)weight);
@@ -20,5 +20,5 @@ bool supported() {
 
 }  // namespace
 extern const LowPrecisionKernels kernels_avxvnni_int8;
-const LowPrecisionKernels kernels_avxvnni_int8 = int8_kernels<VectorInt8>(supported);
+const LowPrecisionKernels kernels_avxvnni_int8 = int8_kernels<AvxVnniInt8>(supported);
 }  // namespace sparsedet

@@ -6,7 +6,7 @@
 namespace sparsedet {
 namespace {
 
-struct VectorBfloat16 {
+struct NeonBfloat16 {
   static constexpr bool packed = true;
 
   static SPARSEDET_INLINE V weight(const float* p) { return broadcast_from(p); }
@@ -29,5 +29,5 @@ bool supported() {
 
 }  // namespace
 extern const LowPrecisionKernels kernels_neon_i8mm_bf16;
-const LowPrecisionKernels kernels_neon_i8mm_bf16 = bf16_kernels<VectorBfloat16>(supported);
+const LowPrecisionKernels kernels_neon_i8mm_bf16 = bf16_kernels<NeonBfloat16>(supported);
 }  // namespace sparsedet

@@ -7,7 +7,7 @@
 namespace sparsedet {
 namespace {
 
-struct Bytes {
+struct NeonBytes {
   // Rounds to nearest even and saturates to 0..255: the conversion saturates at zero.
   static SPARSEDET_INLINE uint32x4_t whole(V v) {
     return vminq_u32(vcvtnq_u32_f32((float32x4_t)v), vdupq_n_u32(255));
@@ -32,6 +32,7 @@ struct Bytes {
     return (V)vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
   }
 };
+using Bytes = NeonBytes;
 
 }  // namespace
 }  // namespace sparsedet

@@ -43,7 +43,7 @@ SPARSEDET_INLINE void add_weights(const float*& values, const uint16_t* counts, 
   if constexpr (MASK + 1 < 1 << kR) add_weights<MASK + 1>(values, counts, sums);
 }
 
-struct VectorInt8 : Int8Product {
+struct DotProdInt8 : Int8Product {
   static constexpr bool from_start = true;
   static void start(const float* values, const uint16_t* counts, I (&sums)[kR]) {
     add_weights<1>(values, counts, sums);
@@ -62,5 +62,5 @@ bool supported() {
 
 }  // namespace
 extern const LowPrecisionKernels kernels_neon_dotprod_int8;
-const LowPrecisionKernels kernels_neon_dotprod_int8 = int8_kernels<VectorInt8>(supported);
+const LowPrecisionKernels kernels_neon_dotprod_int8 = int8_kernels<DotProdInt8>(supported);
 }  // namespace sparsedet

@@ -8,7 +8,7 @@
 namespace sparsedet {
 namespace {
 
-struct VectorInt8 : Int8Product {
+struct I8mmInt8 : Int8Product {
   static SPARSEDET_INLINE V add_product(V sum, V weight, V x) {
     return (V)vusdotq_s32((int32x4_t)sum, (uint8x16_t)x, (int8x16_t)weight);
   }
@@ -20,5 +20,5 @@ bool supported() {
 
 }  // namespace
 extern const LowPrecisionKernels kernels_neon_i8mm_int8;
-const LowPrecisionKernels kernels_neon_i8mm_int8 = int8_kernels<VectorInt8>(supported);
+const LowPrecisionKernels kernels_neon_i8mm_int8 = int8_kernels<I8mmInt8>(supported);
 }  // namespace sparsedet

@@ -40,7 +40,7 @@ SPARSEDET_INLINE __m128i load_line(const float* p) {
 }
 #endif
 
-struct Bytes {
+struct X86Bytes {
   // Rounds to int32 and limits to 255; packing then saturates at zero.
   static SPARSEDET_INLINE Words whole(V v) {
     return SPARSEDET_MM(cvtps_epi32)(SPARSEDET_MM(min_ps)(v, broadcast(255.0f)));
@@ -70,6 +70,7 @@ struct Bytes {
     return SPARSEDET_MM(cvtepi32_ps)(SPARSEDET_MM(cvtepu8_epi32)(load_line(p)));
   }
 };
+using Bytes = X86Bytes;
 
 }  // namespace
 }  // namespace sparsedet

@@ -116,8 +116,8 @@ def explain_precision(
     missing = promise == "fastest" and not thresholds
     note = "; the model has no clipping thresholds for int8" if missing else ""
     if best == "f32":
-        slower = "bf16 is slower" if rates.bf16 else "bf16 is of unknown speed"
-        slower = slower if has["bf16"] else "there is no bf16"
+        judged = "slower" if rates.bf16 else "of unknown speed"
+        slower = f"bf16 is {judged}" if has["bf16"] else "there is no bf16"
         return ChosenPrecision("f32", f"{promise}: {slower} on {cpu} ({rates.source}){note}")
     return ChosenPrecision(
         best, f"{promise}: {speed[best]:g} times f32's speed on {cpu} ({rates.source}){note}"
