@@ -51,7 +51,7 @@ TIMED_IMAGES, ROUNDS = 10, 4
 
 def dense_file(source: Path, work: Path) -> Path:
     """The detector of an ONNX file as a model file."""
-    path = work / f"{source.stem}-{digest(sha256_of(source))}.safetensors"
+    path: Path = work / f"{source.stem}-{digest(sha256_of(source))}.safetensors"
     if not path.exists():
         model = load_trained(source, stated=STATED)[0]
         save_model(path, model.config, model.tensors, model.provenance, dtype="float32")
