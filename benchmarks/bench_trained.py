@@ -90,7 +90,7 @@ def tuned_file(pruned: Path, dense: Path, arguments: argparse.Namespace) -> Path
     settings = TuneConfig(
         steps=arguments.tune_steps,
         batch=arguments.tune_batch,
-        learning_rate=arguments.tune_rate,
+        step_size=arguments.tune_rate,
         checkpoint_every=10,
     )
     name = digest(sha256_of(pruned), str(settings))
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--calibration-images", type=int, default=128)
     parser.add_argument("--tune-steps", type=int, default=500, help="0: no tuning")
     parser.add_argument("--tune-batch", type=int, default=8)
-    parser.add_argument("--tune-rate", type=float, default=TuneConfig().learning_rate)
+    parser.add_argument("--tune-rate", type=float, default=TuneConfig().step_size)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-times", action="store_true")

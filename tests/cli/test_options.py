@@ -16,6 +16,7 @@ import pytest
 from helpers.commands import Outcome
 
 from sparsedet.cli import COMMANDS, build_parser, main
+from sparsedet.cli.convert_onnx import ONNX_FLAGS
 from sparsedet.cli.options import FLAGS, Progress, check_outputs
 from sparsedet.errors import UsageError
 
@@ -53,7 +54,8 @@ def test_a_shared_flag_is_written_once() -> None:
     recipe = {f"--{name.replace('_', '-')}" for name in recipe_fields()}
     recipe |= {flag.replace("--", "--no-", 1) for flag in recipe}
     # `train` and `prune` share what `cli.train.add_training` adds, eval and compare their data.
-    own = {"-h", "--help", "-o", "--resume", "--recipe"} | recipe
+    # Those of ONNX files are `cli.convert_onnx`'s, for `convert` and `prune`.
+    own = {"-h", "--help", "-o", "--resume", "--recipe", *ONNX_FLAGS} | recipe
     several = {flag for flag, users in shared.items() if len(users) > 1} - own
     assert several <= {*FLAGS, *(flag.short for flag in FLAGS.values())}
 

@@ -56,6 +56,7 @@ def test_reconstruction_beats_magnitude(dense: AnyFile) -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_importance_predicts_how_far_noise_moves_the_predictions(dense: AnyFile) -> None:
     """Half of the noise's variance times the importance is the divergence, to second order."""
     model, outputs = as_module(dense), read_outputs(dense.config)

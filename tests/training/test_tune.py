@@ -59,6 +59,7 @@ def zeros(file: AnyFile) -> dict[str, Any]:
     return {name: np.asarray(file.tensors[f"{name}.weight"]) == 0 for name in layers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "yolox"])
 def test_it_learns_and_zeros_stay(folder: Path, kind: str, tmp_path: Path) -> None:
     pruned, dense, names = networks(folder, kind)
@@ -67,7 +68,7 @@ def test_it_learns_and_zeros_stay(folder: Path, kind: str, tmp_path: Path) -> No
         dense,
         folder / "photographs",
         tmp_path,
-        TuneConfig(steps=40, batch=4, learning_rate=0.002, checkpoint_every=20),
+        TuneConfig(steps=40, batch=4, step_size=0.002, checkpoint_every=20),
         names=names,
         comparing=Comparing(threads=1),
     )

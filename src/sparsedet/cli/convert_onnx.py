@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from .options import check_outputs
 
-_FLAGS: dict[str, dict[str, Any]] = {
+ONNX_FLAGS: dict[str, dict[str, Any]] = {
     "--raw": {"action": "store_true", "help": "the outputs as they are, also of a detector"},
     "--order": {"choices": ("rgb", "bgr"), "help": "order of the colours that the network reads"},
     "--mean": {"metavar": "A,B,C", "help": "mean of the pixels, 0..255, in that order"},
@@ -31,12 +31,12 @@ _FLAGS: dict[str, dict[str, Any]] = {
 
 def onnx_flags(parser: Any) -> None:
     """Add the flags of ONNX files."""
-    for flag, settings in _FLAGS.items():
+    for flag, settings in ONNX_FLAGS.items():
         parser.add_argument(flag, **{**settings, "help": f"ONNX: {settings['help']}"})
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    flags = (*_FLAGS, "--shape", "--max-detections")
+    flags = (*ONNX_FLAGS, "--shape", "--max-detections")
     names = {flag: flag.strip("-").replace("-", "_") for flag in flags}
     values = {flag: getattr(arguments, name) for flag, name in names.items()}
     return {flag: value for flag, value in values.items() if value not in (None, False)}

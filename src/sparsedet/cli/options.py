@@ -79,6 +79,7 @@ FLAGS: dict[str, Flag] = {
     # --- input
     "--annotations": _path(INPUT, "ground truth, COCO-format JSON"),
     "--images": _path(INPUT, "folder of images", "FOLDER"),
+    "--no-compare": _switch(OUTPUT, "do not compare the result with the dense network"),
     "--val-images": _path(
         INPUT, "folder of the images that --annotations names (default: --images)", "FOLDER"
     ),
@@ -128,9 +129,7 @@ FLAGS: dict[str, Flag] = {
     "--quiet": _switch(OUTPUT, "print errors alone", short="-q"),
     "--resume": _switch(OUTPUT, "go on with a run that was stopped"),
     # --- model
-    "--model": _path(
-        MODEL, "model file, or r50half-c4 (the default) or picodet-s, which are in the package"
-    ),
+    "--model": _path(MODEL, "model file, r50half-c4 or picodet-s (default: r50half-c4, embedded)"),
     "--preset": _value(
         MODEL, "model configuration: r101-c4, r50half-c4, r50half-fpn, ...", str, "NAME"
     ),

@@ -60,12 +60,7 @@ def register(command: Command) -> None:
         metavar="D",
         help="of reconstruct: more of it fits the calibration images less (default: 0.01)",
     )
-    pruning.add_argument(
-        "--no-compare",
-        action="store_true",
-        help="do not compare the result with the dense network",
-    )
-    add(prune, "--annotations", "--val-images")
+    add(prune, "--annotations", "--val-images", "--no-compare")
     add(prune, "--calibration-images", default=128)
     add_training(prune, FINE_TUNING, output_required=False)
     onnx = group(prune, "ONNX")

@@ -30,14 +30,9 @@ def register(command: Command) -> None:
     )
     tune.add_argument("file", type=Path, metavar="MODEL", help="pruned network, or its folder")
     add(tune, "--teacher", "--images", "--output", required=True)
-    add(tune, "--annotations", "--val-images")
+    add(tune, "--annotations", "--val-images", "--no-compare")
     add_bad_images(tune)
     add(tune, "--threads", "--resume")
-    tune.add_argument(
-        "--no-compare",
-        action="store_true",
-        help="do not compare the result with the dense network",
-    )
     from ..training.tune_config import HELP, TuneConfig
 
     settings = group(tune, "settings")

@@ -128,7 +128,7 @@ class Tuner:
             loss.backward()  # type: ignore[no-untyped-call]
         if not math.isfinite(total):
             raise InputError(
-                f"the loss of step {self.step + 1} is {total}: a lower --learning-rate may help"
+                f"the loss of step {self.step + 1} is {total}: a lower --step-size may help"
             )
         self.masks.mask_gradients()
         self.optimizer.step()

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import UsageError
+from .recipe import HELP as RECIPE_HELP
 
 HELP = {
-    "steps": "steps of the optimizer",
-    "batch": "photographs of a step",
-    "learning_rate": "largest step of a weight, in proportion to the size of its tensor's",
+    "steps": RECIPE_HELP["steps"],
+    "batch": RECIPE_HELP["batch"],
+    "step_size": "largest step of a weight, in proportion to its row and column",
     "features": "weight of the error of the layers' outputs",
-    "seed": "of photographs, flips and crops",
+    "seed": RECIPE_HELP["seed"],
     "checkpoint_every": "steps between two checkpoints",
 }
 """What the settings are, for the command line."""
@@ -26,7 +27,7 @@ class TuneConfig:
     Attributes:
         steps: of the optimizer (Adam).
         batch: photographs of a step.
-        learning_rate: how far a step of Adam may move a weight, in proportion to its row and column
+        step_size: how far a step of Adam may move a weight, in proportion to its row and column
             (`BalancedAdam`); at its highest. It rises over the first tenth of the steps and falls
             to 0 along a cosine.
         features: weight of the error of the layers' outputs beside that of the predictions.
@@ -39,7 +40,7 @@ class TuneConfig:
 
     steps: int = 500
     batch: int = 8
-    learning_rate: float = 0.0003
+    step_size: float = 0.0003
     features: float = 1.0
     seed: int = 0
     checkpoint_every: int = 50
@@ -48,7 +49,7 @@ class TuneConfig:
         for name, low, high in (
             ("steps", 1, 10**7),
             ("batch", 1, 1024),
-            ("learning_rate", 1e-9, 1.0),
+            ("step_size", 1e-9, 1.0),
             ("features", 0.0, 1e6),
             ("seed", 0, 2**31),
             ("checkpoint_every", 1, 10**7),
@@ -61,9 +62,9 @@ class TuneConfig:
         """The learning rate of step 0, 1, ..."""
         warmup = max(1, self.steps // 10)
         if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
+            return self.step_size * (step + 1) / warmup
         progress = (step - warmup) / max(1, self.steps - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.step_size * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def described(self, photographs: int) -> dict[str, Any]:
         """The settings, for provenance and checkpoints."""
