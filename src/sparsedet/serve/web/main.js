@@ -144,6 +144,7 @@ function explain(error) {
 function begin() {
   work.abort();
   work = new AbortController();
+  document.body.classList.remove("busy");  // of what was aborted
   byId("drop").hidden = true;
   byId("views").hidden = false;
   return work.signal;
@@ -323,7 +324,11 @@ function listen() {
   for (const button of document.querySelectorAll("[data-example]")) {
     button.addEventListener("click", async () => {
       const name = button.dataset.example;
-      look(await loadExample(name), name);
+      try {
+        look(await loadExample(name), name);
+      } catch (error) {
+        explain(error);
+      }
     });
   }
   byId("webcam").addEventListener("click", toggleCamera);
@@ -336,7 +341,7 @@ function listen() {
   byId("other").addEventListener("change", again);
   byId("all").addEventListener("click", () => { off.clear(); redraw(); });
   byId("none").addEventListener("click", () => {
-    for (const {name, label} of views[active].result.detections) off.set(name, label);
+    for (const {name, label} of views[active].result?.detections || []) off.set(name, label);
     redraw();
   });
   byId("save-picture").addEventListener("click", savePicture);
