@@ -7,6 +7,7 @@ another file of the checkout becomes plain text.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -35,12 +36,31 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the documents of `BESIDE`."""
+    """Add the documents of `BESIDE`, and the notebooks as pages."""
     from mkdocs.structure.files import File
 
     for name in BESIDE:
         files.append(File.generated(config, name, content=(ROOT / name).read_text("utf-8")))
+    for path in sorted((ROOT / "docs").glob("notebooks/*.ipynb")):
+        content = notebook_page(json.loads(path.read_text("utf-8")))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
     return files
+
+
+def notebook_page(notebook: dict[str, Any]) -> str:
+    """A notebook as a page: its text, its code, and what came out when it was executed."""
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                encoded = "".join(data["image/png"]).strip()
+                parts.append(f'<img alt="output" src="data:image/png;base64,{encoded}">')
+            elif printed := "".join(output.get("text", data.get("text/plain", ""))):
+                parts.append(f"```text\n{printed.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -62,7 +82,7 @@ def site_links(markdown: str, page: str) -> str:
         if not (ROOT / path).exists():
             return link[0]  # mkdocs says so
         if path.startswith("docs/"):
-            path = path.removeprefix("docs/")
+            path = re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
         elif path not in BESIDE:
             return text
         if text.endswith(".md"):  # a reader of the site knows no files
