@@ -17,7 +17,8 @@ from helpers.commands import Outcome
 
 from sparsedet.cli import COMMANDS, build_parser, main
 from sparsedet.cli.convert_onnx import ONNX_FLAGS
-from sparsedet.cli.options import FLAGS, Progress, check_outputs
+from sparsedet.cli.messages import Progress
+from sparsedet.cli.options import FLAGS, check_outputs
 from sparsedet.errors import UsageError
 
 
@@ -194,7 +195,7 @@ def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPat
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     now = iter(range(0, 1000, 5))
-    monkeypatch.setattr("sparsedet.cli.options.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("sparsedet.cli.messages.time.monotonic", lambda: float(next(now)))
     progress = Progress("net.bin", unit="MB")
     for done in range(6):
         progress(done * 1_000_000, 5_000_000)

@@ -37,7 +37,8 @@ from . import (
     tune,
 )
 from .completion import PrintCompletion
-from .options import Run, complain, warn
+from .messages import complain, warn
+from .options import Run
 
 COMMANDS = (
     detect,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
+from .messages import complain
 from .options import (
     OUTPUT,
     RUNNING,
@@ -15,7 +16,6 @@ from .options import (
     add,
     add_running,
     check_outputs,
-    complain,
     group,
     load_detector,
     output_file,

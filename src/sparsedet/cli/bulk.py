@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from .messages import Progress, complain
 from .options import (
     OUTPUT,
     RUNNING,
     Command,
-    Progress,
     add,
     add_running,
     check_score_threshold,
-    complain,
     detector_settings,
     group,
     load_detector,

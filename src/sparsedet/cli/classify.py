@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError, UsageError
-from .options import Command, add, complain
+from .messages import complain
+from .options import Command, add
 
 
 def register(command: Command) -> None:

@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..choices import NAMES, PRECISIONS
 from ..errors import InputError
 from .evaluate import add_dataset
-from .options import (
-    RUNNING,
-    Command,
-    Progress,
-    add,
-    add_running,
-    check_outputs,
-    group,
-    load_detector,
-    warn,
-)
+from .messages import Progress, warn
+from .options import RUNNING, Command, add, add_running, check_outputs, group, load_detector
 
 if TYPE_CHECKING:
     from ..detector import Detector

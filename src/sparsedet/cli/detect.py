@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from .messages import Progress, complain
 from .options import (
     INPUT,
     OUTPUT,
     RUNNING,
     Command,
-    Progress,
     add,
     add_running,
     check_score_threshold,
-    complain,
     group,
     load_detector,
     output_file,

@@ -6,16 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import (
-    INPUT,
-    OUTPUT,
-    Command,
-    Progress,
-    add,
-    check_outputs,
-    group,
-    output_file,
-)
+from .messages import Progress
+from .options import INPUT, OUTPUT, Command, add, check_outputs, group, output_file
 
 
 def register(command: Command) -> None:

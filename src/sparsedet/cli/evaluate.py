@@ -8,16 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .messages import Progress, warn
 from .options import (
     Command,
-    Progress,
     add,
     add_bad_images,
     add_running,
     check_outputs,
     check_score_threshold,
     load_detector,
-    warn,
 )
 
 if TYPE_CHECKING:

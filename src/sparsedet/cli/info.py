@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
 from .forecast import forecast_lines
-from .options import RUNNING, Command, add, add_old, group, output_file, warn
+from .messages import warn
+from .options import RUNNING, Command, add, add_old, group, output_file
 
 if TYPE_CHECKING:
     from ..model.detector_config import Config

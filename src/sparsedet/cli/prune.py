@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
 from .convert_onnx import check_no_onnx_flags, onnx_flags, parse_shape, stated_of
-from .options import Command, Progress, add, group, warn
+from .messages import Progress, warn
+from .options import Command, add, group
 from .train import add_training, train
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Command, Progress, add, add_bad_images, output_file
+from .messages import Progress
+from .options import Command, add, add_bad_images, output_file
 
 
 def register(command: Command) -> None:

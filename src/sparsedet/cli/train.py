@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..errors import InputError, UsageError
-from .options import (
-    MODEL,
-    Command,
-    OldSpelling,
-    Progress,
-    add,
-    add_bad_images,
-    group,
-)
+from .messages import Progress
+from .options import MODEL, Command, OldSpelling, add, add_bad_images, group
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe

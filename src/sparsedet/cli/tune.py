@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .options import Command, Progress, add, add_bad_images, group
+from .messages import Progress
+from .options import Command, add, add_bad_images, group
 from .prune import annotated
 
 
