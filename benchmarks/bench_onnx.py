@@ -13,7 +13,8 @@ is installed. Rounds run in turn (sparsedet.benchmark.timing). The health of the
 dense r101-c4, profiled before and after each network (lib/openvino_profile.py): outside its bounds
 the run is void. r101-c4 is also timed at the same shares: the last lines have each ratio as a
 fraction of r101-c4's. The share of the peak that the runtimes reach on a network is printed, and
-not judged."""
+not judged.
+"""
 
 from __future__ import annotations
 

@@ -238,13 +238,19 @@ def table(result: dict[str, Any]) -> str:
             f"{d['difference']:+.4f} ({d['low']:+.4f} .. {d['high']:+.4f}) |"
         )
     machine = result["machine"]
+    methods = {row["method"] for row in result["rows"]}
+    ways = {
+        "magnitude": "magnitude prunes every layer alike",
+        "reconstruct": "reconstruction allocates by sensitivity",
+    }
+    how = ", ".join(way for method, way in ways.items() if method in methods)
     lines += [
         "",
         f"{result['images']} images, not used for training, pruning or any choice; engine "
         f"{machine['isa']}, float32. In brackets: 95 % interval of the paired bootstrap over "
         f"images ({result['resamples']} resamples). One-shot: "
         f"{result['calibration_photographs']} images of the training set without labels, no "
-        "training; magnitude prunes every layer alike, reconstruction allocates by sensitivity.",
+        f"training; {how}.",
     ]
     return "\n".join(lines)
 

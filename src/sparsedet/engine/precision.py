@@ -56,10 +56,10 @@ _RATES = {
 }
 """By vendor ("" on AArch64) and instruction set. Source: detections of `r101-c4` with 60 % zeros,
 for int8 in 1x4 blocks, on two threads of a Zen 5 and an Emerald Rapids without its matrix unit,
-whose vdpbf16ps is slow; without AVX-512 on one thread of that Emerald Rapids; for "amx" half of
-the unit's peak, against its float32. Assumed: Zen 2 multiplies bytes at half the rate of later
-CPUs; NEON's dot products have four times the products of its float32 instructions, of which half
-is expected (docs/engine.md)."""
+whose vdpbf16ps is slow; without AVX-512 detections of `r50half-c4` on one thread of that Emerald
+Rapids; for "amx" half of the unit's peak, against its float32. Assumed: Zen 2 multiplies bytes at
+half the rate of later CPUs; NEON's dot products have four times the products of its float32
+instructions, of which half is expected (docs/engine.md)."""
 
 
 @dataclass(frozen=True, slots=True)
