@@ -140,7 +140,8 @@ def test_networks_from_onnx_files(tmp_path: Path) -> None:
     assert first.startswith("resnet18") and last.startswith("yolov5n") and "  80% " in last
     results = json.loads((tmp_path / "bench_onnx.json").read_text())["results"]
     dense, sparse = results["yolov5n"]
-    assert sparse["rows"] == 100 and sparse["sparse_gflops"] < 0.3 * dense["gflops"]
+    # Stem and predictors, 16 % of its work, stay dense: 0.16 + 0.2 * 0.84 remains.
+    assert sparse["rows"] == 100 and 0.32 < sparse["sparse_gflops"] / dense["gflops"] < 0.34
     assert sparse["copied_bytes"] == 0 and 0.7 < sparse["sparsity"] < 0.8
     *_, document = documents(tmp_path)
     run("tables", "--results", tmp_path, "--root", tmp_path)
