@@ -49,7 +49,8 @@ def pictures() -> list[U8]:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_detections_are_those_of_torchvision(kind: str, tmp_path: Path) -> None:
     images = pictures()
-    model = confident(kind, images, **SIZE)
+    # The border of smaller pictures in a batch changes the means of squeeze and excitation.
+    model = confident(kind, images[:1] if "mobilenet" in kind else images, **SIZE)
     settings = {**SETTINGS[kind], **SIZE}
     imported = load_foreign(save_state(model, tmp_path / "state.pth"), torchvision=settings)
     path = tmp_path / "model.safetensors"

@@ -31,8 +31,8 @@ CLASSIFIERS: list[tuple[str, int, bool]] = [
 ]
 LARGE = [
     ("resnet50", 96, False),
-    ("resnet101", 96, False),
-    ("vgg11", 64, False),
+    ("resnet101", 224, False),
+    ("vgg11", 224, False),
     ("vgg11_bn", 224, False),
     ("densenet121", 64, False),
     ("densenet121", 64, True),
