@@ -834,9 +834,9 @@ def test_bad_training_input(
     refused("run: No such file", "train", "run", "--resume")
     refused("threads is 0", "train", "run", "--threads", 0, code=2)
     refused("'r102'", "train", "run", "--model", "r102", code=2)
-    refused("--init is needed", "prune", "run", *SETTINGS, code=2)
+    refused("MODEL is needed", "prune", "run", *SETTINGS, code=2)
     once = ("--method", "magnitude", "--sparsity", 0.5)
-    refused("--init is needed", "prune", "run", *once, code=2)
+    refused("MODEL is needed", "prune", "run", *once, code=2)
     refused(
         "no such layer",
         "train",
