@@ -109,7 +109,7 @@ def replacing_path(target: Path) -> Iterator[Path]:
 
     A process that is killed leaves it there, and the next that writes into the folder deletes it.
     """
-    remove_leftovers(target.parent)
+    _remove_leftovers(target.parent)
     name = os.fsdecode(os.fsencode(target.name)[:200])  # 255 bytes are the limit
     while True:
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=_PARTIAL, dir=target.parent)
@@ -141,7 +141,7 @@ _PARTIAL = ".partial"
 _cleaned: set[str] = set()
 
 
-def remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Delete what killed processes have not finished writing, once a process and folder.
 
     A file is locked as long as it is written.

@@ -249,6 +249,13 @@ def group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGrou
     return parser.add_argument_group(title)
 
 
+def settings_of(arguments: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    """What was given of the flags whose destination is PREFIX.NAME: NAME -> value."""
+    start = f"{prefix}."
+    given = vars(arguments).items()
+    return {key.removeprefix(start): value for key, value in given if key.startswith(start)}
+
+
 def _renamed_resize(value: str) -> str:
     if value == "fit":
         warn(["--resize fit is now --resize letterbox"])

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, UsageError
 from .convert_onnx import check_no_onnx_flags, onnx_flags, parse_shape, stated_of
 from .messages import Progress, warn
-from .options import Command, add, group
+from .options import Command, add, group, settings_of
 from .train import add_training, train
 
 if TYPE_CHECKING:
     from ..evaluation.coco import CocoDataset
     from ..model.file import AnyFile
+    from ..pruning.run import Comparing
 
 DETAILS = """\
 MODEL is a network of any kind: an ONNX file, a model file, a detector of another project. It is
@@ -93,16 +94,12 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
     try:
         from ..importers import load_trained
         from ..pruning.one_shot import OneShotConfig
-        from ..pruning.run import Comparing, prune_files
+        from ..pruning.run import prune_files
         from ..training.start import model_of_run, set_threads
     except ImportError as error:
         raise InputError(f"pruning needs: pip install 'sparsedet[train]' ({error})") from None
 
-    given: dict[str, Any] = {
-        key.removeprefix("recipe."): value
-        for key, value in vars(arguments).items()
-        if key.startswith("recipe.")
-    }
+    given: dict[str, Any] = settings_of(arguments, "recipe")
     for flag in ("teacher", "recipe", "resume"):
         if getattr(arguments, flag):
             raise UsageError(f"--{flag} is for --method gradual")
@@ -134,13 +131,7 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
         output,
         settings,
         calibration_images=arguments.calibration_images,
-        comparing=None
-        if arguments.no_compare
-        else Comparing(
-            dataset=annotated(arguments, file),
-            threads=arguments.threads,
-            progress=Progress("compare"),
-        ),
+        comparing=comparing(arguments, file),
         progress=lambda done, steps, what: bar(done + 1, steps),
         bad_images=arguments.bad_images,
         load=lambda _: file,
@@ -152,7 +143,20 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
     return 0
 
 
-def annotated(arguments: argparse.Namespace, file: AnyFile) -> CocoDataset | None:
+def comparing(arguments: argparse.Namespace, file: AnyFile) -> Comparing | None:
+    """How the result is compared with its dense network; None: it is not."""
+    from ..pruning.run import Comparing
+
+    if arguments.no_compare:
+        return None
+    return Comparing(
+        dataset=_annotated(arguments, file),
+        threads=arguments.threads,
+        progress=Progress("compare"),
+    )
+
+
+def _annotated(arguments: argparse.Namespace, file: AnyFile) -> CocoDataset | None:
     """The images that `--annotations` names, for AP; None without the flag.
 
     Raises:

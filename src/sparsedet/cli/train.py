@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..errors import InputError, UsageError
 from .messages import Progress
-from .options import MODEL, Command, OldSpelling, add, add_bad_images, group
+from .options import MODEL, Command, OldSpelling, add, add_bad_images, group, settings_of
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
@@ -111,11 +111,7 @@ def _recipe(arguments: argparse.Namespace, fine_tuning: dict[str, Any]) -> Recip
         if not isinstance(given, dict):
             raise InputError(f"{arguments.recipe}: expected a JSON object of recipe settings")
         values |= given
-    flags = {
-        key.removeprefix("recipe."): value
-        for key, value in vars(arguments).items()
-        if key.startswith("recipe.")
-    }
+    flags = settings_of(arguments, "recipe")
     try:
         return Recipe.from_dict(_with_defaults({**values, **flags}, fine_tuning))
     except InputError as error:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
 from .messages import Progress
-from .options import Command, add, add_bad_images, group
-from .prune import annotated
+from .options import Command, add, add_bad_images, group, settings_of
+from .prune import comparing
 
 
 def register(command: Command) -> None:
@@ -53,19 +52,13 @@ def run_tune(arguments: argparse.Namespace) -> int:
     try:
         from ..importers import load_trained
         from ..model.file import NetworkFile
-        from ..pruning.run import Comparing
         from ..training.start import model_of_run, set_threads
         from ..training.tune_config import TuneConfig
         from ..training.tune_run import tune_files
     except ImportError as error:
         raise InputError(f"tuning needs: pip install 'sparsedet[train]' ({error})") from None
 
-    given: dict[str, Any] = {
-        key.removeprefix("tune."): value
-        for key, value in vars(arguments).items()
-        if key.startswith("tune.")
-    }
-    settings = TuneConfig(**given)
+    settings = TuneConfig(**settings_of(arguments, "tune"))
     if arguments.threads is not None:
         set_threads(arguments.threads)
     names = model_of_run(arguments.file), model_of_run(arguments.teacher)
@@ -80,13 +73,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
         settings,
         names=names,
         resume=arguments.resume,
-        comparing=None
-        if arguments.no_compare
-        else Comparing(
-            dataset=annotated(arguments, pruned),
-            threads=arguments.threads,
-            progress=Progress("compare"),
-        ),
+        comparing=comparing(arguments, pruned),
         bad_images=arguments.bad_images,
         progress=lambda step, steps, loss: bar(step, steps),
     )
