@@ -149,9 +149,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="more that is timed: what a user of OpenVINO may get",
     )
     parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
-    arguments = parser.parse_args(argv)
+    arguments = bench_model.with_defaults(parser.parse_args(argv))
     arguments.main = f"openvino-{arguments.precision}"
-    arguments.isa, arguments.ablate, arguments.scaling = "", False, False
     return arguments
 
 

@@ -305,6 +305,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Another script's arguments, and the defaults of those that only this one has."""
+    return argparse.Namespace(**{**vars(parse_arguments([])), **vars(arguments)})
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     image = sparsedet.read_image(arguments.image)

@@ -197,11 +197,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=11, help="rounds that count")
     parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
-    arguments = parser.parse_args(argv)
-    # What bench_model.py reads.
-    arguments.peer, arguments.precision, arguments.isa = ["openvino-f32"], "f32", ""
-    arguments.ablate = arguments.scaling = False
-    return arguments
+    return bench_model.with_defaults(parser.parse_args(argv))
 
 
 def reference_ratios(image: Any, arguments: argparse.Namespace) -> dict[float, float]:
