@@ -27,7 +27,8 @@ from typing import Any
 
 import bench_model
 from lib import records, subjects
-from lib.openvino_profile import Profiler
+from lib.openvino_profile import PRODUCTS, Profiler
+from lib.peers import PEERS
 from lib.reference import REFERENCE, after_share, random_model
 
 import sparsedet
@@ -96,8 +97,8 @@ def outside_convolutions(model: ModelFile, threads: int, network_input: Any) -> 
     profiler = Profiler(model, threads, "f32")
     profiler(network_input)
     profile = profiler(network_input)
-    layers = sum(profile.layers.values())
-    return 1 - layers / (layers + sum(profile.other.values()))
+    products = sum(profile.types[name] for name in PRODUCTS)
+    return 1 - products / sum(profile.types.values())
 
 
 def measure(
@@ -105,9 +106,12 @@ def measure(
 ) -> dict[str, Any]:
     """One detector at one share of zeros: a result of bench_model.py, and more."""
     model = random_model(config, share, image)
-    arguments.peer = [arguments.main, *(arguments.beside if kind in KINDS else ())]
+    arguments.peer = [arguments.main]
     comparison = bench_model.RuntimeComparison(model, image, arguments)
     others = {}
+    for name in arguments.beside if kind in KINDS else ():
+        rows = PEERS[name](model, arguments.threads)
+        others[name] = bench_model.detection(model, image, rows)
     if arguments.torchvision and share == 0 and kind in KINDS:
         others["torchvision's ONNX"] = torchvision_onnx(kind, arguments.threads)
     peak = peak_gflops(choose_isa(), arguments.threads, arguments.precision)

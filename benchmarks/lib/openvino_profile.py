@@ -43,7 +43,10 @@ from sparsedet.model.presets import preset
 FLOOR, CEILING = 0.93 * 0.95, 1.05
 """Accepted fractions of the measured peak in the dense part, see above."""
 
-_DENSE = {"Convolution", "FullyConnected", "MatMul", "MaxPool", "ReduceMean", "Reorder"}
+PRODUCTS = {"Convolution", "FullyConnected", "MatMul"}
+"""Types of the operations that multiply."""
+
+_DENSE = PRODUCTS | {"MaxPool", "ReduceMean", "Reorder"}
 
 
 @dataclass
@@ -53,12 +56,15 @@ class Profile:
     Attributes:
         layers: by layer name; bias, residual and ReLU included.
         other: of all other operations, by type.
+        types: of all operations, by type. A layer that runs on several maps is one operation each,
+            and not all of them have the layer's name.
         dense: of convolutions, products, pooling and the conversions between their layouts.
         primitives: by implementation, such as brgconv_avx512_f32.
     """
 
     layers: dict[str, float] = field(default_factory=dict)
     other: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
     primitives: Counter[str] = field(default_factory=Counter)
     dense: float = 0.0
 
@@ -92,6 +98,7 @@ class Profiler:
                 profile.layers[entry.node_name] = seconds
             else:
                 profile.other[entry.node_type] += seconds
+            profile.types[entry.node_type] += seconds
             if entry.node_type in _DENSE:
                 profile.dense += seconds
             profile.primitives[entry.exec_type] += seconds
