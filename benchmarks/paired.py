@@ -31,11 +31,13 @@ from sparsedet.model.file import ModelFile
 from sparsedet.model.sparsity import sparsity_report
 
 WORKER = """
-import sys, time
+import inspect, sys, time
 import sparsedet
 model, image, threads, precision, isa, backend = sys.argv[1:]
 options = {"backend": backend} if backend != "native" else {"isa": isa}
-detector = sparsedet.Detector.load(model, threads=int(threads), precision=precision, **options)
+known = inspect.signature(sparsedet.Detector.load).parameters
+options["threads" if "threads" in known else "num_threads"] = int(threads)  # as 0.1 calls it
+detector = sparsedet.Detector.load(model, precision=precision, **options)
 pixels = sparsedet.read_image(image)
 for _ in range(2):
     detector(pixels)
