@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench_model import RESTRICTED
 from lib.documents import insert
 from lib.records import RESULTS, ROOT
 
@@ -93,6 +94,9 @@ def compared(content: dict[str, Any]) -> Iterator[list[str]]:
                     continue
                 ratio = result["ratios"].get(runtime)
                 known = "void" if result["void"] else f"{ratio['median']:.2f}x" if ratio else ""
+                if content["machine"]["isa"] in RESTRICTED:
+                    wide = result["openvino_health"][0]["avx512_time_share"]
+                    known += f" ({wide:.1%} of its time in AVX-512)"
                 flight = statistics.median(flights.get(runtime, [0.0]))
                 in_flight = f"{flight:.2f}" if flight else ""
                 if flight and ratio:
