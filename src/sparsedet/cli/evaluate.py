@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .messages import Progress, warn
 from .options import (
@@ -21,10 +21,13 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..detector import Detector
+    from ..evaluation.coco import CocoDataset
 
 DETAILS = """\
 Prints the 12 COCO figures, AP as Open Model Zoo counts it, and an analysis of errors.
---score-threshold applies to the analysis alone: AP has no threshold."""
+--score-threshold applies to the analysis alone: AP has no threshold.
+--calibrated learns from these images what the scores of each class are worth, and writes a model
+whose score is the share of detections that are right. Use images that it was not trained on."""
 
 
 def register(command: Command) -> None:
@@ -42,7 +45,7 @@ def register(command: Command) -> None:
         ),
     )
     add_dataset(evaluate)
-    add(evaluate, "--json", "--results", "--report", "--overwrite")
+    add(evaluate, "--json", "--results", "--report", "--calibrated", "--overwrite")
     add(evaluate, "--score-threshold", default=0.25)
     add_running(evaluate)
 
@@ -60,7 +63,13 @@ def run_eval(arguments: argparse.Namespace) -> int:
     from ..evaluation.coco import load_coco
     from ..files import write_atomic
 
-    check_outputs(arguments.overwrite, arguments.json, arguments.results, arguments.report)
+    check_outputs(
+        arguments.overwrite,
+        arguments.json,
+        arguments.results,
+        arguments.report,
+        arguments.calibrated,
+    )
     check_score_threshold(arguments)
     detector = load_detector(arguments)
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
@@ -99,11 +108,46 @@ def run_eval(arguments: argparse.Namespace) -> int:
     for path, text in outputs.items():
         if path is not None:
             write_atomic(path, text.encode(), overwrite=arguments.overwrite)
+    calibrated = _calibrate(detector, dataset, results, arguments) if arguments.calibrated else ""
     print(scores.table())
     print(f"\n{analysis.text()}")
-    if arguments.report is not None:
-        print(f"-> {arguments.report}")
+    if calibrated:
+        print(f"\n{calibrated}")
+    for path in (arguments.report, arguments.calibrated):
+        if path is not None:
+            print(f"-> {path}")
     return 0
+
+
+def _calibrate(
+    detector: Detector,
+    dataset: CocoDataset,
+    results: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+) -> str:
+    """Write the model with calibrated scores; what to say of it."""
+    import numpy as np
+
+    from ..evaluation import coco_matches
+    from ..evaluation.score_calibration import fit_scores, with_calibrated_scores
+    from ..model.file import save_model
+
+    calibration = fit_scores(coco_matches(dataset, results), detector.config.class_names)
+    model = with_calibrated_scores(detector.model, calibration)
+    learnt = {"annotations": arguments.annotations.name, "images": len(dataset.images)}
+    save_model(
+        arguments.calibrated,
+        model.config,
+        model.tensors,
+        {**model.provenance, "scores_calibrated": learnt},
+        dtype=model.storage_dtype,
+        overwrite=arguments.overwrite,
+    )
+    low, high = np.percentile(calibration.offsets, (0, 100))
+    return (
+        f"Scores calibrated on {len(dataset.images)} images: logits times {calibration.slope:.2f}, "
+        f"plus {low:+.2f} to {high:+.2f} by class"
+    )
 
 
 def _facts(

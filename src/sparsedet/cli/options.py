@@ -122,6 +122,9 @@ FLAGS: dict[str, Flag] = {
     "--report": _path(
         OUTPUT, "write an HTML page with curves, confusions and images", type=output_file
     ),
+    "--calibrated": _path(
+        OUTPUT, "write the model with scores calibrated on these images", type=output_file
+    ),
     "--dtype": _choice(OUTPUT, "type of the stored weights", "float32", "float16"),
     "--verbose": _switch(OUTPUT, "print every detail", short="-v"),
     "--quiet": _switch(OUTPUT, "print errors alone", short="-q"),
