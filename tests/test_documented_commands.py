@@ -109,7 +109,7 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
     "the owner's file, which is not part of the project": (
         "sparsedet convert picodet_s_416.onnx -o dense.safetensors --least-score 0.02 --max-detections 100",  # noqa: E501
         "sparsedet prune dense.safetensors --images photos --sparsity 0.4 --damping 1 --calibration-images 128 --output picodet",  # noqa: E501
-        "python recipes/picodet/ship.py picodet/model.safetensors",
+        "python recipes/picodet/ship.py calibrated.safetensors",
     ),
     "GPUs, and COCO": (
         "torchrun --nproc-per-node 8 -m sparsedet train --recipe recipes/coco/dense_3x.json ...",
