@@ -11,6 +11,11 @@
 
 namespace sparsedet {
 
+// By what a weight of int8 is multiplied before it is rounded.
+inline float weight_steps(float largest) {
+  return largest > 0 ? 127 / largest : 0;
+}
+
 // The columns of all blocks, one block after the other; puts the weights of row tiles into this
 // order.
 class Columns {
@@ -54,7 +59,7 @@ class Columns {
       const int channel = conv.channel(tile * conv.tile_rows + r);
       if (channel >= conv.shape.out_channels) continue;
       if (weights_per_element_ == 4) {
-        const float times = largest[channel] > 0 ? 127 / largest[channel] : 0;
+        const float times = weight_steps(largest[channel]);
         rows.row(channel, [&](size_t i, float w) {  // the lowest channel comes first
           reinterpret_cast<int8_t*>(elements)[position_[i]] =
               static_cast<int8_t>(std::nearbyint(w * times));
@@ -97,7 +102,9 @@ int64_t split_pairs(std::vector<float>& elements, int limit, std::vector<float>&
 // The largest magnitude of each output channel, for int8; else empty.
 std::vector<float> largest_weights(const ConvShape& shape, const WeightRows& rows, Packer packer);
 
-// Sets scale and bias of each row of an int8 convolution, so that results are in units of the output.
-void scale_rows(const ConvShape& shape, const std::vector<float>& largest, PackedConv& conv);
+// Sets how the sums of an int8 convolution become results (SparseArgs): scale and bias of each row,
+// which take back what the input's zero point adds to each sum.
+void scale_rows(const ConvShape& shape, const WeightRows& rows, const std::vector<float>& largest,
+                Packer packer, PackedConv& conv);
 
 }  // namespace sparsedet

@@ -67,6 +67,9 @@ SparseArgs chunk_args(const PackedConv& conv, size_t block, int chunk) {
   a.bias = conv.bias.data() + first * conv.tile_rows;
   a.scale = conv.scale.data() + (conv.scale.empty() ? 0 : first * conv.tile_rows);
   a.residual_scale = conv.residual_scale;
+  a.out_scale = conv.out_scale;
+  a.out_zero = conv.out_zero;
+  a.outside = zero_element(conv.shape.out_type, conv.shape.out_quantization);
   a.packed_output = conv.shape.out_type != ElementType::float32;
   a.rows =
       std::min(element_count(conv.shape.out_type, conv.shape.out_channels) - conv.out_row(chunk),

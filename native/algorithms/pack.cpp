@@ -61,7 +61,7 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
   const size_t blocks = conv.segments.size(), row_tiles = conv.row_tiles, count = columns.count();
   const size_t row_masks = (size_t{1} << conv.tile_rows) - 1;
   const std::vector<float> largest = largest_weights(shape, rows, packer);
-  if (!largest.empty()) scale_rows(shape, largest, conv);
+  if (!largest.empty()) scale_rows(shape, rows, largest, packer, conv);
   // First pack each row tile into scratch memory: the offset of a stream depends on the lengths of
   // all streams before it.
   struct Worker {

@@ -27,7 +27,7 @@ struct ConvShape {
   int dilation = 1;
   int groups = 1;  // 1, or as many as channels: depthwise
   ElementType in_type = ElementType::float32, out_type = ElementType::float32;
-  // int8: quantization of input, output and residual; the input has no negative values.
+  // int8: quantization of input, output and residual.
   Quantization in_quantization = {}, out_quantization = {}, residual_quantization = {};
 
   int taps() const { return kernel_height * kernel_width; }
@@ -61,7 +61,8 @@ struct PackedConv {
   int row_tiles, chunks;
   std::vector<float> bias;                     // [row_tiles * R], zero for padding rows
   std::vector<float> scale;                    // int8: as `bias`, see SparseArgs
-  float residual_scale = 0;                    // int8
+  float residual_scale = 0;                    // int8, as the next two: see SparseArgs
+  float out_scale = 0, out_zero = 0;
   std::vector<std::vector<Segment>> segments;  // [block]
   std::vector<std::vector<Stream>> streams;    // [block][chunk], into `packed`
   // The bytes that the streams point into: all counts, then all indices, then all values, each block

@@ -52,7 +52,7 @@ PackedConv pack_matrix(const Kernels& kernels, const ConvShape& shape, const Wei
   const Columns columns(conv);
   const WeightRows rows(weights, shape.out_channels, columns.row_length(), packer);
   const std::vector<float> largest = largest_weights(shape, rows, packer);
-  if (!largest.empty()) scale_rows(shape, largest, conv);
+  if (!largest.empty()) scale_rows(shape, rows, largest, packer, conv);
   const size_t size = all_floats(conv) * sizeof(float);
   Memory own;
   const std::shared_ptr<std::byte> memory =

@@ -211,6 +211,7 @@ class NativeEngine {
   }
   void plan(int height, int width) { executor_.plan(height, width); }
   size_t copied_bytes() { return executor_.copied_bytes(); }
+  size_t converted_bytes() const { return executor_.converted_bytes(); }
   size_t arena_bytes() const { return executor_.arena_bytes(); }
   size_t weight_bytes() const { return executor_.weight_bytes(); }
   size_t activation_bytes() const { return executor_.activation_bytes(); }
@@ -252,6 +253,7 @@ void bind_engine(nb::module_& m) {
       .def("run_operation", &NativeEngine::run_operation, "name"_a, "inputs"_a)
       .def("plan", &NativeEngine::plan, "height"_a, "width"_a)
       .def_prop_ro("copied_bytes", &NativeEngine::copied_bytes)
+      .def_prop_ro("converted_bytes", &NativeEngine::converted_bytes)
       .def_prop_ro("arena_bytes", &NativeEngine::arena_bytes)
       .def_prop_ro("weight_bytes", &NativeEngine::weight_bytes)
       .def_prop_ro("activation_bytes", &NativeEngine::activation_bytes)

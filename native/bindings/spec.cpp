@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -57,6 +58,14 @@ class Fields {
                                      ElementType::int8};
     return types[choice(key, {"f32", "bf16", "int8"})];
   }
+  // Scale and zero point; {} if there are none.
+  std::optional<Quantization> quantization() {
+    if (!has("quantization")) return {};
+    const auto [scale, zero_point] = get<std::pair<float, int>>("quantization");
+    if (!(scale > 0 && scale < 3e38f) || zero_point < 0 || zero_point > 255)
+      throw std::invalid_argument("quantization is out of range");
+    return Quantization{scale, zero_point};
+  }
   void padding(int (&to)[4]) {
     const auto sides = get<std::array<int, 4>>("padding");
     for (int i = 0; i < 4; i++)
@@ -109,7 +118,7 @@ ConvolutionAttributes convolution(Fields& f) {
   a.activation = f.activation();
   a.residual_last = f.flag("residual_last");
   a.float32_output = f.type("type") == ElementType::float32;
-  a.clipping_threshold = f.get<float>("clipping_threshold");
+  a.quantization = f.quantization().value_or(Quantization{});
   return a;
 }
 
@@ -120,7 +129,15 @@ MaxPoolAttributes max_pool(Fields& f) {
   a.stride = f.integer("stride", 1, 64);
   f.padding(a.padding);
   a.type = f.type("type");
-  a.clipping_threshold = f.get<float>("clipping_threshold");
+  a.quantization = f.quantization().value_or(Quantization{});
+  return a;
+}
+
+ConvertAttributes convert(Fields& f) {
+  ConvertAttributes a{};
+  a.first = f.has("first") ? f.integer("first", 0) : 0;
+  a.channels = f.has("channels") ? f.integer("channels", 1) : 0;
+  a.to = {f.type("type"), f.quantization().value_or(Quantization{})};
   return a;
 }
 
@@ -155,7 +172,7 @@ RoiAlignAttributes roi_align(Fields& f) {
   a.canonical_level = f.integer("canonical_level", 0, 64);
   a.first_level = f.integer("first_level", 0, 64);
   a.type = f.type("type");
-  a.clipping_threshold = f.get<std::optional<float>>("clipping_threshold");
+  a.quantization = f.quantization();
   a.relu = f.choice("activation", {"none", "relu"}) == 1;
   return a;
 }
@@ -297,6 +314,8 @@ OperationSpec to_spec(nb::dict values) {
       spec.attributes = AffineAttributes{fields.activation()};
     else if (kind == "add")
       spec.attributes = AddAttributes{fields.activation()};
+    else if (kind == "convert")
+      spec.attributes = convert(fields);
     else if (kind == "concat")
       spec.attributes = ConcatAttributes{};
     else if (kind == "shuffle")

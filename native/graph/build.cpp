@@ -76,7 +76,10 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         [&](const RoiAlignAttributes& a) -> std::shared_ptr<const Operation> {
           if (bias && !inputs.empty() && bias->size() != size_t(shapes_[inputs[0]].channels))
             throw std::invalid_argument("bias has the wrong shape");
-          return std::make_shared<RoiAlign>(kernels_, a, bias ? *bias : std::vector<float>{});
+          std::vector<float> own = bias ? *bias : std::vector<float>{};
+          if (!bias && !inputs.empty() && a.quantization && a.quantization->zero_point)
+            own.resize(shapes_[inputs[0]].channels);  // the zero point is added with the bias
+          return std::make_shared<RoiAlign>(kernels_, a, std::move(own));
         },
         [](const NormaliseAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<Normalise>(a);
@@ -107,6 +110,9 @@ void Executor::add(const OperationSpec& spec, const Weights* weights,
         },
         [](const AddAttributes& a) -> std::shared_ptr<const Operation> {
           return std::make_shared<Add>(a);
+        },
+        [](const ConvertAttributes& a) -> std::shared_ptr<const Operation> {
+          return std::make_shared<Convert>(a);
         },
         [](const ConcatAttributes&) -> std::shared_ptr<const Operation> {
           return std::make_shared<Concat>();

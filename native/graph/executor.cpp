@@ -99,6 +99,14 @@ size_t Executor::copied_bytes() {
   return n;
 }
 
+size_t Executor::converted_bytes() const {
+  size_t n = 0;
+  for (size_t i = 0; height_ && i < nodes_.size(); i++)
+    if (dynamic_cast<const Convert*>(nodes_[i].operation.get()))
+      n += sparsedet::converted_bytes(values_[nodes_[i].inputs[0]], values_[i + 1]);
+  return n;
+}
+
 // ---------------------------------------------------------------------------------------- running
 
 std::vector<Value*> Executor::inputs_of(const Node& node) {
@@ -115,7 +123,7 @@ void Executor::prepare_border(const FeatureMap& map) {
   for (const FeatureMap& m : clean_)
     if (m.data == map.data && m.channels == map.channels && m.height == map.height &&
         m.width == map.width && m.border == map.border && m.type == map.type &&
-        m.margin() == map.margin())
+        m.quantization.zero_point == map.quantization.zero_point && m.margin() == map.margin())
       return;
   std::erase_if(clean_,
                 [&](const FeatureMap& m) { return m.data < end(map) && map.data < end(m); });

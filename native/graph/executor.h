@@ -81,8 +81,9 @@ class Executor {
   int threads() const { return pool_.size(); }
   // Memory in bytes: packed weights with biases; planned activations and scratch memory.
   size_t weight_bytes() const;
-  // Bytes that a run copies to join maps.
+  // Bytes that a run copies to join maps, and bytes that its conversions read and write.
   size_t copied_bytes();
+  size_t converted_bytes() const;
   size_t arena_bytes() const { return arena_.floats() * sizeof(float); }
   size_t activation_bytes() const { return arena_bytes() + scratch_.bytes(); }
   // The convolutions, by name, in order of execution.

@@ -199,6 +199,7 @@ Tensor Executor::run_operation(const std::string& name, const std::vector<Tensor
     const bool map = v.shape.domain == Domain::map;
     memory[i].reserve(map ? v.map.size() : v.rois.size());
     v.map.data = v.rois.data = memory[i].data();
+    if (map) clear_border(context_, v.map);
     if (is_out) break;
     pointers.push_back(&v);
     const Tensor zeros{{}, std::vector<float>(floats_of(shape_of(v, v.shape.count)))};

@@ -99,7 +99,9 @@ constexpr LowPrecisionKernels bf16_kernels(bool (*supported)()) {
           depthwise<Product>,
           sums<Product>,
           affine<Product>,
-          low_precision_peak<Product, 4>};
+          low_precision_peak<Product, 4>,
+          nullptr,
+          nullptr};
 }
 
 }  // namespace

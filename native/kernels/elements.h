@@ -59,6 +59,13 @@ static inline float join_bytes(const uint32_t (&bytes)[4]) {
   return __builtin_bit_cast(float, bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24);
 }
 
+// The element whose channels are all zero.
+static inline float zero_element(ElementType type, Quantization quantization) {
+  if (type != ElementType::int8) return 0;
+  const auto zero = static_cast<uint32_t>(quantization.zero_point);
+  return join_bytes({zero, zero, zero, zero});
+}
+
 // Byte `channel` % 4 of an element, counted from the lowest.
 static inline uint32_t byte_of(float element, int channel) {
   return __builtin_bit_cast(uint32_t, element) >> 8 * (channel % 4) & 255;

@@ -140,6 +140,33 @@ void mean_int8(const MeanArgs& a) {
   }
 }
 
+void quantise(const QuantiseArgs& a) {
+  const V factor = broadcast(a.factor), offset = broadcast(a.offset);
+  const I outside = __builtin_bit_cast(int32_t, a.outside) - (I){};
+  for (int x = 0; x < a.width; x += L) {
+    V channels[4];
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++)
+      channels[c] = fused(load(a.source[c] + x), factor, offset);
+    const I limit = a.width - x - (I){};
+    const V elements = Bytes::join(channels);
+    store(a.out + x, a.width - x < L ? (iota() < limit ? elements : (V)outside) : elements);
+  }
+}
+
+void dequantise(const DequantiseArgs& a) {
+  const V scale = broadcast(a.scale);
+  for (int x = 0; x < a.width; x += L) {
+    const I elements = (I)load(a.source + x);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+      if (!a.out[c]) continue;
+      const V v = __builtin_convertvector((elements >> 8 * c & 255) - a.zero_point, V) * scale;
+      store(a.out[c] + x, a.width - x < L ? keep(v, a.width - x) : v);
+    }
+  }
+}
+
 // The table. pair_limit: see LowPrecisionKernels.
 template <class Product>
 constexpr LowPrecisionKernels int8_kernels(bool (*supported)(), int pair_limit = 0) {
@@ -154,6 +181,8 @@ constexpr LowPrecisionKernels int8_kernels(bool (*supported)(), int pair_limit =
           nullptr,
           nullptr,
           low_precision_peak<Product, 8>,
+          quantise,
+          dequantise,
           pair_limit};
 }
 

@@ -88,15 +88,16 @@ struct SparseArgs {
   const float* bias;
   // Read when `last`:
   const float* residual;  // added before the activation, or null; strides as `out`; may be `out`
-  bool residual_last;     // it is added after the activation: relu, silu or gelu; not in int8
+  bool residual_last;     // it is added after the activation: relu, silu or gelu
   float* out;             // row r, vector v at out + r * row_stride + offset[v]
   ptrdiff_t row_stride;   // floats
   int rows;               // rows to store: 0 < rows <= R * row_tiles
   ptrdiff_t offset[kVectors];
-  int valid[kVectors];    // lanes of each vector that exist, 1..L; the others are stored as zero
+  int valid[kVectors];    // lanes of each vector that exist, 1..L; the others are stored as zero, of
+                          // a packed result of int8 as `outside`
   const LaneRuns* runs;   // [P], or null. Given: instead of `offset` and `valid`, from `out` on; a
                           // lane without a run is not stored
-  Activation activation;  // int8: none or relu
+  Activation activation;
   // Whether the rows of `out` and `residual` are packed elements instead of float32; always false
   // for float32. `rows` and `row_stride` then count elements.
   // bfloat16: row tile 2h holds the even and row tile 2h + 1 the odd channels of R elements;
@@ -105,10 +106,14 @@ struct SparseArgs {
   // holds those of elements 4h .. 4h + 3.
   bool packed_output;
   // int8 only: the result is sum * scale[row] + bias[row] + residual byte * residual_scale, each
-  // step fused. A packed result is rounded to nearest even and saturated to 0..255, which is the
-  // ReLU as well; a float32 result has no residual.
+  // step fused; a float32 result has no residual. A packed result is rounded to nearest even and
+  // saturated to 0..255. Where `out_scale` is 0, the steps give bytes as they are, and saturating
+  // them is the ReLU as well. Else the result is activated, the residual added then if it comes
+  // last, and it becomes result * out_scale + out_zero, fused.
   const float* scale;
   float residual_scale;
+  float out_scale, out_zero;
+  float outside;  // the element whose bytes are zero points
   // Address to prefetch while the kernel runs, or null. For each row tile: `prefetch_rows` lines of
   // P vectors, `prefetch_stride` bytes apart.
   const char* prefetch;
@@ -163,6 +168,25 @@ struct AffineArgs {
   int width;  // pixels
   const float *factor, *offset;  // [channels of the element]
   Activation activation;
+};
+
+// float32 -> int8: one row of one element. Each value becomes value * factor + offset, fused, rounded
+// to nearest even and saturated to 0..255.
+struct QuantiseArgs {
+  const float* source[4];  // of each channel; rounded up to whole vectors
+  float* out;              // rounded up to whole vectors; lanes from `width` on are set to `outside`
+  int width;               // pixels
+  float factor, offset;
+  float outside;
+};
+
+// int8 -> float32: one row of one element. Each byte becomes (byte - zero_point) * scale.
+struct DequantiseArgs {
+  const float* source;  // rounded up to whole vectors
+  float* out[4];        // of each channel, or null; lanes from `width` on are set to zero
+  int width;            // pixels
+  int zero_point;
+  float scale;
 };
 
 // 3x3 max pooling of stride 2: one output row of one element. Values in packed elements are not
@@ -247,6 +271,8 @@ struct LowPrecisionKernels {
   void (*sums)(const SumsArgs&);                        // packed in; int8: null
   void (*affine)(const AffineArgs&);                    // packed in and out; int8: null
   int64_t (*peak)(const PeakArgs&);
+  void (*quantise)(const QuantiseArgs&);      // int8 alone, as the next one
+  void (*dequantise)(const DequantiseArgs&);
   // int8: most that |w0| + |w1| and |w2| + |w3| of a packed weight may be, as the kernel would
   // overflow; a column whose weights are larger is packed twice, with a part of them each. 0: any.
   int pair_limit = 0;

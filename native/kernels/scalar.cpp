@@ -131,14 +131,21 @@ void sparse_int8(const SparseArgs& a) {
           }
           if (lane < 0) continue;
           float v = __builtin_fmaf(static_cast<float>(sum[r][p][l]), a.scale[row], a.bias[row]);
-          if (a.packed_output && tile < a.rows && a.residual)
-            v = __builtin_fmaf(static_cast<float>(byte_of(a.residual[at], r)), a.residual_scale, v);
+          const bool adds = a.packed_output && tile < a.rows && a.residual;
+          const float added = adds ? static_cast<float>(byte_of(a.residual[at], r)) : 0;
+          const bool late = a.residual_last && a.out_scale != 0;
+          if (adds && !late) v = __builtin_fmaf(added, a.residual_scale, v);
           channels[r] = to_byte(v);
+          if (a.packed_output && a.out_scale != 0) {
+            float bent = activated(v, a.activation);
+            if (adds && late) bent = __builtin_fmaf(added, a.residual_scale, bent);
+            channels[r] = to_byte(__builtin_fmaf(bent, a.out_scale, a.out_zero));
+          }
           if (!a.packed_output && row < a.rows)
             a.out[row * a.row_stride + lane] = exists ? activated(v, a.activation) : 0;
         }
         if (a.last && a.packed_output && tile < a.rows && lane >= 0)
-          a.out[at] = exists ? join_bytes(channels) : 0;
+          a.out[at] = exists ? join_bytes(channels) : a.outside;
       }
   }
 }
@@ -265,6 +272,23 @@ void mean_int8(const MeanArgs& a) {
     }
 }
 
+void quantise(const QuantiseArgs& a) {
+  for (int x = 0; x < (a.width + L - 1) / L * L; x++) {
+    uint32_t channels[4];
+    for (int c = 0; c < 4; c++)
+      channels[c] = to_byte(__builtin_fmaf(a.source[c][x], a.factor, a.offset));
+    a.out[x] = x < a.width ? join_bytes(channels) : a.outside;
+  }
+}
+
+void dequantise(const DequantiseArgs& a) {
+  for (int c = 0; c < 4; c++)
+    for (int x = 0; a.out[c] && x < (a.width + L - 1) / L * L; x++) {
+      const int steps = static_cast<int>(byte_of(a.source[x], c)) - a.zero_point;
+      a.out[c][x] = x < a.width ? static_cast<float>(steps) * a.scale : 0;
+    }
+}
+
 constexpr float kInput[6][6] = {{4, 0, -5, 0, 1, 0},  {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
                                 {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
 constexpr float kOutput[4][6] = {
@@ -337,7 +361,9 @@ const LowPrecisionKernels kernels_scalar_bf16 = {
     depthwise<RowBfloat16>,
     sums<RowBfloat16>,
     affine<RowBfloat16>,
-    peak<ScalarBfloat16, float, 4>};
+    peak<ScalarBfloat16, float, 4>,
+    nullptr,
+    nullptr};
 
 const LowPrecisionKernels kernels_scalar_int8 = {
     L,
@@ -350,7 +376,9 @@ const LowPrecisionKernels kernels_scalar_int8 = {
     nullptr,
     nullptr,
     nullptr,
-    peak<ScalarInt8, int32_t, 8>};
+    peak<ScalarInt8, int32_t, 8>,
+    quantise,
+    dequantise};
 
 const Float32Kernels kernels_scalar_f32 = {L,
                                            5,

@@ -20,10 +20,7 @@ Shape Concat::shape(std::span<const Shape> inputs) const {
 
 Format Concat::format(std::span<const Format> inputs) const {
   for (const Format& in : inputs)
-    if (in.type != inputs[0].type ||
-        (in.type == ElementType::int8 &&
-         (in.quantization.scale != inputs[0].quantization.scale ||
-          in.quantization.zero_point != inputs[0].quantization.zero_point)))
+    if (!equal(in, inputs[0]))
       throw std::invalid_argument("joins maps of different types");
   return inputs[0];
 }

@@ -36,15 +36,14 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
     : a_(attributes) {
   const Shape out = shape(shapes);
   const ElementType in = formats[0].type;
-  if (in == ElementType::int8 && formats[0].quantization.zero_point)
-    throw std::invalid_argument("reads int8 values that may be negative");
-  if (in == ElementType::int8 && a_.activation > Activation::relu)
-    throw std::invalid_argument("reads int8: its activation can only be a ReLU");
+  const bool pads = *std::max_element(a_.padding, a_.padding + 4) > 0;
+  if (out.domain == Domain::rois && formats[0].quantization.zero_point && pads)
+    throw std::invalid_argument("on RoIs, padding is zero: int8 values must not be negative");
   if (a_.groups > 1 && (a_.groups != a_.in_channels || a_.groups != a_.out_channels))
     throw std::invalid_argument("has groups, but not as many as channels");
   const bool late = a_.activation == Activation::relu || a_.activation == Activation::silu ||
                     a_.activation == Activation::gelu;
-  if (a_.residual_last && (!late || in == ElementType::int8 || a_.groups > 1))
+  if (a_.residual_last && (!late || a_.groups > 1))
     throw std::invalid_argument("cannot add a tensor after its activation");
   if (a_.groups > 1 && (in == ElementType::int8 || in == ElementType::pixels))
     throw std::invalid_argument("a depthwise convolution reads float32 or bfloat16");
@@ -65,10 +64,12 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
                : in == ElementType::int8                       ? in
                                                                : ElementType::bfloat16;
   s.in_quantization = formats[0].quantization;
-  s.out_quantization = quantization_of(a_.clipping_threshold, a_.activation != Activation::relu);
+  s.out_quantization = a_.quantization;
   if (formats.size() > 1) {
     if (formats[1].type != s.out_type)
       throw std::invalid_argument("the tensor that is added has another type than the output");
+    if (in == ElementType::int8 && s.out_type != in)
+      throw std::invalid_argument("reads int8: nothing is added to a float32 output");
     s.residual_quantization = formats[1].quantization;
   }
   if (in == ElementType::pixels && (s.stride % 2 || s.dilation != 1))

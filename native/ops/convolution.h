@@ -14,10 +14,10 @@ struct ConvolutionAttributes {
   int padding[4];  // top, left, bottom, right; a negative one drops rows or columns
   int stride, dilation;
   int groups;                // 1, or as many as input and output channels: depthwise
-  Activation activation;     // reading int8: none or relu
+  Activation activation;
   bool residual_last;        // the tensor is added after the activation: relu, silu or gelu
   bool float32_output;       // also if the input is not
-  float clipping_threshold;  // int8: of the output
+  Quantization quantization;  // int8: of the output
 };
 
 // Inputs: x, and a tensor of the output's shape that is added before or after the activation, or

@@ -1,6 +1,5 @@
 #include "ops/depth_to_space.h"
 
-#include <cstring>
 
 namespace sparsedet {
 
@@ -24,7 +23,6 @@ Shape DepthToSpace::shape(std::span<const Shape> inputs) const {
 }
 
 void DepthToSpace::run_map(Context& context, const FeatureMap& in, const FeatureMap& out) const {
-  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
   context.pool.parallel(out.height, [&](int y, int) {
     for (int c = 0; c < out.elements(); c++) {
       float* to = out.at(y, c, 0);
@@ -34,7 +32,7 @@ void DepthToSpace::run_map(Context& context, const FeatureMap& in, const Feature
         for (int x = 0; x < in.width; x++)
           to[x * a_.block + j] = from[x];
       }
-      std::memset(to + out.width, 0, excess * sizeof(float));
+      clear_excess(out, y, c);
     }
   });
 }

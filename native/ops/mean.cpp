@@ -24,6 +24,11 @@ void mean_rois(Context& context, const Rois& in, const Rois& out) {
       for (int i = 0; i < per_element && c * per_element + i < in.channels; i++)
         a.out[i] = out.at(b, 0, 0, c * per_element + i);
       kernel(a);
+      // The kernel takes bytes as they are.
+      const float zero = static_cast<float>(in.quantization.zero_point) * in.quantization.scale;
+      for (int i = 0; zero > 0 && i < per_element && a.out[i]; i++)
+        for (int l = 0; l < in.lanes; l++)
+          a.out[i][l] -= zero;
     }
   });
 }

@@ -8,7 +8,7 @@ class Mean : public Operation {
  public:
   explicit Mean(Domain domain) : domain_(domain) {}
   Shape shape(std::span<const Shape> inputs) const override;
-  // Of RoIs float32; a map keeps its type.
+  // Of RoIs float32; a map, float32 or bfloat16, keeps its type.
   Format format(std::span<const Format> inputs) const override;
   void run(Context& context, const Step& step) const override;
 

@@ -34,14 +34,12 @@ struct Format {
   Quantization quantization = {};  // int8
 };
 
-// Quantization of a tensor; larger magnitudes than the clipping threshold saturate.
-// clipping_threshold 0: all values are zero.
-inline Quantization quantization_of(float clipping_threshold, bool negative) {
-  return {clipping_threshold > 0 ? clipping_threshold / (negative ? 127 : 255) : 1,
-          negative ? 128 : 0};
+inline bool equal(const Format& a, const Format& b) {
+  return a.type == b.type && a.quantization.scale == b.quantization.scale &&
+         a.quantization.zero_point == b.quantization.zero_point;
 }
 
-// Zeros that a reader of a feature map needs: rows above and below, pixels beside a row.
+// Zeros (of int8: zero points) that a reader of a feature map needs: rows above and below, pixels beside a row.
 struct Needs {
   int border = 0, padding = 0;
 };

@@ -11,6 +11,7 @@
 #include "ops/attention.h"
 #include "ops/cell_detections.h"
 #include "ops/concat.h"
+#include "ops/convert.h"
 #include "ops/convolution.h"
 #include "ops/depth_to_space.h"
 #include "ops/detections.h"
@@ -38,7 +39,7 @@ using Attributes =
                  SliceAttributes, DepthToSpaceAttributes, RoiAlignAttributes, ProposalsAttributes,
                  DetectionsAttributes, RetinaNetAttributes, FcosAttributes, MasksAttributes,
                  AddAttributes, AffineAttributes, ConcatAttributes, AveragePoolAttributes,
-                 CellAttributes, ShuffleAttributes, AttentionAttributes>;
+                 CellAttributes, ShuffleAttributes, AttentionAttributes, ConvertAttributes>;
 
 struct OperationSpec {
   std::string name;                 // of the operation and of the value that it makes

@@ -1,6 +1,7 @@
 #include "ops/pool.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 
@@ -29,6 +30,11 @@ void pool_map(Context& context, const FeatureMap& in, int padding_top, int paddi
 }
 
 namespace {
+
+void check_padding(const int (&padding)[4]) {
+  if (std::min({padding[0], padding[1], padding[2], padding[3]}) < 0)
+    throw std::invalid_argument("a pooling window cannot drop cells");
+}
 
 // Any window, of float32 or bfloat16. Rows are combined first, then columns.
 struct WindowPool {
@@ -77,10 +83,8 @@ struct WindowPool {
   }
 
   void run(Context& context, const FeatureMap& in, const FeatureMap& out) const {
-    if (std::min({padding[0], padding[1], padding[2], padding[3]}) < 0)
-      throw std::invalid_argument("a pooling window cannot drop cells");
-    const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
-    const size_t line = size_t(out.width) * stride + kernel + in.width + padding[1];
+    check_padding(padding);
+      const size_t line = size_t(out.width) * stride + kernel + in.width + padding[1];
     const bool pairs = in.type == ElementType::bfloat16;
     context.pool.parallel(out.height, [&](int y, int worker) {
       float* memory = context.scratch.get(worker, line + 2 * out.width);
@@ -91,22 +95,58 @@ struct WindowPool {
         if (pairs) row(in, y, c, 1, memory, out, odd);
         for (int x = 0; pairs && x < out.width; x++)
           to[x] = join_bfloat16(even[x], odd[x]);
-        std::memset(to + out.width, 0, excess * sizeof(float));
+        clear_excess(out, y, c);
       }
     });
   }
 };
 
+// The largest byte of each window, in steps of its type: rows first, then columns. Byte 0, the
+// smallest, stands beside the map.
+void pool_bytes(Context& context, const FeatureMap& in, int kernel, int stride,
+                const int (&padding)[4], const FeatureMap& out) {
+  check_padding(padding);
+  const int length = std::max((out.width - 1) * stride + kernel, in.width + padding[1]);
+  context.pool.parallel(out.height, [&](int y, int worker) {
+    auto* line = reinterpret_cast<uint8_t*>(context.scratch.get(worker, length + out.width));
+    auto* best = line + 4 * length;
+    const int top = y * stride - padding[0];
+    for (int c = 0; c < out.elements(); c++) {
+      std::memset(line, 0, 4 * length);
+      uint8_t* inside = line + 4 * padding[1];
+      for (int i = std::max(top, 0); i < std::min(top + kernel, in.height); i++) {
+        const auto* from = reinterpret_cast<const uint8_t*>(in.at(i, c, 0));
+        for (int b = 0; b < 4 * in.width; b++)
+          inside[b] = std::max(inside[b], from[b]);
+      }
+      if (stride == 1) {
+        std::memcpy(best, line, 4 * out.width);
+        for (int j = 1; j < kernel; j++)
+          for (int b = 0; b < 4 * out.width; b++)
+            best[b] = std::max(best[b], line[b + 4 * j]);
+      } else {
+        for (int b = 0; b < 4 * out.width; b++) {
+          const uint8_t* from = line + b / 4 * 4 * stride + b % 4;
+          best[b] = *from;
+          for (int j = 1; j < kernel; j++)
+            best[b] = std::max(best[b], from[4 * j]);
+        }
+      }
+      std::memcpy(out.at(y, c, 0), best, 4 * out.width);
+      clear_excess(out, y, c);
+    }
+  });
+}
+
 // Every `stride`-th cell, of any type.
 void pick_cells(Context& context, const FeatureMap& in, int stride, const FeatureMap& out) {
-  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
   context.pool.parallel(out.height, [&](int y, int) {
     for (int c = 0; c < out.elements(); c++) {
       const float* from = in.at(y * stride, c, 0);
       float* to = out.at(y, c, 0);
       for (int x = 0; x < out.width; x++)
         to[x] = from[x * stride];
-      std::memset(to + out.width, 0, excess * sizeof(float));
+      clear_excess(out, y, c);
     }
   });
 }
@@ -126,7 +166,9 @@ Format MaxPool::format(std::span<const Format> inputs) const {
   if (inputs[0].type != ElementType::float32 || a_.type != ElementType::int8)
     throw std::invalid_argument(
         "max pooling keeps the type of its input, or makes int8 of float32");
-  return {a_.type, quantization_of(a_.clipping_threshold, false)};
+  if (a_.kernel != 3 || a_.stride != 2 || a_.negative || a_.quantization.zero_point)
+    throw std::invalid_argument("this max pooling keeps the type");
+  return {a_.type, a_.quantization};
 }
 
 Needs MaxPool::needs(std::span<const Shape> inputs, size_t) const {
@@ -136,11 +178,12 @@ Needs MaxPool::needs(std::span<const Shape> inputs, size_t) const {
 
 void MaxPool::run(Context& context, const Step& step) const {
   const FeatureMap &in = step.inputs[0]->map, &out = step.out.map;
-  if (a_.kernel == 3 && a_.stride == 2 && !a_.negative)
+  const bool bytes = in.type == ElementType::int8;
+  if (a_.kernel == 3 && a_.stride == 2 && !a_.negative && !bytes)
     return pool_map(context, in, a_.padding[0], a_.padding[1], out);
-  if (in.type != out.type) throw std::invalid_argument("this max pooling keeps the type");
   if (a_.kernel == 1 && std::max({a_.padding[0], a_.padding[1]}) <= 0)
     return pick_cells(context, in, a_.stride, out);
+  if (bytes) return pool_bytes(context, in, a_.kernel, a_.stride, a_.padding, out);
   expect_fractions(step.inputs[0]->format);
   WindowPool{a_.kernel, a_.stride, a_.padding, false, false}.run(context, in, out);
 }

@@ -9,7 +9,7 @@ struct MaxPoolAttributes {
   int kernel, stride;
   int padding[4];            // top, left, bottom, right; never the largest
   ElementType type;          // of the output: that of the input, or int8 of float32
-  float clipping_threshold;  // int8: of the output
+  Quantization quantization;  // int8 of float32: of the output
 };
 
 class MaxPool : public Operation {

@@ -1,6 +1,5 @@
 #include "ops/resize.h"
 
-#include <cstring>
 
 namespace sparsedet {
 
@@ -31,14 +30,13 @@ void Resize::run(Context& context, const Step& step) const {
     throw std::invalid_argument("the network input cannot be resized");
   const std::vector<int> rows = sources(in.height, out.height);
   const std::vector<int> columns = sources(in.width, out.width);
-  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
   context.pool.parallel(out.height, [&](int y, int) {
     for (int c = 0; c < out.elements(); c++) {
       const float* from = in.at(rows[y], c, 0);
       float* to = out.at(y, c, 0);
       for (int x = 0; x < out.width; x++)
         to[x] = from[columns[x]];
-      std::memset(to + out.width, 0, excess * sizeof(float));
+      clear_excess(out, y, c);
     }
   });
 }

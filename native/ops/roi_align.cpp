@@ -101,7 +101,7 @@ RoiAlign::RoiAlign(const Kernels& kernels, const RoiAlignAttributes& attributes,
   if (bias.empty()) return;
   const int channels = static_cast<int>(bias.size());
   const int elements = pitch(element_count(a_.type, channels), kernels.lanes);
-  const Quantization q = quantization_of(a_.clipping_threshold.value_or(0), !a_.relu);
+  const Quantization q = a_.quantization.value_or(Quantization{});
   bias_.assign(channels_per_element(a_.type) * elements, 0.0f);
   for (int c = 0; c < channels; c++)
     bias_[a_.type == ElementType::bfloat16 ? c / 2 + c % 2 * elements : c] =
@@ -126,13 +126,15 @@ Shape RoiAlign::shape(std::span<const Shape> inputs) const {
 Format RoiAlign::format(std::span<const Format> inputs) const {
   const Format& map = inputs[0];
   for (const Format& other : inputs.first(inputs.size() - 1))
-    if (other.type != map.type || other.quantization.scale != map.quantization.scale ||
-        other.quantization.zero_point != map.quantization.zero_point)
+    if (!equal(other, map))
       throw std::invalid_argument("the feature maps of RoIAlign differ in type");
   if (a_.type != map.type && (map.type != ElementType::float32 || a_.type != ElementType::int8))
     throw std::invalid_argument("RoIAlign keeps the type of its maps, or makes int8 of float32");
-  if (a_.clipping_threshold) return {a_.type, quantization_of(*a_.clipping_threshold, !a_.relu)};
-  return {a_.type, inputs[0].quantization};
+  if (map.type == ElementType::int8 && map.quantization.zero_point)
+    throw std::invalid_argument("RoIAlign reads int8 values that may be negative");
+  if (a_.relu && a_.quantization && a_.quantization->zero_point)
+    throw std::invalid_argument("RoIAlign has a ReLU, and values that may be negative");
+  return {a_.type, a_.quantization.value_or(map.quantization)};
 }
 
 size_t RoiAlign::prepared_floats(std::span<Value* const> inputs) const {

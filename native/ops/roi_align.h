@@ -21,7 +21,7 @@ struct RoiAlignAttributes {
   float canonical_size;
   int canonical_level, first_level;
   ElementType type;                         // of the output
-  std::optional<float> clipping_threshold;  // int8: of the output; else that of the input
+  std::optional<Quantization> quantization;  // int8: of the output; else that of the input
   bool relu;
 };
 

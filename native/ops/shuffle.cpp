@@ -13,7 +13,8 @@ Shape Shuffle::shape(std::span<const Shape> inputs) const {
 }
 
 Format Shuffle::format(std::span<const Format> inputs) const {
-  return expect_fractions(inputs[0]);
+  if (inputs[0].type != ElementType::int8) return expect_fractions(inputs[0]);
+  return inputs[0];
 }
 
 void Shuffle::run(Context& context, const Step& step) const {
@@ -27,6 +28,18 @@ void Shuffle::run(Context& context, const Step& step) const {
       float* to = out.at(y, c, 0);
       if (in.type == ElementType::float32) {
         std::memcpy(to, in.at(y, source(c), 0), length * sizeof(float));
+        continue;
+      }
+      if (in.type == ElementType::int8) {
+        const int channels[] = {source(4 * c), source(4 * c + 1), source(4 * c + 2),
+                                source(4 * c + 3)};
+        for (int x = 0; x < out.width; x++) {
+          uint32_t bytes[4];
+          for (int i = 0; i < 4; i++)
+            bytes[i] = byte_of(in.at(y, channels[i] / 4, 0)[x], channels[i]);
+          to[x] = join_bytes(bytes);
+        }
+        clear_excess(out, y, c);
         continue;
       }
       const int low = source(2 * c), high = source(2 * c + 1);

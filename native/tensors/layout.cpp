@@ -1,8 +1,6 @@
 #include "tensors/layout.h"
 
 #include <cstdint>
-#include <cstring>
-
 namespace sparsedet {
 
 float* Scratch::get(int worker, size_t floats) {
@@ -18,15 +16,15 @@ const LowPrecisionKernels* low_precision_kernels(const Context& context, Element
 }
 
 void clear_border(Context& context, const FeatureMap& map) {
-  std::memset(map.data, 0, map.border * map.row() * sizeof(float));
+  const float zero = map.zero();
+  std::fill_n(map.data, map.border * map.row(), zero);
   // Needed without a border, too: a filter tap to the right of the last row reads past its end.
-  std::memset(map.data + (map.border + map.height) * map.row(), 0,
-              (map.border * map.row() + 4 * map.lanes) * sizeof(float));
+  std::fill_n(map.data + (map.border + map.height) * map.row(),
+              map.border * map.row() + 4 * map.lanes, zero);
   context.pool.parallel(map.height, [&](int y, int) {
     for (int c = 0; c < map.elements(); c++) {
-      std::memset(map.at(y, c, -map.margin()), 0, map.margin() * sizeof(float));
-      const int excess = divide_up(map.width, map.lanes) * map.lanes - map.width;
-      std::memset(map.at(y, c, map.width), 0, excess * sizeof(float));
+      std::fill_n(map.at(y, c, -map.margin()), map.margin(), zero);
+      clear_excess(map, y, c);
     }
   });
 }
@@ -63,7 +61,7 @@ void fill_map(const float* from, int width, const FeatureMap& to) {
   for (int y = 0; y < to.height; y++)
     for (int c = 0; c < to.elements(); c++) {
       float* out = to.at(y, c, 0);
-      std::memset(out, 0, (to.stride() - to.margin()) * sizeof(float));
+      clear_excess(to, y, c);
       for (int x = 0; x < to.width; x++)
         out[x] = to.type == ElementType::pixels
                      ? join_bfloat16(value(c, y, 2 * x), value(c, y, 2 * x + 1))

@@ -16,6 +16,7 @@
 // A view of some channels of another tensor has the rows (FeatureMap) or cells (Rois) of the whole
 // tensor, `of_elements` elements long: splitting and joining channels costs no time.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -36,6 +37,8 @@ struct FeatureMap {
   int of_elements = 0;             // a view: elements of the whole tensor; 0: it is no view
 
   int elements() const { return element_count(type, channels); }
+  // The element whose channels are zero: what borders and margins hold.
+  float zero() const { return zero_element(type, quantization); }
 
   // Zeros before each row of a channel, in whole vectors.
   int margin() const { return padding > lanes ? divide_up(padding, lanes) * lanes : lanes; }
@@ -108,9 +111,15 @@ struct Context {
 // The kernels of bfloat16 or int8; null for float32.
 const LowPrecisionKernels* low_precision_kernels(const Context& context, ElementType type);
 
-// Sets the border of a feature map to zero, and what follows the pixels of a row; the operations
+// Sets the border of a feature map to zero (of int8: to its zero point), and what follows the pixels of a row; the operations
 // leave it so.
 void clear_border(Context& context, const FeatureMap& map);
+
+// Sets what follows the pixels of a row of an element to zero.
+inline void clear_excess(const FeatureMap& map, int y, int element) {
+  const auto pixels = static_cast<ptrdiff_t>(map.stride()) - map.margin();
+  std::fill(map.at(y, element, map.width), map.at(y, element, 0) + pixels, map.zero());
+}
 
 // Elements rounded up to whole vectors.
 inline int pitch(int elements, int lanes) {

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Engine, Precision
 from .engine.lower import lowered
 from .errors import InputError
+from .images.crop import fitted
 from .images.letterbox import check_image
 from .model.detector_config import Config
 from .model.file import NetworkFile, load_network
@@ -59,8 +59,6 @@ class Model:
         precision: Precision = "f32",
         isa: str = "",
     ) -> None:
-        if precision == "int8":
-            raise InputError("precision 'int8' needs a detector that was calibrated for it")
         self.network = network
         config = network.config
         steps = config.constants
@@ -72,6 +70,7 @@ class Model:
             precision=precision,
             isa=isa,
             graph=lowered(_taking_arrays(config.graph)),
+            clipping_thresholds=network.clipping_thresholds,
         )
 
     @classmethod
@@ -175,20 +174,3 @@ class Model:
             scores = powers / powers.sum()
         names = self.config.class_names or tuple(map(str, range(count)))
         return [(names[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top]]
-
-
-def fitted(image: NDArray[np.uint8], config: NetworkConfig) -> NDArray[np.uint8]:
-    """An image (H, W, 3) at the size of the network input, as the configuration says."""
-    height, width = config.graph.image.size
-    if config.resize == "stretch":
-        out = cv2.resize(np.ascontiguousarray(image), (width, height))
-        return np.asarray(out, np.uint8)
-    scale = max(height / image.shape[0], width / image.shape[1]) / config.crop
-    size = [
-        max(round(n * scale), least) for n, least in zip(image.shape, (height, width), strict=False)
-    ]
-    resized = cv2.resize(
-        np.ascontiguousarray(image), (size[1], size[0]), interpolation=cv2.INTER_AREA
-    )
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return np.asarray(resized[top : top + height, left : left + width], np.uint8)

@@ -28,8 +28,9 @@ from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.c4 import build_graph
 from sparsedet.model.config import ModelConfig
-from sparsedet.model.file import int8_layers, save_model
+from sparsedet.model.file import save_model
 from sparsedet.model.graph import Conv, MaxPool, RoiAlign, Shape
+from sparsedet.model.int8_ranges import int8_layers
 from sparsedet.testing import random_tensors
 
 INT8_ISAS = [isa for isa in _native.available_isas() if _native.has_int8(isa)]

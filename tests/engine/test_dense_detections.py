@@ -323,7 +323,7 @@ def test_maps_that_are_not_float32_are_refused() -> None:
         | asdict(of_engine["n"].attributes)
     )
     conv = {"kernel": (1, 1), "stride": 2, "padding": (0,) * 4, "dilation": 1, "groups": 1}
-    conv |= {"kind": "conv", "activation": "none", "type": "bf16", "clipping_threshold": 0.0}
+    conv |= {"kind": "conv", "activation": "none", "type": "bf16"}
     weight = np.ones((4, 3, 1, 1), np.float32)
     native.add({**conv, "name": "m", "inputs": ["n"], "in_channels": 3, "out_channels": 4}, weight)
     fields = {"name": "rows", "kind": output.kind, "inputs": ["m", "m", "image"], **asdict(output)}

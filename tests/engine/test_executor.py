@@ -46,14 +46,13 @@ def conv(name: str, inputs: list[str], ins: int, out: int, **changes: Any) -> Fi
         "groups": 1,
         "activation": "none",
         "type": "f32",
-        "clipping_threshold": 0.0,
         **changes,
     }
 
 
 def pool(name: str, inputs: list[str], **changes: Any) -> Fields:
     fields = {"name": name, "kind": "max_pool", "inputs": inputs, "kernel": 3, "stride": 2}
-    padding = {"padding": (1, 1, 1, 1), "type": "f32", "clipping_threshold": 0.0}
+    padding = {"padding": (1, 1, 1, 1), "type": "f32"}
     return {**fields, **padding, **changes}
 
 
@@ -96,7 +95,6 @@ def roi_align(name: str, inputs: list[str], **changes: Any) -> Fields:
         "first_level": 2,
         "activation": "none",
         "type": "f32",
-        "clipping_threshold": None,
         **changes,
     }
 
@@ -695,16 +693,15 @@ def test_types_that_do_not_fit_each_other() -> None:
     native = engine()
     add(native, normalise())
     add(native, conv("m", ["n"], 3, 4, activation="relu"))
-    add(native, pool("q", ["m"], type="int8", clipping_threshold=9.0))
+    add(native, pool("q", ["m"], type="int8", quantization=(9 / 255, 0)))
     add(native, pool("f", ["m"]))
     add(native, conv("l", ["f"], 4, 1))
     add(native, conv("d", ["f"], 4, 4))
     add(native, proposals("boxes", ["l", "d", "image"]))
-    add(native, conv("s", ["q"], 4, 4, type="int8", clipping_threshold=9.0))
+    add(native, conv("s", ["q"], 4, 4, type="int8", quantization=(9 / 255, 0)))
     for fields in (
         conv("x", ["f", "q"], 4, 4),
-        conv("x", ["q", "f"], 4, 4, type="int8", clipping_threshold=9.0),
-        conv("x", ["s"], 4, 4, type="int8", clipping_threshold=9.0),  # may be negative
+        conv("x", ["q", "f"], 4, 4, type="int8", quantization=(9 / 255, 0)),
         pool("x", ["q"], type="f32"),
         roi_align("x", ["q", "boxes"], type="f32"),
         roi_align("x", ["q", "f", "boxes"], type="int8", scales=[0.5, 0.5]),

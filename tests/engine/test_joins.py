@@ -29,7 +29,7 @@ def conv(name: str, source: str, ins: int, out: int, **changes: Any) -> Fields:
     fields: Fields = {"name": name, "kind": "conv", "inputs": [source], "in_channels": ins}
     fields |= {"out_channels": out, "kernel": (1, 1), "padding": (0, 0, 0, 0), "stride": 1}
     fields |= {"dilation": 1, "groups": 1, "activation": "none", "type": "f32"}
-    return {**fields, "clipping_threshold": 0.0, **changes}
+    return {**fields, **changes}
 
 
 class JoinedNetwork:
@@ -161,7 +161,7 @@ def test_a_join_of_joins_and_maps_of_other_operations() -> None:
     net.conv("a", "n", 4)
     pool = {"kernel": 5, "stride": 1, "padding": (2, 2, 2, 2), "type": "f32"}
     value = F.max_pool2d(net.values["a"], 5, 1, 2)
-    net.add("p", "max_pool", ["a"], value, clipping_threshold=0.0, negative=True, **pool)
+    net.add("p", "max_pool", ["a"], value, negative=True, **pool)
     net.concat("j", "a", "p")
     net.conv("c", "n", 3)
     net.concat("k", "j", "c")
@@ -228,7 +228,7 @@ def test_pools_of_any_window(
         if min(x.shape[2:]) + 2 * padding < kernel:
             continue
         y = torch.from_numpy(x) - 9  # zeros around the map would be the largest
-        largest = {**base, "kind": "max_pool", "type": precision, "clipping_threshold": 0.0}
+        largest = {**base, "kind": "max_pool", "type": precision}
         got = run(isa, precision, {**largest, "negative": True}, y.numpy())[0]
         assert close(got, F.max_pool2d(y, kernel, stride, padding), precision)
         for counted in (False, True):

@@ -49,7 +49,7 @@ def conv(name: str, inputs: list[str], ins: int, out: int, **changes: Any) -> Fi
     fields: Fields = {"name": name, "kind": "conv", "inputs": inputs, "in_channels": ins}
     fields |= {"out_channels": out, "kernel": (1, 1), "padding": (0, 0, 0, 0), "stride": 1}
     fields |= {"dilation": 1, "groups": 1, "activation": "none", "type": "f32"}
-    return {**fields, "clipping_threshold": 0.0, **changes}
+    return {**fields, **changes}
 
 
 def with_map(isa: str, precision: str, channels: int, threads: int = 1) -> NativeEngine:
@@ -124,19 +124,6 @@ def test_activations_are_equal_to_the_bit_on_all_instruction_sets(activation: st
         results.append([native.run_operation("x", [x]) for x in maps(20)])
     for first, *others in zip(*results, strict=True):
         assert all(np.array_equal(first, other) for other in others)
-
-
-@pytest.mark.skipif(not has_int8(), reason="no int8 here")
-@pytest.mark.parametrize("activation", ["hardswish", "hardsigmoid", "relu6", "silu"])
-def test_int8_takes_no_other_activation_than_relu(activation: str) -> None:
-    native = with_map("", "f32", 4)
-    pool = {"name": "q", "kind": "max_pool", "inputs": ["m"], "kernel": 3, "stride": 2}
-    native.add({**pool, "padding": (1, 1, 1, 1), "type": "int8", "clipping_threshold": 9.0})
-    weight = integers(4, 4, 1, 1)
-    for output in ("int8", "f32"):
-        fields = conv("x", ["q"], 4, 4, activation=activation, type=output)
-        with pytest.raises(ValueError, match="x: reads int8: its activation can only be a ReLU"):
-            native.add(fields, weight)
 
 
 # ------------------------------------------------------------------- depthwise convolutions
@@ -241,7 +228,7 @@ def test_what_a_depthwise_convolution_refuses() -> None:
         (conv("x", ["m"], 4, 4), "depthwise", "algorithm 'depthwise' cannot run this operation"),
     ]
     if has_int8():
-        native.add({**pool, "padding": (1,) * 4, "type": "int8", "clipping_threshold": 9.0})
+        native.add({**pool, "padding": (1,) * 4, "type": "int8", "quantization": (9 / 255, 0)})
         said = "a depthwise convolution reads float32 or bfloat16"
         cases.append((depthwise("x", 4, ["q"], type="int8"), "", said))
     for fields, algorithm, said in cases:
@@ -272,11 +259,9 @@ def test_convolutions_with_groups(isa: str, precision: str, groups: int) -> None
     tensors |= {"b.weight": integers(12, 6 // groups, 3, 3, seed=1), "b.bias": integers(12)}
     tensors |= {"c.weight": integers(12, 1, 3, 3, seed=1), "c.bias": integers(12)}
     native = NativeEngine(isa, 2, False, precision, (20, 24))
-    for fields, given, offset, _ in operations(
-        graph, tensors, precision=precision, clipping_thresholds={}
-    ):
-        assert not isinstance(given, StoredTensor)
-        native.add(fields, given, offset)
+    for made in operations(graph, tensors, precision=precision, clipping_thresholds={}):
+        assert not isinstance(made.weight, StoredTensor)
+        native.add(made.fields, made.weight, made.bias)
     assert [row[1] for row in native.convolutions][2] == "depthwise"
     native.plan(20, 24)
     x = np.abs(integers(6, 10, 12))
@@ -431,7 +416,7 @@ def test_what_operations_on_maps_refuse() -> None:
     ]
     if has_int8():
         pool = {"name": "q", "kind": "max_pool", "inputs": ["m"], "kernel": 3, "stride": 2}
-        native.add({**pool, "padding": (1,) * 4, "type": "int8", "clipping_threshold": 9.0})
+        native.add({**pool, "padding": (1,) * 4, "type": "int8", "quantization": (9 / 255, 0)})
         said = "runs in float32 and bfloat16 only"
         cases.append(({**norm, "inputs": ["q"]}, [six, six], said))
         cases.append(({"kind": "mean", "inputs": ["q"]}, [], said))

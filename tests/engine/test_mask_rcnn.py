@@ -266,7 +266,6 @@ ROI_ALIGN = {
     "first_level": 2,
     "activation": "none",
     "type": "f32",
-    "clipping_threshold": None,
 }
 
 

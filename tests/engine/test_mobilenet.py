@@ -44,7 +44,6 @@ class Builder:
         fields |= {"in_channels": conv.in_channels, "out_channels": conv.out_channels}
         fields |= {"kernel": conv.kernel_size, "padding": conv.padding * 2}
         fields |= {"stride": conv.stride[0], "dilation": conv.dilation[0], "groups": conv.groups}
-        fields |= {"clipping_threshold": 0.0}
         self.native.add(fields, weight.detach().numpy(), bias.detach().numpy())
         self.channels[name] = conv.out_channels
         return name

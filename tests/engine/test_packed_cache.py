@@ -166,7 +166,6 @@ def test_what_the_core_refuses(small_model: Path) -> None:
             "groups": 1,
             "activation": "none",
             "type": "f32",
-            "clipping_threshold": 0.0,
         }
         weight = np.array(mask, np.uint8), values
         engine.add(fields, weight=weight, bias=np.zeros(bias, np.float32))

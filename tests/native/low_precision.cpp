@@ -51,7 +51,7 @@ std::string LayerCase::text() const {
   const bool is_int8 = in == ElementType::int8;
   return (is_int8 ? "int8 " : "bf16 ") + std::to_string(in_channels) + " -> " +
          std::to_string(out_channels) + ", kernel " + std::to_string(kernel) + ", stride " +
-         std::to_string(stride) + ", width " + std::to_string(width) + (rois ? ", RoIs" : "");
+         std::to_string(stride) + ", width " + std::to_string(width) + (rois ? ", RoIs" : "") + (shifted ? ", zero points" : "");
 }
 
 std::vector<LayerCase> layer_cases() {
@@ -69,6 +69,12 @@ std::vector<LayerCase> layer_cases() {
       cases.push_back({type, type, type == bf16 ? 600 : 1200, 34, 1, 1, 1, true, rois, 2, 5});
       cases.push_back({type, type, 12, 1100, 1, 1, 1, true, rois, 1, 3});
     }
+  for (const bool residual : {false, true}) {
+    cases.push_back({int8, int8, 34, 35, 3, 1, 1, residual, false, 5, 19, true});
+    cases.push_back({int8, int8, 9, 40, 5, 2, 1, residual, false, 7, 20, true});
+    cases.push_back({int8, int8, 34, 35, 1, 1, 1, residual, true, 5, 19, true});
+  }
+  cases.push_back({int8, f32, 34, 35, 3, 1, 1, false, false, 20, 20, true});
   return cases;
 }
 
@@ -85,6 +91,12 @@ Layer::Layer(const LayerCase& c, Zeros zeros) : case_(c) {
     s.in_quantization = {0.01f, 0};
     s.out_quantization = {0.07f, 0};
     s.residual_quantization = {0.02f, 128};
+  }
+  if (c.shifted) {
+    s.in_quantization = {0.01f, 77};
+    s.out_quantization = {0.07f, 31};
+    s.activation = Activation::silu;
+    s.residual_last = c.residual;
   }
   problem_.rois = c.rois;
   problem_.residual = c.residual;
@@ -115,7 +127,7 @@ std::vector<float> Layer::run_on_map(Context& context, const PackedConvolution& 
                 padding, lanes,         c.in,     problem_.shape.in_quantization,
                 padding};
   FeatureMap out{nullptr, c.out_channels, problem_.out_height, problem_.out_width, 0, lanes, c.out,
-                 {}};
+                 problem_.shape.out_quantization};
   FeatureMap residual = out;
   Canaries in_memory(in.size()), out_memory(out.size()), residual_memory(residual.size());
   in.data = in_memory.data();
@@ -156,10 +168,11 @@ std::vector<float> Layer::run_on_rois(Context& context, const PackedConvolution&
 
 namespace {
 
-ConvolutionAttributes conv(int in, int out, int kernel, int stride, bool float32, float threshold) {
+ConvolutionAttributes conv(int in, int out, int kernel, int stride, bool float32,
+                           Quantization quantization) {
   const int pad = kernel / 2;
   return {in,    out,     {kernel, kernel}, {pad, pad, pad, pad}, stride, 1, 1, Activation::relu,
-          false, float32, threshold};
+          false, float32, quantization};
 }
 
 }  // namespace
@@ -179,18 +192,18 @@ NetworkRun run_network(const Kernels& kernels, bool int8, Zeros zeros) {
     const Weights given(weights.data());
     executor.add({name, inputs, attributes}, &given, &bias, "", "");
   };
-  add("stem", {"x"}, conv(3, 24, 7, 2, int8, 0));
+  add("stem", {"x"}, conv(3, 24, 7, 2, int8, {}));
   MaxPoolAttributes pool{};
   pool.kernel = 3;
   pool.stride = 2;
   std::fill(pool.padding, pool.padding + 4, 1);
   pool.type = int8 ? ElementType::int8 : ElementType::bfloat16;
-  pool.clipping_threshold = 255;
+  pool.quantization = {1, 0};
   executor.add({"pool", {"stem"}, pool}, nullptr, nullptr, "", "");
-  add("a", {"pool"}, conv(24, 40, 1, 1, false, 400));
-  add("b", {"a", "a"}, conv(40, 40, 3, 1, false, 3000));
-  add("c", {"b"}, conv(40, 70, 3, 2, false, 9000));
-  add("d", {"c"}, conv(70, 9, 1, 1, true, 0));
+  add("a", {"pool"}, conv(24, 40, 1, 1, false, {400.0f / 255, 0}));
+  add("b", {"a", "a"}, conv(40, 40, 3, 1, false, {3000.0f / 255, 0}));
+  add("c", {"b"}, conv(40, 70, 3, 2, false, {9000.0f / 255, 0}));
+  add("d", {"c"}, conv(70, 9, 1, 1, true, {}));
   NetworkRun run;
   for (const auto& [name, convolution] : executor.convolutions())
     run.algorithms.push_back(convolution->algorithm().name);

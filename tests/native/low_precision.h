@@ -12,6 +12,7 @@ struct LayerCase {
   int in_channels, out_channels, kernel, stride, dilation;
   bool residual, rois;
   int height = 5, width = 19;
+  bool shifted = false;  // int8: zero points, and an activation that is bent
 
   std::string text() const;
 };

@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/activation.h"
 #include "kernels/elements.h"
 
 namespace {
@@ -87,6 +88,7 @@ struct Int8Case {
   double density;
   bool first, last, packed_output, relu;
   int residual;  // none, separate, in place
+  bool steps;    // bytes of a packed result come in a step of their own, after any activation
 };
 
 bool sparse_case(const Kernels& k, const Int8Case& c) {
@@ -126,6 +128,14 @@ bool sparse_case(const Kernels& k, const Int8Case& c) {
     a.valid[p] = p == c.P - 1 ? c.valid : L;
   }
   a.residual_scale = fraction();
+  a.activation = c.relu ? Activation::relu : Activation::none;
+  a.outside = random_element();
+  if (c.steps) {
+    a.activation = static_cast<Activation>(rng() % 8);
+    a.residual_last = rng() % 2;
+    a.out_scale = 1 + fraction();
+    a.out_zero = static_cast<float>(rng() % 256);
+  }
   // One row less than the row tiles have, if possible: the kernel must not store it.
   a.rows = c.packed_output ? c.row_tiles : std::max(1, rows - 1);
   GuardedBuffer out(a.rows * a.row_stride), residual(a.rows * a.row_stride);
@@ -150,12 +160,19 @@ bool sparse_case(const Kernels& k, const Int8Case& c) {
                      static_cast<int>(byte_of(panel.data()[i * width + p * L + l], b));
           if (!c.last) partial.expect(at, from_bits(static_cast<uint32_t>(sum)));
           float v = std::fma(static_cast<float>(sum), scale[row], bias[row]);
-          if (adds) v = std::fma(static_cast<float>(byte_of(added, r)), a.residual_scale, v);
-          bytes[r] = saturated(v);
+          const auto add = [&](float to) {
+            return std::fma(static_cast<float>(byte_of(added, r)), a.residual_scale, to);
+          };
+          const bool late = c.steps && a.residual_last;
+          if (adds && !late) v = add(v);
+          const float bent = activated(v, a.activation);
+          const float stepped = std::fma(adds && late ? add(bent) : bent, a.out_scale, a.out_zero);
+          bytes[r] = saturated(c.steps ? stepped : v);
           if (c.last && !c.packed_output && row < a.rows)
-            out.expect(row * a.row_stride + a.offset[p] + l, !exists || (c.relu && v < 0) ? 0 : v);
+            out.expect(row * a.row_stride + a.offset[p] + l, exists ? bent : 0);
         }
-        if (c.last && c.packed_output) out.expect(element_at, exists ? join_bytes(bytes) : 0);
+        if (c.last && c.packed_output)
+          out.expect(element_at, exists ? join_bytes(bytes) : a.outside);
       }
   a.panel = panel.data();
   a.index = index.data();
@@ -166,7 +183,6 @@ bool sparse_case(const Kernels& k, const Int8Case& c) {
   a.first = c.first;
   a.last = c.last;
   a.packed_output = c.packed_output;
-  a.activation = c.relu ? Activation::relu : Activation::none;
   a.partial = c.first && c.last ? nullptr : partial.data();
   a.bias = bias.data();
   a.scale = scale.data();
@@ -180,6 +196,36 @@ bool sparse_case(const Kernels& k, const Int8Case& c) {
   }
   k.int8->sparse[R](a);
   return out.good() && partial.good() && panel.good() && residual.good();
+}
+
+bool convert_case(const Kernels& k, int width) {
+  const int L = k.lanes, whole = divide_up(width, L) * L;
+  std::vector<float> rows[4];
+  QuantiseArgs q{{}, nullptr, width, 90.3f, 31.0f, random_element()};
+  GuardedBuffer out(whole), back(3 * whole);
+  for (int c = 0; c < 4; c++) {
+    rows[c].resize(whole);
+    for (float& v : rows[c])
+      v = 3 * fraction();
+    q.source[c] = rows[c].data();
+  }
+  DequantiseArgs d{nullptr, {}, width, 31, 0.37f};
+  for (int x = 0; x < whole; x++) {
+    uint32_t bytes[4];
+    for (int c = 0; c < 4; c++) {
+      bytes[c] = saturated(std::fma(rows[c][x], q.factor, q.offset));
+      const auto steps = static_cast<float>(static_cast<int>(bytes[c]) - 31);
+      if (c < 3) back.expect(c * whole + x, x < width ? steps * d.scale : 0);
+    }
+    out.expect(x, x < width ? join_bytes(bytes) : q.outside);
+  }
+  q.out = out.data();
+  k.int8->quantise(q);
+  d.source = out.data();
+  for (int c = 0; c < 3; c++)  // the fourth channel is left out
+    d.out[c] = back.data() + c * whole;
+  k.int8->dequantise(d);
+  return out.good() && back.good();
 }
 
 bool pool_case(const Kernels& k, int width) {
@@ -304,18 +350,20 @@ bool test_int8(const Kernels& k) {
       for (double density : {0.0, 0.4, 1.0})
         for (int P = 1; P <= kVectors; P++)
           for (int valid : {1, L - 1, L})
-            for (int flags = 0; flags < 16; flags++)
+            for (int flags = 0; flags < 32; flags++)
               for (int residual = 0; residual < 3; residual++)
                 check(
                     sparse_case(k, {row_tiles, columns, P, valid, density, bool(flags & 1),
-                                    bool(flags & 2), bool(flags & 4), bool(flags & 8), residual}));
+                                    bool(flags & 2), bool(flags & 4), bool(flags & 8), residual,
+                                    bool(flags & 16)}));
   bool good = finish("sparse");
   for (int n : {1, L - 1, L, L + 1, 3 * L + 2}) {
     check(pool_case(k, n));
+    check(convert_case(k, n));
     for (int flags = 0; flags < 4; flags++)
       check(roi_case(k, n, flags & 1, flags & 2));
     for (int channels = 1; channels <= 4; channels++)
       check(mean_case(k, n, channels));
   }
-  return finish("pool, roi, mean") && good;
+  return finish("pool, roi, mean, conversions") && good;
 }

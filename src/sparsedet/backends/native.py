@@ -47,7 +47,7 @@ def from_graph(
     from ..importers.onnx import load_onnx_detector  # most models are no ONNX files
 
     imported = load_onnx_detector(path)
-    model = ModelFile(imported.config, imported.tensors, imported.provenance, "float32")
+    model = imported.as_model()
     algorithms = None if tuning is None else load_tuning(tuning)
     return model, from_model(model, threads, 1, precision, isa, algorithms)
 

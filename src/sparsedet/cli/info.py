@@ -192,6 +192,12 @@ def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:
         f"memory: packed weights {memory.weights / 1e6:.1f} MB, activations "
         f"{memory.activations / 1e6:.1f} MB"
     )
+    if engine.conversions:
+        moved = engine.native.converted_bytes / 1e6
+        print(
+            f"{len(engine.conversions)} conversions between formats read and write {moved:.1f} MB in "
+            "a run"
+        )
     return 0
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .messages import Progress
-from .options import Command, add, add_bad_images, output_file
+from .convert_onnx import check_no_onnx_flags, onnx_flags, parse_shape, stated_of
+from .messages import Progress, warn
+from .options import Command, add, add_bad_images, group, output_file
 
 
 def register(command: Command) -> None:
@@ -16,35 +17,54 @@ def register(command: Command) -> None:
         run_quantize,
         "Calibrate a model for --precision int8, on unlabelled images.",
         usage="[MODEL] --images FOLDER --output PATH [OPTIONS]",
-        details="The result is a model file with the same weights, and the clipping threshold of\n"
-        "each layer's output. int8 is fast for models that are pruned with --pattern 1x4.",
+        details="MODEL is a network of any kind: a model file, an ONNX file, a detector of another "
+        "project.\nThe result is a model file with the same weights, and what bytes hold of each "
+        "value.\nint8 is fast for models that are pruned with --pattern 1x4.",
         examples=(
             "sparsedet quantize pruned.safetensors --images photos --output int8.safetensors",
+            "sparsedet quantize yolox_nano.onnx --images photos --output int8.safetensors",
             "sparsedet detect street.jpg --model int8.safetensors --precision int8",
         ),
     )
     quantize.add_argument(
-        "file", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded one)"
+        "file", nargs="?", type=Path, metavar="MODEL", help="the network (default: the embedded model)"
     )
     add(quantize, "--images", required=True)
     add(quantize, "--calibration-images", default=16)
     add_bad_images(quantize)
     add(quantize, "--output", required=True, type=output_file)
     add(quantize, "--threads")
+    onnx = group(quantize, "ONNX")
+    onnx_flags(onnx)
+    add(quantize, "--shape", "--max-detections")
 
 
 def run_quantize(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine.calibrate import quantize_file
+    from ..importers import load_trained
 
+    model = Path(arguments.file or embedded_model())
+    arguments.init = model
+    if model.suffix.lower() != ".onnx":
+        check_no_onnx_flags(arguments)
+    file, notes = load_trained(
+        model,
+        shape=parse_shape(arguments.shape),
+        stated=stated_of(arguments),
+        raw=arguments.raw,
+    )
+    for note in notes:
+        warn(note)
     quantize_file(
-        arguments.file or embedded_model(),
+        model,
         arguments.images,
         arguments.output,
         calibration_images=arguments.calibration_images,
         threads=arguments.threads,
         progress=Progress("calibrate"),
         bad_images=arguments.bad_images,
+        load=lambda path: file,
     )
     print(f"-> {arguments.output}")
     return 0

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from .._native import NativeEngine, available_isas, choose_isa, failed_kernels
 from ..errors import InputError, UsageError
 from ..model.detector_config import Config, build_graph, makes_masks
-from ..model.graph import IMAGE, Conv, Graph
+from ..model.graph import IMAGE, Graph
+from ..model.int8_ranges import ClippingThreshold
 from ..model.tensors import StoredTensor
 from .cpus import cpu_name, default_threads
-from .lower import check_int8, lowered, operations
+from .formats import plan_formats
+from .lower import lowered, operations, weight_owners
 from .precision import PRECISIONS, Format, Precision, choose_precision, explain_precision
 from .process import remake_after_fork
 
@@ -89,8 +91,10 @@ class Engine:
             results for any number of threads.
         packed: packed weights by operation, for all operations with weights, from an engine with
             the same tensors, instruction set, precision, algorithms and `hoist`.
-        clipping_thresholds: int8 only: clipping threshold of each layer's output, see
-            `calibrate.calibrate`.
+        clipping_thresholds: int8 only: what bytes hold of each value, see `calibrate.calibrate`.
+
+    Attributes:
+        conversions: the operations that only change the format of a value, or copy a part of it.
 
     Raises:
         InputError: the instruction set, precision, algorithm or number of threads is unknown or
@@ -110,7 +114,7 @@ class Engine:
         precision: Precision = "full",
         algorithms: Mapping[str, str] | None = None,
         packed: Mapping[str, PackedWeights] | None = None,
-        clipping_thresholds: Mapping[str, float] | None = None,
+        clipping_thresholds: Mapping[str, ClippingThreshold] | None = None,
     ) -> None:
         threads = default_threads() if threads is None else threads
         check_threads(threads)
@@ -120,8 +124,6 @@ class Engine:
         self.precision_reason = chosen.reason
         self._prepare()
         self.graph = graph or lowered(build_graph(config), hoisted=hoist)
-        if self.precision == "int8":
-            check_int8(self.graph)
         size = self.graph.image.size
         self.native = _start(threads, lambda: NativeEngine(isa, threads, pin, self.precision, size))
         _warn_of_failed_kernels()
@@ -131,22 +133,26 @@ class Engine:
                 f"precision 'int8': {config.name} has no clipping thresholds; make them with "
                 "'sparsedet quantize MODEL --images FOLDER --output FILE' and load that file"
             )
+        planned = plan_formats(self.graph, self.precision, clipping_thresholds)
+        self.conversions = tuple(p.operation.name for p in planned if p.conversion)
+        self._owners = weight_owners(planned)
         try:
-            for operation, weight, bias, shared in operations(
+            for operation in operations(
                 self.graph,
                 tensors,
                 precision=self.precision,
                 clipping_thresholds=clipping_thresholds,
                 weights=packed is None,
             ):
-                name = operation["name"]
+                fields, bias = operation.fields, operation.bias
+                name = fields["name"]
                 algorithm = algorithms.pop(name, "")
-                if packed is not None and operation["kind"] == "conv" and not shared:
+                if packed is not None and fields["kind"] == "conv" and not operation.weights_of:
                     if name not in packed:
                         raise InputError(f"{name} is not among the packed weights")
                     p = packed[name]
                     self.native.add_packed(
-                        operation,
+                        fields,
                         packed=p.data,
                         bias=bias,
                         algorithm=p.algorithm,
@@ -154,10 +160,10 @@ class Engine:
                         checksum=p.checksum,
                     )
                 else:
-                    given: Any = weight
-                    if isinstance(weight, StoredTensor):
-                        given = weight.mask, weight.values
-                    self.native.add(operation, given, bias, algorithm, weights_of=shared)
+                    given: Any = operation.weight
+                    if isinstance(given, StoredTensor):
+                        given = given.mask, given.values
+                    self.native.add(fields, given, bias, algorithm, weights_of=operation.weights_of)
         except InputError:
             raise
         except ValueError as error:  # an unknown algorithm or damaged packed weights
@@ -170,16 +176,14 @@ class Engine:
     @property
     def packed_operations(self) -> list[str]:
         """The convolutions that have packed weights of their own."""
-        owners: dict[tuple[str, ...], str] = {}
-        for operation, conv in self.graph.of_kind(Conv):
-            owners.setdefault(conv.layers, operation.name)
-        return list(owners.values())
+        return [name for name, owner in self._owners.items() if name == owner]
 
     def fork(self, threads: int = 1) -> Engine:
         """Another engine that shares the packed weights, to run at the same time."""
         other = object.__new__(Engine)
         other.config, other.graph = self.config, self.graph
         other.precision, other.precision_reason = self.precision, self.precision_reason
+        other.conversions, other._owners = self.conversions, self._owners
         other._prepare()
         other.native = _start(threads, lambda: NativeEngine(self.native, threads))
         return other

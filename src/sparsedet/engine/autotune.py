@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..files import write_atomic
 from ..model.detector_config import Config
 from ..model.graph import Conv, Shape, typed
+from ..model.int8_ranges import ClippingThreshold
 from . import Engine, Precision
 
 RUNS = 3
@@ -154,7 +155,7 @@ def autotune(
     threads: int | None = None,
     isa: str = "",
     precision: Precision = "full",
-    clipping_thresholds: Mapping[str, float] | None = None,
+    clipping_thresholds: Mapping[str, ClippingThreshold] | None = None,
 ) -> dict[str, str]:
     """Measure the fastest algorithm of each operation, on noise.
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..model.graph import (
-    Activate,
-    Add,
     Affine,
     Conv,
     Graph,
@@ -22,10 +19,14 @@ from ..model.graph import (
     Normalise,
     Operation,
     RoiAlign,
-    typed,
+    Slice,
 )
-from ..model.rewrite import hoist, is_predictor, merge_equal, merge_predictors, skip_bins
+from ..model.int8_ranges import ClippingThreshold
+from ..model.rewrite import hoist, merge_equal, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
+from .formats import Planned, is_depthwise, plan_formats
+from .precision import Format
+from .quantization import negative_values
 
 F32 = NDArray[np.float32]
 
@@ -44,64 +45,44 @@ def lowered(graph: Graph, *, hoisted: bool = True, merged: bool = True) -> Graph
     return merge_equal(hoist(graph)) if hoisted else graph
 
 
-def negative_values(graph: Graph) -> set[str]:
-    """The values that may be negative; boxes and rows are none of them."""
-    negative: set[str] = set()
-    for operation in graph.operations:
-        attributes = operation.attributes
-        activation = getattr(attributes, "activation", "none")
-        made = isinstance(attributes, Normalise | Conv | GroupNorm | Activate | Affine | Add)
-        late = isinstance(attributes, Conv) and attributes.residual_last
-        if activation in ("relu", "relu6", "hardsigmoid", "sigmoid") and not late:
-            continue
-        counted = graph.shapes[operation.name].domain not in ("boxes", "rows")
-        if counted and (made or any(name in negative for name in operation.inputs)):
-            negative.add(operation.name)
-    return negative
+@dataclass(frozen=True, slots=True)
+class NativeOperation:
+    """An operation for the native engine.
 
-
-def check_int8(graph: Graph) -> None:
-    """Refuse a graph that int8 cannot run: bytes are activations that are not negative.
-
-    Raises:
-        InputError: a convolution reads values that may be negative, or is depthwise or has an
-            activation that is none of bytes.
+    Attributes:
+        fields: its kind, name, inputs and attributes.
+        weight: float32 [out, in / groups, k, k], of a group norm [channels], or None. A sparse
+            weight of a model file that is neither merged nor cut into groups is in its stored form,
+            [out, in, k, k] or [out, in], and valid until the next operation.
+        bias: float32 [out], or None.
+        weights_of: an earlier operation with the same weights in the same formats, or "".
     """
-    negative = negative_values(graph)
-    for operation in graph.operations:
-        attributes = operation.attributes
-        source = operation.inputs[0]
-        first = isinstance(attributes, Conv) and source in graph.by_name
-        if first and graph.by_name[source].kind != Normalise.kind and source in negative:
-            raise InputError(
-                f"precision 'int8' cannot run this network: {operation.name} reads values that "
-                "may be negative"
-            )
+
+    fields: dict[str, Any]
+    weight: F32 | StoredTensor | None = None
+    bias: F32 | None = None
+    weights_of: str = ""
 
 
 def operations(
     graph: Graph,
     tensors: Mapping[str, NDArray[Any]],
     *,
-    precision: str,
-    clipping_thresholds: Mapping[str, float],
+    precision: Format,
+    clipping_thresholds: Mapping[str, ClippingThreshold],
     weights: bool = True,
-) -> Iterator[tuple[dict[str, Any], F32 | StoredTensor | None, F32 | None, str]]:
-    """Yield the operations of a lowered graph for the native engine.
+) -> Iterator[NativeOperation]:
+    """Yield the operations of a lowered graph for the native engine, and conversions between them.
 
     Args:
         graph: from `lowered`.
         tensors: folded weights and biases, `NAME.weight` and `NAME.bias` of each layer.
         precision: "f32", "bf16" or "int8".
-        clipping_thresholds: for int8, by layer or pooling.
+        clipping_thresholds: for int8, by value, see `formats.plan_formats`.
         weights: whether to yield weights; False: None instead of each.
 
-    Yields:
-        Fields of the operation, weight float32 [out, in / groups, k, k], of a group norm
-        [channels], bias float32 [out], and the earlier operation that has the same layers and whose
-        weights it shares, or "". A sparse weight of a model file that is neither merged nor cut
-        into groups is yielded in its stored form, [out, in, k, k] or
-        [out, in], and is valid until the next operation.
+    Raises:
+        InputError: for int8, a value has no range.
     """
     size = tensors.largest if isinstance(tensors, LazyTensors) and weights else 0
     buffer = np.empty(size, np.uint8)
@@ -126,20 +107,25 @@ def operations(
     def grouped(operation: Operation, conv: Conv) -> F32 | StoredTensor:
         """The weights of a convolution, with zeros where the core knows no groups."""
         weight = weight_of(conv)
-        if conv.groups == 1 or _depthwise(graph, operation):
+        if conv.groups == 1 or is_depthwise(graph, operation):
             return weight
         dense = weight.dense() if isinstance(weight, StoredTensor) else weight
         return _block_diagonal(dense, conv.groups)
 
-    owners: dict[tuple[str, ...], str] = {}  # of weights, by layers
-    for operation in graph.operations:
+    planned = plan_formats(graph, precision, clipping_thresholds)
+    owners = weight_owners(planned)
+    for plan in planned:
+        fields = _fields(graph, plan)
+        if plan.conversion:
+            yield NativeOperation(fields)
+            continue
+        operation = graph.by_name[plan.operation.name]
         attributes = operation.attributes
-        fields = _fields(graph, operation, precision, clipping_thresholds)
         if isinstance(attributes, Conv):
             bias = [array(f"{layer}.bias") for layer in attributes.layers if attributes.bias]
-            owner = owners.setdefault(attributes.layers, operation.name)
+            owner = owners[operation.name]
             shared = owner if owner != operation.name else ""
-            yield (
+            yield NativeOperation(
                 fields,
                 grouped(operation, attributes) if weights and not shared else None,
                 np.concatenate(bias) if bias else None,
@@ -147,18 +133,25 @@ def operations(
             )
         elif isinstance(attributes, GroupNorm | Affine):
             scale, offset = (array(f"{attributes.layer}.{leaf}") for leaf in ("weight", "bias"))
-            yield fields, scale, offset, ""
+            yield NativeOperation(fields, scale, offset)
         elif isinstance(attributes, RoiAlign) and attributes.bias_of:
-            yield fields, None, array(f"{attributes.bias_of}.bias"), ""
+            yield NativeOperation(fields, None, array(f"{attributes.bias_of}.bias"))
         else:
-            yield fields, None, None, ""
+            yield NativeOperation(fields)
 
 
-def _depthwise(graph: Graph, operation: Operation) -> bool:
-    """Whether the core runs a convolution channel by channel: on maps, within one type."""
-    conv, x = typed(operation, Conv), graph.shapes[operation.inputs[0]]
-    every = 1 < conv.groups == x.channels == conv.out_channels
-    return every and x.domain == "map" and not is_predictor(graph, operation.name)
+def weight_owners(planned: Sequence[Planned]) -> dict[str, str]:
+    """By convolution, the first one that has the same layers in the same formats."""
+    made = {plan.operation.name: (plan.type, plan.quantization) for plan in planned}
+    first: dict[object, str] = {}
+    owners = {}
+    for plan in planned:
+        operation = plan.operation
+        if isinstance(operation.attributes, Conv) and not plan.conversion:
+            formats = [made[name] for name in (*operation.inputs, operation.name)]
+            key = operation.attributes.layers, tuple(formats)
+            owners[operation.name] = first.setdefault(key, operation.name)
+    return owners
 
 
 def _block_diagonal(weight: F32, groups: int) -> F32:
@@ -170,36 +163,38 @@ def _block_diagonal(weight: F32, groups: int) -> F32:
     return whole.reshape(out, groups * channels, *kernel)
 
 
-def _fields(
-    graph: Graph, operation: Operation, precision: str, clipping_thresholds: Mapping[str, float]
-) -> dict[str, Any]:
+def _fields(graph: Graph, plan: Planned) -> dict[str, Any]:
     """The fields of an operation for the native engine, without its tensors."""
-    attributes = operation.attributes
+    operation, attributes = plan.operation, plan.operation.attributes
     fields: dict[str, Any] = {"name": operation.name, "inputs": list(operation.inputs)}
+    if plan.quantization is not None:
+        quantization = plan.quantization.scale, plan.quantization.zero_point
+        fields["quantization"] = quantization
+    if plan.conversion:
+        fields |= {"kind": "convert", "type": plan.type}
+        if isinstance(attributes, Slice) and operation.name in graph.by_name:
+            fields |= asdict(attributes)
+        return fields
     fields["kind"] = operation.kind
     fields |= asdict(attributes)
-    if isinstance(attributes, Normalise):
-        fields["type"] = "bf16" if precision == "bf16" else "f32"
-    elif isinstance(attributes, MaxPool):
-        fields["type"] = precision
-        fields["negative"] = operation.inputs[0] in negative_values(graph)
-        fields["clipping_threshold"] = clipping_thresholds.get(operation.name, 0.0)
+    typed_kinds = (Normalise, MaxPool, Conv, RoiAlign)
+    if isinstance(attributes, typed_kinds):
+        fields["type"] = plan.type
+    else:
+        fields.pop("quantization", None)  # as that of its inputs
+    own = graph.by_name[operation.name]  # with the names of the graph
+    source = own.inputs[0]
+    if isinstance(attributes, MaxPool):
+        fields["negative"] = source in negative_values(graph)
     elif isinstance(attributes, Conv):
         for name in ("layers", "bias", "linear", "norm", "eps", "prunable"):
             del fields[name]
-        fields["groups"] = attributes.groups if _depthwise(graph, operation) else 1
-        fields["in_channels"] = graph.shapes[operation.inputs[0]].channels
-        # The RoIAlign after a hoisted layer makes int8 of its float32 output.
-        exact = is_predictor(graph, operation.name) or (precision == "int8" and not attributes.bias)
-        fields["type"] = "f32" if exact else precision
-        threshold = clipping_thresholds.get(attributes.layers[0], 0.0)
-        fields["clipping_threshold"] = threshold if precision == "int8" else 0.0
+        fields["groups"] = attributes.groups if is_depthwise(graph, own) else 1
+        fields["in_channels"] = graph.shapes[source].channels
     elif isinstance(attributes, GroupNorm | Affine):
         del fields["layer"]
     elif isinstance(attributes, MaskOutput):
         del fields["pasting"]  # it is done outside of the network
     elif isinstance(attributes, RoiAlign):
-        layer = fields.pop("bias_of")
-        fields["type"] = precision
-        fields["clipping_threshold"] = clipping_thresholds.get(layer, 0.0) if layer else None
+        del fields["bias_of"]
     return fields

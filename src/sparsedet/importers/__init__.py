@@ -171,8 +171,7 @@ def load_any(
     if format == "model":
         return load_model(path), ()
     imported = load_foreign(path, format)
-    model = ModelFile(imported.config, imported.tensors, imported.provenance, "float32")
-    return model, imported.notes
+    return imported.as_model(), imported.notes
 
 
 def load_trained(
@@ -198,7 +197,7 @@ def load_trained(
         loaded = (load_onnx_network if raw else load_onnx)(path, shape=shape, stated=stated)
         if isinstance(loaded, NetworkFile):
             return loaded, ()
-        model = ModelFile(loaded.config, loaded.tensors, loaded.provenance, "float32")
+        model = loaded.as_model()
         return model, loaded.notes
     format = detect_format(path)
     return (load_file(path), ()) if format == "model" else load_any(path, format)

@@ -22,7 +22,8 @@ from ..model.batch_norm import fold_batch_norm
 from ..model.c4 import build_graph
 from ..model.config import COCO_CATEGORY_IDS, COCO_NAMES, ModelConfig, current_names
 from ..model.detector_config import Config
-from ..model.file import Tensors
+from ..model.file import ModelFile, Tensors
+from ..model.int8_ranges import ClippingThreshold
 
 MAX_PARAMETERS = 500_000_000
 """Largest model to import, ten times r101-c4: a hostile file may declare any width."""
@@ -39,6 +40,7 @@ class Imported:
         provenance: origin of the weights, JSON-ready, for the model file.
         ignored: names of the source's tensors that the network does not use.
         notes: lines for the user: assumed conventions and known differences.
+        clipping_thresholds: for int8, where the source states them; see `model.int8_ranges`.
     """
 
     config: Config
@@ -46,6 +48,13 @@ class Imported:
     provenance: dict[str, Any]
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    clipping_thresholds: dict[str, ClippingThreshold] | None = None
+
+    def as_model(self) -> ModelFile:
+        """The content of its model file."""
+        return ModelFile(
+            self.config, self.tensors, self.provenance, "float32", self.clipping_thresholds
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

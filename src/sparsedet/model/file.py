@@ -25,8 +25,8 @@ from ..errors import InputError, warn_renamed
 from ..files import write_atomic
 from . import graph_json
 from .config import ModelConfig
-from .detector_config import Config, DetectorConfig, build_graph
-from .graph import Conv, MaxPool
+from .detector_config import Config, DetectorConfig
+from .int8_ranges import ClippingThreshold, check_clipping_thresholds
 from .network import AnyConfig, NetworkConfig, graph_of
 from .safetensors import DTYPES, container, parse_json, read_header
 from .tail import steps_from_json, steps_to_json
@@ -47,6 +47,7 @@ class NetworkFile:
     tensors: Mapping[str, NDArray[np.float32]]
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
+    clipping_thresholds: dict[str, ClippingThreshold] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,52 +60,24 @@ class ModelFile:
             a file are decoded on first use.
         provenance: JSON-ready values: recipe, data, licences, dates.
         storage_dtype: type of the weights in the file; its biases are always float32.
-        clipping_thresholds: for int8, one for the output of each of `int8_layers`; None: the model
-            is not calibrated.
+        clipping_thresholds: for int8, of the values that bytes hold, see `int8_ranges`; None: the
+            model is not calibrated.
     """
 
     config: Config
     tensors: Mapping[str, NDArray[np.float32]]
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
-    clipping_thresholds: dict[str, float] | None = None
+    clipping_thresholds: dict[str, ClippingThreshold] | None = None
 
     @property
-    def ranges(self) -> dict[str, float] | None:
+    def ranges(self) -> dict[str, ClippingThreshold] | None:
         """Deprecated: `clipping_thresholds`."""
         warn_renamed("ranges", "clipping_thresholds")
         return self.clipping_thresholds
 
 
 AnyFile: TypeAlias = ModelFile | NetworkFile
-
-
-def int8_layers(config: Config) -> list[str]:
-    """Layers whose outputs are uint8 in int8 precision: all but the stem and the predictors."""
-    return [
-        operation.name
-        for operation in build_graph(config).operations
-        if isinstance(operation.attributes, MaxPool)
-        or (isinstance(operation.attributes, Conv) and operation.attributes.prunable)
-    ]
-
-
-def check_clipping_thresholds(config: Config, clipping_thresholds: Mapping[str, Any]) -> None:
-    """Check that there is exactly one clipping threshold for each of `int8_layers`.
-
-    Raises:
-        InputError: one is missing, belongs to no such layer, or is not a finite number >= 0.
-    """
-    names = int8_layers(config)
-    if different := sorted(set(names) ^ set(clipping_thresholds)):
-        what = "missing" if different[0] in names else "of no layer that needs one"
-        raise InputError(f"the int8 clipping threshold of {different[0]!r} is {what}")
-    for name, value in clipping_thresholds.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < 3e38:  # of float32
-            raise InputError(
-                f"the int8 clipping threshold of {name!r} is {value!r}, expected a number >= 0"
-            )
 
 
 def tensor_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
@@ -160,9 +133,9 @@ def save_model(
     provenance: Mapping[str, Any],
     *,
     dtype: StorageDtype = "float16",
-    clipping_thresholds: Mapping[str, float] | None = None,
+    clipping_thresholds: Mapping[str, ClippingThreshold] | None = None,
     overwrite: bool = False,
-    ranges: Mapping[str, float] | None = None,
+    ranges: Mapping[str, ClippingThreshold] | None = None,
 ) -> None:
     """Write a model file; the same arguments give the same bytes.
 
@@ -188,8 +161,6 @@ def save_model(
         raise InputError(f"dtype is {dtype!r}, expected 'float16' or 'float32'")
     check_tensors(config, tensors)
     if clipping_thresholds is not None:
-        if isinstance(config, NetworkConfig):
-            raise InputError("a network without detections has no int8 clipping thresholds")
         check_clipping_thresholds(config, clipping_thresholds)
 
     stored: dict[str, NDArray[Any]] = {}
@@ -319,10 +290,8 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile 
     sparse = parse_json("the list of sparse tensors", metadata["sparse"])
     clipping_thresholds = None
     if "int8_ranges" in metadata:
-        clipping_thresholds = parse_json("the int8 clipping thresholds", metadata["int8_ranges"])
-        if isinstance(config, NetworkConfig):
-            raise ValueError("a network without detections has no int8 clipping thresholds")
-        check_clipping_thresholds(config, clipping_thresholds)
+        given = parse_json("the int8 clipping thresholds", metadata["int8_ranges"])
+        clipping_thresholds = check_clipping_thresholds(config, given)
     half = any(entry.dtype == "F16" for entry in entries.values())
     weights_kind = "F16" if half else "F32"
 
@@ -358,7 +327,7 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile 
     tensors = LazyTensors(path, file.fileno(), byte_ranges)
     dtype: StorageDtype = "float16" if half else "float32"
     if isinstance(config, NetworkConfig):
-        return NetworkFile(config, tensors, provenance, dtype)
+        return NetworkFile(config, tensors, provenance, dtype, clipping_thresholds)
     return ModelFile(config, tensors, provenance, dtype, clipping_thresholds)
 
 

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..images.letterbox import prepare
+from ..images.crop import fitted
 from ..model.detector_config import build_graph
 from ..model.graph import IMAGE, Attention, CellOutput, Layer, Operation, Proposals, Resize
 from ..model.interpreter import walk
 from ..model.network import AnyConfig, NetworkConfig
-from ..network import fitted
 from ..torch_model import GraphModule
 from .positions import Positions, patches, positions_of_images, sample_counts
 from .regions import rows_of_regions, some_proposals

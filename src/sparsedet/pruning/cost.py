@@ -23,11 +23,12 @@ from ..errors import InputError
 from ..evaluation.agreement import pair
 from ..evaluation.coco import CocoDataset
 from ..evaluation.compare import compare
+from ..images.crop import fitted
 from ..images.letterbox import prepare
 from ..model.boxes import iou
 from ..model.file import AnyFile, NetworkFile
 from ..model.graph import Normalise
-from ..network import Model, fitted
+from ..network import Model
 
 U8 = NDArray[np.uint8]
 LEAST_SCORE = 0.3

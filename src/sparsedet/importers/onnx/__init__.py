@@ -8,7 +8,7 @@ batch norms, activations and sums into convolutions.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,13 @@ from ...errors import InputError
 from ...model.detector_config import DetectorConfig
 from ...model.file import NetworkFile, check_tensors
 from ...model.graph import CellOutput, Graph, Normalise, Shape
+from ...model.int8_ranges import ClippingThreshold
 from ...model.network import NetworkConfig
 from ...model.tail import TailStep
 from ..tensor_source import Imported
 from .anchors import anchors_text
 from .build import INPUT, NetworkBuilder
+from .build_tail import MapValue
 from .coverage import PICKING, find_picking
 from .decoding import IMAGENET
 from .detectors import (
@@ -42,6 +44,7 @@ from .program import DAMAGE, Program
 from .reader import read
 
 F32 = NDArray[np.float32]
+Built = tuple[NetworkConfig, dict[str, F32], dict[str, ClippingThreshold] | None]
 
 
 def load_program(path: str | os.PathLike[str], shape: Sequence[int] | None = None) -> Program:
@@ -66,8 +69,8 @@ def _damaged(path: str | os.PathLike[str], error: BaseException) -> InputError:
     return InputError(f"{path}: has nodes that do not fit each other ({why})")
 
 
-def build_network(program: Program) -> tuple[NetworkConfig, dict[str, F32]]:
-    """The network of a folded program, and its tensors.
+def build_network(program: Program) -> Built:
+    """The network of a folded program, its tensors, and the ranges that a quantised file states.
 
     Raises:
         InputError: as `load_onnx_network`.
@@ -106,7 +109,26 @@ def build_network(program: Program) -> tuple[NetworkConfig, dict[str, F32]]:
         raise InputError(f"{program.path}: {error}") from None
     except DAMAGE as error:
         raise _damaged(program.path, error) from None
-    return config, tensors
+    return config, tensors, _ranges(program, builder, renamed) or None
+
+
+def _ranges(
+    program: Program, builder: NetworkBuilder, renamed: Mapping[str, str]
+) -> dict[str, ClippingThreshold]:
+    """The ranges of the graph's values: an operation has that of the last node which it became."""
+    found: dict[str, ClippingThreshold] = {}
+    for node in program.nodes if program.ranges else ():
+        value = builder.values.get(node.out)
+        if not isinstance(value, MapValue):
+            continue
+        name = renamed.get(value.name, value.name)
+        source = builder.values.get(node.inputs[0])
+        moved = isinstance(source, MapValue) and source.name == value.name
+        if node.out in program.ranges:
+            found[name] = program.ranges[node.out]
+        elif not moved:
+            found.pop(name, None)
+    return found
 
 
 def _used(steps: Sequence[TailStep], outputs: Sequence[str]) -> tuple[TailStep, ...]:
@@ -137,19 +159,18 @@ def load_onnx_network(
             the message names the node.
     """
     program = load_program(path, shape)
-    config, tensors = build_network(program)
+    built = build_network(program)
     try:
-        return _network(path, program, config, tensors, stated)
+        return _network(path, program, built, stated)
     except InputError:
         program.metadata.pop("names", None)  # of other classes, or no names at all
-    return _network(path, program, config, tensors, stated)
+    return _network(path, program, built, stated)
 
 
 def _network(
     path: str | os.PathLike[str],
     program: Program,
-    config: NetworkConfig,
-    tensors: dict[str, F32],
+    built: Built,
     stated: Preprocessing | None,
 ) -> NetworkFile:
     """A network with its outputs; of a classifier, or where it is stated, also what its images are.
@@ -157,6 +178,7 @@ def _network(
     Raises:
         InputError: the metadata name other classes, or a stated value is out of range.
     """
+    config, tensors, ranges = built
     if config.class_count or (stated and (stated.order or stated.mean or stated.std)):
         stated = stated or Preprocessing()
         first, *others = config.graph.operations
@@ -169,7 +191,7 @@ def _network(
             names, _ = class_names(str(path), config.class_count, program.metadata)
         resize: Literal["stretch", "crop"] = "stretch" if stated.resize == "stretch" else "crop"
         config = replace(config, graph=graph, class_names=names, resize=resize)
-    return NetworkFile(config, tensors, provenance(path), "float32")
+    return NetworkFile(config, tensors, provenance(path), "float32", ranges)
 
 
 def load_onnx(
@@ -193,18 +215,27 @@ def load_onnx(
             f"{path}: its task is {task[:40]!r}, which has no detections here; --raw, or "
             "sparsedet.Model.load, gives its outputs as they are"
         )
-    config, tensors = build_network(program)
+    built = build_network(program)
+    config, tensors, ranges = built
     anchors = None if stated is None else stated.anchors
     found = find_detections(str(path), config, tensors, anchors)
     if found is None and anchors is not None:
         raise InputError(f"{path}: --anchors are for YOLOv5, whose outputs it does not have")
     if found is None:
-        return _network(path, program, config, tensors, stated)
+        return _network(path, program, built, stated)
     detector = detector_config(str(path), config, found, program.metadata, stated)
     layers = (*detector.graph.layer, *detector.graph.norms)
     wanted = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
     kept = {name: tensor for name, tensor in tensors.items() if name in wanted}
-    return Imported(detector, kept, provenance(path), notes=(_note(found, detector),))
+    values = {n for n, shape in detector.graph.shapes.items() if shape.domain in ("map", "rois")}
+    known = {name: r for name, r in (ranges or {}).items() if name in values}
+    return Imported(
+        detector,
+        kept,
+        provenance(path),
+        notes=(_note(found, detector),),
+        clipping_thresholds=known or None,
+    )
 
 
 def load_onnx_detector(

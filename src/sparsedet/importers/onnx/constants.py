@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .program import Array, OnnxNode
+from .quantised import dequantized, quantized
 
 MOST_ELEMENTS = 2**26
 """Of an array that is computed: larger ones are in the file, if at all."""
@@ -299,6 +300,8 @@ EVALUATE: dict[str, Callable[..., Array]] = {
     "Expand": _expand,
     "Gather": _gather,
     "MatMul": _matmul,
+    "QuantizeLinear": quantized,
+    "DequantizeLinear": dequantized,
     "Range": _range,
     "ReduceMax": _reduced(np.max),
     "ReduceMin": _reduced(np.min),

@@ -25,7 +25,8 @@ import numpy as np
 from ...errors import InputError
 from .constants import EVALUATE, axis_of, evaluate, reshaped, sliced
 from .program import BINARY, DAMAGE, MOST_ELEMENTS, UNARY, Array, OnnxNode, Program, Sizes, as_float
-from .windows import convolution, pool, transposed_convolution
+from .quantised import ADVICE, INTEGER_KINDS, KEEP_SIGN, NOT_NEGATIVE, range_of, step
+from .windows import convolution, pool, resized, transposed_convolution
 
 _REDUCE = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max"}
 
@@ -42,6 +43,7 @@ class Folder:
         self.program = program
         self.nodes: list[OnnxNode] = []
         self.alias: dict[str, str] = {}
+        self.steps: dict[str, tuple[Array, Array]] = {}  # of values that were quantised
 
     def run(self) -> None:
         program = self.program
@@ -89,6 +91,8 @@ class Folder:
 
     def fold(self, node: OnnxNode) -> None:
         program = self.program
+        if node.op in INTEGER_KINDS:
+            raise program.refuse(node, f"computes in integers: {ADVICE}")
         given = [name for name in node.inputs if name]
         known = all(name in program.constants for name in given)
         if node.op == "Shape" and (known or node.inputs[0] in program.shapes):
@@ -131,6 +135,45 @@ class Folder:
         if node.attributes.get("to") in (1, 10, 11):
             return self.same(node)
         self.nodes.append(node)
+
+    def _quantizelinear(self, node: OnnxNode) -> None:
+        """The value stays; its range is kept."""
+        scale, zero = step(
+            self.constant(node, 1), self.constant(node, 2), node.attributes.get("output_dtype")
+        )
+        found, name, ranges = range_of(scale, zero), node.inputs[0], self.program.ranges
+        shape, out = self.shape(node), node.out
+        if found[0] == 0 and not self._not_negative(name):
+            name = f"{out}.relu"
+            self.put(OnnxNode("Relu", node.name, node.inputs[:1], [name]), shape)
+        if ranges.setdefault(name, found) != found:  # the same value in other steps
+            cut = {"axis": 1, "start": 0, "stop": shape[1], "step": 1}
+            self.put(OnnxNode("Slice", node.name, [name], [out], cut), shape)
+            name, ranges[out] = out, found
+        else:
+            self.alias[out] = name
+        self.steps[name] = scale, zero
+
+    def _dequantizelinear(self, node: OnnxNode) -> None:
+        steps = self.steps.get(node.inputs[0])
+        given = self.constant(node, 1), self.constant(node, 2)
+        if steps is None or given[0] is None or steps[0] != given[0]:
+            raise ValueError(f"reads bytes that no node made in its steps: {ADVICE}")
+        if given[1] is not None and steps[1] != given[1]:
+            raise ValueError(f"has another zero point than its bytes: {ADVICE}")
+        self.same(node)
+
+    def _not_negative(self, name: str) -> bool:
+        """Whether a value is known not to be negative."""
+        maker = next((node for node in self.nodes[::-1] if name in node.outputs), None)
+        if maker is None:
+            return False
+        if maker.op == "Clip":
+            least = self.constant(maker, 1)
+            low = maker.attributes.get("min") if least is None else least.min()
+            return low is not None and low >= 0
+        keeps = maker.op in KEEP_SIGN and all(map(self._not_negative, maker.inputs))
+        return maker.op in NOT_NEGATIVE or keeps
 
     def _conv(self, node: OnnxNode) -> None:
         weight = self.constant(node, 1)
@@ -205,32 +248,11 @@ class Folder:
         x, at = self.shape(node), node.attributes
         old = node.op == "Upsample"
         scales, sizes = self.constant(node, 1 if old else 2), self.constant(node, 3)
-        wanted = None
-        if sizes is not None and sizes.size:
-            wanted = [int(n) for n in sizes]
-        elif scales is not None and scales.size:
-            wanted = [math.floor(n * float(s)) for n, s in zip(x, scales, strict=True)]
-        if wanted is None or len(wanted) != 4 or len(x) != 4:
-            raise ValueError("resizes to a size that is not constant")
+        wanted = resized(at, x, scales, sizes, old)
         factor = wanted[2] // max(x[2], 1)
-        whole = wanted == [*x[:2], x[2] * factor, x[3] * factor] and factor >= 1
-        mode, place = (
-            at.get("mode", "nearest"),
-            at.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel"),
-        )
-        # Where cells are copied whole, all these read the cell floor(position / factor).
-        rounding = at.get("nearest_mode", "round_prefer_floor")
-        plain = (place == "asymmetric" and (rounding == "floor" or old)) or (
-            place in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round")
-        )
-        if mode == "nearest" and whole and factor == 1:
+        if factor == 1:
             return self.same(node)
-        if not (mode == "nearest" and whole and plain and factor <= 64):
-            raise ValueError(
-                f"resizes by {mode}, {place}, {rounding}, from {x[2]}x{x[3]} to "
-                f"{wanted[2]}x{wanted[3]}; only nearest by a whole factor runs here"
-            )
-        self.emit(node, "Resize", tuple(wanted), factor=factor)
+        self.emit(node, "Resize", wanted, factor=factor)
 
     _upsample = _resize
 

@@ -93,6 +93,7 @@ class Program:
         opset: version of ONNX's operators.
         hints: shapes that onnx infers, of a file with kinds of nodes that are not known here: what
             comes after them can then be counted.
+        ranges: of values, from quantised files.
     """
 
     path: str
@@ -104,6 +105,7 @@ class Program:
     metadata: dict[str, str]
     opset: int
     hints: dict[str, Sizes] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def refuse(self, node: OnnxNode, why: str) -> InputError:
         """The error that a node cannot be run here."""

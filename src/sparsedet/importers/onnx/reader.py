@@ -17,6 +17,7 @@ import numpy as np
 
 from ...errors import InputError
 from .program import Array, OnnxNode, Program, unique_names
+from .quantised import ADVICE
 
 MOST_BYTES = 2**31
 """Of the file: a protobuf cannot be larger."""
@@ -235,9 +236,10 @@ def _nodes(onnx: Any, path: Path, graph: Any) -> list[OnnxNode]:
     nodes = []
     for node, name in zip(graph.node, names, strict=True):
         if node.domain not in _STANDARD:
+            integers = node.op_type.startswith("QLinear") or "quantize" in node.op_type.lower()
             raise InputError(
                 f"{path}: node {name!r} ({node.op_type} of {node.domain!r}) is none of ONNX's "
-                "operators"
+                f"operators{f': {ADVICE}' if integers else ''}"
             )
         attributes: dict[str, Any] = {}
         for attribute in node.attribute:
@@ -310,7 +312,8 @@ def _array(onnx: Any, path: Path, tensor: Any) -> Array:
     except Exception:
         raise InputError(f"{label} has unknown type {tensor.data_type}") from None
     if dtype.kind not in "fiub":
-        raise InputError(f"{label} has type {dtype}, expected numbers")
+        advice = f": {ADVICE}" if dtype.itemsize == 1 else ", expected numbers"  # 4 bits, float8
+        raise InputError(f"{label} has type {dtype}{advice}")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _external(path, label, tensor, dims, dtype)
     try:

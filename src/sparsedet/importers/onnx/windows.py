@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from .program import Sizes
+from .program import Array, Sizes
 
 Attributes = Mapping[str, Any]
 
@@ -127,3 +128,35 @@ def pool(at: Attributes, x: Sizes, *, average: bool) -> tuple[dict[str, Any], Si
     sizes = _lengths(x, kernel, stride, tuple(padding), dilation)
     values = {"kernel": kernel[0], "stride": stride[0], "padding": tuple(padding)}
     return values | {"count_padding": counts or not any(padding)}, (*x[:2], *sizes)
+
+
+def resized(
+    at: Attributes, x: Sizes, scales: Array | None, sizes: Array | None, old: bool
+) -> Sizes:
+    """The shape that Resize (or the old Upsample) makes: the nearest cell, by a whole factor.
+
+    Raises:
+        ValueError: it resizes otherwise.
+    """
+    wanted = None
+    if sizes is not None and sizes.size:
+        wanted = [int(n) for n in sizes]
+    elif scales is not None and scales.size:
+        wanted = [math.floor(n * float(s)) for n, s in zip(x, scales, strict=True)]
+    if wanted is None or len(wanted) != 4 or len(x) != 4:
+        raise ValueError("resizes to a size that is not constant")
+    factor = wanted[2] // max(x[2], 1)
+    whole = wanted == [*x[:2], x[2] * factor, x[3] * factor] and factor >= 1
+    place = at.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
+    # Where cells are copied whole, all these read the cell floor(position / factor).
+    mode, rounding = at.get("mode", "nearest"), at.get("nearest_mode", "round_prefer_floor")
+    plain = (place == "asymmetric" and (rounding == "floor" or old)) or (
+        place in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round")
+    )
+    runs = mode == "nearest" and whole and (factor == 1 or (plain and factor <= 64))
+    if not runs:
+        raise ValueError(
+            f"resizes by {mode}, {place}, {rounding}, from {x[2]}x{x[3]} to "
+            f"{wanted[2]}x{wanted[3]}; only nearest by a whole factor runs here"
+        )
+    return tuple(wanted)
