@@ -71,6 +71,7 @@ class Model:
             isa=isa,
             graph=lowered(_taking_arrays(config.graph)),
             clipping_thresholds=network.clipping_thresholds,
+            int8_biases=network.int8_biases,
         )
 
     @classmethod

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from sparsedet import Detector, _native, load_model
 from sparsedet.cli import main
 from sparsedet.engine import Engine, choose_precision
-from sparsedet.engine.calibrate import _clipping_threshold, calibrate, quantize_file
+from sparsedet.engine.calibrate import calibrate, quantize_file
+from sparsedet.engine.histogram import _clipping_threshold
 from sparsedet.engine.precision import FormatRates
 from sparsedet.errors import InputError
 from sparsedet.images.letterbox import to_network_input

@@ -222,7 +222,11 @@ def test_refusals(isa: str) -> None:
         (conv("x", ["q", "m"], 8, 8), [square], "another type than the output"),
         (conv("x", ["q", "m"], 8, 8, type="f32"), [square], "nothing is added to a float32"),
         ({"name": "x", "kind": "slice", "inputs": ["q"], "first": 2, "channels": 4}, [], "inside"),
-        ({"name": "x", "kind": "convert", "inputs": ["q"], "type": "f32", "first": 8}, [], "beyond"),
+        (
+            {"name": "x", "kind": "convert", "inputs": ["q"], "type": "f32", "first": 8},
+            [],
+            "beyond",
+        ),
         ({"name": "x", "kind": "convert", "inputs": ["image"], "type": "f32"}, [], "feature map"),
     ]
     for bad in ((0.0, 0), (-1.0, 3), (1.0, 256), (1.0, -1), (float("nan"), 0)):

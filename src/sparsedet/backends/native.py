@@ -28,6 +28,7 @@ def from_model(
         precision=precision,
         algorithms=algorithms,
         clipping_thresholds=model.clipping_thresholds,
+        int8_biases=model.int8_biases,
     )
 
 

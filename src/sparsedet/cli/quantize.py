@@ -27,7 +27,11 @@ def register(command: Command) -> None:
         ),
     )
     quantize.add_argument(
-        "file", nargs="?", type=Path, metavar="MODEL", help="the network (default: the embedded model)"
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="the network (default: the embedded model)",
     )
     add(quantize, "--images", required=True)
     add(quantize, "--calibration-images", default=16)

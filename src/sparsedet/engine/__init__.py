@@ -91,7 +91,8 @@ class Engine:
             results for any number of threads.
         packed: packed weights by operation, for all operations with weights, from an engine with
             the same tensors, instruction set, precision, algorithms and `hoist`.
-        clipping_thresholds: int8 only: what bytes hold of each value, see `calibrate.calibrate`.
+        clipping_thresholds, int8_biases: int8 only: what bytes hold of each value, and biases of
+            layers, see `calibrate`.
 
     Attributes:
         conversions: the operations that only change the format of a value, or copy a part of it.
@@ -115,6 +116,7 @@ class Engine:
         algorithms: Mapping[str, str] | None = None,
         packed: Mapping[str, PackedWeights] | None = None,
         clipping_thresholds: Mapping[str, ClippingThreshold] | None = None,
+        int8_biases: Mapping[str, F32] | None = None,
     ) -> None:
         threads = default_threads() if threads is None else threads
         check_threads(threads)
@@ -142,6 +144,7 @@ class Engine:
                 tensors,
                 precision=self.precision,
                 clipping_thresholds=clipping_thresholds,
+                int8_biases=int8_biases,
                 weights=packed is None,
             ):
                 fields, bias = operation.fields, operation.bias

@@ -49,12 +49,14 @@ class Planned:
         operation: its inputs are names of values in the formats that it reads; of a conversion,
             the operation whose value it converts, under the conversion's name.
         type: of the output.
+        reads: the format of the first input.
         quantization: of the output, if that is int8.
         conversion: whether it is one; also a slice that begins inside a packed element.
     """
 
     operation: Operation
     type: Format
+    reads: Format
     quantization: Quantization | None = None
     conversion: bool = False
 
@@ -201,9 +203,14 @@ class _Planner:
         return self.precision != "int8" or self._range(name) is not None
 
     def _low_wanted(self, name: str) -> bool:
+        """Whether a value that is only moved is moved in low precision.
+
+        Float32 readers get what was never rounded: bytes for the others are made of that.
+        """
         wanted = self.wanted[name]
-        nobody = not wanted and self.precision == "bf16"
-        return self.precision in wanted or nobody
+        if self.precision == "bf16":
+            return "bf16" in wanted or not wanted
+        return wanted == {"int8"}
 
     def _whole(self, operation: Operation) -> bool:
         """Whether parts begin with a packed element."""
@@ -396,7 +403,7 @@ class _Planner:
             inputs.append(self._in(source, form, stored if form == "int8" else None))
         changed = replace(operation, inputs=tuple(inputs))
         quantization = quantization if made == "int8" else None
-        self.planned.append(Planned(changed, made, quantization, inside))
+        self.planned.append(Planned(changed, made, run, quantization, inside))
         self.names[name, made, quantization] = name
 
     def _in(self, source: str, form: Format, quantization: Quantization | None) -> str:
@@ -406,8 +413,6 @@ class _Planner:
             name, taken = f"{source} as {form}", set(self.names.values())
             name += f" {len(taken)}" if name in taken else ""
             origin = Operation(name, (source,), self.graph.by_name[source].attributes)
-            self.planned.append(Planned(origin, form, quantization, True))
+            self.planned.append(Planned(origin, form, self.made[source], quantization, True))
             self.names[key] = name
         return self.names[key]
-
-

@@ -70,6 +70,7 @@ def operations(
     *,
     precision: Format,
     clipping_thresholds: Mapping[str, ClippingThreshold],
+    int8_biases: Mapping[str, F32] | None = None,
     weights: bool = True,
 ) -> Iterator[NativeOperation]:
     """Yield the operations of a lowered graph for the native engine, and conversions between them.
@@ -79,6 +80,7 @@ def operations(
         tensors: folded weights and biases, `NAME.weight` and `NAME.bias` of each layer.
         precision: "f32", "bf16" or "int8".
         clipping_thresholds: for int8, by value, see `formats.plan_formats`.
+        int8_biases: by layer, of those that run on bytes; default: those of `tensors`.
         weights: whether to yield weights; False: None instead of each.
 
     Raises:
@@ -122,7 +124,12 @@ def operations(
         operation = graph.by_name[plan.operation.name]
         attributes = operation.attributes
         if isinstance(attributes, Conv):
-            bias = [array(f"{layer}.bias") for layer in attributes.layers if attributes.bias]
+            others = int8_biases or {} if plan.reads == "int8" else {}
+            bias = [
+                others[layer] if layer in others else array(f"{layer}.bias")
+                for layer in attributes.layers
+                if attributes.bias
+            ]
             owner = owners[operation.name]
             shared = owner if owner != operation.name else ""
             yield NativeOperation(

@@ -26,7 +26,12 @@ from ..files import write_atomic
 from . import graph_json
 from .config import ModelConfig
 from .detector_config import Config, DetectorConfig
-from .int8_ranges import ClippingThreshold, check_clipping_thresholds
+from .int8_ranges import (
+    INT8_BIAS,
+    ClippingThreshold,
+    check_clipping_thresholds,
+    check_int8_biases,
+)
 from .network import AnyConfig, NetworkConfig, graph_of
 from .safetensors import DTYPES, container, parse_json, read_header
 from .tail import steps_from_json, steps_to_json
@@ -48,6 +53,7 @@ class NetworkFile:
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
     clipping_thresholds: dict[str, ClippingThreshold] | None = None
+    int8_biases: dict[str, NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +68,8 @@ class ModelFile:
         storage_dtype: type of the weights in the file; its biases are always float32.
         clipping_thresholds: for int8, of the values that bytes hold, see `int8_ranges`; None: the
             model is not calibrated.
+        int8_biases: for int8, by layer: its bias where it runs on bytes, which makes up for what
+            rounding its weights adds on average; layers that are not there have their own.
     """
 
     config: Config
@@ -69,6 +77,7 @@ class ModelFile:
     provenance: dict[str, Any]
     storage_dtype: StorageDtype
     clipping_thresholds: dict[str, ClippingThreshold] | None = None
+    int8_biases: dict[str, NDArray[np.float32]] | None = None
 
     @property
     def ranges(self) -> dict[str, ClippingThreshold] | None:
@@ -134,6 +143,7 @@ def save_model(
     *,
     dtype: StorageDtype = "float16",
     clipping_thresholds: Mapping[str, ClippingThreshold] | None = None,
+    int8_biases: Mapping[str, NDArray[np.float32]] | None = None,
     overwrite: bool = False,
     ranges: Mapping[str, ClippingThreshold] | None = None,
 ) -> None:
@@ -146,7 +156,7 @@ def save_model(
         provenance: JSON-ready values.
         dtype: type of the stored weights. float16 rounds them to 11 bits, and weights below 3e-8
             to zero.
-        clipping_thresholds: as in `ModelFile`.
+        clipping_thresholds, int8_biases: as in `ModelFile`.
         overwrite: replace an existing file.
         ranges: deprecated name of `clipping_thresholds`.
 
@@ -162,6 +172,8 @@ def save_model(
     check_tensors(config, tensors)
     if clipping_thresholds is not None:
         check_clipping_thresholds(config, clipping_thresholds)
+    if int8_biases:
+        check_int8_biases(config, int8_biases, clipping_thresholds is not None)
 
     stored: dict[str, NDArray[Any]] = {}
     sparse: dict[str, tuple[int, ...]] = {}
@@ -182,6 +194,8 @@ def save_model(
             stored[f"{name}.mask"], stored[f"{name}.values"] = bits, kept
         else:
             stored[name] = value
+    for layer, bias in (int8_biases or {}).items():
+        stored[layer + INT8_BIAS] = np.asarray(bias, DTYPES["F32"])
     metadata = {
         "format": _FORMAT,
         "format_version": "1" if isinstance(config, ModelConfig) else "2",
@@ -322,13 +336,23 @@ def _read(path: str | os.PathLike[str], file: BinaryIO, size: int) -> ModelFile 
             byte_ranges[name] = ByteRange(
                 shape, mask, take(f"{name}.values", kind, None), DTYPES[kind]
             )
+    biases = {}
+    for layer in graph_of(config).layer if clipping_thresholds and version == "2" else ():
+        if (name := layer + INT8_BIAS) in entries:
+            shape = shapes[f"{layer}.bias"]
+            biases[name] = ByteRange(shape, None, take(name, "F32", shape), DTYPES["F32"])
     if left := sorted(entries) or sorted(sparse):
         raise ValueError(f"tensor {left[0]!r} occurs twice or belongs to no layer")
     tensors = LazyTensors(path, file.fileno(), byte_ranges)
     dtype: StorageDtype = "float16" if half else "float32"
+    int8_biases = None
+    if biases:  # read now: they are small
+        extra = LazyTensors(path, file.fileno(), biases)
+        int8_biases = {name.removesuffix(INT8_BIAS): np.array(extra[name]) for name in biases}
+    int8 = clipping_thresholds, int8_biases
     if isinstance(config, NetworkConfig):
-        return NetworkFile(config, tensors, provenance, dtype, clipping_thresholds)
-    return ModelFile(config, tensors, provenance, dtype, clipping_thresholds)
+        return NetworkFile(config, tensors, provenance, dtype, *int8)
+    return ModelFile(config, tensors, provenance, dtype, *int8)
 
 
 def _parse_config(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import InputError
 from .config import ModelConfig
 from .graph import (
@@ -27,6 +30,8 @@ Range: TypeAlias = tuple[float, float]
 ClippingThreshold: TypeAlias = float | Range
 """A range; or one number t, which is the range [0, t], or [-t, t] of values that may be negative."""
 
+INT8_BIAS = ".int8_bias"
+"""Behind the name of a layer: the name of its tensor in a file."""
 _LARGEST = 3e38  # of float32
 
 
@@ -76,6 +81,24 @@ def check_clipping_thresholds(
                 f"the int8 clipping threshold of {different[0]!r} is of no value that has one"
             )
     return {name: _checked(name, value) for name, value in clipping_thresholds.items()}
+
+
+def check_int8_biases(
+    config: AnyConfig, biases: Mapping[str, NDArray[Any]], calibrated: bool
+) -> None:
+    """Check that biases for int8 are those of layers.
+
+    Raises:
+        InputError: one is of no layer or of another shape, type or not finite, or the model has no
+            clipping thresholds or is a Faster R-CNN C4, whose files have none.
+    """
+    if isinstance(config, ModelConfig) or not calibrated:
+        raise InputError(f"{config.name} cannot have biases for int8")
+    layers = graph_of(config).layer
+    for name, bias in biases.items():
+        fits = name in layers and bias.shape == (layers[name].out_channels,)
+        if not fits or bias.dtype != np.float32 or not np.isfinite(bias).all():
+            raise InputError(f"the bias for int8 of {name!r} fits no layer, or is not finite")
 
 
 def _checked(name: str, value: Any) -> ClippingThreshold:

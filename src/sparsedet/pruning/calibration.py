@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..images.letterbox import prepare
 from ..images.crop import fitted
+from ..images.letterbox import prepare
 from ..model.detector_config import build_graph
 from ..model.graph import IMAGE, Attention, CellOutput, Layer, Operation, Proposals, Resize
 from ..model.interpreter import walk

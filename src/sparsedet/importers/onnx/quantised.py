@@ -25,7 +25,16 @@ INTEGER_KINDS = {
 """Kinds of nodes that compute in integers."""
 NOT_NEGATIVE = {"Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax"}
 """Kinds whose outputs are not negative."""
-KEEP_SIGN = {"AveragePool", "Concat", "MaxPool", "Reduce", "Reshape", "Resize", "Slice", "Transpose"}
+KEEP_SIGN = {
+    "AveragePool",
+    "Concat",
+    "MaxPool",
+    "Reduce",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "Transpose",
+}
 """Kinds whose outputs are negative only if an input is."""
 
 _TYPES = {2: "u1", 3: "i1"}
