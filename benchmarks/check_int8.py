@@ -1,4 +1,4 @@
-"""AP of trained detectors in ONNX files in float32 and in int8, and int8's bits on all CPUs' kernels.
+"""AP of trained detectors in ONNX files in float32 and in int8, and int8's bits on all kernels.
 
     python benchmarks/check_int8.py yolox_nano_416.onnx picodet_s_416.onnx --calibrate photos \
         --images val --annotations instances_val.json

@@ -59,9 +59,9 @@ struct PackedConv {
   int tile_rows;        // R
   int chunk_row_tiles;  // row tiles of a chunk; the last chunk may have fewer
   int row_tiles, chunks;
-  std::vector<float> bias;                     // [row_tiles * R], zero for padding rows
-  std::vector<float> scale;                    // int8: as `bias`, see SparseArgs
-  float residual_scale = 0;                    // int8, as the next two: see SparseArgs
+  std::vector<float> bias;   // [row_tiles * R], zero for padding rows
+  std::vector<float> scale;  // int8: as `bias`, see SparseArgs
+  float residual_scale = 0;  // int8, as the next two: see SparseArgs
   float out_scale = 0, out_zero = 0;
   std::vector<std::vector<Segment>> segments;  // [block]
   std::vector<std::vector<Stream>> streams;    // [block][chunk], into `packed`

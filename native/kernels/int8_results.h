@@ -26,7 +26,8 @@ SPARSEDET_INLINE void store_elements(const SparseArgs& a, float* row, int p, V v
 
 // Activates results, adds a residual that comes last, and brings them into steps of the output.
 template <int P>
-SPARSEDET_INLINE void to_steps(const SparseArgs& a, const V (&residual)[P], int channel, V (&v)[P]) {
+SPARSEDET_INLINE void to_steps(const SparseArgs& a, const V (&residual)[P], int channel,
+                               V (&v)[P]) {
   activate(v, a.activation);
   if (a.residual && a.residual_last)
 #pragma GCC unroll 8

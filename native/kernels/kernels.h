@@ -93,10 +93,10 @@ struct SparseArgs {
   ptrdiff_t row_stride;   // floats
   int rows;               // rows to store: 0 < rows <= R * row_tiles
   ptrdiff_t offset[kVectors];
-  int valid[kVectors];    // lanes of each vector that exist, 1..L; the others are stored as zero, of
-                          // a packed result of int8 as `outside`
-  const LaneRuns* runs;   // [P], or null. Given: instead of `offset` and `valid`, from `out` on; a
-                          // lane without a run is not stored
+  int valid[kVectors];   // lanes of each vector that exist, 1..L; the others are stored as zero, of
+                         // a packed result of int8 as `outside`
+  const LaneRuns* runs;  // [P], or null. Given: instead of `offset` and `valid`, from `out` on; a
+                         // lane without a run is not stored
   Activation activation;
   // Whether the rows of `out` and `residual` are packed elements instead of float32; always false
   // for float32. `rows` and `row_stride` then count elements.
@@ -174,8 +174,8 @@ struct AffineArgs {
 // to nearest even and saturated to 0..255.
 struct QuantiseArgs {
   const float* source[4];  // of each channel; rounded up to whole vectors
-  float* out;              // rounded up to whole vectors; lanes from `width` on are set to `outside`
-  int width;               // pixels
+  float* out;  // rounded up to whole vectors; lanes from `width` on are set to `outside`
+  int width;   // pixels
   float factor, offset;
   float outside;
 };
@@ -271,7 +271,7 @@ struct LowPrecisionKernels {
   void (*sums)(const SumsArgs&);                        // packed in; int8: null
   void (*affine)(const AffineArgs&);                    // packed in and out; int8: null
   int64_t (*peak)(const PeakArgs&);
-  void (*quantise)(const QuantiseArgs&);      // int8 alone, as the next one
+  void (*quantise)(const QuantiseArgs&);  // int8 alone, as the next one
   void (*dequantise)(const DequantiseArgs&);
   // int8: most that |w0| + |w1| and |w2| + |w3| of a packed weight may be, as the kernel would
   // overflow; a column whose weights are larger is packed twice, with a part of them each. 0: any.

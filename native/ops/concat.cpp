@@ -20,8 +20,7 @@ Shape Concat::shape(std::span<const Shape> inputs) const {
 
 Format Concat::format(std::span<const Format> inputs) const {
   for (const Format& in : inputs)
-    if (!equal(in, inputs[0]))
-      throw std::invalid_argument("joins maps of different types");
+    if (!equal(in, inputs[0])) throw std::invalid_argument("joins maps of different types");
   return inputs[0];
 }
 

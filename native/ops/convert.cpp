@@ -21,8 +21,8 @@ float join_channels(const Format& f, const float (&values)[4]) {
   const float factor = 1 / f.quantization.scale;
   uint32_t bytes[4];
   for (int i = 0; i < 4; i++)
-    bytes[i] = to_byte(
-        __builtin_fmaf(values[i], factor, static_cast<float>(f.quantization.zero_point)));
+    bytes[i] =
+        to_byte(__builtin_fmaf(values[i], factor, static_cast<float>(f.quantization.zero_point)));
   return join_bytes(bytes);
 }
 
@@ -69,13 +69,11 @@ void convert_map(Context& context, const FeatureMap& in, int first, const Featur
   const Format from{in.type, in.quantization}, to{out.type, out.quantization};
   const LowPrecisionKernels* kernels = context.kernels.int8;
   const bool quantise = from.type == ElementType::float32 && to.type == ElementType::int8;
-  const bool dequantise = from.type == ElementType::int8 && to.type == ElementType::float32 &&
-                          first % 4 == 0;
+  const bool dequantise =
+      from.type == ElementType::int8 && to.type == ElementType::float32 && first % 4 == 0;
   const float factor = 1 / to.quantization.scale;
-  const QuantiseArgs shared{{},     nullptr,
-                            out.width,
-                            factor, static_cast<float>(to.quantization.zero_point),
-                            out.zero()};
+  const QuantiseArgs shared{
+      {}, nullptr, out.width, factor, static_cast<float>(to.quantization.zero_point), out.zero()};
   constexpr int slice = 8;  // elements of one unit of work: neighbours in memory
   const int elements = dequantise ? divide_up(out.channels, 4) : out.elements();
   const int slices = divide_up(elements, slice);

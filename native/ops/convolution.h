@@ -13,10 +13,10 @@ struct ConvolutionAttributes {
   int kernel[2];   // height, width
   int padding[4];  // top, left, bottom, right; a negative one drops rows or columns
   int stride, dilation;
-  int groups;                // 1, or as many as input and output channels: depthwise
+  int groups;  // 1, or as many as input and output channels: depthwise
   Activation activation;
-  bool residual_last;        // the tensor is added after the activation: relu, silu or gelu
-  bool float32_output;       // also if the input is not
+  bool residual_last;         // the tensor is added after the activation: relu, silu or gelu
+  bool float32_output;        // also if the input is not
   Quantization quantization;  // int8: of the output
 };
 

@@ -1,6 +1,5 @@
 #include "ops/depth_to_space.h"
 
-
 namespace sparsedet {
 
 DepthToSpace::DepthToSpace(const DepthToSpaceAttributes& attributes,

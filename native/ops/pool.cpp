@@ -84,7 +84,7 @@ struct WindowPool {
 
   void run(Context& context, const FeatureMap& in, const FeatureMap& out) const {
     check_padding(padding);
-      const size_t line = size_t(out.width) * stride + kernel + in.width + padding[1];
+    const size_t line = size_t(out.width) * stride + kernel + in.width + padding[1];
     const bool pairs = in.type == ElementType::bfloat16;
     context.pool.parallel(out.height, [&](int y, int worker) {
       float* memory = context.scratch.get(worker, line + 2 * out.width);

@@ -7,8 +7,8 @@ namespace sparsedet {
 struct MaxPoolAttributes {
   bool negative;  // whether values may be negative
   int kernel, stride;
-  int padding[4];            // top, left, bottom, right; never the largest
-  ElementType type;          // of the output: that of the input, or int8 of float32
+  int padding[4];             // top, left, bottom, right; never the largest
+  ElementType type;           // of the output: that of the input, or int8 of float32
   Quantization quantization;  // int8 of float32: of the output
 };
 

@@ -1,6 +1,5 @@
 #include "ops/resize.h"
 
-
 namespace sparsedet {
 
 namespace {

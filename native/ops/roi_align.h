@@ -20,7 +20,7 @@ struct RoiAlignAttributes {
   // the first of which is `first_level`. Source: Lin et al., arXiv 1612.03144, equation 1.
   float canonical_size;
   int canonical_level, first_level;
-  ElementType type;                         // of the output
+  ElementType type;                          // of the output
   std::optional<Quantization> quantization;  // int8: of the output; else that of the input
   bool relu;
 };

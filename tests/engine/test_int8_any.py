@@ -13,7 +13,7 @@ from helpers.exports import small_network
 from numpy.typing import NDArray
 
 from sparsedet import Model
-from sparsedet._native import available_isas, has_int8
+from sparsedet._native import available_isas, has_bfloat16, has_int8
 from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate, measure, network_input_of
 from sparsedet.engine.formats import Planned, plan_formats
@@ -24,6 +24,7 @@ from sparsedet.importers import load_trained
 from sparsedet.model.file import AnyFile, NetworkFile, load_file, save_model
 from sparsedet.model.graph import (
     Add,
+    Attention,
     Concat,
     Conv,
     Graph,
@@ -32,6 +33,7 @@ from sparsedet.model.graph import (
     Operation,
     Resize,
     Shape,
+    Shuffle,
     Slice,
 )
 from sparsedet.model.int8_ranges import ClippingThreshold
@@ -39,6 +41,7 @@ from sparsedet.model.network import graph_of
 
 F32 = NDArray[np.float32]
 ISAS = [isa for isa in available_isas() if has_int8(isa)]
+BF16 = has_bfloat16("")
 PLAIN = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -125,9 +128,14 @@ def test_a_file_keeps_ranges_and_runs(tmp_path: Path) -> None:
     assert isinstance(file, NetworkFile)
     path = tmp_path / "int8.safetensors"
     save_model(
-        path, file.config, file.tensors, {}, dtype="float32",
-        clipping_thresholds=file.clipping_thresholds, int8_biases=file.int8_biases,
-    )  # fmt: skip
+        path,
+        file.config,
+        file.tensors,
+        {},
+        dtype="float32",
+        clipping_thresholds=file.clipping_thresholds,
+        int8_biases=file.int8_biases,
+    )
     again = load_file(path)
     assert again.clipping_thresholds == file.clipping_thresholds
     assert isinstance(again, NetworkFile) and again.int8_biases and file.int8_biases
@@ -257,3 +265,40 @@ def test_numbers_that_are_no_finite_are_refused(tmp_path: Path) -> None:
     photo = network_input_of(photograph(1), file.config)
     with pytest.raises(InputError, match="is NaN or infinite on a calibration image"):
         calibrate(file.config, tensors, [photo])
+
+
+# ------------------------------------------------------------------------------ bfloat16
+
+
+@pytest.mark.skipif(not BF16, reason="this CPU has no kernels of bfloat16")
+def test_bf16_runs_attention_odd_parts_and_a_stem_of_stride_one() -> None:
+    """Between conversions; near float32 as bfloat16 is."""
+    operations = (
+        Operation("n", ("image",), PLAIN),
+        conv("stem", "n", 9, kernel=(3, 3), padding=(1, 1, 1, 1)),
+        conv("down", "stem", 12, kernel=(3, 3), stride=2, padding=(1, 1, 1, 1)),
+        Operation("a", ("down",), Slice(3, 5)),
+        Operation("b", ("down",), Slice(0, 7)),
+        conv("c", "a", 5),
+        Operation("join", ("c", "b"), Concat()),
+        conv("d", "join", 16, activation="none"),
+        Operation("attention", ("d",), Attention(2, 3, 0.6)),
+        Operation("shuffle", ("attention",), Shuffle(2)),
+        conv("out", "shuffle", 6),
+    )
+    graph = Graph(Shape("image", 3, 24, 32), operations)
+    rng = np.random.default_rng(0)
+    tensors: dict[str, F32] = {}
+    for layer in graph.layers:
+        scale = (2 / np.prod(layer.weight_shape[1:])) ** 0.5
+        tensors[f"{layer.name}.weight"] = (rng.normal(size=layer.weight_shape) * scale).astype("f4")
+        tensors[f"{layer.name}.bias"] = (rng.normal(size=layer.out_channels) / 4).astype("f4")
+    photo = (rng.normal(size=(24, 32, 3))).astype(np.float32)
+    name: Any = None  # an engine with a graph of its own reads no more than a name, and that late
+    exact = Engine(name, tensors, graph=graph, precision="f32", threads=2)
+    low = Engine(name, tensors, graph=graph, precision="bf16", threads=2)
+    assert {"a", "b"} & set(low.conversions) and "d" not in low.conversions
+    wanted = ["join", "attention", "out"]
+    a, b = exact.values(photo, wanted), low.values(photo, wanted)
+    for value in wanted:
+        assert 0 < np.abs(a[value] - b[value]).max() < 0.05 * np.abs(a[value]).max(), value

@@ -189,8 +189,10 @@ def test_operations_that_move_bytes(isa: str) -> None:
 def test_conversions_are_copies_that_round_once() -> None:
     """Between all formats, of all channels or some from any one on, on maps and on RoIs."""
     formats: list[tuple[str, tuple[float, int] | None]] = [
-        ("f32", None), ("int8", IN), ("int8", OUT)
-    ]  # fmt: skip
+        ("f32", None),
+        ("int8", IN),
+        ("int8", OUT),
+    ]
     for first, channels in ((0, 11), (4, 7), (1, 6), (3, 8)):
         results: dict[Any, list[F32]] = {}
         for isa in ISAS:

@@ -51,7 +51,8 @@ std::string LayerCase::text() const {
   const bool is_int8 = in == ElementType::int8;
   return (is_int8 ? "int8 " : "bf16 ") + std::to_string(in_channels) + " -> " +
          std::to_string(out_channels) + ", kernel " + std::to_string(kernel) + ", stride " +
-         std::to_string(stride) + ", width " + std::to_string(width) + (rois ? ", RoIs" : "") + (shifted ? ", zero points" : "");
+         std::to_string(stride) + ", width " + std::to_string(width) + (rois ? ", RoIs" : "") +
+         (shifted ? ", zero points" : "");
 }
 
 std::vector<LayerCase> layer_cases() {
@@ -126,7 +127,13 @@ std::vector<float> Layer::run_on_map(Context& context, const PackedConvolution& 
   FeatureMap in{nullptr, c.in_channels, c.height, pixels ? divide_up(c.width, 2) : c.width,
                 padding, lanes,         c.in,     problem_.shape.in_quantization,
                 padding};
-  FeatureMap out{nullptr, c.out_channels, problem_.out_height, problem_.out_width, 0, lanes, c.out,
+  FeatureMap out{nullptr,
+                 c.out_channels,
+                 problem_.out_height,
+                 problem_.out_width,
+                 0,
+                 lanes,
+                 c.out,
                  problem_.shape.out_quantization};
   FeatureMap residual = out;
   Canaries in_memory(in.size()), out_memory(out.size()), residual_memory(residual.size());

@@ -352,10 +352,9 @@ bool test_int8(const Kernels& k) {
           for (int valid : {1, L - 1, L})
             for (int flags = 0; flags < 32; flags++)
               for (int residual = 0; residual < 3; residual++)
-                check(
-                    sparse_case(k, {row_tiles, columns, P, valid, density, bool(flags & 1),
-                                    bool(flags & 2), bool(flags & 4), bool(flags & 8), residual,
-                                    bool(flags & 16)}));
+                check(sparse_case(
+                    k, {row_tiles, columns, P, valid, density, bool(flags & 1), bool(flags & 2),
+                        bool(flags & 4), bool(flags & 8), residual, bool(flags & 16)}));
   bool good = finish("sparse");
   for (int n : {1, L - 1, L, L + 1, 3 * L + 2}) {
     check(pool_case(k, n));

@@ -132,6 +132,7 @@ def convert_onnx(arguments: argparse.Namespace) -> int:
         loaded.tensors,
         loaded.provenance,
         dtype=arguments.dtype,
+        clipping_thresholds=loaded.clipping_thresholds,
         overwrite=arguments.overwrite,
     )
     print(

@@ -195,8 +195,8 @@ def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:
     if engine.conversions:
         moved = engine.native.converted_bytes / 1e6
         print(
-            f"{len(engine.conversions)} conversions between formats read and write {moved:.1f} MB in "
-            "a run"
+            f"{len(engine.conversions)} conversions between formats read and write "
+            f"{moved:.1f} MB in a run"
         )
     return 0
 

@@ -3,8 +3,8 @@
 An int8 activation is a byte; the step between two bytes is fixed for each tensor beforehand. The
 graph runs in float32 on each calibration image, operation by operation, with a histogram of the
 values of each tensor. The range is the one with the least squared error: a larger one rounds all
-values more coarsely, a smaller one clips the largest values. The engine rounds weights when it packs
-them; what that adds to a layer's output on average is taken off its bias (`rounding`).
+values more coarsely, a smaller one clips the largest values. The engine rounds weights when it
+packs them; what that adds to a layer's output on average is taken off its bias (`rounding`).
 
 A tensor without negative values has a clipping threshold t and is rounded to multiples of t / 255.
 Another one has a range [low, high], of which a byte is a 255th part. In files of a Faster R-CNN C4,

@@ -16,9 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..model.graph import (
     Attention,
-    Concat,
     Conv,
-    DepthToSpace,
     Graph,
     MaxPool,
     Mean,
@@ -26,19 +24,13 @@ from ..model.graph import (
     Operation,
     Resize,
     RoiAlign,
-    Shuffle,
     Slice,
 )
 from ..model.int8_ranges import ClippingThreshold, Range
 from ..model.rewrite import HOISTED, is_predictor
+from .elements import CHANNELS, PASSING, in_pairs, is_depthwise, is_image, keeps_elements
 from .precision import Format
 from .quantization import Quantization, negative_values, quantization_of, union
-
-_PASSING = (Concat, DepthToSpace, MaxPool, Resize, Shuffle, Slice)
-"""Operations whose outputs are values of their inputs."""
-
-_CHANNELS = {"f32": 1, "bf16": 2, "int8": 4}
-"""Neighbouring channels of a packed element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +51,6 @@ class Planned:
     reads: Format
     quantization: Quantization | None = None
     conversion: bool = False
-
-
-def is_depthwise(graph: Graph, operation: Operation) -> bool:
-    """Whether the core runs a convolution channel by channel: on maps, within one type."""
-    conv, x = operation.attributes, graph.shapes[operation.inputs[0]]
-    if not isinstance(conv, Conv):
-        return False
-    every = 1 < conv.groups == x.channels == conv.out_channels
-    return every and x.domain == "map" and not is_predictor(graph, operation.name)
 
 
 def plan_formats(
@@ -119,7 +102,8 @@ class _Planner:
 
     def _counts(self, name: str) -> bool:
         """Whether a value has a format: it is a map or RoIs."""
-        return self.graph.shapes[name].domain in ("map", "rois")
+        shape = self.graph.shapes[name]
+        return shape.domain == "map" or shape.per_roi
 
     def _choose(self, operation: Operation) -> None:
         """Choose the formats of an operation whose readers are known."""
@@ -148,13 +132,14 @@ class _Planner:
         if makes_others or low == "f32" or isinstance(attributes, Attention):
             return "f32"
         if isinstance(attributes, Normalise):
-            return low if low == "bf16" and self._in_pairs(operation.name) else "f32"
+            return low if low == "bf16" and in_pairs(self.graph, operation.name) else "f32"
         if isinstance(attributes, Conv):
             return self._format_of_convolution(operation)
-        passing = isinstance(attributes, _PASSING)
+        passing = isinstance(attributes, PASSING)
         if passing and not self._low_wanted(operation.name):
             return "f32"
-        if passing and not (self._whole(operation) and self._known(operation.name)):
+        whole = keeps_elements(self.graph, operation, CHANNELS[low])
+        if passing and not (whole and self._known(operation.name)):
             return "f32"
         if low == "bf16" or passing:
             return low
@@ -168,9 +153,10 @@ class _Planner:
 
     def _format_of_convolution(self, operation: Operation) -> Format:
         low, source = self.precision, operation.inputs[0]
-        if self._is_image(source):
+        if is_image(self.graph, source):
             normalised = isinstance(self.graph.by_name[source].attributes, Normalise)
-            return "bf16" if low == "bf16" and normalised and self._in_pairs(source) else "f32"
+            paired = low == "bf16" and normalised and in_pairs(self.graph, source)
+            return "bf16" if paired else "f32"
         if low == "bf16":
             return low
         if is_depthwise(self.graph, operation):
@@ -212,33 +198,6 @@ class _Planner:
             return "bf16" in wanted or not wanted
         return wanted == {"int8"}
 
-    def _whole(self, operation: Operation) -> bool:
-        """Whether parts begin with a packed element."""
-        size = 4 if self.precision == "int8" else 2
-        shapes = [self.graph.shapes[name] for name in operation.inputs]
-        if isinstance(operation.attributes, Concat):
-            return all(shape.channels % size == 0 for shape in shapes[:-1])
-        if isinstance(operation.attributes, DepthToSpace):
-            return self.graph.shapes[operation.name].channels % size == 0
-        return True
-
-    def _in_pairs(self, name: str) -> bool:
-        """Whether pairs of pixels serve all readers of the normalised image."""
-        return all(
-            isinstance(reader.attributes, Conv)
-            and reader.attributes.stride % 2 == 0
-            and reader.attributes.dilation == reader.attributes.groups == 1
-            for reader in self.graph.readers[name]
-        )
-
-    def _is_image(self, name: str) -> bool:
-        """Whether a value holds the normalised image, whole or in parts."""
-        operation = self.graph.by_name[name]
-        if isinstance(operation.attributes, Normalise):
-            return True
-        passing = isinstance(operation.attributes, _PASSING)
-        return passing and all(self._is_image(source) for source in operation.inputs)
-
     def _may_be_negative(self, name: str) -> bool:
         """Whether a value, or one that shares its quantization, may be negative."""
         seen, open_names = {name}, [name]
@@ -248,8 +207,8 @@ class _Planner:
             if low < 0:
                 return True
             readers = self.graph.readers[current]
-            linked = [r.name for r in readers if isinstance(r.attributes, _PASSING)]
-            if isinstance(self.graph.by_name[current].attributes, _PASSING):
+            linked = [r.name for r in readers if isinstance(r.attributes, PASSING)]
+            if isinstance(self.graph.by_name[current].attributes, PASSING):
                 linked += self.graph.by_name[current].inputs
             open_names += [n for n in linked if n not in seen]
             seen.update(linked)
@@ -270,7 +229,7 @@ class _Planner:
         if given is not None:
             return (-float(given) if name in self.negative else 0.0), float(given)
         operation = self.graph.by_name[name]
-        if not isinstance(operation.attributes, (*_PASSING, RoiAlign)):
+        if not isinstance(operation.attributes, (*PASSING, RoiAlign)):
             return None
         found = [self._range(source) for source in self._sources(operation)]
         known = [r for r in found if r is not None]
@@ -306,14 +265,14 @@ class _Planner:
 
     def _passes_bytes(self, operation: Operation) -> bool:
         """Whether the bytes of an output are those of the inputs."""
-        passing = isinstance(operation.attributes, (*_PASSING, RoiAlign))
+        passing = isinstance(operation.attributes, (*PASSING, RoiAlign))
         if not passing or self.runs[operation.name] != "int8":
             return False
         return not self._fused(operation) and not self._requantises(operation)
 
     def _requantises(self, operation: Operation) -> bool:
         """Whether an operation that moves bytes has a range of its own."""
-        passing = isinstance(operation.attributes, _PASSING)
+        passing = isinstance(operation.attributes, PASSING)
         if not passing or self.runs[operation.name] != "int8" or self._fused(operation):
             return False
         return self._given(operation.name) is not None
@@ -396,7 +355,7 @@ class _Planner:
                 form = "f32"
             elif isinstance(attributes, Slice):
                 other = moves and stored != quantization
-                inside = other or attributes.first % _CHANNELS[made] != 0
+                inside = other or attributes.first % CHANNELS[made] != 0
                 form = self.made[source] if other else form
             elif moves:
                 stored = quantization

@@ -24,7 +24,8 @@ from ..model.graph import (
 from ..model.int8_ranges import ClippingThreshold
 from ..model.rewrite import hoist, merge_equal, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
-from .formats import Planned, is_depthwise, plan_formats
+from .elements import is_depthwise
+from .formats import Planned, plan_formats
 from .precision import Format
 from .quantization import negative_values
 

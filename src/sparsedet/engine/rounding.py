@@ -1,8 +1,8 @@
 """What rounding the weights of a layer to int8 adds to its output on average, and its bias without.
 
 Rounding errors of weights do not cancel where activations have a mean, as after ReLU or SiLU: each
-output channel is off by the sum of (rounded weight - weight) * mean activation. Source: Nagel et al.,
-arXiv 1906.04721, section 4.2, with means from calibration images.
+output channel is off by the sum of (rounded weight - weight) * mean activation. Source: Nagel et
+al., arXiv 1906.04721, section 4.2, with means from calibration images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model.graph import Conv, Graph, Operation
-from .formats import is_depthwise
+from .elements import is_depthwise
 
 F32 = NDArray[np.float32]
 

@@ -28,7 +28,7 @@ from .rewrite import is_predictor
 Range: TypeAlias = tuple[float, float]
 """The lowest and the highest value that bytes can hold; larger magnitudes saturate."""
 ClippingThreshold: TypeAlias = float | Range
-"""A range; or one number t, which is the range [0, t], or [-t, t] of values that may be negative."""
+"""A range; or one number t: the range [0, t], or [-t, t] of values that may be negative."""
 
 INT8_BIAS = ".int8_bias"
 """Behind the name of a layer: the name of its tensor in a file."""
@@ -37,7 +37,7 @@ _LARGEST = 3e38  # of float32
 
 def int8_layers(config: AnyConfig) -> list[str]:
     """The values that have a range: of a Faster R-CNN C4 the outputs of all layers but the stem and
-    the predictors, and of the pooling; else all maps and RoIs that are computed, and not only moved.
+    the predictors, and of the pooling; else all maps and RoIs that are computed, not only moved.
     """
     graph = graph_of(config)
     if isinstance(config, ModelConfig):

@@ -42,6 +42,10 @@ def with_tensors(
     file: AnyFile, tensors: Mapping[str, NDArray[np.float32]], provenance: Mapping[str, Any]
 ) -> AnyFile:
     """The same network with other weights; its int8 ranges do not fit them."""
-    if isinstance(file, NetworkFile):
-        return replace(file, tensors=tensors, provenance=dict(provenance))
-    return replace(file, tensors=tensors, provenance=dict(provenance), clipping_thresholds=None)
+    return replace(
+        file,
+        tensors=tensors,
+        provenance=dict(provenance),
+        clipping_thresholds=None,
+        int8_biases=None,
+    )

@@ -205,24 +205,38 @@ def test_refusals(tmp_path: Path) -> None:
     cases: list[tuple[list[Any], dict[str, Any], str]] = [
         ([*qlinear, node("DequantizeLinear", ["k", "s", "u"], ["y"])], byte, "(QLinearConv)"),
         (
-            [quantise, node("ConvInteger", ["q", "w", "u", "z"], ["k"], name="k"),
-             node("Cast", ["k"], ["y"], to=1)], byte, "(ConvInteger)",
+            [
+                quantise,
+                node("ConvInteger", ["q", "w", "u", "z"], ["k"], name="k"),
+                node("Cast", ["k"], ["y"], to=1),
+            ],
+            byte,
+            "(ConvInteger)",
         ),
         (
-            [node("DynamicQuantizeLinear", ["x"], ["q", "t", "v"], name="d"),
-             node("DequantizeLinear", ["q", "t", "v"], ["y"])], {}, "(DynamicQuantizeLinear)",
+            [
+                node("DynamicQuantizeLinear", ["x"], ["q", "t", "v"], name="d"),
+                node("DequantizeLinear", ["q", "t", "v"], ["y"]),
+            ],
+            {},
+            "(DynamicQuantizeLinear)",
         ),
         ([*plain, *pair("a", "y", "s", "h")], {"h": np.asarray(0, "u2")}, "uint16"),
         (
             [*plain, *pair("a", "y", "v", "o")],
-            {"v": np.ones(8, np.float32), "o": np.zeros(8, "u1")}, "for each channel",
+            {"v": np.ones(8, np.float32), "o": np.zeros(8, "u1")},
+            "for each channel",
         ),
         (
-            [*plain, node("QuantizeLinear", ["a", "s", "u"], ["q"]),
-             node("DequantizeLinear", ["q", "t", "u"], ["y"])],
-            {**byte, "t": np.float32(0.2)}, "in its steps",
+            [
+                *plain,
+                node("QuantizeLinear", ["a", "s", "u"], ["q"]),
+                node("DequantizeLinear", ["q", "t", "u"], ["y"]),
+            ],
+            {**byte, "t": np.float32(0.2)},
+            "in its steps",
         ),
-    ]  # fmt: skip
+    ]
     for i, (nodes, more, said) in enumerate(cases):
         given = {**constants, **whole, **more}
         used = {name for n in nodes for name in n.input}

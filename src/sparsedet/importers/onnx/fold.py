@@ -25,8 +25,8 @@ import numpy as np
 from ...errors import InputError
 from .constants import EVALUATE, axis_of, evaluate, reshaped, sliced
 from .program import BINARY, DAMAGE, MOST_ELEMENTS, UNARY, Array, OnnxNode, Program, Sizes, as_float
-from .quantised import ADVICE, INTEGER_KINDS, KEEP_SIGN, NOT_NEGATIVE, range_of, step
-from .windows import convolution, pool, resized, transposed_convolution
+from .quantised import ADVICE, INTEGER_KINDS, not_negative, range_of, steps_of
+from .windows import convolution, pool, resized, transposed_convolution, zeros_around
 
 _REDUCE = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max"}
 
@@ -138,12 +138,12 @@ class Folder:
 
     def _quantizelinear(self, node: OnnxNode) -> None:
         """The value stays; its range is kept."""
-        scale, zero = step(
+        scale, zero = steps_of(
             self.constant(node, 1), self.constant(node, 2), node.attributes.get("output_dtype")
         )
         found, name, ranges = range_of(scale, zero), node.inputs[0], self.program.ranges
         shape, out = self.shape(node), node.out
-        if found[0] == 0 and not self._not_negative(name):
+        if found[0] == 0 and not not_negative(self.program, self.nodes, name):
             name = f"{out}.relu"
             self.put(OnnxNode("Relu", node.name, node.inputs[:1], [name]), shape)
         if ranges.setdefault(name, found) != found:  # the same value in other steps
@@ -159,21 +159,9 @@ class Folder:
         given = self.constant(node, 1), self.constant(node, 2)
         if steps is None or given[0] is None or steps[0] != given[0]:
             raise ValueError(f"reads bytes that no node made in its steps: {ADVICE}")
-        if given[1] is not None and steps[1] != given[1]:
+        if (0 if given[1] is None else given[1]) != steps[1]:
             raise ValueError(f"has another zero point than its bytes: {ADVICE}")
         self.same(node)
-
-    def _not_negative(self, name: str) -> bool:
-        """Whether a value is known not to be negative."""
-        maker = next((node for node in self.nodes[::-1] if name in node.outputs), None)
-        if maker is None:
-            return False
-        if maker.op == "Clip":
-            least = self.constant(maker, 1)
-            low = maker.attributes.get("min") if least is None else least.min()
-            return low is not None and low >= 0
-        keeps = maker.op in KEEP_SIGN and all(map(self._not_negative, maker.inputs))
-        return maker.op in NOT_NEGATIVE or keeps
 
     def _conv(self, node: OnnxNode) -> None:
         weight = self.constant(node, 1)
@@ -245,8 +233,7 @@ class Folder:
         self.emit(node, "Affine", self.shape(node), scale=scale, offset=bias - mean * scale)
 
     def _resize(self, node: OnnxNode) -> None:
-        x, at = self.shape(node), node.attributes
-        old = node.op == "Upsample"
+        x, at, old = self.shape(node), node.attributes, node.op == "Upsample"
         scales, sizes = self.constant(node, 1 if old else 2), self.constant(node, 3)
         wanted = resized(at, x, scales, sizes, old)
         factor = wanted[2] // max(x[2], 1)
@@ -375,20 +362,13 @@ class Folder:
         self.program.constants.update(zip(node.outputs, parts, strict=True))
 
     def _pad(self, node: OnnxNode) -> None:
-        shape, given, value = self.shape(node), self.constant(node, 1), self.constant(node, 2)
-        pads = node.attributes.get("pads") if given is None else given.reshape(-1).tolist()
-        zero = node.attributes.get("value", 0.0) == 0 if value is None else not value.any()
-        pads = [] if pads is None else pads
-        plain = len(pads) == 2 * len(shape) == 8 and min(pads) >= 0
-        if not plain or pads[:2] != [0, 0] or pads[4:6] != [0, 0] or not zero:
-            raise ValueError("pads by something else than zeros around a map")
-        if node.attributes.get("mode", "constant") != "constant" or max(pads) > 64:
-            raise ValueError("pads by something else than a few zeros")
-        top, left, bottom, right = pads[2], pads[3], pads[6], pads[7]
+        shape, given = self.shape(node), (self.constant(node, 1), self.constant(node, 2))
+        pads = zeros_around(node.attributes, len(shape), *given)
+        top, left, bottom, right = pads
         sizes = (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
         if not any(pads):
             return self.same(node)
-        self.emit(node, "Pad", sizes, padding=(top, left, bottom, right))
+        self.emit(node, "Pad", sizes, padding=pads)
 
     def _gather(self, node: OnnxNode) -> None:
         index, shape = self.constant(node, 1), self.shape(node)

@@ -7,11 +7,12 @@ node. Files whose operations compute in integers themselves are refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .program import Array, OnnxNode
+from .program import Array, OnnxNode, Program
 
 ADVICE = "convert the float file, then quantize"
 """What to do instead of reading a file of a form that is refused."""
@@ -40,7 +41,7 @@ KEEP_SIGN = {
 _TYPES = {2: "u1", 3: "i1"}
 
 
-def step(scale: Array | None, zero: Array | None, output: Any = None) -> tuple[Array, Array]:
+def steps_of(scale: Array | None, zero: Array | None, output: Any = None) -> tuple[Array, Array]:
     """Scale and zero point of a node, the zero point in its type.
 
     Raises:
@@ -71,7 +72,7 @@ def _along(node: OnnxNode, x: Array, numbers: Array) -> Array:
 
 def quantized(node: OnnxNode, x: Array, scale: Array, zero: Array | None = None) -> Array:
     """QuantizeLinear of a constant."""
-    scale, zero = step(scale, zero, node.attributes.get("output_dtype"))
+    scale, zero = steps_of(scale, zero, node.attributes.get("output_dtype"))
     info = np.iinfo(zero.dtype)
     steps = np.rint(np.asarray(x, np.float32) / _along(node, x, scale))
     steps = steps + _along(node, x, zero).astype(np.float32)
@@ -84,7 +85,7 @@ def dequantized(node: OnnxNode, x: Array, scale: Array, zero: Array | None = Non
         raise ValueError(f"has type {x.dtype}: {ADVICE}")
     if zero is None:
         zero = np.zeros(np.shape(scale), x.dtype)
-    scale, zero = step(scale, zero)
+    scale, zero = steps_of(scale, zero)
     whole = x.astype(np.int64) - _along(node, x, zero).astype(np.int64)
     return np.asarray(whole.astype(np.float32) * _along(node, x, scale), np.float32)
 
@@ -101,3 +102,17 @@ def range_of(scale: Array, zero: Array) -> tuple[float, float]:
         raise ValueError(f"has type {zero.dtype}: {ADVICE}")
     info, at, one = np.iinfo(zero.dtype), int(zero.reshape(())), float(scale.reshape(()))
     return (info.min - at) * one, (info.max - at) * one
+
+
+def not_negative(program: Program, nodes: Sequence[OnnxNode], name: str) -> bool:
+    """Whether a value of some nodes is known not to be negative."""
+    maker = next((node for node in reversed(nodes) if name in node.outputs), None)
+    if maker is None:
+        return False
+    if maker.op == "Clip":
+        least = program.constant(maker, 1)
+        low = maker.attributes.get("min") if least is None else least.min()
+        return low is not None and low >= 0
+    if maker.op in KEEP_SIGN:
+        return all(not_negative(program, nodes, source) for source in maker.inputs)
+    return maker.op in NOT_NEGATIVE

@@ -160,3 +160,22 @@ def resized(
             f"{wanted[2]}x{wanted[3]}; only nearest by a whole factor runs here"
         )
     return tuple(wanted)
+
+
+def zeros_around(
+    at: Attributes, axes: int, given: Array | None, value: Array | None
+) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of the zeros that Pad puts around a map.
+
+    Raises:
+        ValueError: it pads otherwise.
+    """
+    pads = at.get("pads") if given is None else given.reshape(-1).tolist()
+    zero = at.get("value", 0.0) == 0 if value is None else not value.any()
+    pads = [] if pads is None else pads
+    plain = len(pads) == 2 * axes == 8 and min(pads) >= 0
+    if not plain or pads[:2] != [0, 0] or pads[4:6] != [0, 0] or not zero:
+        raise ValueError("pads by something else than zeros around a map")
+    if at.get("mode", "constant") != "constant" or max(pads) > 64:
+        raise ValueError("pads by something else than a few zeros")
+    return pads[2], pads[3], pads[6], pads[7]
