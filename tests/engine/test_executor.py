@@ -698,7 +698,7 @@ def test_types_that_do_not_fit_each_other() -> None:
     add(native, conv("l", ["f"], 4, 1))
     add(native, conv("d", ["f"], 4, 4))
     add(native, proposals("boxes", ["l", "d", "image"]))
-    add(native, conv("s", ["q"], 4, 4, type="int8", quantization=(9 / 255, 0)))
+    add(native, conv("s", ["q"], 4, 4, type="int8", quantization=(9 / 127, 128)))
     for fields in (
         conv("x", ["f", "q"], 4, 4),
         conv("x", ["q", "f"], 4, 4, type="int8", quantization=(9 / 255, 0)),

@@ -141,11 +141,11 @@ def test_float32_results_of_bytes(activation: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_borders_hold_the_zero_point_in_a_graph(isa: str) -> None:
     """Also where memory was used by another map before, and where lanes of a row are left over."""
-    weight = whole_weights(8, 8, 3, 3)
+    halved = (whole_weights(8, 8, 3, 3) / 2).astype(np.float32)
     same = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
     native = with_bytes(isa, 8)
     for name, source, quantization in (("a", "q", OUT), ("b", "a", ADDED), ("c", "b", IN)):
-        native.add(conv(name, [source], 8, 8, quantization=quantization, **same), weight / 2)
+        native.add(conv(name, [source], 8, 8, quantization=quantization, **same), halved)
     native.plan(20, 24)
     x = steps(IN, 8, 20, 24, seed=1)
     (whole,) = native.run_between({"q": x}, ["c"])
@@ -199,7 +199,8 @@ def test_conversions_are_copies_that_round_once() -> None:
             native = with_bytes(isa, 11)
             for source in ("m", "q"):
                 for i, (kind, quantization) in enumerate(formats):
-                    fields = {"name": f"{source}{i}", "kind": "convert", "inputs": [source]}
+                    fields: Fields = {"name": f"{source}{i}", "kind": "convert"}
+                    fields["inputs"] = [source]
                     fields |= {"first": first, "channels": channels, "type": kind}
                     native.add(
                         fields if quantization is None else {**fields, "quantization": quantization}
@@ -236,4 +237,4 @@ def test_refusals(isa: str) -> None:
         cases.append(({**fields, "quantization": bad}, [], "out of range"))
     for fields, given, said in cases:
         with pytest.raises(ValueError, match=f"^x: .*{said}"):
-            native.add(fields, *given)
+            native.add(fields, given[0] if given else None)

@@ -243,7 +243,7 @@ def test_what_a_depthwise_convolution_refuses() -> None:
 
 @pytest.mark.parametrize("groups", [2, 3, 6])
 @kinds
-def test_convolutions_with_groups(isa: str, precision: str, groups: int) -> None:
+def test_convolutions_with_groups(isa: str, precision: Any, groups: int) -> None:
     """Those that are no depthwise ones get zeros where an output channel does not read."""
     same = (1, 1, 1, 1)
     graph = Graph(

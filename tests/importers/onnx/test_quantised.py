@@ -170,7 +170,7 @@ def test_differing_steps_are_requantised_by_counted_copies(tmp_path: Path) -> No
 
 def test_constants_become_float32_again(tmp_path: Path) -> None:
     """Of bytes with a scale for each channel, and float32 that is quantised in the file."""
-    constants = conv_tensors("b", 4, 8, seed=1)
+    constants: dict[str, Any] = {**conv_tensors("b", 4, 8, seed=1)}
     rng = np.random.default_rng(0)
     whole = rng.integers(-127, 128, (8, 3, 3, 3)).astype("i1")
     scales = rng.uniform(0.001, 0.01, 8).astype(np.float32)
@@ -256,7 +256,7 @@ def test_types_of_other_than_8_bits_are_refused(kind: str, tmp_path: Path) -> No
         node("DequantizeLinear", ["w", "s"], ["wf"]),
         node("Conv", ["x", "wf"], ["y"], name="a", pads=[1] * 4),
     ]
-    path = save_onnx(tmp_path / "m.onnx", nodes, ["y"], {"s": np.float32(0.1)}, (24, 24), opset=21)
+    path = save_onnx(tmp_path / "m.onnx", nodes, ["y"], {"s": np.asarray(0.1, "f4")}, (24, 24), opset=21)
     model = onnx.load(str(path))
     model.graph.initializer.append(tensor)
     onnx.save(model, str(path))
