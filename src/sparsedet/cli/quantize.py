@@ -21,7 +21,6 @@ def register(command: Command) -> None:
         "project.\nThe result is a model file with the same weights, and what bytes hold of each "
         "value.\nint8 is fast for models that are pruned with --pattern 1x4.",
         examples=(
-            "sparsedet quantize pruned.safetensors --images photos --output int8.safetensors",
             "sparsedet quantize yolox_nano.onnx --images photos --output int8.safetensors",
             "sparsedet detect street.jpg --model int8.safetensors --precision int8",
         ),
