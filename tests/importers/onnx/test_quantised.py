@@ -256,7 +256,9 @@ def test_types_of_other_than_8_bits_are_refused(kind: str, tmp_path: Path) -> No
         node("DequantizeLinear", ["w", "s"], ["wf"]),
         node("Conv", ["x", "wf"], ["y"], name="a", pads=[1] * 4),
     ]
-    path = save_onnx(tmp_path / "m.onnx", nodes, ["y"], {"s": np.asarray(0.1, "f4")}, (24, 24), opset=21)
+    path = save_onnx(
+        tmp_path / "m.onnx", nodes, ["y"], {"s": np.asarray(0.1, "f4")}, (24, 24), opset=21
+    )
     model = onnx.load(str(path))
     model.graph.initializer.append(tensor)
     onnx.save(model, str(path))
