@@ -94,15 +94,9 @@ def is_folder(address: str) -> bool:
     Raises:
         InputError: the server does not answer.
     """
-    if not is_remote(address):
-        return os.path.isdir(address)
-    from pyarrow import fs
-
-    system, path = _remote(address)
-    try:
-        return bool(system.get_file_info(path.rstrip("/")).type == fs.FileType.Directory)
-    except OSError as error:
-        raise _problem(address, error) from None
+    if is_remote(address):
+        return bool(_info(address).type.name == "Directory")
+    return os.path.isdir(address)
 
 
 def exists(address: str) -> bool:
@@ -111,11 +105,14 @@ def exists(address: str) -> bool:
     Raises:
         InputError: the server does not answer.
     """
-    if not is_remote(address):
-        return os.path.exists(address)
+    return bool(_info(address).is_file) if is_remote(address) else os.path.exists(address)
+
+
+def _info(address: str) -> Any:
+    """What the server knows of an address."""
     system, path = _remote(address)
     try:
-        return bool(system.get_file_info(path).is_file)
+        return system.get_file_info(path.rstrip("/"))
     except OSError as error:
         raise _problem(address, error) from None
 
