@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.commands import ENVIRONMENT, Run, refused, tree
-from helpers.small import encoded
-from helpers.videos import frame_image, write_h264, write_video
+from helpers.small import bomb, encoded
+from helpers.videos import damage, frame_image, write_h264, write_video
 
 from sparsedet.detector import Detector
 from sparsedet.images.read import read_image
@@ -119,6 +119,42 @@ def test_a_mixed_folder_gives_all_outputs_and_says_what_was_left_out(
         "bad.png",
         "film.avi",
     ]
+
+
+def test_all_that_is_bad_is_named_and_the_rest_goes_on(
+    detect: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from helpers.web import body, serve
+
+    folder, out, png = tmp_path / "in", tmp_path / "f.jsonl", encoded(".png")
+    (folder / "locked").mkdir(parents=True)
+    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "empty.mp4").touch()
+    (folder / "good.png").write_bytes(png)
+    damage(write_h264(folder / "film.mp4"))
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with serve({"/half.png": body(png[:100], length=len(png))}) as site:
+        outcome = detect("-r", folder, f"{site}/half.png", "--write", out, "-q")
+    assert outcome.code == 1
+    *errors, last = outcome.err.splitlines()
+    for name, words in (
+        ("bomb.png", "3600000000 pixels, expected at most"),
+        ("empty.mp4", "is empty"),
+        ("film.mp4", "damaged"),
+        ("locked", "cannot be read (Permission denied)"),
+        ("half.png", f"broke after 100 of {len(png)} bytes"),
+    ):
+        assert any(name in error and words in error for error in errors), outcome.err
+    assert re.fullmatch(rf"sparsedet: {len(errors)} of \d+ images failed", last)
+    names = [Path(one["photo"]).name for one in lines(out.read_text())]
+    assert names[-1] == "good.png" and names.count("film.mp4") == len(names) - 1 >= 12
 
 
 def test_filters(detect: Run, photo: Path) -> None:

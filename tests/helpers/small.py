@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 
 import cv2
@@ -34,3 +36,10 @@ picture = rectangles_on_noise
 def encoded(suffix: str) -> bytes:
     """`picture()` as an image file."""
     return np.asarray(cv2.imencode(suffix, picture())[1]).tobytes()
+
+
+def bomb() -> bytes:
+    """A PNG that declares 60000 x 60000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk

@@ -44,3 +44,14 @@ def write_h264(path: Path, frames: int = 24) -> Path:
         video.write(frame_image(number), number / 25)
     video.close()
     return path
+
+
+def damage(path: Path) -> None:
+    """Overwrite bytes in the second half of an MP4, over the lengths of some frames."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat")
+    size = len(data) - start
+    for share in (0.6, 0.7):
+        place = start + int(share * size)
+        data[place : place + size // 20] = b"\xff" * (size // 20)
+    path.write_bytes(data)

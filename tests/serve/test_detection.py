@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import subprocess
 import zlib
 from pathlib import Path
 
 import pytest
 from helpers.service import ask, refused_with, running
-from helpers.small import encoded, picture
+from helpers.small import bomb, encoded, picture
 
 from sparsedet.cli import main
 from sparsedet.detector import Detector
@@ -85,13 +84,6 @@ def test_models_by_name(small_model: Path, detector: Detector) -> None:
             assert reply.json == {"photo": "image", **model(image, 0.5).to_dict()}
         assert detector(image).to_dict() != other(image).to_dict()
         refused_with(ask(served.address, "/detect?model=x", data), 404, "'x'", "small, flat")
-
-
-def bomb() -> bytes:
-    """A PNG that declares 60000 x 60000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + chunk
 
 
 BODIES = {

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers.rtsp import serve_rtsp
 from helpers.small import encoded, picture
-from helpers.videos import frame_image, number_of, write_h264, write_video
+from helpers.videos import damage, frame_image, number_of, write_h264, write_video
 from helpers.web import body, endless, redirect, serve, slow
 
 from sparsedet.errors import InputError, UsageError
@@ -150,14 +150,8 @@ def test_a_video_is_told_by_its_content_too(tmp_path: Path) -> None:
 
 def test_damaged_frames_in_mid_video_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     path = write_h264(tmp_path / "film.mp4", 24)
-    data = bytearray(path.read_bytes())
     whole, _ = read(path)
-    start = data.index(b"mdat")
-    size = len(data) - start
-    for share in (0.6, 0.7):  # over the lengths of some frames
-        place = start + int(share * size)
-        data[place : place + size // 20] = b"\xff" * (size // 20)
-    path.write_bytes(data)
+    damage(path)
     frames, bad = read(path)
     assert 12 <= len(frames) < len(whole) == 24
     assert bad and all("damaged" in error for error in bad)
