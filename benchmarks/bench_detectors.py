@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import bench_model
-from lib import records, subjects
+from lib import records
 from lib.openvino_profile import PRODUCTS, Profiler
 from lib.peers import PEERS
-from lib.reference import REFERENCE, after_share, random_model
+from lib.reference import REFERENCE, add_options, after_share, random_model
 
 import sparsedet
 from sparsedet.benchmark.machine import peak_gflops
@@ -134,14 +134,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument(
-        "--zeros", type=float, nargs="+", default=[0.0, 0.6, 0.8, 0.9], help="shares, 0..0.95"
-    )
+    add_options(parser, KINDS, repeats=5)
+    parser.set_defaults(kinds=KINDS)
     parser.add_argument("--torchvision", action="store_true", help="also time torchvision's ONNX")
-    parser.add_argument("--image", type=Path, default=subjects.IMAGE)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument(
         "--precision", choices=["f32", "bf16"], default="f32", help="of both runtimes"
     )
@@ -152,7 +147,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=["openvino-default", "openvino-int8"],
         help="more that is timed: what a user of OpenVINO may get",
     )
-    parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
     arguments = bench_model.with_defaults(parser.parse_args(argv))
     arguments.main = f"openvino-{arguments.precision}"
     return arguments

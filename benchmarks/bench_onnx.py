@@ -30,7 +30,7 @@ from typing import Any
 
 import bench_model
 import numpy as np
-from lib import records, subjects
+from lib import records
 from lib.onnx_models import (
     F32,
     ROWS,
@@ -41,7 +41,7 @@ from lib.onnx_models import (
     write_onnx,
 )
 from lib.openvino_profile import health
-from lib.reference import REFERENCE, after_share, random_model
+from lib.reference import REFERENCE, add_options, after_share, random_model
 
 import sparsedet
 from sparsedet import Model
@@ -187,16 +187,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--kinds", nargs="+", choices=SUBJECTS, default=list(KINDS))
-    parser.add_argument(
-        "--zeros", type=float, nargs="+", default=[0.0, 0.6, 0.8, 0.9], help="shares, 0..0.95"
-    )
+    add_options(parser, SUBJECTS, repeats=11)
+    parser.set_defaults(kinds=KINDS)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--image", type=Path, default=subjects.IMAGE, help="of r101-c4")
     parser.add_argument("--no-reference", action="store_true", help="no health, no ratios of it")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=11, help="rounds that count")
-    parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
     return bench_model.with_defaults(parser.parse_args(argv))
 
 

@@ -107,7 +107,7 @@ def measure(video: Path, detector: Detector, rounds: int, folder: Path) -> dict[
     return result
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--video", type=Path, help="default: one that is made")
     parser.add_argument("--frames", type=int, default=300, help="of the video that is made")
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     detector = Detector.load(arguments.model, threads=arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -131,7 +131,7 @@ def main() -> None:
         )
     if arguments.json:
         conditions = records.describe(detector.isa, detector.engine.threads)
-        records.save(arguments.json, {**conditions, **result})
+        records.save(arguments.json, {"machine": conditions, **result})
 
 
 if __name__ == "__main__":

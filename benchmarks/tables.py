@@ -4,7 +4,8 @@
 
 Reads those of docs/results/bench_{model,peers,bf16,int8,avx2,embedded,load}.json that exist, and
 writes the table between the marks in README.md; likewise of bench_detectors*.json into
-docs/weights.md and of bench_onnx*.json into docs/onnx.md.
+docs/weights.md and of bench_onnx*.json into docs/onnx.md,
+and of bench_{start,service,bulk,stream}.json into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sparsedet.pruning.patterns import PATTERNS
 
 MARK = "<!-- bench table: benchmarks/tables.py -->"
 DETECTORS_MARK = "<!-- detectors table: benchmarks/tables.py -->"
+AROUND_MARK = "<!-- around table: benchmarks/tables.py -->"
 ONNX_MARK = "<!-- onnx table: benchmarks/tables.py -->"
 MODELS = ("bench_model", "bench_peers", "bench_bf16", "bench_int8", "bench_avx2", "bench_embedded")
 TITLES = {
@@ -59,13 +61,33 @@ def compared(result: dict[str, Any], peer: str) -> str:
     )
 
 
+def peers_of(results: Iterable[dict[str, Any]]) -> list[str]:
+    """The runtimes that some of the results have beside ours, in the order of `TITLES`."""
+    found = {name for result in results for name in result["seconds"]}
+    return [name for name in TITLES if name in found]
+
+
+def markdown(titles: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """The lines of a table."""
+    rule = "|---" * len(titles) + "|"
+    lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
+    return [lines[0], rule, *lines[1:]]
+
+
+def circumstances(run: dict[str, Any], rounds: int, health: str) -> str:
+    """What a run of other detectors or networks beside r101-c4 was measured on."""
+    machine = run["machine"]
+    return (
+        f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; OpenVINO "
+        f"{machine['versions']['openvino']}; medians of {rounds} rounds in which all run in turn; "
+        f"{health}; commit {machine['commit']}."
+    )
+
+
 def table(runs: list[dict[str, Any]]) -> list[str]:
     """The table: a row for each model, precision and sparsity, a column for each runtime."""
-    peers = [p for p in TITLES if any(p in r["seconds"] for run in runs for r in run["results"])]
-    lines = [
-        "| Model | Zeros | Ours | sparsedet | " + " | ".join(TITLES[p] for p in peers) + " |",
-        "|---" * (4 + len(peers)) + "|",
-    ]
+    peers = peers_of(result for run in runs for result in run["results"])
+    rows = []
     for run in runs:
         for result in run["results"]:
             machine = run["machine"]["isa"]
@@ -83,8 +105,8 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
                     cells.append("not without AVX-512" if machine == "avx2" else "void")
                 else:
                     cells.append(compared(result, peer))
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            rows.append(cells)
+    return markdown(["Model", "Zeros", "Ours", "sparsedet", *(TITLES[p] for p in peers)], rows)
 
 
 def conditions(runs: list[dict[str, Any]]) -> list[str]:
@@ -158,15 +180,10 @@ def detector_table(run: dict[str, Any]) -> str:
     results = run["results"]
     reference = next(iter(results))
     main = f"openvino-{run['precision']}"
-    peers = [
-        p for p in TITLES if any(p in r["seconds"] for found in results.values() for r in found)
-    ]
-    lines = [
-        "| Detector | Zeros: prunable, all | sparsedet | "
-        + " | ".join(TITLES[peer] for peer in peers)
-        + f" | Of `{reference}`'s ratio | Post-processing | Forecast |",
-        "|---" * (6 + len(peers)) + "|",
-    ]
+    peers = peers_of(result for found in results.values() for result in found)
+    titles = ["Detector", "Zeros: prunable, all", "sparsedet", *(TITLES[peer] for peer in peers)]
+    titles += [f"Of `{reference}`'s ratio", "Post-processing", "Forecast"]
+    rows = []
     ratios = {r["share_of_zeros"]: r["ratios"][main]["median"] for r in results[reference]}
     for kind, found in results.items():
         if kind.endswith("again"):
@@ -185,8 +202,7 @@ def detector_table(run: dict[str, Any]) -> str:
                 f"{result['after_share']:.1%}",
                 f"{result['forecast_seconds'] / seconds:.2f}",
             ]
-            lines.append("| " + " | ".join(cells) + " |")
-    machine = run["machine"]
+            rows.append(cells)
     health = [
         h["share_of_peak"]
         for kind, found in results.items()
@@ -196,14 +212,15 @@ def detector_table(run: dict[str, Any]) -> str:
         for h in r["openvino_health"]
         if h["precision"] == run["precision"]
     ]
-    lines += [
+    shares = " and ".join(f"{100 * share:.1f}" for share in health)
+    words = (
+        f"OpenVINO's dense `{reference}` reaches {shares} % of the measured peak before and after"
+    )
+    rounds = len(results[reference][0]["seconds"]["sparsedet"])
+    lines = [
+        *markdown(titles, rows),
         "",
-        f"{run['precision']}, {machine['threads']} threads of {machine['cpu']}, {machine['isa']}; "
-        f"OpenVINO {machine['versions']['openvino']}; medians of "
-        f"{len(results[reference][0]['seconds']['sparsedet'])} rounds in which all run in turn; "
-        f"OpenVINO's dense `{reference}` reaches "
-        + " and ".join(f"{100 * share:.1f}" for share in health)
-        + f" % of the measured peak before and after; commit {machine['commit']}.",
+        f"{run['precision']}, {circumstances(run, rounds, words)}",
     ]
     return "\n".join(lines)
 
@@ -211,23 +228,20 @@ def detector_table(run: dict[str, Any]) -> str:
 def onnx_table(run: dict[str, Any]) -> str:
     """The table of one run of bench_onnx.py, and its conditions."""
     results = [(name, r) for name, found in run["results"].items() for r in found]
-    peers = [peer for peer in TITLES if any(peer in r["seconds"] for _, r in results)]
-    lines = [
-        "| Network | Zeros of prunable layers, of all | sparsedet | "
-        + " | ".join(TITLES[peer] for peer in peers)
-        + " | of r101-c4's gain | tail |",
-        "|---" * (5 + len(peers)) + "|",
-    ]
+    peers = peers_of(result for _, result in results)
+    titles = ["Network", "Zeros: prunable, all", "sparsedet", *(TITLES[peer] for peer in peers)]
+    titles += ["Of `r101-c4`'s ratio", "Post-processing"]
+    rows = []
     for name, result in results:
-        cells = [name, f"{result['share']:.0%}, {result['sparsity']:.0%}"]
+        cells = [f"`{name}`", f"{result['share']:.0%}, {result['sparsity']:.0%}"]
         cells.append(duration(result["seconds"]["sparsedet"]))
         cells += [compared(result, peer) for peer in peers]
         reference = run["reference"].get(str(result["share"]))
         gain = result["ratios"]["openvino-f32"]["median"]
         cells.append(f"{gain / reference:.2f}" if reference else "")
         cells.append(f"{result['after_share']:.1%}" if result["rows"] > 1 else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    machine, rounds = run["machine"], len(results[0][1]["seconds"]["sparsedet"])
+        rows.append(cells)
+    rounds = len(results[0][1]["seconds"]["sparsedet"])
     shares = [100 * h["share_of_peak"] for h in run["health"] if h["share_of_peak"]]
     health = (
         f"dense r101-c4 in OpenVINO reaches {min(shares):.0f} to {max(shares):.0f} % of the CPU's "
@@ -237,13 +251,92 @@ def onnx_table(run: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            *lines,
+            *markdown(titles, rows),
             "",
             "Seeded random weights and zeros: times, not accuracies. Ours ends with detections or "
             "logits, OpenVINO with the raw tensors. In bold: how many times faster sparsedet is.",
-            f"{machine['threads']} threads of {machine['cpu']}, {machine['isa']}; OpenVINO "
-            f"{machine['versions']['openvino']}; medians of {rounds} rounds in turn; {health}; "
-            f"commit {machine['commit']}.",
+            circumstances(run, rounds, health),
+        ]
+    )
+
+
+def of_start(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("import sparsedet", "sparsedet --help", "sparsedet detect, annotated"):
+        yield f"`{name.split(',')[0]}`, a whole process", duration(run["seconds"][name])
+    above = run["above"]
+    yield (
+        "... of `detect`, above the detection; above loading and detection",
+        f"{1000 * above['detection']:.0f} ms; {1000 * above['loading_and_detection']:.0f} ms",
+    )
+
+
+def of_service(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield (
+        "`serve`, from its start to the first answer",
+        f"{run['start_to_first_answer']['seconds']:.2f} s",
+    )
+    above = run["alone"]["milliseconds_above_detection"]
+    yield "... a request, above its detection", f"{above:.1f} ms"
+    rates = run["throughput"]
+    yield (
+        "... images a second, a stream for each CPU",
+        f"{rates['images_per_second']:.1f}, {rates['share_of_engine']:.0%} of the engine's",
+    )
+    if "overload" not in run:
+        return
+    over = run["overload"]
+    then, later = (over["memory_mb"][name] for name in ("second_tenth", "last_tenth"))
+    answers = ", ".join(f"{count} times {status}" for status, count in over["statuses"].items())
+    yield (
+        f"... at four times that rate, {over['minutes']:g} minutes",
+        f"{answers}; 99 % of the accepted within {over['p99_milliseconds']:.0f} ms; memory "
+        f"{then:.0f} MB, then {later:.0f} MB",
+    )
+
+
+def of_bulk(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, words in (("bulk", "`bulk`"), ("ray", "`bulk --ray local`")):
+        if name in run:
+            one = run[name]
+            yield (
+                f"{words}, images a second",
+                f"{one['images_per_second']:.1f}, {one['share_of_stream']:.0%} of "
+                "`Detector.stream`'s",
+            )
+
+
+def of_stream(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    rows, drawn = run["rows"], run["annotated"]
+    yield (
+        f"`detect` on a video of {run['frames']} frames, rows alone",
+        f"{rows['fps']:.1f} frames/s, {rows['share_of_engine_fps']:.0%} of the engine's",
+    )
+    yield (
+        "... annotated",
+        f"{drawn['fps']:.1f} frames/s; the engine has {drawn['engine_share_of_cpu']:.0%} of the "
+        "CPU time",
+    )
+
+
+AROUND = {"start": of_start, "service": of_service, "bulk": of_bulk, "stream": of_stream}
+"""Name of a benchmark -> what it measured, as (what, figure)."""
+
+
+def around_table(folder: Path) -> str:
+    """What surrounds the engine: the start of the program, the service, bulk runs, video."""
+    found = {name: load(folder, f"bench_{name}") for name in ("start", "service", "bulk", "stream")}
+    runs = {name: run for name, run in found.items() if run}
+    if not runs:
+        return "Not measured yet: `python benchmarks/bench_service.py --json FILE`."
+    rows = [list(row) for name, run in runs.items() for row in AROUND[name](run)]
+    machine = next(iter(runs.values()))["machine"]
+    return "\n".join(
+        [
+            *markdown(["What", "Measured"], rows),
+            "",
+            f"The embedded model, images of 640x480; {machine['threads']} threads of "
+            f"{machine['cpu']}, {machine['isa']}; clients on the same cores; commit "
+            f"{machine['commit']}.",
         ]
     )
 
@@ -267,6 +360,7 @@ def main(argv: list[str] | None = None) -> None:
         ("README.md", MARK, text(folder)),
         ("docs/weights.md", DETECTORS_MARK, tables(folder, "bench_detectors", detector_table)),
         ("docs/onnx.md", ONNX_MARK, tables(folder, "bench_onnx", onnx_table)),
+        ("docs/benchmarks.md", AROUND_MARK, around_table(folder)),
     ):
         insert(arguments.root / document, mark, content)
         print(content)

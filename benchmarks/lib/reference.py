@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
+from lib import subjects
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine
@@ -22,6 +27,23 @@ _AFTER = {
     "masks",
 }
 """Kinds of operations that are post-processing."""
+
+
+def add_options(parser: argparse.ArgumentParser, kinds: Iterable[str], repeats: int) -> None:
+    """Add the options of the benchmarks that measure others beside it.
+
+    Args:
+        kinds: what can be measured.
+        repeats: default of --repeats.
+    """
+    parser.add_argument("--kinds", nargs="+", choices=list(kinds))
+    parser.add_argument(
+        "--zeros", type=float, nargs="+", default=[0.0, 0.6, 0.8, 0.9], help="shares, 0..0.95"
+    )
+    parser.add_argument("--image", type=Path, default=subjects.IMAGE)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds that count")
+    parser.add_argument("--json", type=Path, help="result file; an older one is replaced")
 
 
 def random_model(config: Config, share: float, image: NDArray[np.uint8]) -> ModelFile:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lib.documents import insert
+from tables import AROUND
 
 import sparsedet
 from sparsedet.detections import Detections
@@ -118,7 +119,7 @@ def test_table_of_detectors(tmp_path: Path) -> None:
         "void": False,
         "results": {"r101-c4": [result(0.6, 2.0)], "other": [result(0.6, 1.5)]},
     }
-    _, document, _ = documents(tmp_path)
+    _, document, *_ = documents(tmp_path)
     (tmp_path / "bench_detectors.json").write_text(json.dumps(content))
     run("tables", "--results", tmp_path, "--root", tmp_path)
     line = "| `other` | 60%, 60% | 100 ms | 150 ms, **1.50x** (1.50..1.50) | 0.75 | 1.0% | 0.90 |"
@@ -143,10 +144,39 @@ def test_networks_from_onnx_files(tmp_path: Path) -> None:
     # Stem and predictors, 16 % of its work, stay dense: 0.16 + 0.2 * 0.84 remains.
     assert sparse["rows"] == 100 and 0.32 < sparse["sparse_gflops"] / dense["gflops"] < 0.34
     assert sparse["copied_bytes"] == 0 and 0.7 < sparse["sparsity"] < 0.8
-    *_, document = documents(tmp_path)
+    _, _, document, _ = documents(tmp_path)
     run("tables", "--results", tmp_path, "--root", tmp_path)
     text = document.read_text()
-    assert "| yolov5n | 80%, " in text and "stale" not in text and text.endswith("b\n")
+    assert "| `yolov5n` | 80%, " in text and "stale" not in text and text.endswith("b\n")
+
+
+@pytest.mark.slow
+def test_what_surrounds_the_engine(small_model: Path, tmp_path: Path) -> None:
+    for package in ("av", "pyarrow", "starlette"):
+        pytest.importorskip(package)
+    paths = {name: tmp_path / f"bench_{name}.json" for name in AROUND}
+    model = ["--model", small_model, "--threads", 1, "--rounds", 1, "--json"]
+    run("bench_bulk", "--images", 30, *model, paths["bulk"])
+    run("bench_stream", "--frames", 20, *model, paths["stream"])
+    run("bench_start", "--repeats", 1, "--json", paths["start"])
+    few = ["--starts", 1, "--requests", 8, "--minutes", 0.03]
+    run("bench_service", *few, *model, paths["service"])
+
+    found = {name: json.loads(path.read_text()) for name, path in paths.items()}
+    assert found["bulk"]["bulk"]["share_of_stream"] > 0 and "ray" not in found["bulk"]
+    assert found["stream"]["frames"] == 20
+    above = found["start"]["above"]
+    assert 0 < above["loading_and_detection"] < above["detection"]
+    over = found["service"]["overload"]
+    assert over["lost"] == 0 and over["statuses"].keys() <= {"200", "429"}
+    assert 0 < over["p50_milliseconds"] <= over["p99_milliseconds"]
+
+    *_, document = documents(tmp_path)
+    run("tables", "--results", tmp_path, "--root", tmp_path)
+    lines = document.read_text().splitlines()
+    assert (
+        sum(line.startswith("| ") for line in lines) == 1 + 4 + 4 + 1 + 2 and "stale" not in lines
+    )
 
 
 def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) -> None:
@@ -209,11 +239,13 @@ def test_without_results_nothing_is_made_up(tmp_path: Path) -> None:
     assert run("plots", "--results", tmp_path, "--output", tmp_path) == []
 
 
-def documents(folder: Path) -> tuple[Path, Path, Path]:
-    """README.md, docs/weights.md and docs/onnx.md with stale tables."""
-    found = folder / "README.md", folder / "docs/weights.md", folder / "docs/onnx.md"
+def documents(folder: Path) -> list[Path]:
+    """README.md, docs/weights.md, docs/onnx.md and docs/benchmarks.md with stale tables."""
+    kinds = {"README": "bench", "docs/weights": "detectors", "docs/onnx": "onnx"}
+    kinds["docs/benchmarks"] = "around"
+    found = [folder / f"{name}.md" for name in kinds]
     found[1].parent.mkdir()
-    for path, kind in zip(found, ("bench", "detectors", "onnx"), strict=True):
+    for path, kind in zip(found, kinds.values(), strict=True):
         mark = f"<!-- {kind} table: benchmarks/tables.py -->"
         path.write_text(f"a\n{mark}\nstale\n<!-- end -->\nb\n")
     return found
