@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import stat
 import sys
 import tempfile
@@ -78,6 +77,8 @@ def _write_into(path: str | os.PathLike[str], data: bytes) -> None:
     with contextlib.ExitStack() as stack, contextlib.suppress(BrokenPipeError):
         number = _descriptor(path)
         if number is None and stat.S_ISSOCK(os.stat(path).st_mode):
+            import socket  # here, because few need it, and `detect` starts often
+
             connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             connection.connect(os.fspath(path))
             connection.sendall(data)

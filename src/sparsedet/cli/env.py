@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 
 from ..errors import InputError
@@ -37,6 +36,8 @@ def register(command: Command) -> None:
 
 
 def run_env(arguments: argparse.Namespace) -> int:
+    import platform  # here, because it takes a while, and all commands import this file
+
     from ..detector import embedded_model
     from ..engine import available_isas, default_threads
     from ..engine.cpus import cpu_name

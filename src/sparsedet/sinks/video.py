@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,8 @@ class VideoFile:
             step = round(_CLOCK / self.rate)
             ticks = self.ticks + step if time is None else round(time * _CLOCK)
             self.ticks = max(ticks, self.ticks + 1)
-            frame.pts, frame.time_base = self.ticks, Fraction(1, _CLOCK)
+            frame.pts = self.ticks
+            frame.time_base = self._stream.codec_context.time_base
             self._container.mux(self._stream.encode(frame))
         except (OSError, self.av.error.FFmpegError) as error:
             raise self._error(error) from None
@@ -101,6 +101,8 @@ class VideoFile:
             raise
 
     def _open(self, image: NDArray[np.uint8]) -> None:
+        from fractions import Fraction  # here, because pictures do not need it
+
         self.size = image.shape[0], image.shape[1]
         temporary = self._stack.enter_context(replacing_path(follow(self.path)))
         form = _FORMATS.get(self.path.suffix.lower(), "mp4")
