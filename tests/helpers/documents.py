@@ -28,7 +28,8 @@ PAGES = {
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _INDENTED = re.compile(r"(?:^    \S.*\n(?:^     .*\n)*)+", re.M)
 _PROGRAMS = (
-    "sparsedet|python3?|pip|cmake|make|cp|torchrun|ffmpeg|accuracy_check|docker|mkdocs|auditwheel"
+    "sparsedet|curl|python3?|pip|cmake|make|cp|torchrun|ffmpeg|accuracy_check|docker|mkdocs|"
+    "auditwheel|cibuildwheel"
 )
 _COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{_PROGRAMS})\s")
 
@@ -91,8 +92,9 @@ def kitchen(folder: Path, text: str) -> None:
     for name in ("photo", "street", "dog"):
         shutil.copy(ROOT / "examples" / "beach.jpg", folder / f"{name}.jpg")
     cv2.imwrite(str(folder / "aerial.tif"), rectangles_on_noise(900, 1000))
-    write_h264(folder / "traffic.mp4", 12)
-    for name in ("mine", "dense", "model"):
+    for name in ("traffic", "street"):
+        write_h264(folder / f"{name}.mp4", 12)
+    for name in ("mine", "dense", "model", "street", "other"):
         if not _writes(text, f"{name}.safetensors"):
             _model(folder / f"{name}.safetensors")
     _foreign(folder, text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +45,21 @@ def running(detectors: Mapping[str, Detector], **settings: Any) -> Iterator[Serv
         service.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def answering(words: list[str]) -> Iterator[str]:
+    """`sparsedet serve` with its flags, in a process of its own: its address."""
+    command = [sys.executable, "-m", "sparsedet", *words, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert '"listening"' in first, first
+        try:
+            yield json.loads(first)["address"]
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
 
 
 @dataclass
