@@ -130,7 +130,7 @@ def answered(served: Served, bodies: list[bytes], clients: int, count: int) -> f
     todo = iter(range(count))
     lock = threading.Lock()
 
-    def work(_: int) -> None:
+    def work(client_number: int) -> None:
         client = http.client.HTTPConnection(served.address, timeout=60)
         while True:
             with lock:
@@ -197,7 +197,7 @@ def overload(
     begun = time.perf_counter()
     todo = iter(range(int(rate * seconds)))
 
-    def work(_: int) -> None:
+    def work(client_number: int) -> None:
         client = http.client.HTTPConnection(served.address, timeout=60)
         while True:
             with load.lock:
