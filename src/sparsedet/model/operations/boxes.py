@@ -37,7 +37,7 @@ class Proposals:
         score_threshold: boxes whose objectness, the sigmoid of the logit, is less are dropped.
     """
 
-    kind: ClassVar = "proposals"
+    kind: ClassVar[str] = "proposals"
     cell_anchors: CellAnchors
     strides: tuple[int, ...]
     box_weights: tuple[float, float, float, float]
@@ -81,7 +81,7 @@ class RoiAlign:
         bias_of: layer whose bias is added; "": none.
     """
 
-    kind: ClassVar = "roi_align"
+    kind: ClassVar[str] = "roi_align"
     scales: tuple[float, ...]
     size: int
     sampling_ratio: int
@@ -110,7 +110,7 @@ class DetectionOutput:
     and `min_size` as of `Proposals`.
     """
 
-    kind: ClassVar = "detections"
+    kind: ClassVar[str] = "detections"
     num_classes: int
     background: Literal["first", "last"]
     background_deltas: bool
@@ -164,7 +164,7 @@ class RetinaNetOutput:
         clip_first: boxes end at the image's edges before non-maximum suppression; else after it.
     """
 
-    kind: ClassVar = "retinanet_detections"
+    kind: ClassVar[str] = "retinanet_detections"
     num_classes: int
     cell_anchors: CellAnchors
     strides: tuple[int, ...]
@@ -198,7 +198,7 @@ class FcosOutput:
         strides: as of `Proposals`; cell (y, x) stands for the point (x * stride, y * stride).
     """
 
-    kind: ClassVar = "fcos_detections"
+    kind: ClassVar[str] = "fcos_detections"
     num_classes: int
     sizes: tuple[float, ...]
     strides: tuple[int, ...]
@@ -237,7 +237,7 @@ class CellOutput:
         anchors: of each level, width and height in pixels; of "anchor" alone.
     """
 
-    kind: ClassVar = "cell_detections"
+    kind: ClassVar[str] = "cell_detections"
     num_classes: int
     strides: tuple[int, ...]
     boxes: Literal["distances", "centre", "anchor"]
@@ -277,7 +277,7 @@ class MaskOutput:
         pasting: how the masks are pasted into the image. It changes nothing in the network.
     """
 
-    kind: ClassVar = "masks"
+    kind: ClassVar[str] = "masks"
     background: bool
     pasting: Pasting = "whole"
 

@@ -25,7 +25,7 @@ class Normalise:
         rgb: the channels of the map are R, G, B; else B, G, R.
     """
 
-    kind: ClassVar = "normalise"
+    kind: ClassVar[str] = "normalise"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rgb: bool = False
@@ -55,7 +55,7 @@ class Conv:
         residual_last: the residual is added after the activation, one of `LATE_RESIDUALS`.
     """
 
-    kind: ClassVar = "conv"
+    kind: ClassVar[str] = "conv"
     out_channels: int
     kernel: tuple[int, int]
     layers: tuple[str, ...]
@@ -89,7 +89,7 @@ class Conv:
 class MaxPool:
     """map -> map: the largest value of each window. Padding is never the largest."""
 
-    kind: ClassVar = "max_pool"
+    kind: ClassVar[str] = "max_pool"
     kernel: int
     stride: int
     padding: Padding
@@ -109,7 +109,7 @@ class AveragePool:
         count_padding: whether cells of the padding count, as zeros.
     """
 
-    kind: ClassVar = "average_pool"
+    kind: ClassVar[str] = "average_pool"
     kernel: int
     stride: int
     padding: Padding
@@ -132,7 +132,7 @@ class Affine:
         layer: whose tensors it has, the scales `NAME.weight` and the offsets `NAME.bias`.
     """
 
-    kind: ClassVar = "affine"
+    kind: ClassVar[str] = "affine"
     layer: str
     activation: Activation = "none"
 
@@ -145,7 +145,7 @@ class Affine:
 class Add:
     """Two maps -> map: their sum, then activation, where no convolution could take it."""
 
-    kind: ClassVar = "add"
+    kind: ClassVar[str] = "add"
     activation: Activation = "none"
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
@@ -158,7 +158,7 @@ class Add:
 class Concat:
     """maps -> map: all channels, one input after the other."""
 
-    kind: ClassVar = "concat"
+    kind: ClassVar[str] = "concat"
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         expect({i.domain for i in inputs} == {"map"}, "reads maps")
@@ -173,7 +173,7 @@ class Shuffle:
     Channel c * groups + g of the output is channel g * C / groups + c of the input, of C channels.
     """
 
-    kind: ClassVar = "shuffle"
+    kind: ClassVar[str] = "shuffle"
     groups: int
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
@@ -191,7 +191,7 @@ class Attention:
     their keys times `score_scale`.
     """
 
-    kind: ClassVar = "attention"
+    kind: ClassVar[str] = "attention"
     heads: int
     key: int
     score_scale: float
@@ -216,7 +216,7 @@ class GroupNorm:
         eps: is added to the variance.
     """
 
-    kind: ClassVar = "group_norm"
+    kind: ClassVar[str] = "group_norm"
     layer: str
     groups: int
     eps: float = 1e-5
@@ -232,7 +232,7 @@ class GroupNorm:
 class Activate:
     """map -> map: an activation that no convolution could take, as others read its input, too."""
 
-    kind: ClassVar = "activate"
+    kind: ClassVar[str] = "activate"
     activation: Activation
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
@@ -244,7 +244,7 @@ class Activate:
 class Multiply:
     """map and a map of 1x1 -> map: each channel times its factor (squeeze and excitation)."""
 
-    kind: ClassVar = "multiply"
+    kind: ClassVar[str] = "multiply"
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         expect([i.domain for i in inputs] == ["map", "map"], "reads two maps")
@@ -257,7 +257,7 @@ class Multiply:
 class Mean:
     """A map or RoIs -> the same of 1x1: the mean over all cells."""
 
-    kind: ClassVar = "mean"
+    kind: ClassVar[str] = "mean"
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
         ok = len(inputs) == 1 and inputs[0].domain in ("map", "rois")
@@ -273,7 +273,7 @@ class Resize:
         factor: of both axes, then there is no second input; 0: as the second input says.
     """
 
-    kind: ClassVar = "resize"
+    kind: ClassVar[str] = "resize"
     factor: int = 0
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
@@ -289,7 +289,7 @@ class Resize:
 class Slice:
     """The channels [first, first + channels) of a map or of RoIs."""
 
-    kind: ClassVar = "slice"
+    kind: ClassVar[str] = "slice"
     first: int
     channels: int
 
@@ -309,7 +309,7 @@ class DepthToSpace:
     (i * block + j) * C + c, where C are the channels of the output (ONNX's mode "DCR").
     """
 
-    kind: ClassVar = "depth_to_space"
+    kind: ClassVar[str] = "depth_to_space"
     block: int
 
     def output(self, inputs: Sequence[Shape]) -> Shape:
