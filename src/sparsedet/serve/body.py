@@ -53,6 +53,17 @@ class Intake:
         finally:
             self.held -= sum(held)
 
+    async def discard(self, request: Request) -> None:
+        """Take a body and forget it: a client that is still sending would not hear the answer."""
+        with contextlib.suppress(asyncio.TimeoutError, Refusal):
+            await asyncio.wait_for(self._skip(request), self.limits.receive)
+
+    async def _skip(self, request: Request) -> None:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            self._check(size)
+
     async def _read(self, request: Request, held: list[int]) -> bytes:
         chunks, size = [], 0
         async for chunk in request.stream():
