@@ -129,12 +129,16 @@ class NativeEngine {
         checksum,
         {{reinterpret_cast<const std::byte*>(packed.data()), packed.size()}}};
     const auto offset = to_vector(bias);
+    const WithoutLock unlocked;  // it reads all of a mapped file
     executor_.add_packed(spec, weights, owner, offset ? &*offset : nullptr);
   }
 
   // (algorithm, number of nonzero weights, checksum, consecutive pieces of the packed weights)
   nb::tuple packed(const std::string& name) {
-    const PackedWeights p = executor_.packed(name);
+    const PackedWeights p = [&] {
+      const WithoutLock unlocked;
+      return executor_.packed(name);
+    }();
     nb::list pieces;
     for (const auto& span : p.spans)
       pieces.append(nb::bytes(span.data(), span.size()));
@@ -143,14 +147,14 @@ class NativeEngine {
 
   template <class T>
   nb::ndarray<nb::numpy, float> run(Array<T, nb::shape<-1, -1, 3>> network_input,
-                                    std::optional<std::pair<int, int>> content) {
+                                    std::optional<std::pair<int, int>> content, bool checked) {
     const auto height = static_cast<int>(network_input.shape(0));
     const auto width = static_cast<int>(network_input.shape(1));
     std::vector<float> rows;
     {
       const WithoutLock unlocked;
       for (const Detection& d : executor_.run(network_input.data(), height, width,
-                                              content.value_or(std::pair{height, width})))
+                                              content.value_or(std::pair{height, width}), checked))
         append_row(d, height, width, rows);
     }
     return to_numpy(rows, {rows.size() / 7, 7});
@@ -182,7 +186,10 @@ class NativeEngine {
     std::vector<Tensor> tensors;
     for (const FloatArray& array : inputs)
       tensors.push_back(to_tensor(array));
-    const Tensor out = executor_.run_operation(name, tensors);
+    const Tensor out = [&] {
+      const WithoutLock unlocked;
+      return executor_.run_operation(name, tensors);
+    }();
     return to_numpy(out.data, out.shape);
   }
 
@@ -209,9 +216,13 @@ class NativeEngine {
       n += conv->nonzero();
     return n;
   }
-  void plan(int height, int width) { executor_.plan(height, width); }
+  void plan(int height, int width, std::optional<size_t> most) {
+    const WithoutLock unlocked;
+    executor_.plan(height, width, most.value_or(SIZE_MAX));
+  }
   size_t copied_bytes() { return executor_.copied_bytes(); }
   size_t converted_bytes() const { return executor_.converted_bytes(); }
+  bool overflowed() const { return executor_.overflowed(); }
   size_t arena_bytes() const { return executor_.arena_bytes(); }
   size_t weight_bytes() const { return executor_.weight_bytes(); }
   size_t activation_bytes() const { return executor_.activation_bytes(); }
@@ -246,14 +257,17 @@ void bind_engine(nb::module_& m) {
       .def("add_packed", &NativeEngine::add_packed, "operation"_a, "packed"_a, "bias"_a.none(),
            "algorithm"_a, "nonzero"_a, "checksum"_a)
       .def("packed", &NativeEngine::packed, "name"_a)
-      .def("run", &NativeEngine::run<uint8_t>, "network_input"_a, "content"_a = nb::none())
-      .def("run", &NativeEngine::run<float>, "network_input"_a, "content"_a = nb::none())
+      .def("run", &NativeEngine::run<uint8_t>, "network_input"_a, "content"_a = nb::none(),
+           "checked"_a = false)
+      .def("run", &NativeEngine::run<float>, "network_input"_a, "content"_a = nb::none(),
+           "checked"_a = false)
       .def("masks", &NativeEngine::masks)
       .def("run_between", &NativeEngine::run_between, "given"_a, "wanted"_a)
       .def("run_operation", &NativeEngine::run_operation, "name"_a, "inputs"_a)
-      .def("plan", &NativeEngine::plan, "height"_a, "width"_a)
+      .def("plan", &NativeEngine::plan, "height"_a, "width"_a, "most"_a = nb::none())
       .def_prop_ro("copied_bytes", &NativeEngine::copied_bytes)
       .def_prop_ro("converted_bytes", &NativeEngine::converted_bytes)
+      .def_prop_ro("overflowed", &NativeEngine::overflowed)
       .def_prop_ro("arena_bytes", &NativeEngine::arena_bytes)
       .def_prop_ro("weight_bytes", &NativeEngine::weight_bytes)
       .def_prop_ro("activation_bytes", &NativeEngine::activation_bytes)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <set>
 #include <stdexcept>
 
@@ -141,6 +142,23 @@ void Executor::execute(int node, int first, int count) {
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument(nodes_[node].name + ": " + error.what());
   }
+  if (checked_) check_finite(node, count);
+}
+
+// An operation may hide what it, or an earlier one, did: max(NaN, 0) is 0. Of a convolution the CPU's
+// note tells, too; not where exp(), which may become infinite on the way to 0, is its end.
+void Executor::check_finite(int node, int count) {
+  const Value& value = values_[node + 1];
+  const Convolution* conv = convolution(node + 1);
+  const auto end = conv ? conv->problem().shape.activation : Activation::sigmoid;
+  if (pool_.take_overflow() && (end == Activation::none || end == Activation::relu))
+    throw std::invalid_argument(nodes_[node].name + " computes NaN or infinity");
+  if (value.shape.domain != Domain::map && value.shape.domain != Domain::rois) return;
+  Tensor made;
+  take(value, count, made);
+  for (const float x : made.data)
+    if (!std::isfinite(x))
+      throw std::invalid_argument(nodes_[node].name + " computes NaN or infinity");
 }
 
 void Executor::run_node(int node, const Part* part) {
@@ -232,7 +250,7 @@ void Executor::run_nodes(const Part* part) {
 
 template <class T>
 const std::vector<Detection>& Executor::run(const T* image, int height, int width,
-                                            std::pair<int, int> content) {
+                                            std::pair<int, int> content, bool checked) {
   int rows = static_cast<int>(nodes_.size());
   if (shapes_[rows].domain == Domain::masks) rows = nodes_.back().inputs[1];
   if (shapes_[rows].domain != Domain::rows)
@@ -242,7 +260,10 @@ const std::vector<Detection>& Executor::run(const T* image, int height, int widt
   values_[0].content_width = content.second;
   values_[0].pixels = image;
   values_[0].float_pixels = std::is_same_v<T, float>;
+  checked_ = checked;
+  pool_.take_overflow();
   run_nodes(nullptr);
+  overflowed_ = pool_.take_overflow();
   return values_[rows].detections;
 }
 
@@ -256,7 +277,9 @@ Tensor Executor::masks() const {
   return out;
 }
 
-template const std::vector<Detection>& Executor::run(const uint8_t*, int, int, std::pair<int, int>);
-template const std::vector<Detection>& Executor::run(const float*, int, int, std::pair<int, int>);
+template const std::vector<Detection>& Executor::run(const uint8_t*, int, int, std::pair<int, int>,
+                                                     bool);
+template const std::vector<Detection>& Executor::run(const float*, int, int, std::pair<int, int>,
+                                                     bool);
 
 }  // namespace sparsedet

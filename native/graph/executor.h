@@ -7,6 +7,7 @@
 // Operations on RoIs that follow each other run as one loop over blocks of RoIs. The caller must
 // not start two runs at the same time.
 #pragma once
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -55,14 +56,19 @@ class Executor {
   PackedWeights packed(const std::string& name);
 
   // Plans the activations for a size of the network input; does nothing if it is planned already.
-  void plan(int height, int width);
+  // most: bytes that they may take. Throws std::invalid_argument before it allocates more.
+  void plan(int height, int width, size_t most = SIZE_MAX);
 
   // image: BGR [height][width][3], 0..255. content: height and width of what is in its upper left
   // corner; boxes end there. Returns the detections that the graph ends in, or those that its last
-  // operation makes masks of.
+  // operation makes masks of. checked: throws std::invalid_argument if an operation makes NaN or
+  // infinity; slower.
   template <class T>
   const std::vector<Detection>& run(const T* image, int height, int width,
-                                    std::pair<int, int> content);
+                                    std::pair<int, int> content, bool checked = false);
+
+  // Whether a value of the last run was too large for float32, as far as the CPU notes it.
+  bool overflowed() const { return overflowed_; }
 
   // The masks of the last run's detections, [detections][height][width].
   Tensor masks() const;
@@ -139,11 +145,12 @@ class Executor {
   void choose_blocks();
   std::vector<int> last_reads() const;
   int overwritten(int node, const std::vector<int>& last) const;
-  void place_values();
+  void place_values(size_t most);
 
   std::vector<Value*> inputs_of(const Node& node);
   void prepare_border(const FeatureMap& map);
   void execute(int node, int first, int count);
+  void check_finite(int node, int count);
   void run_node(int node, const Part* part);
   void run_block(const Loop& loop, int first, int count, const Part* part);
   int count_of(const Loop& loop, const Part* part) const;
@@ -163,9 +170,11 @@ class Executor {
   std::vector<Node>& nodes_ = *shared_nodes_;
   std::vector<Format> formats_;  // by value
   std::vector<Shape> shapes_;    // by value, at the size to begin with
-  int height_ = 0, width_ = 0;   // of the planned network input; 0: nothing is planned
-  std::vector<Value> values_;    // of the planned size, as all that follows
-  std::vector<Place> places_;    // by value
+  bool checked_ = false;         // a run looks for NaN and infinity
+  bool overflowed_ = false;
+  int height_ = 0, width_ = 0;  // of the planned network input; 0: nothing is planned
+  std::vector<Value> values_;   // of the planned size, as all that follows
+  std::vector<Place> places_;   // by value
   std::vector<Loop> loops_;
   std::vector<float*> prepared_, node_scratch_;  // by node
   std::vector<bool> tables_;                     // by value: collected for another domain

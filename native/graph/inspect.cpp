@@ -148,6 +148,7 @@ std::vector<Tensor> Executor::run_between(const std::map<std::string, Tensor>& g
     part.needed[value - 1] = true;
     open.insert(open.end(), nodes_[value - 1].inputs.begin(), nodes_[value - 1].inputs.end());
   }
+  checked_ = false;
   run_nodes(&part);
   for (const auto& [value, tensor] : part.wanted) {
     const size_t one = std::max<size_t>(floats_of(shape_of(values_[value], 1)), 1);

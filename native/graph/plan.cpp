@@ -127,7 +127,7 @@ int Executor::overwritten(int node, const std::vector<int>& last) const {
   return -1;
 }
 
-void Executor::place_values() {
+void Executor::place_values(size_t most) {
   std::vector<int> last = last_reads();
   std::vector<int> memory(values_.size(), -1);  // value whose buffer each value has
   for (int node = 0; node < static_cast<int>(nodes_.size()); node++) {
@@ -159,7 +159,12 @@ void Executor::place_values() {
   for (int node = 0; node < static_cast<int>(nodes_.size()); node++)
     add(scratch[node], nodes_[node].operation->scratch_floats(values_[node + 1]), node + 1,
         node + 1);
-  arena_.reserve(place(all));
+  const size_t floats = place(all);
+  if (floats > most / sizeof(float))
+    throw std::invalid_argument("needs " + std::to_string(floats * sizeof(float) / 1'000'000) +
+                                " MB for its activations, but " + std::to_string(most / 1'000'000) +
+                                " MB are free");
+  arena_.reserve(floats);
 
   const auto address = [&](const Buffer& b) {
     return b.floats ? arena_.data() + b.offset : nullptr;
@@ -216,7 +221,7 @@ void Executor::check_size(int height, int width) {
                                 std::to_string(width) + " is out of range");
 }
 
-void Executor::plan(int height, int width) {
+void Executor::plan(int height, int width, size_t most) {
   check_size(height, width);
   if (height == height_ && width == width_) return;
   height_ = width_ = 0;
@@ -233,7 +238,7 @@ void Executor::plan(int height, int width) {
           !in_loop(values_[&node - nodes_.data() + 1].shape))
         tables_[v] = true;
   choose_blocks();
-  place_values();
+  place_values(most);
   height_ = height;
   width_ = width;
 }

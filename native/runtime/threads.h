@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -45,6 +46,13 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int size() const { return threads_; }
+
+  // Whether an item made a float too large since the last call, or the calling thread did. The CPU
+  // takes notes of that by itself; bfloat16 and int8 of a matrix unit and dot products do not.
+  bool take_overflow() {
+    note_overflow();
+    return overflow_.exchange(false, std::memory_order_relaxed);
+  }
 
   // Calls body(item, worker) once for every item in [0, count), in any order.
   void parallel(int count, const std::function<void(int, int)>& body) {
@@ -115,9 +123,16 @@ class Pool {
       const int count = count_.load(std::memory_order_relaxed);
       (*body_.load(std::memory_order_relaxed))(
           count - static_cast<int>(static_cast<uint32_t>(left)), worker);
+      note_overflow();
       done_.fetch_add(1, std::memory_order_release);
       left = left_.load(std::memory_order_acquire);
     }
+  }
+
+  void note_overflow() {
+    if (!std::fetestexcept(FE_OVERFLOW)) return;
+    std::feclearexcept(FE_OVERFLOW);
+    overflow_.store(true, std::memory_order_relaxed);
   }
 
   void loop(int worker) {
@@ -191,7 +206,7 @@ class Pool {
   std::atomic<uint32_t> start_{0};
   std::atomic<uint64_t> left_{0};  // number of the run << 32 | items that nobody has taken
   std::atomic<int> count_{0}, done_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, overflow_{false};
   std::atomic<const std::function<void(int, int)>*> body_{nullptr};
 };
 

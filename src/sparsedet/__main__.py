@@ -10,6 +10,7 @@ def _stop(number: int, _: object) -> None:
 
 def run() -> None:
     """Run the command line and exit; Ctrl-C is silent from the first import to the end."""
+    heeded = False
     try:
         import signal
 
@@ -24,12 +25,12 @@ def run() -> None:
             from .cli import main
         except ImportError as error:
             sys.exit(f"sparsedet: cannot start, a package is missing or damaged: {error}")
-        signal.signal(signal.SIGINT, usual)
-        code = main()
-        if heeded:  # Python's end would print a traceback
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Building the parser imports more.
+        code = main(parsed=lambda: signal.signal(signal.SIGINT, usual))
     except KeyboardInterrupt:
         code = 130
+    if heeded:  # Python's end would print a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 

@@ -21,7 +21,7 @@ from .engine import Precision, default_threads
 from .engine.process import finished_before_exit, remake_after_fork
 from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, prepare
-from .model.detector_config import Config, mask_pasting, with_form
+from .model.detector_config import Config, build_graph, mask_pasting, with_form
 from .model.file import ModelFile
 from .model.sparsity import sparsity_report
 from .sources import Frame, ImageSource, open_source
@@ -244,6 +244,20 @@ class Detector:
         if self._sparsity is None:
             self._sparsity = sparsity_report(self.config, self.model.tensors).sparsity
         return self._sparsity
+
+    @property
+    def gflop(self) -> float:
+        """What one image costs at most: GFLOP of convolutions and fully connected layers, as many
+        as if nothing were pruned. A service that runs strangers' models sets a limit.
+
+        An image whose size decides that of the network input is counted at the largest.
+        """
+        config, size = self.config, None
+        if config.resize == "shorter":
+            side = -(-config.max_size // config.divisor) * config.divisor
+            size = side, side
+        graph = build_graph(config, size)
+        return graph.flops(graph.rois) / 1e9
 
     def __call__(self, image: ImageLike, score_threshold: float | None = None) -> Detections:
         """Detect objects in an image.

@@ -262,10 +262,11 @@ def test_an_address_that_is_taken(service: Service, detector: Detector) -> None:
 def test_the_flags_have_the_defaults_of_the_limits() -> None:
     given = build_parser("serve").parse_args(["serve"])
     limits = ServiceLimits()
-    assert (given.queue, given.max_pixels, given.timeout) == (
+    assert (given.queue, given.max_pixels, given.timeout, given.max_gflop) == (
         limits.queue,
         limits.pixels,
         limits.seconds,
+        limits.gflop,
     )
     assert given.max_body * 1e6 == limits.body and limits.bodies == 8 * limits.body
 

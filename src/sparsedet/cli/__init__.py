@@ -62,14 +62,19 @@ COMMANDS = (
 """In the order of the help."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+def main(argv: Sequence[str] | None = None, *, parsed: Callable[[], object] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        argv: the words after the program's name; default: those of this process.
+        parsed: called when they are understood and the command begins.
+    """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # file names may be any bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv), parsed)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `sparsedet info | head`
@@ -92,10 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], parsed: Callable[[], object] | None) -> int:
     asked = next((word for word in argv if not word.startswith("-")), "")
     arguments = build_parser(asked).parse_args(argv)
     arguments.command_line = argv
+    if parsed is not None:
+        parsed()
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, module=r"sparsedet\b")
         warnings.showwarning = _show_warning  # type: ignore[assignment]

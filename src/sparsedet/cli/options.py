@@ -24,6 +24,10 @@ Run = Callable[[argparse.Namespace], int]
 Command = Callable[..., argparse.ArgumentParser]
 """command(name, run, summary, usage=, examples=, details=) adds a command, returns its parser."""
 
+EXPENSIVE = 10_000
+"""GFLOP of an image from which on a warning says it. Source: choice; two CPUs do some 100 a second,
+and the largest preset needs a tenth."""
+
 INPUT, OUTPUT, RUNNING, MODEL = "input", "output", "running", "model"
 """Titles of the groups in a command's help."""
 
@@ -296,7 +300,10 @@ def load_detector(arguments: argparse.Namespace, **different: Any) -> Detector:
         except ValueError as error:
             raise UsageError(str(error)) from None
     settings = detector_settings(arguments, **different)
-    return Detector.load(settings.pop("path"), **settings)
+    detector = Detector.load(settings.pop("path"), **settings)
+    if detector.gflop > EXPENSIVE:
+        warn([f"an image needs {detector.gflop:,.0f} GFLOP, which takes minutes on most machines"])
+    return detector
 
 
 def detector_settings(arguments: argparse.Namespace, **different: Any) -> dict[str, Any]:

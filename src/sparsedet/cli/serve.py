@@ -53,6 +53,13 @@ def register(command: Command) -> None:
     service.add_argument(
         "--timeout", type=float, metavar="S", default=30, help="seconds to an answer, then 503"
     )
+    service.add_argument(
+        "--max-gflop",
+        type=float,
+        metavar="N",
+        default=10_000,
+        help="GFLOP of an image in a model; a larger one is not served",
+    )
     add(serve, "--model", action="append", type=str)
     add(serve, "--resize")
     add_running(serve, model=False)
@@ -78,6 +85,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         bodies=max(8 * body, 1),
         pixels=arguments.max_pixels,
         seconds=arguments.timeout,
+        gflop=arguments.max_gflop,
     )
     files = model_files(arguments.model or [])
     token = read_token(arguments.token_file)

@@ -24,6 +24,7 @@ from ..model.tensors import StoredTensor
 from .cpus import cpu_name, default_threads
 from .formats import plan_formats
 from .lower import lowered, operations, weight_owners
+from .memory import available_memory
 from .precision import PRECISIONS, Format, Precision, choose_precision, explain_precision
 from .process import remake_after_fork
 
@@ -195,6 +196,7 @@ class Engine:
         self._lock = threading.Lock()
         self._size = (0, 0)  # the last network input size that passed the check in `run`
         self._torn = False  # a fork left the activations of a run half written
+        self._suspicious = True  # nobody knows yet whether its values are finite
         remake_after_fork(self)
 
     def _after_fork(self) -> None:
@@ -238,7 +240,9 @@ class Engine:
             class_id, confidence, normalised x0, y0, x1, y1.
 
         Raises:
-            InputError: the network input is too small for the network.
+            InputError: the network input has another shape or type, holds NaN or infinity, or is
+                too small for the network; its activations do not fit into memory; the network's
+                weights are so large that its values are NaN or infinity.
         """
         return self._run(network_input, content, lambda rows: rows)
 
@@ -296,15 +300,55 @@ class Engine:
         result: Callable[[F32], Result],
     ) -> Result:
         """The result of a run for its rows, made before another run may begin."""
+        if network_input.ndim != 3 or network_input.shape[2] != 3:
+            raise InputError(
+                f"the network input has shape {network_input.shape}, expected (H, W, 3)"
+            )
         if network_input.shape[:2] != self._size:
             build_graph(self.config, network_input.shape[:2])  # refuses what is too small
-            self._size = network_input.shape[:2]
         if network_input.dtype != np.uint8:
+            if network_input.dtype.kind not in "uif":
+                raise InputError(
+                    f"the network input has type {network_input.dtype}, expected numbers 0..255"
+                )
             network_input = network_input.astype(np.float32, copy=False)
+            if not np.isfinite(network_input).all():
+                raise InputError("the network input holds NaN or infinity, expected 0..255")
         with self._lock:
             self._mend()
-            rows = self.native.run(np.ascontiguousarray(network_input), content)
-            return result(np.asarray(rows))
+            if network_input.shape[:2] != self._size:
+                self._plan(*network_input.shape[:2])
+            given = np.ascontiguousarray(network_input)
+            rows = np.asarray(self.native.run(given, content))
+            if self._suspicious and (self.native.overflowed or not len(rows)):
+                self._check_values(given, content)
+            return result(rows)
+
+    def _plan(self, height: int, width: int) -> None:
+        """Refuse a size whose activations would not fit, before they are allocated."""
+        try:
+            free = available_memory()
+            if free is not None:  # what they take now is released
+                free += int(self.native.arena_bytes)
+            self.native.plan(height, width, free)
+        except ValueError as error:
+            raise InputError(
+                f"{self.config.name}: a network input of {height}x{width} {error}"
+            ) from None
+        self._size = (height, width)
+
+    def _check_values(self, given: NDArray[Any], content: tuple[int, int] | None) -> None:
+        """Where a value was too large, or nothing is found: are there NaN or infinity?
+
+        If there are none, it does not look again, because that takes as long as computing.
+        """
+        try:
+            self.native.run(given, content, checked=True)
+        except ValueError as error:
+            raise InputError(
+                f"{self.config.name}: {error} in this image: its weights are too large or damaged"
+            ) from None
+        self._suspicious = False
 
 
 _warned: set[str] = set()

@@ -25,6 +25,8 @@ class ServiceLimits:
         bodies: bytes of all bodies in memory together; a request beyond it gets 429.
         pixels: height x width of an image, checked before it is decoded; a larger one gets 400.
         seconds: from the whole request to its answer, waiting included; after it, 503.
+        gflop: GFLOP of an image in a model (`Detector.gflop`); the service does not start with a
+            larger one.
         receive: seconds for the headers of a request, and again for its body; after it, 408.
 
     Raises:
@@ -36,6 +38,7 @@ class ServiceLimits:
     bodies: int = 256_000_000
     pixels: int = MAX_PIXELS
     seconds: float = 30.0
+    gflop: float = 10_000.0
     receive: float = 10.0
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..detector import EMBEDDED, Detector
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from ..exporters.form import Form
 from .refusal import Refusal
 
@@ -65,6 +65,20 @@ class ServedModel:
         if config.resize == "shorter":
             return [-1, 3, -1, -1]
         return [-1, *FORM.input_shape(config)[1:]]
+
+    def check_cost(self, most: float) -> None:
+        """Refuse a model in which an image costs more than `most` GFLOP, before it ever runs.
+
+        A small file may ask for a network input of 8192x8192 pixels.
+
+        Raises:
+            InputError: it does.
+        """
+        if (cost := self.detector.gflop) > most:
+            raise InputError(
+                f"the model {self.name} needs {cost:,.0f} GFLOP an image, expected at most "
+                f"{most:,.0f}; allow more by --max-gflop"
+            )
 
     @property
     def longest(self) -> int:

@@ -42,7 +42,8 @@ class Service:
         limits: of requests.
 
     Raises:
-        InputError: the address cannot be listened on.
+        InputError: the address cannot be listened on, or an image in a model costs more than the
+            limit.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Service:
     ) -> None:
         limits = limits or ServiceLimits()
         models = {name: ServedModel(name, detector) for name, detector in detectors.items()}
+        for model in models.values():
+            model.check_cost(limits.gflop)
         streams = max(detector.streams for detector in detectors.values())
         queue, intake = WorkQueue(streams, limits.queue), Intake(limits)
         metrics = ServiceMetrics(queue, intake)

@@ -1,0 +1,36 @@
+"""How much memory this process may still take, as far as the system says it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+_SYSTEM = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int | None:
+    """Bytes that are free or can be freed, within the limit of the process's container.
+
+    None: the system does not say it, as outside of Linux. A container's limit is that of the
+    control group (version 1 or 2) which the process sees as its root.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found.append(1024 * _numbers(_SYSTEM)["MemAvailable:"])
+    for limit, used, parts in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max": there is no limit
+            taken = int((_GROUP / used).read_text())
+            kept = _numbers(_GROUP / parts)  # of files: it is freed for whoever needs it
+            taken -= kept["inactive_file"] + kept["active_file"]
+            found.append(max(int((_GROUP / limit).read_text()) - taken, 0))
+    return min(found, default=None)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first number of each line, by the word before it."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
