@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
-import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -322,63 +320,6 @@ def test_the_published_names_cover_the_reference() -> None:
 
 
 # -------------------------------------------------------------------------- hostile files
-
-
-class Evil:
-    """What a pickle calls when it is loaded, if it may."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-def hostile(marker: Path) -> list[tuple[bytes, str]]:
-    command = f"touch {marker}"
-    inside = {"model": {"backbone.res2.0.conv1.weight": Evil(os.system, command)}}
-    text = b"cos\nsystem\n(S'" + command.encode() + b"'\ntR."
-    return [
-        (pickle.dumps(inside), r"wants (posix|nt)\.system"),
-        (pickle.dumps(Evil(eval, "1 + 1")), r"wants builtins\.eval"),
-        (pickle.dumps(Evil(getattr, "x", "upper")), r"wants builtins\.getattr"),
-        (pickle.dumps(Path("x")), "holds Inert, expected a dict"),  # read, and no Path is made
-        (b"\x80\x02" + text, r"wants os\.system"),
-        (b"\x80\x02(i" + b"os\nsystem\n.", r"wants os\.system"),
-        (b"\x80\x02cnumpy.core.multiarray\n_reconstruct.__globals__\n.", "wants numpy"),
-        (b"\x80\x04\x8c\x05numpy\x8c\x04load\x93.", r"wants numpy\.load"),
-        (b"\x80\x04\x8c\x0ctorch._utils\x8c\x0c__builtins__\x93.", r"wants torch\._utils"),
-        (b"\x80\x02c\x1b[31m\nred\n.", r"wants '\\x1b\[31m\.red'"),  # no colours for terminals
-        (b"\x80\x02\x82\x01.", "registered extension 1"),
-        (b"\x80\x02K\x01Q.", "refers to something outside"),
-        (pickle.dumps({"model": {"w": np.array([None])}}), "type 'O8'"),
-        (pickle.dumps({"model": {"w": np.array(["a"])}}), "type 'U1'"),
-        # An index that asks for 32 GiB of memo entries, lengths, a dict that holds itself.
-        (b"\x80\x02Nr\xff\xff\xff\xff.", "holds NoneType"),
-        (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b".", "damaged or truncated pickle"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 38) + b"ab.", "damaged or truncated pickle"),
-        (b"\x80\x02}q\x01X\x01\x00\x00\x00ah\x01s.", "too deeply nested"),
-        (b"\x80\x02}X\x01\x00\x00\x00a]q\x01(" + b"h\x01" * 9 + b"es.", "too many values"),
-    ]
-
-
-def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    marker = tmp_path / "ran"
-    for data, match in hostile(marker):
-        path = tmp_path / "evil.pkl"
-        path.write_bytes(data)
-        refused(path, match)
-        assert "evil.pkl" in one_line(capsys) and not marker.exists(), data
-        path.unlink()
-        path = tmp_path / "evil.pth"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("evil/data.pkl", data)
-        refused(path, "refused|damaged|holds (too many|NoneType|Inert)|type '")
-        capsys.readouterr()
-        assert not marker.exists(), data
-        path.unlink()
 
 
 def rewritten(path: Path, changes: Mapping[str, bytes | None], **options: Any) -> Path:
