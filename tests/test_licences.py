@@ -50,7 +50,10 @@ def listed() -> dict[str, tuple[str, set[str]]]:
 def stated(package: str) -> str:
     """What an installed package says of its licence."""
     fields = metadata.metadata(package)
-    texts = [fields.get("License-Expression") or "", (fields.get("License") or "")[:200]]
+    texts = [
+        text for key in ("License-Expression", "License") for text in fields.get_all(key) or []
+    ]
+    texts = [text[:200] for text in texts]
     texts += [c for c in fields.get_all("Classifier") or [] if c.startswith("License")]
     return "\n".join(filter(None, texts))
 

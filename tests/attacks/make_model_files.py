@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsedet.model.config import ModelConfig
+from sparsedet.model.detector_config import Config
 from sparsedet.model.file import Tensors, save_model, tensor_shapes
 from sparsedet.model.presets import preset
 
@@ -32,7 +32,7 @@ TINY = replace(
 )
 
 
-def random_tensors(config: ModelConfig, density: float, seed: int = 0) -> Tensors:
+def random_tensors(config: Config, density: float, seed: int = 0) -> Tensors:
     """Biases, and weights of that density (of which at least one is nonzero unless 0)."""
     rng = np.random.default_rng(seed)
     tensors: Tensors = {}

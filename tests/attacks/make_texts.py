@@ -39,10 +39,10 @@ def ir(folder: Path) -> Made:
 
 
 def onnx(folder: Path) -> Made:
-    from helpers.onnx_files import conv_node, conv_tensors, helper, save_onnx
-    from helpers.onnx_files import onnx as package
+    import onnx as package
+    from helpers.onnx_files import conv_node, conv_tensors, save_onnx
 
-    node = helper.make_node
+    node = package.helper.make_node
     nodes = [conv_node("c", "x", "a"), node("Relu", ["a"], ["y"], name="act")]
     path = save_onnx(folder / "a.onnx", nodes, ["y"], conv_tensors("c", 4, 3))
 
@@ -151,6 +151,7 @@ def settings(folder: Path) -> Made:
         "recipe nested.json": (NESTED.encode(), "not valid JSON"),
         "recipe list.json": (b"[1]", "."),
         "tuning list.json": (b"[]", "."),
+        "tuning nested.json": (NESTED.encode(), "cannot be read as a tuning file"),
         "tuning number.json": (b'{"res2.0.conv1": 7}', "."),
         "tuning text.json": (b"\xff\xfe\x00", "."),
         "code.yaml": (b"a: !!python/object/apply:os.system ['touch an_attack_ran']\n", "."),

@@ -18,6 +18,7 @@ from sparsedet.engine import Engine, available_isas, memory
 from sparsedet.engine.lower import operations
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import ModelFile, Tensors, load_model, save_model
+from sparsedet.model.tensors import StoredTensor
 from sparsedet.testing import calibrated_random_tensors, random_tensors
 
 IMAGE = to_network_input(picture(), SMALL.input_height, SMALL.input_width)[0]
@@ -42,7 +43,7 @@ def test_weights_that_overflow_are_said(layer: str, isa: str, tensors: Tensors) 
 
 
 def test_a_network_that_finds_nothing_is_asked_once(tensors: Tensors) -> None:
-    silent = {**tensors, "box.logits.bias": np.float32([50, -50, -50, -50])}
+    silent: Tensors = {**tensors, "box.logits.bias": np.array([50, -50, -50, -50], np.float32)}
     if SMALL.num_classes + 1 != 4:
         pytest.skip("the small model has other classes")
     engine = Engine(SMALL, silent, threads=1)
@@ -155,6 +156,7 @@ def test_other_threads_go_on_while_packed_weights_are_checked() -> None:
     for operation, weight, bias, shared in given:
         if operation["name"] == "rpn.conv":
             break
+        assert not isinstance(weight, StoredTensor)
         other.add(operation, weight, bias, "", weights_of=shared)
     ticks, stop = [0], threading.Event()
 

@@ -92,7 +92,7 @@ def load_plan(output: str) -> Plan:
         settings, size = dict(content["settings"]), int(content["part_images"])
         if size < 1:
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise InputError(f"{address}: not the plan of a bulk run; take another folder") from None
     table = storage.open_parquet(storage.join(output, INPUTS)).read()
     if table.column_names != list(BulkEntry._fields):

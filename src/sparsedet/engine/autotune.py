@@ -214,7 +214,7 @@ def load_tuning(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{os.fspath(path)}: cannot be read as a tuning file ({error})") from None
     algorithms = content.get("plan") if isinstance(content, dict) else None
     if not isinstance(algorithms, dict) or not all(isinstance(v, str) for v in algorithms.values()):

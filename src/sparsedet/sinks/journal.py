@@ -92,7 +92,7 @@ class Journal:
                             whole += len(line)
                             continue
                         key = str(record["photo"]), record["number"]
-                    except (ValueError, KeyError, TypeError):
+                    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                         break
                     if not line.endswith(b"\n"):
                         break
@@ -111,7 +111,7 @@ class Journal:
                 raise ValueError
             names, ids = tuple(header["class_names"]), tuple(header["category_ids"])
             settings = dict(header["settings"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             kind = what_it_is(line[:128]) or "not the journal of a stopped run; move it away"
             raise InputError(f"{self.path}: {kind}") from None
         self._classes = names, ids

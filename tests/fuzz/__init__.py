@@ -1,0 +1,7 @@
+"""Fuzzing of what reads strangers' files: `python -m tests.fuzz all` runs every target."""
+
+NAMES = (
+    *("model_v1", "model_v2", "packed", "openvino_ir", "onnx", "pickle", "zip", "npz"),
+    *("images", "coco", "kserve", "settings"),
+)
+"""The targets of `targets.TARGETS`; who fuzzes must not import that before it is instrumented."""

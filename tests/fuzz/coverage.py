@@ -1,0 +1,54 @@
+"""Which lines of a target's reader its corpus reaches: Python's own trace, and no other package."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).parents[2] / "src" / "sparsedet"
+
+
+def lines_of(file: Path) -> set[int]:
+    """The lines of a file's functions that can run; `def` lines and docstrings are none."""
+    found: set[int] = set()
+
+    def walk(code: types.CodeType, inside: bool) -> None:
+        if inside:
+            found.update(
+                line for _, _, line in code.co_lines() if line and line > code.co_firstlineno
+            )
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                # The body of a class runs when its module is imported.
+                walk(constant, "__qualname__" not in constant.co_names)
+
+    walk(compile(file.read_text(), str(file), "exec"), False)
+    return found
+
+
+def measure(
+    run: Callable[[bytes], object], inputs: Iterable[bytes], reader: Iterable[str]
+) -> dict[Path, tuple[set[int], set[int]]]:
+    """(lines that can run, lines that ran) of each file of a reader."""
+    files = {str(SOURCE / name): lines_of(SOURCE / name) for name in reader}
+    ran: dict[str, set[int]] = {name: set() for name in files}
+
+    def trace(frame: types.FrameType, event: str, _: Any) -> Any:
+        seen = ran.get(frame.f_code.co_filename)
+        if seen is None:
+            return None
+        seen.add(frame.f_lineno)
+        return trace
+
+    for data in inputs:
+        sys.settrace(trace)
+        try:
+            run(data)
+        except Exception:  # whether it may is not the question here
+            pass
+        finally:
+            sys.settrace(None)
+    return {Path(name): (lines, lines & ran[name]) for name, lines in files.items()}
