@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parents[2] / "src" / "sparsedet"
 
 
-def lines_of(file: Path) -> set[int]:
-    """The lines of a file's functions that can run; `def` lines and docstrings are none."""
+def lines_of(file: Path, functions: Collection[str]) -> set[int]:
+    """The lines of a file's functions that can run; `def` lines and docstrings are none.
+
+    Args:
+        functions: those that count; none: all.
+    """
     found: set[int] = set()
 
     def walk(code: types.CodeType, inside: bool) -> None:
+        inside = inside and (not functions or code.co_name in functions)
         if inside:
             found.update(
                 line for _, _, line in code.co_lines() if line and line > code.co_firstlineno
@@ -32,8 +37,11 @@ def lines_of(file: Path) -> set[int]:
 def measure(
     run: Callable[[bytes], object], inputs: Iterable[bytes], reader: Iterable[str]
 ) -> dict[Path, tuple[set[int], set[int]]]:
-    """(lines that can run, lines that ran) of each file of a reader."""
-    files = {str(SOURCE / name): lines_of(SOURCE / name) for name in reader}
+    """(lines that can run, lines that ran) of each file of a reader, "FILE" or "FILE:FUNCTIONS"."""
+    files = {}
+    for entry in reader:
+        name, _, functions = entry.partition(":")
+        files[str(SOURCE / name)] = lines_of(SOURCE / name, functions.split())
     ran: dict[str, set[int]] = {name: set() for name in files}
 
     def trace(frame: types.FrameType, event: str, _: Any) -> Any:

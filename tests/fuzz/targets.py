@@ -19,6 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from sparsedet.detector import Detector
 from sparsedet.engine import Engine, autotune, packed_cache
@@ -68,7 +69,7 @@ class FuzzTarget:
     run: reads bytes, as the program reads a file of them.
     seeds: files to start from.
     mutate: makes other files of them.
-    reader: the source files that `run` is for, below src/sparsedet.
+    reader: the source files that `run` is for, below src/sparsedet, as FILE or FILE:FUNCTIONS.
     attacks: the folder below tests/attacks with further seeds.
     """
 
@@ -188,6 +189,7 @@ def pickle_files() -> Iterator[bytes]:
 
     state = {name: tensor.read() for name, tensor in open_source(DETECTRON2)[1].left.items()}
     few = dict(list(state.items())[:6])
+    yield pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 4)
     for protocol in (2, 4, 5):
         yield pickle.dumps({"model": few, "__author__": "Detectron2 Model Zoo"}, protocol)
 
@@ -286,6 +288,17 @@ def run_image(data: bytes) -> None:
     assert image.ndim == 3 and image.dtype == np.uint8 and image.size <= 3_000_000
 
 
+_PICTURES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("AVIF", {}),
+    ("WEBP", {"lossless": True}),
+    ("WEBP", {"save_all": True, "append_images": [Image.new("RGB", (20, 24))]}),
+    ("TIFF", {"compression": "tiff_adobe_deflate", "big_tiff": True}),
+    ("TIFF", {"compression": "raw"}),
+    ("GIF", {"interlace": True}),
+    ("PPM", {}),
+)
+
+
 def image_files() -> Iterator[bytes]:
     from native.fuzz_files import files
 
@@ -293,6 +306,11 @@ def image_files() -> Iterator[bytes]:
     scene = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
     for suffix in (".png", ".bmp", ".webp", ".tiff", ".ppm"):
         yield np.asarray(cv2.imencode(suffix, scene)[1]).tobytes()
+    small = Image.fromarray(scene)
+    for kind, settings in _PICTURES:
+        out = io.BytesIO()
+        small.save(out, kind, **settings)
+        yield out.getvalue()
     yield np.asarray(cv2.imencode(".png", np.dstack([scene, scene[..., :1]]))[1]).tobytes()
     yield np.asarray(cv2.imencode(".png", scene.astype(np.uint16) * 255)[1]).tobytes()
 
@@ -389,27 +407,45 @@ _IMAGES = tuple(
     f"images/{name}.py"
     for name in ("read", "jpeg", "png", "bmp", "gif", "tiff", "tags", "webp", "heif")
 )
-_MODEL = ("model/file.py", "model/safetensors.py", "model/tensors.py")
+_MODEL = (
+    "model/file.py:_load _read take _parse_config check_shape",
+    "model/safetensors.py:read_header _foreign _parse_entry parse_json unique finite",
+    "model/tensors.py:check stored _bytes __getitem__ dense",
+)
+_COCO = "evaluation/coco.py:load_coco _categories annotation_keys annotated_object _is_crowd _clip"
+_RECIPE = "training/recipe.py:from_dict __post_init__ require"
+_REQUEST = "read_call _parse _tensor _from_json _object _list _word _parameters _flag"
 
 TARGETS = {
     "model_v1": FuzzTarget(run_model, v1_files, mutate.safetensors, (*_MODEL, "model/config.py")),
     "model_v2": FuzzTarget(
         run_model, v2_files, mutate.safetensors, (*_MODEL, "model/graph_json.py")
     ),
-    "packed": FuzzTarget(run_packed, packed_files, mutate.packed, ("engine/packed_cache.py",)),
+    "packed": FuzzTarget(
+        run_packed, packed_files, mutate.packed, ("engine/packed_cache.py:_open",)
+    ),
     "openvino_ir": FuzzTarget(run_ir, ir_files, mutate.xml, ("importers/openvino_ir/graph.py",)),
     "onnx": FuzzTarget(run_onnx, onnx_files, mutate.protobuf, _ONNX),
     "pickle": FuzzTarget(run_weights, pickle_files, mutate.pickle, _IMPORTERS),
     "zip": FuzzTarget(run_weights, zip_files, mutate.archive, _IMPORTERS, "pickle"),
     "npz": FuzzTarget(run_weights, npz_files, mutate.archive, _IMPORTERS[:1], "npz"),
     "images": FuzzTarget(run_image, image_files, mutate.picture, _IMAGES),
-    "coco": FuzzTarget(run_coco, coco_files, mutate.json_text, ("evaluation/coco.py",)),
-    "kserve": FuzzTarget(run_kserve, kserve_files, mutate.request, ("serve/tensors.py",)),
+    "coco": FuzzTarget(run_coco, coco_files, mutate.json_text, (_COCO,)),
+    "kserve": FuzzTarget(
+        run_kserve,
+        kserve_files,
+        mutate.request,
+        (f"serve/tensors.py:{_REQUEST}",),
+    ),
     "settings": FuzzTarget(
         run_settings,
         settings_files,
         mutate.settings,
-        ("importers/containers/yaml.py", "training/recipe.py", "engine/autotune.py"),
+        (
+            "importers/containers/yaml.py",
+            _RECIPE,
+            "engine/autotune.py:load_tuning",
+        ),
     ),
 }
 
