@@ -217,6 +217,26 @@ run()
         assert (done.returncode, done.stdout, done.stderr) == (130, b"", b""), number
 
 
+def test_ctrl_c_is_silent_while_the_command_line_is_built() -> None:
+    """Numpy makes an ImportError of a KeyboardInterrupt that comes while it is imported."""
+    program = """
+import os, signal, sys
+import sparsedet.cli as cli
+from sparsedet.__main__ import run
+real = cli.build_parser
+def interrupted(*arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("numpy._core.multiarray failed to import") from None
+    return real(*arguments)
+cli.build_parser = interrupted
+run()
+"""
+    done = python(program, "env")
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_process_that_is_stopped_leaves_no_half_written_file(
     name: str, small_model: Path, photo: Path

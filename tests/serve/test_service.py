@@ -259,6 +259,12 @@ def test_an_address_that_is_taken(service: Service, detector: Detector) -> None:
         open_service({"small": detector}, port=70000)
 
 
+def test_a_model_that_costs_more_than_the_limit_is_not_served(detector: Detector) -> None:
+    assert detector.gflop > 0.01
+    with pytest.raises(InputError, match=r"model small needs .* GFLOP an image.*--max-gflop"):
+        open_service({"small": detector}, port=0, limits=ServiceLimits(gflop=0.01))
+
+
 def test_the_flags_have_the_defaults_of_the_limits() -> None:
     given = build_parser("serve").parse_args(["serve"])
     limits = ServiceLimits()
