@@ -151,12 +151,26 @@ def test_a_journal_goes_on_wherever_it_was_cut(tmp_path: Path) -> None:
         assert path.read_bytes() == data
 
 
+@pytest.mark.parametrize("line", [b"[1]", b"7", b"[" * 5000, b"{" * 9, b"\xff", b'{"photo": []}'])
+def test_a_journal_ends_before_a_line_that_is_none(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path, {})
+    for frame, found in frames():
+        journal.add(frame.name, frame.time, frame.number, found)
+    journal.close(keep=True)
+    data = path.read_bytes()
+    path.write_bytes(data + line + b"\n")
+    Journal(path, {}, resume=True).close(keep=True)
+    assert path.read_bytes() == data
+
+
 @pytest.mark.parametrize(
     ("data", "word"),
     [
         (b"words\n", "not the journal"),
         (b"\x00" * 100, "not the journal"),
         (b'{"kind": "other"}\n', "not the journal"),
+        (b"[" * 5000 + b"\n", "not the journal"),
         (b"<html>\n", "is a web page"),
     ],
 )
