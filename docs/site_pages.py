@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
+BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 """Documents of the checkout's root that are pages too."""
 LATER = {"serve.md": "Begin"}
 """Pages that stand in a section of the navigation as soon as they exist."""
