@@ -43,7 +43,7 @@ def paused(small_model: Path) -> Iterator[PausedDetector]:
 
 
 def test_a_full_queue_refuses_and_the_rest_is_answered(paused: PausedDetector) -> None:
-    image = encoded(".jpg") + bytes(4_000_000)  # more than a socket holds
+    image = encoded(".jpg")
     limits = ServiceLimits(queue=2)
     with running({"small": paused}, limits=limits) as served, ThreadPoolExecutor(10) as pool:
         queue = served.context.queue
