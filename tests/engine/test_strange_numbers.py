@@ -153,11 +153,11 @@ def test_other_threads_go_on_while_packed_weights_are_checked() -> None:
     data[:] = np.frombuffer(b"".join(pieces), np.uint8)
     other = NativeEngine("scalar", 1, False, "f32", (64, 96))
     given = operations(engine.graph, tensors, precision="f32", clipping_thresholds={})
-    for operation, weight, bias, shared in given:
-        if operation["name"] == "rpn.conv":
+    for made in given:
+        if made.fields["name"] == "rpn.conv":
             break
-        assert not isinstance(weight, StoredTensor)
-        other.add(operation, weight, bias, "", weights_of=shared)
+        assert not isinstance(made.weight, StoredTensor)
+        other.add(made.fields, made.weight, made.bias, "", weights_of=made.weights_of)
     ticks, stop = [0], threading.Event()
 
     def tick() -> None:
@@ -168,7 +168,7 @@ def test_other_threads_go_on_while_packed_weights_are_checked() -> None:
     thread.start()
     try:
         before = ticks[0]
-        other.add_packed(operation, data, bias, algorithm, nonzero, checksum)
+        other.add_packed(made.fields, data, made.bias, algorithm, nonzero, checksum)
         during = ticks[0] - before
     finally:
         stop.set()

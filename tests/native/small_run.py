@@ -1,7 +1,6 @@
 """Small detectors of several families, from file to rows: for sanitizers and valgrind.
 
-SPARSEDET_ISA=avx2 PYTHONMALLOC=malloc valgrind --suppressions=tests/native/python.supp \\
-    --error-exitcode=1 python tests/native/small_run.py
+SPARSEDET_ISA=avx2 PYTHONMALLOC=malloc valgrind --error-exitcode=1 python tests/native/small_run.py
 
 valgrind knows no AVX-512. With SPARSEDET_SANITIZE the module needs LD_PRELOAD with libasan.so and
 ASAN_OPTIONS=detect_leaks=0, because Python itself leaks at its end.
@@ -24,7 +23,8 @@ from helpers.tiny_fpn import tiny_fpn  # noqa: E402
 from sparsedet import Detector, available_isas  # noqa: E402
 from sparsedet.images.letterbox import to_network_input  # noqa: E402
 from sparsedet.model.detector_config import Config  # noqa: E402
-from sparsedet.model.file import int8_layers, save_model  # noqa: E402
+from sparsedet.model.file import save_model  # noqa: E402
+from sparsedet.model.int8_ranges import int8_layers  # noqa: E402
 from sparsedet.testing import calibrated_random_tensors  # noqa: E402
 
 
