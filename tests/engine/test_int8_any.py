@@ -18,7 +18,7 @@ from sparsedet.engine import Engine
 from sparsedet.engine.calibrate import calibrate, measure, network_input_of
 from sparsedet.engine.formats import Planned, plan_formats
 from sparsedet.engine.lower import lowered
-from sparsedet.engine.quantization import quantization_of
+from sparsedet.engine.quantization import Quantization, quantization_of, symmetric
 from sparsedet.errors import InputError
 from sparsedet.importers import load_trained
 from sparsedet.model.file import AnyFile, NetworkFile, load_file, save_model
@@ -166,6 +166,22 @@ def planned(
         o.name: (-0.3, 4.0) for o in graph.operations if isinstance(o.attributes, Conv | Add)
     }
     return {p.operation.name: p for p in plan_formats(graph, precision, {**known, **ranges})}
+
+
+@pytest.mark.parametrize("most", [0.0, 1e-46, 1e-38])
+def test_a_range_too_narrow_for_a_step_holds_zero_alone(most: float) -> None:
+    assert quantization_of(0.0, most) == quantization_of(-most, 0.0) == Quantization(1.0, 0)
+    assert symmetric(most) == Quantization(1.0, 128)
+
+
+def test_a_long_chain_of_moved_values_is_planned() -> None:
+    """Each of them has the range of the one before; their images, too, are found in one pass."""
+    image = [Operation(f"i{i}", (f"i{i - 1}" if i else "n",), Slice(0, 3)) for i in range(2000)]
+    moved = [Operation(f"m{i}", (f"m{i - 1}" if i else "stem",), Slice(0, 8)) for i in range(2000)]
+    plan = planned(*image, conv("a", "i1999", 8), *moved, conv("b", "m1999", 8), conv("c", "b", 4))
+    assert (plan["i1999"].type, plan["a"].reads) == ("f32", "f32")
+    assert (plan["m1999"].type, plan["b"].reads) == ("int8", "int8")
+    assert plan["m0"].quantization == plan["m1999"].quantization == quantization_of(-0.3, 4.0)
 
 
 def test_values_that_meet_in_a_join_share_the_union_of_their_ranges() -> None:

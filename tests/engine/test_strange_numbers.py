@@ -47,9 +47,20 @@ def test_a_network_that_finds_nothing_is_asked_once(tensors: Tensors) -> None:
     if SMALL.num_classes + 1 != 4:
         pytest.skip("the small model has other classes")
     engine = Engine(SMALL, silent, threads=1)
-    assert len(engine.run(IMAGE)) == 0 and not engine._suspicious
+    assert len(engine.run(IMAGE)) == 0 and not engine._doubts_empty and engine._doubts_overflow
     assert len(engine.run(IMAGE)) == 0
     assert Engine(SMALL, tensors, threads=1).run(IMAGE).shape[0] > 0
+
+
+def test_a_blank_image_does_not_hide_what_overflows_later(tensors: Tensors) -> None:
+    name = "stem.conv.weight"
+    huge = np.where(tensors[name] == 0, 0, 3e38 * np.sign(tensors[name])).astype(np.float32)
+    grey = replace(SMALL, pixel_mean=(0.0, 0.0, 0.0))
+    silent = {**tensors, name: huge, "stem.conv.bias": np.zeros_like(tensors["stem.conv.bias"])}
+    engine = Engine(grey, silent, threads=1, precision="f32")
+    engine.run(np.zeros_like(IMAGE))
+    with pytest.raises(InputError, match="computes NaN or infinity"):
+        engine.run(IMAGE)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError, UsageError
 from .messages import Progress, warn
 from .options import (
     Command,
@@ -72,6 +73,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
     )
     check_score_threshold(arguments)
     detector = load_detector(arguments)
+    if arguments.calibrated:
+        _check_calibratable(detector, arguments.backend)
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
     told = dataset.warnings()
     warn(told)
@@ -108,9 +111,16 @@ def run_eval(arguments: argparse.Namespace) -> int:
     for path, text in outputs.items():
         if path is not None:
             write_atomic(path, text.encode(), overwrite=arguments.overwrite)
-    calibrated = _calibrate(detector, dataset, results, arguments) if arguments.calibrated else ""
+    calibrated, failed = "", None
+    if arguments.calibrated:
+        try:
+            calibrated = _calibrate(detector, dataset, results, scores.images, arguments)
+        except InputError as error:  # after an evaluation of hours its figures are printed first
+            failed = error
     print(scores.table())
     print(f"\n{analysis.text()}")
+    if failed:
+        raise failed
     if calibrated:
         print(f"\n{calibrated}")
     for path in (arguments.report, arguments.calibrated):
@@ -119,10 +129,23 @@ def run_eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_calibratable(detector: Detector, backend: str) -> None:
+    """Refuse before the evaluation what cannot be calibrated after it."""
+    import numpy as np
+
+    from ..evaluation.score_calibration import ScoreCalibration, with_calibrated_scores
+
+    if backend != "native":
+        raise UsageError("--calibrated needs the native backend: it changes a model file")
+    unchanged = ScoreCalibration(1.0, np.zeros(len(detector.config.class_names)))
+    with_calibrated_scores(detector.model, unchanged)
+
+
 def _calibrate(
     detector: Detector,
     dataset: CocoDataset,
     results: list[dict[str, Any]],
+    images: int,
     arguments: argparse.Namespace,
 ) -> str:
     """Write the model with calibrated scores; what to say of it."""
@@ -134,7 +157,7 @@ def _calibrate(
 
     calibration = fit_scores(coco_matches(dataset, results), detector.config.class_names)
     model = with_calibrated_scores(detector.model, calibration)
-    learnt = {"annotations": arguments.annotations.name, "images": len(dataset.images)}
+    learnt = {"annotations": arguments.annotations.name, "images": images}
     save_model(
         arguments.calibrated,
         model.config,
@@ -145,7 +168,7 @@ def _calibrate(
     )
     low, high = np.percentile(calibration.offsets, (0, 100))
     return (
-        f"Scores calibrated on {len(dataset.images)} images: logits times {calibration.slope:.2f}, "
+        f"Scores calibrated on {images} images: logits times {calibration.slope:.2f}, "
         f"plus {low:+.2f} to {high:+.2f} by class"
     )
 

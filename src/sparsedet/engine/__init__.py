@@ -196,7 +196,8 @@ class Engine:
         self._lock = threading.Lock()
         self._size = (0, 0)  # the last network input size that passed the check in `run`
         self._torn = False  # a fork left the activations of a run half written
-        self._suspicious = True  # nobody knows yet whether its values are finite
+        # Are values finite where there are no rows, or where the CPU noted an overflow?
+        self._doubts_empty = self._doubts_overflow = True
         remake_after_fork(self)
 
     def _after_fork(self) -> None:
@@ -280,7 +281,7 @@ class Engine:
         image = np.ascontiguousarray(network_input, dtype=np.float32)
         with self._lock:
             self._mend()
-            self.native.plan(*image.shape[:2])
+            self.plan(*image.shape[:2])
             found = self.native.run_between({IMAGE: image}, list(wanted))
             return {
                 name: np.asarray(value)[None] for name, value in zip(wanted, found, strict=True)
@@ -317,15 +318,18 @@ class Engine:
         with self._lock:
             self._mend()
             if network_input.shape[:2] != self._size:
-                self._plan(*network_input.shape[:2])
+                self.plan(*network_input.shape[:2])
             given = np.ascontiguousarray(network_input)
             rows = np.asarray(self.native.run(given, content))
-            if self._suspicious and (self.native.overflowed or not len(rows)):
+            overflowed = self._doubts_overflow and self.native.overflowed
+            if overflowed or (self._doubts_empty and not len(rows)):
                 self._check_values(given, content)
+                self._doubts_empty = False
+                self._doubts_overflow &= not overflowed
             return result(rows)
 
-    def _plan(self, height: int, width: int) -> None:
-        """Refuse a size whose activations would not fit, before they are allocated."""
+    def plan(self, height: int, width: int) -> None:
+        """Make room for inputs of a size; InputError if it is out of range or would not fit."""
         try:
             free = available_memory()
             if free is not None:  # what they take now is released
@@ -340,7 +344,7 @@ class Engine:
     def _check_values(self, given: NDArray[Any], content: tuple[int, int] | None) -> None:
         """Where a value was too large, or nothing is found: are there NaN or infinity?
 
-        If there are none, it does not look again, because that takes as long as computing.
+        It takes as long as computing: what was in doubt and proved right is not doubted again.
         """
         try:
             self.native.run(given, content, checked=True)
@@ -348,7 +352,6 @@ class Engine:
             raise InputError(
                 f"{self.config.name}: {error} in this image: its weights are too large or damaged"
             ) from None
-        self._suspicious = False
 
 
 _warned: set[str] = set()

@@ -50,10 +50,14 @@ def in_pairs(graph: Graph, name: str) -> bool:
     )
 
 
-def is_image(graph: Graph, name: str) -> bool:
-    """Whether a value holds the normalised image, whole or in parts."""
-    operation = graph.by_name[name]
-    if isinstance(operation.attributes, Normalise):
-        return True
-    passing = isinstance(operation.attributes, PASSING)
-    return passing and all(is_image(graph, source) for source in operation.inputs)
+def image_values(graph: Graph) -> set[str]:
+    """The values that hold the normalised image, whole or in parts."""
+    found: set[str] = set()
+    for operation in graph.operations:
+        sources = (
+            operation.inputs[:1] if isinstance(operation.attributes, Resize) else operation.inputs
+        )
+        passing = isinstance(operation.attributes, PASSING) and found.issuperset(sources)
+        if passing or isinstance(operation.attributes, Normalise):
+            found.add(operation.name)
+    return found

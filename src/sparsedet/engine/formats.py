@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..errors import InputError
 from ..model.graph import (
     Attention,
@@ -28,9 +26,9 @@ from ..model.graph import (
 )
 from ..model.int8_ranges import ClippingThreshold, Range
 from ..model.rewrite import HOISTED, is_predictor
-from .elements import CHANNELS, PASSING, in_pairs, is_depthwise, is_image, keeps_elements
+from .elements import CHANNELS, PASSING, image_values, in_pairs, is_depthwise, keeps_elements
 from .precision import Format
-from .quantization import Quantization, negative_values, quantization_of, union
+from .quantization import Quantization, negative_values, quantization_of, symmetric, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +77,22 @@ class _Planner:
     ) -> None:
         self.graph, self.precision, self.ranges = graph, precision, ranges
         self.negative = negative_values(graph)
+        self.images = image_values(graph)
         self.runs: dict[str, Format] = {}  # by operation: the format of the first input
         self.made: dict[str, Format] = {}  # by value: the format in which it is made
         self.wanted: dict[str, set[Format]] = {name: set() for name in graph.shapes}
         self.planned: list[Planned] = []
         # Of values that are there already.
         self.names: dict[tuple[str, Format, Quantization | None], str] = {}
+        self.taken = set(graph.shapes)  # names
         self.quantizations: dict[str, Quantization] = {}
         self.unfused: set[str] = set()  # poolings that read bytes after all
         self.found: dict[str, Range | None] = {}  # ranges by value
 
     def run(self) -> list[Planned]:
+        for operation in self.graph.operations:  # in order: a range depends on those before it
+            if self._counts(operation.name):
+                self._range(operation.name)
         for operation in reversed(self.graph.operations):
             self._choose(operation)
         if self.precision == "int8":
@@ -153,7 +156,7 @@ class _Planner:
 
     def _format_of_convolution(self, operation: Operation) -> Format:
         low, source = self.precision, operation.inputs[0]
-        if is_image(self.graph, source):
+        if source in self.images:
             normalised = isinstance(self.graph.by_name[source].attributes, Normalise)
             paired = low == "bf16" and normalised and in_pairs(self.graph, source)
             return "bf16" if paired else "f32"
@@ -330,7 +333,7 @@ class _Planner:
             )
         low, high = union([given for given in found.values() if given is not None])
         if low < 0 and all(isinstance(self._given(name), int | float) for name in makers):
-            return Quantization(float(np.float32(high) / np.float32(127)), 128)
+            return symmetric(high)
         return quantization_of(low, high)
 
     # ----------------------------------------------------------------------------- operations
@@ -369,8 +372,10 @@ class _Planner:
         """The name of a value in a format; it is converted if it is not there yet."""
         key = source, form, quantization
         if key not in self.names:
-            name, taken = f"{source} as {form}", set(self.names.values())
-            name += f" {len(taken)}" if name in taken else ""
+            name = f"{source} as {form}"
+            while name in self.taken:
+                name += "+"
+            self.taken.add(name)
             origin = Operation(name, (source,), self.graph.by_name[source].attributes)
             self.planned.append(Planned(origin, form, self.made[source], quantization, True))
             self.names[key] = name

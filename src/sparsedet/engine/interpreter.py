@@ -28,7 +28,7 @@ class NativeInterpreter:
     def __init__(self, engine: Engine, network_input: NDArray[Any]) -> None:
         self.engine, self.graph = engine, engine.graph
         self.image = np.ascontiguousarray(network_input, dtype=np.float32)
-        engine.native.plan(*network_input.shape[:2])
+        engine.plan(*network_input.shape[:2])
 
     def values(self, wanted: Sequence[str], rois: int | None = None) -> Iterator[tuple[str, F32]]:
         """Each value on the way to the wanted ones; they are freed when nothing needs them.

@@ -17,6 +17,9 @@ from ..model.graph import (
 )
 from ..model.int8_ranges import Range
 
+_LEAST = 1e-30
+"""Ranges that are narrower hold zero alone: a step would be no normal float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
@@ -34,10 +37,15 @@ def union(ranges: list[tuple[float, float]]) -> Range:
 def quantization_of(low: float, high: float) -> Quantization:
     """255 steps from low to high, one of which is zero."""
     low, high = min(low, 0.0), max(high, 0.0)
-    if high == low:
+    if high - low < _LEAST:
         return Quantization(1.0, 0)
     scale = float(np.float32(high - low) / np.float32(255))
     return Quantization(scale, min(max(round(-low / scale), 0), 255))
+
+
+def symmetric(most: float) -> Quantization:
+    """127 steps from 0 to `most`, and as many below."""
+    return Quantization(1.0 if most < _LEAST else float(np.float32(most) / np.float32(127)), 128)
 
 
 def negative_values(graph: Graph) -> set[str]:

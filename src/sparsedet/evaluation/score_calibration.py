@@ -99,23 +99,39 @@ def fit_scores(matches: Matches, class_names: Sequence[str]) -> ScoreCalibration
             f"{len(right)} detections, of which {right.sum()} are right: scores need at least "
             f"{LEAST_DETECTIONS} right and as many wrong ones to be calibrated on"
         )
-    count = len(class_names)
     place = {name: index for index, name in enumerate(class_names)}
     classes = np.array([place[entry.name] for entry in matches.classes])[entries]
-    # Unknowns: the slope, the mean offset, and what each class adds to it. Newton's method: the
-    # likelihood has one maximum.
-    columns = np.zeros((len(right), 2 + count))
-    columns[:, 0], columns[:, 1] = _logit(scores), 1.0
-    columns[np.arange(len(right)), 2 + classes] = 1.0
-    prior = np.diag([SLOPE_SPREAD**-2, 1e-6, *[SPREAD**-2] * count])
-    start = np.zeros(2 + count)
-    start[0] = 1.0
+    return _most_likely(_logit(scores), classes, right, len(class_names))
+
+
+def _most_likely(
+    logits: NDArray[np.float64],
+    classes: NDArray[np.int64],
+    right: NDArray[np.bool_],
+    count: int,
+) -> ScoreCalibration:
+    """Newton's method: the likelihood and its priors have one maximum."""
+
+    def by_class(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(classes, weights=values, minlength=count).astype(np.float64)
+
+    # Unknowns: the slope, the mean offset, and what each class adds to it.
+    prior = np.array([SLOPE_SPREAD**-2, 1e-6, *[SPREAD**-2] * count])
+    start = np.array([1.0, *[0.0] * (1 + count)])
     unknown = start.copy()
+    hessian = np.zeros((2 + count, 2 + count))
+    each = np.arange(2, 2 + count)
     for _ in range(_STEPS):
-        expected = _sigmoid(columns @ unknown)
-        gradient = columns.T @ (right - expected) - prior @ (unknown - start)
-        hessian = (columns * (expected * (1 - expected))[:, None]).T @ columns + prior
-        step = np.linalg.solve(hessian, gradient)
+        expected = _sigmoid(unknown[0] * logits + unknown[1] + unknown[2 + classes])
+        weight, missing = expected * (1 - expected), right - expected
+        gradient = np.array([missing @ logits, missing.sum(), *by_class(missing)])
+        gradient -= prior * (unknown - start)
+        hessian[0, 0] = weight @ logits**2
+        hessian[0, 1:] = weight @ logits, *by_class(weight * logits)
+        hessian[1, 1:] = weight.sum(), *by_class(weight)
+        hessian[each, each] = by_class(weight)
+        whole = np.triu(hessian) + np.triu(hessian, 1).T + np.diag(prior)
+        step = np.linalg.solve(whole, gradient)
         unknown += step / max(1.0, np.abs(step).max())  # far away, whole steps lead further away
         if np.abs(step).max() < 1e-9:
             break
@@ -174,6 +190,8 @@ def with_calibrated_scores(model: ModelFile, calibration: ScoreCalibration) -> M
     # What the detector dropped for its low score before, and no more.
     least = np.full(attributes.num_classes, attributes.score_threshold)
     threshold = float(calibration(least, np.arange(attributes.num_classes)).min())
+    if not attributes.score_threshold:
+        threshold = 0.0
     last = replace(rows, attributes=replace(attributes, score_threshold=threshold))
     operations = tuple(last if o is rows else o for o in graph.operations)
     changed = replace(config, graph=replace(graph, operations=operations))

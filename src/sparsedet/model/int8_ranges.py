@@ -105,7 +105,8 @@ def _checked(name: str, value: Any) -> ClippingThreshold:
     pair = isinstance(value, list | tuple) and len(value) == 2
     numbers = list(value) if pair else [0.0, value]
     known = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
-    if not known or not -_LARGEST < numbers[0] <= 0 <= numbers[1] < _LARGEST:
+    ordered = known and numbers[0] <= 0 <= numbers[1]
+    if not ordered or not numbers[1] - numbers[0] < _LARGEST:
         raise InputError(
             f"the int8 clipping threshold of {name!r} is {value!r}, expected a number >= 0 or a "
             "range [low, high] with low <= 0 <= high"

@@ -155,6 +155,24 @@ def test_pairs_say_ranges_and_are_the_relu_that_quantisers_leave_out(tmp_path: P
     assert np.array_equal(a, b)
 
 
+def test_a_pair_around_the_input_is_no_relu(tmp_path: Path) -> None:
+    """The stem still reads the image, and is not pruned."""
+    constants = conv_tensors("a", 8, 3, 3) | steps("qx", 0.02, 0)
+    nodes = [*pair("x", "x1", "qx.s", "qx.z"), conv_node("a", "x1", "y", pads=[1] * 4)]
+    path = save_onnx(tmp_path / "q.onnx", nodes, ["y"], constants, (24, 24))
+    kinds = [o.kind for o in load_onnx_network(path).config.graph.operations]
+    assert kinds == ["normalise", "conv"]
+
+
+@pytest.mark.parametrize("scale", [np.inf, 1e36, 0.0])
+def test_steps_that_give_no_range_are_refused(scale: float, tmp_path: Path) -> None:
+    constants = conv_tensors("a", 8, 3, 3) | steps("qx", scale, 0)
+    nodes = [*pair("x", "x1", "qx.s", "qx.z"), conv_node("a", "x1", "y", pads=[1] * 4)]
+    path = save_onnx(tmp_path / "q.onnx", nodes, ["y"], constants, (24, 24))
+    with pytest.raises(InputError, match="scale that is not a positive constant"):
+        load_onnx_network(path)
+
+
 @needs_int8
 def test_differing_steps_are_requantised_by_counted_copies(tmp_path: Path) -> None:
     network = load_onnx_network(small_file(tmp_path / "q.onnx"))

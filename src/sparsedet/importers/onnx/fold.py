@@ -25,7 +25,7 @@ import numpy as np
 from ...errors import InputError
 from .constants import EVALUATE, axis_of, evaluate, reshaped, sliced
 from .program import BINARY, DAMAGE, MOST_ELEMENTS, UNARY, Array, OnnxNode, Program, Sizes, as_float
-from .quantised import ADVICE, INTEGER_KINDS, not_negative, range_of, steps_of
+from .quantised import ADVICE, INTEGER_KINDS, Makers, not_negative, range_of, steps_of
 from .windows import convolution, pool, resized, transposed_convolution, zeros_around
 
 _REDUCE = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max"}
@@ -42,6 +42,7 @@ class Folder:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.nodes: list[OnnxNode] = []
+        self.makers = Makers(self.nodes)
         self.alias: dict[str, str] = {}
         self.steps: dict[str, tuple[Array, Array]] = {}  # of values that were quantised
 
@@ -138,12 +139,11 @@ class Folder:
 
     def _quantizelinear(self, node: OnnxNode) -> None:
         """The value stays; its range is kept."""
-        scale, zero = steps_of(
-            self.constant(node, 1), self.constant(node, 2), node.attributes.get("output_dtype")
-        )
+        given = self.constant(node, 1), self.constant(node, 2)
+        scale, zero = steps_of(*given, node.attributes.get("output_dtype"))
         found, name, ranges = range_of(scale, zero), node.inputs[0], self.program.ranges
         shape, out = self.shape(node), node.out
-        if found[0] == 0 and not not_negative(self.program, self.nodes, name):
+        if found[0] == 0 and not not_negative(self.program, self.makers, name):
             name = f"{out}.relu"
             self.put(OnnxNode("Relu", node.name, node.inputs[:1], [name]), shape)
         if ranges.setdefault(name, found) != found:  # the same value in other steps
@@ -157,9 +157,9 @@ class Folder:
     def _dequantizelinear(self, node: OnnxNode) -> None:
         steps = self.steps.get(node.inputs[0])
         given = self.constant(node, 1), self.constant(node, 2)
-        if steps is None or given[0] is None or steps[0] != given[0]:
+        if steps is None or given[0] is None or not np.array_equal(steps[0], given[0]):
             raise ValueError(f"reads bytes that no node made in its steps: {ADVICE}")
-        if (0 if given[1] is None else given[1]) != steps[1]:
+        if not np.all((0 if given[1] is None else given[1]) == steps[1]):
             raise ValueError(f"has another zero point than its bytes: {ADVICE}")
         self.same(node)
 

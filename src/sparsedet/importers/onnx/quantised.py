@@ -39,6 +39,7 @@ KEEP_SIGN = {
 """Kinds whose outputs are negative only if an input is."""
 
 _TYPES = {2: "u1", 3: "i1"}
+_LARGEST_STEP = 1e35  # a range of 255 such steps is still one of float32
 
 
 def steps_of(scale: Array | None, zero: Array | None, output: Any = None) -> tuple[Array, Array]:
@@ -47,7 +48,8 @@ def steps_of(scale: Array | None, zero: Array | None, output: Any = None) -> tup
     Raises:
         ValueError: they are not constant, or the type has not 8 (of a bias 32) bits.
     """
-    if scale is None or not scale.size or not (np.asarray(scale, np.float64) > 0).all():
+    steps = np.asarray([] if scale is None else scale, np.float64)
+    if scale is None or not steps.size or not ((steps > 0) & (steps < _LARGEST_STEP)).all():
         raise ValueError("has a scale that is not a positive constant")
     if zero is None:
         if output not in (None, 0, *_TYPES):
@@ -104,15 +106,39 @@ def range_of(scale: Array, zero: Array) -> tuple[float, float]:
     return (info.min - at) * one, (info.max - at) * one
 
 
-def not_negative(program: Program, nodes: Sequence[OnnxNode], name: str) -> bool:
-    """Whether a value of some nodes is known not to be negative."""
-    maker = next((node for node in reversed(nodes) if name in node.outputs), None)
-    if maker is None:
-        return False
-    if maker.op == "Clip":
-        least = program.constant(maker, 1)
-        low = maker.attributes.get("min") if least is None else least.min()
-        return low is not None and low >= 0
-    if maker.op in KEEP_SIGN:
-        return all(not_negative(program, nodes, source) for source in maker.inputs)
-    return maker.op in NOT_NEGATIVE
+class Makers:
+    """The nodes of a growing list, by their outputs."""
+
+    def __init__(self, nodes: Sequence[OnnxNode]) -> None:
+        self._nodes, self._known = nodes, 0
+        self._by_output: dict[str, OnnxNode] = {}
+
+    def get(self, name: str) -> OnnxNode | None:
+        """The node that makes a value, if there is one yet."""
+        for node in self._nodes[self._known :]:
+            self._by_output |= dict.fromkeys(node.outputs, node)
+        self._known = len(self._nodes)
+        return self._by_output.get(name)
+
+
+def not_negative(program: Program, makers: Makers, name: str) -> bool:
+    """Whether a value is known not to be negative, or is the network's input: a pair around that
+    is no ReLU which a quantiser left out."""
+    if name == program.input:
+        return True
+    seen, left = {name}, [name]
+    while left:
+        maker = makers.get(left.pop())
+        if maker is None:
+            return False
+        if maker.op == "Clip":
+            least = program.constant(maker, 1)
+            low = maker.attributes.get("min") if least is None else least.min()
+            if low is None or low < 0:
+                return False
+        elif maker.op in KEEP_SIGN:
+            left += [source for source in maker.inputs if source not in seen]
+            seen.update(maker.inputs)
+        elif maker.op not in NOT_NEGATIVE:
+            return False
+    return True
