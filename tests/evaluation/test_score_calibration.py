@@ -15,6 +15,7 @@ from sparsedet.evaluation import score_calibration
 from sparsedet.evaluation.average_precision import IOU_THRESHOLDS, ClassMatches, Matches
 from sparsedet.evaluation.score_calibration import (
     ScoreCalibration,
+    at_score,
     fit_scores,
     reliability,
     with_calibrated_scores,
@@ -64,6 +65,11 @@ def test_calibrated_scores_are_reliable_on_other_detections() -> None:
         for e in fresh.classes
     )
     assert reliability(fresh).error > 0.1
+    precision, recall = at_score(fresh, 0.5)
+    scores = np.concatenate([e.scores for e in fresh.classes])
+    right = np.concatenate([e.true_positive[0] for e in fresh.classes])
+    assert precision == right[scores >= 0.5].mean()
+    assert recall == right[scores >= 0.5].sum() / right.sum()
     assert reliability(replace(fresh, classes=mapped)).error < 0.02
 
 

@@ -152,6 +152,14 @@ def reliability(matches: Matches, bins: int = 10) -> Reliability:
     return Reliability(edges, count, mean, share)
 
 
+def at_score(matches: Matches, score: float) -> tuple[float, float]:
+    """Precision and recall of the detections with at least that score, all classes together."""
+    scores, _, right = _pooled(matches)
+    kept = right[scores >= score]
+    objects = sum(int(entry.objects.sum()) for entry in matches.classes)
+    return float(kept.mean()) if len(kept) else 0.0, float(kept.sum() / max(objects, 1))
+
+
 def with_calibrated_scores(model: ModelFile, calibration: ScoreCalibration) -> ModelFile:
     """The model with the calibration folded into the layers of its class logits.
 
