@@ -72,16 +72,17 @@ SPARSEDET_INLINE V exp_of(V x) {
   const V least = broadcast(-87.0f), most = broadcast(87.0f), shift = broadcast(0x1.8p23f);
   x = x > least ? x : least;
   x = x < most ? x : most;
-  const V shifted = x * 0x1.715476p0f + shift, n = shifted - shift;
-  const V high = n * -0x1.63p-1f + x, r = n * 0x1.bd0106p-13f + high;
+  const V shifted = fused(x, broadcast(0x1.715476p0f), shift), n = shifted - shift;
+  const V high = fused(n, broadcast(-0x1.63p-1f), x);
+  const V r = fused(n, broadcast(0x1.bd0106p-13f), high);
   V p = broadcast(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  p = fused(p, r, broadcast(1.3981999507e-3f));
+  p = fused(p, r, broadcast(8.3334519073e-3f));
+  p = fused(p, r, broadcast(4.1665795894e-2f));
+  p = fused(p, r, broadcast(1.6666665459e-1f));
+  p = fused(p, r, broadcast(5.0000001201e-1f));
+  p = fused(p, r, broadcast(1.0f));
+  p = fused(p, r, broadcast(1.0f));
   return (V)((I)p + ((I)shifted << 23));
 }
 
@@ -90,12 +91,13 @@ SPARSEDET_INLINE V sigmoid_of(V x) {
 }
 
 SPARSEDET_INLINE V gelu_of(V x) {
-  const V a = (x > 0 ? x : -x) * 0.70710678f, t = 1.0f / (a * 0.3275911f + 1.0f);
+  const V a = (x > 0 ? x : -x) * 0.70710678f;
+  const V t = 1.0f / fused(a, broadcast(0.3275911f), broadcast(1.0f));
   V p = broadcast(1.061405429f);
-  p = p * t + -1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t + -0.284496736f;
-  p = p * t + 0.254829592f;
+  p = fused(p, t, broadcast(-1.453152027f));
+  p = fused(p, t, broadcast(1.421413741f));
+  p = fused(p, t, broadcast(-0.284496736f));
+  p = fused(p, t, broadcast(0.254829592f));
   const V rest = p * t * exp_of(a * -a) * 0.5f;
   return x * (x > 0 ? 1.0f - rest : rest);
 }
