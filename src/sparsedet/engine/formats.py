@@ -161,7 +161,9 @@ class _Planner:
             paired = low == "bf16" and normalised and in_pairs(self.graph, source)
             return "bf16" if paired else "f32"
         if low == "bf16":
-            return low
+            mean = isinstance(self.graph.by_name[source].attributes, Mean)
+            pooled = mean and self.graph.shapes[source].per_roi
+            return "f32" if pooled else low  # pooled values are float32 as they are made
         if is_depthwise(self.graph, operation):
             return "f32"
         attributes, shape = operation.attributes, self.graph.shapes[source]
