@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from attacks.make_graphs import operation
 from helpers.exports import FAMILIES, family_graph
 
 from sparsedet.errors import InputError
@@ -45,19 +45,6 @@ def test_every_graph_is_read_as_it_was_written() -> None:
         text = json.dumps(to_json(graph))
         assert from_json(json.loads(text)) == graph
         assert len(text) < 120_000
-
-
-def operation(values: dict[str, Any], name: str) -> list[Any]:
-    found: list[Any] = next(o for o in values["operations"] if o[1] == name)
-    return found
-
-
-def change(name: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda values: operation(values, name)[3].update({key: value})
-
-
-def put(name: str, position: int, value: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda values: operation(values, name).__setitem__(position, value)
 
 
 def test_pasting_is_read_and_older_files_have_none() -> None:

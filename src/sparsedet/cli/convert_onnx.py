@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .options import check_outputs
+
+if TYPE_CHECKING:
+    from ..model.file import AnyFile
 
 ONNX_FLAGS: dict[str, dict[str, Any]] = {
     "--raw": {"action": "store_true", "help": "the outputs as they are, also of a detector"},
@@ -107,6 +111,20 @@ def stated_of(arguments: argparse.Namespace) -> Any:
         score_threshold=arguments.least_score,
         nms_threshold=arguments.nms_threshold,
         max_detections=arguments.max_detections,
+    )
+
+
+def load_network(model: Path, arguments: argparse.Namespace) -> tuple[AnyFile, tuple[str, ...]]:
+    """A network of any kind, read with the flags of `onnx_flags`; and what is to be said of it."""
+    from ..importers import load_trained
+
+    if model.suffix.lower() != ".onnx":
+        check_no_onnx_flags(arguments)
+    return load_trained(
+        model,
+        shape=parse_shape(arguments.shape),
+        stated=stated_of(arguments),
+        raw=arguments.raw,
     )
 
 

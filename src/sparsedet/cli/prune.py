@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .convert_onnx import check_no_onnx_flags, onnx_flags, parse_shape, stated_of
+from .convert_onnx import check_no_onnx_flags, load_network, onnx_flags
 from .messages import Progress, warn
 from .options import Command, add, group, settings_of
 from .train import add_training, train
@@ -92,7 +92,6 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
     try:
-        from ..importers import load_trained
         from ..pruning.one_shot import OneShotConfig
         from ..pruning.run import prune_files
         from ..training.start import model_of_run, set_threads
@@ -114,15 +113,8 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
         set_threads(arguments.threads)
     settings = OneShotConfig(method=method, **given)
     model = model_of_run(arguments.init)
-    if model.suffix.lower() != ".onnx":
-        check_no_onnx_flags(arguments)
     # Read once: the data set may take long, and needs the names of the model's classes.
-    file, notes = load_trained(
-        model,
-        shape=parse_shape(arguments.shape),
-        stated=stated_of(arguments),
-        raw=arguments.raw,
-    )
+    file, notes = load_network(model, arguments)
     output = arguments.output or Path(f"{model.stem}-pruned")
     bar = Progress("prune", "steps")
     report = prune_files(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .convert_onnx import check_no_onnx_flags, onnx_flags, parse_shape, stated_of
+from .convert_onnx import load_network, onnx_flags
 from .messages import Progress, warn
 from .options import Command, add, add_bad_images, group, output_file
 
@@ -45,18 +45,10 @@ def register(command: Command) -> None:
 def run_quantize(arguments: argparse.Namespace) -> int:
     from ..detector import embedded_model
     from ..engine.calibrate import quantize_file
-    from ..importers import load_trained
 
     model = Path(arguments.file or embedded_model())
     arguments.init = model
-    if model.suffix.lower() != ".onnx":
-        check_no_onnx_flags(arguments)
-    file, notes = load_trained(
-        model,
-        shape=parse_shape(arguments.shape),
-        stated=stated_of(arguments),
-        raw=arguments.raw,
-    )
+    file, notes = load_network(model, arguments)
     for note in notes:
         warn(note)
     quantize_file(

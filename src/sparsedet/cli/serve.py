@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Command, add, add_running, group, load_detector
+from .options import EXPENSIVE, Command, add, add_running, group, load_detector
 
 SERVICE = "service"
 
@@ -57,7 +57,7 @@ def register(command: Command) -> None:
         "--max-gflop",
         type=float,
         metavar="N",
-        default=10_000,
+        default=EXPENSIVE,
         help="GFLOP of an image in a model; a larger one is not served",
     )
     add(serve, "--model", action="append", type=str)

@@ -20,7 +20,6 @@ from ..sinks.text import json_line
 from .body import disconnected
 from .context import ServiceContext
 from .models import ServedModel, find_model
-from .refusal import Refusal
 from .upload import uploaded
 
 
@@ -87,11 +86,7 @@ async def detect(request: Request) -> Response:
     model = find_model(context.models, options.model)
     if options.classes is not None:
         labels_of(options.classes, model.detector.config.class_names)  # before the work
-    try:
-        context.queue.check()
-    except Refusal:
-        await context.intake.discard(request)
-        raise
+    await context.admit(request)
     async with context.intake.body(request) as body:
         kind = request.headers.get("content-type", "")
         work = partial(_answer, context, model, options, kind, body)

@@ -76,11 +76,7 @@ async def model_metadata(request: Request) -> Response:
 async def infer(request: Request) -> Response:
     context: ServiceContext = request.app.state.context
     model = _model(request)
-    try:
-        context.queue.check()
-    except Refusal:
-        await context.intake.discard(request)
-        raise
+    await context.admit(request)
     async with context.intake.body(request) as body:
         work = partial(_answer, context, model, body, request.headers.get(HEADER_LENGTH))
         gone = partial(disconnected, request)
