@@ -29,13 +29,22 @@ void Resize::run(Context& context, const Step& step) const {
     throw std::invalid_argument("the network input cannot be resized");
   const std::vector<int> rows = sources(in.height, out.height);
   const std::vector<int> columns = sources(in.width, out.width);
-  context.pool.parallel(out.height, [&](int y, int) {
-    for (int c = 0; c < out.elements(); c++) {
-      const float* from = in.at(rows[y], c, 0);
+  const bool twice = out.width == 2 * in.width;
+  context.pool.parallel(in.height, [&](int source, int) {
+    // The rows of the output that are this one.
+    const auto [first, last] = std::equal_range(rows.begin(), rows.end(), source);
+    const auto y = static_cast<int>(first - rows.begin());
+    const auto end = static_cast<int>(last - rows.begin());
+    for (int c = 0; y < end && c < out.elements(); c++) {
+      const float* from = in.at(source, c, 0);
       float* to = out.at(y, c, 0);
-      for (int x = 0; x < out.width; x++)
+      for (int x = 0; twice && x < in.width; x++)
+        to[2 * x] = to[2 * x + 1] = from[x];
+      for (int x = 0; !twice && x < out.width; x++)
         to[x] = from[columns[x]];
       clear_excess(out, y, c);
+      for (int other = y + 1; other < end; other++)
+        std::copy_n(to, out.stride() - out.margin(), out.at(other, c, 0));
     }
   });
 }
