@@ -11,14 +11,15 @@
 
 namespace sparsedet {
 
-// A convolution as an algorithm sees it. The size of a feature map is not known when weights are
-// packed, that of a RoI's is.
+// A convolution as an algorithm sees it. A feature map may come in other sizes than the one that is
+// expected when weights are packed.
 struct ConvProblem {
   ConvShape shape;
   bool rois = false;                      // on RoIs, else on a feature map
   bool residual = false;                  // another tensor is added to the output
   const MatrixKernels* matrix = nullptr;  // of its type, if this CPU has them
-  int in_height = 0, in_width = 0, out_height = 0, out_width = 0;  // of a RoI
+  int rowwise_pixels = 0;                 // Float32Kernels
+  int in_height = 0, in_width = 0, out_height = 0, out_width = 0;  // of a RoI, or expected
 };
 
 // The packed weights of one convolution, and the program that runs on them.

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kPanelBytes = 32 * 1024;
 constexpr int kChunkRowTiles = 52;  // x 31 row masks a block: as much as the branch predictor holds
+constexpr int kChunkRows = 256;  // rowwise: packing a panel takes little time beside its products
 // 512 rows: their weights for a block of columns take 256 KB of the second-level cache, and packing a
 // panel little time beside its products.
 constexpr int kMatrixChunkRowTiles = 32;
@@ -61,15 +62,19 @@ std::vector<std::vector<Segment>> cut_blocks(const ConvShape& shape, int target,
 }  // namespace
 
 PackedConv cut_conv(const Kernels& kernels, const ConvShape& shape, const float* bias,
-                    bool split_taps, bool matrix) {
+                    bool split_taps, PackedLayout layout) {
+  const bool matrix = layout == PackedLayout::matrix, rowwise = layout == PackedLayout::rowwise;
   PackedConv conv{};
   conv.shape = shape;
-  conv.matrix = matrix;
-  conv.tile_rows = matrix ? kSquare : tile_rows_of(kernels, shape.in_type);
+  conv.layout = layout;
+  conv.tile_rows = matrix ? kSquare : rowwise ? 1 : tile_rows_of(kernels, shape.in_type);
   // Row tiles that stay together.
   const int pair = matrix || shape.out_type == ElementType::bfloat16 ? 2 : 1;
   const int units = divide_up(shape.out_channels, conv.tile_rows * pair);
-  const int chunk_units = (matrix ? kMatrixChunkRowTiles : kChunkRowTiles) / pair;
+  const int chunk_units = (matrix    ? kMatrixChunkRowTiles
+                           : rowwise ? kChunkRows
+                                     : kChunkRowTiles) /
+                          pair;
   conv.chunks = std::max(1, (units + chunk_units / 2) / chunk_units);
   conv.chunk_row_tiles = divide_up(units, conv.chunks) * pair;
   conv.row_tiles = units * pair;

@@ -5,9 +5,9 @@
 
 namespace sparsedet {
 
-// A convolution without its streams: blocks, chunks and bias. matrix: for the matrix unit.
+// A convolution without its streams: blocks, chunks and bias.
 PackedConv cut_conv(const Kernels& kernels, const ConvShape& shape, const float* bias,
-                    bool split_taps, bool matrix = false);
+                    bool split_taps, PackedLayout layout = PackedLayout::row_masks);
 
 // Distance between two columns of a panel, in units of 8 bytes.
 inline int index_step(const Kernels& kernels) {

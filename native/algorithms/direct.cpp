@@ -15,7 +15,7 @@ namespace {
 // 25 and 32 tiles of the largest chunk).
 int sweep_tiles(const PackedConv& conv, int width) {
   constexpr int most = 64, bytes = 1100 << 10;
-  const int least = conv.matrix ? 4 : 25;
+  const int least = conv.layout == PackedLayout::matrix ? 4 : 25;
   if (conv.segments.size() == 1) return most;  // no sums wait for another block
   const int tile = conv.chunk_row_tiles * conv.tile_rows * width * static_cast<int>(sizeof(float));
   return std::clamp(bytes / tile, least, most);
@@ -34,11 +34,14 @@ int count_sweeps(int tiles, int longest, int chunks, int threads) {
 class ReadyKernel {
  public:
   ReadyKernel(const Context& context, const PackedConv& conv)
-      : matrix_(conv.matrix ? matrix_kernels(context.kernels, conv.shape.in_type) : nullptr) {
+      : matrix_(conv.layout == PackedLayout::matrix
+                    ? matrix_kernels(context.kernels, conv.shape.in_type)
+                    : nullptr) {
     const LowPrecisionKernels* low = low_precision_kernels(context, conv.shape.in_type);
-    run_ = matrix_ ? matrix_->product
-           : low   ? low->sparse[conv.tile_rows]
-                   : context.kernels.sparse[conv.tile_rows];
+    run_ = matrix_                                ? matrix_->product
+           : low                                  ? low->sparse[conv.tile_rows]
+           : conv.layout == PackedLayout::rowwise ? context.kernels.rowwise
+                                                  : context.kernels.sparse[conv.tile_rows];
     if (matrix_) matrix_->prepare_thread();
   }
   ~ReadyKernel() {

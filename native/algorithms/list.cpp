@@ -1,5 +1,5 @@
 // A new algorithm NAME is a file that defines NAME_algorithm, and X(NAME) in this line:
-#define SPARSEDET_ALGORITHMS(X) X(sparse) X(dense) X(depthwise) X(matrix) X(winograd)
+#define SPARSEDET_ALGORITHMS(X) X(sparse) X(dense) X(rowwise) X(depthwise) X(matrix) X(winograd)
 
 #include <stdexcept>
 

@@ -1,7 +1,9 @@
 #include "algorithms/pack.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "algorithms/columns.h"
@@ -51,11 +53,37 @@ Extent pack_row_tile(const PackedConv& conv, const Columns& columns, size_t bloc
   return {static_cast<size_t>(kept), static_cast<size_t>(values - begin)};
 }
 
+// Rowwise counts: of each block and chunk, the rows with few columns first.
+std::vector<uint16_t> sort_rows(const PackedConv& conv, const std::vector<Extent>& extents) {
+  std::vector<uint16_t> counts, order;
+  for (const Extent* block = extents.data(); counts.size() < 2 * extents.size();
+       block += conv.row_tiles)
+    for (int first = 0; first < conv.row_tiles; first += conv.chunk_row_tiles) {
+      order.resize(std::min(conv.chunk_row_tiles, conv.row_tiles - first));
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+        return block[first + a].columns < block[first + b].columns;
+      });
+      for (const uint16_t row : order) {
+        counts.push_back(row);
+        counts.push_back(static_cast<uint16_t>(block[first + row].columns));
+      }
+    }
+  return counts;
+}
+
+// Where the row that rowwise counts name i-th stands among the extents.
+size_t row_at(const PackedConv& conv, const std::vector<uint16_t>& counts, size_t i) {
+  const size_t chunk = i % conv.row_tiles / conv.chunk_row_tiles;
+  return i / conv.row_tiles * conv.row_tiles + chunk * conv.chunk_row_tiles + counts[2 * i];
+}
+
 }  // namespace
 
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
-                     const float* bias, bool split_taps, bool dense, Packer packer) {
-  PackedConv conv = cut_conv(kernels, shape, bias, split_taps);
+                     const float* bias, bool split_taps, bool dense, Packer packer,
+                     PackedLayout layout) {
+  PackedConv conv = cut_conv(kernels, shape, bias, split_taps, layout);
   const Columns columns(conv);
   const WeightRows rows(weights, shape.out_channels, columns.row_length(), packer);
   const size_t blocks = conv.segments.size(), row_tiles = conv.row_tiles, count = columns.count();
@@ -100,9 +128,11 @@ PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weigh
       values += e.weights;
     }
   });
+  if (layout == PackedLayout::rowwise) counts = sort_rows(conv, extents);
   Extent all;
   std::vector<Extent> before(blocks * row_tiles);
-  for (size_t at = 0; at < before.size(); at++) {
+  for (size_t i = 0; i < before.size(); i++) {
+    const size_t at = layout == PackedLayout::rowwise ? row_at(conv, counts, i) : i;
     before[at] = all;
     all.columns += extents[at].columns;
     all.weights += extents[at].weights;

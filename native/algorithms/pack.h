@@ -15,7 +15,7 @@ namespace sparsedet {
 
 // Version of the packed bytes. Raise it with any change to them, also of the cost model that
 // decides how a layer is packed: a cache written by an older program is then no longer read.
-constexpr int kPackVersion = 2;
+constexpr int kPackVersion = 3;
 
 // A convolution without its weights.
 struct ConvShape {
@@ -51,11 +51,14 @@ struct Stream {
   std::span<const float> values;
 };
 
+// The layouts of kernels.h.
+enum class PackedLayout { row_masks, rowwise, matrix };
+
 // Columns are cut into blocks whose panel fits into the first-level cache, row tiles into chunks
 // whose loops over row masks fit the branch predictor.
 struct PackedConv {
   ConvShape shape;
-  bool matrix;          // weights in squares, for the matrix unit
+  PackedLayout layout;
   int tile_rows;        // R
   int chunk_row_tiles;  // row tiles of a chunk; the last chunk may have fewer
   int row_tiles, chunks;
@@ -82,6 +85,8 @@ struct PackedConv {
     const int row = chunk * chunk_row_tiles * tile_rows;
     return row / channels_per_element(shape.out_type);
   }
+  // Counts of a row tile and block.
+  int counts() const { return layout == PackedLayout::rowwise ? 2 : (1 << tile_rows) - 1; }
   int columns(size_t block) const {
     int n = 0;
     for (const Segment& s : segments[block])
@@ -94,18 +99,21 @@ struct PackedConv {
 
 // bias: [out], or null for none. split_taps: no block spans two taps, so that the columns of a
 // block are consecutive channels (the layout of RoIs then needs no panel). dense: keep the zeros,
-// as one long loop over the full row mask without a branch to predict. int8: the weights of each
+// as one long loop over the full row mask without a branch to predict. layout: not that of the matrix
+// unit; rowwise is for float32 on maps. int8: the weights of each
 // output channel are rounded to multiples of 1/127 of its largest one. The result is the same for
 // any pool. Throws std::invalid_argument if mask, values and shape do not fit each other.
 PackedConv pack_conv(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
-                     const float* bias, bool split_taps, bool dense = false, Packer packer = {});
+                     const float* bias, bool split_taps, bool dense = false, Packer packer = {},
+                     PackedLayout layout = PackedLayout::row_masks);
 
 // The same convolution from the bytes of an earlier PackedConv::packed. They are not trusted:
 // throws std::invalid_argument if a kernel could read out of bounds. Takes the bytes of this
 // convolution from the beginning of `packed` and leaves the rest there.
 PackedConv unpack_conv(const Kernels& kernels, const ConvShape& shape,
                        std::span<const std::byte>& packed, std::shared_ptr<const void> owner,
-                       const float* bias, bool split_taps);
+                       const float* bias, bool split_taps,
+                       PackedLayout layout = PackedLayout::row_masks);
 
 // Weight elements of a convolution that are not zero.
 int64_t nonzero_elements(const PackedConv& conv);

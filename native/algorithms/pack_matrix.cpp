@@ -48,7 +48,7 @@ void fill_squares(const float* elements, int count, int columns, float* to) {
 
 PackedConv pack_matrix(const Kernels& kernels, const ConvShape& shape, const Weights& weights,
                        const float* bias, bool split_taps, Packer packer) {
-  PackedConv conv = cut_conv(kernels, shape, bias, split_taps, true);
+  PackedConv conv = cut_conv(kernels, shape, bias, split_taps, PackedLayout::matrix);
   const Columns columns(conv);
   const WeightRows rows(weights, shape.out_channels, columns.row_length(), packer);
   const std::vector<float> largest = largest_weights(shape, rows, packer);
@@ -78,7 +78,7 @@ PackedConv pack_matrix(const Kernels& kernels, const ConvShape& shape, const Wei
 PackedConv unpack_matrix(const Kernels& kernels, const ConvShape& shape,
                          std::span<const std::byte>& packed, std::shared_ptr<const void> owner,
                          const float* bias, bool split_taps) {
-  PackedConv conv = cut_conv(kernels, shape, bias, split_taps, true);
+  PackedConv conv = cut_conv(kernels, shape, bias, split_taps, PackedLayout::matrix);
   const size_t size = all_floats(conv) * sizeof(float);
   if (packed.size() < size) throw std::invalid_argument("packed weights do not fit the operation");
   conv.owner = std::move(owner);

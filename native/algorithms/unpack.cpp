@@ -10,7 +10,9 @@ namespace sparsedet {
 
 namespace {
 
-Extent extent(const uint16_t* counts, int row_masks) {
+// Of the counts of one row tile and block.
+Extent extent(const PackedConv& conv, const uint16_t* counts) {
+  if (conv.layout == PackedLayout::rowwise) return {counts[1], counts[1]};
   static constexpr auto rows =
       [] {  // popcount of a row mask; the baseline CPU has no instruction for it
         std::array<uint32_t, 1 << kMaxTileRows> n{};
@@ -19,7 +21,7 @@ Extent extent(const uint16_t* counts, int row_masks) {
         return n;
       }();
   uint32_t columns = 0, weights = 0;
-  for (int p = 0; p < row_masks; p++) {
+  for (int p = 0; p < conv.counts(); p++) {
     columns += counts[p];
     weights += counts[p] * rows[p + 1];
   }
@@ -30,11 +32,20 @@ size_t round_up(size_t a, size_t b) {
   return (a + b - 1) / b * b;
 }
 
+// Whether rowwise counts name each row of a chunk once.
+bool names_each_row(std::span<const uint16_t> counts) {
+  std::vector<bool> named(counts.size() / 2);
+  for (size_t i = 0; i < counts.size(); i += 2) {
+    if (counts[i] >= named.size() || named[counts[i]]) return false;
+    named[counts[i]] = true;
+  }
+  return true;
+}
+
 }  // namespace
 
 size_t counts_bytes(const PackedConv& conv) {
-  return conv.segments.size() * conv.row_tiles * ((size_t{1} << conv.tile_rows) - 1) *
-         sizeof(uint16_t);
+  return conv.segments.size() * conv.row_tiles * conv.counts() * sizeof(uint16_t);
 }
 
 size_t index_bytes(const PackedConv& conv, size_t columns) {
@@ -49,7 +60,6 @@ size_t packed_bytes(const PackedConv& conv, Extent e) {
 // to this convolution. False if it is longer than `bytes`.
 bool set_streams(PackedConv& conv, std::span<const std::byte>& bytes) {
   if (bytes.size() < counts_bytes(conv)) return false;
-  const int row_masks = (1 << conv.tile_rows) - 1;
   auto* counts = reinterpret_cast<const uint16_t*>(bytes.data());
   std::vector<Extent> extents;
   Extent all;
@@ -57,8 +67,8 @@ bool set_streams(PackedConv& conv, std::span<const std::byte>& bytes) {
     for (int first = 0; first < conv.row_tiles; first += conv.chunk_row_tiles) {
       Extent& e = extents.emplace_back();
       for (int tile = first; tile < std::min(first + conv.chunk_row_tiles, conv.row_tiles);
-           tile++, counts += row_masks) {
-        const Extent one = extent(counts, row_masks);
+           tile++, counts += conv.counts()) {
+        const Extent one = extent(conv, counts);
         e.columns += one.columns;
         e.weights += one.weights;
       }
@@ -74,7 +84,8 @@ bool set_streams(PackedConv& conv, std::span<const std::byte>& bytes) {
   auto e = extents.begin();
   for (auto& streams : conv.streams)
     for (int first = 0; first < conv.row_tiles; first += conv.chunk_row_tiles, ++e) {
-      const size_t n = size_t(std::min(conv.chunk_row_tiles, conv.row_tiles - first)) * row_masks;
+      const size_t n =
+          size_t(std::min(conv.chunk_row_tiles, conv.row_tiles - first)) * conv.counts();
       streams.push_back({{index, e->columns}, {counts, n}, {values, e->weights}});
       counts += n;
       index += e->columns;
@@ -85,8 +96,8 @@ bool set_streams(PackedConv& conv, std::span<const std::byte>& bytes) {
 
 PackedConv unpack_conv(const Kernels& kernels, const ConvShape& shape,
                        std::span<const std::byte>& packed, std::shared_ptr<const void> owner,
-                       const float* bias, bool split_taps) {
-  PackedConv conv = cut_conv(kernels, shape, bias, split_taps);
+                       const float* bias, bool split_taps, PackedLayout layout) {
+  PackedConv conv = cut_conv(kernels, shape, bias, split_taps, layout);
   conv.owner = std::move(owner);
   conv.packed = packed;
   bool good = set_streams(conv, conv.packed);
@@ -97,7 +108,7 @@ PackedConv unpack_conv(const Kernels& kernels, const ConvShape& shape,
       unsigned bad = 0;
       for (const unsigned at : stream.index)
         bad |= (at & (step - 1)) | (at >= end);
-      good &= bad == 0;
+      good &= bad == 0 && (layout != PackedLayout::rowwise || names_each_row(stream.counts));
     }
   }
   if (!good) throw std::invalid_argument("packed weights do not fit the operation");

@@ -32,6 +32,13 @@
 // A kernel therefore loads each activation vector once for all rows of the mask, and never touches
 // columns of row mask 0.
 //
+// Rowwise, which pays where few tiles are swept: row tiles of one row, those with few columns first.
+// Neighbouring loops then have nearly equal lengths, which a branch predictor knows without having
+// seen them before:
+//
+//            counts:  | row, its columns | the next row, its columns | ... |
+//            index, values: one after the other, as above
+//
 // A matrix unit (AMX) multiplies squares of kSquare x kSquare elements and keeps the zeros. Its row
 // tiles have kSquare rows; the weights of one row tile and one block of columns are
 //
@@ -75,7 +82,7 @@ struct SparseArgs {
   const float* panel;
   const uint16_t* index;  // streams as drawn above, one row tile after the other
   const float* values;
-  const uint16_t* counts;  // [row_tiles][2^R - 1]
+  const uint16_t* counts;  // [row_tiles][2^R - 1]; rowwise: [row_tiles][2]
   int columns;             // of the panel; read by matrix kernels only
   int row_tiles;           // matrix kernels: even
   int vectors;             // P, 1..kVectors
@@ -150,6 +157,12 @@ struct DepthwiseArgs {
   float* out;             // rounded up to whole vectors; lanes from `width` on are set to zero
   int width;              // output pixels
   Activation activation;
+};
+
+// Shares that sum to 1, of each lane by itself: exp of the values, divided by its sum.
+struct SoftmaxArgs {
+  float* values;  // [rows][kVectors][L], in place; aligned
+  int rows;
 };
 
 // Sums over some rows of one element.
@@ -283,6 +296,8 @@ struct Float32Kernels {
   int tile_rows;  // R for which weights are packed
   bool (*supported)();
   void (*sparse[kMaxTileRows + 1])(const SparseArgs&);  // by R; null: not compiled
+  void (*rowwise)(const SparseArgs&);
+  int rowwise_pixels;  // of the largest feature map where it is faster than sparse[tile_rows]
   void (*pack)(const PackArgs&);
   void (*pool)(const PoolArgs&);
   void (*transpose)(const TransposeArgs&);
@@ -291,6 +306,7 @@ struct Float32Kernels {
   void (*depthwise)(const DepthwiseArgs&);
   void (*sums)(const SumsArgs&);
   void (*affine)(const AffineArgs&);
+  void (*softmax)(const SoftmaxArgs&);
   void (*winograd_input)(const WinogradArgs&);   // pixels -> points
   void (*winograd_output)(const WinogradArgs&);  // points -> pixels
   int64_t (*peak)(const PeakArgs&);

@@ -14,6 +14,8 @@ const Float32Kernels kernels_neon_f32 = {
     5,
     supported,
     {nullptr, nullptr, nullptr, nullptr, sparse<4>, sparse<5>, nullptr},
+    rowwise,
+    64,  // not measured: as with AVX2
     pack,
     pool,
     transpose,
@@ -22,6 +24,7 @@ const Float32Kernels kernels_neon_f32 = {
     depthwise<VectorFloat32>,
     sums<VectorFloat32>,
     affine<VectorFloat32>,
+    softmax,
     winograd_input,
     winograd_output,
     peak,

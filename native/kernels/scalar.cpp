@@ -17,6 +17,20 @@ void pack(const PackArgs& a) {
       }
 }
 
+void softmax(const SoftmaxArgs& a) {
+  constexpr int lanes = kVectors * L;
+  for (int l = 0; l < lanes; l++) {
+    float *values = a.values + l, most = values[0], sum = 0;
+    for (int i = 1; i < a.rows; i++)
+      most = most > values[i * lanes] ? most : values[i * lanes];
+    for (int i = 0; i < a.rows; i++)
+      sum += values[i * lanes] = exp_of(values[i * lanes] - most);
+    const float part = 1 / sum;
+    for (int i = 0; i < a.rows; i++)
+      values[i * lanes] *= part;
+  }
+}
+
 // read(element): one value of a packed element.
 template <class Read>
 float largest(const PoolArgs& a, int x, Read read, int channel = 0) {
@@ -242,6 +256,8 @@ const Float32Kernels kernels_scalar_f32 = {L,
                                            supported,
                                            {nullptr, nullptr, nullptr, sparse<ScalarFloat32, 3>,
                                             nullptr, sparse<ScalarFloat32, 5>, nullptr},
+                                           rowwise,
+                                           0,
                                            pack,
                                            pool,
                                            transpose,
@@ -250,6 +266,7 @@ const Float32Kernels kernels_scalar_f32 = {L,
                                            depthwise<RowFloat32>,
                                            sums<RowFloat32>,
                                            affine<RowFloat32>,
+                                           softmax,
                                            winograd_input,
                                            winograd_output,
                                            peak<ScalarFloat32, float, 2>,

@@ -100,6 +100,38 @@ void sparse(const SparseArgs& a) {
   }
 }
 
+// Two sums of each pixel: of every first and of every second column.
+void rowwise(const SparseArgs& a) {
+  const uint16_t *index = a.index, *counts = a.counts;
+  const float* values = a.values;
+  for (int i = 0; i < a.row_tiles; i++, counts += 2) {
+    const int row = counts[0];
+    float* partial = a.partial + row * kVectors * L;
+    for (int p = 0; p < a.vectors; p++)
+      for (int l = 0; l < L; l++) {
+        float sum[2] = {a.first ? a.bias[row] : partial[p * L + l], 0};
+        for (int n = 0; n < counts[1]; n++)  // 8 bytes are two elements
+          ScalarFloat32::add_product(sum[n % 2], values[n], a.panel[index[n] * 2 + p * L + l]);
+        float v = sum[0] + sum[1];
+        if (!a.last) {
+          partial[p * L + l] = v;
+          continue;
+        }
+        if (row >= a.rows) continue;
+        bool exists;
+        const ptrdiff_t lane = lane_of(a, p, l, exists), at = row * a.row_stride + lane;
+        if (lane < 0) continue;
+        const float residual = a.residual ? a.residual[at] : 0;
+        if (a.residual && !a.residual_last) v += residual;
+        v = activated(v, a.activation);
+        if (a.residual_last) v += residual;
+        a.out[at] = exists ? v : 0;
+      }
+    index += counts[1];
+    values += counts[1];
+  }
+}
+
 // A row tile holds the channels of one output element. Sums are integers, so that all kernels give
 // equal bits.
 void sparse_int8(const SparseArgs& a) {

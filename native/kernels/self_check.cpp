@@ -38,7 +38,7 @@ struct Memory64 {
   alignas(64) float partial[kRowTileMost * kVectors * kMaxLanes];
   alignas(64) float out[kRowTileMost * kVectors * kMaxLanes];
   float bias[kRowTileMost], scale[kRowTileMost];
-  uint16_t index[kColumns], counts[1 << kMaxTileRows];
+  uint16_t index[kMaxTileRows * kColumns], counts[1 << kMaxTileRows];
 };
 
 // Arguments without weights: `rows` rows of float32 results from one panel.
@@ -102,6 +102,27 @@ bool check_sparse(Check check, void (*kernel)(const SparseArgs&), int lanes, int
   return right(check, lanes, rows, m);
 }
 
+// The same rows one by one, the last one first.
+bool check_rowwise(const Float32Kernels& k) {
+  Memory64 m{};
+  constexpr int rows = kMaxTileRows;
+  SparseArgs a = arguments(Check::float32, k.lanes, rows, m);
+  for (int i = 0; i < rows; i++) {
+    m.counts[2 * i] = static_cast<uint16_t>(rows - 1 - i);
+    m.counts[2 * i + 1] = kColumns;
+    for (int column = 0; column < kColumns; column++) {
+      m.index[i * kColumns + column] =
+          static_cast<uint16_t>(column * kVectors * k.lanes * static_cast<int>(sizeof(float)) / 8);
+      m.weights[i * kColumns + column] = join(Check::float32, weight_of, rows - 1 - i, column);
+    }
+  }
+  a.index = m.index;
+  a.counts = m.counts;
+  a.row_tiles = rows;
+  k.rowwise(a);
+  return right(Check::float32, k.lanes, rows, m);
+}
+
 bool check_matrix(Check check, const MatrixKernels& kernels) {
   Memory64 m{};
   constexpr int lanes = kSquare, rows = 2 * kSquare;
@@ -120,7 +141,8 @@ bool check_matrix(Check check, const MatrixKernels& kernels) {
 }  // namespace
 
 bool check_float32(const Float32Kernels& k) {
-  return check_sparse(Check::float32, k.sparse[k.tile_rows], k.lanes, k.tile_rows);
+  return check_sparse(Check::float32, k.sparse[k.tile_rows], k.lanes, k.tile_rows) &&
+         check_rowwise(k);
 }
 bool check_bfloat16(const LowPrecisionKernels& k) {
   return check_sparse(Check::bfloat16, k.sparse[k.tile_rows], k.lanes, k.tile_rows);

@@ -16,6 +16,57 @@ void sparse(const SparseArgs& a) {
   sparse_tiles<VectorFloat32, R>(a);
 }
 
+// Two sums of each vector, because one would wait for its last multiply-add: of every first and of
+// every second column.
+template <int P>
+__attribute__((noinline)) void rowwise_tile(const SparseArgs& a) {
+  const uint16_t *index = a.index, *counts = a.counts;
+  const float* values = a.values;
+  const char* panel = reinterpret_cast<const char*>(a.panel);
+  const auto add_column = [&](V(&sum)[P]) {
+    const V* x = reinterpret_cast<const V*>(panel + static_cast<size_t>(*index++) * 8);
+    const V w = broadcast_from(values++);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+      sum[p] = fused(w, x[p], sum[p]);
+  };
+  for (int i = 0; i < a.row_tiles; i++, counts += 2) {
+    const int row = counts[0], next = counts[i + 1 < a.row_tiles ? 2 : 0];
+    V* partial = reinterpret_cast<V*>(a.partial) + row * kVectors;
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) {
+      if (!a.first || !a.last) __builtin_prefetch(partial + (next - row) * kVectors + p, 1, 3);
+      if (a.last && a.residual)
+        __builtin_prefetch(a.residual + next * a.row_stride + first_pixel(a, p), 0, 3);
+    }
+    V sum[P], other[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) {
+      sum[p] = a.first ? broadcast(a.bias[row]) : partial[p];
+      other[p] = V{};
+    }
+#pragma GCC unroll 1
+    for (int left = counts[1] / 2; left > 0; left--) {
+      add_column(sum);
+      add_column(other);
+    }
+    if (counts[1] % 2) add_column(sum);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++)
+      sum[p] += other[p];
+    if (!a.last)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++)
+        partial[p] = sum[p];
+    else if (row < a.rows)
+      finish_row(a, row, sum);
+  }
+}
+
+void rowwise(const SparseArgs& a) {
+  with_vectors(a.vectors, [&]<int P>() { rowwise_tile<P>(a); });
+}
+
 template <int P>
 SPARSEDET_INLINE void pack_vectors(const PackArgs& a) {
   V* to = reinterpret_cast<V*>(a.panel);
@@ -70,6 +121,20 @@ void pack_runs(const PackArgs& a) {
 void pack(const PackArgs& a) {
   if (a.runs) return a.stride == 1 ? pack_runs<1>(a) : pack_runs<2>(a);
   with_vectors(a.vectors, [&]<int P>() { pack_vectors<P>(a); });
+}
+
+void softmax(const SoftmaxArgs& a) {
+  for (int p = 0; p < kVectors; p++) {
+    V* const values = reinterpret_cast<V*>(a.values) + p;
+    V most = values[0], sum = {};
+    for (int i = 1; i < a.rows; i++)
+      most = larger(most, values[i * kVectors]);
+    for (int i = 0; i < a.rows; i++)
+      sum += values[i * kVectors] = exp_of(values[i * kVectors] - most);
+    const V part = 1.0f / sum;
+    for (int i = 0; i < a.rows; i++)
+      values[i * kVectors] *= part;
+  }
 }
 
 void pool(const PoolArgs& a) {

@@ -1,6 +1,6 @@
 #include "ops/attention.h"
 
-#include <cmath>
+#include <cstring>
 
 #include "ops/rows.h"
 
@@ -9,32 +9,90 @@ namespace sparsedet {
 namespace {
 
 constexpr int kMostCells = 1 << 14;
+constexpr int kColumns = 128;  // of a panel that fits into the first-level cache
 
-// Shares of `cells` values that sum to 1, from their logits, in place.
-void softmax(float* logits, int cells) {
-  float most = logits[0], sum = 0;
-  for (int i = 1; i < cells; i++)
-    most = std::max(most, logits[i]);
-  for (int i = 0; i < cells; i++)
-    sum += logits[i] = std::exp(logits[i] - most);
-  for (int i = 0; i < cells; i++)
-    logits[i] /= sum;
-}
+// The indices and counts of weights without a zero, as of one block of columns.
+struct Streams {
+  std::vector<uint16_t> index, counts;
 
-// Sum of products in a fixed order: that of 16 sums side by side.
-float product(const float* a, const float* b, int count) {
-  constexpr int side = 16;
-  float sums[side] = {};
-  int i = 0;
-  for (; i + side <= count; i += side)
-    for (int j = 0; j < side; j++)
-      sums[j] += a[i + j] * b[i + j];
-  float sum = 0;
-  for (int j = 0; j < side; j++)
-    sum += sums[j];
-  for (; i < count; i++)
-    sum += a[i] * b[i];
-  return sum;
+  Streams(const Kernels& kernels, int row_tiles, int columns) {
+    const size_t step = kVectors * kernels.lanes * sizeof(float) / 8;
+    const size_t row_masks = (size_t{1} << kernels.tile_rows) - 1;
+    for (int tile = 0; tile < row_tiles; tile++) {
+      for (int k = 0; k < columns; k++)
+        index.push_back(static_cast<uint16_t>(k * step));
+      counts.resize(counts.size() + row_masks);
+      counts.back() = static_cast<uint16_t>(columns);
+    }
+  }
+};
+
+// A matrix [rows][columns] that a run makes, multiplied by the kernel of convolutions.
+class Matrix {
+ public:
+  Matrix(const Kernels& kernels, int rows, int columns)
+      : kernels_(kernels),
+        rows_(rows),
+        columns_(columns),
+        whole_(kernels, row_tiles(), std::min(columns, kColumns)),
+        rest_(kernels, row_tiles(), columns % kColumns) {}
+
+  int row_tiles() const { return divide_up(rows_, kernels_.tile_rows); }
+  int padded_rows() const { return row_tiles() * kernels_.tile_rows; }
+  size_t floats() const { return size_t(padded_rows()) * columns_; }
+
+  // Writes the weights in the order of kernels.h, block by block. at(row, column): one of them.
+  template <class At>
+  void pack(float* weights, At at) const {
+    const int R = kernels_.tile_rows;
+    for (int from = 0; from < columns_; from += kColumns)
+      for (int row = 0; row < padded_rows(); row += R)
+        for (int k = from; k < std::min(columns_, from + kColumns); k++)
+          for (int r = row; r < row + R; r++)
+            *weights++ = r < rows_ ? at(r, k) : 0;
+  }
+
+  // out [rows][kVectors * L] = the matrix times panel [columns][kVectors * L]. partial: as large as
+  // the padded rows of `out`; zeros: a float for each of them.
+  void multiply(const float* weights, const float* panel, const float* zeros, float* partial,
+                float* out) const {
+    const int width = kVectors * kernels_.lanes;
+    SparseArgs a{};
+    a.row_tiles = row_tiles();
+    a.vectors = kVectors;
+    a.partial = partial;
+    a.bias = zeros;
+    a.out = out;
+    a.row_stride = width;
+    a.rows = rows_;
+    for (int p = 0; p < kVectors; p++) {
+      a.offset[p] = p * kernels_.lanes;
+      a.valid[p] = kernels_.lanes;
+    }
+    for (int from = 0; from < columns_; from += kColumns) {
+      const int columns = std::min(kColumns, columns_ - from);
+      const Streams& streams = columns == columns_ % kColumns ? rest_ : whole_;
+      a.panel = panel + ptrdiff_t{from} * width;
+      a.index = streams.index.data();
+      a.counts = streams.counts.data();
+      a.values = weights;
+      a.first = from == 0;
+      a.last = from + columns == columns_;
+      kernels_.sparse[kernels_.tile_rows](a);
+      weights += ptrdiff_t{padded_rows()} * columns;
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+  const int rows_, columns_;
+  const Streams whole_, rest_;
+};
+
+// Cells in whole panels.
+size_t padded(const FeatureMap& map) {
+  const int width = kVectors * map.lanes;
+  return size_t(divide_up(map.height * map.width, width)) * width;
 }
 
 }  // namespace
@@ -51,39 +109,63 @@ Shape Attention::shape(std::span<const Shape> inputs) const {
   return out;
 }
 
+// All channels, cell by cell, and the keys and values of each head as weights.
 size_t Attention::scratch_floats(const Value& out) const {
+  const size_t cells = size_t(out.shape.height) * out.shape.width;
   const size_t channels = out.shape.channels + size_t(2) * a_.heads * a_.key;
-  return channels * out.shape.height * out.shape.width;
+  const size_t values = out.shape.channels / a_.heads;
+  const size_t keys = (cells + kMaxTileRows) * a_.key;
+  return channels * padded(out.map) + a_.heads * (keys + (values + kMaxTileRows) * cells);
 }
 
 void Attention::run(Context& context, const Step& step) const {
   const FeatureMap &in = step.inputs[0]->map, &out = step.out.map;
   const int cells = in.height * in.width, each = in.channels / a_.heads;
-  const int values = each - 2 * a_.key;
-  float* all = step.scratch;  // [channels][cells]
+  const int count = each - 2 * a_.key, width = kVectors * context.kernels.lanes;
+  const auto pitch = static_cast<ptrdiff_t>(padded(in));
+  float* const all = step.scratch;  // [channels][pitch]
   context.pool.parallel(in.channels, [&](int c, int) {
+    float* to = all + c * pitch;
     for (int y = 0; y < in.height; y++)
-      std::copy_n(in.at(y, c, 0), in.width, all + (ptrdiff_t{c} * in.height + y) * in.width);
+      to = std::copy_n(in.at(y, c, 0), in.width, to);
+    std::fill(to, all + (c + 1) * pitch, 0.0f);
+    for (int y = 0; c < out.channels && y < out.height; y++)
+      clear_excess(out, y, c);
   });
-  const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
-  context.pool.parallel(a_.heads * in.height, [&](int unit, int worker) {
-    const int head = unit / in.height, y = unit % in.height;
-    const float* query = all + ptrdiff_t{head} * each * cells;
-    const float *key = query + ptrdiff_t{a_.key} * cells, *value = key + ptrdiff_t{a_.key} * cells;
-    float* shares = context.scratch.get(worker, cells);
-    for (int x = 0; x < in.width; x++) {
-      std::fill_n(shares, cells, 0.0f);
-      for (int c = 0; c < a_.key; c++) {
-        const float q = query[ptrdiff_t{c} * cells + y * in.width + x] * a_.scale;
-        for (int i = 0; i < cells; i++)
-          shares[i] += q * key[ptrdiff_t{c} * cells + i];
-      }
-      softmax(shares, cells);
-      for (int c = 0; c < values; c++)
-        *out.at(y, head * values + c, x) = product(value + ptrdiff_t{c} * cells, shares, cells);
+  const Matrix keys(context.kernels, cells, a_.key), values(context.kernels, count, cells);
+  const size_t floats = keys.floats() + values.floats();
+  float* const weights = all + in.channels * pitch;  // [heads][floats]
+  context.pool.parallel(a_.heads, [&](int head, int) {
+    float* const to = weights + head * floats;
+    const float* key = all + (ptrdiff_t{head} * each + a_.key) * pitch;
+    keys.pack(to, [&](int cell, int c) { return key[c * pitch + cell] * a_.scale; });
+    const float* value = key + a_.key * pitch;
+    values.pack(to + keys.floats(), [&](int c, int cell) { return value[c * pitch + cell]; });
+  });
+  const int panels = divide_up(cells, width),
+            rows = std::max(keys.padded_rows(), values.padded_rows());
+  context.pool.parallel(a_.heads * panels, [&](int unit, int worker) {
+    const int head = unit / panels, first = unit % panels * width;
+    const float* const of_head = weights + head * floats;
+    float* const query = context.scratch.get(
+        worker, size_t(width) * (a_.key + cells + rows + values.padded_rows()) + rows);
+    float* const shares = query + ptrdiff_t{a_.key} * width;  // [cells][width]
+    float* const partial = shares + ptrdiff_t{cells} * width;
+    float* const result = partial + ptrdiff_t{rows} * width;
+    float* const zeros = result + ptrdiff_t{values.padded_rows()} * width;
+    std::fill_n(zeros, rows, 0.0f);
+    for (int c = 0; c < a_.key; c++)
+      std::copy_n(all + (ptrdiff_t{head} * each + c) * pitch + first, width, query + c * width);
+    keys.multiply(of_head, query, zeros, partial, shares);
+    context.kernels.softmax({shares, cells});
+    values.multiply(of_head + keys.floats(), shares, zeros, partial, result);
+    for (int cell = first; cell < std::min(cells, first + width);) {
+      const int y = cell / in.width, x = cell % in.width;
+      const int run = std::min({in.width - x, cells - cell, first + width - cell});
+      for (int c = 0; c < count; c++)
+        std::copy_n(result + c * width + cell - first, run, out.at(y, head * count + c, x));
+      cell += run;
     }
-    for (int c = 0; c < values; c++)
-      std::memset(out.at(y, head * values + c, out.width), 0, excess * sizeof(float));
   });
 }
 

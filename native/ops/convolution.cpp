@@ -76,18 +76,17 @@ Convolution::Convolution(const ConvolutionAttributes& attributes, std::span<cons
     throw std::invalid_argument("bfloat16 needs an even stride here");
   problem_.rois = out.domain == Domain::rois;
   problem_.residual = shapes.size() > 1;
-  if (problem_.rois) {
-    problem_.in_height = shapes[0].height;
-    problem_.in_width = shapes[0].width;
-    problem_.out_height = out.height;
-    problem_.out_width = out.width;
-  }
+  problem_.in_height = shapes[0].height;
+  problem_.in_width = shapes[0].width;
+  problem_.out_height = out.height;
+  problem_.out_width = out.width;
 }
 
 void Convolution::pack(const Kernels& kernels, const Weights& weights, const float* bias,
                        const Algorithm* algorithm, Packer packer) {
   const ConvShape& shape = problem_.shape;
   problem_.matrix = matrix_kernels(kernels, shape.in_type);
+  problem_.rowwise_pixels = kernels.rowwise_pixels;
   nonzero_ = weights.nonzero(shape.weights(), *packer.pool);
   element_density_ = density_of(shape.in_type, nonzero_, shape);
   const bool int8 = shape.in_type == ElementType::int8;
@@ -111,6 +110,7 @@ void Convolution::unpack(const Kernels& kernels, const Algorithm& algorithm, int
                          std::span<const std::byte> packed, std::shared_ptr<const void> owner,
                          const float* bias) {
   problem_.matrix = matrix_kernels(kernels, problem_.shape.in_type);
+  problem_.rowwise_pixels = kernels.rowwise_pixels;
   nonzero_ = nonzero;
   element_density_ = density_of(problem_.shape.in_type, nonzero_, problem_.shape);
   algorithm_ = &algorithm;
@@ -122,6 +122,7 @@ void Convolution::unpack(const Kernels& kernels, const Algorithm& algorithm, int
 
 void Convolution::share(const Convolution& other) {
   problem_.matrix = other.problem_.matrix;
+  problem_.rowwise_pixels = other.problem_.rowwise_pixels;
   algorithm_ = other.algorithm_;
   packed_ = other.packed_;
   nonzero_ = other.nonzero_;

@@ -42,7 +42,7 @@ def test_show_tune_and_use(
     assert main(["info", str(small_model), "--operations", "--autotune", str(plan)]) == 0
     out = capsys.readouterr().out
     assert "rpn.conv" in out and "GFLOP/s" in out
-    assert set(load_tuning(plan).values()) <= {"sparse", "dense", "winograd"}
+    assert set(load_tuning(plan).values()) <= {"sparse", "dense", "rowwise", "winograd"}
     photo = picture()
     tuned = Detector.load(small_model, threads=1, tuning=plan)
     usual = Detector.load(small_model, threads=1)

@@ -230,24 +230,31 @@ def algorithms(engine: Engine) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("algorithm", ["sparse", "dense", "winograd"])
+@pytest.mark.parametrize("algorithm", ["sparse", "dense", "rowwise", "winograd"])
 def test_algorithms_agree(isa: str, algorithm: str) -> None:
     config, tensors = small("r101-c4"), lively("r101-c4")
     names = [operation.name for operation, _ in lowered(build_graph(config)).of_kind(Conv)]
     if algorithm == "winograd":
         names = [f"res5.{i}.conv2" for i in range(1, config.blocks[3])]
+    if algorithm == "rowwise":  # small maps alone
+        convolutions = Engine(config, tensors, isa=isa).native.convolutions
+        names = [name for name, *_, eligible in convolutions if algorithm in eligible]
+        assert (len(names) > 5) == (isa != "scalar")
     engine = Engine(config, tensors, threads=2, isa=isa, algorithms=dict.fromkeys(names, algorithm))
     assert {name for name, used in algorithms(engine).items() if used == algorithm} >= set(names)
     check_stages(engine, torch_reference(config, tensors), synthetic_image(97, 131), 2e-5)
 
 
 def test_the_cost_model_looks_at_zeros_alone() -> None:
+    """Scalar: other instruction sets run small maps row by row."""
     config = small("r101-c4")
-    dense = algorithms(Engine(config, random_tensors(config, 0.0), threads=1))
+    dense = algorithms(Engine(config, random_tensors(config, 0.0), threads=1, isa="scalar"))
     assert dense["res4.1.conv2"] == "dense" and dense["res5.1.conv2"] == "winograd"
-    sparse = algorithms(Engine(config, random_tensors(config, 0.6), threads=1))
+    sparse = algorithms(Engine(config, random_tensors(config, 0.6), threads=1, isa="scalar"))
     assert sparse["res4.1.conv2"] == sparse["res5.1.conv2"] == "sparse"
-    assert sparse == algorithms(Engine(config, random_tensors(config, 0.6), threads=5))
+    assert sparse == algorithms(
+        Engine(config, random_tensors(config, 0.6), threads=5, isa="scalar")
+    )
 
 
 @pytest.mark.parametrize(

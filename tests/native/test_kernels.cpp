@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <random>
@@ -126,7 +127,7 @@ int narrowest(int L) {
 // ------------------------------------------------------------------------------------ the sum
 
 struct SparseCase {
-  int R, P, rows, columns, valid;
+  int R, P, rows, columns, valid;  // R 1: the kernel `rowwise`
   int run_width;  // of rows that vectors take their pixels from; 0: each vector is of one row
   double density;
   bool first, last, fraction;
@@ -146,20 +147,23 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
     w = with_probability(c.density) ? draw_nonzero(c.fraction) : 0;
   std::vector<uint16_t> index, counts;
   std::vector<float> values;
-  for (int tile = 0; tile < row_tiles; tile++)
+  for (int i = 0; i < row_tiles; i++) {
+    const int tile = c.R > 1 ? i : (i * 7 + 3) % row_tiles;  // rowwise: in any order
+    if (c.R == 1) counts.push_back(static_cast<uint16_t>(tile));
     for (int row_mask = 1; row_mask < 1 << c.R; row_mask++) {
       counts.push_back(0);
-      for (int i = 0; i < c.columns; i++) {
+      for (int column = 0; column < c.columns; column++) {
         int mask = 0;
         for (int r = 0; r < c.R; r++)
-          mask |= (weight[(tile * c.R + r) * c.columns + i] != 0) << r;
+          mask |= (weight[(tile * c.R + r) * c.columns + column] != 0) << r;
         if (mask != row_mask) continue;
         counts.back()++;
-        index.push_back(static_cast<uint16_t>(i * width * sizeof(float) / 8));
+        index.push_back(static_cast<uint16_t>(column * width * sizeof(float) / 8));
         for (int r = 0; r < c.R; r++)
-          if (mask >> r & 1) values.push_back(weight[(tile * c.R + r) * c.columns + i]);
+          if (mask >> r & 1) values.push_back(weight[(tile * c.R + r) * c.columns + column]);
       }
     }
+  }
   std::vector<float> bias(static_cast<size_t>(row_tiles) * c.R);
   for (float& b : bias)
     b = draw(c.fraction);
@@ -233,7 +237,7 @@ bool sparse_case(const Kernels& k, const SparseCase& c) {
     a.prefetch_rows = 2;
     a.prefetch_stride = 1 << 20;
   }
-  k.sparse[c.R](a);
+  (c.R > 1 ? k.sparse[c.R] : k.rowwise)(a);
   return out.good() && partial.good();
 }
 
@@ -352,10 +356,29 @@ bool roi_case(const Kernels& k, int channels, bool bias, bool relu, bool fractio
   return out.good();
 }
 
+bool softmax_case(const Kernels& k, int rows) {
+  const int width = kVectors * k.lanes;
+  Output out(static_cast<size_t>(rows) * width);
+  for (int l = 0; l < width; l++) {
+    double sum = 0;
+    for (int i = 0; i < rows; i++)
+      out.put(i * width + l, 9 * draw(true) + (l == 3 ? 300.0f : 0.0f));
+    for (int i = 0; i < rows; i++)
+      sum += std::exp(double{out.data()[i * width + l]} - out.data()[l]);
+    for (int i = 0; i < rows; i++) {
+      const double share = std::exp(double{out.data()[i * width + l]} - out.data()[l]) / sum;
+      out.expect(i * width + l, share, 3e-6 * share + 1e-30);
+    }
+  }
+  k.softmax({out.data(), rows});
+  return out.good();
+}
+
 // ------------------------------------------------------------------------------- packed weights
 
 // Unpacks the streams again: every column and every weight occurs exactly once.
-bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split_taps) {
+bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split_taps,
+                PackedLayout layout) {
   const int taps = s.taps();
   std::vector<float> weight(static_cast<size_t>(s.out_channels) * s.in_channels * taps);
   for (float& w : weight)
@@ -364,11 +387,13 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
   for (float& b : bias)
     b = draw(true);
   const bool no_bias = split_taps;
-  const PackedConv conv =
-      pack_conv(k, s, weight.data(), no_bias ? nullptr : bias.data(), split_taps);
+  const PackedConv conv = pack_conv(k, s, weight.data(), no_bias ? nullptr : bias.data(),
+                                    split_taps, false, {}, layout);
+  const bool rowwise = layout == PackedLayout::rowwise;
 
   const int R = conv.tile_rows, column_bytes = kVectors * k.lanes * static_cast<int>(sizeof(float));
-  bool good = k.sparse[R] && conv.segments.size() == conv.streams.size() &&
+  bool good = (rowwise ? R == 1 : k.sparse[R] != nullptr) &&
+              conv.segments.size() == conv.streams.size() &&
               conv.bias.size() == static_cast<size_t>(conv.row_tiles) * R;
   for (size_t row = 0; row < conv.bias.size(); row++)
     good &= conv.bias[row] == (no_bias || row >= bias.size() ? 0 : bias[row]);
@@ -391,11 +416,15 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
     good &= conv.streams[block].size() == static_cast<size_t>(conv.chunks);
     int row = 0;
     for (const Stream& stream : conv.streams[block]) {
-      size_t i = 0, v = 0, row_tiles = stream.counts.size() / ((1 << R) - 1);
+      const int first = row, counts = conv.counts();
+      std::vector<int> lengths;  // rowwise: of the rows, in order
+      size_t i = 0, v = 0, row_tiles = stream.counts.size() / counts;
       good &= row_tiles == size_t(std::min(conv.chunk_row_tiles, conv.row_tiles - row / R));
-      for (size_t tile = 0; good && tile < row_tiles; tile++, row += R)
+      for (size_t tile = 0; good && tile < row_tiles; tile++) {
+        row = first + R * (rowwise ? stream.counts[2 * tile] : static_cast<int>(tile));
+        if (rowwise) lengths.push_back(stream.counts[2 * tile + 1]);
         for (int row_mask = 1; good && row_mask < 1 << R; row_mask++)
-          for (int n = stream.counts[tile * ((1 << R) - 1) + row_mask - 1]; good && n > 0; n--) {
+          for (int n = stream.counts[tile * counts + rowwise + row_mask - 1]; good && n > 0; n--) {
             good &= i < stream.index.size() && stream.index[i] * 8 % column_bytes == 0;
             const size_t column = good ? size_t(stream.index[i++]) * 8 / column_bytes : 0;
             good &= column < columns.size();
@@ -409,6 +438,9 @@ bool round_trip(const Kernels& k, const ConvShape& s, double density, bool split
                 nonzero++;
               }
           }
+      }
+      good &= std::is_sorted(lengths.begin(), lengths.end());
+      row = first + static_cast<int>(row_tiles) * R;
       good &= i == stream.index.size() && v == stream.values.size();
     }
     good &= row == conv.row_tiles * R;
@@ -447,13 +479,14 @@ class CaseGroup {
 };
 
 bool test_sparse(const Kernels& k, int R, bool fraction) {
-  CaseGroup group(k.isa + (" sparse R=" + std::to_string(R)) + (fraction ? " fractions" : ""));
+  const std::string name = R > 1 ? " sparse R=" + std::to_string(R) : " rowwise";
+  CaseGroup group(k.isa + name + (fraction ? " fractions" : ""));
   const int L = k.lanes;
   SparseCase c{};
   c.R = R;
   c.fraction = fraction;
   // One row, one row less than a row tile, exactly one, one row more, several row tiles.
-  for (int rows : {1, R - 1, R, R + 1, 3 * R - 1})
+  for (int rows : R > 1 ? std::vector{1, R - 1, R, R + 1, 3 * R - 1} : std::vector{1, 6, 9})
     for (int columns : {1, 37})
       for (double density : {0.0, 0.4, 1.0})
         for (c.P = 1; c.P <= kVectors; c.P++)
@@ -486,7 +519,7 @@ bool test_others(const Kernels& k) {
   const std::string isa = k.isa;
   const int lengths[] = {1, L - 1, L, L + 1, 3 * L + 2};
   CaseGroup pack(isa + " pack"), pool(isa + " pool"), transpose(isa + " transpose"),
-      roi(isa + " roi");
+      roi(isa + " roi"), softmax(isa + " softmax");
   for (int vectors = 1; vectors <= kVectors; vectors++)
     for (int stride : {1, 2})
       for (int count : {1, 5})
@@ -501,10 +534,33 @@ bool test_others(const Kernels& k) {
     for (int flags = 0; flags < 8; flags++)
       roi.check(roi_case(k, a, flags & 1, flags & 2, flags & 4), "channels %d flags %d", a, flags);
   }
+  for (int rows : {1, 2, 37, 400})
+    softmax.check(softmax_case(k, rows), "rows %d", rows);
   bool good = true;
-  for (const CaseGroup* g : {&pack, &pool, &transpose, &roi})
+  for (const CaseGroup* g : {&pack, &pool, &transpose, &roi, &softmax})
     good &= g->report();
   return good;
+}
+
+// Packed bytes of which `change` made something else are refused.
+template <class Change>
+bool refused(const Kernels& k, Change change) {
+  const ConvShape s{40, 9, 1, 1, 1, 0, 0};
+  std::vector<float> weight(size_t{40} * 9);
+  for (float& w : weight)
+    w = draw(true);
+  const auto layout = PackedLayout::rowwise;
+  const PackedConv conv = pack_conv(k, s, weight.data(), nullptr, false, false, {}, layout);
+  Floats copy(conv.packed.size() / sizeof(float));
+  std::memcpy(copy.data(), conv.packed.data(), conv.packed.size());
+  change(reinterpret_cast<uint16_t*>(copy.data()));
+  std::span<const std::byte> bytes = std::as_bytes(std::span(copy));
+  try {
+    unpack_conv(k, s, bytes, nullptr, nullptr, false, layout);
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
 }
 
 bool test_pack_conv(const Kernels& k) {
@@ -512,10 +568,14 @@ bool test_pack_conv(const Kernels& k) {
   const int shapes[][3] = {{1, 1, 1}, {13, 7, 3}, {3, 11, 7}, {129, 85, 3}, {1000, 401, 1}};
   for (const auto& [in, out, kernel] : shapes)
     for (double density : {0.0, 0.4, 1.0})
-      for (bool split : {false, true})
-        group.check(
-            round_trip(k, {in, out, kernel, kernel, 1, kernel / 2, kernel / 2}, density, split),
-            "%d -> %d, kernel %d, density %g, split %d", in, out, kernel, density, split);
+      for (int kind = 0; kind < 3; kind++)
+        group.check(round_trip(k, {in, out, kernel, kernel, 1, kernel / 2, kernel / 2}, density,
+                               kind == 1, PackedLayout(kind == 2)),
+                    "%d -> %d, kernel %d, density %g, kind %d", in, out, kernel, density, kind);
+  group.check(!refused(k, [](uint16_t*) {}), "the same bytes");
+  group.check(refused(k, [](uint16_t* counts) { counts[0] = counts[2]; }), "a row twice");
+  group.check(refused(k, [](uint16_t* counts) { counts[0] = 9; }), "a row that does not exist");
+  group.check(refused(k, [](uint16_t* counts) { counts[1] = 60000; }), "columns beyond the end");
   return group.report();
 }
 
@@ -528,7 +588,7 @@ int main(int count, char** arguments) {
     const Kernels& k = choose_kernels(isa);
     for (int R = 1; R <= kMaxTileRows; R++)
       for (bool fraction : {false, true})
-        if (k.sparse[R]) good &= test_sparse(k, R, fraction);
+        if (R == 1 || k.sparse[R]) good &= test_sparse(k, R, fraction);
     good &= test_others(k);
     good &= test_pack_conv(k);
     good &= test_layers(k);

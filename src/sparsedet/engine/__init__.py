@@ -44,7 +44,7 @@ class PackedWeights:
 
     Attributes:
         data: uint8 [bytes], 64-byte aligned; the engine keeps the array and does not copy it.
-        algorithm: "sparse", "dense", "depthwise", "matrix" or "winograd".
+        algorithm: "sparse", "dense", "rowwise", "depthwise", "matrix" or "winograd".
         nonzero: number of nonzero weights.
         checksum: checksum of `data`, computed by the core.
     """
@@ -87,9 +87,9 @@ class Engine:
         graph: the graph to run, from `lower.lowered`; default: that of `config`.
         precision: precision of weights and of the activations between layers; sums are float32,
             of int8 exact int32. A promise becomes a format, see `explain_precision`.
-        algorithms: "sparse", "dense", "matrix" or "winograd" by operation; default: a cost model
-            chooses by shapes, zeros and instruction set only. Equal algorithms give bit-identical
-            results for any number of threads.
+        algorithms: "sparse", "dense", "rowwise", "matrix" or "winograd" by operation; default: a
+            cost model chooses by shapes, zeros and instruction set only. Equal algorithms give
+            bit-identical results for any number of threads.
         packed: packed weights by operation, for all operations with weights, from an engine with
             the same tensors, instruction set, precision, algorithms and `hoist`.
         clipping_thresholds, int8_biases: int8 only: what bytes hold of each value, and biases of

@@ -36,7 +36,7 @@ class PlannedOp:
 
     Attributes:
         name: of the operation.
-        algorithm: "sparse", "dense", "depthwise", "matrix" or "winograd".
+        algorithm: "sparse", "dense", "rowwise", "depthwise", "matrix" or "winograd".
         sparsity: fraction of zeros among its weights, 0..1.
         element_density: fraction of its weight elements (1 weight, 2 of bf16 or 4 of int8) that are
             not zero, 0..1; the kernels skip only elements that are zero as a whole.
@@ -85,7 +85,9 @@ def measure(engine: Engine, network_input: NDArray[Any] | None = None) -> list[P
         weights = math.prod((read, conv.out_channels, *conv.kernel))
         cells = out.height * out.width * out.count * _inside_fraction(conv, source, out)
         stored = density * weights if engine.precision == "int8" else nonzero
-        multiplied = {"sparse": stored, "winograd": weights / 4}.get(algorithm, weights)
+        multiplied = {"sparse": stored, "rowwise": stored, "winograd": weights / 4}.get(
+            algorithm, weights
+        )
         rows.append(
             PlannedOp(
                 name,
@@ -165,7 +167,7 @@ def autotune(
         threads, isa, precision, clipping_thresholds: as for `Engine`.
 
     Returns:
-        "sparse", "dense", "matrix" or "winograd" by operation.
+        "sparse", "dense", "rowwise", "matrix" or "winograd" by operation.
     """
     network_input = _noise(config)
     algorithms: dict[str, str] = {}
@@ -183,7 +185,7 @@ def autotune(
         )
 
     convolutions = build(None).native.convolutions
-    for algorithm in ("sparse", "dense", "matrix", "winograd"):
+    for algorithm in ("sparse", "dense", "rowwise", "matrix", "winograd"):
         candidates = {
             name: algorithm for name, *_, eligible in convolutions if algorithm in eligible
         }
@@ -198,7 +200,7 @@ def save_tuning(path: str | os.PathLike[str], algorithms: Mapping[str, str]) -> 
 
     Args:
         path: the file; must not exist.
-        algorithms: "sparse", "dense", "matrix" or "winograd" by operation.
+        algorithms: "sparse", "dense", "rowwise", "matrix" or "winograd" by operation.
 
     Raises:
         InputError: the file exists already or cannot be written.
