@@ -1,9 +1,9 @@
-"""Write docs/benchmarks.md, a section for each CPU, from the files of this_cpu.py.
+"""Write a section for each CPU into docs/benchmarks.md, and a row into README, from this_cpu.py.
 
     python benchmarks/cpu_page.py
 
-Nothing is measured. Reads docs/results/cpu/*.json; the sections stand between the marks of the
-document.
+Nothing is measured. Reads docs/results/cpu/*.json; sections and rows stand between the marks of the
+documents.
 """
 
 from __future__ import annotations
@@ -161,15 +161,41 @@ def section(content: dict[str, Any]) -> list[str]:
     return [*lines, *(f"Not compared, {text}" for text in failed)]
 
 
-def text(folder: Path) -> str:
+SUMMARY = 0.6
+"""The share of zeros in the row of a CPU, to the nearest tenth."""
+
+
+def summary(content: dict[str, Any]) -> list[str]:
+    """The row of one CPU: ours in each format, and how many times as long OpenVINO takes."""
+    identity, machine = content["identity"], content["machine"]
+    cells = [
+        f"{machine['cpu']}, {identity['vendor']} {identity['family']}-{identity['model']}, "
+        f"{machine['threads']} threads of `{machine['isa']}`"
+    ]
+    for name in ("f32", "bf16", "int8"):
+        run = content["against_openvino"].get(name, {})
+        found = [r for r in run.get("results", []) if round(r["sparsity"], 1) == SUMMARY]
+        cell = ""
+        for result in found[:1]:
+            cell = f"{statistics.median(result['seconds']['sparsedet']):.2f} s"
+            for runtime in filter(result["ratios"].get, TITLES):
+                ratio = result["ratios"][runtime]["median"]
+                cell += f"; {TITLES[runtime]} {'void' if result['void'] else f'**{ratio:.2f}x**'}"
+        cells.append(cell)
+    return cells
+
+
+def summaries(contents: list[dict[str, Any]]) -> str:
+    """A row for each CPU."""
+    head = ["CPU", *(f"{name}, {SUMMARY:.0%} zeros" for name in ("f32", "bf16", "int8"))]
+    return "\n".join(table(head, [summary(content) for content in contents])).rstrip()
+
+
+def sections(contents: list[dict[str, Any]]) -> str:
     """All sections."""
-    files = sorted(folder.glob("*.json"))
-    if not files:
+    if not contents:
         return "No CPU was measured yet: `python benchmarks/this_cpu.py`."
-    lines: list[str] = []
-    for path in files:
-        lines += section(json.loads(path.read_text()))
-    return "\n".join(lines).rstrip()
+    return "\n".join(line for content in contents for line in section(content)).rstrip()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -177,12 +203,12 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=RESULTS / "cpu", help="folder of the files")
-    parser.add_argument(
-        "--document", type=Path, default=ROOT / "docs/benchmarks.md", help="file to change"
-    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README and docs")
     arguments = parser.parse_args(argv)
-    insert(arguments.document, MARK, text(arguments.results))
-    print(f"-> {arguments.document}")
+    contents = [json.loads(path.read_text()) for path in sorted(arguments.results.glob("*.json"))]
+    for document, text in (("docs/benchmarks.md", sections), ("README.md", summaries)):
+        insert(arguments.root / document, MARK, text(contents))
+        print(f"-> {arguments.root / document}")
 
 
 if __name__ == "__main__":

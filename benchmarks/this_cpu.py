@@ -173,6 +173,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     subjects.add_options(parser)
     parser.set_defaults(threads=default_threads(), sparsity=[0.0, 0.6, 0.8, 0.9])
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: all"
+    )
     parser.add_argument("--alone", action="store_true", help="leave OpenVINO out")
     options = parser.parse_args(argv)
     options.isa = _native.choose_isa(options.isa)
@@ -201,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         "ours": {},
         "against_openvino": {},
     }
-    for name in formats(options.isa):
+    for name in (name for name in formats(options.isa) if name in options.formats):
         options.pattern = pattern(name)
         for model in subjects.models(options, image):
             zeros = f"{sparsity_report(model.config, model.tensors).sparsity:.2f}"

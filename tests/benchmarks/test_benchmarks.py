@@ -199,7 +199,7 @@ def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) ->
         assert 0 < rates["vector_loads"] < 9 and 0 < rates["multiply_adds"] < 9
 
     result = {
-        "sparsity": 0.4,
+        "sparsity": 0.6,
         "void": False,
         "seconds": {"sparsedet": [0.2], "openvino-default": [0.3], "without hoisting": [1.0]},
         "ratios": {"openvino-default": {"median": 1.5}, "without hoisting": {"median": 5.0}},
@@ -207,12 +207,16 @@ def test_this_cpu_in_one_file(small_model: Path, photo: Path, tmp_path: Path) ->
     }
     content["against_openvino"] = {"f32": {"results": [result]}, "int8": {"failed": ["no nncf"]}}
     out.write_text(json.dumps(content))
-    document = tmp_path / "benchmarks.md"
-    document.write_text("a\n<!-- CPUs: benchmarks/cpu_page.py -->\nstale\n<!-- end -->\nb\n")
-    run("cpu_page", "--results", tmp_path, "--document", document)
+    document, readme = tmp_path / "docs/benchmarks.md", tmp_path / "README.md"
+    document.parent.mkdir()
+    for path in (document, readme):
+        path.write_text("a\n<!-- CPUs: benchmarks/cpu_page.py -->\nstale\n<!-- end -->\nb\n")
+    run("cpu_page", "--results", tmp_path, "--root", tmp_path)
+    (row,) = (line for line in readme.read_text().splitlines() if f"`{isa}`" in line)
+    assert "| 0.20 s; OpenVINO, its default **1.50x** |" in row
     lines = document.read_text().splitlines()
     assert lines[0] == "a" and lines[-1] == "b" and "stale" not in lines
-    assert "| f32, 40% | OpenVINO, its default | 0.300 s | 1.50x | 4.00 (2.00x) |" in lines
+    assert "| f32, 60% | OpenVINO, its default | 0.300 s | 1.50x | 4.00 (2.00x) |" in lines
     assert "Not compared, int8: no nncf" in lines
     assert f"| {isa} | f32 | vector | 100 | 100 |" in lines
     assert any(line.startswith("| f32 | 40% |") for line in lines)
