@@ -73,9 +73,9 @@ Box CellDetections::box_of(const FeatureMap& map, int y, int x, size_t level) co
 void CellDetections::run(Context& context, const Step& step) const {
   const Value& image = *step.inputs.back();
   const size_t levels = a_.strides.size();
-  std::vector<Detection> candidates;
+  std::vector<DenseCandidate> candidates;
   for (size_t i = 0; i < levels; i++) {
-    const FeatureMap &logits = step.inputs[i]->map, &boxes = step.inputs[levels + i]->map;
+    const FeatureMap& logits = step.inputs[i]->map;
     const FeatureMap* objectness = a_.objectness ? &step.inputs[2 * levels + i]->map : nullptr;
     const auto score = [&](float logit, int y, int x) {
       return sigmoid(logit) * (objectness ? sigmoid(*objectness->at(y, 0, x)) : 1.0f);
@@ -83,11 +83,13 @@ void CellDetections::run(Context& context, const Step& step) const {
     auto found = best_candidates(context, logits, {a_.score_threshold, a_.pre_nms, objectness},
                                  false, score);
     if (!a_.several_labels) keep_one_label(found, logits);
-    for (const DenseCandidate& c : found)
-      candidates.push_back({c.channel + 1, c.score, box_of(boxes, c.y, c.x, i)});
+    append(candidates, found, i);
   }
   auto& rows = step.out.detections;
-  rows = suppress(std::move(candidates), a_.num_classes, a_.nms_threshold, a_.max_detections);
+  rows = suppress(std::move(candidates), a_.num_classes, a_.nms_threshold, a_.max_detections,
+                  [&](const DenseCandidate& c) {
+                    return box_of(step.inputs[levels + c.level]->map, c.y, c.x, c.level);
+                  });
   for (Detection& d : rows)
     d.box = clipped(d.box, static_cast<float>(image.content_height),
                     static_cast<float>(image.content_width));

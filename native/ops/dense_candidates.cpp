@@ -97,14 +97,24 @@ std::vector<DenseCandidate> best_candidates(
   return all;
 }
 
-std::vector<Detection> suppress(std::vector<Detection> candidates, int num_classes,
-                                float nms_threshold, int max_detections) {
+void append(std::vector<DenseCandidate>& all, std::span<const DenseCandidate> of_level,
+            size_t level) {
+  for (const DenseCandidate& c : of_level) {
+    all.push_back(c);
+    all.back().level = level;
+  }
+}
+
+std::vector<Detection> suppress(std::vector<DenseCandidate> candidates, int num_classes,
+                                float nms_threshold, int max_detections,
+                                const std::function<Box(const DenseCandidate&)>& box) {
   std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Detection& a, const Detection& b) { return a.score > b.score; });
+                   [](const auto& a, const auto& b) { return a.score > b.score; });
   std::vector<Suppressor> suppressors(num_classes, Suppressor(nms_threshold));
   std::vector<Detection> found;
-  for (const Detection& d : candidates) {
+  for (const DenseCandidate& c : candidates) {
     if (found.size() == static_cast<size_t>(max_detections)) break;
+    const Detection d{c.channel % num_classes + 1, c.score, box(c)};
     if (suppressors[d.label - 1].keep(d.box)) found.push_back(d);
   }
   return found;

@@ -17,10 +17,11 @@ struct CandidateRule {
   const FeatureMap* objectness = nullptr;
 };
 
-// The logit at (y, x) of a channel of a level's map.
+// The logit at (y, x) of a channel of a level's map. Channels count classes first, then anchors.
 struct DenseCandidate {
   float score;
   int y, x, channel;
+  size_t level = 0;
 };
 
 // The best candidates of one level, best first; equal scores in the order of y, x, channel.
@@ -30,10 +31,15 @@ std::vector<DenseCandidate> best_candidates(
     Context& context, const FeatureMap& logits, const CandidateRule& rule, bool root,
     const std::function<float(float logit, int y, int x)>& score);
 
+// Appends the candidates of a level.
+void append(std::vector<DenseCandidate>& all, std::span<const DenseCandidate> of_level,
+            size_t level);
+
 // What non-maximum suppression by class leaves of the candidates of all levels, best first; equal
-// scores in their order. Labels are 1..num_classes.
-std::vector<Detection> suppress(std::vector<Detection> candidates, int num_classes,
-                                float nms_threshold, int max_detections);
+// scores in their order. box: of a candidate; only those that are looked at get one.
+std::vector<Detection> suppress(std::vector<DenseCandidate> candidates, int num_classes,
+                                float nms_threshold, int max_detections,
+                                const std::function<Box(const DenseCandidate&)>& box);
 
 // Throws std::invalid_argument unless the inputs are the maps of all levels, kind after kind, then
 // the image. channels: of each kind, channels of each level.
