@@ -10,8 +10,8 @@ the end dense, pruned and tuned networks and OpenVINO (the dense network, float3
 turns, network alone.
 
 Everything is kept in --work: a run that was interrupted continues, and a tuning from its last
-checkpoint. Writes docs/results/bench_trained.json and the table of docs/pruning.md; with
---no-document only what --work has is printed.
+checkpoint. Prints the table; --json FILE and --document FILE keep it, the latter between its mark
+and the next end mark.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from bench_pruning import detections, digest
 from lib.documents import insert
-from lib.records import RESULTS, ROOT, describe, save
+from lib.records import ROOT, describe, save
 
 import sparsedet
 from sparsedet.backends import build_backend
@@ -259,15 +259,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-times", action="store_true")
-    parser.add_argument("--no-document", action="store_true")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench_trained")
-    parser.add_argument("--json", type=Path, default=RESULTS / "bench_trained.json")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "pruning.md")
+    parser.add_argument("--json", type=Path, help="result file")
+    parser.add_argument("--document", type=Path, help="document with the mark of this table")
     arguments = parser.parse_args(argv)
     result = measure(arguments)
     text = table(result)
-    if not arguments.no_document:
+    if arguments.json:
         save(arguments.json, result)
+    if arguments.document:
         insert(arguments.document, MARK, text)
     print(text)
 

@@ -45,7 +45,7 @@ class FormatRates:
 
 
 _RATES = {
-    ("AuthenticAMD", "avx512"): FormatRates(1.5, 3.2),
+    ("AuthenticAMD", "avx512"): FormatRates(1.4, 3.2),
     ("GenuineIntel", "avx512"): FormatRates(0.56, 3.2),
     ("GenuineIntel", "amx"): FormatRates(5.0, 10.0, "computed, not measured"),
     ("GenuineIntel", "avxvnni"): FormatRates(None, 2.6),
