@@ -39,7 +39,11 @@ READ_AHEAD = 4
 EMBEDDED = "r50half-c4-sparse-60.safetensors"
 """The model file inside the package that is used where none is named."""
 
-NAMED = {"r50half-c4": EMBEDDED, "picodet-s": "picodet-s-416-sparse.safetensors"}
+NAMED = {
+    "r50half-c4": EMBEDDED,
+    "embedded": EMBEDDED,
+    "picodet-s": "picodet-s-416-sparse.safetensors",
+}
 """Name -> model file inside the package."""
 
 
@@ -48,12 +52,12 @@ def embedded_model(name: str = "r50half-c4") -> Path:
     return Path(__file__).parent / "models" / NAMED[name]
 
 
-def model_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+def model_path(path: str | os.PathLike[str] | None) -> Path:
     """The file that a user means: None or a name of `NAMED`, unless there is such a file."""
     if path is None:
         return embedded_model()
-    named = os.fspath(path) in NAMED and not os.path.exists(path)
-    return embedded_model(os.fspath(path)) if named else path
+    name = os.fspath(path)
+    return embedded_model(name) if name in NAMED and not os.path.exists(name) else Path(name)
 
 
 class Detector:
@@ -166,9 +170,9 @@ class Detector:
         detector = cls(model, engine, streams)
         detector._source = {
             # Not the path of a model in the package: another process may have it elsewhere.
-            "path": os.path.abspath(path)
-            if path is not None and model_path(path) is path
-            else path,
+            "path": path
+            if path is None or model_path(path) != Path(path)
+            else os.path.abspath(path),
             "threads": asked,
             "streams": streams,
             "precision": precision,

@@ -72,6 +72,15 @@ def test_the_rows_are_those_of_detect(
     assert parts == [f"part-{number:06}.parquet" for number in range(3)]
 
 
+def test_a_model_of_the_package_by_its_name(
+    bulk: Callable[..., int], photos: Path, tmp_path: Path
+) -> None:
+    one = tmp_path / "one.txt"
+    one.write_text(f"{min(photos.rglob('*.jpg'))}\n")
+    assert bulk(one, "--model", "picodet-s") == 0
+    assert len(table(tmp_path / "found", "images")) == 1
+
+
 def test_what_is_bad_is_said_and_the_rest_goes_on(
     bulk: Callable[..., int], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from helpers.commands import Run, refused
 
 import sparsedet
 from sparsedet.cli.forecast import forecast_lines
+from sparsedet.detector import embedded_model
 from sparsedet.model.file import save_model, tensor_shapes
 from sparsedet.model.graph import IMAGE, Conv, Graph, Normalise, Operation, Shape
 from sparsedet.model.presets import preset
@@ -28,6 +29,13 @@ def test_info_of_the_published_preset(run: Run) -> None:
     assert sum(int(line.split()[2].replace(",", "")) for line in rows) == 52_792_416
     one = run("info", "--preset", "r101-c4", "--rois", 1).out
     assert "363.04 GFLOPs by convolutions and fully connected layers with 1 regions" in one
+
+
+@pytest.mark.parametrize("name", ["embedded", "picodet-s", "r50half-c4"])
+def test_models_of_the_package_have_names(run: Run, name: str) -> None:
+    first, *_ = run("info", name).out.splitlines()
+    assert first.startswith(str(embedded_model(name))), first
+    refused(run("info", "picodet-m"), "picodet-m: No such file or directory")
 
 
 def test_info_of_a_file_of_the_published_network(run: Run, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def register(command: Command) -> None:
 def run_bulk(arguments: argparse.Namespace) -> int:
     from ..bulk import Wanted, make_plan
     from ..detections import labels_of
+    from ..detector import model_path
     from ..engine import default_threads
     from ..files import sha256_of
 
@@ -98,8 +99,9 @@ def run_bulk(arguments: argparse.Namespace) -> int:
     if classes is not None:
         labels_of(classes, detector.config.class_names)  # before the work
     wanted = Wanted(arguments.score_threshold, classes, arguments.top)
+    model = arguments.model
     settings = {
-        "--model": "embedded" if arguments.model is None else sha256_of(arguments.model),
+        "--model": "embedded" if model is None else sha256_of(model_path(model)),
         "--score-threshold": arguments.score_threshold,
         "--classes": arguments.classes,
         "--top": arguments.top,

@@ -84,9 +84,9 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def _path(given: str) -> Path:
-    from ..detector import embedded_model
+    from ..detector import model_path
 
-    return embedded_model() if given == "embedded" and not Path(given).exists() else Path(given)
+    return model_path(given)
 
 
 def _load(given: str, arguments: argparse.Namespace, precision: Any, backend: Any) -> Detector:

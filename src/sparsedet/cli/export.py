@@ -75,7 +75,7 @@ def register(command: Command) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    from ..detector import embedded_model
+    from ..detector import model_path
     from ..model.detector_config import with_form
     from ..model.file import load_model
 
@@ -83,7 +83,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     if form is None:
         raise UsageError(f"{arguments.output}: ends in neither .xml nor .onnx; give --to")
     _check_flags(arguments, form)
-    model = load_model(arguments.file or embedded_model())
+    model = load_model(model_path(arguments.file))
     if arguments.max_detections is not None:
         try:
             config = with_form(model.config, max_detections=arguments.max_detections)

@@ -72,7 +72,7 @@ def _model(arguments: argparse.Namespace) -> Path | None:
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    from ..detector import embedded_model
+    from ..detector import model_path
     from ..engine import choose_isa
     from ..files import check_output
     from ..importers import load_any
@@ -109,7 +109,7 @@ def run_info(arguments: argparse.Namespace) -> int:
         print(_costs(config, rois))
         print("\n".join(forecast_lines(config, rois, None, arguments.precision)))
         return 0
-    path = file or embedded_model()
+    path = model_path(file)
     if path.suffix.lower() == ".onnx" and not operations:
         from .info_onnx import show_onnx
 

@@ -43,10 +43,10 @@ def register(command: Command) -> None:
 
 
 def run_quantize(arguments: argparse.Namespace) -> int:
-    from ..detector import embedded_model
+    from ..detector import model_path
     from ..engine.calibrate import quantize_file
 
-    model = Path(arguments.file or embedded_model())
+    model = model_path(arguments.file)
     arguments.init = model
     file, notes = load_network(model, arguments)
     for note in notes:
