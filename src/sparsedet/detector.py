@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from queue import LifoQueue
@@ -23,13 +24,12 @@ from .errors import InputError, warn_renamed
 from .images.letterbox import as_blob, prepare
 from .model.detector_config import Config, build_graph, mask_pasting, with_form
 from .model.file import ModelFile
-from .model.sparsity import sparsity_report
-from .sources import Frame, ImageSource, open_source
-from .sources.ahead import map_ahead, map_in_order
-from .sources.values import ImageLike, to_image
 
 if TYPE_CHECKING:
     import asyncio
+
+    from .sources import Frame
+    from .sources.values import ImageLike
 
 Result = TypeVar("Result")
 
@@ -39,11 +39,8 @@ READ_AHEAD = 4
 EMBEDDED = "r50half-c4-sparse-60.safetensors"
 """The model file inside the package that is used where none is named."""
 
-NAMED = {
-    "r50half-c4": EMBEDDED,
-    "embedded": EMBEDDED,
-    "picodet-s": "picodet-s-416-sparse.safetensors",
-}
+_PICODET = "picodet-s-416-sparse.safetensors"
+NAMED = {"r50half-c4": EMBEDDED, "embedded": EMBEDDED, "picodet-s": _PICODET}
 """Name -> model file inside the package."""
 
 
@@ -147,7 +144,7 @@ class Detector:
         if resize == "fit":
             warn_renamed("resize 'fit'", "'letterbox'")
             resize = "letterbox"
-        asked = threads
+        asked, own = threads, path
         threads = default_threads() if threads is None else threads
         if streams != 1:
             if not isinstance(streams, int) or not 1 <= streams <= threads:
@@ -170,9 +167,7 @@ class Detector:
         detector = cls(model, engine, streams)
         detector._source = {
             # Not the path of a model in the package: another process may have it elsewhere.
-            "path": path
-            if path is None or model_path(path) != Path(path)
-            else os.path.abspath(path),
+            "path": own if own is None or model_path(own) != Path(own) else os.path.abspath(own),
             "threads": asked,
             "streams": streams,
             "precision": precision,
@@ -210,7 +205,7 @@ class Detector:
                 "a Detector made of objects cannot be pickled, only one from Detector.load: "
                 "load it in the other process"
             )
-        return _load, (type(self), self._source)
+        return partial(type(self).load, **self._source), ()
 
     @property
     def config(self) -> Config:
@@ -246,6 +241,8 @@ class Detector:
         if not self.model.tensors:
             raise InputError("sparsity is not counted in a graph: convert it (sparsedet convert)")
         if self._sparsity is None:
+            from .model.sparsity import sparsity_report
+
             self._sparsity = sparsity_report(self.config, self.model.tensors).sparsity
         return self._sparsity
 
@@ -282,8 +279,11 @@ class Detector:
             check_threshold(score_threshold)
         config = self.config
         with finished_before_exit():
-            pixels = image if isinstance(image, np.ndarray) else to_image(image)
-            network_input, letterbox = prepare(pixels, config)
+            if not isinstance(image, np.ndarray):
+                from .sources.values import to_image
+
+                image = to_image(image)
+            network_input, letterbox = prepare(image, config)
         content = None
         if config.resize == "shorter":  # other conventions end boxes at the network input
             content = letterbox.resized_height, letterbox.resized_width
@@ -297,7 +297,7 @@ class Detector:
         names = config.class_names, config.category_ids
         pasting = mask_pasting(config)
         found = from_rows(rows, letterbox, *names, score_threshold, masks, pasting)
-        return found.remember(pixels)
+        return found.remember(image)
 
     @overload
     def stream(
@@ -331,6 +331,9 @@ class Detector:
         Raises:
             InputError: an image cannot be read, or `__call__` refuses it.
         """
+
+        from .sources import ImageSource, open_source  # one image needs none of it
+        from .sources.ahead import map_ahead, map_in_order
 
         def detect(frame: Frame) -> Detections:
             return self(frame.image, score_threshold)
@@ -394,8 +397,3 @@ def _queue(engines: list[Backend]) -> LifoQueue[Backend]:
     for engine in engines:
         queue.put(engine)
     return queue
-
-
-def _load(cls: type[Detector], arguments: dict[str, Any]) -> Detector:
-    """`Detector.load` in the process that unpickles it."""
-    return cls.load(**arguments)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,6 +111,8 @@ def replacing_path(target: Path) -> Iterator[Path]:
     _remove_leftovers(target.parent)
     name = os.fsdecode(os.fsencode(target.name)[:200])  # 255 bytes are the limit
     while True:
+        import tempfile  # reading needs none of it
+
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=_PARTIAL, dir=target.parent)
         if not _lock(handle, wait=True) or os.path.exists(temporary):
             break
@@ -209,6 +209,8 @@ def check_name(path: Path, *, overwrite: bool = False, flag: str = "--overwrite"
 def _check_writable(folder: Path, path: Path) -> None:
     """Try it: the permissions say less than the system does, above all to root."""
     try:
+        import tempfile
+
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -254,6 +256,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         InputError: it cannot be read.
     """
     try:
+        import hashlib
+
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

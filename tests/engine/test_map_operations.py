@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sparsedet._native import NativeEngine, available_isas, has_bfloat16, has_int8
+from sparsedet.engine.formats import plan_formats
 from sparsedet.engine.lower import operations
 from sparsedet.model.graph import Conv, Graph, Normalise, Operation, Shape
 from sparsedet.model.tensors import StoredTensor
@@ -259,7 +260,7 @@ def test_convolutions_with_groups(isa: str, precision: Any, groups: int) -> None
     tensors |= {"b.weight": integers(12, 6 // groups, 3, 3, seed=1), "b.bias": integers(12)}
     tensors |= {"c.weight": integers(12, 1, 3, 3, seed=1), "c.bias": integers(12)}
     native = NativeEngine(isa, 2, False, precision, (20, 24))
-    for made in operations(graph, tensors, precision=precision, clipping_thresholds={}):
+    for made in operations(graph, plan_formats(graph, precision, {}), tensors):
         assert not isinstance(made.weight, StoredTensor)
         native.add(made.fields, made.weight, made.bias)
     assert [row[1] for row in native.convolutions][2] == "depthwise"

@@ -15,6 +15,7 @@ from sparsedet import Detector, InputError
 from sparsedet._native import NativeEngine
 from sparsedet.cli import main
 from sparsedet.engine import Engine, available_isas, memory
+from sparsedet.engine.formats import plan_formats
 from sparsedet.engine.lower import operations
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import ModelFile, Tensors, load_model, save_model
@@ -163,7 +164,7 @@ def test_other_threads_go_on_while_packed_weights_are_checked() -> None:
     data = room[-room.ctypes.data % 64 :][:size]
     data[:] = np.frombuffer(b"".join(pieces), np.uint8)
     other = NativeEngine("scalar", 1, False, "f32", (64, 96))
-    given = operations(engine.graph, tensors, precision="f32", clipping_thresholds={})
+    given = operations(engine.graph, plan_formats(engine.graph, "f32", {}), tensors)
     for made in given:
         if made.fields["name"] == "rpn.conv":
             break

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model.detector_config import Config
+from ..model.record import Record
 
 
 class Backend(Protocol):
@@ -69,8 +70,8 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class BackendInfo:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class BackendInfo(Record):
     """One row of the table.
 
     Attributes:

@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping
 
 from ..engine import Engine, Precision
-from ..engine.autotune import load_tuning
-from ..engine.packed_cache import load_engine, packed_folder
 from ..model.file import ModelFile, load_model
 
 
@@ -49,8 +47,7 @@ def from_graph(
 
     imported = load_onnx_detector(path)
     model = imported.as_model()
-    algorithms = None if tuning is None else load_tuning(tuning)
-    return model, from_model(model, threads, 1, precision, isa, algorithms)
+    return model, from_model(model, threads, 1, precision, isa, _algorithms(tuning))
 
 
 def from_file(
@@ -73,11 +70,26 @@ def from_file(
     Raises:
         InputError: a file cannot be read, or as `Engine`.
     """
-    algorithms = None if tuning is None else load_tuning(tuning)
-    folder = packed_folder(cache) if precision != "int8" else None
-    if folder is not None:
+    algorithms = _algorithms(tuning)
+    if cache is not False and precision != "int8":
+        from ..engine.packed_cache import load_engine, packed_folder  # most processes have no cache
+
         return load_engine(
-            path, folder, threads=threads, isa=isa, precision=precision, algorithms=algorithms
+            path,
+            packed_folder(cache),
+            threads=threads,
+            isa=isa,
+            precision=precision,
+            algorithms=algorithms,
         )
     model = load_model(path, check=False)  # the engine asks for every tensor
     return model, from_model(model, threads, 1, precision, isa, algorithms)
+
+
+def _algorithms(tuning: str | os.PathLike[str] | None) -> dict[str, str] | None:
+    """What a tuning file says; None: the cost model chooses."""
+    if tuning is None:
+        return None
+    from ..engine.autotune import load_tuning
+
+    return load_tuning(tuning)

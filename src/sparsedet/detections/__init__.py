@@ -18,11 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, warn_renamed
-from ..images.draw import draw_boxes
 from ..images.letterbox import Letterbox, check_image
 from ..images.masks import Patch, paste
 from ..images.run_lengths import encode_mask
-from ..images.write import encode_image
 from ..model.graph import Pasting
 from .exchange import Conversions, empty_letterbox, sorted_by_score
 from .rows import contract_rows, not_padding, pad_rows
@@ -269,6 +267,8 @@ class Detections(Conversions):
                 f"image has {image.shape[1]}x{image.shape[0]} pixels, "
                 f"but the detections belong to an image of {width}x{height}"
             )
+        from ..images.draw import draw_boxes  # detecting needs none of it
+
         return draw_boxes(image, self.boxes, self.labels, self._texts(), self._patches())
 
     def _texts(self) -> list[str]:
@@ -283,9 +283,10 @@ class Detections(Conversions):
         """The picture that a notebook shows: on the image while it is in memory, else on grey."""
         height, width = self.letterbox.height, self.letterbox.width
         reference = self.__dict__.get("_image")
-        image = reference() if reference is not None else None
-        if image is None:
-            image = np.full((height, width, 3), 96, np.uint8)
+        image = None if reference is None else reference()
+        image = np.full((height, width, 3), 96, np.uint8) if image is None else image
+        from ..images.write import encode_image
+
         return encode_image(self.draw(image), "notebook.png")
 
     def remember(self, image: U8) -> Detections:

@@ -8,9 +8,6 @@ of its box, which other libraries do not have.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -109,6 +106,9 @@ class Conversions:
 
     def to_csv(self) -> str:
         """CSV: a header and one line per detection, in pixels of the image; no masks."""
+        import csv
+        import io
+
         text = io.StringIO()
         fields = ["name", "label", "category_id", "score", *_CORNERS]
         fields += [] if self.track_ids is None else ["track_id"]
@@ -128,6 +128,8 @@ class Conversions:
 
     def to_json(self) -> str:
         """`to_dict` as one line."""
+        import json
+
         return json.dumps(self.to_dict())
 
     def to_numpy(self) -> NDArray[np.float64]:

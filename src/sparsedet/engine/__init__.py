@@ -20,6 +20,7 @@ from ..errors import InputError, UsageError
 from ..model.detector_config import Config, build_graph, makes_masks
 from ..model.graph import IMAGE, Graph
 from ..model.int8_ranges import ClippingThreshold
+from ..model.record import Record
 from ..model.tensors import StoredTensor
 from .cpus import cpu_name, default_threads
 from .formats import plan_formats
@@ -38,7 +39,7 @@ def check_threads(threads: int) -> None:
         raise UsageError(f"threads is {threads!r}, expected a whole number 1..1024")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
     """Packed weights of one operation, from an earlier engine.
 
@@ -55,8 +56,8 @@ class PackedWeights:
     checksum: int
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Memory(Record):
     """Memory that an engine uses, in bytes.
 
     Attributes:
@@ -142,9 +143,8 @@ class Engine:
         try:
             for operation in operations(
                 self.graph,
+                planned,
                 tensors,
-                precision=self.precision,
-                clipping_thresholds=clipping_thresholds,
                 int8_biases=int8_biases,
                 weights=packed is None,
             ):

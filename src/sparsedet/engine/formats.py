@@ -25,14 +25,15 @@ from ..model.graph import (
     Slice,
 )
 from ..model.int8_ranges import ClippingThreshold, Range
+from ..model.record import Record
 from ..model.rewrite import HOISTED, is_predictor
 from .elements import CHANNELS, PASSING, image_values, in_pairs, is_depthwise, keeps_elements
 from .precision import Format
 from .quantization import Quantization, negative_values, quantization_of, symmetric, union
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Planned(Record):
     """An operation of the native engine.
 
     Attributes:
@@ -365,7 +366,8 @@ class _Planner:
             elif moves:
                 stored = quantization
             inputs.append(self._in(source, form, stored if form == "int8" else None))
-        changed = replace(operation, inputs=tuple(inputs))
+        same = tuple(inputs) == operation.inputs
+        changed = operation if same else replace(operation, inputs=tuple(inputs))
         quantization = quantization if made == "int8" else None
         self.planned.append(Planned(changed, made, run, quantization, inside))
         self.names[name, made, quantization] = name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,10 @@ from ..model.graph import (
     RoiAlign,
     Slice,
 )
-from ..model.int8_ranges import ClippingThreshold
 from ..model.rewrite import hoist, merge_equal, merge_predictors, skip_bins
 from ..model.tensors import LazyTensors, StoredTensor
 from .elements import is_depthwise
-from .formats import Planned, plan_formats
-from .precision import Format
+from .formats import Planned
 from .quantization import negative_values
 
 F32 = NDArray[np.float32]
@@ -46,7 +44,7 @@ def lowered(graph: Graph, *, hoisted: bool = True, merged: bool = True) -> Graph
     return merge_equal(hoist(graph)) if hoisted else graph
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NativeOperation:
     """An operation for the native engine.
 
@@ -67,10 +65,9 @@ class NativeOperation:
 
 def operations(
     graph: Graph,
+    planned: Sequence[Planned],
     tensors: Mapping[str, NDArray[Any]],
     *,
-    precision: Format,
-    clipping_thresholds: Mapping[str, ClippingThreshold],
     int8_biases: Mapping[str, F32] | None = None,
     weights: bool = True,
 ) -> Iterator[NativeOperation]:
@@ -78,14 +75,10 @@ def operations(
 
     Args:
         graph: from `lowered`.
+        planned: its operations and the conversions between them, from `formats.plan_formats`.
         tensors: folded weights and biases, `NAME.weight` and `NAME.bias` of each layer.
-        precision: "f32", "bf16" or "int8".
-        clipping_thresholds: for int8, by value, see `formats.plan_formats`.
         int8_biases: by layer, of those that run on bytes; default: those of `tensors`.
         weights: whether to yield weights; False: None instead of each.
-
-    Raises:
-        InputError: for int8, a value has no range.
     """
     size = tensors.largest if isinstance(tensors, LazyTensors) and weights else 0
     buffer = np.empty(size, np.uint8)
@@ -115,7 +108,6 @@ def operations(
         dense = weight.dense() if isinstance(weight, StoredTensor) else weight
         return _block_diagonal(dense, conv.groups)
 
-    planned = plan_formats(graph, precision, clipping_thresholds)
     owners = weight_owners(planned)
     for plan in planned:
         fields = _fields(graph, plan)
@@ -181,10 +173,10 @@ def _fields(graph: Graph, plan: Planned) -> dict[str, Any]:
     if plan.conversion:
         fields |= {"kind": "convert", "type": plan.type}
         if isinstance(attributes, Slice) and operation.name in graph.by_name:
-            fields |= asdict(attributes)
+            fields |= attributes.named_values()
         return fields
     fields["kind"] = operation.kind
-    fields |= asdict(attributes)
+    fields |= attributes.named_values()
     typed_kinds = (Normalise, MaxPool, Conv, RoiAlign)
     if isinstance(attributes, typed_kinds):
         fields["type"] = plan.type

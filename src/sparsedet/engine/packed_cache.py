@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +68,8 @@ class CacheEntry:
     last_used: float
 
 
-def packed_folder(cache: bool | str | os.PathLike[str]) -> Path | None:
-    """The folder of packed weights.
-
-    Args:
-        cache: a folder; True: `packed` in `files.cache_folder()`; False: no cache.
-    """
-    if cache is False:
-        return None
+def packed_folder(cache: Literal[True] | str | os.PathLike[str]) -> Path:
+    """The folder of packed weights: `cache`, or for True `packed` in `files.cache_folder()`."""
     return cache_folder() / "packed" if cache is True else Path(cache)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from .._native import choose_isa, cpu_vendor, has_bfloat16, has_int8
 from ..choices import PRECISIONS, Precision
 from ..errors import InputError, UsageError
+from ..model.record import Record
 
 __all__ = [
     "PRECISIONS",
@@ -29,8 +30,8 @@ _PROMISES: dict[str, tuple[Format, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FormatRates:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class FormatRates(Record):
     """How fast the formats are on one family of CPUs.
 
     Attributes:
@@ -62,8 +63,8 @@ half the rate of later CPUs; NEON's dot products have four times the products of
 instructions, of which half is expected (docs/engine.md)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChosenPrecision:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ChosenPrecision(Record):
     """What runs, and why.
 
     Attributes:

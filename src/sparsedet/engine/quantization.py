@@ -16,13 +16,14 @@ from ..model.graph import (
     Normalise,
 )
 from ..model.int8_ranges import Range
+from ..model.record import Record
 
 _LEAST = 1e-30
 """Ranges that are narrower hold zero alone: a step would be no normal float32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quantization:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Quantization(Record):
     """A byte b is the value (b - zero_point) * scale."""
 
     scale: float

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..model.record import Record
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Letterbox:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Letterbox(Record):
     """An image in the network input: resized, in the upper left corner or elsewhere.
 
     Attributes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import what_it_is
-from . import bmp, gif, heif, jpeg, png, tiff, webp
+from . import bmp, gif, heif, jpeg, png, webp
 from .opencv import U8, DamagedImage, UnsupportedImage, quiet_opencv
 
 MAX_PIXELS = 100_000_000
@@ -37,6 +37,18 @@ class _Format(NamedTuple):
     """What is wrong with the data's lengths, found without decoding; "": nothing."""
 
 
+def _tiff_size(data: bytes) -> tuple[int, int]:
+    from . import tiff  # takes as long to import as all other formats together, and is rare
+
+    return tiff.size(data)
+
+
+def _decode_tiff(data: bytes, keep: bool) -> tuple[U8, str]:
+    from . import tiff
+
+    return tiff.decode(data, keep)
+
+
 _FORMATS = (
     _Format(
         (".jpg", ".jpeg", ".jpe", ".jfif"), re.compile(rb"\xff\xd8\xff"), jpeg.size, jpeg.decode
@@ -46,7 +58,7 @@ _FORMATS = (
     _Format((".bmp", ".dib"), re.compile(rb"BM"), bmp.size, bmp.decode),
     _Format((".gif",), re.compile(rb"GIF8[79]a"), gif.size, gif.decode),
     _Format(
-        (".tif", ".tiff"), re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), tiff.size, tiff.decode
+        (".tif", ".tiff"), re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), _tiff_size, _decode_tiff
     ),
     _Format(
         (".avif",),

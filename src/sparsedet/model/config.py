@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import InputError, warn_renamed
+from .record import Record
 
 COCO_NAMES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -38,8 +39,8 @@ COCO_CATEGORY_IDS: tuple[int, ...] = tuple(i for i in range(1, 91) if i not in _
 """COCO's category_id of the labels 1, 2, ... 80."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class ModelConfig(Record):
     """A complete description of a Faster R-CNN with a ResNet C4 backbone.
 
     Lengths are in pixels of the network input; colours are BGR, 0..255. Paddings are (before,

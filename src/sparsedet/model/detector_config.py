@@ -28,13 +28,14 @@ from .graph import (
     RoiAlign,
     typed,
 )
+from .record import Record
 
 _OPTIONAL = {"border", "centred"}
 """Fields that a stored configuration leaves out where they have their default."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetectorConfig:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class DetectorConfig(Record):
     """A detector that is described by its graph.
 
     Attributes:

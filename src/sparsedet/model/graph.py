@@ -56,6 +56,7 @@ from .operations import (
     output_length,
     typed,
 )
+from .record import Record
 
 __all__ = [
     "IMAGE",
@@ -100,8 +101,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Layer(Record):
     """A convolution or fully connected layer with its tensors and shapes.
 
     Attributes:

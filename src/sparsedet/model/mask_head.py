@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .graph import DepthToSpace, MaskOutput, Pasting
+from .record import Record
 from .resnet import GraphParts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskHead:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class MaskHead(Record):
     """Convolutions, twice the size, one mask for each class.
 
     Attributes:

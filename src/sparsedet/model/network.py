@@ -11,11 +11,12 @@ from ..errors import InputError
 from .config import coerce
 from .detector_config import Config, build_graph
 from .graph import Graph, Normalise
+from .record import Record
 from .tail import TailStep, tail_shapes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkConfig:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NetworkConfig(Record):
     """A network that is described by its graph and by what its outputs are made of.
 
     Attributes:

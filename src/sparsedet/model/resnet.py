@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .graph import Activation, Attributes, Conv, Graph, MaxPool, Operation, Padding, Shape
+from .record import Record
 
 
 def both(before: int, after: int) -> Padding:
@@ -160,8 +161,8 @@ class GraphParts:
         return Graph(Shape("image", 3, *input_size), tuple(self.operations))
 
 
-@dataclass(frozen=True, slots=True)
-class ResNet:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ResNet(Record):
     """A ResNet of bottlenecks without its classifier, as a backbone.
 
     Attributes:

@@ -66,6 +66,8 @@ def merge_predictors(graph: Graph) -> Graph:
             form = replace(conv, out_channels=0, layers=())
             groups.setdefault((operation.inputs, form), []).append(operation)
     merged = {members[0].name: members for members in groups.values() if len(members) > 1}
+    if not merged:
+        return graph
     inner = {member.name for members in merged.values() for member in members}
     operations: list[Operation] = []
     taken = set(graph.shapes)
@@ -138,6 +140,8 @@ def skip_bins(graph: Graph) -> Graph:
         for reader, conv in readers:
             single = replace(conv, stride=1, padding=(0, 0, 0, 0))
             changed[reader.name] = replace(reader, attributes=single)
+    if not changed:
+        return graph
     return Graph(graph.image, tuple(changed.get(o.name, o) for o in graph.operations))
 
 
@@ -159,7 +163,7 @@ def merge_equal(graph: Graph) -> Graph:
         else:
             seen.setdefault(key, operation.name)
             operations.append(operation)
-    return Graph(graph.image, tuple(operations))
+    return Graph(graph.image, tuple(operations)) if renamed else graph
 
 
 def hoist(graph: Graph) -> Graph:
@@ -195,6 +199,8 @@ def hoist(graph: Graph) -> Graph:
                     activation=conv.activation,
                 ),
             )
+    if not before:
+        return graph
     renamed = {name: operation.name for name, operation in instead.items()}
     operations: list[Operation] = []
     for operation in graph.operations:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .record import Record
 
 _HEADER_LIMIT = 1 << 20  # bytes; r101-c4 needs about 36 thousand
 
@@ -50,8 +51,8 @@ def container(metadata: Mapping[str, str], stored: Mapping[str, NDArray[Any]]) -
     return b"".join([len(text).to_bytes(8, "little"), text, *(stored[n].data for n in names)])
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Entry(Record):
     """A tensor in a header; its bytes are begin..end of the data after the header."""
 
     dtype: str

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .record import Record
 
 F32 = NDArray[np.float32]
 Sizes = tuple[int, ...]
@@ -58,8 +59,8 @@ BINARY: dict[str, Callable[[F32, F32], F32]] = {
 REDUCING: dict[str, Callable[..., F32]] = {"mean": np.mean, "sum": np.sum, "max": np.max}
 
 
-@dataclass(frozen=True, slots=True)
-class TailStep:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TailStep(Record):
     """One step; it makes one array, which has its name.
 
     Attributes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar, get_args
 
+from ..record import Record
 from .boxes import (
     CellAnchors,
     CellOutput,
@@ -111,8 +112,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Operation(Record):
     """One operation, and the value that it makes.
 
     Attributes:

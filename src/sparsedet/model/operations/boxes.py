@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..record import Record
 from .maps import Activation
 from .shape import IMAGE, Shape, expect
 
@@ -17,8 +18,8 @@ Pasting = Literal["whole", "continuous"]
 coordinates."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proposals:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Proposals(Record):
     """maps and the image -> boxes: decoded anchors that survive non-maximum suppression.
 
     Inputs: the objectness logits of each level, then the deltas of each level, then the image.
@@ -63,8 +64,8 @@ class Proposals:
         return Shape("boxes", 4, count=self.count)
 
 
-@dataclass(frozen=True, slots=True)
-class RoiAlign:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RoiAlign(Record):
     """maps and boxes -> RoIs: RoIAlign, then bias and activation.
 
     Inputs: the map of each level, then boxes, or the rows whose boxes it reads.
@@ -102,8 +103,8 @@ class RoiAlign:
         return Shape("rois", inputs[0].channels, bins, bins, inputs[-1].count)
 
 
-@dataclass(frozen=True, slots=True)
-class DetectionOutput:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DetectionOutput(Record):
     """RoIs, boxes and the image -> rows: softmax, decoding, non-maximum suppression by class.
 
     Inputs: class logits, deltas, proposals, the image. The attributes are fields of `ModelConfig`,
@@ -151,8 +152,8 @@ def _expect_levels(inputs: Sequence[Shape], channels: Sequence[Sequence[int]]) -
         expect(fits, "has maps that do not fit each other, its anchors or classes")
 
 
-@dataclass(frozen=True, slots=True)
-class RetinaNetOutput:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RetinaNetOutput(Record):
     """maps and the image -> rows: sigmoid, decoding of anchors, non-maximum suppression by class.
 
     Inputs: the class logits of each level, anchor after anchor, then the deltas of each level, then
@@ -184,8 +185,8 @@ class RetinaNetOutput:
         return Shape("rows", 7, count=self.max_detections)
 
 
-@dataclass(frozen=True, slots=True)
-class FcosOutput:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class FcosOutput(Record):
     """maps and the image -> rows: sigmoid, boxes around points, non-maximum suppression by class.
 
     A score is sqrt(sigmoid(logit) * sigmoid(centerness)). Inputs: the class logits of each level,
@@ -214,8 +215,8 @@ class FcosOutput:
         return Shape("rows", 7, count=self.max_detections)
 
 
-@dataclass(frozen=True, slots=True)
-class CellOutput:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class CellOutput(Record):
     """maps and the image -> rows: sigmoid, one box a cell, non-maximum suppression by class, as in
     YOLOX, YOLOv8 and PicoDet; and in YOLOv5, each of whose anchors is a level of its own.
 
@@ -266,8 +267,8 @@ Detecting = DetectionOutput | RetinaNetOutput | FcosOutput | CellOutput
 """The kinds that make rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class MaskOutput:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MaskOutput(Record):
     """RoIs and rows -> masks: the sigmoid of the channel of each row's label.
 
     Inputs: mask logits, one channel for each class; the rows, whose boxes are the RoIs'.

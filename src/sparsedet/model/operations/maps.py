@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from ..record import Record
 from .shape import IMAGE, Padding, Shape, expect, window
 
 Activation = Literal["none", "relu", "hardswish", "hardsigmoid", "relu6", "sigmoid", "silu", "gelu"]
@@ -16,8 +17,8 @@ LATE_RESIDUALS = ("relu", "silu", "gelu")
 """Activations after which a convolution may add its residual."""
 
 
-@dataclass(frozen=True, slots=True)
-class Normalise:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Normalise(Record):
     """image -> map: (pixel - mean) / std of each colour, BGR, 0..255.
 
     Attributes:
@@ -35,8 +36,8 @@ class Normalise:
         return Shape("map", 3, *inputs[0].size)
 
 
-@dataclass(frozen=True, slots=True)
-class Conv:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Conv(Record):
     """A convolution or fully connected layer: bias, then `residual` if there is one, activation.
 
     Inputs: x, and the value that is added before the activation, or after it, or not.
@@ -85,8 +86,8 @@ class Conv:
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class MaxPool:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MaxPool(Record):
     """map -> map: the largest value of each window. Padding is never the largest."""
 
     kind: ClassVar[str] = "max_pool"
@@ -101,8 +102,8 @@ class MaxPool:
         return replace(x, height=height, width=width)
 
 
-@dataclass(frozen=True, slots=True)
-class AveragePool:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class AveragePool(Record):
     """map -> map: the mean of each window.
 
     Attributes:
@@ -123,8 +124,8 @@ class AveragePool:
         return replace(x, height=height, width=width)
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Affine(Record):
     """map -> map: each channel times its scale, plus its offset, then activation: a batch norm that
     no convolution could take.
 
@@ -141,8 +142,8 @@ class Affine:
         return inputs[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Add(Record):
     """Two maps -> map: their sum, then activation, where no convolution could take it."""
 
     kind: ClassVar[str] = "add"
@@ -154,8 +155,8 @@ class Add:
         return inputs[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Concat:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Concat(Record):
     """maps -> map: all channels, one input after the other."""
 
     kind: ClassVar[str] = "concat"
@@ -166,8 +167,8 @@ class Concat:
         return replace(inputs[0], channels=sum(i.channels for i in inputs))
 
 
-@dataclass(frozen=True, slots=True)
-class Shuffle:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Shuffle(Record):
     """map -> map: groups of channels take turns (ShuffleNet).
 
     Channel c * groups + g of the output is channel g * C / groups + c of the input, of C channels.
@@ -182,8 +183,8 @@ class Shuffle:
         return inputs[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Attention(Record):
     """map -> map: self-attention among all cells, in float32.
 
     The channels of each head lie side by side: `key` of the query, `key` of the key, the others of
@@ -205,8 +206,8 @@ class Attention:
         return replace(x, channels=x.channels - 2 * self.heads * self.key)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupNorm:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class GroupNorm(Record):
     """map -> map: each group of channels gets mean 0 and variance 1 over the whole map, then scale
     and offset of each channel, then activation.
 
@@ -228,8 +229,8 @@ class GroupNorm:
         return inputs[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Activate:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Activate(Record):
     """map -> map: an activation that no convolution could take, as others read its input, too."""
 
     kind: ClassVar[str] = "activate"
@@ -240,8 +241,8 @@ class Activate:
         return inputs[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Multiply:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Multiply(Record):
     """map and a map of 1x1 -> map: each channel times its factor (squeeze and excitation)."""
 
     kind: ClassVar[str] = "multiply"
@@ -253,8 +254,8 @@ class Multiply:
         return x
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Mean(Record):
     """A map or RoIs -> the same of 1x1: the mean over all cells."""
 
     kind: ClassVar[str] = "mean"
@@ -265,8 +266,8 @@ class Mean:
         return replace(inputs[0], height=1, width=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Resize:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Resize(Record):
     """map -> map: the nearest cell, at the size of the second input (torch's mode "nearest").
 
     Attributes:
@@ -285,8 +286,8 @@ class Resize:
         return replace(inputs[0], height=inputs[1].height, width=inputs[1].width)
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Slice(Record):
     """The channels [first, first + channels) of a map or of RoIs."""
 
     kind: ClassVar[str] = "slice"
@@ -301,8 +302,8 @@ class Slice:
         return replace(inputs[0], channels=self.channels)
 
 
-@dataclass(frozen=True, slots=True)
-class DepthToSpace:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DepthToSpace(Record):
     """map or RoIs -> the same: channels become cells.
 
     The cell (y * block + i, x * block + j) of channel c is the cell (y, x) of channel

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ...errors import InputError
+from ..record import Record
 
 Domain = Literal["image", "map", "rois", "boxes", "rows", "masks"]
 Padding = tuple[int, int, int, int]
@@ -19,8 +20,8 @@ IMAGE: Final = "image"
 """The name of the network input."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Shape(Record):
     """What is known of a value.
 
     Attributes:
