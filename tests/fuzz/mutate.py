@@ -207,9 +207,8 @@ def archive(data: bytes, rng: random.Random) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as new:
         for entry, inner in entries:
-            new.writestr(
-                entry.filename, inner, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-            )
+            named = zipfile.ZipInfo(entry.filename)  # a name alone would bring today's date
+            new.writestr(named, inner, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
     return out.getvalue()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tempfile
 import warnings
 import zipfile
@@ -69,6 +68,7 @@ class FuzzTarget:
     run: reads bytes, as the program reads a file of them.
     seeds: files to start from.
     mutate: makes other files of them.
+    check_runs: executions in the check of the repository, some seconds of them.
     reader: the source files that `run` is for, below src/sparsedet, as FILE or FILE:FUNCTIONS.
     attacks: the folder below tests/attacks with further seeds.
     """
@@ -76,12 +76,12 @@ class FuzzTarget:
     run: Callable[[bytes], object]
     seeds: Callable[[], Iterator[bytes]]
     mutate: Mutator
+    check_runs: int
     reader: tuple[str, ...]
     attacks: str = ""
 
 
-_SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
-_folder = tempfile.TemporaryDirectory(dir=_SHM, prefix="sparsedet-fuzz-")
+_folder = tempfile.TemporaryDirectory(prefix="sparsedet-fuzz-")
 
 
 def place(name: str, data: bytes) -> Path:
@@ -417,30 +417,36 @@ _RECIPE = "training/recipe.py:from_dict __post_init__ require"
 _REQUEST = "read_call _parse _tensor _from_json _object _list _word _parameters _flag"
 
 TARGETS = {
-    "model_v1": FuzzTarget(run_model, v1_files, mutate.safetensors, (*_MODEL, "model/config.py")),
+    "model_v1": FuzzTarget(
+        run_model, v1_files, mutate.safetensors, 5_000, (*_MODEL, "model/config.py")
+    ),
     "model_v2": FuzzTarget(
-        run_model, v2_files, mutate.safetensors, (*_MODEL, "model/graph_json.py")
+        run_model, v2_files, mutate.safetensors, 2_000, (*_MODEL, "model/graph_json.py")
     ),
     "packed": FuzzTarget(
-        run_packed, packed_files, mutate.packed, ("engine/packed_cache.py:_open",)
+        run_packed, packed_files, mutate.packed, 15_000, ("engine/packed_cache.py:_open",)
     ),
-    "openvino_ir": FuzzTarget(run_ir, ir_files, mutate.xml, ("importers/openvino_ir/graph.py",)),
-    "onnx": FuzzTarget(run_onnx, onnx_files, mutate.protobuf, _ONNX),
-    "pickle": FuzzTarget(run_weights, pickle_files, mutate.pickle, _IMPORTERS),
-    "zip": FuzzTarget(run_weights, zip_files, mutate.archive, _IMPORTERS, "pickle"),
-    "npz": FuzzTarget(run_weights, npz_files, mutate.archive, _IMPORTERS[:1], "npz"),
-    "images": FuzzTarget(run_image, image_files, mutate.picture, _IMAGES),
-    "coco": FuzzTarget(run_coco, coco_files, mutate.json_text, (_COCO,)),
+    "openvino_ir": FuzzTarget(
+        run_ir, ir_files, mutate.xml, 200, ("importers/openvino_ir/graph.py",)
+    ),
+    "onnx": FuzzTarget(run_onnx, onnx_files, mutate.protobuf, 2_000, _ONNX),
+    "pickle": FuzzTarget(run_weights, pickle_files, mutate.pickle, 5_000, _IMPORTERS),
+    "zip": FuzzTarget(run_weights, zip_files, mutate.archive, 2_000, _IMPORTERS, "pickle"),
+    "npz": FuzzTarget(run_weights, npz_files, mutate.archive, 3_000, _IMPORTERS[:1], "npz"),
+    "images": FuzzTarget(run_image, image_files, mutate.picture, 10_000, _IMAGES),
+    "coco": FuzzTarget(run_coco, coco_files, mutate.json_text, 10_000, (_COCO,)),
     "kserve": FuzzTarget(
         run_kserve,
         kserve_files,
         mutate.request,
+        20_000,
         (f"serve/tensors.py:{_REQUEST}",),
     ),
     "settings": FuzzTarget(
         run_settings,
         settings_files,
         mutate.settings,
+        10_000,
         (
             "importers/containers/yaml.py",
             _RECIPE,

@@ -1,0 +1,101 @@
+"""Fuzzes one target in this process, which libFuzzer ends; `processes` starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "fuzz"
+"""Of each target the working corpus, which stays from run to run, and findings."""
+
+SECONDS, MEGABYTES = 5, 1024
+"""The longest that an input may take, and the most memory beside that of the imported modules."""
+CHECK_SECONDS = 60
+"""The longest in a check: on a busy machine five seconds may pass while a process waits."""
+CHECK_SEED = 1
+
+
+def run_once(run: Callable[[bytes], object], data: bytes) -> None:
+    from sparsedet.errors import InputError
+
+    try:
+        run(data)
+    except InputError as error:
+        if "\n" in str(error) or not str(error):
+            raise AssertionError(f"not one line: {str(error)!r}") from error
+
+
+def filled(folder: Path, name: str) -> Path:
+    """A working corpus with the seeds of a target in it."""
+    from fuzz.targets import seeds
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(seeds(name)):
+        (folder / f"seed-{number:03}").write_bytes(data)
+    return folder
+
+
+def _limit_memory() -> None:
+    """What is asked for counts, not only what is used: a small machine refuses what a large one
+    gives, and an array of zeros takes nothing until somebody reads it."""
+    if not os.path.exists("/proc/self/statm"):
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    now = pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (2 * MEGABYTES << 20),) * 2)  # threads ask, too
+
+
+def fuzz(name: str, corpus: Path, limits: dict[str, int]) -> None:
+    """Never returns, unless atheris is missing.
+
+    Args:
+        corpus: a folder for the working corpus.
+        limits: options of libFuzzer; none: those of the check of the repository.
+    """
+    try:
+        import atheris
+    except ImportError:
+        print("skipped: atheris is not installed (pip install atheris; Python 3.11 to 3.13)")
+        return
+    with atheris.instrument_imports(include=["sparsedet"], enable_loader_override=False):
+        from fuzz.targets import TARGETS
+    target = TARGETS[name]
+    if not limits:  # nothing that depends on how fast this machine is
+        limits = {"runs": target.check_runs, "seed": CHECK_SEED, "reload": 0}
+        limits |= {"timeout": CHECK_SECONDS}
+
+    def change(data: bytes, most: int, number: int) -> bytes:
+        return target.mutate(data, random.Random(number))[:most]
+
+    def once(data: bytes) -> None:
+        run_once(target.run, data)
+
+    filled(corpus, name)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    # libFuzzer counts the whole process, so OpenVINO's or torch's libraries too if they are loaded.
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    _limit_memory()
+    settings = {
+        "timeout": SECONDS,
+        **limits,
+        "rss_limit_mb": imported + MEGABYTES,
+        "max_len": 1 << 20,
+        "len_control": 0,
+        "print_final_stats": 1,
+        "verbosity": 1,
+        "artifact_prefix": f"{BUILD}/{name}-",
+    }
+    given = [f"-{key}={value}" for key, value in settings.items()]
+    atheris.Setup([name, *given, str(corpus)], once, custom_mutator=change)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    fuzz(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
