@@ -328,6 +328,8 @@ def _array(onnx: Any, path: Path, tensor: Any) -> Array:
 def _external(path: Path, label: str, tensor: Any, dims: list[int], dtype: Any) -> Array:
     fields = {entry.key: entry.value for entry in tensor.external_data}
     location = fields.get("location", "")
+    if not isinstance(location, str) or "\0" in location:  # bytes are what is no text
+        raise InputError(f"{label} lies in {location[:40]!r}, which is no name of a file")
     folder = path.resolve().parent
     file = folder / location
     inside = location and not Path(location).is_absolute() and ".." not in Path(location).parts
