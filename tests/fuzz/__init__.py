@@ -5,3 +5,6 @@ NAMES = (
     *("images", "coco", "kserve", "settings"),
 )
 """The targets of `targets.TARGETS`; who fuzzes must not import that before it is instrumented."""
+
+NATIVE = ("fuzz_jpeg", "fuzz_unpack", "fuzz_packed")
+"""Of the native readers: programs of the CMake preset `fuzz`, tests/native/NAME.cpp."""

@@ -1,14 +1,21 @@
-"""Which lines of a target's reader its corpus reaches: Python's own trace, and no other package."""
+"""Which lines of a target's reader its corpus reaches, by Python's own trace; and what is kept."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from .child import BUILD, filled
+from .processes import SEEDS
+
 SOURCE = Path(__file__).parents[2] / "src" / "sparsedet"
+LARGEST = 8192
+"""Bytes of a file in the corpus of the repository."""
 
 
 def lines_of(file: Path, functions: Collection[str]) -> set[int]:
@@ -60,3 +67,45 @@ def measure(
         finally:
             sys.settrace(None)
     return {Path(name): (lines, lines & ran[name]) for name, lines in files.items()}
+
+
+def show(name: str) -> None:
+    """Print which lines of a target's reader its corpus reaches."""
+    from .targets import TARGETS
+
+    target = TARGETS[name]
+    inputs = [path.read_bytes() for path in sorted(filled(BUILD / "corpus" / name, name).iterdir())]
+    found = measure(target.run, inputs, target.reader)
+    all_lines = sum(len(lines) for lines, _ in found.values())
+    ran = sum(len(reached) for _, reached in found.values())
+    print(f"{name}: {ran} of {all_lines} lines, {100 * ran / all_lines:.0f} %")
+    for file, (lines, reached) in found.items():
+        if missed := sorted(lines - reached):
+            print(f"  {file.relative_to(SOURCE)}: {', '.join(map(str, missed))}")
+
+
+def merge(name: str) -> None:
+    """Greedily, smallest first: a file stays in the repository if it reaches a line or a branch of
+    the reader that no seed and no smaller file does."""
+    from .targets import TARGETS
+
+    target = TARGETS[name]
+    kept = SEEDS / name
+    with tempfile.TemporaryDirectory() as empty:
+        if kept.exists():
+            shutil.move(str(kept), empty)
+    paths = list(filled(BUILD / "corpus" / name, name).iterdir())
+    seeds = [path.read_bytes() for path in paths if path.name.startswith("seed-")]
+    others = [path.read_bytes() for path in paths if not path.name.startswith("seed-")]
+
+    def lines(inputs: list[bytes]) -> set[tuple[str, int]]:
+        found = measure(target.run, inputs, target.reader)
+        return {(str(file), line) for file, (_, reached) in found.items() for line in reached}
+
+    reached = lines(seeds)
+    kept.mkdir(parents=True)
+    for data in sorted(others, key=len):
+        if len(data) <= LARGEST and (new := lines([data]) - reached):
+            reached |= new
+            (kept / f"{len(list(kept.iterdir())):03}").write_bytes(data)
+    print(f"{name}: {len(list(kept.iterdir()))} files")

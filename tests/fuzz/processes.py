@@ -15,12 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .child import BUILD, ROOT
+from . import NATIVE
+from .child import BUILD, MEGABYTES, ROOT, SECONDS
 
 LAST_LINES = 40
 """Of the output of a target that failed."""
 SMALL = 4096
 """Bytes of a finding that is printed, in base64: then it does not get lost with the machine."""
+SEEDS = ROOT / "tests" / "fuzz" / "corpus"
+NATIVE_SEEDS = {"fuzz_jpeg": (ROOT / "tests" / "attacks" / "images", SEEDS / "images")}
 ROOMY = 1 << 28
 """Bytes that a folder in memory must have free, for files of an input and a corpus."""
 MEANING = {70: "too slow", 71: "too much memory", 77: "a crash or an exception"}
@@ -61,6 +64,8 @@ class Outcome:
     def verdict(self) -> str:
         if self.code == 0:
             return "skipped: no atheris" if "skipped:" in self.output else "ok"
+        if "TooSlow" in self.output:
+            return f"too slow (exit code {self.code})"
         return f"{MEANING.get(self.code, 'failed')} (exit code {self.code})"
 
     def line(self) -> str:
@@ -90,13 +95,12 @@ def run_target(name: str, limits: Limits, *, capture: bool = True) -> Outcome:
     Args:
         capture: keep the output; False: let it be seen.
     """
-    options = {"max_total_time": limits.seconds, "runs": limits.runs, "seed": limits.seed}
     with tempfile.TemporaryDirectory(prefix="sparsedet-fuzz-", dir=_memory()) as folder:
-        corpus = Path(folder) / "corpus" if limits.check else BUILD / name
-        given = [name, str(corpus), json.dumps({} if limits.check else options)]
+        corpus = Path(folder) / "corpus" if limits.check else BUILD / "corpus" / name
+        corpus.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "tests.fuzz.child", *given],
+            _command(name, corpus, limits),
             cwd=ROOT,
             # The order of sets, so that equal runs are equal.
             env={**os.environ, "PYTHONHASHSEED": "0", "TMPDIR": folder},
@@ -107,6 +111,19 @@ def run_target(name: str, limits: Limits, *, capture: bool = True) -> Outcome:
         )
         seconds = time.monotonic() - start
     return Outcome(name, done.returncode, seconds, done.stdout or "")
+
+
+def _command(name: str, corpus: Path, limits: Limits) -> list[str]:
+    options = {"max_total_time": limits.seconds, "runs": limits.runs, "seed": limits.seed}
+    if name not in NATIVE:
+        given = [name, str(corpus), json.dumps({} if limits.check else options)]
+        return [sys.executable, "-m", "tests.fuzz.child", *given]
+    options |= {"timeout": SECONDS, "rss_limit_mb": MEGABYTES, "print_final_stats": 1}
+    seeds = [str(path) for path in (SEEDS / name, *NATIVE_SEEDS.get(name, ())) if path.is_dir()]
+    return [
+        *(str(BUILD / name), *(f"-{key}={value}" for key, value in options.items())),
+        *(f"-artifact_prefix={BUILD}/{name}-", str(corpus), *seeds),
+    ]
 
 
 def _memory() -> str | None:
