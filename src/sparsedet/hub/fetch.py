@@ -100,6 +100,9 @@ def fetch(
     part = target.with_name(target.name + ".part")
     try:
         if target.is_file() and not mismatch(remote, target):
+            if not part.exists():  # a process that was killed after its last step but one
+                with contextlib.suppress(OSError):
+                    _version(part).unlink(missing_ok=True)
             return False
         if offline:
             raise InputError(
@@ -115,6 +118,11 @@ def fetch(
             "another folder"
         ) from None
     return True
+
+
+def _version(part: Path) -> Path:
+    """The file that says of which version of the published file a part is."""
+    return part.with_name(part.name + ".from")
 
 
 @contextlib.contextmanager
@@ -147,7 +155,7 @@ class _Download:
     ) -> None:
         self.remote, self.part, self.policy = remote, part, policy
         self.progress = progress or (lambda done, total: None)
-        self.version = part.with_name(part.name + ".from")
+        self.version = _version(part)
 
     def run(self, target: Path, note: Note | None) -> None:
         """Try until the part is verified and moved to the target, or the policy gives up."""
