@@ -82,7 +82,7 @@ def onnx(folder: Path) -> Made:
         f"{name}.onnx": (changed(change), message) for name, (change, message) in changes.items()
     }
     there = b"../../../../etc/passwd"
-    for name, location in (("no text", b"\xa1"), ("a zero", b"\0")):
+    for name, location in (("no text", b"\xa1"), ("a zero", b"\0"), ("a line", b"\n")):
         data = changed(outside).replace(there, there[:-1] + location)
         made[f"a location with {name}.onnx"] = data, "no name of a file"
     for number, data in enumerate((b"", bytes(64), b"PK\3\4 and so on", b"\x08" * 999)):

@@ -328,7 +328,7 @@ def _array(onnx: Any, path: Path, tensor: Any) -> Array:
 def _external(path: Path, label: str, tensor: Any, dims: list[int], dtype: Any) -> Array:
     fields = {entry.key: entry.value for entry in tensor.external_data}
     location = fields.get("location", "")
-    if not isinstance(location, str) or "\0" in location:  # bytes are what is no text
+    if not isinstance(location, str) or not location.isprintable():  # bytes are what is no text
         raise InputError(f"{label} lies in {location[:40]!r}, which is no name of a file")
     folder = path.resolve().parent
     file = folder / location
