@@ -113,7 +113,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--model", type=Path, help="default: the embedded model")
+    parser.add_argument("--model", type=Path, default=Path("r50half-c4"), help="model file or name")
     parser.add_argument("--threads", type=int, default=2, help="and workers of ray")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ray", action="store_true", help="also on a Ray cluster here")

@@ -3,7 +3,7 @@
     python benchmarks/bench_loader.py --annotations TRAIN.json --images FOLDER [--json FILE]
 
 One process and one thread, as a worker of the loader has: file, decoding, augmentation, resizing to
-the size of the embedded model's network input. The settings are timed in turn, photograph by
+the size of the network input of `r50half-c4`. The settings are timed in turn, photograph by
 photograph, so that other work on the machine falls on all alike. Prints a table of the mean and the
 95th percentile, because a training step waits for the whole batch.
 """
@@ -28,7 +28,7 @@ from sparsedet.files import write_atomic
 from sparsedet.training.data import load_sample
 from sparsedet.training.recipe import Recipe
 
-PLAIN = Recipe(scale_low=0.6, scale_high=1.3)  # as the embedded model was trained
+PLAIN = Recipe(scale_low=0.6, scale_high=1.3)  # as `r50half-c4` was trained
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "flip and scale 0.6..1.3": {},

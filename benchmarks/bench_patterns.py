@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=embedded_model(), help="a pruned model")
+    parser.add_argument(
+        "--model", type=Path, default=embedded_model("r50half-c4"), help="a pruned model"
+    )
     parser.add_argument("--image", type=Path, default=records.ROOT / "examples" / "beach.jpg")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=40)
@@ -97,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         {"machine": conditions, "model": config.name, "rows": rows, "ratio": ratio},
     )
     lines = [
-        f"| `{config.name}`, the embedded model | Rows a loaded activation feeds | res2 to RPN |",
+        f"| `{config.name}` | Rows a loaded activation feeds | res2 to RPN |",
         "|---|---|---|",
     ]
     for name, row in rows.items():

@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="default: the embedded model")
+    parser.add_argument("--model", type=Path, default=Path("r50half-c4"), help="model file or name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--starts", type=int, default=5, help="of the process")
     parser.add_argument("--requests", type=int, default=100, help="of each measurement")

@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--video", type=Path, help="default: one that is made")
     parser.add_argument("--frames", type=int, default=300, help="of the video that is made")
-    parser.add_argument("--model", type=Path, help="default: the embedded model")
+    parser.add_argument("--model", type=Path, default=Path("r50half-c4"), help="model file or name")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)

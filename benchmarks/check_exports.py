@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--annotations", type=Path, help="COCO-format JSON")
     parser.add_argument("--images", type=Path, help="folder of its images")
-    parser.add_argument("--model", type=Path, help="default: the embedded model")
+    parser.add_argument("--model", type=Path, help="default: `r50half-c4`")
     parser.add_argument(
         "--compared", type=int, default=50, help="images compared detection by detection"
     )
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not (arguments.annotations and arguments.images):
         parser.error("--annotations and --images are needed")
-    model = sparsedet.load_model(arguments.model or embedded_model())
+    model = sparsedet.load_model(arguments.model or embedded_model("r50half-c4"))
     dataset = load_coco(arguments.annotations, arguments.images, model.config.class_names)
     report = sparsity_report(model.config, model.tensors)
     conditions = records.describe("", arguments.threads)

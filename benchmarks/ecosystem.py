@@ -123,7 +123,12 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--model", type=Path, default=embedded_model(), help="model file")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=embedded_model("r50half-c4"),
+        help="model file (default: r50half-c4)",
+    )
     parser.add_argument("--layout", choices=("NCHW", "NHWC"), default="NHWC")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--score", type=float, default=0.3, help="smallest score; default: 0.3")

@@ -1,4 +1,4 @@
-"""AP and time of the embedded model and of its dense origin.
+"""AP and time of the embedded `r50half-c4` and of its dense origin.
 
     python benchmarks/embedded.py --annotations VAL.json --images FOLDER --dense DENSE.safetensors
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     dataset = load_coco(arguments.annotations, arguments.images, COCO_NAMES)
-    paths = {"dense": arguments.dense, "sparse": embedded_model()}
+    paths = {"dense": arguments.dense, "sparse": embedded_model("r50half-c4")}
     detectors = {
         name: sparsedet.Detector.load(path, threads=arguments.threads)
         for name, path in paths.items()

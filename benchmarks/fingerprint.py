@@ -67,7 +67,7 @@ COMMANDS = {
         --teacher dense.safetensors --optimizer adamw --learning-rate 1e-4 --ema 0.5""",
     "convert/run": "convert train/sgd -o OUT/model.safetensors",
     "eval": f"eval {SCORED} --limit 60 --results OUT/results.json",
-    "compare": f"compare dense.safetensors embedded {SCORED} --limit 20",
+    "compare": f"compare dense.safetensors sparse.safetensors {SCORED} --limit 20",
 }
 """By the name of the results; OUT is a folder for them."""
 # Keys for paths, durations and sentences.
@@ -168,10 +168,12 @@ class Fingerprint:
         sys.stderr.write(f"{time.monotonic() - start:5.1f} s {name} {self.skipped.get(name, '')}\n")
 
     def saved(self) -> dict[str, bytes]:
-        """The embedded model, written, read and written again; and what is not made here."""
+        """The C4 model inside, written, read and written again; and what is not made here."""
         names = "single", "sparse", "dense"
         single, sparse, dense = files = [self.folder / f"{name}.safetensors" for name in names]
-        model = sparsedet.Detector.load().model
+        # By its file: commits differ in the names of models, and in the default.
+        inside = Path(sparsedet.__file__).parent / "models" / "r50half-c4-sparse-60.safetensors"
+        model = sparsedet.load_model(inside)
         sparsedet.save_model(single, model.config, model.tensors, {}, dtype="float32")
         model = sparsedet.load_model(single)
         sparsedet.save_model(sparse, model.config, model.tensors, {}, dtype="float16")

@@ -334,7 +334,8 @@ def around_table(folder: Path) -> str:
         [
             *markdown(["What", "Measured"], rows),
             "",
-            f"The embedded model, images of 640x480; {machine['threads']} threads of "
+            "The program starts with the default model, the others run `r50half-c4`; images of "
+            f"640x480; {machine['threads']} threads of "
             f"{machine['cpu']}, {machine['isa']}; clients on the same cores; commit "
             f"{machine['commit']}.",
         ]

@@ -44,8 +44,8 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def embedded() -> Path:
-    """The model inside the package."""
-    return embedded_model()
+    """The C4 model inside the package."""
+    return embedded_model("r50half-c4")
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from helpers.small import SMALL, picture
 from numpy.typing import NDArray
 
 from sparsedet import Detector, InputError, available_isas, read_image
+from sparsedet.choices import DEFAULT_MODEL, EMBEDDED
 from sparsedet.detections import from_rows
-from sparsedet.detector import EMBEDDED, embedded_model
+from sparsedet.detector import embedded_model, model_path
 from sparsedet.engine import Engine
 from sparsedet.images.letterbox import to_network_input
 from sparsedet.model.file import load_model, save_model
@@ -331,11 +332,12 @@ def test_a_detector_pickles_by_its_file_and_arguments(
     assert len(pickle.dumps(detector)) < 1000
 
 
-def test_the_embedded_model_pickles_as_such() -> None:
+def test_an_embedded_model_pickles_as_such() -> None:
     """By no path: the other process may have it elsewhere."""
-    data = pickle.dumps(Detector.load(threads=1))
-    assert EMBEDDED.encode() not in data
-    assert pickle.loads(data).config.name == Detector.load(threads=1).config.name
+    for name in (None, *EMBEDDED):
+        data = pickle.dumps(Detector.load(name, threads=1))
+        assert b".safetensors" not in data
+        assert pickle.loads(data).config.name == (name or DEFAULT_MODEL)
 
 
 def test_a_model_in_the_package_is_loaded_by_its_name(
@@ -393,13 +395,20 @@ def test_sparsity_counts_zeros_among_all_parameters(detector: Detector, small_mo
     assert 0.4 <= detector.sparsity < 0.41
 
 
-def test_the_embedded_model_is_the_default(embedded: Path) -> None:
+def test_the_default_model_is_embedded() -> None:
     detector = Detector.load()
-    assert detector.config == load_model(embedded).config
+    assert detector.config == load_model(embedded_model(DEFAULT_MODEL)).config
     assert detector.config.class_names[0] == "person" and len(detector.config.class_names) == 80
-    assert detector.sparsity >= 0.6
+
+
+def test_the_c4_model_stays_by_its_name(embedded: Path) -> None:
+    detector = Detector.load("r50half-c4")
+    assert detector.config == load_model(embedded).config
+    assert len(detector.config.class_names) == 80 and detector.sparsity >= 0.6
     assert embedded.stat().st_size <= 12_000_000
     assert detector.model.provenance
+    with pytest.warns(DeprecationWarning, match="embedded is now r50half-c4"):
+        assert model_path("embedded") == embedded
 
 
 # ------------------------------------------------------------------------ bad input

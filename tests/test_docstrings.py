@@ -45,8 +45,8 @@ def test_the_python_of_documents_runs(
     printed = capsys.readouterr().out
     if page == "inputs-outputs.md":
         assert len(blocks) == 2 and (tmp_path / "found.csv").exists()
-        assert "examples/beach.jpg <Detections in 640x427: 5 person" in printed
+        assert "examples/beach.jpg <Detections in 640x427: 6 person" in printed
     elif page == "start.md":
-        assert printed.count("person") == 5
+        assert printed.count("person") == 6
     else:
         assert (tmp_path / "stream.jsonl").read_text().count("\n") == 2

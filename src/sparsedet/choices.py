@@ -1,8 +1,17 @@
-"""Names that people choose among: backends and precisions; the command line needs no more."""
+"""Names that people choose among: models, backends, precisions; the command line needs no more."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+EMBEDDED = {
+    "picodet-s": "picodet-s-416-sparse.safetensors",
+    "r50half-c4": "r50half-c4-sparse-60.safetensors",
+}
+"""The embedded models: name -> model file inside the package."""
+
+DEFAULT_MODEL = "picodet-s"
+"""The embedded model that runs where none is named."""
 
 Name = Literal["native", "openvino", "onnxruntime", "torch"]
 """A backend, see `backends.base.BACKENDS`."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, Name, load
+from .choices import DEFAULT_MODEL, EMBEDDED
 from .detections import Detections, check_threshold, contract_rows, from_rows
 from .engine import Precision, default_threads
 from .engine.process import finished_before_exit, remake_after_fork
@@ -36,25 +37,26 @@ Result = TypeVar("Result")
 READ_AHEAD = 4
 """Images of a file, address or camera that wait, decoded, for the network."""
 
-EMBEDDED = "r50half-c4-sparse-60.safetensors"
-"""The model file inside the package that is used where none is named."""
 
-_PICODET = "picodet-s-416-sparse.safetensors"
-NAMED = {"r50half-c4": EMBEDDED, "embedded": EMBEDDED, "picodet-s": _PICODET}
-"""Name -> model file inside the package."""
+def embedded_model(name: str) -> Path:
+    """Path of a model inside the package, one of `choices.EMBEDDED`."""
+    return Path(__file__).parent / "models" / EMBEDDED[name]
 
 
-def embedded_model(name: str = "r50half-c4") -> Path:
-    """Path of a model that ships with the package, one of `NAMED`."""
-    return Path(__file__).parent / "models" / NAMED[name]
+def model_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """The file that a user means by a file, the name of an embedded model, or None: the default.
 
-
-def model_path(path: str | os.PathLike[str] | None) -> Path:
-    """The file that a user means: None or a name of `NAMED`, unless there is such a file."""
+    A file of such a name comes first.
+    """
     if path is None:
-        return embedded_model()
+        return embedded_model(DEFAULT_MODEL)
+    if os.path.exists(path):
+        return path
     name = os.fspath(path)
-    return embedded_model(name) if name in NAMED and not os.path.exists(name) else Path(name)
+    if name == "embedded":  # as `serve` and `compare` called it
+        name = "r50half-c4"
+        warn_renamed("embedded", name)
+    return embedded_model(name) if name in EMBEDDED else path
 
 
 class Detector:
@@ -103,8 +105,8 @@ class Detector:
         """Load a model file.
 
         Args:
-            path: model file, or the name of one in the package, "r50half-c4" (the default) or
-                "picodet-s". Or an ONNX file of a detector, which is converted in memory
+            path: model file, or the name of an embedded one, "picodet-s" (the default) or
+                "r50half-c4". Or an ONNX file of a detector, which is converted in memory
                 (`pip install 'sparsedet[onnx]'`). For the backends openvino and onnxruntime also
                 a graph file: the published .xml, or an exported one.
             threads: CPU threads of all streams together; default: the CPUs that this process
@@ -144,7 +146,7 @@ class Detector:
         if resize == "fit":
             warn_renamed("resize 'fit'", "'letterbox'")
             resize = "letterbox"
-        asked, own = threads, path
+        asked = threads
         threads = default_threads() if threads is None else threads
         if streams != 1:
             if not isinstance(streams, int) or not 1 <= streams <= threads:
@@ -152,9 +154,11 @@ class Detector:
             threads //= streams
         if resize not in (None, "letterbox", "stretch"):
             raise InputError(f"resize is {resize!r}, expected 'letterbox' or 'stretch'")
+        path = DEFAULT_MODEL if path is None else path
+        file = model_path(path)
         model, engine = load(
             backend,
-            model_path(path),
+            file,
             threads=threads,
             streams=streams,
             precision=precision,
@@ -166,8 +170,8 @@ class Detector:
             model = replace(model, config=with_form(model.config, resize=resize))
         detector = cls(model, engine, streams)
         detector._source = {
-            # Not the path of a model in the package: another process may have it elsewhere.
-            "path": own if own is None or model_path(own) != Path(own) else os.path.abspath(own),
+            # Not the file of an embedded model: another process may have it elsewhere.
+            "path": os.path.abspath(path) if file is path else path,
             "threads": asked,
             "streams": streams,
             "precision": precision,
@@ -264,7 +268,7 @@ class Detector:
         """Detect objects in an image.
 
         >>> Detector.load()("examples/beach.jpg", 0.9)
-        <Detections in 640x427: 5 person 0.97..1.00>
+        <Detections in 640x427: 5 person 0.93..1.00>
 
         Args:
             image: (H, W, 3) uint8 BGR, as `read_image` and OpenCV return it; or a PIL image, or
@@ -315,8 +319,8 @@ class Detector:
         >>> detector = Detector.load()
         >>> for frame, found in detector.stream("examples", 0.9, frames=True):
         ...     print(frame.name, found)
-        examples/beach.jpg <Detections in 640x427: 5 person 0.97..1.00>
-        examples/frisbee.jpg <Detections in 640x457: 4 person 0.97..1.00>
+        examples/beach.jpg <Detections in 640x427: 5 person 0.93..1.00>
+        examples/frisbee.jpg <Detections in 640x457: 5 person 0.91..1.00>
 
         Args:
             source: what `sources.open_source` takes: images, paths, videos, addresses, or

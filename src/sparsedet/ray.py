@@ -47,7 +47,8 @@ class DetectImages:
     Leave a CPU or two of the cluster to the tasks that read: workers hold theirs until the end.
 
     Args:
-        model: model file that all workers can read; default: the embedded model.
+        model: model file that all workers can read; or the name of an embedded one; default: the
+            default model.
         score: ignore detections with a lower score, 0..1.
         threads: CPU threads of this worker, each for an image of its own; as `num_cpus`.
         settings: of `Detector.load`.

@@ -23,7 +23,9 @@ from helpers.small import SMALL, picture
 from sparsedet import Detector, InputError, backends, read_image
 from sparsedet.backends import BACKENDS, GRAPHS, NAMES, PRECISIONS, Name
 from sparsedet.backends.signature import Port, Signature, is_nhwc, plain_rows
+from sparsedet.choices import EMBEDDED
 from sparsedet.detections import Detections
+from sparsedet.detector import embedded_model
 from sparsedet.evaluation.agreement import exact
 from sparsedet.model.config import COCO_CATEGORY_IDS, COCO_NAMES
 from sparsedet.model.file import load_model, save_model
@@ -63,11 +65,11 @@ def same(expected: Detections, got: Detections) -> None:
     assert expected.letterbox == got.letterbox and expected.class_names == got.class_names
 
 
-@pytest.fixture(scope="module")
-def expected() -> list[Detections]:
-    """The native engine's detections with the embedded model."""
-    detector = Detector.load(threads=1)
-    return [detector(read_image(photo)) for photo in PHOTOS]
+@pytest.fixture(scope="module", params=EMBEDDED)
+def expected(request: pytest.FixtureRequest) -> tuple[str, list[Detections]]:
+    """An embedded model, and the native engine's detections with it."""
+    detector = Detector.load(request.param, threads=1)
+    return request.param, [detector(read_image(photo)) for photo in PHOTOS]
 
 
 # ------------------------------------------------------------------------ the table
@@ -105,18 +107,15 @@ def test_load_gives_what_the_detector_runs(small_model: Path, tmp_path: Path) ->
     ["native", "openvino", "onnxruntime", pytest.param("torch", marks=pytest.mark.slow)],
 )
 def test_the_same_detections_by_every_backend(
-    backend: str, expected: list[Detections], tmp_path: Path
+    backend: str, expected: tuple[str, list[Detections]], tmp_path: Path
 ) -> None:
     if backend != "native":
         pytest.importorskip(backend)
-    got, config, threads = elsewhere(tmp_path, PHOTOS, backend=backend, threads=1)
-    assert config == preset_of_embedded() and threads in (None, [1, 1])
-    for ours, theirs in zip(expected, got, strict=True):
-        same(ours, theirs)
-
-
-def preset_of_embedded() -> Any:
-    return Detector.load().config
+    name, ours = expected
+    got, config, threads = elsewhere(tmp_path, PHOTOS, path=name, backend=backend, threads=1)
+    assert config == load_model(embedded_model(name)).config and threads in (None, [1, 1])
+    for one, other in zip(ours, got, strict=True):
+        same(one, other)
 
 
 def test_threads_and_streams_of_openvino(small_model: Path, photo: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from helpers.commands import Run
 
 import sparsedet
+from sparsedet.choices import EMBEDDED
 
 
 def told(run: Run) -> dict[str, str]:
@@ -31,7 +32,7 @@ def test_it_says_what_a_bug_report_needs(run: Run, monkeypatch: pytest.MonkeyPat
     assert said["instruction sets"].split(", ") == sparsedet.available_isas()
     assert any(said["in use"].startswith(f"{isa}, with f32") for isa in sparsedet.available_isas())
     assert said["numpy"] == importlib.metadata.version("numpy")
-    assert said["CPU"] and "missing" not in said["embedded model"]
+    assert said["CPU"] and said["embedded models"].split(", ") == list(EMBEDDED)
 
 
 def test_nothing_stops_it(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,11 +50,13 @@ def test_nothing_stops_it(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.delenv("SPARSEDET_CACHE", raising=False)
     monkeypatch.setattr(Path, "expanduser", gone)
     monkeypatch.setattr("importlib.metadata.version", version)
-    monkeypatch.setattr("sparsedet.detector.embedded_model", lambda: tmp_path / "models" / "none")
+    monkeypatch.setattr(
+        "sparsedet.detector.embedded_model", lambda name: tmp_path / "models" / name
+    )
     monkeypatch.setattr("builtins.open", gone_file(open))
     said = told(run)
     assert "'mmx'" in said["in use"] and said["SPARSEDET_ISA"] == "mmx"
-    assert "no home folder" in said["cache"] and said["embedded model"].endswith("missing")
+    assert "no home folder" in said["cache"] and said["embedded models"].endswith("(missing)")
     assert said["numpy"] == "not installed" and "damaged" in said["opencv-python"]
     assert said["CPU"]
 

@@ -214,7 +214,7 @@ def test_compare(run: Run, small_model: Path, tmp_path: Path) -> None:
     refused(call(small_model, other), "no class in common")
     refused(call(small_model, small_model, "--limit", 0), "limit is 0", code=2)
     assert tree(tmp_path) == before
-    shared = call(small_model, "embedded", "--limit", 1)  # cat and traffic light
+    shared = call(small_model, "picodet-s", "--limit", 1)  # cat and traffic light
     assert shared.code == 0 and "classes that are not scored" in shared.err
 
 

@@ -10,6 +10,7 @@ import pytest
 from helpers.commands import Run, refused
 
 import sparsedet
+from sparsedet.choices import DEFAULT_MODEL
 from sparsedet.cli.forecast import forecast_lines
 from sparsedet.detector import embedded_model
 from sparsedet.model.file import save_model, tensor_shapes
@@ -79,12 +80,20 @@ def test_bad_info(run: Run, small_model: Path) -> None:
     refused(run("info", "--preset", "r101-c4", "--operations"), "a preset has no weights", code=2)
 
 
-def test_the_embedded_model(run: Run, photo: Path, embedded: Path) -> None:
-    out = run("info").out
+@pytest.mark.parametrize(("named", "zeros"), [((), 40.0), (("r50half-c4",), 60.0)])
+def test_embedded_models(run: Run, named: tuple[str, ...], zeros: float) -> None:
+    out = run("info", *named).out
     found = re.search(r"sparsity (\d+\.\d+) % of all weights and biases", out)
-    assert found and float(found[1]) >= 60.0
-    assert str(embedded) in out
-    assert run("detect", photo).code == 0
+    assert found and float(found[1]) >= zeros
+    assert str(embedded_model(*(named or (DEFAULT_MODEL,)))) in out
+
+
+def test_without_a_name_the_default_model_runs(run: Run) -> None:
+    beach = Path(__file__).parents[2] / "examples" / "beach.jpg"
+    plain = run("detect", beach, "--no-save", "--format", "json")
+    named = run("detect", beach, "--no-save", "--format", "json", "--model", DEFAULT_MODEL)
+    assert plain.code == 0 and '"person"' in plain.out
+    assert plain.out == named.out
 
 
 def test_info_forecasts_what_zeros_would_give(run: Run, small_model: Path) -> None:

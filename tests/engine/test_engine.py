@@ -575,8 +575,8 @@ def test_the_published_network_at_full_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["beach.jpg", "frisbee.jpg"])
-def test_the_embedded_model_on_photographs(name: str) -> None:
-    file = load_model(embedded_model())
+def test_the_c4_model_on_photographs(name: str) -> None:
+    file = load_model(embedded_model("r50half-c4"))
     config = require_c4(file.config, "compared")
     network_input, _ = to_network_input(
         read_image(EXAMPLES / name), config.input_height, config.input_width

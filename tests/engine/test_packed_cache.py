@@ -106,7 +106,7 @@ def test_the_same_streams_as_from_arrays(
 
 
 def test_no_dense_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model(embedded_model())
+    model = load_model(embedded_model("r50half-c4"))
     parameters = sum(np.prod(stored_tensors(model).shape(name)) for name in model.tensors)
     decoded = 0
     dense = StoredTensor.dense
@@ -118,7 +118,7 @@ def test_no_dense_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(StoredTensor, "dense", counted)
     tracemalloc.start()
-    detector = Detector.load(threads=1)
+    detector = Detector.load("r50half-c4", threads=1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 0 < decoded < 0.1 * parameters  # the predictors, and biases

@@ -83,7 +83,7 @@ def kitchen(folder: Path, text: str) -> None:
         shutil.copy(annotations, folder / f"{name}.json")
     data = json.loads(annotations.read_text())
     for category, word in zip(data["categories"], ("car", "airplane", "truck"), strict=True):
-        category["name"] = word  # the embedded model's classes
+        category["name"] = word  # classes of COCO, as the embedded models have
     for name in ("instances.json", "J"):
         (folder / name).write_text(json.dumps(data))
     for name in ("photos", "my_photos", "images", "val", "IMAGES", "PHOTOGRAPHS", "D"):
@@ -126,7 +126,7 @@ def _foreign(folder: Path, text: str) -> None:
     zoo(folder, state_of(DETECTRON2)).rename(folder / "model_final_298dad.pkl")
     shutil.copy(TENSORPACK, folder / "COCO-MaskRCNN-R101C41x.npz")
     if "published.xml" in text:
-        assert main(["export", "-o", str(folder / "published.xml")]) == 0
+        assert main(["export", "r50half-c4", "-o", str(folder / "published.xml")]) == 0
     if "fasterrcnn" in text:
         from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 

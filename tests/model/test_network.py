@@ -109,7 +109,7 @@ def test_a_network_is_no_detector_and_a_detector_no_network(tmp_path: Path) -> N
     from sparsedet.detector import embedded_model
 
     with pytest.raises(InputError, match="is a detector: load it with"):
-        Model.load(embedded_model())
+        Model.load(embedded_model("r50half-c4"))
     with pytest.raises(InputError, match="n is no classifier"):
         Model.load(path).classify(np.zeros((9, 9, 3), np.uint8))
 

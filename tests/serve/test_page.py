@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from helpers.service import ask, refused_with, running
 
-from sparsedet.detector import Detector, embedded_model
+from sparsedet.choices import DEFAULT_MODEL
+from sparsedet.detector import Detector, embedded_model, model_path
 from sparsedet.model.sparsity import sparsity_report
 from sparsedet.serve.models import model_files
 from sparsedet.serve.page import POLICY, WEB
@@ -93,12 +94,9 @@ def test_with_a_token_the_page_is_open_and_the_models_are_not(detector: Detector
         assert ask(served.address, "/models", None, good).status == 200
 
 
-def test_the_embedded_model_has_a_name_among_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    own = embedded_model().stem
-    given = ["embedded", "small=embedded", "dense.onnx"]
-    assert model_files(given) == {own: None, "small": None, "dense": Path("dense.onnx")}
-    Path("embedded").touch()
-    assert model_files(["embedded"]) == {"embedded": Path("embedded")}
+def test_embedded_models_have_names_among_files() -> None:
+    given = ["r50half-c4", "small=picodet-s", "dense.onnx"]
+    files = {"r50half-c4": "r50half-c4", "small": "picodet-s", "dense": "dense.onnx"}
+    assert model_files(given) == {name: Path(file) for name, file in files.items()}
+    assert model_files([]) == {DEFAULT_MODEL: Path(DEFAULT_MODEL)}
+    assert model_path(model_files([])[DEFAULT_MODEL]) == embedded_model(DEFAULT_MODEL)

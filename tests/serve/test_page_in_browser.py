@@ -1,4 +1,4 @@
-"""The web page in headless Chromium, with real photographs and the two embedded models.
+"""The web page in headless Chromium, with real photographs and two C4 models.
 
 Needs playwright (`pip install '.[browser]'`) and a Chromium of the system.
 """
@@ -39,7 +39,10 @@ FLAGS = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 @pytest.fixture(scope="module")
 def detectors() -> dict[str, Detector]:
     dense = ROOT / "recipes" / "embedded" / "dense.safetensors"
-    return {"sparse": Detector.load(threads=1), "dense": Detector.load(dense, threads=1)}
+    return {
+        "sparse": Detector.load("r50half-c4", threads=1),
+        "dense": Detector.load(dense, threads=1),
+    }
 
 
 @pytest.fixture(scope="module")

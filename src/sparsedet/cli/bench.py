@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError, UsageError
 from .messages import complain
 from .options import (
+    MODEL_OR_NAME,
     OUTPUT,
     RUNNING,
     Command,
@@ -26,7 +27,7 @@ Detects in one image with this engine and with the runtimes that are installed (
 Runtime, torch), which run the same network from the same file. First their detections are compared,
 then they run in turn: latency on all threads, throughput with one image a thread. `x` is how many
 times faster this engine is, in latency and in throughput. MODEL is a model file, an ONNX file of a
-detector, or nothing: the embedded model. Runs for a minute or two; close other programs."""
+detector, or nothing: the default model. Runs for a minute or two; close other programs."""
 
 
 def register(command: Command) -> None:
@@ -42,9 +43,7 @@ def register(command: Command) -> None:
             "sparsedet bench mine.safetensors --peer openvino-f32 --plot mine.png --json mine.json",
         ),
     )
-    bench.add_argument(
-        "model", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded)"
-    )
+    bench.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=MODEL_OR_NAME)
     bench.add_argument(
         "--image", type=Path, metavar="FILE", help="photograph to detect in (default: one inside)"
     )

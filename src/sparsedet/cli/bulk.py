@@ -99,9 +99,8 @@ def run_bulk(arguments: argparse.Namespace) -> int:
     if classes is not None:
         labels_of(classes, detector.config.class_names)  # before the work
     wanted = Wanted(arguments.score_threshold, classes, arguments.top)
-    model = arguments.model
     settings = {
-        "--model": "embedded" if model is None else sha256_of(model_path(model)),
+        "--model": sha256_of(model_path(arguments.model)),
         "--score-threshold": arguments.score_threshold,
         "--classes": arguments.classes,
         "--top": arguments.top,
@@ -120,9 +119,11 @@ def run_bulk(arguments: argparse.Namespace) -> int:
             _here(plan, wanted.of(detector), detector.streams, report)
         else:
             loading = detector_settings(arguments, threads=threads, streams=streams)
-            for name in ("path", "tuning"):  # workers have working folders of their own
-                if loading[name] is not None:
-                    loading[name] = os.path.abspath(loading[name])
+            # Workers have working folders of their own, and embedded models elsewhere.
+            if (path := loading["path"]) is not None and model_path(path) is path:
+                loading["path"] = os.path.abspath(path)
+            if loading["tuning"] is not None:
+                loading["tuning"] = os.path.abspath(loading["tuning"])
             del detector
             _on_ray(arguments, output, loading, wanted, report)
     except KeyboardInterrupt:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..choices import NAMES, PRECISIONS
+from ..choices import EMBEDDED, NAMES, PRECISIONS
 from ..errors import InputError
 from .evaluate import add_dataset
 from .messages import Progress, warn
@@ -28,12 +29,13 @@ def register(command: Command) -> None:
         examples=(
             "sparsedet compare dense.safetensors pruned.safetensors --annotations val.json "
             "--images val",
-            "sparsedet compare embedded embedded --backend-b openvino --annotations val.json "
+            "sparsedet compare picodet-s picodet-s --backend-b openvino --annotations val.json "
             "--images val",
         ),
     )
     for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help="model file, or 'embedded'")
+        wanted = f"model file, or {' or '.join(EMBEDDED)}"
+        parser.add_argument(name, metavar=name.upper(), help=wanted)
     add_dataset(parser)
     add(parser, "--json", "--overwrite")
     add_running(parser, model=False)
@@ -83,18 +85,10 @@ def run_compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _path(given: str) -> Path:
-    from ..detector import model_path
-
-    return model_path(given)
-
-
 def _load(given: str, arguments: argparse.Namespace, precision: Any, backend: Any) -> Detector:
     # The instruction set and the tuning file are for the native engine, if one of the two runs it.
     other = {} if backend == "native" else {"isa": "", "tuning": None}
-    return load_detector(
-        arguments, path=_path(given), precision=precision, backend=backend, **other
-    )
+    return load_detector(arguments, path=Path(given), precision=precision, backend=backend, **other)
 
 
 def _name(given: str, detector: Detector) -> str:
@@ -102,8 +96,10 @@ def _name(given: str, detector: Detector) -> str:
 
 
 def _facts(given: str, detector: Detector) -> dict[str, Any]:
+    from ..detector import model_path
+
     return {
-        "size_mb": _path(given).stat().st_size / 1e6,
+        "size_mb": os.stat(model_path(given)).st_size / 1e6,
         "zeros_percent": 100 * detector.sparsity,
         "precision": detector.engine.precision,
         "precision_reason": detector.precision_reason,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices import DEFAULT_MODEL
 from ..errors import UsageError
 from .messages import Progress, complain
 from .options import (
@@ -197,7 +198,7 @@ def _results(
         complain(f"{files[0]} is complete, there is nothing to go on with")
         return None, True
     settings = {
-        "--model": None if arguments.model is None else str(arguments.model),
+        "--model": str(arguments.model or DEFAULT_MODEL),
         "--score-threshold": arguments.score_threshold,
         **{f"--{n}": getattr(arguments, n) for n in ("classes", "top", "every", "track", "tile")},
     }

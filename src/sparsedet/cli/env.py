@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
+from ..choices import EMBEDDED
 from ..errors import InputError
 from .options import Command
 
@@ -38,20 +40,18 @@ def register(command: Command) -> None:
 def run_env(arguments: argparse.Namespace) -> int:
     import platform  # here, because it takes a while, and all commands import this file
 
-    from ..detector import embedded_model
     from ..engine import available_isas, default_threads
     from ..engine.cpus import cpu_name
     from ..files import cache_folder
     from ..version import VERSION
 
-    model = embedded_model()
     try:
         cache = str(cache_folder())
     except InputError as error:
         cache = str(error)
     lines = {
-        "sparsedet": f"{VERSION} ({model.parent.parent})",
-        "embedded model": f"{model.name}{'' if model.is_file() else ', missing'}",
+        "sparsedet": f"{VERSION} ({Path(__file__).parents[1]})",
+        "embedded models": ", ".join(map(_embedded, EMBEDDED)),
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "CPU": cpu_name(),
@@ -67,6 +67,12 @@ def run_env(arguments: argparse.Namespace) -> int:
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")
     return 0
+
+
+def _embedded(name: str) -> str:
+    from ..detector import embedded_model
+
+    return name + ("" if embedded_model(name).is_file() else " (missing)")
 
 
 def _in_use() -> str:

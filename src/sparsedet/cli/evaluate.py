@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices import DEFAULT_MODEL
 from ..errors import InputError, UsageError
 from .messages import Progress, warn
 from .options import (
@@ -179,7 +180,7 @@ def _facts(
     from ..version import VERSION
 
     return {
-        "Model": "embedded model" if arguments.model is None else arguments.model.name,
+        "Model": DEFAULT_MODEL if arguments.model is None else arguments.model.name,
         "Zeros of all parameters": f"{100 * detector.sparsity:.1f} %"
         if detector.model.tensors
         else "not counted in a graph",

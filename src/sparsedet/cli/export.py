@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
-from .options import OUTPUT, Command, add, add_bad_images, add_old, group, output_file
+from .options import (
+    MODEL_OR_NAME,
+    OUTPUT,
+    Command,
+    add,
+    add_bad_images,
+    add_old,
+    group,
+    output_file,
+)
 
 if TYPE_CHECKING:
     from ..model.file import ModelFile
@@ -30,9 +39,7 @@ def register(command: Command) -> None:
             "sparsedet export -o int8.xml --int8 --images photos",
         ),
     )
-    export.add_argument(
-        "file", nargs="?", type=Path, metavar="MODEL", help="model file (default: the embedded one)"
-    )
+    export.add_argument("file", nargs="?", type=Path, metavar="MODEL", help=MODEL_OR_NAME)
     add(export, "--max-detections")
     add(export, "--output", required=True, type=output_file)
     form = group(export, OUTPUT)

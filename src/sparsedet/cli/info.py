@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices import DEFAULT_MODEL
 from ..errors import InputError, UsageError
 from .forecast import forecast_lines
 from .messages import warn
@@ -34,8 +35,8 @@ def register(command: Command) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL",
-        help="model file, or a checkpoint or ONNX file that `convert` reads (default: the embedded "
-        "model)",
+        help="model file, or a checkpoint or ONNX file that `convert` reads (default: "
+        f"{DEFAULT_MODEL})",
     )
     add(info, "--preset", "--rois")
     running = group(info, RUNNING)
@@ -109,7 +110,7 @@ def run_info(arguments: argparse.Namespace) -> int:
         print(_costs(config, rois))
         print("\n".join(forecast_lines(config, rois, None, arguments.precision)))
         return 0
-    path = model_path(file)
+    path = Path(model_path(file))
     if path.suffix.lower() == ".onnx" and not operations:
         from .info_onnx import show_onnx
 

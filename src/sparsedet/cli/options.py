@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..choices import NAMES, PRECISIONS
+from ..choices import DEFAULT_MODEL, EMBEDDED, NAMES, PRECISIONS
 from ..errors import UsageError
 from .messages import warn
 
@@ -27,6 +27,9 @@ Command = Callable[..., argparse.ArgumentParser]
 EXPENSIVE = 10_000
 """GFLOP of an image from which on a warning says it. Source: choice; two CPUs do some 100 a second,
 and the largest preset needs a tenth."""
+
+MODEL_OR_NAME = f"model file, or {' or '.join(EMBEDDED)} (default: {DEFAULT_MODEL})"
+"""The help of a model that a command takes by its place."""
 
 INPUT, OUTPUT, RUNNING, MODEL = "input", "output", "running", "model"
 """Titles of the groups in a command's help."""
@@ -134,7 +137,7 @@ FLAGS: dict[str, Flag] = {
     "--quiet": _switch(OUTPUT, "print errors alone", short="-q"),
     "--resume": _switch(OUTPUT, "go on with a run that was stopped"),
     # --- model
-    "--model": _path(MODEL, "model file, r50half-c4 or picodet-s (default: r50half-c4, embedded)"),
+    "--model": _path(MODEL, MODEL_OR_NAME),
     "--preset": _value(
         MODEL, "model configuration: r101-c4, r50half-c4, r50half-fpn, ...", str, "NAME"
     ),

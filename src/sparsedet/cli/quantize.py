@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..choices import DEFAULT_MODEL
 from .convert_onnx import load_network, onnx_flags
 from .messages import Progress, warn
 from .options import Command, add, add_bad_images, group, output_file
@@ -30,7 +31,7 @@ def register(command: Command) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL",
-        help="the network (default: the embedded model)",
+        help=f"the network (default: {DEFAULT_MODEL})",
     )
     add(quantize, "--images", required=True)
     add(quantize, "--calibration-images", default=16)
@@ -46,7 +47,7 @@ def run_quantize(arguments: argparse.Namespace) -> int:
     from ..detector import model_path
     from ..engine.calibrate import quantize_file
 
-    model = model_path(arguments.file)
+    model = Path(model_path(arguments.file))
     arguments.init = model
     file, notes = load_network(model, arguments)
     for note in notes:

@@ -12,8 +12,8 @@ SERVICE = "service"
 DETAILS = """\
 The address is a web page in a browser. POST /detect takes an image and answers what `detect
 --format json` prints; /v2/... is KServe's protocol for tensors, /metrics is for Prometheus. --model
-may be given several times, as FILE or NAME=FILE, where `embedded` is the embedded model; the first
-is the default. Without --host only this machine can ask. The log is JSON, a line for each request,
+may be given several times, as FILE or NAME=FILE; a request that names no model gets the first.
+Without --host only this machine can ask. The log is JSON, a line for each request,
 on stderr. SIGTERM or Ctrl-C: what was accepted is answered, then it ends. Needs
 pip install 'sparsedet[serve]'. The token may also stand in SPARSEDET_TOKEN."""
 
@@ -27,7 +27,7 @@ def register(command: Command) -> None:
         usage="[OPTIONS]",
         details=DETAILS,
         examples=(
-            "sparsedet serve --model embedded --model dense.safetensors",
+            "sparsedet serve --model picodet-s --model mine.safetensors",
             "sparsedet serve --model street=street.safetensors --streams 2 --token-file token.txt",
         ),
     )

@@ -39,7 +39,7 @@ class Detections(Conversions):
     >>> image = read_image("examples/beach.jpg")
     >>> found = Detector.load()(image, 0.9)
     >>> found
-    <Detections in 640x427: 5 person 0.97..1.00>
+    <Detections in 640x427: 5 person 0.93..1.00>
     >>> found.above(0.99).to_coco(image_id=7)[0]["category_id"]
     1
 

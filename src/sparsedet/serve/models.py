@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..detector import EMBEDDED, Detector
+from ..choices import DEFAULT_MODEL
+from ..detector import Detector
 from ..errors import InputError, UsageError
 from ..exporters.form import Form
 from .refusal import Refusal
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-OWN = "embedded"
-"""Stands for the embedded model, where there is no such file."""
-
 FORM = Form()
 """A served model has inputs and outputs of the names and shapes of an exported one."""
 
 
-def model_files(given: Iterable[str]) -> dict[str, Path | None]:
+def model_files(given: Sequence[str]) -> dict[str, Path]:
     """Name -> file, from `NAME=FILE` or `FILE`, which is then named as its file without suffix.
 
-    None is the embedded model, which is served where nothing is given; as FILE it is `embedded`.
+    FILE may be the name of an embedded model. Where nothing is given, the default model is served.
 
     Raises:
         UsageError: a name cannot stand in an address, or two are the same.
     """
-    files: dict[str, Path | None] = {}
-    for text in given:
+    files: dict[str, Path] = {}
+    for text in given or (DEFAULT_MODEL,):
         name, sign, file = text.partition("=")
         if not sign or "/" in name:
             name, file = Path(text).stem, text
-            if _is_own(text):
-                name = Path(EMBEDDED).stem
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"the model name {name!r} cannot stand in an address, expected letters, digits "
@@ -43,12 +39,8 @@ def model_files(given: Iterable[str]) -> dict[str, Path | None]:
             )
         if name in files:
             raise UsageError(f"two models are named {name}: give --model NAME=FILE")
-        files[name] = None if _is_own(file) else Path(file)
-    return files or {Path(EMBEDDED).stem: None}
-
-
-def _is_own(file: str) -> bool:
-    return file == OWN and not Path(file).exists()
+        files[name] = Path(file)
+    return files
 
 
 @dataclass(frozen=True, slots=True)
