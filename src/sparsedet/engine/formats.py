@@ -91,9 +91,10 @@ class _Planner:
         self.found: dict[str, Range | None] = {}  # ranges by value
 
     def run(self) -> list[Planned]:
-        for operation in self.graph.operations:  # in order: a range depends on those before it
-            if self._counts(operation.name):
-                self._range(operation.name)
+        if self.precision == "int8":
+            for operation in self.graph.operations:  # in order: a range depends on those before it
+                if self._counts(operation.name):
+                    self._range(operation.name)
         for operation in reversed(self.graph.operations):
             self._choose(operation)
         if self.precision == "int8":

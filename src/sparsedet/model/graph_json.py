@@ -7,6 +7,7 @@ size is bounded, before a graph is made of them.
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from ..errors import InputError
@@ -104,18 +105,19 @@ def _operation(entry: Any) -> Operation:
         texts = isinstance(inputs, list) and all(isinstance(i, str) for i in inputs)
         _expect(texts and inputs != [], "its inputs are not a list of names")
         _expect(isinstance(attributes, dict), "its attributes are no JSON object")
-        return Operation(name, tuple(inputs), _attributes(KINDS[kind], attributes))
+        return Operation(name, tuple(inputs), _attributes(kind, attributes))
     except InputError as error:
         raise InputError(f"operation {name!r} of the graph: {error}") from None
 
 
-def _hints(kind: type[Attributes]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {name: hint for name, hint in get_type_hints(kind).items() if name in names}
+@cache  # evaluating hints takes most of the time in which a graph is read
+def _hints(kind: str) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(KINDS[kind])}
+    return {name: hint for name, hint in get_type_hints(KINDS[kind]).items() if name in names}
 
 
-def _attributes(kind: type[Attributes], values: dict[str, Any]) -> Attributes:
-    hints = _hints(kind)
+def _attributes(name: str, values: dict[str, Any]) -> Attributes:
+    kind, hints = KINDS[name], _hints(name)
     if unknown := sorted(set(values) - set(hints)):
         raise InputError(f"unknown attribute {unknown[0]!r}")
     known = {}
