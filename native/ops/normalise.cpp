@@ -5,6 +5,23 @@
 
 namespace sparsedet {
 
+namespace {
+
+// One row of pixels as three rows of values, in one pass over the pixels.
+template <class T>
+void planes(const T* __restrict pixels, int width, const float mean[3], const float scale[3],
+            float* __restrict first, float* __restrict second, float* __restrict third) {
+  const float m0 = mean[0], m1 = mean[1], m2 = mean[2];
+  const float s0 = scale[0], s1 = scale[1], s2 = scale[2];
+  for (int x = 0; x < width; x++, pixels += 3) {
+    first[x] = (static_cast<float>(pixels[0]) - m0) * s0;
+    second[x] = (static_cast<float>(pixels[1]) - m1) * s1;
+    third[x] = (static_cast<float>(pixels[2]) - m2) * s2;
+  }
+}
+
+}  // namespace
+
 template <class T>
 void normalise(Context& context, const T* pixels, int width, const float mean[3],
                const float std[3], bool rgb, const FeatureMap& out) {
@@ -12,18 +29,20 @@ void normalise(Context& context, const T* pixels, int width, const float mean[3]
   const int excess = static_cast<int>(out.stride()) - out.margin() - out.width;
   context.pool.parallel(out.height, [&](int y, int) {
     const T* row = pixels + static_cast<ptrdiff_t>(y) * width * 3;
+    float* to[3];
     for (int c = 0; c < 3; c++) {
-      float* to = out.at(y, rgb ? 2 - c : c, 0);
+      to[c] = out.at(y, rgb ? 2 - c : c, 0);
+      std::memset(to[c] + out.width, 0, excess * sizeof(float));
+    }
+    if (out.type == ElementType::float32) {
+      planes(row, width, mean, scale, to[0], to[1], to[2]);
+      return;
+    }
+    for (int c = 0; c < 3; c++) {
       const auto pixel = [&](int x) { return (row[x * 3 + c] - mean[c]) * scale[c]; };
-      if (out.type == ElementType::float32) {
-        for (int x = 0; x < width; x++)
-          to[x] = pixel(x);
-      } else {
-        for (int x = 0; x < width / 2; x++)
-          to[x] = join_bfloat16(pixel(2 * x), pixel(2 * x + 1));
-        if (width % 2) to[width / 2] = join_bfloat16(pixel(width - 1), 0.0f);
-      }
-      std::memset(to + out.width, 0, excess * sizeof(float));
+      for (int x = 0; x < width / 2; x++)
+        to[c][x] = join_bfloat16(pixel(2 * x), pixel(2 * x + 1));
+      if (width % 2) to[c][width / 2] = join_bfloat16(pixel(width - 1), 0.0f);
     }
   });
 }

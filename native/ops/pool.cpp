@@ -36,6 +36,36 @@ void check_padding(const int (&padding)[4]) {
     throw std::invalid_argument("a pooling window cannot drop cells");
 }
 
+// 3x3 windows of stride 2 over float32 of any sign, which lie outside of the map by one cell at most.
+// The kernel takes zero for what is outside. So a row outside is replaced by the row beside it, which
+// every window with it has, too; and windows with columns outside are made again.
+void pool_signed(Context& context, const FeatureMap& in, const int (&padding)[4],
+                 const FeatureMap& out) {
+  context.pool.parallel(out.height, [&](int y, int) {
+    PoolArgs a{};
+    a.width = out.width;
+    for (int c = 0; c < out.elements(); c++) {
+      const float* inside[3];
+      for (int r = 0; r < 3; r++) {
+        inside[r] = in.at(std::clamp(2 * y - padding[0] + r, 0, in.height - 1), c, 0);
+        a.rows[0][r] = inside[r] - padding[1];
+      }
+      a.out = out.at(y, c, 0);
+      context.kernels.pool(a);
+      const auto again = [&](int x) {
+        const int first = std::max(2 * x - padding[1], 0);
+        const int last = std::min(2 * x - padding[1] + 2, in.width - 1);
+        float best = inside[0][first];
+        for (const float* row : inside)
+          best = std::max(best, *std::max_element(row + first, row + last + 1));
+        a.out[x] = best;
+      };
+      if (padding[1] > 0) again(0);
+      if (2 * (out.width - 1) - padding[1] + 2 >= in.width) again(out.width - 1);
+    }
+  });
+}
+
 // Any window, of float32 or bfloat16. Rows are combined first, then columns.
 struct WindowPool {
   int kernel, stride;
@@ -179,6 +209,10 @@ Needs MaxPool::needs(std::span<const Shape> inputs, size_t) const {
 void MaxPool::run(Context& context, const Step& step) const {
   const FeatureMap &in = step.inputs[0]->map, &out = step.out.map;
   const bool bytes = in.type == ElementType::int8;
+  const auto [least, most] = std::minmax_element(a_.padding, a_.padding + 4);
+  if (a_.kernel == 3 && a_.stride == 2 && a_.negative && in.type == ElementType::float32 &&
+      *least >= 0 && *most <= 1)
+    return pool_signed(context, in, a_.padding, out);
   if (a_.kernel == 3 && a_.stride == 2 && !a_.negative && !bytes)
     return pool_map(context, in, a_.padding[0], a_.padding[1], out);
   if (a_.kernel == 1 && std::max({a_.padding[0], a_.padding[1]}) <= 0)
