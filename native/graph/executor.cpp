@@ -117,8 +117,8 @@ std::vector<Value*> Executor::inputs_of(const Node& node) {
   return inputs;
 }
 
-// Sets a feature map's border to zero, unless this very map was the last user of its bytes: tensors
-// share memory.
+// Sets what is around a feature map's pixels to zero where a reader relies on it, unless this very
+// map was the last user of its bytes: tensors share memory.
 void Executor::prepare_border(const FeatureMap& map) {
   auto end = [](const FeatureMap& m) { return m.data + m.size(); };
   for (const FeatureMap& m : clean_)
@@ -128,6 +128,7 @@ void Executor::prepare_border(const FeatureMap& map) {
       return;
   std::erase_if(clean_,
                 [&](const FeatureMap& m) { return m.data < end(map) && map.data < end(m); });
+  if (!map.beside) return;
   clear_border(context_, map);
   clean_.push_back(map);
 }

@@ -64,6 +64,7 @@ void Executor::lay_out(Value& value, const Needs& needs, int blocks) const {
     const int elements = f.type == ElementType::pixels ? divide_up(s.width, 2) : s.width;
     value.map = {nullptr,        s.channels, s.height,       elements,     needs.border,
                  kernels_.lanes, f.type,     f.quantization, needs.padding};
+    value.map.beside = needs.beside;
   } else if (s.domain == Domain::rois) {
     const int lanes = kVectors * kernels_.lanes;
     value.rois = {nullptr, blocks, s.channels, s.height, s.width, lanes, f.type, f.quantization};
@@ -72,12 +73,18 @@ void Executor::lay_out(Value& value, const Needs& needs, int blocks) const {
 
 // Lays out the values, without memory.
 void Executor::lay_out(const std::vector<Shape>& shapes) {
-  std::vector<Needs> needs(shapes.size());
+  // Beside float32 there may be earlier values of this network. As numbers, bytes of other formats
+  // may be anything, and the CPU would note an overflow of lanes that nobody looks at.
+  const bool others = std::any_of(formats_.begin(), formats_.end(), [](const Format& format) {
+    return format.type != ElementType::float32;
+  });
+  std::vector<Needs> needs(shapes.size(), Needs{0, 0, others});
   for (const Node& node : nodes_)
     for (size_t i = 0; i < node.inputs.size(); i++) {
       const Needs n = node.operation->needs(pick(shapes, node.inputs), i);
       Needs& all = needs[root_of(node.inputs[i])];
-      all = {std::max(all.border, n.border), std::max(all.padding, n.padding)};
+      all = {std::max(all.border, n.border), std::max(all.padding, n.padding),
+             all.beside || n.beside};
     }
   values_.assign(shapes.size(), {});
   values_[0].content_height = shapes[0].height;

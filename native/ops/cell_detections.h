@@ -26,6 +26,7 @@ class CellDetections : public Operation {
  public:
   explicit CellDetections(const CellAttributes& attributes) : a_(attributes) {}
   Shape shape(std::span<const Shape> inputs) const override;
+  Needs needs(std::span<const Shape>, size_t) const override { return {0, 0, false}; }
   Format format(std::span<const Format> inputs) const override;
   void run(Context& context, const Step& step) const override;
 

@@ -170,10 +170,11 @@ Shape Convolution::shape(std::span<const Shape> inputs) const {
 }
 
 Needs Convolution::needs(std::span<const Shape> inputs, size_t input) const {
-  if (input > 0 || inputs[0].domain != Domain::map) return {};
-  return {border_needed(inputs[0].height, a_.kernel[0], a_.stride, a_.padding[0], a_.padding[2],
-                        a_.dilation),
-          std::max({a_.padding[1], a_.padding[3], 0})};
+  if (input > 0 || inputs[0].domain != Domain::map) return {0, 0, false};
+  const int border = border_needed(inputs[0].height, a_.kernel[0], a_.stride, a_.padding[0],
+                                   a_.padding[2], a_.dilation);
+  const int padding = std::max({a_.padding[1], a_.padding[3], 0});
+  return {border, padding, border > 0 || padding > 0};
 }
 
 size_t Convolution::scratch_floats(const Value& out) const {

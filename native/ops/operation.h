@@ -40,8 +40,11 @@ inline bool equal(const Format& a, const Format& b) {
 }
 
 // Zeros (of int8: zero points) that a reader of a feature map needs: rows above and below, pixels beside a row.
+// beside: it relies on zeros beside the pixels of a row, up to whole vectors at least. One that does
+// not may find anything there.
 struct Needs {
   int border = 0, padding = 0;
+  bool beside = true;
 };
 
 // A value while the graph runs. Memory of maps and RoIs belongs to the memory plan.

@@ -15,9 +15,9 @@ inline Format expect_fractions(const Format& format) {
   return {format.type};
 }
 
-// Copies a map into another of its shape and type.
+// Copies the pixels of a map into another of its shape and type.
 inline void copy_map(Context& context, const FeatureMap& in, const FeatureMap& out) {
-  const auto row = static_cast<size_t>(out.stride() - out.margin()) * sizeof(float);
+  const auto row = static_cast<size_t>(out.width) * sizeof(float);
   context.pool.parallel(out.height, [&](int y, int) {
     for (int c = 0; c < out.elements(); c++)
       std::memcpy(out.at(y, c, 0), in.at(y, c, 0), row);

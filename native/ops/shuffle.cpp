@@ -19,7 +19,7 @@ Format Shuffle::format(std::span<const Format> inputs) const {
 
 void Shuffle::run(Context& context, const Step& step) const {
   const FeatureMap &in = step.inputs[0]->map, &out = step.out.map;
-  const int each = in.channels / a_.groups, length = static_cast<int>(out.stride()) - out.margin();
+  const int each = in.channels / a_.groups;
   const auto source = [&](int channel) {
     return channel < in.channels ? channel % a_.groups * each + channel / a_.groups : channel;
   };
@@ -27,7 +27,7 @@ void Shuffle::run(Context& context, const Step& step) const {
     for (int c = 0; c < out.elements(); c++) {
       float* to = out.at(y, c, 0);
       if (in.type == ElementType::float32) {
-        std::memcpy(to, in.at(y, source(c), 0), length * sizeof(float));
+        std::memcpy(to, in.at(y, source(c), 0), out.width * sizeof(float));
         continue;
       }
       if (in.type == ElementType::int8) {
@@ -44,7 +44,7 @@ void Shuffle::run(Context& context, const Step& step) const {
       }
       const int low = source(2 * c), high = source(2 * c + 1);
       const float *even = in.at(y, low / 2, 0), *odd = in.at(y, high / 2, 0);
-      for (int x = 0; x < length; x++)
+      for (int x = 0; x < out.width; x++)
         to[x] = join_bfloat16(low % 2 ? odd_of(even[x]) : even_of(even[x]),
                               high % 2 ? odd_of(odd[x]) : even_of(odd[x]));
     }

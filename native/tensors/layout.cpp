@@ -1,6 +1,9 @@
 #include "tensors/layout.h"
 
+#include <bit>
 #include <cstdint>
+#include <cstring>
+
 namespace sparsedet {
 
 float* Scratch::get(int worker, size_t floats) {
@@ -17,15 +20,23 @@ const LowPrecisionKernels* low_precision_kernels(const Context& context, Element
 
 void clear_border(Context& context, const FeatureMap& map) {
   const float zero = map.zero();
-  std::fill_n(map.data, map.border * map.row(), zero);
+  const auto clear = [zero](float* from, ptrdiff_t count) {
+    if (std::bit_cast<uint32_t>(zero))
+      std::fill_n(from, count, zero);
+    else  // thousands of short pieces: the library's own takes a third of the time
+      std::memset(from, 0, count * sizeof(float));
+  };
+  clear(map.data, map.border * map.row());
   // Needed without a border, too: a filter tap to the right of the last row reads past its end.
-  std::fill_n(map.data + (map.border + map.height) * map.row(),
-              map.border * map.row() + 4 * map.lanes, zero);
+  clear(map.data + (map.border + map.height) * map.row(), map.border * map.row() + 4 * map.lanes);
+  const ptrdiff_t between = map.stride() - map.width, behind = between - map.margin();
   context.pool.parallel(map.height, [&](int y, int) {
-    for (int c = 0; c < map.elements(); c++) {
-      std::fill_n(map.at(y, c, -map.margin()), map.margin(), zero);
-      clear_excess(map, y, c);
-    }
+    float* end = map.at(y, 0, -map.margin());
+    clear(end, map.margin());
+    end += map.margin() + map.width;  // of the pixels of an element
+    for (int c = 1; c < map.elements(); c++, end += map.stride())
+      clear(end, between);  // with the margin of the next element
+    clear(end, behind);
   });
 }
 

@@ -8,6 +8,8 @@
 //     channel 0: | margin zeros | width pixels, rounded up to L (the excess is zero) |
 //     channel 1: | margin zeros | ...
 //
+// Where no reader relies on these zeros, anything may stand there instead (FeatureMap::beside).
+//
 // Rois: feature maps of RoIs, in blocks of lanes = kVectors * L RoIs, RoIs as lanes. Every tap is
 // aligned, so that nothing is packed or padded.
 //
@@ -35,6 +37,7 @@ struct FeatureMap {
   Quantization quantization = {};  // int8
   int padding = 0;                 // zeros that its readers need to the left or right of a row
   int of_elements = 0;             // a view: elements of the whole tensor; 0: it is no view
+  bool beside = true;              // zeros stand around its pixels; else anything
 
   int elements() const { return element_count(type, channels); }
   // The element whose channels are zero: what borders and margins hold.

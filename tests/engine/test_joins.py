@@ -170,6 +170,27 @@ def test_a_join_of_joins_and_maps_of_other_operations() -> None:
     net.check("l", "k", copied=0)
 
 
+def test_what_lies_beside_pixels_that_pointwise_layers_read_goes_nowhere() -> None:
+    """There are no zeros around such maps, but the values of earlier maps and images."""
+    net = JoinedNetwork()
+    net.conv("a", "n", 8)
+    net.conv("b", "a", 8)
+    net.slice("s", "b", 0, 4)
+    net.slice("t", "b", 4, 4)
+    net.conv("c", "t", 4)
+    net.concat("j", "s", "c")
+    net.add("h", "shuffle", ["j"], F.channel_shuffle(net.values["j"], 2), groups=2)
+    net.conv("d", "h", 6, kernel=(3, 3), padding=(1, 1, 1, 1))
+    net.conv("e", "d", 5)
+    net.add("r", "resize", ["e"], F.interpolate(net.values["e"], scale_factor=2.0), factor=2)
+    net.conv("f", "r", 4, kernel=(5, 5), padding=(2, 2, 2, 2))
+    mean = net.values["j"].double().mean((2, 3), keepdim=True).float()
+    net.add("m", "mean", ["j"], mean)
+    net.native.plan(12, 20)
+    net.native.run_between({"image": net.pixels * 64 + 5}, ["f", "m"])
+    net.check("f", "m", "d", "h", "r")
+
+
 def run(isa: str, precision: str, fields: Fields, x: F32, *more: Any) -> list[F32]:
     """An operation on a map, with one and three threads."""
     found = []
@@ -216,7 +237,7 @@ def test_sums_and_affine_maps(isa: str, precision: str, channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(2, 2, 0), (3, 1, 1), (5, 1, 2), (3, 2, 1)]
+    ("kernel", "stride", "padding"), [(2, 2, 0), (3, 1, 1), (5, 1, 2), (3, 2, 1), (3, 2, 0)]
 )
 @kinds
 def test_pools_of_any_window(
