@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lib.records import RESULTS, ROOT
 import sparsedet
 from sparsedet.backends import build_backend
 from sparsedet.benchmark.timing import interleaved, ratio
-from sparsedet.choices import DEFAULT_MODEL
+from sparsedet.choices import DEFAULT_MODEL, Name
 from sparsedet.detector import embedded_model
 from sparsedet.evaluation import evaluate
 from sparsedet.evaluation.coco import load_coco
@@ -65,16 +66,17 @@ def raw_run(path: Path, model: ModelFile, network_input: Any, threads: int) -> C
 def times(source: Path, dense: ModelFile, threads: int, repeats: int) -> dict[str, Any]:
     """Seconds of each runtime in each round, and their times divided by ours."""
     default = load_model(embedded_model(DEFAULT_MODEL))
-    network_input, _ = prepare(sparsedet.read_image(PHOTO), default.config)
-    backends = {
-        OURS: build_backend("native", default, threads=threads),
-        DENSE: build_backend("native", dense, threads=threads),
-        WHOLE: build_backend("openvino", dense, threads=threads),
+    image = sparsedet.read_image(PHOTO)
+    runs: dict[str, Callable[[], Any]] = {}
+    whole: dict[str, tuple[Name, ModelFile]] = {
+        OURS: ("native", default),
+        DENSE: ("native", dense),
+        WHOLE: ("openvino", dense),
     }
-    runs: dict[str, Callable[[], Any]] = {
-        name: (lambda run=backend.run: run(network_input)) for name, backend in backends.items()
-    }
-    runs[RAW] = raw_run(source, dense, network_input, threads)
+    for name, (backend, model) in whole.items():
+        opened = build_backend(backend, model, threads=threads)
+        runs[name] = partial(opened.run, prepare(image, model.config)[0])
+    runs[RAW] = raw_run(source, dense, prepare(image, dense.config)[0], threads)
     seconds = interleaved(runs, repeats)
     ratios = {name: ratio(seconds[OURS], found) for name, found in seconds.items() if name != OURS}
     return {"seconds": seconds, "times_ours": ratios}
@@ -121,7 +123,7 @@ def table(result: dict[str, Any]) -> str:
         for n in counts:
             found = result["threads"][str(n)]
             text = f"{1000 * statistics.median(found['seconds'][runtime]):.1f} ms"
-            if not one:
+            if runtime != OURS:
                 ratios = found["times_ours"][runtime]
                 text += f", **{ratios['median']:.2f}x**"
                 text += f" ({ratios['least']:.2f}..{ratios['most']:.2f})"

@@ -151,6 +151,23 @@ def test_networks_from_onnx_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_default_model_beside_its_original(tmp_path: Path) -> None:
+    for package in ("onnx", "openvino"):
+        pytest.importorskip(package)
+    from helpers.onnx_detectors import picodet
+
+    few = ["--threads", 1, "--repeats", 1, "--starts", 1, "--no-document"]
+    source, target = picodet(tmp_path / "small.onnx"), tmp_path / "default_model.json"
+    lines = run("default_model", source, *few, "--json", target)
+    found = json.loads(target.read_text())
+    seconds = found["threads"]["1"]["seconds"]
+    assert len(seconds) == 4 and all(times[0] > 0 for times in seconds.values())
+    assert found["whole_process_seconds"][0] > 0 and "default" not in found
+    rows = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
+    assert rows[1:] == ["| `picodet-s`", "| dense, its original", "| dense, OpenVINO f32"]
+
+
+@pytest.mark.slow
 def test_what_surrounds_the_engine(small_model: Path, tmp_path: Path) -> None:
     for package in ("av", "pyarrow", "starlette"):
         pytest.importorskip(package)
