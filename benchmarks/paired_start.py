@@ -99,9 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         side: {measure: [] for measure in MEASURES} for side in ("before", "after")
     }
     with tempfile.TemporaryDirectory() as folder:
-        packages = {
-            side: compiled(getattr(options, side), Path(folder) / side) for side in found
-        }
+        packages = {side: compiled(getattr(options, side), Path(folder) / side) for side in found}
         for package in packages.values():  # fills the file system's cache
             run(package, words)
         order = list(packages)

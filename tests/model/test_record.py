@@ -21,7 +21,7 @@ def kinds() -> list[type]:
 
 def made(kind: type, values: dict[str, Any]) -> Any:
     """An object of a kind with these values, unchecked."""
-    record = object.__new__(kind)
+    record: Any = object.__new__(kind)
     for name, value in values.items():
         object.__setattr__(record, name, value)
     return record

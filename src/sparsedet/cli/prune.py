@@ -113,7 +113,7 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
     if arguments.threads is not None:
         set_threads(arguments.threads)
     settings = OneShotConfig(method=method, **given)
-    model = model_of_run(model_path(arguments.init))
+    model = model_of_run(Path(model_path(arguments.init)))
     # Read once: the data set may take long, and needs the names of the model's classes.
     file, notes = load_network(model, arguments)
     output = arguments.output or Path(f"{model.stem}-pruned")

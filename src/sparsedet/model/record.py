@@ -21,10 +21,12 @@ class Record:
 
     def named_values(self) -> dict[str, Any]:
         """Name -> value of each field; values are not copied."""
-        return {name: getattr(self, name) for name in _names(type(self))}
+        kind: Any = type(self)
+        return {name: getattr(self, name) for name in _names(kind)}
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple([getattr(self, name) for name in _names(type(self))])
+        kind: Any = type(self)
+        return tuple([getattr(self, name) for name in _names(kind)])
 
     def __eq__(self, other: object) -> bool:
         if other.__class__ is not self.__class__:
