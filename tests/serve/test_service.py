@@ -241,7 +241,7 @@ def test_many_requests_at_once_have_the_same_rows(detector: Detector, small_mode
 
 
 def test_names_of_models() -> None:
-    assert model_files([]) == {"r50half-c4-sparse-60": None}
+    assert model_files([]) == {"picodet-s": Path("picodet-s")}
     assert model_files(["a/street.onnx", "b=c=d"]) == {
         "street": Path("a/street.onnx"),
         "b": Path("c=d"),
