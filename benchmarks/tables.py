@@ -166,10 +166,14 @@ def text(folder: Path) -> str:
     lines = table(runs)
     lines += [
         "",
-        "Time of a whole detection, from an image in memory. In bold: how many times faster "
-        "sparsedet is; in brackets the range over the rounds.",
+        " ".join(
+            [
+                "Time of a whole detection, from an image in memory. In bold: how many times "
+                "faster sparsedet is; in brackets the range over the rounds.",
+                *conditions(runs),
+            ]
+        ),
     ]
-    lines += conditions(runs)
     if run := load(folder, "bench_load"):
         lines += ["", loading(run)]
     return "\n".join(lines)
