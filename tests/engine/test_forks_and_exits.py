@@ -23,8 +23,10 @@ path = sys.argv[1]
 
 def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(p for p in sys.path if p)
+    # From Python 3.12 on a fork with threads warns of what these tests prove to work.
+    allowed = ["-W", "ignore:This process:DeprecationWarning"]
     return subprocess.run(
-        [sys.executable, "-c", START + program, *map(str, arguments)],
+        [sys.executable, *allowed, "-c", START + program, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers.small import SMALL, picture
 
-import sparsedet.engine
 from sparsedet import Detector, InputError
 from sparsedet._native import NativeEngine
 from sparsedet.cli import main
@@ -97,15 +96,36 @@ def test_activations_that_do_not_fit_are_refused_before_they_are_allocated(
     engine = Engine(SMALL, tensors, threads=1)
     rows = engine.run(IMAGE)
     before = engine.memory.activations
-    monkeypatch.setattr(sparsedet.engine, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1_000_000)
     with pytest.raises(
         InputError, match=r"input of 2048x2048 needs \d+ MB .*, but \d+ MB are free"
     ):
         engine.run(np.zeros((2048, 2048, 3), np.uint8))
     assert engine.memory.activations == before
     assert np.array_equal(engine.run(IMAGE), rows)  # it goes on
-    monkeypatch.setattr(sparsedet.engine, "available_memory", lambda: None)  # not known
+    monkeypatch.setattr(memory, "available_memory", lambda: None)  # not known
     engine.run(np.zeros((256, 256, 3), np.uint8))
+
+
+def test_streams_that_plan_at_once_do_not_count_on_the_same_memory(
+    tensors: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, size = Engine(SMALL, tensors, threads=1), (512, 512)
+    image = np.zeros((*size, 3), np.uint8)
+    engine.run(image)
+    room = engine.memory.activations * 3 // 2
+    monkeypatch.setattr(memory, "available_memory", lambda: room)
+    first, second = engine.fork(), engine.fork()
+    first.plan(*size)
+    with pytest.raises(InputError, match="are free"):
+        second.run(image)
+    first.plan(*size)  # again: what it has is not counted twice
+    first.run(image)  # from now on the system counts it
+    second.run(image)
+    third, fourth = engine.fork(), engine.fork()
+    third.plan(*size)
+    del third  # it gives back what it never used
+    fourth.run(image)
 
 
 def test_free_memory_is_that_of_the_container(

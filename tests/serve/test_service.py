@@ -321,3 +321,22 @@ def test_no_thread_is_left_behind(detector: Detector) -> None:
         with running({"small": detector}) as served:
             ask(served.address, "/detect", encoded(".jpg"))
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("last", [{}, {"Connection": "close"}], ids=["kept", "closed"])
+def test_a_client_hears_a_refusal_while_it_still_sends(
+    detector: Detector, last: dict[str, str]
+) -> None:
+    """More than all buffers between them hold: the connection may not end before it is sent."""
+    body = bytes(24_000_000)
+    limits = ServiceLimits(body=30_000_000, bodies=1000)
+    with running({"small": detector}, limits=limits, token="t") as served:
+        known = {"Authorization": "Bearer t", **last}
+        refused_with(ask(served.address, "/detect", body, last), 401, "Bearer")
+        refused_with(ask(served.address, "/nowhere", body, known), 404)
+        packed = {"Content-Encoding": "gzip", **known}
+        refused_with(ask(served.address, "/detect", body, packed), 415, "gzip")
+        refused_with(ask(served.address, "/detect", body, known), 429, "try later")
+        too_large = bytes(limits.body + 1)
+        refused_with(ask(served.address, "/detect", too_large, known), 413, "expected at most")
+        assert served.context.intake.held == 0

@@ -170,6 +170,7 @@ def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:
             model.tensors,
             precision=arguments.precision,
             clipping_thresholds=model.clipping_thresholds,
+            int8_biases=model.int8_biases,
         )
         save_tuning(arguments.autotune, algorithms)
     engine = Engine(
@@ -178,6 +179,7 @@ def _show_operations(arguments: argparse.Namespace, model: ModelFile) -> int:
         precision=arguments.precision,
         algorithms=algorithms,
         clipping_thresholds=model.clipping_thresholds,
+        int8_biases=model.int8_biases,
     )
     rows = measure(engine)
     print(table(rows))

@@ -25,12 +25,14 @@ from ..model.tensors import StoredTensor
 from .cpus import cpu_name, default_threads
 from .formats import plan_formats
 from .lower import lowered, operations, weight_owners
-from .memory import available_memory
+from .memory import PromisedMemory
 from .precision import PRECISIONS, Format, Precision, choose_precision, explain_precision
 from .process import remake_after_fork
 
 F32 = NDArray[np.float32]
 Result = TypeVar("Result")
+
+_PROMISED = PromisedMemory()
 
 
 def check_threads(threads: int) -> None:
@@ -321,6 +323,7 @@ class Engine:
                 self.plan(*network_input.shape[:2])
             given = np.ascontiguousarray(network_input)
             rows = np.asarray(self.native.run(given, content))
+            _PROMISED.written(self)
             overflowed = self._doubts_overflow and self.native.overflowed
             if overflowed or (self._doubts_empty and not len(rows)):
                 self._check_values(given, content)
@@ -331,10 +334,8 @@ class Engine:
     def plan(self, height: int, width: int) -> None:
         """Make room for inputs of a size; InputError if it is out of range or would not fit."""
         try:
-            free = available_memory()
-            if free is not None:  # what they take now is released
-                free += int(self.native.arena_bytes)
-            self.native.plan(height, width, free)
+            with _PROMISED.plan(self, lambda: int(self.native.arena_bytes)) as free:
+                self.native.plan(height, width, free)
         except ValueError as error:
             raise InputError(
                 f"{self.config.name}: a network input of {height}x{width} {error}"

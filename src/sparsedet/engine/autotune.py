@@ -158,13 +158,14 @@ def autotune(
     isa: str = "",
     precision: Precision = "full",
     clipping_thresholds: Mapping[str, ClippingThreshold] | None = None,
+    int8_biases: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, str]:
     """Measure the fastest algorithm of each operation, on noise.
 
     Args:
         config: configuration of the model.
         tensors: folded weights and biases by name.
-        threads, isa, precision, clipping_thresholds: as for `Engine`.
+        threads, isa, precision, clipping_thresholds, int8_biases: as for `Engine`.
 
     Returns:
         "sparse", "dense", "rowwise", "matrix" or "winograd" by operation.
@@ -182,6 +183,7 @@ def autotune(
             precision=precision,
             algorithms=algorithms,
             clipping_thresholds=clipping_thresholds,
+            int8_biases=int8_biases,
         )
 
     convolutions = build(None).native.convolutions

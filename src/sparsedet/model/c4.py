@@ -6,7 +6,6 @@ are called "mask.res5" and so on. Source: Detectron2, `Res5ROIHeads`.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from .mask_head import MaskHead
 
 
-@lru_cache(maxsize=4)  # reading, checking and running a model all ask for it
 def build_graph(
     config: ModelConfig,
     input_size: tuple[int, int] | None = None,

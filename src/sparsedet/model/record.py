@@ -21,12 +21,14 @@ class Record:
 
     def named_values(self) -> dict[str, Any]:
         """Name -> value of each field; values are not copied."""
-        kind: Any = type(self)
-        return {name: getattr(self, name) for name in _names(kind)}
+        return {name: getattr(self, name) for name in self._names()}
 
     def _values(self) -> tuple[Any, ...]:
-        kind: Any = type(self)
-        return tuple([getattr(self, name) for name in _names(kind)])
+        return tuple([getattr(self, name) for name in self._names()])
+
+    def _names(self) -> tuple[str, ...]:
+        kind: Any = type(self)  # mypy takes no class whose objects have a __hash__ for hashable
+        return _fields_of(kind)
 
     def __eq__(self, other: object) -> bool:
         if other.__class__ is not self.__class__:
@@ -43,6 +45,6 @@ class Record:
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
+def _fields_of(kind: type) -> tuple[str, ...]:
     """The fields of a record, those given by keyword alone included."""
     return tuple(field.name for field in fields(kind))

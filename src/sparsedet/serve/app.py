@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import InputError
 from . import kserve, page
+from .body import BodyEnd
 from .context import ServiceContext
 from .detection import detect
 from .log import LOG, request_id, tell
@@ -96,18 +97,20 @@ class _Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = identity
-            await send(message)
+            await end.send(message)
+
+        end = BodyEnd(receive, send, self.context.limits.receive)
 
         try:
             authorization = headers.get("authorization", "")
             path = scope["path"]
             is_open = path in OPEN or page.is_of_page(path)
             if is_open or is_allowed(self.context.token, authorization):
-                await self.app(scope, receive, named)
+                await self.app(scope, end.receive, named)
             else:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 text = "expected the header Authorization: Bearer TOKEN, with this service's token"
-                await _error(401, text, challenge)(scope, receive, named)
+                await _error(401, text, challenge)(scope, end.receive, named)
         except Exception as error:
             fields = {"id": identity, "error": f"{type(error).__name__}: {error}"}
             LOG.error("fault", exc_info=error, extra={"fields": fields})

@@ -12,12 +12,50 @@ from .refusal import Refusal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Message, Receive, Send
 
 
 async def disconnected(request: Request) -> None:
     """Wait until the client of a request, whose body was read, has gone away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+class BodyEnd:
+    """Takes what is left of a request's body before the last byte of its answer.
+
+    A refusal is told before the body is read. A client that is still sending would not hear it: a
+    connection that is closed with bytes unread is reset, and the answer with it (RFC 9112, 9.6).
+
+    Args:
+        receive, send: of the application of one request.
+        seconds: for which a body is taken; then the connection is closed all the same.
+    """
+
+    def __init__(self, receive: Receive, send: Send, seconds: float) -> None:
+        self._receive, self._send, self._seconds = receive, send, seconds
+        self._more = True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 408:
+            self._more = False  # it was waited for
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not (last and self._more):
+            await self._send(message)
+            return
+        await self._send({**message, "more_body": True})
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._skip(), self._seconds)
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _skip(self) -> None:
+        while self._more:
+            await self.receive()
 
 
 class Intake:
@@ -52,17 +90,6 @@ class Intake:
             yield body
         finally:
             self.held -= sum(held)
-
-    async def discard(self, request: Request) -> None:
-        """Take a body and forget it: a client that is still sending would not hear the answer."""
-        with contextlib.suppress(asyncio.TimeoutError, Refusal):
-            await asyncio.wait_for(self._skip(request), self.limits.receive)
-
-    async def _skip(self, request: Request) -> None:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            self._check(size)
 
     async def _read(self, request: Request, held: list[int]) -> bytes:
         chunks, size = [], 0

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from starlette.requests import Request
-
 from .body import Intake
 from .limits import ServiceLimits
 from .metrics import ServiceMetrics
 from .models import ServedModel
-from .refusal import Refusal
 from .work import WorkQueue
 
 
@@ -30,11 +27,3 @@ class ServiceContext:
     queue: WorkQueue
     intake: Intake
     metrics: ServiceMetrics
-
-    async def admit(self, request: Request) -> None:
-        """Refuse a request that the queue has no room for, once its body is read."""
-        try:
-            self.queue.check()
-        except Refusal:
-            await self.intake.discard(request)
-            raise

@@ -86,7 +86,7 @@ async def detect(request: Request) -> Response:
     model = find_model(context.models, options.model)
     if options.classes is not None:
         labels_of(options.classes, model.detector.config.class_names)  # before the work
-    await context.admit(request)
+    context.queue.check()
     async with context.intake.body(request) as body:
         kind = request.headers.get("content-type", "")
         work = partial(_answer, context, model, options, kind, body)

@@ -76,7 +76,7 @@ async def model_metadata(request: Request) -> Response:
 async def infer(request: Request) -> Response:
     context: ServiceContext = request.app.state.context
     model = _model(request)
-    await context.admit(request)
+    context.queue.check()
     async with context.intake.body(request) as body:
         work = partial(_answer, context, model, body, request.headers.get(HEADER_LENGTH))
         gone = partial(disconnected, request)
