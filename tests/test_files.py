@@ -140,8 +140,9 @@ def test_a_read_only_folder_is_found_before_the_work(tmp_path: Path) -> None:
     folder = tmp_path / "ro"
     folder.mkdir()
     folder.chmod(0o555)
-    program = (
-        "import os, sys; from pathlib import Path; from sparsedet.files import check_output\n"
+    program = (  # tempfile, which is imported when asked for, may be root's alone
+        "import os, sys, tempfile\n"
+        "from pathlib import Path; from sparsedet.files import check_output\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "check_output(Path(sys.argv[1]))"
     )
