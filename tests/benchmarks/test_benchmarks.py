@@ -252,6 +252,23 @@ def test_two_programs_in_turn(small_model: Path, photo: Path, tmp_path: Path) ->
     assert result["ratios"]["before"]["lower"] <= result["ratios"]["before"]["upper"]
 
 
+def test_the_start_of_two_programs_in_turn(small_model: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "start.json"
+    package = Path(sparsedet.__file__).parents[1]
+    lines = run(
+        *("paired_start", "--before", package, "--model", small_model, "--image", photo),
+        *("--threads", 1, "--repeats", 2, "--json", out),
+    )
+    assert [line.split()[0] for line in lines[-3:]] == ["first", "load", "memory"]
+    content = json.loads(out.read_text())
+    for side in ("before", "after"):
+        values = content["values"][side]
+        assert {len(found) for found in values.values()} == {2}
+        pairs = zip(values["load"], values["first"], strict=True)
+        assert all(0 < load < first for load, first in pairs)
+    assert 0.9 < content["ratios"]["memory"]["median"] < 1.1  # it is one program
+
+
 def test_without_results_nothing_is_made_up(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     made = documents(tmp_path)
