@@ -285,6 +285,7 @@ class Engine:
             self._mend()
             self.plan(*image.shape[:2])
             found = self.native.run_between({IMAGE: image}, list(wanted))
+            _PROMISED.written(self)
             return {
                 name: np.asarray(value)[None] for name, value in zip(wanted, found, strict=True)
             }

@@ -73,4 +73,6 @@ class PromisedMemory:
 
     def written(self, owner: object) -> None:
         """The system counts the memory of `owner` from now on."""
-        self._bytes.pop(owner, None)
+        if owner in self._bytes:  # at its first run alone
+            with self._lock:
+                self._bytes.pop(owner, None)
