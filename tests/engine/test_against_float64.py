@@ -13,7 +13,6 @@ pytest.importorskip("torch")
 import torch
 from helpers.engine import (
     ISAS,
-    EngineParts,
     Tensors,
     as_batch,
     deviation,
@@ -21,6 +20,7 @@ from helpers.engine import (
     synthetic_image,
     torch_reference,
 )
+from helpers.parts import EngineParts
 from numpy.typing import NDArray
 
 from sparsedet.engine import Engine

@@ -50,8 +50,11 @@ def test_a_thousand_images_of_changing_size(streams: int, tmp_path: Path) -> Non
     save_model(path, config, network.tensors, {})
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(path), str(streams)],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     images, found, grown = map(int, done.stdout.split())
     assert images == 1000 and found > 1000

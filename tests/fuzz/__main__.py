@@ -40,9 +40,9 @@ def main() -> int:
         for name in names:
             (show if arguments.coverage else merge)(name)
         return 0
-    from fuzz.processes import Limits, run_all, run_target
+    from fuzz.processes import FuzzLimits, run_all, run_target
 
-    limits = Limits(arguments.seconds, arguments.runs, arguments.seed, arguments.check)
+    limits = FuzzLimits(arguments.seconds, arguments.runs, arguments.seed, arguments.check)
     if arguments.until:
         from fuzz.campaign import run_until
 

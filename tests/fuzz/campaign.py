@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .child import BUILD
-from .processes import Limits, Outcome, explain, run_target
+from .processes import FuzzLimits, FuzzOutcome, explain, run_target
 
 TOTALS = BUILD / "totals.json"
 
@@ -30,7 +30,7 @@ class Total:
     slowest: int = 0
     failures: int = 0
 
-    def __add__(self, outcome: Outcome) -> Total:
+    def __add__(self, outcome: FuzzOutcome) -> Total:
         return Total(
             self.executions + outcome.executions,
             max(self.edges, outcome.edges),
@@ -47,7 +47,7 @@ def load_totals(path: Path = TOTALS) -> dict[str, Total]:
 
 
 def run_until(
-    names: Sequence[str], executions: int, limits: Limits, path: Path = TOTALS
+    names: Sequence[str], executions: int, limits: FuzzLimits, path: Path = TOTALS
 ) -> dict[str, Total]:
     """Run each target in turn, until all have had `executions`; totals are kept after each run.
 

@@ -31,7 +31,7 @@ MEANING = {70: "too slow", 71: "too much memory", 77: "a crash or an exception"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FuzzOutcome:
     """How the run of a target ended, from what libFuzzer prints."""
 
     name: str
@@ -76,7 +76,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Limits:
+class FuzzLimits:
     """Attributes:
     seconds, runs: how long, and how many executions; -1: any number.
     seed: of the random numbers; 0: another one each time.
@@ -89,7 +89,7 @@ class Limits:
     check: bool = False
 
 
-def run_target(name: str, limits: Limits, *, capture: bool = True) -> Outcome:
+def run_target(name: str, limits: FuzzLimits, *, capture: bool = True) -> FuzzOutcome:
     """Fuzz a target in a process of its own, in a folder that goes when it ends.
 
     Args:
@@ -110,10 +110,10 @@ def run_target(name: str, limits: Limits, *, capture: bool = True) -> Outcome:
             errors="backslashreplace",
         )
         seconds = time.monotonic() - start
-    return Outcome(name, done.returncode, seconds, done.stdout or "")
+    return FuzzOutcome(name, done.returncode, seconds, done.stdout or "")
 
 
-def _command(name: str, corpus: Path, limits: Limits) -> list[str]:
+def _command(name: str, corpus: Path, limits: FuzzLimits) -> list[str]:
     options = {"max_total_time": limits.seconds, "runs": limits.runs, "seed": limits.seed}
     if name not in NATIVE:
         given = [name, str(corpus), json.dumps({} if limits.check else options)]
@@ -134,7 +134,7 @@ def _memory() -> str | None:
     return shared
 
 
-def explain(outcome: Outcome) -> str:
+def explain(outcome: FuzzOutcome) -> str:
     """What is known of a failure: the last lines, and the finding itself if it is small."""
     lines = outcome.output.splitlines()[-LAST_LINES:]
     written = re.findall(r"Test unit written to (.+)", outcome.output)
@@ -145,7 +145,7 @@ def explain(outcome: Outcome) -> str:
     return "\n".join(f"  {outcome.name}: {line}" for line in lines)
 
 
-def run_all(names: Sequence[str], limits: Limits) -> int:
+def run_all(names: Sequence[str], limits: FuzzLimits) -> int:
     """Run targets, print a line of each and what is known of a failure.
 
     Returns:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.processes import Limits, Outcome, explain, run_target
+from fuzz.processes import FuzzLimits, FuzzOutcome, explain, run_target
 
 DONE = """\
 #9	INITED cov: 53 ft: 53 corp: 1/1b exec/s: 0 rss: 88Mb
@@ -20,7 +20,7 @@ stat::peak_rss_mb:              97
 
 
 def test_a_line_says_what_a_target_did() -> None:
-    outcome = Outcome("coco", 0, 3.25, DONE)
+    outcome = FuzzOutcome("coco", 0, 3.25, DONE)
     assert (outcome.executions, outcome.edges, outcome.megabytes, outcome.slowest) == (
         *(5000, 210, 97, 2),
     )
@@ -39,7 +39,7 @@ def test_a_failure_says_its_kind_and_shows_the_finding(
     finding.write_bytes(b"\0bad")
     early = [f"early {n}" for n in range(100)]
     output = "\n".join([*early, "KeyError: 'x'", f"Test unit written to {finding}"])
-    outcome = Outcome("coco", code, 1.0, output)
+    outcome = FuzzOutcome("coco", code, 1.0, output)
     assert meaning in outcome.line()
     said = explain(outcome)
     assert "KeyError: 'x'" in said and str(finding) in said and "early 9\n" not in said
@@ -51,7 +51,7 @@ def test_a_failure_says_its_kind_and_shows_the_finding(
 @pytest.mark.slow
 def test_a_check_repeats_itself(tmp_path: Path) -> None:
     pytest.importorskip("atheris")
-    said = [run_target("settings", Limits(check=True)) for _ in range(2)]
+    said = [run_target("settings", FuzzLimits(check=True)) for _ in range(2)]
     assert all(outcome.code == 0 and outcome.executions > 1000 for outcome in said)
     # Speeds and memory differ; edges, features and the corpus do not.
     lines = [
