@@ -14,6 +14,7 @@ from sparsedet.importers import load_foreign
 from sparsedet.importers.onnx import load_onnx_network
 
 from .model_files import tiny_model
+from .onnx_seeds import onnx_seeds
 from .target import FOLDER, place
 
 
@@ -119,3 +120,4 @@ def onnx_files() -> Iterator[bytes]:
     ]
     numbers |= make.conv_tensors("a", 4, 3, 3)
     yield make.save_onnx(folder / "seed.onnx", more, ["y"], numbers, opset=18).read_bytes()
+    yield from onnx_seeds(folder)

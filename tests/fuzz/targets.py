@@ -14,7 +14,10 @@ from .target import FuzzTarget
 
 HERE = Path(__file__).parent
 
-_IMPORTERS = ("importers/containers/__init__.py", "importers/containers/pickle.py")
+_CONTAINERS = "importers/containers/__init__.py:open_source _entry storage load _arrays"
+_PICKLE = (f"{_CONTAINERS} _open_pickle", "importers/containers/pickle.py")
+_ZIP = (f"{_CONTAINERS} _open_zip _open_torch _persistent", "importers/containers/pickle.py")
+_NPZ = ("importers/containers/__init__.py:open_source _open_zip _entry _open_npy read",)
 _ONNX = tuple(f"importers/onnx/{name}.py" for name in ("reader", "constants", "fold", "windows"))
 _IMAGES = tuple(
     f"images/{name}.py"
@@ -62,14 +65,14 @@ TARGETS = {
         foreign_models.run_onnx, foreign_models.onnx_files, mutate.protobuf, 2_000, _ONNX
     ),
     "pickle": FuzzTarget(
-        foreign_models.run_weights, foreign_models.pickle_files, mutate.pickle, 5_000, _IMPORTERS
+        foreign_models.run_weights, foreign_models.pickle_files, mutate.pickle, 5_000, _PICKLE
     ),
     "zip": FuzzTarget(
         foreign_models.run_weights,
         foreign_models.zip_files,
         mutate.archive,
         1_000,
-        _IMPORTERS,
+        _ZIP,
         "pickle",
     ),
     "npz": FuzzTarget(
@@ -77,7 +80,7 @@ TARGETS = {
         foreign_models.npz_files,
         mutate.archive,
         1_500,
-        _IMPORTERS[:1],
+        _NPZ,
         "npz",
     ),
     "images": FuzzTarget(inputs.run_image, inputs.image_files, mutate.picture, 10_000, _IMAGES),
