@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,12 +66,43 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (now + (2 * MEGABYTES << 20),) * 2)  # threads ask, too
 
 
+def check(name: str) -> None:
+    """Changed seeds, the same ones each time: libFuzzer's choices depend on the time of day."""
+    from fuzz.targets import TARGETS, seeds
+
+    target, rng = TARGETS[name], random.Random(CHECK_SEED)
+    files = list(seeds(name))
+    signal.signal(signal.SIGPROF, _interrupt)
+    _limit_memory()
+    digest = hashlib.sha256()
+    for number in range(target.check_runs):
+        data = files[number] if number < len(files) else rng.choice(files)
+        for _ in range(rng.randint(1, 4) if number >= len(files) else 0):
+            data = target.mutate(data, rng)[: 1 << 20]
+        digest.update(data)
+        signal.setitimer(signal.ITIMER_PROF, CHECK_SECONDS)
+        try:
+            run_once(target.run, data)
+        except BaseException:
+            BUILD.mkdir(parents=True, exist_ok=True)
+            finding = BUILD / f"{name}-check-{hashlib.sha256(data).hexdigest()[:16]}"
+            finding.write_bytes(data)
+            traceback.print_exc()
+            print(f"Test unit written to {finding}")
+            sys.exit(77)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+    print(f"digest: {digest.hexdigest()}")
+    print(f"stat::number_of_executed_units: {target.check_runs}")
+    print(f"stat::peak_rss_mb: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}")
+
+
 def fuzz(name: str, corpus: Path, limits: dict[str, int]) -> None:
     """Never returns, unless atheris is missing.
 
     Args:
         corpus: a folder for the working corpus.
-        limits: options of libFuzzer; none: those of the check of the repository.
+        limits: options of libFuzzer.
     """
     try:
         import atheris
@@ -79,15 +112,12 @@ def fuzz(name: str, corpus: Path, limits: dict[str, int]) -> None:
     with atheris.instrument_imports(include=["sparsedet"], enable_loader_override=False):
         from fuzz.targets import TARGETS
     target = TARGETS[name]
-    seconds = SECONDS if limits else CHECK_SECONDS
-    if not limits:  # nothing that depends on how fast this machine is
-        limits = {"runs": target.check_runs, "seed": CHECK_SEED, "reload": 0}
 
     def change(data: bytes, most: int, number: int) -> bytes:
         return target.mutate(data, random.Random(number))[:most]
 
     def once(data: bytes) -> None:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             run_once(target.run, data)
         finally:
@@ -116,4 +146,5 @@ def fuzz(name: str, corpus: Path, limits: dict[str, int]) -> None:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-    fuzz(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+    given = json.loads(sys.argv[3])
+    fuzz(sys.argv[1], Path(sys.argv[2]), given) if given else check(sys.argv[1])
