@@ -48,15 +48,12 @@ def model_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
 
     A file of such a name comes first.
     """
-    if path is None:
-        return embedded_model(DEFAULT_MODEL)
-    if os.path.exists(path):
+    name = os.fspath(DEFAULT_MODEL if path is None else path)
+    if path is not None and os.path.exists(path):
         return path
-    name = os.fspath(path)
     if name == "embedded":  # as `serve` and `compare` called it
-        name = "r50half-c4"
-        warn_renamed("embedded", name)
-    return embedded_model(name) if name in EMBEDDED else path
+        warn_renamed("embedded", name := "r50half-c4")
+    return embedded_model(name) if name in EMBEDDED or path is None else path
 
 
 class Detector:

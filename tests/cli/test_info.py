@@ -32,7 +32,7 @@ def test_info_of_the_published_preset(run: Run) -> None:
     assert "363.04 GFLOPs by convolutions and fully connected layers with 1 regions" in one
 
 
-@pytest.mark.parametrize("name", ["embedded", "picodet-s", "r50half-c4"])
+@pytest.mark.parametrize("name", ["picodet-s", "r50half-c4"])
 def test_models_of_the_package_have_names(run: Run, name: str) -> None:
     first, *_ = run("info", name).out.splitlines()
     assert first.startswith(str(embedded_model(name))), first

@@ -3,7 +3,7 @@
 Guided by the coverage of the Python code, by atheris (libFuzzer); the mutators know the formats. A
 finding is a file in build/fuzz, and `--replay FILE` runs it again. `--until N` fuzzes targets in
 turn until each has had N executions in all its runs; stopped, it goes on. `--check` is what the
-check of the repository does: executions as many as the target's table says, from its seeds alone,
+check of the repository does: as many changed seeds as the target's table says,
 the same ones each time. `--coverage` lists the lines of the reader that the corpus does not reach,
 `--merge` keeps in tests/fuzz/corpus what adds to it.
 """

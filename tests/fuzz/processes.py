@@ -80,7 +80,7 @@ class FuzzLimits:
     """Attributes:
     seconds, runs: how long, and how many executions; -1: any number.
     seed: of the random numbers; 0: another one each time.
-    check: what the check of the repository runs instead, from the seeds alone.
+    check: what the check of the repository runs instead: changed seeds, the same ones each time.
     """
 
     seconds: int = 60

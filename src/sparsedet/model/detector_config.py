@@ -288,6 +288,8 @@ def with_form(
         return dataclasses.replace(config, **changes)
     graph = config.graph if input_size is None else config.graph.resized(*input_size)
     if max_detections is not None:
+        if not 1 <= max_detections <= 1_000_000:
+            raise InputError(f"max_detections is {max_detections}, expected 1..1000000")
         attributes = dataclasses.replace(config._detections, max_detections=max_detections)
         rows = rows_of(graph)
         changed = dataclasses.replace(rows, attributes=attributes)
