@@ -117,17 +117,22 @@ std::vector<Value*> Executor::inputs_of(const Node& node) {
   return inputs;
 }
 
+// Notes that something else is written there: no map is clean that has a part of it.
+void Executor::overwrite(const float* data, size_t floats) {
+  std::erase_if(clean_, [&](const FeatureMap& m) {
+    return m.data < data + floats && data < m.data + m.size();
+  });
+}
+
 // Sets what is around a feature map's pixels to zero where a reader relies on it, unless this very
 // map was the last user of its bytes: tensors share memory.
 void Executor::prepare_border(const FeatureMap& map) {
-  auto end = [](const FeatureMap& m) { return m.data + m.size(); };
   for (const FeatureMap& m : clean_)
     if (m.data == map.data && m.channels == map.channels && m.height == map.height &&
         m.width == map.width && m.border == map.border && m.type == map.type &&
         m.quantization.zero_point == map.quantization.zero_point && m.margin() == map.margin())
       return;
-  std::erase_if(clean_,
-                [&](const FeatureMap& m) { return m.data < end(map) && map.data < end(m); });
+  overwrite(map.data, map.size());
   if (!map.beside) return;
   clear_border(context_, map);
   clean_.push_back(map);
@@ -137,6 +142,8 @@ void Executor::prepare_border(const FeatureMap& map) {
 void Executor::execute(int node, int first, int count) {
   Timer timer(timings_, nodes_[node].name);
   const std::vector<Value*> inputs = inputs_of(nodes_[node]);
+  if (const float* scratch = node_scratch_[node])
+    overwrite(scratch, nodes_[node].operation->scratch_floats(values_[node + 1]));
   try {
     nodes_[node].operation->run(
         context_, {inputs, values_[node + 1], first, count, node_scratch_[node], prepared_[node]});

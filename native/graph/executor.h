@@ -148,6 +148,7 @@ class Executor {
   void place_values(size_t most);
 
   std::vector<Value*> inputs_of(const Node& node);
+  void overwrite(const float* data, size_t floats);
   void prepare_border(const FeatureMap& map);
   void execute(int node, int first, int count);
   void check_finite(int node, int count);

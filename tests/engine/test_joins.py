@@ -284,6 +284,32 @@ def test_attention(isa: str) -> None:
         assert np.abs(got - expected.numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize("isa", available_isas())
+def test_what_an_operation_scribbles_on_is_no_border_of_the_next_image(isa: str) -> None:
+    """Attention's scratch memory lies where an earlier map lay, whose border had been made zero."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(2, 24, 24, 3, 3)).astype(np.float32)
+
+    def built() -> NativeEngine:
+        native = NativeEngine(isa, 1, False, "f32", (20, 24))
+        start: Fields = {"name": "n", "kind": "normalise", "inputs": ["image"], "type": "f32"}
+        native.add({**start, "mean": (0.0,) * 3, "std": (1.0,) * 3})
+        for name, source, weight in (("a", "n", weights[0, :, :3]), ("b", "a", weights[1])):
+            fields = conv(name, source, weight.shape[1], 24, kernel=(3, 3), padding=(1,) * 4)
+            native.add(fields, np.ascontiguousarray(weight))
+        attention = {"name": "x", "kind": "attention", "inputs": ["b"], "heads": 2, "key": 3}
+        native.add({**attention, "score_scale": 0.01})
+        native.plan(20, 24)
+        return native
+
+    images = rng.integers(0, 256, (3, 20, 24, 3)).astype(np.float32)
+    one = built()
+    for image in images:
+        (again,) = one.run_between({"image": image}, ["x"])
+        (fresh,) = built().run_between({"image": image}, ["x"])
+        assert np.array_equal(again, fresh)
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
 @kinds
 def test_a_residual_after_the_activation(isa: str, precision: str, activation: str) -> None:
