@@ -4,7 +4,7 @@
 
 FOLDER has the other commit's package `sparsedet`, with its native module; this one's is what this
 Python imports, or --after. Each run is a process of its own: it imports, loads the model (default:
-the embedded one), reads an image, detects and ends. Who is first changes from round to round.
+r50half-c4), reads an image, detects and ends. Who is first changes from round to round.
 Printed are medians and quartiles of after / before within a round, below 1: better than before.
 
 first    seconds from the start of Python to the first detection
@@ -33,6 +33,7 @@ from lib import records
 from paired import quartiles
 
 import sparsedet
+from sparsedet.detector import embedded_model
 
 WORKER = """
 import inspect, sys, time
@@ -87,13 +88,17 @@ def main(argv: list[str] | None = None) -> None:
     own = Path(sparsedet.__file__).parents[1]
     parser.add_argument("--before", type=Path, required=True, help="folder of the other package")
     parser.add_argument("--after", type=Path, default=own, help="default: of this Python")
-    parser.add_argument("--model", type=Path, help="default: the embedded model")
+    parser.add_argument("--model", type=Path, help="default: r50half-c4")
     parser.add_argument("--image", type=Path, default=records.ROOT / "examples" / "beach.jpg")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=31, help="rounds")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    words = [str(options.model or ""), str(options.image), str(options.threads)]
+    words = [
+        str(options.model or embedded_model("r50half-c4")),
+        str(options.image),
+        str(options.threads),
+    ]
     conditions = records.describe("", options.threads)
     found: dict[str, dict[str, list[float]]] = {
         side: {measure: [] for measure in MEASURES} for side in ("before", "after")

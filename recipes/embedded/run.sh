@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains the embedded model: dense training in several stages, then five models with one schedule
+# Trains r50half-c4: dense training in several stages, then five models with one schedule
 # from the last stage: dense (the baseline), reconstructed to 60.2 % zeros and tuned (the model that
 # ships), reconstructed to 80 % zeros and tuned, and two pruned gradually to the same sparsities.
 # The dense model is the teacher of the others. All five are evaluated.

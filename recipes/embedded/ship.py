@@ -9,10 +9,9 @@ import argparse
 from pathlib import Path
 
 import sparsedet
-from sparsedet.detector import EMBEDDED
+from sparsedet.detector import embedded_model
 from sparsedet.model.sparsity import sparsity_report
 
-MODELS = Path(__file__).resolve().parents[2] / "src" / "sparsedet" / "models"
 LARGEST_FILE = 12_000_000  # bytes
 
 CARD = {
@@ -29,10 +28,9 @@ def main() -> None:
     source = parser.parse_args().model
     model = sparsedet.load_model(source)
     report = sparsity_report(model.config, model.tensors)
-    target = MODELS / EMBEDDED
+    target = embedded_model("r50half-c4")
     if report.sparsity < 0.6 or source.stat().st_size > LARGEST_FILE:
         raise SystemExit(f"{source}: {report.sparsity:.3f} zeros, {source.stat().st_size} bytes")
-    MODELS.mkdir(exist_ok=True)
     keys = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap")
     history = {key: model.provenance[key] for key in keys if key in model.provenance}
     provenance = {**CARD, **history}

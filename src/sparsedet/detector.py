@@ -151,7 +151,6 @@ class Detector:
             threads //= streams
         if resize not in (None, "letterbox", "stretch"):
             raise InputError(f"resize is {resize!r}, expected 'letterbox' or 'stretch'")
-        path = DEFAULT_MODEL if path is None else path
         file = model_path(path)
         model, engine = load(
             backend,
@@ -168,7 +167,7 @@ class Detector:
         detector = cls(model, engine, streams)
         detector._source = {
             # Not the file of an embedded model: another process may have it elsewhere.
-            "path": os.path.abspath(path) if file is path else path,
+            "path": os.path.abspath(file) if file is path else path,
             "threads": asked,
             "streams": streams,
             "precision": precision,

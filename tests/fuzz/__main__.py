@@ -28,6 +28,13 @@ def main() -> int:
         known = ", ".join((*groups, *NAMES, *NATIVE))
         print(f"unknown target {unknown.pop()!r}, expected one of: {known}")
         return 2
+    here = arguments.replay or arguments.coverage or arguments.merge
+    if here and (set(names) & set(NATIVE) or (arguments.replay and len(names) > 1)):
+        print(
+            "--replay takes one Python target, --coverage and --merge take Python targets; a native"
+        )
+        print("fuzzer replays a file that is its argument")
+        return 2
     if arguments.replay:
         from fuzz.child import run_once
         from fuzz.targets import TARGETS

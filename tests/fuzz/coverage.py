@@ -85,18 +85,19 @@ def show(name: str) -> None:
 
 
 def merge(name: str) -> None:
-    """Greedily, smallest first: a file stays in the repository if it reaches a line or a branch of
-    the reader that no seed and no smaller file does."""
+    """Greedily, smallest first: a file stays in the repository if it reaches a line of the reader
+    that no seed and no smaller file does."""
     from .targets import TARGETS
 
     target = TARGETS[name]
     kept = SEEDS / name
+    before = [path.read_bytes() for path in kept.iterdir()] if kept.exists() else []
     with tempfile.TemporaryDirectory() as empty:
         if kept.exists():
             shutil.move(str(kept), empty)
     paths = list(filled(BUILD / "corpus" / name, name).iterdir())
     seeds = [path.read_bytes() for path in paths if path.name.startswith("seed-")]
-    others = [path.read_bytes() for path in paths if not path.name.startswith("seed-")]
+    others = [path.read_bytes() for path in paths if not path.name.startswith("seed-")] + before
 
     def lines(inputs: list[bytes]) -> set[tuple[str, int]]:
         found = measure(target.run, inputs, target.reader)

@@ -43,6 +43,7 @@ ConvProblem problem_of(FuzzBytes& bytes) {
   shape.activation = flags >> 5 & 1 ? Activation::relu : Activation::none;
   problem.rois = (flags >> 6 & 1) && shape.groups == 1;
   problem.in_height = problem.in_width = 7;
+  problem.rowwise_pixels = 49;
   const int pad = 2 * shape.padding_top;
   problem.out_height = problem.out_width = (7 + pad - shape.kernel_height) / shape.stride + 1;
   return problem;

@@ -576,6 +576,8 @@ bool test_pack_conv(const Kernels& k) {
   group.check(refused(k, [](uint16_t* counts) { counts[0] = counts[2]; }), "a row twice");
   group.check(refused(k, [](uint16_t* counts) { counts[0] = 9; }), "a row that does not exist");
   group.check(refused(k, [](uint16_t* counts) { counts[1] = 60000; }), "columns beyond the end");
+  group.check(refused(k, [](uint16_t* counts) { counts[18] = 0xffff; }), "an index past the panel");
+  group.check(refused(k, [](uint16_t* counts) { counts[18] += 1; }), "an index between columns");
   return group.report();
 }
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.service import ask, refused_with, running
 
 from sparsedet.choices import DEFAULT_MODEL
-from sparsedet.detector import Detector, embedded_model, model_path
+from sparsedet.detector import Detector, embedded_model
 from sparsedet.model.sparsity import sparsity_report
 from sparsedet.serve.models import model_files
 from sparsedet.serve.page import POLICY, WEB
@@ -98,5 +98,4 @@ def test_embedded_models_have_names_among_files() -> None:
     given = ["r50half-c4", "small=picodet-s", "dense.onnx"]
     files = {"r50half-c4": "r50half-c4", "small": "picodet-s", "dense": "dense.onnx"}
     assert model_files(given) == {name: Path(file) for name, file in files.items()}
-    assert model_files([]) == {DEFAULT_MODEL: Path(DEFAULT_MODEL)}
-    assert model_path(model_files([])[DEFAULT_MODEL]) == embedded_model(DEFAULT_MODEL)
+    assert model_files([]) == {DEFAULT_MODEL: embedded_model(DEFAULT_MODEL)}

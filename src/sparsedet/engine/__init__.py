@@ -283,7 +283,8 @@ class Engine:
         image = np.ascontiguousarray(network_input, dtype=np.float32)
         with self._lock:
             self._mend()
-            self.plan(*image.shape[:2])
+            if image.shape[:2] != self._size:
+                self.plan(*image.shape[:2])
             found = self.native.run_between({IMAGE: image}, list(wanted))
             _PROMISED.written(self)
             return {

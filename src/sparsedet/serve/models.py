@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..choices import DEFAULT_MODEL
-from ..detector import Detector
+from ..detector import Detector, embedded_model
 from ..errors import InputError, UsageError
 from ..exporters.form import Form
 from .refusal import Refusal
@@ -27,8 +27,10 @@ def model_files(given: Sequence[str]) -> dict[str, Path]:
     Raises:
         UsageError: a name cannot stand in an address, or two are the same.
     """
+    if not given:
+        return {DEFAULT_MODEL: embedded_model(DEFAULT_MODEL)}
     files: dict[str, Path] = {}
-    for text in given or (DEFAULT_MODEL,):
+    for text in given:
         name, sign, file = text.partition("=")
         if not sign or "/" in name:
             name, file = Path(text).stem, text

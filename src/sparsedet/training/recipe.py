@@ -22,7 +22,7 @@ class Recipe:
     """Settings of a training run. Steps are optimizer steps; a batch is the images of one step.
 
     The defaults of losses and SGD are those that Detectron2 and TensorPack share, for one image.
-    `recipes/embedded` holds the settings of the embedded model, `recipes/coco` the reference's.
+    `recipes/embedded` holds the settings of r50half-c4, `recipes/coco` the reference's.
 
     A batch is cut into `accumulate` micro-batches. One process computes them one after the other,
     several processes at once; the result is the same.
