@@ -6,8 +6,9 @@ namespace sparsedet {
 namespace {
 
 bool eligible(const ConvProblem& p) {
-  return !p.rois && !p.shape.depthwise() && p.shape.in_type == ElementType::float32 &&
-         p.out_height * p.out_width <= p.rowwise_pixels;
+  const int pixels = p.out_height * p.out_width;
+  return !p.rois && !p.shape.depthwise() && p.shape.in_type == ElementType::float32 && pixels > 0 &&
+         pixels <= p.rowwise_pixels;
 }
 
 double fraction(ElementType, double element_density) {

@@ -73,6 +73,11 @@ bool test_cost_model() {
     before = time;
   }
   good &= !find_algorithm("winograd").eligible(p);
+  p.rowwise_pixels = 64;
+  p.out_height = p.out_width = 8;
+  good &= choose_algorithm(p, 0.4).name == std::string("rowwise");
+  p.out_width = 9;
+  good &= choose_algorithm(p, 0.4).name == std::string("sparse");
   p.rois = true;
   p.in_height = p.in_width = p.out_height = p.out_width = 7;
   good &= taps(p) == 19 * 19;
