@@ -150,12 +150,9 @@ def test_detect_images_in_a_pipeline(
     files = ray.data.read_binary_files([*map(str, paths), str(broken)], include_paths=True)
     # Workers that hold all CPUs would leave none for reading.
     options: dict[str, Any] = {"batch_size": 4, "concurrency": 1, "num_cpus": 1}
-    constructed = {"fn_constructor_args": (str(small_model),)}
-    constructed["fn_constructor_kwargs"] = {"score": 0.2}  # type: ignore[assignment]
-    rows = {
-        row["path"]: row
-        for row in files.map_batches(DetectImages, **constructed, **options).iter_rows()
-    }
+    options["fn_constructor_args"] = (str(small_model),)
+    options["fn_constructor_kwargs"] = {"score": 0.2}
+    rows = {row["path"]: row for row in files.map_batches(DetectImages, **options).iter_rows()}
     assert len(rows) == 13 and "not a JPEG" in rows[str(broken)]["error"]
     detector = Detector.load(small_model, threads=1)
     for path in paths:
