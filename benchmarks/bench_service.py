@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import http.client
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from typing import Any
 import numpy as np
 from bench_bulk import write_views
 from lib import records
+from lib.processes import installed_environment
 
 from sparsedet.detector import Detector
 from sparsedet.images.read import read_image
@@ -70,8 +70,7 @@ def service(arguments: argparse.Namespace, streams: int) -> Iterator[Served]:
     """`sparsedet serve` until the end of the block; then it is killed."""
     command = [sys.executable, "-m", "sparsedet", "serve", "--port", "0"]
     command += ["--threads", str(arguments.threads), "--streams", str(streams)]
-    if arguments.model is not None:
-        command += ["--model", str(arguments.model)]
+    command += ["--model", str(arguments.model)]
     begun = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=arguments.env) as process:
         assert process.stderr is not None
@@ -317,9 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        compiled = Path(folder, "compiled")  # as of an installed package: its modules are compiled
-        arguments.env = {**os.environ, "PYTHONPYCACHEPREFIX": str(compiled)}
-        arguments.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        arguments.env = installed_environment(Path(folder, "compiled"))
         photos = Path(folder, "photos")
         photos.mkdir()
         found = measure(arguments, photos)

@@ -11,9 +11,7 @@ time of loading the model and of one detection in the photograph. The last line 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import records
+from lib.processes import installed_environment, whole_process
 
 from sparsedet.detector import Detector
 from sparsedet.images.read import read_image
@@ -28,16 +27,8 @@ from sparsedet.images.read import read_image
 PHOTO = Path(__file__).parents[1] / "examples" / "beach.jpg"
 
 
-def whole_process(words: list[str], env: dict[str, str]) -> float:
-    """Seconds from the start of Python to its end."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, *words], check=True, env=env, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
-
-
 def measure(repeats: int, folder: Path) -> dict[str, Any]:
-    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    env = installed_environment(folder / "compiled")
     drawn = ["detect", str(PHOTO), "-o", str(folder / "found.jpg"), "--overwrite"]
     processes = {
         "python alone": ["-c", "pass"],

@@ -12,7 +12,6 @@ and the table between the marks in README.md and docs/picodet.md, where they hav
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_start import whole_process
+from embedded import score
 from lib import records
 from lib.documents import insert
+from lib.processes import installed_environment, whole_process
 from lib.records import RESULTS, ROOT
 
 import sparsedet
@@ -31,7 +31,6 @@ from sparsedet.backends import build_backend
 from sparsedet.benchmark.timing import interleaved, ratio
 from sparsedet.choices import DEFAULT_MODEL, Name
 from sparsedet.detector import embedded_model
-from sparsedet.evaluation import evaluate
 from sparsedet.evaluation.coco import load_coco
 from sparsedet.images.letterbox import prepare
 from sparsedet.importers import load_trained
@@ -85,24 +84,16 @@ def times(source: Path, dense: ModelFile, threads: int, repeats: int) -> dict[st
 def starts(repeats: int) -> list[float]:
     """Seconds of `sparsedet detect PHOTO` with compiled modules, files in the system's cache."""
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "PYTHONPYCACHEPREFIX": str(Path(folder) / "compiled")}
-        env.pop("PYTHONDONTWRITEBYTECODE", None)
+        env = installed_environment(Path(folder) / "compiled")
         output = ["-o", str(Path(folder) / "found.jpg"), "--overwrite"]
         words = ["-m", "sparsedet", "detect", str(PHOTO), *output]
         return [whole_process(words, env) for _ in range(repeats + 1)][1:]
 
 
-def scores(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def scores(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     detector = sparsedet.Detector.load(path)
     dataset = load_coco(arguments.annotations, arguments.images, detector.config.class_names)
-    stats = evaluate(detector, dataset)[0].stats
-    return {
-        "sparsity": detector.sparsity,
-        "megabytes": path.stat().st_size / 1e6,
-        "ap": stats["AP"],
-        "ap50": stats["AP50"],
-        "images": len(dataset.images),
-    }
+    return {**score(detector, path, dataset), "images": len(dataset.images)}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -9,14 +9,14 @@ docs/results/embedded.json, and the table between the marks in docs/embedded.md.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from lib.documents import insert
+from lib.processes import whole_process
 from lib.records import RESULTS, ROOT, save
 
 import sparsedet
@@ -54,16 +54,10 @@ def time_both(detectors: dict[str, sparsedet.Detector], dataset: Any) -> dict[st
     return {name: 1000 * statistics.median(t) for name, t in times.items()}
 
 
-def whole_process(image: Path) -> float:
+def detect_process(image: Path) -> float:
     """Median seconds of `sparsedet detect IMAGE --model r50half-c4` from start to exit."""
-    command = [sys.executable, "-m", "sparsedet", "detect", "--no-save", str(image)]
-    command += ["--model", "r50half-c4"]
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    words = ["-m", "sparsedet", "detect", "--no-save", str(image), "--model", "r50half-c4"]
+    return statistics.median(whole_process(words, os.environ) for _ in range(5))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -107,7 +101,7 @@ def main() -> None:
         "cpu": cpu_name(),
         "threads": arguments.threads,
         "images": len(dataset.images),
-        "whole_process_seconds": whole_process(dataset.image_path(dataset.images[0])),
+        "whole_process_seconds": detect_process(dataset.image_path(dataset.images[0])),
     }
     for name, detector in detectors.items():
         scores = score(detector, paths[name], dataset)

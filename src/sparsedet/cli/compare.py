@@ -8,11 +8,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..choices import EMBEDDED, NAMES, PRECISIONS
+from ..choices import NAMES, PRECISIONS
 from ..errors import InputError
 from .evaluate import add_dataset
 from .messages import Progress, warn
-from .options import RUNNING, Command, add, add_running, check_outputs, group, load_detector
+from .options import (
+    FILE_OR_NAME,
+    RUNNING,
+    Command,
+    add,
+    add_running,
+    check_outputs,
+    group,
+    load_detector,
+)
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -34,8 +43,7 @@ def register(command: Command) -> None:
         ),
     )
     for name in ("a", "b"):
-        wanted = f"model file, or {' or '.join(EMBEDDED)}"
-        parser.add_argument(name, metavar=name.upper(), help=wanted)
+        parser.add_argument(name, metavar=name.upper(), help=FILE_OR_NAME)
     add_dataset(parser)
     add(parser, "--json", "--overwrite")
     add_running(parser, model=False)

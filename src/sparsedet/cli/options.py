@@ -28,7 +28,9 @@ EXPENSIVE = 10_000
 """GFLOP of an image from which on a warning says it. Source: choice; two CPUs do some 100 a second,
 and the largest preset needs a tenth."""
 
-MODEL_OR_NAME = f"model file, or {' or '.join(EMBEDDED)} (default: {DEFAULT_MODEL})"
+FILE_OR_NAME = f"model file, or {' or '.join(EMBEDDED)}"
+"""The help of a model that a command needs."""
+MODEL_OR_NAME = f"{FILE_OR_NAME} (default: {DEFAULT_MODEL})"
 """The help of a model that a command takes by its place."""
 
 INPUT, OUTPUT, RUNNING, MODEL = "input", "output", "running", "model"
