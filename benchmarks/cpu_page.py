@@ -126,13 +126,19 @@ def section(content: dict[str, Any]) -> list[str]:
     promises = ", ".join(
         f"`{name}` runs {chosen['format']}" for name, chosen in content["promises"].items()
     )
+    runs = [one["machine"] for one in content["against_openvino"].values() if "machine" in one]
+    runs += [one for results in content["ours"].values() for one in results.values()]
+    commits = dict.fromkeys(one["commit"] for one in runs if "commit" in one)
+    best = next(iter(content["instruction_sets"]))
+    restricted = f", restricted to {machine['isa']}" if machine["isa"] != best else ""
     versions = machine["versions"]
     openvino = f"; OpenVINO {versions['openvino']}" if "openvino" in versions else ""
     lines = [
-        f"## {machine['cpu']}, family {identity['family']}, model {identity['model']}",
+        f"## {machine['cpu']}, family {identity['family']}, model {identity['model']}"
+        f"{restricted}",
         "",
         f"{identity['vendor']}; instruction sets {sets}. {machine['threads']} threads, measured "
-        f"with `{machine['isa']}`; commit {machine['commit']}{openvino}.",
+        f"with `{machine['isa']}`; commit {', '.join(commits)}{openvino}.",
         "",
         f"Promises: {promises}. Memory: {content['bandwidth_gb_s']:.0f} GB/s. One core loaded "
         f"{span('vector_loads')} vectors in a cycle and did {span('multiply_adds')} vector "

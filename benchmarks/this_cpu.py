@@ -2,8 +2,8 @@
 
     python benchmarks/this_cpu.py
 
-writes docs/results/cpu/VENDOR-FAMILY-MODEL-SETS.json: CPUs of clouds call themselves by generic
-names, so the file is named by numbers and instruction sets. Measured are
+writes docs/results/cpu/VENDOR-FAMILY-MODEL-SETS.json (with --isa ...-by-SET.json): CPUs of clouds
+call themselves by generic names, so the file is named by numbers and instruction sets. Measured are
 
 - peaks of each instruction set, format and unit (vector or matrix), on one thread and on all, and
   the memory bandwidth;
@@ -18,6 +18,8 @@ names, so the file is named by numbers and instruction sets. Measured are
 What one core loads and multiplies in a cycle is recorded at the beginning and at the end: on a
 shared core these change, and with them every figure. benchmarks/cpu_page.py makes
 docs/benchmarks.md of all such files.
+
+With --formats, what the file already has of other formats stays; each says its commit.
 
 A figure that cannot be measured here is absent; nothing is estimated.
 """
@@ -124,6 +126,7 @@ def ours(model: ModelFile, image: np.ndarray, name: Format, options: argparse.Na
     times = seconds(engine, network_input, options.repeats)
     rates = machine.unit_peaks(options.isa, options.threads, name)
     result = {
+        "commit": records.commit(),
         "seconds": times,
         "images_per_second": images_per_second(
             our_requests(engine), network_input, options.repeats
@@ -187,10 +190,17 @@ def main(argv: list[str] | None = None) -> None:
     image = sparsedet.read_image(options.image)
     isas = sparsedet.available_isas()
     identity = machine.identity()
-    path = options.json or (
-        records.RESULTS / "cpu" / f"{'-'.join([*identity.values(), *isas[:-1]])}.json"
-    )
-    content: dict[str, Any] = {
+    names = [*identity.values(), *isas[:-1]]
+    if options.isa != isas[0]:
+        names += ["by", options.isa]
+    path = options.json or records.RESULTS / "cpu" / f"{'-'.join(names)}.json"
+    content: dict[str, Any] = {"ours": {}, "against_openvino": {}}
+    if options.formats != FORMATS and path.exists():
+        content = json.loads(path.read_text())
+        for name in options.formats:
+            content["ours"].pop(name, None)
+            content["against_openvino"].pop(name, None)
+    content |= {
         "machine": records.describe(options.isa, options.threads),
         "identity": identity,
         "instruction_sets": {isa: formats(isa) for isa in isas},
@@ -201,8 +211,6 @@ def main(argv: list[str] | None = None) -> None:
         },
         "bandwidth_gb_s": machine.bandwidth(options.threads),
         "peak_gflops": peaks([isa for isa in isas if isa != "scalar"], options.threads),
-        "ours": {},
-        "against_openvino": {},
     }
     for name in (name for name in formats(options.isa) if name in options.formats):
         options.pattern = pattern(name)
