@@ -74,13 +74,15 @@ def service(arguments: argparse.Namespace, streams: int) -> Iterator[Served]:
     begun = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=arguments.env) as process:
         assert process.stderr is not None
+        log = threading.Thread(target=process.stderr.read, daemon=True)
         try:
             first = json.loads(process.stderr.readline())
-            log = threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True)
             log.start()
             yield Served(process, first["address"].removeprefix("http://"), begun)
         finally:
             process.kill()
+            if log.is_alive():
+                log.join()  # else it would read what is closed
 
 
 def ask(client: http.client.HTTPConnection, data: bytes) -> tuple[int, float, str]:

@@ -134,8 +134,7 @@ def section(content: dict[str, Any]) -> list[str]:
     versions = machine["versions"]
     openvino = f"; OpenVINO {versions['openvino']}" if "openvino" in versions else ""
     lines = [
-        f"## {machine['cpu']}, family {identity['family']}, model {identity['model']}"
-        f"{restricted}",
+        f"## {machine['cpu']}, family {identity['family']}, model {identity['model']}{restricted}",
         "",
         f"{identity['vendor']}; instruction sets {sets}. {machine['threads']} threads, measured "
         f"with `{machine['isa']}`; commit {', '.join(commits)}{openvino}.",

@@ -14,52 +14,34 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from ..errors import InputError, UsageError
-from . import (
-    bench,
-    bulk,
-    cache,
-    classify,
-    compare,
-    convert,
-    detect,
-    download,
-    env,
-    evaluate,
-    export,
-    info,
-    prune,
-    quantize,
-    serve,
-    train,
-    tune,
-)
 from .completion import PrintCompletion
 from .messages import complain, warn
 from .options import Run
 
 COMMANDS = (
-    detect,
-    bulk,
-    serve,
-    classify,
-    info,
-    evaluate,
-    compare,
-    bench,
-    train,
-    prune,
-    tune,
-    quantize,
-    convert,
-    export,
-    download,
-    cache,
-    env,
+    "detect",
+    "bulk",
+    "serve",
+    "classify",
+    "info",
+    "eval",
+    "compare",
+    "bench",
+    "train",
+    "prune",
+    "tune",
+    "quantize",
+    "convert",
+    "export",
+    "download",
+    "cache",
+    "env",
 )
-"""In the order of the help."""
+"""In the order of the help; each is a module of this package (`eval`: `evaluate`)."""
 
 
 def main(argv: Sequence[str] | None = None, *, parsed: Callable[[], object] | None = None) -> int:
@@ -98,7 +80,8 @@ def main(argv: Sequence[str] | None = None, *, parsed: Callable[[], object] | No
 
 
 def _run(argv: list[str], parsed: Callable[[], object] | None) -> int:
-    asked = next((word for word in argv if not word.startswith("-")), "")
+    first = next((word for word in argv if word != "--"), "")
+    asked = first if first in COMMANDS else ""
     arguments = build_parser(asked).parse_args(argv)
     arguments.command_line = argv
     if parsed is not None:
@@ -172,7 +155,8 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """All commands and their flags.
 
     Args:
-        only: leave out the flags of all other commands, whose choices take time to import.
+        only: leave out all other commands, which take time to import, but for their names; "":
+            leave out the flags of all.
     """
     from ..version import VERSION
 
@@ -200,7 +184,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         examples: Sequence[str],
         details: str | Callable[[], str] = "",
     ) -> argparse.ArgumentParser:
-        if only is not None and name != only:
+        if only == "":
             commands.add_parser(name, help=summary)
             raise _EnoughError
         text = details() if callable(details) else details
@@ -216,7 +200,11 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for module in COMMANDS:
+    for name in COMMANDS:
+        if only and name != only:
+            commands.add_parser(name)
+            continue
+        module = import_module(f".{'evaluate' if name == 'eval' else name}", __name__)
         with contextlib.suppress(_EnoughError):
             module.register(command)
     return parser

@@ -33,7 +33,7 @@ _MASK_SHARE = 0.45
 
 
 def load_font() -> None:
-    """Let OpenCV unpack its font, which takes 30 ms at the first use; in a thread, to lose none."""
+    """Let OpenCV unpack its font: 30 ms at the first use in each thread."""
     cv2.getTextSize("a", _FONT, 1.0, 1)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..detections import Detections
 from ..errors import InputError, UsageError
@@ -77,13 +80,18 @@ class Annotated(Sink):
             several=several,
         )
         self.overwrite = overwrite
-        threading.Thread(target=load_font).start()  # while the detector loads
+        # OpenCV unpacks its font for each thread. One thread draws: once, while the detector loads.
+        self._drawer = ThreadPoolExecutor(1)
+        self._drawer.submit(load_font)
 
     def check(self) -> None:
         """Refuse a video file that exists; apart, because a run that goes on may replace it."""
         if self.to_video:
             replaced = self.overwrite or bool(self.begun)
             check_name(Path(str(self.output)), overwrite=replaced)
+
+    def _draw(self, frame: Frame, found: Detections) -> NDArray[np.uint8]:
+        return self._drawer.submit(found.draw, frame.image).result()
 
     def write(self, frame: Frame, found: Detections) -> Path | None:
         part = self.parts.get(frame.name)
@@ -94,13 +102,12 @@ class Annotated(Sink):
                 raise InputError(f"{self.output}: {frame.name} is an image, expected a video")
             self._images.overwrite = self.overwrite
             place = part.path if part is not None and part.path is not None else None
-            return self._images.write(
-                place or Path(f"{safe_name(frame.name)}.jpg"), found.draw(frame.image)
-            )
+            name = place or Path(f"{safe_name(frame.name)}.jpg")
+            return self._images.write(name, self._draw(frame, found))
         if self.video is None or self.name != frame.name:
             self.end(self.name)
             self.video, self.name = self._open(frame, part), frame.name
-        self.video.write(found.draw(frame.image), frame.time)
+        self.video.write(self._draw(frame, found), frame.time)
         return None
 
     def _open(self, frame: Frame, part: Part | None) -> VideoFile:
@@ -138,4 +145,5 @@ class Annotated(Sink):
         return [] if path is None else [path]
 
     def close(self) -> list[Path]:
+        self._drawer.shutdown()
         return self.end(self.name)
