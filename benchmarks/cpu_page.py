@@ -210,7 +210,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "cpu", help="folder of the files")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README and docs")
     arguments = parser.parse_args(argv)
-    contents = [json.loads(path.read_text()) for path in sorted(arguments.results.glob("*.json"))]
+    contents = [
+        json.loads(path.read_text())
+        for path in sorted(arguments.results.glob("*.json"), key=lambda path: path.stem)
+    ]
     for document, text in (("docs/benchmarks.md", sections), ("README.md", summaries)):
         insert(arguments.root / document, MARK, text(contents))
         print(f"-> {arguments.root / document}")

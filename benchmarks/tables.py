@@ -334,6 +334,7 @@ def around_table(folder: Path) -> str:
         return "Not measured yet: `python benchmarks/bench_service.py --json FILE`."
     rows = [list(row) for name, run in runs.items() for row in AROUND[name](run)]
     machine = next(iter(runs.values()))["machine"]
+    commits = dict.fromkeys(run["machine"]["commit"] for run in runs.values())
     return "\n".join(
         [
             *markdown(["What", "Measured"], rows),
@@ -341,7 +342,7 @@ def around_table(folder: Path) -> str:
             "The program starts with the default model, the others run `r50half-c4`; images of "
             f"640x480; {machine['threads']} threads of "
             f"{machine['cpu']}, {machine['isa']}; clients on the same cores; commit "
-            f"{machine['commit']}.",
+            f"{', '.join(commits)}.",
         ]
     )
 

@@ -162,6 +162,7 @@ def against_openvino(name: Format, options: argparse.Namespace) -> dict[str, Any
         if done.returncode or not result.exists():
             return {"failed": (done.stderr or done.stdout).strip().splitlines()[-1:]}
         content: dict[str, Any] = json.loads(result.read_text())
+        del content["machine"]["command"]  # its paths are those of this machine
         return content
 
 
