@@ -400,3 +400,27 @@ def test_colours_and_run_lengths_are_those_of_the_package(page: OpenPage) -> Non
         text = encode_mask(random.random((230, 171)) < density, 230, 171)["counts"]
         lengths = page.tab.evaluate(ask_page % "draw.runLengths(given)", text)
         assert lengths == read_counts(text).tolist()
+
+
+def test_a_written_video_plays(browser: Any, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="no PyAV: .[video]")
+    from sparsedet.sinks.video import VideoFile
+
+    video = VideoFile(tmp_path / "boxes.mp4", 10.0)
+    for number in range(10):
+        video.write(np.full((61, 81, 3), 20 * number, np.uint8), number / 10)
+    path = video.close()
+    tab = browser.new_page()
+    tab.goto(f"file://{path}")  # a page that is one <video>
+    found = tab.evaluate(
+        """async () => {
+            const video = document.querySelector("video");
+            video.muted = true;
+            const end = new Promise(done => video.onended = done);
+            await video.play();
+            await end;
+            return [video.videoWidth, video.videoHeight, video.duration, video.error];
+        }"""
+    )
+    assert found == [82, 62, pytest.approx(1.0, abs=0.05), None]
+    tab.close()
