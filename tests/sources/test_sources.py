@@ -387,10 +387,11 @@ def test_an_iterator_is_read_as_it_is_needed() -> None:
 
 def test_an_rtsp_camera() -> None:
     pytest.importorskip("av")
-    with serve_rtsp(24) as address:
+    with serve_rtsp(24, rate=10.0) as address:
         frames, bad = read(address)
     numbers = [number_of(frame.image) for frame in frames]
-    assert len(frames) >= 5 and not bad and numbers[-1] >= 20
+    # A camera does not wait: how many frames are left out depends on what else the machine does.
+    assert len(frames) >= 2 and not bad and numbers[-1] >= 20
     assert numbers == sorted(numbers) and {frame.name for frame in frames} == {address}
     assert all(a.time < b.time for a, b in pairwise(frames) if a.time is not None and b.time)
     frames, bad = read(address, limits=Limits(timeout=2))  # it is gone
