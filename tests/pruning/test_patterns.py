@@ -38,8 +38,8 @@ from sparsedet.pruning.patterns import PATTERNS  # noqa: E402
 from sparsedet.pruning.schedule import CubicSchedule  # noqa: E402
 from sparsedet.pruning.selection import keep_largest, to_matrix  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
+from sparsedet.torch_model.checkpoint import newest_checkpoint  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
-from sparsedet.training.run_folder import newest_checkpoint  # noqa: E402
 from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]

@@ -27,7 +27,7 @@ from torchvision.transforms import v2  # noqa: E402
 from sparsedet import InputError  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, CocoImage  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
-from sparsedet.training import run_folder  # noqa: E402
+from sparsedet.torch_model.checkpoint import newest_checkpoint  # noqa: E402
 from sparsedet.training.augment import (  # noqa: E402
     View,
     areas_of,
@@ -435,7 +435,7 @@ def test_an_augmented_run_resumes_to_the_last_bit(
     stopped.train_step = train_step  # type: ignore[method-assign]
     assert not stopped.run() and stopped.step == 3
     rest = trainer(dataset, recipe, tmp_path / "stopped")
-    rest.resume(run_folder.newest_checkpoint(tmp_path / "stopped"))
+    rest.resume(newest_checkpoint(tmp_path / "stopped"))
     assert rest.run()
     ours, theirs = whole.model.state_dict(), rest.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

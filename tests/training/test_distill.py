@@ -21,6 +21,7 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
+from sparsedet.torch_model.checkpoint import newest_checkpoint  # noqa: E402
 from sparsedet.training.data import load_micro_batch  # noqa: E402
 from sparsedet.training.distill import (  # noqa: E402
     LOSSES,
@@ -30,7 +31,6 @@ from sparsedet.training.distill import (  # noqa: E402
     objectness_loss,
 )
 from sparsedet.training.losses import losses  # noqa: E402
-from sparsedet.training.run_folder import newest_checkpoint  # noqa: E402
 from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]

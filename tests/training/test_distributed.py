@@ -21,10 +21,10 @@ from sparsedet import InputError, load_model, save_model  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
+from sparsedet.torch_model.checkpoint import newest_checkpoint  # noqa: E402
 from sparsedet.training.data import MicroBatch, MicroBatches, epoch_batches  # noqa: E402
 from sparsedet.training.distributed import Ranks, session  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
-from sparsedet.training.run_folder import newest_checkpoint  # noqa: E402
 from sparsedet.training.trainer import Trainer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]

@@ -32,9 +32,9 @@ from sparsedet.model.config import COCO_NAMES  # noqa: E402
 from sparsedet.model.graph import RoiAlign  # noqa: E402
 from sparsedet.pruning import run as pruning_run  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
+from sparsedet.torch_model.checkpoint import newest_checkpoint  # noqa: E402
 from sparsedet.training.data import epoch_batches, load_sample  # noqa: E402
 from sparsedet.training.run import train  # noqa: E402
-from sparsedet.training.run_folder import newest_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

@@ -26,7 +26,7 @@ from sparsedet import InputError  # noqa: E402
 from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset  # noqa: E402
 from sparsedet.model.checkpoint import checkpoints  # noqa: E402
-from sparsedet.training.run_folder import (  # noqa: E402
+from sparsedet.torch_model.checkpoint import (  # noqa: E402
     Checkpoint,
     newest_checkpoint,
     read_checkpoint,

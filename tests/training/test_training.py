@@ -41,7 +41,8 @@ from sparsedet.model.detector_config import require_c4  # noqa: E402
 from sparsedet.model.graph import MaxPool, RoiAlign  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN, decode, encode  # noqa: E402
-from sparsedet.training import run_folder, start  # noqa: E402
+from sparsedet.torch_model.checkpoint import newest_checkpoint, read_checkpoint  # noqa: E402
+from sparsedet.training import start  # noqa: E402
 from sparsedet.training import trainer as training_loop  # noqa: E402
 from sparsedet.training.data import (  # noqa: E402
     MicroBatch,
@@ -493,7 +494,7 @@ def test_runs_repeat_and_resume_to_the_last_bit(
     stop_after(stopped, 4, signal.SIGTERM)  # between two updates of the masks
     assert not stopped.run() and stopped.step == 4
     rest = trainer(dataset, recipe, tmp_path / "stopped")
-    rest.resume(run_folder.newest_checkpoint(tmp_path / "stopped"))
+    rest.resume(newest_checkpoint(tmp_path / "stopped"))
     assert rest.step == 4 and same(weights(rest), weights(stopped))
     if rest.pruner and stopped.pruner:
         assert (
@@ -565,10 +566,10 @@ def test_a_corrupt_newest_checkpoint(
         }[damage]
     )
     with pytest.warns(UserWarning, match=r"cannot be read .*the one before") as warned:
-        assert run_folder.newest_checkpoint(folder).path == older
+        assert newest_checkpoint(folder).path == older
     assert str(newest) in str(warned[0].message)
     rest = trainer(dataset, FAST, folder)
-    rest.resume(run_folder.read_checkpoint(older))
+    rest.resume(read_checkpoint(older))
     assert rest.step == 5
     rest.run()
     assert same(weights(rest), weights(run))
@@ -579,7 +580,7 @@ def test_a_corrupt_newest_checkpoint(
         pytest.warns(UserWarning, match="the one before"),
         pytest.raises(InputError, match="no readable checkpoint"),
     ):
-        run_folder.newest_checkpoint(folder)
+        newest_checkpoint(folder)
 
 
 def test_a_checkpoint_of_another_model(
@@ -587,7 +588,7 @@ def test_a_checkpoint_of_another_model(
 ) -> None:
     run = trainer(dataset, replace(FAST, steps=1), tmp_path / "run")
     run.run()
-    saved = run_folder.newest_checkpoint(tmp_path / "run")
+    saved = newest_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="another model or recipe"):
         trainer(dataset, FAST, tmp_path / "other", norm=False).resume(saved)
 
@@ -612,7 +613,7 @@ def test_a_loss_that_is_not_finite(
     expected = epoch_batches(dataset, FAST, 1)[1]  # two batches an epoch
     noted = json.loads((folder / "nan_batch.json").read_text())
     assert noted == {"step": 3, "image_ids": [dataset.images[i].id for i in expected]}
-    assert run_folder.newest_checkpoint(folder).path.name == "checkpoint-0000003.safetensors"
+    assert newest_checkpoint(folder).path.name == "checkpoint-0000003.safetensors"
     saved = start.open_start(folder).tensors(TINY)
     assert all(np.isfinite(value).all() for value in saved.values())
     # The weights were not touched by it either.

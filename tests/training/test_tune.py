@@ -118,7 +118,7 @@ def test_a_resumed_run_is_the_same_run(folder: Path, tmp_path: Path) -> None:
     photographs = sorted((folder / "photographs").iterdir())
     tuner = Tuner(pruned, dense, photographs, TuneConfig(steps=4, batch=1))
     tuner.run_step()
-    from sparsedet.training.run_folder import read_checkpoint
+    from sparsedet.torch_model.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(tuner.write(tmp_path, {"seed": 0, "teacher": "a"}))
     with pytest.raises(InputError, match="teacher 'a', now it is 'b'"):

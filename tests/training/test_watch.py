@@ -25,12 +25,12 @@ from sparsedet.cli import main  # noqa: E402
 from sparsedet.evaluation.coco import CocoDataset, load_coco  # noqa: E402
 from sparsedet.model.sparsity import sparsity_report  # noqa: E402
 from sparsedet.torch_model import FasterRCNN  # noqa: E402
+from sparsedet.torch_model.checkpoint import read_checkpoint  # noqa: E402
 from sparsedet.training import trainer as training_loop  # noqa: E402
 from sparsedet.training.data import MicroBatch, held_out, load_micro_batch, load_sample  # noqa: E402
 from sparsedet.training.ema import WeightAverage  # noqa: E402
 from sparsedet.training.losses import losses  # noqa: E402
 from sparsedet.training.recipe import Recipe  # noqa: E402
-from sparsedet.training.run_folder import read_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 

@@ -1,7 +1,7 @@
 """A training run of this project (its folder, or one checkpoint) -> the model it would save.
 
-Reads the safetensors files itself, so that torch is not needed; `training.run_folder` writes them
-and lists their tensors. Averaged weights are taken where the run averages.
+Reads the safetensors files itself, so that torch is not needed; `training.run_folder` lists their
+tensors. Averaged weights are taken where the run averages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The checkpoint format of a training run, as far as its writer and its readers share it; no torch.
+"""The checkpoint format of a run, as far as its writer and its readers share it; no torch.
 
 A run folder holds `checkpoint-NNNNNNN.safetensors`, one for each kept step. The metadata `sha256`
-covers everything else in the file, so that a flipped bit is noticed. `training.run_folder` writes
-checkpoints and lists their tensors; `importers.checkpoint` reads the model out of one.
+covers everything else in the file, so that a flipped bit is noticed. `torch_model.checkpoint`
+writes and reads such files; `importers.checkpoint` reads the model out of one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import make_folder
 
 T = TypeVar("T")
 
@@ -29,6 +30,26 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a run folder, oldest first."""
     return sorted(folder.glob("checkpoint-*.safetensors"))
+
+
+def check_run_folder(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds another run.
+
+    Raises:
+        InputError: it holds one, and `resume` is False.
+    """
+    if not resume and checkpoints(folder):
+        raise InputError(f"{folder}: holds a run already; resume it or choose another folder")
+
+
+def prepare_run_folder(folder: Path, resume: bool) -> None:
+    """Create the run folder, or delete the unfinished files of a killed run in it.
+
+    Raises:
+        InputError: it cannot be written, or holds another run and `resume` is False.
+    """
+    check_run_folder(folder, resume)
+    make_folder(folder)
 
 
 def read_newest(folder: Path, read: Callable[[Path], T]) -> T | None:

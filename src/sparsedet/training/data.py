@@ -29,12 +29,12 @@ from ..images.check import BadImages
 from ..images.letterbox import fit_shorter, resize_bilinear, to_network_input
 from ..images.read import read_image
 from ..model.detector_config import Config, DetectorConfig
+from ..pruning.signals import leave_group
 from .augment import View, after_resizing, areas_of, before_resizing, mirrored
 from .distributed import Ranks
 from .losses import Target
 from .rare_classes import repeated
 from .recipe import Recipe
-from .signals import leave_group
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ..evaluation.coco import CocoDataset, load_coco
 from ..evaluation.images import without_bad_images
 from ..files import sha256_of, weights_file
 from ..images.check import BadImages
+from ..model.checkpoint import check_run_folder, prepare_run_folder
 from ..model.config import COCO_NAMES
 from ..model.detector_config import Config, require_faster_rcnn, with_classes
 from ..model.presets import detector_preset
@@ -21,7 +22,7 @@ from . import distributed
 from .initial import initial_tensors
 from .pulse import Pulse
 from .recipe import Recipe
-from .start import build_model, check_folder, load_teacher, open_start, prepare_folder
+from .start import build_model, load_teacher, open_start
 from .trainer import Trainer
 
 _SLOW_TO_READ = 50.0
@@ -128,9 +129,9 @@ def train(
                     f"{init}: {zeros:,} weights are zero and may become nonzero until the schedule "
                     "prunes them"
                 )
-        check_folder(output, resume)  # on every process, before one of them writes
+        check_run_folder(output, resume)  # on every process, before one of them writes
         if ranks.writes:
-            prepare_folder(output, resume)
+            prepare_run_folder(output, resume)
         if resume and start and start.checkpoint:
             trainer.resume(start.checkpoint)
             if trainer.finished:

@@ -1,4 +1,4 @@
-"""The start of a run: its folder, the model's configuration and its initial weights.
+"""The start of a run: the model's configuration and its initial weights.
 
 Weights come from a detector in any form that `importers` reads, or from a classifier: torchvision's
 ResNet (.pth, .safetensors) or open_nsfw (.onnx). Parameters that the file lacks keep their random
@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from ..errors import InputError, UsageError
-from ..files import make_folder, sha256_of, weights_file
+from ..files import sha256_of, weights_file
 from ..importers import detect_format, load_any
 from ..importers.open_nsfw import load_open_nsfw
 from ..importers.torchvision import fitting_preset, load_torchvision_resnet
 from ..model.checkpoint import checkpoints
 from ..model.detector_config import Config, config_from_json, require_faster_rcnn
 from ..torch_model import TwoStageDetector
+from ..torch_model.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from .distill import Teacher
-from .run_folder import Checkpoint, newest_checkpoint, read_checkpoint
 
 
 def set_threads(count: int) -> None:
@@ -36,26 +36,6 @@ def set_threads(count: int) -> None:
     if not 1 <= count <= 1024:
         raise UsageError(f"threads is {count}, expected 1..1024")
     torch.set_num_threads(count)
-
-
-def check_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds another run.
-
-    Raises:
-        InputError: it holds one, and `resume` is False.
-    """
-    if not resume and checkpoints(folder):
-        raise InputError(f"{folder}: holds a run already; resume it or choose another folder")
-
-
-def prepare_folder(folder: Path, resume: bool) -> None:
-    """Create the run folder, or delete the unfinished files of a killed run in it.
-
-    Raises:
-        InputError: it cannot be written, or holds another run and `resume` is False.
-    """
-    check_folder(folder, resume)
-    make_folder(folder)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

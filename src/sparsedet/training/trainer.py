@@ -26,7 +26,9 @@ from ..files import write_atomic
 from ..images.check import BadImages
 from ..model.detector_config import config_to_json
 from ..model.file import load_model, save_model
+from ..pruning.signals import stop_on_signals
 from ..torch_model import TwoStageDetector
+from ..torch_model.checkpoint import Checkpoint, write_checkpoint
 from .data import MicroBatch, check_images, held_out, micro_batches
 from .distill import Teacher, check_recipe, check_resumed
 from .distributed import Ranks
@@ -38,8 +40,7 @@ from .plots import plot_run
 from .pulse import Pulse
 from .recipe import Recipe
 from .recipe_masks import build_masks
-from .run_folder import Checkpoint, describe_run, restore_tensors, run_tensors, write_checkpoint
-from .signals import stop_on_signals
+from .run_folder import describe_run, restore_tensors, run_tensors
 from .validation import (
     GROUND_TRUTH,
     check_validation,
@@ -58,7 +59,7 @@ class Trainer:
         model: trained in place, on the device of `ranks`.
         dataset: checked ground truth with its images.
         recipe: all settings.
-        folder: the run folder; `start.prepare_folder` creates it before anything is written.
+        folder: the run folder; `prepare_run_folder` creates it before anything is written.
         ranks: this process among those that train together.
         teacher: a model whose outputs are further targets.
         origin: provenance of the start, in types that JSON has; kept in checkpoints and in the

@@ -33,8 +33,9 @@ from ..pruning.network_module import as_module
 from ..pruning.predictions import divergence
 from ..pruning.reading import PredictionReading, read_outputs, read_predictions
 from ..torch_model import GraphModule
+from ..torch_model.checkpoint import Checkpoint, write_checkpoint
 from .balanced_adam import BalancedAdam
-from .run_folder import Checkpoint, restore_tensors, run_tensors, write_checkpoint
+from .run_folder import restore_tensors, run_tensors
 from .tune_config import TuneConfig
 
 REGIONS = 64

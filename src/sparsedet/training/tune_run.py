@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import check_output, sha256_of, write_atomic
 from ..images.check import BadImages, read_images
-from ..model.checkpoint import checkpoints
+from ..model.checkpoint import checkpoints, prepare_run_folder
 from ..model.file import AnyFile, save_model
 from ..model.sparsity import sparsity_report
 from ..pruning.cost import PruningCost
 from ..pruning.network_module import tensors_of, with_tensors
 from ..pruning.run import Comparing, compare_files, unlabelled_images
+from ..pruning.signals import stop_on_signals
 from ..sources.folder import find_images
-from .run_folder import newest_checkpoint
-from .signals import stop_on_signals
-from .start import prepare_folder
+from ..torch_model.checkpoint import newest_checkpoint
 from .tune import Tuner
 from .tune_config import TuneConfig
 
@@ -133,7 +132,7 @@ def tune_files(
         "pruned": sha256_of(names[0]),
         "teacher": sha256_of(names[1]),
     }
-    prepare_folder(output, resume)
+    prepare_run_folder(output, resume)
     if resume and checkpoints(output):
         tuner.resume(newest_checkpoint(output), identity)
     unseen: list[NDArray[np.uint8]] = [i for _, i in read_images(paths[:held_out], bad_images)]

@@ -1,9 +1,10 @@
-"""Signals that stop a run: the trainer finishes its step, its workers ignore them."""
+"""Signals that stop a run: it finishes its step, its workers ignore them."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,13 @@ def leave_group(_: int) -> None:
 
 @contextmanager
 def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Within, SIGTERM and SIGINT call `stop` instead of ending the process."""
+    """Within, SIGTERM and SIGINT call `stop` instead of ending the process.
+
+    In a thread that is not the main one nothing changes: Python gives it no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {s: signal.signal(s, lambda *_: stop()) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
