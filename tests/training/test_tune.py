@@ -113,6 +113,19 @@ def test_a_stopped_run_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) ->
         tune_files(pruned, dense, place, parts, settings, names=names, resume=True)
 
 
+def test_a_disk_that_is_full_at_the_end(folder: Path, tmp_path: Path) -> None:
+    pruned, dense, names = networks(folder, "yolox")
+    settings = TuneConfig(steps=2, batch=1)
+    (tmp_path / "report.json").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"report\.json: cannot be written \(No space left"):
+        tune_files(pruned, dense, folder / "photographs", tmp_path, settings, names=names)
+    (tmp_path / "report.json").unlink()
+    model = (tmp_path / "model.safetensors").read_bytes()
+    tune_files(pruned, dense, folder / "photographs", tmp_path, settings, names=names, resume=True)
+    assert (tmp_path / "report.json").exists()
+    assert (tmp_path / "model.safetensors").read_bytes() == model
+
+
 def test_a_resumed_run_is_the_same_run(folder: Path, tmp_path: Path) -> None:
     pruned, dense, _ = networks(folder, "yolox")
     photographs = sorted((folder / "photographs").iterdir())

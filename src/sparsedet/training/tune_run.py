@@ -116,8 +116,9 @@ def tune_files(
     Raises:
         InputError: an input cannot be used, or the output cannot be written.
     """
+    goes_on = resume and bool(checkpoints(output))
     if output.is_dir():
-        for name in OUTPUTS:
+        for name in OUTPUTS[1:] if goes_on else OUTPUTS:  # a model without a report is unfinished
             check_output(output / name, flag="")
     dataset = comparing.dataset if comparing else None
     scored = {Path(image.file_name).name for image in dataset.images} if dataset else set[str]()
@@ -133,7 +134,7 @@ def tune_files(
         "teacher": sha256_of(names[1]),
     }
     prepare_run_folder(output, resume)
-    if resume and checkpoints(output):
+    if goes_on:
         tuner.resume(newest_checkpoint(output), identity)
     unseen: list[NDArray[np.uint8]] = [i for _, i in read_images(paths[:held_out], bad_images)]
     before = Tuner(pruned, dense, paths, settings).layer_errors(unseen)
@@ -146,7 +147,14 @@ def tune_files(
     }
     tensors = tensors_of(pruned, tuner.student)
     file = with_tensors(pruned, tensors, provenance)
-    save_model(output / OUTPUTS[0], file.config, tensors, provenance, dtype=pruned.storage_dtype)
+    save_model(
+        output / OUTPUTS[0],
+        file.config,
+        tensors,
+        provenance,
+        dtype=pruned.storage_dtype,
+        overwrite=goes_on,
+    )
     after = tuner.layer_errors(unseen)
     zeros = {n: int((~keep).sum()) for n, keep in tuner.masks.keep_masks.items()}
     whole = sparsity_report(file.config, tensors)
