@@ -37,6 +37,7 @@ TORCH = {
     "pruning.patterns",
     "pruning.positions",
     "pruning.predictions",
+    "pruning.progress",
     "pruning.reading",
     "pruning.reconstruct",
     "pruning.regions",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -13,8 +17,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("matplotlib")
 
 from helpers.any_network import file_of, photograph
-from helpers.commands import Run, refused
+from helpers.commands import Run, refused, tree
 
+from sparsedet.model.checkpoint import checkpoints
 from sparsedet.model.file import load_file
 from sparsedet.model.network import NetworkConfig, graph_of
 
@@ -64,3 +69,36 @@ def test_what_the_command_refuses(tmp_path: Path, run: Run) -> None:
     refused(run(*words, "--init", source), "two models", code=2)
     refused(run("prune", "--images", tmp_path, "--output", tmp_path / "out"), "MODEL", code=2)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_torch_thread")
+def test_a_run_that_was_killed_goes_on(tmp_path: Path, run: Run) -> None:
+    """A real process, killed by the system while it prunes."""
+    source, folder = file_of("yolox", tmp_path), tmp_path / "photographs"
+    folder.mkdir()
+    for seed in range(16):
+        cv2.imwrite(str(folder / f"{seed}.png"), photograph(seed))
+
+    def words(output: str, *more: str) -> list[str]:
+        flags = ["--images", str(folder), "--sparsity", "0.4", "--calibration-images", "16"]
+        flags += ["--threads", "1", "--no-compare", "--output", str(tmp_path / output)]
+        return ["prune", str(source), *flags, *more]
+
+    assert run(*words("whole")).code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparsedet", *words("parts", "--checkpoint-minutes", "0")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not checkpoints(tmp_path / "parts"):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    refused(run(*words("parts")), "holds a run already; resume it")
+    assert run(*words("parts", "--resume")).code == 0
+    whole, parts = tree(tmp_path / "whole"), tree(tmp_path / "parts")
+    assert parts == whole and set(whole) == {"model.safetensors", "report.json", "report.png"}

@@ -21,7 +21,8 @@ DETAILS = """\
 MODEL is a network of any kind: an ONNX file, a model file, a detector of another project. It is
 pruned at once, without training or labels, by --method reconstruct (the default for MODEL) or
 magnitude. With --annotations the result's AP is compared, too: on their images, of which none is
-used to prune.
+used to prune. SIGINT and SIGTERM finish the layer and write a checkpoint; --resume continues to the
+same bits.
 --method gradual (the default for --init) prunes a Faster R-CNN while fine-tuning it on
 --annotations."""
 
@@ -32,6 +33,7 @@ FINE_TUNING = {
     "warmup_steps": "100, at most a tenth of the steps",
 }
 """Defaults of `prune` in words, where they differ from those of `train`."""
+CHECKPOINTS = "checkpoint_minutes"
 
 
 def register(command: Command) -> None:
@@ -44,6 +46,8 @@ def register(command: Command) -> None:
         details=DETAILS,
         examples=(
             "sparsedet prune yolox_nano.onnx --images photos --sparsity 0.5 --output pruned",
+            "sparsedet prune yolox_nano.onnx --images photos --sparsity 0.5 --output pruned "
+            "--resume",
             "sparsedet prune --init run --annotations train.json --images train --output pruned "
             "--sparsity 0.7",
         ),
@@ -100,11 +104,11 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
         raise InputError(f"pruning needs: pip install 'sparsedet[train]' ({error})") from None
 
     given: dict[str, Any] = settings_of(arguments, "recipe")
-    for flag in ("teacher", "recipe", "resume"):
+    for flag in ("teacher", "recipe"):
         if getattr(arguments, flag):
             raise UsageError(f"--{flag} is for --method gradual")
     for key in given:
-        if key not in ("sparsity", "pattern", "allocation", "exclude", "seed"):
+        if key not in ("sparsity", "pattern", "allocation", "exclude", "seed", CHECKPOINTS):
             raise UsageError(f"--{key.replace('_', '-')} is for --method gradual")
     if "exclude" in given:
         given["exclude"] = tuple(given["exclude"])
@@ -112,6 +116,7 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
         given["damping"] = arguments.damping
     if arguments.threads is not None:
         set_threads(arguments.threads)
+    minutes = {CHECKPOINTS: given.pop(CHECKPOINTS)} if CHECKPOINTS in given else {}
     settings = OneShotConfig(method=method, **given)
     model = model_of_run(Path(model_path(arguments.init)))
     # Read once: the data set may take long, and needs the names of the model's classes.
@@ -128,7 +133,12 @@ def _prune_once(arguments: argparse.Namespace, method: Any) -> int:
         progress=lambda done, steps, what: bar(done + 1, steps),
         bad_images=arguments.bad_images,
         load=lambda _: file,
+        resume=arguments.resume,
+        **minutes,
     )
+    if report is None:
+        print("stopped; --resume continues")
+        return 130
     for line in notes:
         print(f"{model}: {line}")
     print(report.table())

@@ -34,6 +34,7 @@ from .allocation import (
 from .calibration import LayerInputs, dense_outputs, layer_inputs
 from .patterns import PATTERNS, UNSTRUCTURED
 from .predictions import Form
+from .progress import Keep, PruningState
 from .reconstruct import reconstruct
 from .report import LayerPruning, PruningReport
 from .selection import from_matrix, keep_by_magnitude, keep_largest_of_layers, to_matrix
@@ -170,6 +171,8 @@ def prune_once(
     held_out: int,
     outputs: Sequence[tuple[str, Form]] = (),
     progress: Callable[[int, int, str], None] | None = None,
+    state: PruningState | None = None,
+    keep: Keep | None = None,
 ) -> PruningReport:
     """Prune a model in place.
 
@@ -179,6 +182,9 @@ def prune_once(
         held_out: how many of them, the last ones, only measure the error.
         outputs: of a network without detections, from `reading.read_outputs`.
         progress: called with (steps done, all steps, description of the present step).
+        state: what an earlier run of the same model, images and settings has done.
+        keep: called with what is done, after the importance is measured and after each layer. An
+            exception of `progress` or `keep` ends the run.
 
     Raises:
         InputError: the target is impossible, or the images cannot be used.
@@ -194,45 +200,54 @@ def prune_once(
     if settings.allocation == "sensitivity":
         count = min(len(network_inputs) - held_out, IMPORTANCE_IMAGES)
         importance_inputs = network_inputs[:count]
+    state = PruningState() if state is None else state
+    if state.importance:
+        importance_inputs = ()
+    left = state.left(names)
     done = itertools.count()
 
     def note(description: str) -> None:
         if progress is not None:
-            progress(next(done), len(importance_inputs) + 2 * len(names), description)
+            progress(next(done), len(importance_inputs) + 2 * len(left), description)
 
-    importance: dict[str, Tensor] = {}
     if importance_inputs:
-        importance = output_importance(
+        state.importance = output_importance(
             model, importance_inputs, outputs, seed=settings.seed, note=note
         )
+        if keep is not None:
+            keep(state)
     dense = dense_outputs(
-        model, network_inputs, names, held_out=held_out, seed=settings.seed, note=note
+        model, network_inputs, left, held_out=held_out, seed=settings.seed, note=note
     )
-    zeros = plan_zeros(model.graph, weights, settings, importance, dense.variances)
+    if not state.zeros:
+        state.zeros = plan_zeros(model.graph, weights, settings, state.importance, dense.variances)
+    state.put_into(model)  # not before the unpruned network's outputs are known
     inputs_of_layers = layer_inputs(
         model,
         network_inputs,
-        names,
+        left,
         dense,
         held_out=held_out,
         hessians=settings.method == "reconstruct",
         seed=settings.seed,
     )
-    layers = []
     for inputs in inputs_of_layers:
         note(f"pruning {inputs.name}")
-        layers.append(
-            _prune_layer(
-                model.layers[inputs.name],
-                inputs,
-                zeros[inputs.name],
-                settings,
-                importance.get(inputs.name),
-            )
+        conv = model.layers[inputs.name]
+        row = _prune_layer(
+            conv,
+            inputs,
+            state.zeros[inputs.name],
+            settings,
+            state.importance.get(inputs.name),
         )
+        assert conv.bias is not None  # batch norm is folded
+        state.add(row, conv.weight, conv.bias)
+        if keep is not None:
+            keep(state)
     total = sum(int((p == 0).sum()) for p in model.parameters())
     return PruningReport(
-        settings.method, settings.pattern, tuple(layers), model.graph.parameters, total
+        settings.method, settings.pattern, tuple(state.layers), model.graph.parameters, total
     )
 
 

@@ -1,7 +1,7 @@
 """One-shot pruning from files to a run folder: the work of `sparsedet prune --method`.
 
 Reads a trained network and a few images without labels; writes `model.safetensors`, `report.json`
-and `report.png`.
+and `report.png`, and while it works checkpoints, which the results replace.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, UsageError
 from ..evaluation.coco import CocoDataset
-from ..files import check_output, make_folder, sha256_of, weights_file, write_atomic
+from ..files import check_output, sha256_of, weights_file, write_atomic
 from ..images.check import BadImages, read_images
+from ..model.checkpoint import check_run_folder, checkpoints, prepare_run_folder
 from ..model.file import AnyFile, load_file, save_model
 from ..model.network import graph_of
 from ..model.sparsity import sparsity_report
@@ -28,8 +29,17 @@ from .calibration import calibration_input
 from .cost import PruningCost, measure_cost
 from .network_module import as_module, tensors_of
 from .one_shot import OneShotConfig, prune_once, pruned_layers
+from .progress import (
+    CHECKPOINT_MINUTES,
+    PruningCheckpoints,
+    StoppedPruning,
+    digest_of_inputs,
+    remove_checkpoints,
+    resumed_state,
+)
 from .reading import read_outputs
 from .report import PruningReport, require_matplotlib
+from .signals import stop_on_signals
 
 OUTPUTS = ("model.safetensors", "report.json", "report.png")
 _HISTORY = ("recipe", "pruned", "source", "init", "teacher", "step", "held_out_ap", "tuned")
@@ -85,7 +95,9 @@ def prune_files(
     progress: Callable[[int, int, str], None] | None = None,
     load: Callable[[Path], AnyFile] = load_file,
     bad_images: BadImages = "stop",
-) -> PruningReport:
+    resume: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+) -> PruningReport | None:
     """Prune the network of a file and write the result.
 
     Args:
@@ -98,6 +110,11 @@ def prune_files(
         progress: as in `prune_once`.
         load: reads `model`, for files of other forms.
         bad_images: what an image that cannot be read does.
+        resume: go on with the run in `output`.
+        checkpoint_minutes: least time between two checkpoints.
+
+    Returns:
+        the report; None: a signal stopped the run, and it can be resumed.
 
     Raises:
         InputError: the model, an image or a folder cannot be used, or the target cannot be
@@ -106,14 +123,16 @@ def prune_files(
     require_matplotlib()
     if calibration_images < 2:
         raise UsageError(f"--calibration-images is {calibration_images}, expected at least 2")
-    if output.is_dir():
+    check_run_folder(output, resume)
+    goes_on = resume and bool(checkpoints(output))
+    if output.is_dir() and not goes_on:  # results beside checkpoints are unfinished
         for name in OUTPUTS:
             check_output(output / name, flag="")
     dataset = comparing.dataset if comparing else None
     paths = unlabelled_images(images, calibration_images, dataset, settings.seed)
     file = load(model)
     pruned_layers(graph_of(file.config), settings)  # refuses the impossible now
-    make_folder(output)
+    prepare_run_folder(output, resume)
     network = as_module(file)
     last_images: deque[NDArray[np.uint8]] = deque(maxlen=max(1, len(paths) // 8))
     network_inputs = []
@@ -124,23 +143,49 @@ def prune_files(
     if count < 2:
         raise InputError(f"{images}: 1 of {len(paths)} images can be read, expected at least 2")
     held_out = max(1, count // 8)
-    report = prune_once(
-        network,
-        network_inputs,
-        settings,
-        held_out=held_out,
-        outputs=read_outputs(file.config),
-        progress=progress,
-    )
-    del network_inputs
     weights = weights_file(model)
+    source = sha256_of(weights)
+    identity = {
+        **asdict(settings),
+        "photographs": count,
+        "source": source,
+        "digest of the images": digest_of_inputs(network_inputs),
+    }
+    identity = json.loads(json.dumps(identity))  # as a checkpoint says it
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    state = resumed_state(output, identity, shapes) if goes_on else None
+    kept = PruningCheckpoints(output, identity, checkpoint_minutes)
+
+    def note(done: int, steps: int, what: str) -> None:
+        kept.check()
+        if progress is not None:
+            progress(done, steps, what)
+
+    try:
+        with stop_on_signals(kept.stop):
+            report = prune_once(
+                network,
+                network_inputs,
+                settings,
+                held_out=held_out,
+                outputs=read_outputs(file.config),
+                progress=note,
+                state=state,
+                keep=kept.keep,
+            )
+    except StoppedPruning:
+        return None
+    kept.write()  # what follows may take long, or find the disk full
+    del network_inputs
     history = {key: value for key, value in file.provenance.items() if key in _HISTORY}
     provenance = {
         **{key: value for key, value in file.provenance.items() if key not in _HISTORY},
         "pruned": {**asdict(settings), "photographs": count},
-        "source": {"name": weights.name, "sha256": sha256_of(weights), **history},
+        "source": {"name": weights.name, "sha256": source, **history},
     }
-    save_model(output / OUTPUTS[0], file.config, tensors_of(file, network), provenance)
+    save_model(
+        output / OUTPUTS[0], file.config, tensors_of(file, network), provenance, overwrite=goes_on
+    )
     # As stored: float16 has no weights below 3e-8, so a few more are zero than were pruned.
     stored = load_file(output / OUTPUTS[0])
     report = replace(report, zeros=sparsity_report(stored.config, stored.tensors).zeros)
@@ -149,8 +194,10 @@ def prune_files(
             report,
             cost=compare_files(file, stored, [*last_images][-held_out:], comparing, model),
         )
-    write_atomic(output / OUTPUTS[1], (json.dumps(report.to_json(), indent=1) + "\n").encode())
-    write_atomic(output / OUTPUTS[2], report.plot())
+    text = json.dumps(report.to_json(), indent=1) + "\n"
+    write_atomic(output / OUTPUTS[1], text.encode(), overwrite=goes_on)
+    write_atomic(output / OUTPUTS[2], report.plot(), overwrite=goes_on)
+    remove_checkpoints(output)
     return report
 
 
