@@ -2,11 +2,12 @@
 
     python benchmarks/bench_gradual.py --annotations TRAIN.json --images FOLDER --work FOLDER
 
-Crops of 64x64 pixels of the 20 commonest classes, as many of each class, split by photograph. The
-same loop trains a dense network and one that `Gradual` prunes, from the same random start, for the
-same epochs. A third one is the dense network whose smallest weights are removed at once, by
-torch.nn.utils.prune. Figures are void (exit code 1) if the dense network is right in less than half
-of the crops, or pruning at once costs less than 5 points: then the task shows nothing.
+Crops of 64x64 pixels of the 20 commonest classes, split by photograph. Each epoch draws as many of
+each class, at random; accuracy is the mean of the classes' own. The same loop trains a dense
+network and one that `Gradual` prunes, from the same random start, for the same epochs. A third one
+is the dense network whose smallest weights are removed at once, by torch.nn.utils.prune. Figures
+are void (exit code 1) if the dense network is right in less than half of the crops, or pruning at
+once costs less than 5 points: then the task shows nothing.
 
 Every epoch is kept in --work, so a run that was stopped continues. Writes
 docs/results/bench_gradual.json.
@@ -28,19 +29,24 @@ import torch
 import torchvision
 from lib.records import RESULTS, ROOT, describe, save
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import prune as torch_prune
 
 import sparsedet
 from sparsedet.pruning import Gradual
 
 CLASSES, SIZE, TEST = 20, 64, 0.2
+LEAST_SCALE = 0.6
+"""Smallest part of a crop that training sees, of its sides."""
 LEAST_SIDE = 20
 """Shorter sides of boxes that are used, in pixels."""
 SPARSITY = 0.8
+RESAMPLES = 2000
+FIGURES = ("accuracy", "interval_to_dense", "lines_of_user_code")
 
 
 def crops(annotations: Path, images: Path, each: int) -> dict[str, Tensor]:
-    """Crops [N, 3, 64, 64] and labels, for training and test; as many of each class."""
+    """Crops [N, 3, 64, 64] and labels, for training and test; at most `each` of a class."""
     data = json.loads(annotations.read_text())
     boxes = [a for a in data["annotations"] if not a.get("iscrowd")]
     boxes = [a for a in boxes if min(a["bbox"][2:]) >= LEAST_SIDE]
@@ -75,13 +81,49 @@ def crops(annotations: Path, images: Path, each: int) -> dict[str, Tensor]:
     return made
 
 
-def accuracy(model: Any, data: dict[str, Any]) -> float:
-    """Share of the test crops whose likeliest class is right."""
+def balanced(labels: Tensor, chance: torch.Generator) -> Tensor:
+    """An epoch: numbers of crops, as many of each class, at random with repetition."""
+    weights = 1 / labels.bincount().float()
+    return torch.multinomial(weights[labels], len(labels), replacement=True, generator=chance)
+
+
+def changed(crops: Tensor, chance: torch.Generator) -> Tensor:
+    """Crops enlarged, shifted, mirrored and lit at random, each its own way."""
+    scale, mirror, x, y, contrast, light = torch.rand(6, len(crops), generator=chance)
+    scale = LEAST_SCALE + (1 - LEAST_SCALE) * scale
+    grid = torch.zeros(len(crops), 2, 3)
+    grid[:, 0, 0], grid[:, 1, 1] = scale * (mirror - 0.5).sign(), scale
+    grid[:, :, 2] = (2 * torch.stack([x, y], 1) - 1) * (1 - scale)[:, None]
+    places = functional.affine_grid(grid, list(crops.shape), align_corners=False)
+    moved: Tensor = functional.grid_sample(crops, places, align_corners=False)
+    contrast, light = contrast[:, None, None, None], light[:, None, None, None]
+    lit: Tensor = moved * (0.7 + 0.6 * contrast) + light - 0.5
+    return lit
+
+
+def right(model: Any, data: dict[str, Any]) -> Tensor:
+    """Which test crops have the right class as their likeliest, [N].
+
+    Scores are the mean of a crop's and of its mirror image's.
+    """
     model.eval()
     with torch.no_grad():
-        found = torch.cat([model(x).argmax(1) for x in data["test"].split(256)])
+        found = [(model(x) + model(x.flip(3))).argmax(1) for x in data["test"].split(256)]
     model.train()
-    return float((found == data["test_labels"]).float().mean())
+    labels: Tensor = data["test_labels"]
+    return torch.cat(found) == labels
+
+
+def accuracy(found: Tensor, data: dict[str, Any]) -> float:
+    """Mean over classes of the share of their crops that are right."""
+    labels = data["test_labels"]
+    return float((labels.bincount(found.float()) / labels.bincount()).mean())
+
+
+def keep(state: list[Any], path: Path) -> None:
+    """Replace the state of a training; a killed process leaves the old one."""
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
 
 
 # User code begins.
@@ -103,23 +145,41 @@ def train(data: dict[str, Any], epochs: int, sparsity: float, state: Path) -> An
             part.load_state_dict(values)
     for epoch in range(done, epochs):
         chance = torch.Generator().manual_seed(epoch)
-        order: Any = torch.randperm(len(images), generator=chance)
+        order: Any = balanced(labels, chance)
         for chosen in order.split(64)[: len(images) // 64]:
-            x = images[chosen].flip(3) if chosen[0] % 2 else images[chosen]
-            x = torch.roll(x, tuple(map(int, chosen[:2] % 9 - 4)), (2, 3))
             optimizer.zero_grad()
-            loss: Any = nn.functional.cross_entropy(model(x), labels[chosen], label_smoothing=0.1)
+            scores = model(changed(images[chosen], chance))
+            loss: Any = functional.cross_entropy(scores, labels[chosen], label_smoothing=0.1)
             loss.backward()
             optimizer.step()
             if pruner:
                 pruner.step(optimizer)
             schedule.step()
-        torch.save([*(part.state_dict() for part in parts), epoch + 1], state)
-        print(f"{state.stem}: epoch {epoch + 1}, {100 * accuracy(model, data):.1f} %", flush=True)
+        keep([*(part.state_dict() for part in parts), epoch + 1], state)
+        print(f"{state.stem}: epoch {epoch + 1}, last loss {float(loss.detach()):.3f}", flush=True)
     return model
 
 
 # User code ends.
+
+
+def interval(found: Tensor, base: Tensor, data: dict[str, Any]) -> tuple[float, float]:
+    """95 % interval of the difference in accuracy, paired bootstrap over each class's crops."""
+    chance = torch.Generator().manual_seed(0)
+    change, labels = found.float() - base.float(), data["test_labels"]
+    sums = torch.zeros(RESAMPLES)
+    for label in range(CLASSES):
+        own = change[labels == label]
+        sums += own[torch.randint(len(own), (RESAMPLES, len(own)), generator=chance)].mean(1)
+    low, high = (sums / CLASSES).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def user_lines() -> int:
+    """Lines between the two marks of this file that are not empty."""
+    lines = Path(__file__).read_text().splitlines()
+    first, last = lines.index("# User code begins."), lines.index("# User code ends.")
+    return sum(bool(line.strip()) for line in lines[first + 1 : last])
 
 
 def zeros(model: nn.Module) -> float:
@@ -155,17 +215,21 @@ def main(argv: list[str] | None = None) -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = crops(arguments.annotations, arguments.images, arguments.each)
     print(f"{len(data['train'])} crops to train on, {len(data['test'])} to test", flush=True)
-    dense = train(data, arguments.epochs, 0.0, arguments.work / "dense.pt")
-    sparse = train(data, arguments.epochs, SPARSITY, arguments.work / "gradual.pt")
+    kind = f"{arguments.each}-{arguments.epochs}"
+    dense = train(data, arguments.epochs, 0.0, arguments.work / f"dense-{kind}.pt")
+    sparse = train(data, arguments.epochs, SPARSITY, arguments.work / f"gradual-{kind}.pt")
     networks = {"dense": dense, "magnitude at once": at_once(dense), "gradual": sparse}
+    found = {name: right(model, data) for name, model in networks.items()}
     result: dict[str, Any] = {
         "machine": {**describe("", torch.get_num_threads()), "command": "bench_gradual.py ..."},
         "crops": {name: len(data[name]) for name in ("train", "test")},
         "epochs": arguments.epochs,
-        "accuracy": {name: accuracy(model, data) for name, model in networks.items()},
+        "accuracy": {name: accuracy(value, data) for name, value in found.items()},
+        "interval_to_dense": interval(found["gradual"], found["dense"], data),
         "zeros": {name: zeros(model) for name, model in networks.items()},
+        "lines_of_user_code": user_lines(),
     }
-    print(json.dumps({key: result[key] for key in ("accuracy", "zeros")}, indent=1))
+    print(json.dumps({key: result[key] for key in (*FIGURES, "zeros")}, indent=1))
     points = result["accuracy"]
     void = points["dense"] < 0.5 or points["dense"] - points["magnitude at once"] < 0.05
     if void:
