@@ -1,23 +1,28 @@
 """AP and time of trained detectors in ONNX files, pruned without labels, with and without tuning.
 
     python benchmarks/bench_trained.py yolox_nano_416.onnx picodet_s_416.onnx \\
-      --annotations VAL.json --images VAL --photographs TRAIN --work FOLDER
+      --annotations VAL.json --images VAL --photographs TRAIN --work FOLDER --json FILE
+    python benchmarks/bench_trained.py --times --images VAL --work FOLDER --json FILE
 
 Each file is pruned to each of --sparsities by reconstruction and then tuned on its own dense
 outputs, both on photographs of --photographs, of which none may be among --images. Every network is
-scored on --images; the difference to the dense one has a paired bootstrap interval over them. At
-the end dense, pruned and tuned networks and OpenVINO (the dense network, float32) are timed in
-turns, network alone.
+scored on --images; the difference to the dense one has a paired bootstrap interval over them.
 
-Everything is kept in --work: a run that was interrupted continues, and a tuning from its last
-checkpoint. Prints the table; --json FILE and --document FILE keep it, the latter between its mark
-and the next end mark.
+--times is a step of its own, for a quiet machine: it times the dense, pruned and tuned networks of
+--json and OpenVINO (the dense network, float32) in turns, network alone, and adds the milliseconds
+to the file.
+
+Everything is kept in --work: a run that was interrupted continues, a pruning and a tuning from
+their last checkpoint. Prints the table; --json FILE is written after each row, and --document FILE
+has the table between its mark and the next end mark.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,31 +63,24 @@ def dense_file(source: Path, work: Path) -> Path:
     return path
 
 
-def finished(folder: Path, last: str) -> bool:
-    """Whether a run has written its last file; what an unfinished pruning left is deleted."""
-    if (folder / last).exists():
-        return True
-    if last == "report.png":
-        for path in folder.glob("*"):
-            path.unlink()
-    return False
-
-
 def pruned_file(dense: Path, sparsity: float, arguments: argparse.Namespace) -> Path:
     settings = OneShotConfig(
         sparsity=sparsity, pattern=arguments.pattern, damping=arguments.damping
     )
     parts = (sha256_of(dense), str(settings), str(arguments.calibration_images))
     folder: Path = arguments.work / f"{dense.stem[:12]}-{sparsity:g}-{digest(*parts)}"
-    if not finished(folder, "report.png"):
+    if not (folder / "report.png").exists():  # the last file of a run
         print(f"pruning {dense.name} to {sparsity:g}", flush=True)
-        prune_files(
+        report = prune_files(
             dense,
             arguments.photographs,
             folder,
             settings,
             calibration_images=arguments.calibration_images,
+            resume=True,
         )
+        if report is None:
+            raise SystemExit("stopped; the same command continues")
     return folder / "model.safetensors"
 
 
@@ -95,9 +93,9 @@ def tuned_file(pruned: Path, dense: Path, arguments: argparse.Namespace) -> Path
     )
     name = digest(sha256_of(pruned), str(settings))
     folder = pruned.parent.with_name(f"{pruned.parent.name[:17]}-tuned-{name}")
-    if not finished(folder, "report.json"):
+    if not (folder / "report.json").exists():  # the last file of a run
         print(f"tuning {pruned.parent.name}", flush=True)
-        tune_files(
+        report = tune_files(
             load_model(pruned),
             load_model(dense),
             arguments.photographs,
@@ -106,6 +104,8 @@ def tuned_file(pruned: Path, dense: Path, arguments: argparse.Namespace) -> Path
             names=(pruned, dense),
             resume=True,
         )
+        if report is None:
+            raise SystemExit("stopped; the same command continues")
     return folder / "model.safetensors"
 
 
@@ -118,6 +118,7 @@ def row(
     model = load_model(path)
     result = {
         "title": title,
+        "kept": str(path.relative_to(arguments.work)),
         "sha256": sha256_of(path),
         "megabytes": path.stat().st_size / 1e6,
         "sparsity": sparsity_report(model.config, model.tensors).sparsity,
@@ -150,52 +151,68 @@ def milliseconds(paths: list[Path], images: Path, threads: int) -> list[float]:
     return [1000 * float(np.median(times)) for times in seconds]
 
 
+def add_times(result: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Time the networks of a result in turns, and add the milliseconds to its rows."""
+    for network in result["networks"]:
+        rows = network["rows"]
+        paths = [arguments.work / entry["kept"] for entry in rows]
+        for path, entry in zip(paths, rows, strict=True):
+            if sha256_of(path) != entry["sha256"]:
+                raise SystemExit(f"{path} is not the network of {arguments.json}")
+        *times, openvino = milliseconds(paths, arguments.images, arguments.threads)
+        for entry, value in zip(rows, times, strict=True):
+            entry["milliseconds"] = value
+        rows[0]["openvino_milliseconds"] = openvino
+    result["timed"] = conditions(arguments)
+
+
+def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
+    machine = describe("", arguments.threads)
+    machine["command"] = "python benchmarks/bench_trained.py ..."  # without local paths
+    return machine
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rows, network by network."""
+    """All rows, network by network; written as they are made."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     scored = {path.name for path in find_images(arguments.images)}
     both = [path.name for path in find_images(arguments.photographs) if path.name in scored]
     if both:
         raise SystemExit(f"{both[0]} is among --photographs and --images")
-    networks = []
-    for source in arguments.files:
-        dense = dense_file(source, arguments.work)
-        names = load_model(dense).config.class_names
-        dataset = load_coco(arguments.annotations, arguments.images, names)
-        paths, rows = [dense], [row(dense, "dense", dense, dataset, arguments)]
-        show(source.stem, rows[-1])
-        for sparsity in arguments.sparsities:
-            pruned = pruned_file(dense, sparsity, arguments)
-            made = [(pruned, "pruned")]
-            if arguments.tune_steps and sparsity in (arguments.tuned or arguments.sparsities):
-                made.append((tuned_file(pruned, dense, arguments), "pruned, then tuned"))
-            for path, title in made:
-                paths.append(path)
-                rows.append(row(path, title, dense, dataset, arguments))
-                show(source.stem, rows[-1])
-        if not arguments.no_times:
-            *times, openvino = milliseconds(paths, arguments.images, arguments.threads)
-            for entry, value in zip(rows, times, strict=True):
-                entry["milliseconds"] = value
-            rows[0]["openvino_milliseconds"] = openvino
-        networks.append({"file": source.name, "rows": rows, "images": len(dataset.images)})
-    machine = describe("", arguments.threads)
-    machine["command"] = "python benchmarks/bench_trained.py ..."  # without local paths
-    return {
-        "machine": machine,
+    result: dict[str, Any] = {
+        "machine": conditions(arguments),
         "calibration_photographs": arguments.calibration_images,
         "damping": arguments.damping,
         "tune": {"steps": arguments.tune_steps, "batch": arguments.tune_batch},
         "resamples": arguments.resamples,
-        "networks": networks,
+        "networks": [],
     }
+    for source in arguments.files:
+        dense = dense_file(source, arguments.work)
+        names = load_model(dense).config.class_names
+        dataset = load_coco(arguments.annotations, arguments.images, names)
+        rows: list[dict[str, Any]] = []
+        network = {"file": source.name, "rows": rows, "images": len(dataset.images)}
+        result["networks"].append(network)
+        for path, title in networks_of(dense, arguments):
+            entry = row(path, title, dense, dataset, arguments)
+            rows.append(entry)
+            zeros = f"zeros {100 * entry['sparsity']:.1f} %"
+            print(f"{source.stem} {title}: {zeros}, AP {entry['ap']:.4f}", flush=True)
+            if arguments.json:
+                save(arguments.json, result)
+    return result
 
 
-def show(name: str, entry: dict[str, Any]) -> None:
-    print(
-        f"{name} {entry['title']}: zeros {100 * entry['sparsity']:.1f} %, AP {entry['ap']:.4f}",
-        flush=True,
-    )
+def networks_of(dense: Path, arguments: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """The networks of a file with their titles, made as they are asked for."""
+    yield dense, "dense"
+    tuned = arguments.sparsities if arguments.tuned is None else arguments.tuned
+    for sparsity in arguments.sparsities:
+        pruned = pruned_file(dense, sparsity, arguments)
+        yield pruned, "pruned"
+        if arguments.tune_steps and sparsity in tuned:
+            yield tuned_file(pruned, dense, arguments), "pruned, then tuned"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -226,7 +243,7 @@ def table(result: dict[str, Any]) -> str:
         if "openvino_milliseconds" in base:
             time_of = f"{base['openvino_milliseconds']:.1f}"
             lines.append(f"| `{network['file']}`, dense, OpenVINO | | | | | | | {time_of} |")
-    machine, tune = result["machine"], result["tune"]
+    machine, tune = result.get("timed", result["machine"]), result["tune"]
     images = result["networks"][0]["images"]
     lines += [
         "",
@@ -244,10 +261,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, help="ONNX files of detectors")
-    parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
+    parser.add_argument("files", nargs="*", type=Path, help="ONNX files of detectors")
+    parser.add_argument("--annotations", type=Path, help="COCO-format JSON")
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--photographs", type=Path, required=True, help="folder of other images")
+    parser.add_argument("--photographs", type=Path, help="folder of other images")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--tuned", type=float, nargs="*", help="those that are tuned (all)")
     parser.add_argument("--pattern", default="unstructured")
@@ -258,15 +275,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tune-rate", type=float, default=TuneConfig().step_size)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-times", action="store_true")
+    parser.add_argument("--times", action="store_true", help="add milliseconds to --json")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench_trained")
     parser.add_argument("--json", type=Path, help="result file")
     parser.add_argument("--document", type=Path, help="document with the mark of this table")
     arguments = parser.parse_args(argv)
-    result = measure(arguments)
-    text = table(result)
-    if arguments.json:
+    if arguments.times:
+        if not arguments.json:
+            parser.error("--times needs --json")
+        result = json.loads(arguments.json.read_text())
+        add_times(result, arguments)
         save(arguments.json, result)
+    else:
+        if not (arguments.files and arguments.annotations and arguments.photographs):
+            parser.error("files, --annotations and --photographs are needed")
+        result = measure(arguments)
+    text = table(result)
     if arguments.document:
         insert(arguments.document, MARK, text)
     print(text)
