@@ -22,6 +22,7 @@ pytest.importorskip("matplotlib")
 from helpers.any_network import file_of, photograph  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
+from sparsedet.errors import UsageError  # noqa: E402
 from sparsedet.importers import load_trained  # noqa: E402
 from sparsedet.model.checkpoint import checkpoint_path, checkpoints  # noqa: E402
 from sparsedet.pruning.one_shot import OneShotConfig  # noqa: E402
@@ -224,6 +225,7 @@ def test_foreign_checkpoints_are_refused(folder: Path, tmp_path: Path) -> None:
         ({"prune": "tune"}, "is of no pruning at once"),
         ({"zeros": "[1]"}, "is of no pruning at once"),
         ({"layers": json.dumps([{**rows[0], "more": 1}])}, "is of no pruning at once"),
+        ({"zeros": '{"a": 1}'}, "is of another network"),
         ({"layers": json.dumps(rows[:-1])}, "is of another network"),
         ({"layers": json.dumps([*rows[:-1], {**rows[-1], "name": "x"}])}, "of another network"),
     ):
@@ -233,6 +235,8 @@ def test_foreign_checkpoints_are_refused(folder: Path, tmp_path: Path) -> None:
         write_checkpoint(output, len(rows), checkpoint.tensors, metadata)
         with pytest.raises(InputError, match=message):
             prune(folder, "yolox", output, resume=True)
+    with pytest.raises(UsageError, match="checkpoint_minutes is -1"):
+        prune(folder, "yolox", output, resume=True, checkpoint_minutes=-1)
     (output / "model.safetensors").write_text("a user's own")  # kept by every refusal
     with pytest.raises(InputError):
         prune(folder, "yolox", output, resume=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,16 @@ class PruningCheckpoints:
 
 
 def resumed_state(
-    folder: Path, identity: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    folder: Path,
+    identity: Mapping[str, Any],
+    names: Collection[str],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> PruningState:
     """The state that the newest checkpoint of a run folder holds.
 
     Args:
         identity: what the run is now.
+        names: of the layers that get zeros.
         shapes: of the network's tensors, by name.
 
     Raises:
@@ -156,8 +160,10 @@ def resumed_state(
             )
     tensors = checkpoint.with_prefix("model/")
     wanted = {f"{row.name}.{leaf}" for row in layers for leaf in ("weight", "bias")}
-    if tensors.keys() != wanted or any(
-        tuple(value.shape) != shapes.get(name) for name, value in tensors.items()
+    if (
+        tensors.keys() != wanted
+        or any(tuple(value.shape) != shapes.get(name) for name, value in tensors.items())
+        or zeros.keys() not in (set(), set(names))
     ):
         raise InputError(f"{checkpoint.path}: is of another network")
     return PruningState(checkpoint.with_prefix("importance/"), zeros, layers, tensors)

@@ -123,6 +123,8 @@ def prune_files(
     require_matplotlib()
     if calibration_images < 2:
         raise UsageError(f"--calibration-images is {calibration_images}, expected at least 2")
+    if not 0 <= checkpoint_minutes <= 1e6:
+        raise UsageError(f"checkpoint_minutes is {checkpoint_minutes}, expected 0..1e6")
     check_run_folder(output, resume)
     goes_on = resume and bool(checkpoints(output))
     if output.is_dir() and not goes_on:  # results beside checkpoints are unfinished
@@ -131,7 +133,7 @@ def prune_files(
     dataset = comparing.dataset if comparing else None
     paths = unlabelled_images(images, calibration_images, dataset, settings.seed)
     file = load(model)
-    pruned_layers(graph_of(file.config), settings)  # refuses the impossible now
+    names = pruned_layers(graph_of(file.config), settings)  # refuses the impossible now
     prepare_run_folder(output, resume)
     network = as_module(file)
     last_images: deque[NDArray[np.uint8]] = deque(maxlen=max(1, len(paths) // 8))
@@ -153,7 +155,7 @@ def prune_files(
     }
     identity = json.loads(json.dumps(identity))  # as a checkpoint says it
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    state = resumed_state(output, identity, shapes) if goes_on else None
+    state = resumed_state(output, identity, names, shapes) if goes_on else None
     kept = PruningCheckpoints(output, identity, checkpoint_minutes)
 
     def note(done: int, steps: int, what: str) -> None:
