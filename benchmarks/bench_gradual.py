@@ -3,14 +3,16 @@
     python benchmarks/bench_gradual.py --annotations TRAIN.json --images FOLDER --work FOLDER
 
 Crops of 64x64 pixels of the 20 commonest classes, split by photograph. Each epoch draws as many of
-each class, at random; accuracy is the mean of the classes' own. The same loop trains a dense
-network and one that `Gradual` prunes, from the same random start, for the same epochs. A third one
-is the dense network whose smallest weights are removed at once, by torch.nn.utils.prune. Figures
-are void (exit code 1) if the dense network is right in less than half of the crops, or pruning at
-once costs less than 5 points: then the task shows nothing.
+each class, at random; accuracy is the mean of the classes' own. A network is trained from random
+weights, the first part of it on smaller crops, which cost half. The same loop then trains it
+further twice, for the same epochs: once as it is (dense), once pruned by `Gradual`. A third network
+is the dense one whose smallest weights are removed at once, by torch.nn.utils.prune. Figures are
+void (exit code 1) if the dense network is right in less than half of the crops, or pruning at once
+costs less than 5 points: then the task shows nothing.
 
 Every epoch is kept in --work, so a run that was stopped continues. Writes
-docs/results/bench_gradual.json.
+docs/results/bench_gradual.json; --document FILE has the table, between its mark and the next end
+mark.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import copy
 import json
 import random
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
+from lib.documents import insert
 from lib.records import RESULTS, ROOT, describe, save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,13 +40,32 @@ import sparsedet
 from sparsedet.pruning import Gradual
 
 CLASSES, SIZE, TEST = 20, 64, 0.2
+SMALL = 48
+"""Side of crops in the first part of the training, in pixels."""
+BATCH, EPOCH = 64, 72
+"""Crops of a step; steps of an epoch."""
 LEAST_SCALE = 0.6
 """Smallest part of a crop that training sees, of its sides."""
 LEAST_SIDE = 20
 """Shorter sides of boxes that are used, in pixels."""
 SPARSITY = 0.8
 RESAMPLES = 2000
-FIGURES = ("accuracy", "interval_to_dense", "lines_of_user_code")
+MARK = "<!-- gradual table: benchmarks/bench_gradual.py -->"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long a network is trained, its highest learning rate, its zeros, and the part of the
+    epochs that see small crops."""
+
+    epochs: int
+    rate: float
+    sparsity: float = 0.0
+    small: float = 0.0
+
+    def size(self, epoch: int) -> int:
+        """Side of the crops of an epoch, in pixels."""
+        return SMALL if epoch < self.small * self.epochs else SIZE
 
 
 def crops(annotations: Path, images: Path, each: int) -> dict[str, Tensor]:
@@ -84,17 +107,17 @@ def crops(annotations: Path, images: Path, each: int) -> dict[str, Tensor]:
 def balanced(labels: Tensor, chance: torch.Generator) -> Tensor:
     """An epoch: numbers of crops, as many of each class, at random with repetition."""
     weights = 1 / labels.bincount().float()
-    return torch.multinomial(weights[labels], len(labels), replacement=True, generator=chance)
+    return torch.multinomial(weights[labels], EPOCH * BATCH, replacement=True, generator=chance)
 
 
-def changed(crops: Tensor, chance: torch.Generator) -> Tensor:
-    """Crops enlarged, shifted, mirrored and lit at random, each its own way."""
+def changed(crops: Tensor, chance: torch.Generator, size: int) -> Tensor:
+    """Crops enlarged, shifted, mirrored and lit at random, each its own way; in another size."""
     scale, mirror, x, y, contrast, light = torch.rand(6, len(crops), generator=chance)
     scale = LEAST_SCALE + (1 - LEAST_SCALE) * scale
     grid = torch.zeros(len(crops), 2, 3)
     grid[:, 0, 0], grid[:, 1, 1] = scale * (mirror - 0.5).sign(), scale
     grid[:, :, 2] = (2 * torch.stack([x, y], 1) - 1) * (1 - scale)[:, None]
-    places = functional.affine_grid(grid, list(crops.shape), align_corners=False)
+    places = functional.affine_grid(grid, [len(crops), 3, size, size], align_corners=False)
     moved: Tensor = functional.grid_sample(crops, places, align_corners=False)
     contrast, light = contrast[:, None, None, None], light[:, None, None, None]
     lit: Tensor = moved * (0.7 + 0.6 * contrast) + light - 0.5
@@ -127,15 +150,14 @@ def keep(state: list[Any], path: Path) -> None:
 
 
 # User code begins.
-def train(data: dict[str, Any], epochs: int, sparsity: float, state: Path) -> Any:
-    """Train a ResNet-18; with a sparsity it is pruned on the way."""
+def train(data: dict[str, Any], plan: TrainingPlan, state: Path, start: Any = None) -> Any:
+    """Train a ResNet-18, from another one where there is a start; with a sparsity it is pruned."""
     torch.manual_seed(0)
-    model: Any = torchvision.models.resnet18(num_classes=CLASSES)
-    images, labels = data["train"], data["train_labels"]
-    steps = len(images) // 64 * epochs
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
-    pruner = Gradual(model, sparsity=sparsity, steps=steps) if sparsity else None
+    model: Any = copy.deepcopy(start) or torchvision.models.resnet18(num_classes=CLASSES)
+    steps = plan.epochs * EPOCH
+    optimizer = torch.optim.SGD(model.parameters(), plan.rate, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.rate, steps, pct_start=0.2)
+    pruner = Gradual(model, sparsity=plan.sparsity, steps=steps) if plan.sparsity else None
     parts = [model, optimizer, schedule, *([pruner] if pruner else [])]
     done = 0
     if state.exists():
@@ -143,13 +165,14 @@ def train(data: dict[str, Any], epochs: int, sparsity: float, state: Path) -> An
         done = saved.pop()
         for part, values in zip(parts, saved, strict=True):
             part.load_state_dict(values)
-    for epoch in range(done, epochs):
+    for epoch in range(done, plan.epochs):
         chance = torch.Generator().manual_seed(epoch)
-        order: Any = balanced(labels, chance)
-        for chosen in order.split(64)[: len(images) // 64]:
+        order: Any = balanced(data["train_labels"], chance)
+        for chosen in order.split(BATCH):
+            crops = changed(data["train"][chosen], chance, plan.size(epoch))
             optimizer.zero_grad()
-            scores = model(changed(images[chosen], chance))
-            loss: Any = functional.cross_entropy(scores, labels[chosen], label_smoothing=0.1)
+            labels = data["train_labels"][chosen]
+            loss: Any = functional.cross_entropy(model(crops), labels, label_smoothing=0.1)
             loss.backward()
             optimizer.step()
             if pruner:
@@ -201,23 +224,52 @@ def at_once(model: nn.Module) -> nn.Module:
     return pruned
 
 
+def table(result: dict[str, Any]) -> str:
+    """The Markdown table, and the conditions."""
+    lines = ["| Network | Zeros of all parameters | Top-1 | To dense |", "|---|---|---|---|"]
+    points = {name: 100 * value for name, value in result["accuracy"].items()}
+    for name, value in points.items():
+        change = "" if name == "dense" else f"{value - points['dense']:+.1f} points"
+        if name == "gradual":
+            low, high = (100 * end for end in result["interval_to_dense"])
+            change += f" ({low:+.1f} .. {high:+.1f})"
+        lines.append(f"| {name} | {100 * result['zeros'][name]:.1f} % | {value:.1f} % | {change} |")
+    first, further = result["epochs"]
+    lines += [
+        "",
+        f"ResNet-18 on crops of the {CLASSES} commonest classes ({result['crops']['train']} to "
+        f"train on, {result['crops']['test']} of other photographs to test; classes count alike): "
+        f"{first} epochs from random weights, then {further} more, dense or pruned. "
+        f"{result['lines_of_user_code']} lines of user code. In brackets: 95 % interval of the "
+        f"paired bootstrap over crops ({RESAMPLES} resamples).",
+    ]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format JSON")
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--each", type=int, default=400, help="training crops of a class, at most")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--each", type=int, default=800, help="training crops of a class, at most")
+    parser.add_argument(
+        "--epochs", type=int, nargs=2, default=[32, 8], help="of the start, and further ones"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench_gradual")
     parser.add_argument("--json", type=Path, default=RESULTS / "bench_gradual.json")
+    parser.add_argument("--document", type=Path, help="document with the mark of this table")
     arguments = parser.parse_args(argv)
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = crops(arguments.annotations, arguments.images, arguments.each)
     print(f"{len(data['train'])} crops to train on, {len(data['test'])} to test", flush=True)
-    kind = f"{arguments.each}-{arguments.epochs}"
-    dense = train(data, arguments.epochs, 0.0, arguments.work / f"dense-{kind}.pt")
-    sparse = train(data, arguments.epochs, SPARSITY, arguments.work / f"gradual-{kind}.pt")
+    first, further = arguments.epochs
+    kind = f"{arguments.each}-{first}"
+    start = train(data, TrainingPlan(first, 0.05, small=0.6), arguments.work / f"start-{kind}.pt")
+    kind += f"-{further}"
+    pruned = TrainingPlan(further, 0.02, SPARSITY)
+    sparse = train(data, pruned, arguments.work / f"gradual-{kind}.pt", start)
+    dense = train(data, TrainingPlan(further, 0.02), arguments.work / f"dense-{kind}.pt", start)
     networks = {"dense": dense, "magnitude at once": at_once(dense), "gradual": sparse}
     found = {name: right(model, data) for name, model in networks.items()}
     result: dict[str, Any] = {
@@ -229,13 +281,15 @@ def main(argv: list[str] | None = None) -> int:
         "zeros": {name: zeros(model) for name, model in networks.items()},
         "lines_of_user_code": user_lines(),
     }
-    print(json.dumps({key: result[key] for key in (*FIGURES, "zeros")}, indent=1))
+    print(table(result))
     points = result["accuracy"]
     void = points["dense"] < 0.5 or points["dense"] - points["magnitude at once"] < 0.05
     if void:
         print("void: the task shows nothing")
         return 1
     save(arguments.json, result)
+    if arguments.document:
+        insert(arguments.document, MARK, table(result))
     return 0
 
 
