@@ -96,6 +96,37 @@ def test_files_of_onnxruntime_run_on_their_ranges(kind: str, signed: bool, tmp_p
     assert load_network(path).clipping_thresholds == network.clipping_thresholds
 
 
+@needs_int8
+@pytest.mark.slow
+def test_files_of_nncf_run_on_their_ranges_and_keep_zeros(tmp_path: Path) -> None:
+    """A file whose weights were pruned, quantised by NNCF."""
+    nncf: Any = pytest.importorskip("nncf")
+    source, quantised = file_of("classifier", tmp_path), tmp_path / "qdq.onnx"
+    file = onnx.load(source)
+    for value in file.graph.initializer:
+        weight = onnx.numpy_helper.to_array(value)
+        if weight.ndim == 4:
+            sparse = np.where(np.abs(weight) < np.quantile(np.abs(weight), 0.6), 0, weight)
+            value.CopyFrom(onnx.numpy_helper.from_array(sparse, value.name))
+    onnx.save(file, source)
+    arrays = nncf.Dataset([{"x": array} for array in Arrays().left])
+    onnx.save(nncf.quantize(file, arrays), quantised)
+    array = np.random.default_rng(9).normal(size=(1, 3, 24, 24)).astype(np.float32)
+    exact, theirs = by_onnxruntime(source, array), by_onnxruntime(quantised, array)
+    network, dense = load_onnx_network(quantised), load_onnx_network(source)
+    assert network.clipping_thresholds
+    (ours,) = Model(network, precision="int8")(array).values()
+    spread, error = float(np.abs(exact).max()), np.abs(theirs - exact)
+    assert np.abs(ours - exact).mean() < 1.5 * error.mean() + 0.002 * spread
+    assert np.abs(ours - exact).max() < 2 * error.max() + 0.01 * spread
+
+    def zeros(tensors: Any) -> list[int]:
+        return sorted(int((np.asarray(t) == 0).sum()) for t in tensors.values() if t.ndim == 4)
+
+    pairs = list(zip(zeros(network.tensors), zeros(dense.tensors), strict=True))
+    assert all(now >= before for now, before in pairs) and sum(before for _, before in pairs) > 1000
+
+
 def pair(source: str, out: str, scale: str, zero: str) -> list[Any]:
     """Quantise and dequantise a value."""
     steps = [scale, zero]
