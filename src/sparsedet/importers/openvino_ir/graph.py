@@ -29,8 +29,13 @@ MAX_XML_BYTES = 64 << 20
 """Largest .xml; the published network's has 0.3 MB, large networks have some megabytes."""
 
 MAX_DEPTH, MAX_ELEMENTS = 64, 2_000_000
-MAX_CHAIN, MAX_FOLDED = 32, 1 << 28
-"""Most operations from a constant's bytes to its use; most elements of their result."""
+MAX_CHAIN = 32
+"""Most operations from a constant's bytes to its use."""
+
+COMPUTED_PER_BYTE, COMPUTED_BYTES = 16, 64 << 20
+"""All constants, and results of operations on them, together take at most so many bytes for each of
+the .bin, and so many more. Source: choice; an int8 weight that becomes float32 by three operations
+takes 13. A file of some kilobytes may name its bytes a million times."""
 
 SLACK = 4096
 """Most bytes after the last constant of a .bin."""
@@ -115,6 +120,7 @@ class IR:
         self.rt_info = root.find("rt_info")
         self.weights = self._open_weights()
         self._evaluated: dict[tuple[str, str], Array | None] = {}
+        self._may_compute = COMPUTED_PER_BYTE * len(self.weights) + COMPUTED_BYTES
 
     def error(self, text: str) -> InputError:
         return InputError(f"{self.path}: {text}")
@@ -273,15 +279,26 @@ class IR:
                 return None
             values.append(value)
         try:
-            if node.type == "Concat":
-                size = sum(value.size for value in values)
-            elif node.type in ("Add", "Subtract", "Multiply", "Divide"):
+            if node.type in ("Add", "Subtract", "Multiply", "Divide"):
                 size = math.prod(np.broadcast_shapes(*(value.shape for value in values)))
-            else:
+            elif node.type in ("Reshape", "Squeeze", "Unsqueeze"):  # views
                 size = 0
-            return None if size > MAX_FOLDED else _fold(node, values)
+            else:
+                size = sum(value.size for value in values)
+            to = _DTYPES[node.attributes["destination_type"]] if node.type == "Convert" else "i1"
+            item = max(np.dtype(to).itemsize, *(value.itemsize for value in values))
+            self._take(node, size * item)
+            return _fold(node, values)
+        except InputError:
+            raise
         except (ValueError, IndexError, TypeError, KeyError):
             raise self.error(f"{node.label()}: its constants do not fit together") from None
+
+    def _take(self, node: Node, size: int) -> None:
+        """Count bytes before they are allocated; InputError if there are too many."""
+        self._may_compute -= size
+        if self._may_compute < 0:
+            raise self.error(f"{node.label()}: its graph makes too much of its constants")
 
     def _const(self, node: Node) -> Array:
         element_type = node.attributes.get("element_type", "")
@@ -292,6 +309,7 @@ class IR:
         offset, size = int(node.number("offset")), int(node.number("size"))
         if min(shape, default=0) < 0 or offset < 0 or size != math.prod(shape) * dtype.itemsize:
             raise self.error(f"{node.label()}: shape {shape} does not fit {size} bytes")
+        self._take(node, size)
         data = self.weights[offset : offset + size]
         return np.frombuffer(data.tobytes(), dtype).reshape(shape)
 
