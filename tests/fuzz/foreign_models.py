@@ -6,7 +6,9 @@ import io
 import warnings
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -57,12 +59,20 @@ def npz_files() -> Iterator[bytes]:
         yield out.getvalue()
 
 
-def run_ir(data: bytes) -> None:
-    """A line with the length of the XML, the XML, the weights."""
+def split_ir(data: bytes) -> tuple[bytes, bytes]:
+    """(XML, weights) of a line with the length of the XML, the XML, the weights."""
     line, _, rest = data.partition(b"\n")
     length = int(line) if line.isdigit() and len(line) < 10 else len(rest)
-    place("ir.bin", rest[length:])
-    load_foreign(place("ir.xml", rest[:length]), "openvino")
+    return rest[:length], rest[length:]
+
+
+def place_ir(text: bytes, weights: bytes) -> Path:
+    place("ir.bin", weights)
+    return place("ir.xml", text)
+
+
+def run_ir(data: bytes) -> None:
+    load_foreign(place_ir(*split_ir(data)), "openvino")
 
 
 def ir_files() -> Iterator[bytes]:
@@ -73,6 +83,57 @@ def ir_files() -> Iterator[bytes]:
     save_openvino(path, model.config, model.tensors, overwrite=True)
     text, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
     yield f"{len(text)}\n".encode() + text + weights
+    text, weights = with_computed_weights(text, weights)
+    yield f"{len(text)}\n".encode() + text + weights
+
+
+def with_computed_weights(text: bytes, weights: bytes) -> tuple[bytes, bytes]:
+    """An IR whose first convolution has its weights from operations on constants, one after the
+    other, that change no value: each kind that the reader computes."""
+    root = ElementTree.fromstring(text)
+    layers, edges = root.find("layers"), root.find("edges")
+    assert layers is not None and edges is not None
+    first = next(layer for layer in layers if layer.get("type") == "Convolution")
+    edge = next(
+        e for e in edges if e.get("to-layer") == first.get("id") and e.get("to-port") == "1"
+    )
+    stored = next(layer for layer in layers if layer.get("id") == edge.get("from-layer"))
+    shape = [int(dim.text or "") for dim in stored.iterfind("output/port/dim")]
+    source = (stored.get("id", ""), edge.get("from-port", ""))
+    packed = bytearray(weights)
+
+    def add(kind: str, shape: list[int], inputs: list[tuple[str, str]], data: Any) -> Any:
+        number, port = f"new{len(layers)}", str(len(inputs))
+        layer = ElementTree.SubElement(layers, "layer", id=number, name=number, type=kind)
+        ElementTree.SubElement(layer, "data", data)
+        ports = ElementTree.SubElement(layer, "input") if inputs else layer
+        for to, (of, out) in enumerate(inputs):
+            ElementTree.SubElement(ports, "port", id=str(to))
+            wire = {"from-layer": of, "from-port": out, "to-layer": number, "to-port": str(to)}
+            ElementTree.SubElement(edges, "edge", wire)
+        output = ElementTree.SubElement(ElementTree.SubElement(layer, "output"), "port", id=port)
+        for length in shape:
+            ElementTree.SubElement(output, "dim").text = str(length)
+        return number, port
+
+    def constant(values: Any, element_type: str) -> Any:
+        array, offset = np.asarray(values), len(packed)
+        packed.extend(array.tobytes())
+        data = {"element_type": element_type, "shape": ",".join(map(str, array.shape))}
+        data |= {"offset": str(offset), "size": str(array.nbytes)}
+        return add("Const", list(array.shape), [], data)
+
+    for kind, number in (("Add", 0), ("Subtract", 0), ("Multiply", 1), ("Divide", 1)):
+        source = add(kind, shape, [source, constant(np.float32(number), "f32")], {})
+    source = add("Unsqueeze", [1, *shape], [source, constant(np.array([0]), "i64")], {})
+    source = add("Squeeze", shape, [source, constant(np.array([0]), "i64")], {})
+    source = add("Reshape", shape, [source, constant(np.array(shape), "i64")], {})
+    source = add("Transpose", shape, [source, constant(np.arange(len(shape)), "i64")], {})
+    source = add("Concat", shape, [source], {"axis": "0"})
+    source = add("Convert", shape, [source], {"destination_type": "f32"})
+    edge.set("from-layer", source[0])
+    edge.set("from-port", source[1])
+    return ElementTree.tostring(root), bytes(packed)
 
 
 def run_onnx(data: bytes) -> None:

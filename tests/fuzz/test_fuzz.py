@@ -5,11 +5,16 @@ from __future__ import annotations
 import random
 import warnings
 
+import numpy as np
 import pytest
 
 from fuzz import NAMES
+from fuzz.foreign_models import ir_files, place_ir, split_ir
+from fuzz.mutate import xml
+from fuzz.mutate.trees import MOST_ELEMENTS
 from fuzz.targets import TARGETS, seeds
 from sparsedet.errors import InputError
+from sparsedet.importers import load_foreign
 
 SLOW = ("openvino_ir",)
 """Targets whose seeds alone take seconds."""
@@ -39,3 +44,23 @@ def test_changes_are_the_same_from_the_same_number(name: str) -> None:
     data = next(iter(TARGETS[name].seeds()))
     made = [TARGETS[name].mutate(data, random.Random(n)) for n in (3, 3, 4)]
     assert made[0] == made[1] != made[2]
+
+
+def test_changes_of_xml_neither_loop_nor_grow_without_end() -> None:
+    """An element that is put into one of its own descendants would be walked through for ever."""
+    text = b'<net a="1"><layers b="2"><layer c="3"><data d="4"/></layer></layers></net>'
+    for start in range(300):
+        data, rng = f"{len(text)}\n".encode() + text, random.Random(start)
+        for _ in range(12):
+            data = xml(data, rng)
+        assert data.count(b"<") <= 2 * MOST_ELEMENTS
+
+
+@pytest.mark.slow
+def test_the_seed_of_openvino_with_computed_weights_is_the_same_network() -> None:
+    plain, computed = (split_ir(data) for data in ir_files())
+    assert len(computed[0]) > len(plain[0])
+    read = [load_foreign(place_ir(*files), "openvino") for files in (plain, computed)]
+    assert read[0].config == read[1].config
+    for name, tensor in read[0].tensors.items():
+        np.testing.assert_array_equal(tensor, read[1].tensors[name])
