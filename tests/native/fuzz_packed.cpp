@@ -13,6 +13,7 @@
 
 #include "algorithms/algorithm.h"
 #include "fuzz_bytes.h"
+#include "fuzz_limits.h"
 #include "kernels/dispatch.h"
 
 namespace {
@@ -95,7 +96,7 @@ std::vector<std::byte> changed(const PackedConvolution& conv, FuzzBytes& bytes) 
 
 void fuzz(FuzzBytes bytes) {
   const ConvProblem problem = problem_of(bytes);
-  const std::vector<std::string> isas = available_isas();
+  static const std::vector<std::string> isas = available_isas();
   const Kernels& kernels = choose_kernels(isas[bytes.number(1) % isas.size()]);
   const auto list = algorithms();
   const Algorithm& algorithm = *list[bytes.number(1) % list.size()];
@@ -131,6 +132,7 @@ void fuzz(FuzzBytes bytes) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const FuzzTimeLimit limit;
   try {
     fuzz({data, size});
   } catch (const std::invalid_argument&) {  // a refusal

@@ -2,9 +2,11 @@
 #include <cstdlib>
 
 #include "fuzz_bytes.h"
+#include "fuzz_limits.h"
 #include "images/unpack.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const FuzzTimeLimit limit;
   FuzzBytes bytes(data, size);
   const int kind = bytes.among(0, 2), bits = bytes.among(0, 13);
   const size_t expected = bytes.number(2), left = bytes.left();
