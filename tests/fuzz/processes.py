@@ -119,6 +119,13 @@ def _command(name: str, corpus: Path, limits: FuzzLimits) -> list[str]:
         given = [name, str(corpus), json.dumps({} if limits.check else options)]
         return [sys.executable, "-m", "tests.fuzz.child", *given]
     options |= {"timeout": SECONDS, "rss_limit_mb": MEGABYTES, "print_final_stats": 1}
+    if name == "fuzz_jpeg":
+        # Of all kinds: without progressive ones a fuzzer does not find its way there.
+        from native.fuzz_files import files
+
+        for file, data in files().items():
+            if file.endswith(".jpg"):
+                (corpus / f"seed-{file}").write_bytes(data)
     seeds = [str(path) for path in (SEEDS / name, *NATIVE_SEEDS.get(name, ())) if path.is_dir()]
     return [
         *(str(BUILD / name), *(f"-{key}={value}" for key, value in options.items())),

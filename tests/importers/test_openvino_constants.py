@@ -50,7 +50,7 @@ def test_operations_on_constants(tmp_path: Path) -> None:
     for number, kind in enumerate(kinds, start=2):
         graph.operation(number, kind, 0, 1)
     ir = graph.read(tmp_path / "x.xml")
-    left, right = np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.float32([1, 2, 3])
+    left, right = np.arange(1, 7, dtype=np.float32).reshape(2, 3), np.array([1, 2, 3], np.float32)
     for node, compute in zip(ir.nodes[2:], kinds.values(), strict=True):
         value = ir.constant(node)
         assert value is not None and value.dtype == np.float32
