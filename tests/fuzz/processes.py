@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import NATIVE
-from .child import BUILD, MEGABYTES, ROOT, SECONDS
+from .child import BUILD, MEGABYTES, ROOT, WALL_SECONDS
 
 LAST_LINES = 40
 """Of the output of a target that failed."""
@@ -118,7 +118,7 @@ def _command(name: str, corpus: Path, limits: FuzzLimits) -> list[str]:
     if name not in NATIVE:
         given = [name, str(corpus), json.dumps({} if limits.check else options)]
         return [sys.executable, "-m", "tests.fuzz.child", *given]
-    options |= {"timeout": SECONDS, "rss_limit_mb": MEGABYTES, "print_final_stats": 1}
+    options |= {"timeout": WALL_SECONDS, "rss_limit_mb": MEGABYTES, "print_final_stats": 1}
     if name == "fuzz_jpeg":
         # Of all kinds: without progressive ones a fuzzer does not find its way there.
         from native.fuzz_files import files

@@ -11,7 +11,7 @@ from sparsedet.errors import InputError
 from sparsedet.importers.openvino_ir.graph import COMPUTED_BYTES, IR
 
 
-class Graph:
+class IrOfConstants:
     """An IR of constants and operations on them."""
 
     def __init__(self, weights: bytes) -> None:
@@ -43,7 +43,7 @@ class Graph:
 
 
 def test_operations_on_constants(tmp_path: Path) -> None:
-    graph = Graph(np.arange(1, 7, dtype=np.float32).tobytes())
+    graph = IrOfConstants(np.arange(1, 7, dtype=np.float32).tobytes())
     graph.constant(0, "2,3", 24)
     graph.constant(1, "3", 12)
     kinds = {"Add": np.add, "Subtract": np.subtract, "Multiply": np.multiply, "Divide": np.divide}
@@ -58,7 +58,7 @@ def test_operations_on_constants(tmp_path: Path) -> None:
 
 
 def test_a_product_much_larger_than_the_file_is_refused(tmp_path: Path) -> None:
-    graph = Graph(bytes(4 * 8192))
+    graph = IrOfConstants(bytes(4 * 8192))
     graph.constant(0, "8192,1", 4 * 8192)
     graph.constant(1, "1,8192", 4 * 8192)
     graph.operation(2, "Multiply", 0, 1)
@@ -71,7 +71,7 @@ def test_a_product_much_larger_than_the_file_is_refused(tmp_path: Path) -> None:
 def test_bytes_that_are_named_many_times_are_refused(kind: str, tmp_path: Path) -> None:
     """Each result alone is as large as the file."""
     floats, times = 1 << 18, (COMPUTED_BYTES >> 20) + 40
-    graph = Graph(bytes(4 * floats))
+    graph = IrOfConstants(bytes(4 * floats))
     for number in range(times):
         if kind == "Const" or number < 2:
             graph.constant(number, str(floats), 4 * floats)
