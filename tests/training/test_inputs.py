@@ -241,7 +241,6 @@ def test_one_shot_pruning_refuses_before_it_works(
     refused("File exists", "--output", tmp_path / "file")
     refused("Not a directory", "--output", tmp_path / "file" / "p")
     refused("--recipe is for --method gradual", "--recipe", tmp_path / "file", code=2)
-    refused("--resume is for --method gradual", "--resume", code=2)
     refused("--calibration-images is -7", "--calibration-images", -7, code=2)
     refused("needs", "--sparsity", 0.99)
     refused(

@@ -46,8 +46,6 @@ def register(command: Command) -> None:
         details=DETAILS,
         examples=(
             "sparsedet prune yolox_nano.onnx --images photos --sparsity 0.5 --output pruned",
-            "sparsedet prune yolox_nano.onnx --images photos --sparsity 0.5 --output pruned "
-            "--resume",
             "sparsedet prune --init run --annotations train.json --images train --output pruned "
             "--sparsity 0.7",
         ),
