@@ -198,6 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     content: dict[str, Any] = {"ours": {}, "against_openvino": {}}
     if options.formats != FORMATS and path.exists():
         content = json.loads(path.read_text())
+        if (before := content["machine"]["threads"]) != options.threads:
+            raise SystemExit(f"{path} is of {before} threads, not {options.threads}: name another")
         for name in options.formats:
             content["ours"].pop(name, None)
             content["against_openvino"].pop(name, None)

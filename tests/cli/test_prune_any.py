@@ -102,3 +102,8 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, run: Run) -> None:
     assert run(*words("parts", "--resume")).code == 0
     whole, parts = tree(tmp_path / "whole"), tree(tmp_path / "parts")
     assert parts == whole and set(whole) == {"model.safetensors", "report.json", "report.png"}
+
+
+def test_a_pruning_goes_on_with_a_model_alone(run: Run, tmp_path: Path) -> None:
+    words = ["--method", "reconstruct", "--images", tmp_path, "--sparsity", 0.5, "--resume"]
+    assert "MODEL is needed: the network to prune" in run("prune", *words).err

@@ -22,7 +22,7 @@ MODEL is a network of any kind: an ONNX file, a model file, a detector of anothe
 pruned at once, without training or labels, by --method reconstruct (the default for MODEL) or
 magnitude. With --annotations the result's AP is compared, too: on their images, of which none is
 used to prune. SIGINT and SIGTERM finish the layer and write a checkpoint; --resume continues to the
-same bits.
+same bits (on as many threads).
 --method gradual (the default for --init) prunes a Faster R-CNN while fine-tuning it on
 --annotations."""
 
@@ -78,7 +78,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{model} and --init {init} are two models to prune, expected one")
     method = arguments.method or ("gradual" if model is None else "reconstruct")
     arguments.init = init if model is None else model
-    if arguments.init is None and not arguments.resume:
+    if arguments.init is None and (method != "gradual" or not arguments.resume):
         raise UsageError("MODEL is needed: the network to prune")
     if method != "gradual":
         return _prune_once(arguments, method)

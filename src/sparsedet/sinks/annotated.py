@@ -81,8 +81,9 @@ class Annotated(Sink):
         )
         self.overwrite = overwrite
         # OpenCV unpacks its font for each thread. One thread draws: once, while the detector loads.
-        self._drawer = ThreadPoolExecutor(1)
+        self._drawer: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
         self._drawer.submit(load_font)
+        self._process = os.getpid()
 
     def check(self) -> None:
         """Refuse a video file that exists; apart, because a run that goes on may replace it."""
@@ -91,6 +92,8 @@ class Annotated(Sink):
             check_name(Path(str(self.output)), overwrite=replaced)
 
     def _draw(self, frame: Frame, found: Detections) -> NDArray[np.uint8]:
+        if self._drawer is None or self._process != os.getpid():  # a fork has no such thread
+            return found.draw(frame.image)
         return self._drawer.submit(found.draw, frame.image).result()
 
     def write(self, frame: Frame, found: Detections) -> Path | None:
@@ -145,5 +148,7 @@ class Annotated(Sink):
         return [] if path is None else [path]
 
     def close(self) -> list[Path]:
-        self._drawer.shutdown()
+        drawer, self._drawer = self._drawer, None
+        if drawer is not None:
+            drawer.shutdown(wait=False)
         return self.end(self.name)
