@@ -63,3 +63,10 @@ def photograph(seed: int, size: tuple[int, int] = (60, 80)) -> Any:
     numbers = np.random.default_rng(seed)
     small = numbers.integers(0, 256, (8, 10, 3), dtype=np.uint8)
     return cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+
+
+def write_photographs(place: Path, seeds: range) -> None:
+    """The folder `photographs` in `place`, with one for each seed."""
+    (place / "photographs").mkdir()
+    for number, seed in enumerate(seeds):
+        cv2.imwrite(str(place / "photographs" / f"{number}.png"), photograph(seed))

@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("matplotlib")
 
-from helpers.any_network import file_of, photograph  # noqa: E402
+from helpers.any_network import file_of, write_photographs  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.errors import UsageError  # noqa: E402
@@ -43,9 +42,7 @@ class PowerLoss(Exception):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs, the networks `classifier` and `yolox`, and each of them pruned in one go."""
     made = tmp_path_factory.mktemp("resume")
-    (made / "photographs").mkdir()
-    for seed in range(16):
-        cv2.imwrite(str(made / "photographs" / f"{seed}.png"), photograph(seed))
+    write_photographs(made, range(16))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the tests: more add up in another order
     for kind in ("classifier", "yolox"):
@@ -177,10 +174,16 @@ def test_a_full_disk(folder: Path, tmp_path: Path) -> None:
         assert same(folder / "yolox", output)
 
 
-def test_a_damaged_checkpoint_is_passed_over(folder: Path, tmp_path: Path) -> None:
-    said = steps_of(folder, "yolox", tmp_path / "whole")
+def killed_in_its_last_step(folder: Path, place: Path) -> Path:
+    """The folder of a pruning of `yolox` that was killed there."""
+    said = steps_of(folder, "yolox", place / "whole")
     with pytest.raises(PowerLoss):
-        prune(folder, "yolox", tmp_path / "parts", progress=at(len(said) - 1, kill))
+        prune(folder, "yolox", place / "parts", progress=at(len(said) - 1, kill))
+    return place / "parts"
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    killed_in_its_last_step(folder, tmp_path)
     newest = checkpoints(tmp_path / "parts")[-1]
     data = bytearray(newest.read_bytes())
     data[-3] ^= 0x10
@@ -191,10 +194,7 @@ def test_a_damaged_checkpoint_is_passed_over(folder: Path, tmp_path: Path) -> No
 
 
 def test_it_goes_on_with_the_same_run_alone(folder: Path, tmp_path: Path) -> None:
-    parts = tmp_path / "parts"
-    said = steps_of(folder, "yolox", tmp_path / "whole")
-    with pytest.raises(PowerLoss):
-        prune(folder, "yolox", parts, progress=at(len(said) - 1, kill))
+    parts = killed_in_its_last_step(folder, tmp_path)
     with pytest.raises(InputError, match="holds a run already; resume it"):
         prune(folder, "yolox", parts)
     with pytest.raises(InputError, match=r"has sparsity 0\.4, now it is 0\.3: --resume needs"):
@@ -204,9 +204,7 @@ def test_it_goes_on_with_the_same_run_alone(folder: Path, tmp_path: Path) -> Non
     other = tmp_path / "other"
     other.mkdir()
     (other / "yolox.onnx").symlink_to(folder / "yolox.onnx")
-    (other / "photographs").mkdir()
-    for seed in range(16):
-        cv2.imwrite(str(other / "photographs" / f"{seed}.png"), photograph(seed + 1))
+    write_photographs(other, range(1, 17))
     with pytest.raises(InputError, match="has digest of the images"):
         prune(other, "yolox", parts, resume=True)
     prune(folder, "yolox", parts, resume=True)
@@ -216,9 +214,7 @@ def test_it_goes_on_with_the_same_run_alone(folder: Path, tmp_path: Path) -> Non
 
 
 def test_foreign_checkpoints_are_refused(folder: Path, tmp_path: Path) -> None:
-    said = steps_of(folder, "yolox", tmp_path / "whole")
-    with pytest.raises(PowerLoss):
-        prune(folder, "yolox", tmp_path / "parts", progress=at(len(said) - 1, kill))
+    killed_in_its_last_step(folder, tmp_path)
     checkpoint = read_checkpoint(checkpoints(tmp_path / "parts")[-1])
     rows = json.loads(checkpoint.metadata["layers"])
     for change, message in (

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("matplotlib")
 
-from helpers.any_network import file_of, photograph  # noqa: E402
+from helpers.any_network import file_of, photograph, write_photographs  # noqa: E402
 
 from sparsedet import InputError  # noqa: E402
 from sparsedet.errors import UsageError  # noqa: E402
@@ -34,9 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs, and `classifier` and `yolox`, pruned."""
     made = tmp_path_factory.mktemp("tune")
-    (made / "photographs").mkdir()
-    for seed in range(24):
-        cv2.imwrite(str(made / "photographs" / f"{seed}.png"), photograph(seed))
+    write_photographs(made, range(24))
     for kind in ("classifier", "yolox"):
         prune_files(
             file_of(kind, made),
